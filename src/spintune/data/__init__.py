@@ -1,0 +1,1 @@
+"""Examples in and out: formats, splits, built-in seed tasks. Nothing here imports torch."""

@@ -1,0 +1,52 @@
+"""Training and held-out examples: which is which depends on the prompt and the seed, not on the order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import orjson
+
+from spintune.errors import DataError
+from spintune.records import Example, Message
+
+Prompt = tuple[Message, ...]
+
+
+def split_examples(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Splits into (train, held-out), each in input order.
+
+    Examples with the same prompt form a group and stay together, so that no held-out prompt is trained on. Of n groups
+    the ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out, at least one of two or more.
+
+    The trade-off: a threshold on the hash would never move a group, but leave the size to chance (none of 20, or 6, for
+    a fraction of 0.15). Here the size is exact, and groups come and go in one fixed order: when data is added, the old
+    groups that are held out are a part of those before, or those before and the next ones in that order.
+
+        >>> rows = [Example((Message("user", q), Message("assistant", "yes"))) for q in "abcdefghij"]
+        >>> [len(side) for side in split_examples(rows, 0.2, seed=7)]
+        [8, 2]
+
+    Raises DataError when ``fraction`` is not in [0, 1), or so large that nothing would be left to train on.
+    """
+    if not 0 <= fraction < 1:
+        raise DataError(f"a held-out fraction of {fraction} is of no use; give 0 or more, and less than 1")
+    prompts = sorted({example.prompt for example in examples}, key=lambda prompt: _draw(prompt, seed))
+    size = round(fraction * len(prompts))
+    if fraction > 0 and len(prompts) > 1:
+        size = max(1, size)
+    if prompts and size == len(prompts):
+        raise DataError(
+            f"a held-out fraction of {fraction} leaves none of {len(prompts)} distinct prompts to train on; "
+            "lower it or add examples"
+        )
+    heldout = set(prompts[:size])
+    return (
+        [example for example in examples if example.prompt not in heldout],
+        [example for example in examples if example.prompt in heldout],
+    )
+
+
+def _draw(prompt: Prompt, seed: int) -> bytes:
+    text = orjson.dumps([[message.role, message.content] for message in prompt])
+    return hashlib.sha256(f"split:{seed}:".encode() + text).digest()

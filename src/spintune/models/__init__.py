@@ -1,0 +1,1 @@
+"""A language model in memory: loading, attention, log-probabilities, generation. torch starts here."""

@@ -1,0 +1,288 @@
+"""Writes completions: continuous batching over stock transformers decoders, with a preallocated key-value cache.
+
+Every call of the model is one packed row: the next token of each running sequence, then the whole prompts of the
+sequences that start. A finished sequence gives its place to the next prompt at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spintune.models.attention import Rule, attention
+from spintune.models.logprobs import LogProbEngine, head_logits, precision
+from spintune.models.sampling import Sampling, choose, uniform_streams
+from spintune.records import Completion
+
+Prompt = tuple[int, ...]
+OnToken = Callable[[int, int], None]
+"""Called with the index of a prompt and each token written for it, the stop token included."""
+
+
+class Generator(Protocol):
+    """Writes one completion for each prompt, in the order of the prompts."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, on_token: OnToken | None = None
+    ) -> list[Completion]: ...
+
+
+def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> Generator:
+    """The fastest generator that is right for the engine's model."""
+    kind = BatchGenerator if engine.packed else PlainGenerator
+    return kind(engine.model, tokenizer, stop_ids, engine.autocast)
+
+
+@dataclass
+class _Sequence:
+    """One prompt on its way: what was written so far, and the numbers that decide its draws."""
+
+    index: int
+    prompt: Prompt
+    uniforms: np.ndarray
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+
+
+class SlotCache:
+    """Keys and values of up to ``slots`` sequences, and the layout of the row that is being computed.
+
+    Slot i belongs to the i-th running sequence; running sequences fill the slots from 0 without gaps, so the running
+    part of the cache is a plain slice and is never copied to be read.
+    """
+
+    def __init__(self, slots: int, room: int, device: torch.device) -> None:
+        self.slots, self.room, self.device = slots, room, device
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.lengths = torch.zeros(0, dtype=torch.long)
+        self.prefill: list[int] = []
+        self._masks: dict[int | None, Tensor] = {}
+
+    def plan(self, lengths: Sequence[int], prefill: Sequence[int]) -> None:
+        """Sets up one call: one more token for slots of ``lengths``, then prompts of ``prefill`` tokens behind them."""
+        self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.device)
+        self.prefill = list(prefill)
+        self._masks.clear()
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first ``length`` positions of one slot over another."""
+        for store in (*self.keys.values(), *self.values.values()):
+            store[target, :, :length] = store[source, :, :length]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        keys, values = self._store(self.keys, layer, k), self._store(self.values, layer, v)
+        running = len(self.lengths)
+        pieces = [running, *self.prefill]
+        queries, new_keys, new_values = q.split(pieces, 2), k.split(pieces, 2), v.split(pieces, 2)
+        outputs = [queries[0]]
+        if running:
+            slots = torch.arange(running, device=self.device)
+            keys[slots, :, self.lengths] = new_keys[0][0].transpose(0, 1)
+            values[slots, :, self.lengths] = new_values[0][0].transpose(0, 1)
+            outputs = [self._attend_cache(queries[0], keys[:running], values[:running], rule)]
+        for slot, (length, *piece) in enumerate(
+            zip(self.prefill, queries[1:], new_keys[1:], new_values[1:], strict=True), running
+        ):
+            keys[slot, :, :length], values[slot, :, :length] = piece[1][0], piece[2][0]
+            outputs.append(attention(*piece, rule, _window_mask(length, rule.window, self.device)))
+        return torch.cat(outputs, 2)
+
+    def _attend_cache(self, q_1HBD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, rule: Rule) -> Tensor:
+        heads, running, width = q_1HBD.shape[1:]
+        groups = heads // keys_BKSD.shape[1]
+        # the query heads that share a key head stand as rows of one query block: grouped attention without copies
+        q_BKGD = q_1HBD[0].transpose(0, 1).reshape(running, -1, groups, width)
+        mask_B11S = self._mask(rule.window)
+        used = mask_B11S.shape[-1]
+        mask_BKGS = mask_B11S.expand(-1, q_BKGD.shape[1], groups, -1)
+        out_BKGD = attention(q_BKGD, keys_BKSD[:, :, :used], values_BKSD[:, :, :used], rule, mask_BKGS)
+        return out_BKGD.reshape(running, heads, -1).transpose(0, 1)[None]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self._masks:
+            position = torch.arange(int(self.lengths.max()) + 1, device=self.device)
+            distance = self.lengths[:, None] - position[None, :]
+            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            self._masks[window] = visible[:, None, None, :]
+        return self._masks[window]
+
+    def _store(self, stores: dict[int, Tensor], layer: int, sample: Tensor) -> Tensor:
+        if layer not in stores:
+            shape = (self.slots, sample.shape[1], self.room, sample.shape[3])
+            stores[layer] = torch.zeros(shape, dtype=sample.dtype, device=sample.device)
+        return stores[layer]
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    if window is None or window >= length:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+class BatchGenerator:
+    """Continuous batching for decoders that take layouts.
+
+    Args:
+        stop_ids: tokens that end a completion.
+        slots: sequences that run at once; fewer when the cache would pass ``cache_megabytes``.
+        prefill_tokens: prompt tokens computed beside the running sequences in one call.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: frozenset[int],
+        autocast: torch.dtype | None = None,
+        slots: int = 64,
+        prefill_tokens: int = 1024,
+        cache_megabytes: int = 4096,
+    ) -> None:
+        self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
+        self.slots, self.prefill_tokens, self.cache_bytes = slots, prefill_tokens, cache_megabytes * 2**20
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, on_token: OnToken | None = None
+    ) -> list[Completion]:
+        """Completions of ``prompts``, in their order. See :class:`Generator`."""
+        if not prompts or sampling.max_new_tokens < 1:
+            return [Completion((), "", "length", 0.0) for _ in prompts]
+        streams = uniform_streams(prompts, sampling)
+        waiting = [_Sequence(i, p, u) for i, (p, u) in enumerate(zip(prompts, streams, strict=True))]
+        waiting.reverse()
+        room = max(map(len, prompts)) + sampling.max_new_tokens
+        cache = SlotCache(min(len(prompts), self._slots_for(room)), room, self.model.device)
+        running: list[_Sequence] = []
+        finished: list[Completion | None] = [None] * len(prompts)
+        while running or waiting:
+            started = self._admit(waiting, cache.slots - len(running))
+            logits = self._forward(running, started, cache)
+            running.extend(started)
+            self._extend(running, logits, sampling, on_token)
+            self._retire(running, cache, sampling, finished)
+        return [completion for completion in finished if completion is not None]
+
+    def _admit(self, waiting: list[_Sequence], free: int) -> list[_Sequence]:
+        """Takes the next prompts that fit into the free slots and into one call."""
+        started: list[_Sequence] = []
+        tokens = 0
+        while waiting and len(started) < free:
+            tokens += len(waiting[-1].prompt)
+            if started and tokens > self.prefill_tokens:
+                break
+            started.append(waiting.pop())
+        return started
+
+    def _forward(self, running: list[_Sequence], started: list[_Sequence], cache: SlotCache) -> Tensor:
+        """Next-token logits of every sequence, running ones first."""
+        device = self.model.device
+        lengths = [len(s.prompt) + len(s.ids) - 1 for s in running]
+        cache.plan(lengths, [len(s.prompt) for s in started])
+        ids = [s.ids[-1] for s in running]
+        positions = list(lengths)
+        last = list(range(len(running)))
+        for sequence in started:
+            ids.extend(sequence.prompt)
+            positions.extend(range(len(sequence.prompt)))
+            last.append(len(ids) - 1)
+        with precision(self.model, self.autocast):
+            hidden = self.model.base_model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                layout=cache,
+                use_cache=False,
+            ).last_hidden_state[0]
+            return head_logits(self.model, hidden[torch.tensor(last, device=device)])
+
+    def _extend(
+        self, running: list[_Sequence], logits: Tensor, sampling: Sampling, on_token: OnToken | None
+    ) -> None:
+        uniforms = torch.tensor([s.uniforms[len(s.ids)] for s in running], dtype=torch.float64)
+        tokens, logprobs = choose(logits, uniforms, sampling)
+        for sequence, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):
+            sequence.ids.append(token)
+            sequence.logprob += logprob
+            if on_token:
+                on_token(sequence.index, token)
+
+    def _retire(
+        self, running: list[_Sequence], cache: SlotCache, sampling: Sampling, finished: list[Completion | None]
+    ) -> None:
+        """Takes finished sequences out; the last running one moves into each gap."""
+        for slot in reversed(range(len(running))):
+            sequence = running[slot]
+            if sequence.ids[-1] not in self.stop_ids and len(sequence.ids) < sampling.max_new_tokens:
+                continue
+            finished[sequence.index] = _completion(sequence, self.stop_ids, self.tokenizer)
+            last = running.pop()
+            if slot < len(running):
+                running[slot] = last
+                cache.move(len(running), slot, len(last.prompt) + len(last.ids) - 1)
+
+    def _slots_for(self, room: int) -> int:
+        config = self.model.config.get_text_config()
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        per_slot = 2 * config.num_hidden_layers * heads * width * room * self.model.dtype.itemsize
+        return max(1, min(self.slots, self.cache_bytes // per_slot))
+
+
+class PlainGenerator:
+    """One prompt at a time with the model's own cache: for architectures that cannot be packed."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: frozenset[int],
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, on_token: OnToken | None = None
+    ) -> list[Completion]:
+        """Completions of ``prompts``, in their order. See :class:`Generator`."""
+        completions = []
+        for index, (prompt, uniforms) in enumerate(zip(prompts, uniform_streams(prompts, sampling), strict=True)):
+            sequence = _Sequence(index, prompt, uniforms)
+            cache: Any = None
+            unread = prompt
+            while len(sequence.ids) < sampling.max_new_tokens:
+                with precision(self.model, self.autocast):
+                    ids = torch.tensor([unread], device=self.model.device)
+                    output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                cache = output.past_key_values
+                uniform = torch.tensor([uniforms[len(sequence.ids)]], dtype=torch.float64)
+                token, logprob = choose(output.logits[:, -1], uniform, sampling)
+                sequence.ids.append(int(token))
+                sequence.logprob += float(logprob)
+                unread = (int(token),)
+                if on_token:
+                    on_token(index, int(token))
+                if int(token) in self.stop_ids:
+                    break
+            completions.append(_completion(sequence, self.stop_ids, self.tokenizer))
+        return completions
+
+
+def _completion(sequence: _Sequence, stop_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+    stopped = bool(sequence.ids) and sequence.ids[-1] in stop_ids
+    written = sequence.ids[:-1] if stopped else sequence.ids
+    return Completion(
+        ids=tuple(sequence.ids),
+        text=tokenizer.decode(written, skip_special_tokens=True),
+        finish_reason="stop" if stopped else "length",
+        logprob=sequence.logprob,
+    )

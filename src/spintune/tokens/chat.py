@@ -1,0 +1,496 @@
+"""Conversations to token rows with an exact loss mask.
+
+The chat template is rendered with placeholders instead of contents, once for each shape of conversation; the contents
+are then encoded where the placeholders stand. So text is never control, the answer's place is known and not searched
+for, and the prompt of a row is token for token the prompt that generation reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
+
+import jinja2
+import orjson
+
+from spintune.errors import DataError, ModelError
+from spintune.progress import Progress, Silent
+from spintune.records import ROLES, Example, Message
+from spintune.tokens.layout import Control, Dialect, Part, Span, Turn, lay_out, split_controls
+from spintune.tokens.plain import PlainEncoder, Position
+from spintune.tokens.templates import template_source, with_fixed_date
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Turns = Literal["all", "last"]
+
+PROMPT_TOO_LONG = "prompt_too_long"
+NOTHING_TO_TRAIN = "nothing_to_train"
+
+_ANSWER_TO_COME = Turn("assistant", "", "", empty=False)
+_BATCH = 1024
+_SHAPES = 4096
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as tokens.
+
+    Attributes:
+        example_id: the example's content id.
+        prompt_ids: everything up to the first trained token.
+        response_ids: from the first trained token to the last.
+        trained: for each response token, whether it is in the loss; all True for a single trained turn.
+        complete: False when the response was cut: it then misses its last end-of-turn.
+    """
+
+    example_id: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The spans of every conversation of one shape; ``ids`` holds those that no content changes."""
+
+    spans: tuple[Span, ...]
+    ids: tuple[tuple[int, ...] | None, ...]
+    first_trained: int
+    parts: tuple[Part, ...]
+
+
+class Renderer:
+    """Writes conversations as token ids, the way a model's chat template says.
+
+    The loss covers the assistant's contents and what ends their turns: the template text after a content, through the
+    first control token. Where a template writes no control token after the answer, the tokenizer's end-of-sequence
+    token is added after every assistant content and ends the turn. White space that stands between the generation
+    prompt and the answer (Llama-2's space) is part of the response.
+
+    A default system turn that the template adds is kept; earlier content that it leaves out is left out. Templates
+    cannot see contents: one that rewrites them (parses thinking blocks) is warned about and gets them as they are.
+    A template that writes the date always writes 2024-07-26.
+
+    Args:
+        tokenizer: a tokenizer with a fast (Rust) form.
+        template: "tokenizer", "alpaca", "chatml" or "plain"; see :mod:`spintune.tokens.templates`.
+        turns: train on all assistant turns, or on the last one only with the earlier ones in the prompt.
+
+    Attributes:
+        stop_ids: ids at which generation must stop: the template's end-of-turn and ``tokenizer.eos_token_id``.
+        end_ids: what ends an ordinary answer and is trained, the end-of-turn token last. Usually one id.
+
+    Raises ModelError when the tokenizer or the template cannot be used.
+    """
+
+    stop_ids: frozenset[int]
+    end_ids: tuple[int, ...]
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "tokenizer", turns: Turns = "last"):
+        self._name = tokenizer.name_or_path or "this tokenizer"
+        if not tokenizer.is_fast:
+            raise ModelError(f"{self._name} has no fast tokenizer (tokenizer.json), which exact loss masks need")
+        self._tokenizer = tokenizer
+        self._template = with_fixed_date(template_source(tokenizer, template))
+        self._turns = turns
+        nonce = hashlib.sha256(self._template.encode()).hexdigest()[:8]
+        self._placeholder = f"\ue000{nonce}-%d\ue001"
+        self._placeholders = re.compile(f"\ue000{nonce}-(\\d+)\ue001")
+        self._warned_of_rewriting = False
+
+        added = {
+            token.content: Control(id, token.content, token.lstrip, token.rstrip)
+            for id, token in tokenizer.added_tokens_decoder.items()
+        }
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._added_text = re.compile("|".join(map(re.escape, added)) or "(?!)")
+        question_and_answer = self._probe([_turn("user", "Hi"), _turn("assistant", "Hello")])
+        controls = special | self._structure(added.keys() - special, question_and_answer)
+        self._dialect = self._learn_dialect({text: added[text] for text in controls}, question_and_answer)
+        self._encoder = PlainEncoder(tokenizer.backend_tokenizer, controls)
+        self._bos = _automatic_bos(tokenizer)
+        self._plan = lru_cache(_SHAPES)(self._make_plan)
+
+        eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+        self.stop_ids = frozenset({self._dialect.end.id} | eos)
+        self.end_ids = self._learn_end()
+        self._compare_with_tokenizer()
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids to generate an answer from: the conversation so far and the assistant's header.
+
+        Equal to ``row(example).prompt_ids`` of the example that ends in that answer (``turns="last"``).
+        Raises DataError for a conversation that the template refuses.
+        """
+        _check_roles(messages, "")
+        shape = (*map(_turn_of, messages), _ANSWER_TO_COME)
+        plan = self._plan_of(shape, frozenset({len(messages)}), "")
+        self._watch_rewriting(plan, [*messages, Message("assistant", "Hello")], "")
+        spans = self._encode([(plan, [*_contents(messages), ""])])[0]
+        return _joined(spans[: plan.first_trained])
+
+    def row(self, example: Example) -> Row:
+        """The whole example as tokens, of any length.
+
+        Raises DataError for a conversation that the template refuses or that does not end with the assistant, and
+        ModelError when the template does not write a trained turn exactly once.
+        """
+        return self.rows([example])[0]
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """:meth:`row` of each example; faster than one at a time."""
+        jobs = [(self._plan_for(example), _contents(example.messages)) for example in examples]
+        return [
+            _row(example, plan, ids) for example, (plan, _), ids in zip(examples, jobs, self._encode(jobs), strict=True)
+        ]
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the tokens: template, vocabulary, tokenizer settings and options."""
+        facts = [
+            self._template,
+            self._turns,
+            sorted(self._tokenizer.special_tokens_map.items()),
+            self._bos,
+            self.end_ids,
+            sorted(self.stop_ids),
+            self._encoder.digest,
+        ]
+        return hashlib.sha256(orjson.dumps(facts, default=str)).hexdigest()[:32]
+
+    # Templates -------------------------------------------------------------------------------------------------
+
+    def _write(self, messages: Sequence[Mapping[str, str]], generation: bool = False) -> str:
+        """The template's text. Raises _RefusedError when the template itself refuses the conversation."""
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=generation,
+            )
+        except jinja2.TemplateError as error:
+            if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
+                raise _RefusedError(_line(error)) from error
+            raise ModelError(f"{self._name}: the chat template fails: {_line(error)}") from error
+        except Exception as error:  # a template is foreign code and may raise anything
+            raise ModelError(f"{self._name}: the chat template fails: {_line(error)}") from error
+
+    def _parts(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
+        """The template's text around placeholders: text, index, text, ..., text."""
+        messages = [
+            {
+                "role": turn.role,
+                "content": f"{turn.left}{'' if turn.empty else self._placeholder % index}{turn.right}",
+            }
+            for index, turn in enumerate(shape)
+        ]
+        pieces = self._placeholders.split(self._write(messages, generation))
+        return tuple(int(piece) if number % 2 else piece for number, piece in enumerate(pieces))
+
+    def _probe(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
+        try:
+            return self._parts(shape, generation)
+        except _RefusedError as refusal:
+            raise ModelError(
+                f"{self._name}: the chat template refuses a plain question and answer: {refusal}"
+            ) from refusal
+
+    def _structure(self, ordinary: set[str], question_and_answer: tuple[Part, ...]) -> set[str]:
+        """Added tokens that are not flagged special, yet which the template writes: control tokens all the same.
+
+        Runs of white space (Gemma has tokens for them) are no structure.
+        """
+        rendered = [*question_and_answer]
+        with contextlib.suppress(_RefusedError):
+            rendered += self._parts(
+                [_turn(role, "Hi") for role in ("system", "user", "assistant", "user", "assistant")]
+            )
+        written = "\ue000".join(part for part in rendered if isinstance(part, str))
+        return {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
+
+    def _learn_dialect(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> Dialect:
+        if question_and_answer[-2:-1] != (1,):
+            raise ModelError(f"{self._name}: the chat template does not write the assistant's turn; set data.template")
+        after = split_controls(str(question_and_answer[-1]), controls)
+        ends = [piece for piece in after if isinstance(piece, Control)]
+        eos = self._tokenizer.eos_token
+        if not ends and eos not in controls:
+            raise ModelError(
+                f"{self._name}: neither the chat template nor the tokenizer has a token that ends an answer; "
+                "set data.template"
+            )
+        end = ends[0] if ends else controls[eos]
+        return Dialect(controls, end, bool(ends), self._learn_lead(question_and_answer))
+
+    def _learn_lead(self, question_and_answer: tuple[Part, ...]) -> str:
+        generation = self._probe([_turn("user", "Hi")], generation=True)
+        header, prompt = question_and_answer[-3], generation[-1]
+        if generation[:-1] != question_and_answer[: len(generation) - 1]:
+            return ""
+        lead = str(header).removeprefix(str(prompt))
+        return lead if lead != header and lead.isspace() else ""
+
+    def _learn_end(self) -> tuple[int, ...]:
+        """What follows the content in the tokens of a plain answer: the ids of its end when encoded by itself."""
+        plan = self._plan((_turn("user", "Hi"), _turn("assistant", "Hello")), frozenset({1}))
+        answer, end = plan.spans[-2].parts, self._dialect.end.id
+        after_content = "" if isinstance(answer, Control) else "".join(map(str, answer[answer.index(1) + 1 :]))
+        return (*self._encoder.encode([after_content], "cut")[0], end)
+
+    # Plans -----------------------------------------------------------------------------------------------------
+
+    def _plan_for(self, example: Example) -> _Plan:
+        messages = example.messages
+        _check_roles(messages, example.source)
+        if not messages or messages[-1].role != "assistant":
+            raise DataError(f"{_where(example.source)}the conversation does not end with an assistant message")
+        last = len(messages) - 1
+        every = frozenset(index for index, message in enumerate(messages) if message.role == "assistant")
+        plan = self._plan_of(
+            tuple(map(_turn_of, messages)), every if self._turns == "all" else frozenset({last}), example.source
+        )
+        self._watch_rewriting(plan, messages, example.source)
+        return plan
+
+    def _plan_of(self, shape: tuple[Turn, ...], answers: frozenset[int], source: str) -> _Plan:
+        try:
+            return self._plan(shape, answers)
+        except _RefusedError as refusal:
+            raise DataError(f"{_where(source)}the chat template refuses this conversation: {refusal}") from refusal
+
+    def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int]) -> _Plan:
+        parts = self._parts(shape)
+        for index in answers:
+            if (count := parts[1::2].count(index)) != 1:
+                raise ModelError(
+                    f"{self._name}: the chat template writes the assistant's turn {index + 1} {count} times instead of "
+                    "once, so it cannot be trained; set data.template"
+                )
+        bare_shape = [replace(turn, left="") if turn.role == "assistant" else turn for turn in shape]
+        bare = parts if bare_shape == list(shape) else self._parts(bare_shape)
+        spans = lay_out(parts, bare, shape, answers, self._dialect)
+        if self._bos is not None and not (isinstance(first := spans[0].parts, Control) and first.id == self._bos.id):
+            spans = (Span(self._bos, "start", False), *spans)
+        first_trained = next(number for number, span in enumerate(spans) if span.trained)
+        return _Plan(spans, tuple(map(self._constant_ids, spans)), first_trained, parts)
+
+    def _constant_ids(self, span: Span) -> tuple[int, ...] | None:
+        if isinstance(span.parts, Control):
+            return (span.parts.id,)
+        if any(isinstance(part, int) for part in span.parts):
+            return None
+        return tuple(self._encoder.encode(["".join(map(str, span.parts))], span.position)[0])
+
+    def _encode(self, jobs: Sequence[tuple[_Plan, Sequence[str]]]) -> list[list[Sequence[int]]]:
+        """For each plan with its contents, the ids of each span; one batch a position."""
+        texts: dict[Position, list[str]] = {"start": [], "control": [], "cut": []}
+        for plan, contents in jobs:
+            for span, ids in zip(plan.spans, plan.ids, strict=True):
+                if ids is None and isinstance(span.parts, tuple):
+                    texts[span.position].append(_fill(span.parts, contents))
+        encoded = {position: iter(self._encoder.encode(batch, position)) for position, batch in texts.items()}
+        return [
+            [
+                next(encoded[span.position]) if ids is None else ids
+                for span, ids in zip(plan.spans, plan.ids, strict=True)
+            ]
+            for plan, _ in jobs
+        ]
+
+    # Checks ----------------------------------------------------------------------------------------------------
+
+    def _watch_rewriting(self, plan: _Plan, messages: Sequence[Message], source: str) -> None:
+        """Warns once when the template treats some content specially; only markup in a content can make it do so."""
+        if self._warned_of_rewriting or not any(self._added_text.search(message.content) for message in messages):
+            return
+        try:
+            real = self._write([{"role": message.role, "content": message.content} for message in messages])
+        except _RefusedError as refusal:
+            raise DataError(f"{_where(source)}the chat template refuses this conversation: {refusal}") from refusal
+        if real != _fill(plan.parts, _contents(messages)):
+            self._warned_of_rewriting = True
+            log.warning(
+                "%sthe chat template of %s rewrites contents like this one; they are kept as they are",
+                _where(source),
+                self._name,
+            )
+
+    def _compare_with_tokenizer(self) -> None:
+        """Logs a warning when an ordinary conversation does not get the tokenizer's own ids."""
+        messages = (Message("user", "What is two plus two?"), Message("assistant", "Two plus two is four."))
+        row = self.row(Example(messages))
+        ours = [*row.prompt_ids, *row.response_ids]
+        if not self._dialect.template_ends:
+            del ours[-1]
+        theirs = self._tokenizer.apply_chat_template(
+            [{"role": message.role, "content": message.content} for message in messages],
+            chat_template=self._template,
+            tokenize=True,
+            return_dict=False,
+        )
+        if self._bos is not None and theirs[:1] != [self._bos.id]:
+            theirs = [self._bos.id, *theirs]
+        if theirs[: len(ours)] == ours:
+            return
+        # A cut before the answer may split a token that the tokenizer would have made across it.
+        text, their_text = (self._tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (ours, theirs))
+        if not their_text.startswith(text):
+            log.warning(
+                "%s: apply_chat_template encodes a plain question and answer differently: %r, here %r",
+                self._name,
+                their_text,
+                text,
+            )
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Examples as rows that fit.
+
+    Attributes:
+        rows: the kept rows, in the order of the examples.
+        dropped: how many examples were dropped, by reason; with ``rows`` they add up to ``read``.
+        truncated: how many of the kept rows had their response cut.
+        read: how many examples came in.
+    """
+
+    rows: list[Row]
+    dropped: Counter[str]
+    truncated: int
+    read: int
+
+
+def fit(row: Row, max_length: int, max_response: int | None = None) -> Row | str:
+    """The row within ``max_length`` tokens, its response within ``max_response``, or the reason why it is dropped.
+
+    A prompt is never cut: ``prompt_too_long`` when it leaves no room. A response is cut at its end and is then not
+    complete; tokens after its last trained one go as well. ``nothing_to_train`` when no trained token is left.
+    """
+    room = max_length - len(row.prompt_ids)
+    if room <= 0:
+        return PROMPT_TOO_LONG
+    limit = room if max_response is None else min(room, max_response)
+    if len(row.response_ids) <= limit:
+        return row if any(row.trained) else NOTHING_TO_TRAIN
+    trained = row.trained[:limit]
+    kept = max((place + 1 for place, in_loss in enumerate(trained) if in_loss), default=0)
+    if kept == 0:
+        return NOTHING_TO_TRAIN
+    return replace(row, response_ids=row.response_ids[:kept], trained=trained[:kept], complete=False)
+
+
+def render(
+    examples: Sequence[Example],
+    renderer: Renderer,
+    max_length: int,
+    max_response: int | None = None,
+    progress: Progress | None = None,
+) -> Rendered:
+    """All examples as rows that :func:`fit`; kept + dropped = read.
+
+    Raises DataError when no row is left, and where :meth:`Renderer.row` does.
+    """
+    rows: list[Row] = []
+    dropped: Counter[str] = Counter()
+    shortest_prompt: int | None = None
+    with (progress or Silent()).task("tokenize", len(examples), "examples") as task:
+        for begin in range(0, len(examples), _BATCH):
+            batch = renderer.rows(examples[begin : begin + _BATCH])
+            for row in batch:
+                fitted = fit(row, max_length, max_response)
+                if isinstance(fitted, Row):
+                    rows.append(fitted)
+                else:
+                    dropped[fitted] += 1
+            shortest = min(len(row.prompt_ids) for row in batch)
+            shortest_prompt = shortest if shortest_prompt is None else min(shortest, shortest_prompt)
+            task.advance(len(batch))
+    if not rows:
+        raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt))
+    return Rendered(rows, dropped, sum(not row.complete for row in rows), len(examples))
+
+
+class _RefusedError(Exception):
+    """What a template says when it raises for a conversation."""
+
+
+def _nothing_left(read: int, dropped: Counter[str], max_length: int, shortest_prompt: int | None) -> str:
+    if not read:
+        return "there are no examples to tokenize; check data.train"
+    if dropped[PROMPT_TOO_LONG] == read:
+        # A prompt of exactly max_length is too long as well: it leaves no room for an answer.
+        return (
+            f"max_length ({max_length} tokens) leaves no room after any prompt (shortest: {shortest_prompt}); "
+            "raise data.max_length"
+        )
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
+    return f"none of {read} examples is left to train on ({reasons}); raise data.max_length"
+
+
+def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]]) -> Row:
+    response = ids[plan.first_trained :]
+    trained: tuple[bool, ...] = ()
+    for span, tokens in zip(plan.spans[plan.first_trained :], response, strict=True):
+        trained += (span.trained,) * len(tokens)
+    return Row(example.id, _joined(ids[: plan.first_trained]), _joined(response), trained, complete=True)
+
+
+def _joined(spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    return tuple(chain.from_iterable(spans))
+
+
+def _fill(parts: Sequence[Part], contents: Sequence[str]) -> str:
+    return "".join(contents[part] if isinstance(part, int) else part for part in parts)
+
+
+def _contents(messages: Sequence[Message]) -> list[str]:
+    """What stands in for the placeholders: the white space around it is in the rendered text already."""
+    return [message.content.strip() for message in messages]
+
+
+def _turn_of(message: Message) -> Turn:
+    return _turn(message.role, message.content)
+
+
+def _turn(role: str, content: str) -> Turn:
+    """The shape of a message. An assistant's turn always has a place for its content, even for an empty one."""
+    rest = content.lstrip()
+    core = rest.rstrip()
+    empty = not core and role != "assistant"
+    return Turn(role, content[: len(content) - len(rest)], rest[len(core) :], empty)  # type: ignore[arg-type]
+
+
+def _check_roles(messages: Sequence[Message], source: str) -> None:
+    for message in messages:
+        if message.role not in ROLES:
+            raise DataError(f"{_where(source)}role {str(message.role)[:40]!r} is none of {', '.join(ROLES)}")
+
+
+def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
+    """The BOS token, when the tokenizer puts one before plain text by itself."""
+    bos = tokenizer.bos_token_id
+    adds_bos = (
+        bos is not None and tokenizer.encode("a")[:1] == [bos] != tokenizer.encode("a", add_special_tokens=False)[:1]
+    )
+    return Control(bos, tokenizer.bos_token) if adds_bos else None
+
+
+def _where(source: str) -> str:
+    return f"{source}: " if source else ""
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,127 @@
+"""Text to ids in which no text is ever a control token."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import orjson
+from tokenizers import Tokenizer
+
+from spintune.errors import ModelError
+
+Position = Literal["start", "control", "cut"]
+"""Where a text stands: first of all, right after a control token, or right after other text.
+
+It matters for tokenizers that put a space before text (SentencePiece's ``▁``): they do so at the start and, depending
+on their settings, after a control token, but a text that goes on from another one must get none.
+"""
+
+
+class PlainEncoder:
+    """Encodes text with the vocabulary of a tokenizer, control tokens excepted.
+
+    It works on copies of the tokenizer, so the state of the given one (truncation, padding) plays no part and stays
+    as it was. ``controls`` are the added tokens that text must never become; other added tokens (Gemma's runs of
+    spaces, ``<think>`` in a template that does not write it) are ordinary vocabulary.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, controls: Iterable[str]):
+        texts = sorted(controls)
+        settings = orjson.loads(tokenizer.to_str())
+        settings |= {"truncation": None, "padding": None}
+        for token in settings["added_tokens"]:
+            token["special"] = token["special"] or token["content"] in texts
+        self.digest: str = hashlib.sha256(orjson.dumps(settings)).hexdigest()
+        self._encoders = _by_position(settings)
+        self._forbidden = frozenset(map(tokenizer.token_to_id, texts)) - {_unknown_id(tokenizer, settings)}
+        # A lookahead finds overlapping occurrences too.
+        self._control_text = re.compile(f"(?={'|'.join(map(re.escape, texts)) or '(?!)'})")
+
+    def encode(self, texts: Sequence[str], position: Position) -> list[list[int]]:
+        """The ids of each text, all of them standing at ``position``.
+
+        Raises ModelError when the vocabulary can spell a text only with a control token.
+        """
+        encodings = self._encoders[position].encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [encoding.ids for encoding in encodings]
+        return [
+            ids if self._forbidden.isdisjoint(ids) else self._broken(text, position)
+            for text, ids in zip(texts, rows, strict=True)
+        ]
+
+    def _broken(self, text: str, position: Position) -> list[int]:
+        """Encodes ``text`` in pieces, for vocabularies that hold a control token's text as an ordinary entry too.
+
+        Pieces end inside each control text; where a normalizer makes a control text of something else, at each
+        character.
+        """
+        inside_controls = [match.start() + 1 for match in self._control_text.finditer(text)]
+        for breaks in (inside_controls, range(1, len(text))):
+            bounds = [0, *breaks, len(text)]
+            pieces = [text[begin:end] for begin, end in pairwise(bounds)]
+            ids = [*self._ids(pieces[0], position)]
+            for piece in pieces[1:]:
+                ids += self._ids(piece, "cut")
+            if self._forbidden.isdisjoint(ids):
+                return ids
+        raise ModelError(f"the tokenizer spells the plain text {text[:40]!r} with a control token")
+
+    def _ids(self, text: str, position: Position) -> list[int]:
+        return self._encoders[position].encode(text, add_special_tokens=False).ids
+
+
+def _by_position(settings: dict[str, Any]) -> dict[Position, Tokenizer]:
+    """One tokenizer a position; positions whose settings agree share one."""
+    after_control = {**settings, "pre_tokenizer": _never_after_first(settings["pre_tokenizer"])}
+    after_text = {
+        **settings,
+        "normalizer": _without_prefix(settings["normalizer"]),
+        "pre_tokenizer": _without_prefix(settings["pre_tokenizer"]),
+    }
+    built: dict[bytes, Tokenizer] = {}
+
+    def build(wanted: dict[str, Any]) -> Tokenizer:
+        text = orjson.dumps(wanted)
+        if text not in built:
+            built[text] = Tokenizer.from_str(text.decode())
+            built[text].encode_special_tokens = True
+        return built[text]
+
+    return {"start": build(settings), "control": build(after_control), "cut": build(after_text)}
+
+
+def _never_after_first(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The pre-tokenizer for text that is not the first: ``prepend_scheme: first`` then adds no space."""
+    if step is None:
+        return None
+    if step["type"] == "Sequence":
+        return {**step, "pretokenizers": [_never_after_first(inner) for inner in step["pretokenizers"]]}
+    if step["type"] == "Metaspace" and step["prepend_scheme"] == "first":
+        return {**step, "prepend_scheme": "never"}
+    return step
+
+
+def _without_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A normalizer or pre-tokenizer that adds no space before the text."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Sequence":
+        name = "normalizers" if "normalizers" in step else "pretokenizers"
+        return {**step, name: [kept for inner in step[name] if (kept := _without_prefix(inner)) is not None]}
+    if step["type"] == "Metaspace":
+        return {**step, "prepend_scheme": "never"}
+    if step["type"] == "ByteLevel":
+        return {**step, "add_prefix_space": False}
+    return step
+
+
+def _unknown_id(tokenizer: Tokenizer, settings: dict[str, Any]) -> int | None:
+    """The id that stands for characters outside the vocabulary: flagged special, yet what such text honestly gives."""
+    model = settings["model"]
+    if "unk_id" in model:
+        return model["unk_id"]
+    return None if model.get("unk_token") is None else tokenizer.token_to_id(model["unk_token"])

@@ -1,0 +1,97 @@
+"""How a conversation is written as text: the built-in chat templates, and the choice among them.
+
+==============  ===================================================================================================
+``tokenizer``   the chat template that comes with the tokenizer
+``alpaca``      Stanford Alpaca's wording; a system message replaces the preamble
+``chatml``      ``<|im_start|>role`` and ``<|im_end|>``, for a tokenizer that has both as tokens
+``plain``       the texts themselves: a blank line after system and user, the end-of-sequence token after assistant
+==============  ===================================================================================================
+
+A template is Jinja source with the variables of ``tokenizer.apply_chat_template``.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING
+
+from spintune.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SYSTEM_FIRST = (
+    r"{% if message['role'] == 'system' and not loop.first %}"
+    r"{{ raise_exception('a system message must come first') }}{% endif %}"
+)
+
+# The wording is tatsu-lab/stanford_alpaca's (train.py, PROMPT_DICT, without input). Its training code puts the answer
+# directly after the colon; the line break is what most later Alpaca templates write.
+ALPACA = (
+    r"{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% else %}"
+    r"{{ 'Below is an instruction that describes a task. "
+    r"Write a response that appropriately completes the request.' }}{% endif %}"
+    r"{% for message in messages %}"
+    + _SYSTEM_FIRST
+    + r"{% if message['role'] == 'user' %}{{ '\n\n### Instruction:\n' + message['content'] }}"
+    r"{% elif message['role'] == 'assistant' %}{{ '\n\n### Response:\n' + message['content'] + eos_token }}{% endif %}"
+    r"{% endfor %}"
+    r"{% if add_generation_prompt %}{{ '\n\n### Response:\n' }}{% endif %}"
+)
+
+CHATML = (
+    r"{% for message in messages %}"
+    r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    r"{% endfor %}"
+    r"{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+PLAIN = (
+    r"{% for message in messages %}"
+    r"{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    r"{% else %}{{ message['content'] + '\n\n' }}{% endif %}"
+    r"{% endfor %}"
+)
+
+BUILT_IN = {"alpaca": ALPACA, "chatml": CHATML, "plain": PLAIN}
+
+
+def template_source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
+    """The Jinja source of template ``name`` for ``tokenizer``.
+
+    Raises ModelError when the tokenizer has no template of its own, or lacks the tokens that a built-in one writes.
+    """
+    model = tokenizer.name_or_path or "this tokenizer"
+    if name == "tokenizer":
+        try:
+            return tokenizer.get_chat_template()
+        except ValueError as error:
+            raise ModelError(f"{model} has no chat template; set data.template to alpaca, chatml or plain") from error
+    if name not in BUILT_IN:
+        raise ModelError(f"no chat template is called {name!r}; use tokenizer, {', '.join(BUILT_IN)}")
+    if name == "chatml":
+        missing = {"<|im_start|>", "<|im_end|>"} - tokenizer.get_added_vocab().keys()
+        if missing:
+            raise ModelError(
+                f"{model} has no token for {' and '.join(sorted(missing))}; set data.template to plain or alpaca"
+            )
+    elif tokenizer.eos_token is None:
+        raise ModelError(f"{model} has no end-of-sequence token, which the template {name} needs to end an answer")
+    return BUILT_IN[name]
+
+
+_DIRECTIVES = (*"AaBbdeFHIjMmpSxXYy", "-d", "-m", "%")
+_DAY = date(2024, 7, 26)  # what Llama 3.1's template falls back to
+
+
+def with_fixed_date(source: str) -> str:
+    """The template with ``strftime_now`` always on 2024-07-26.
+
+    With today's date a run that resumes tomorrow would train on other tokens. transformers lets no function into a
+    template, so the date comes from a macro in front of it.
+    """
+    if "strftime_now" not in source:
+        return source
+    filters = "".join(f" | replace('%{code}', '{_DAY.strftime(f'%{code}')}')" for code in _DIRECTIVES)
+    # transformers' environment removes the line break after a block, so the template itself begins a line as before.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{source}"

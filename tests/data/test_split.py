@@ -1,0 +1,82 @@
+"""The split keeps prompts apart, has the size asked for, and is stable when data is added or shuffled."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spintune.data.split import split_examples
+from spintune.errors import DataError
+from spintune.records import Example, Message
+
+
+def ask(question: str, answer: str = "yes") -> Example:
+    return Example((Message("user", question), Message("assistant", answer)))
+
+
+def questions(count: int) -> list[Example]:
+    return [ask(f"question {number}") for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "heldout"),
+    [(100, 0.15, 15), (10, 0.2, 2), (2, 0.01, 1), (20, 0.01, 1), (1, 0.15, 0), (0, 0.5, 0)],
+)
+def test_the_size_is_the_rounded_fraction_and_at_least_one_of_two(count: int, fraction: float, heldout: int) -> None:
+    train, held = split_examples(questions(count), fraction, seed=7)
+    assert (len(train), len(held)) == (count - heldout, heldout)
+
+
+def test_a_fraction_of_zero_holds_nothing_out() -> None:
+    examples = questions(5)
+    assert split_examples(examples, 0.0, seed=7) == (examples, [])
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.floats(0.0, 0.4), st.integers(0, 5))
+def test_a_prompt_is_on_one_side_only_and_no_example_is_lost(letters: list[str], fraction: float, seed: int) -> None:
+    examples = [ask(letter, str(number)) for number, letter in enumerate(letters)]
+    train, held = split_examples(examples, fraction, seed)
+    assert not {e.prompt for e in train} & {e.prompt for e in held}
+    assert sorted(train + held, key=examples.index) == examples
+
+
+@given(st.integers(0, 5), st.integers(0, 50))
+def test_both_sides_keep_the_input_order_and_the_order_does_not_matter(seed: int, shuffle: int) -> None:
+    examples = questions(30)
+    random.Random(shuffle).shuffle(examples)
+    train, held = split_examples(examples, 0.3, seed)
+    assert train == [e for e in examples if e not in held]
+    assert held == [e for e in examples if e in held]
+    assert set(held) == set(split_examples(questions(30), 0.3, seed)[1])
+
+
+@given(st.integers(2, 60), st.integers(0, 60), st.floats(0.01, 0.45), st.integers(0, 5))
+def test_added_examples_only_move_the_boundary(count: int, more: int, fraction: float, seed: int) -> None:
+    old = set(questions(count))
+    before = set(split_examples(questions(count), fraction, seed)[1])
+    after = set(split_examples(questions(count + more), fraction, seed)[1]) & old
+    assert before <= after or after <= before
+
+
+def test_another_seed_holds_out_others() -> None:
+    assert split_examples(questions(50), 0.2, seed=1)[1] != split_examples(questions(50), 0.2, seed=2)[1]
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5, float("nan")])
+def test_a_fraction_outside_zero_to_one_is_an_error(fraction: float) -> None:
+    with pytest.raises(DataError) as caught:
+        split_examples(questions(5), fraction, seed=7)
+    assert str(caught.value) == f"a held-out fraction of {fraction} is of no use; give 0 or more, and less than 1"
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(3, 0.9), (1, 0.6)])
+def test_a_fraction_that_empties_the_training_side_is_an_error(count: int, fraction: float) -> None:
+    with pytest.raises(DataError) as caught:
+        split_examples(questions(count), fraction, seed=7)
+    assert str(caught.value) == (
+        f"a held-out fraction of {fraction} leaves none of {count} distinct prompts to train on; "
+        "lower it or add examples"
+    )
