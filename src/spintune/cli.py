@@ -1,0 +1,293 @@
+"""The command line: the only place that parses arguments, reads the environment and prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spintune.errors import SpintuneError
+
+if TYPE_CHECKING:
+    from spintune.pipeline import Stage
+    from spintune.recipe import Recipe
+
+# Everything heavier than this is imported inside the commands: `spintune --help` must not wait for torch.
+
+app = typer.Typer(
+    help="Instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: results on stdout, events on stderr.")]
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(help="A recipe and key.path=value overrides, or overrides alone.", metavar="[RECIPE] [KEY=VALUE]..."),
+]
+Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
+Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
+Out = Annotated[str | None, typer.Option(help="The run folder.")]
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
+    """Run every stage a recipe names. The same command resumes a stopped run and repeats nothing."""
+    from spintune.recipe import load_recipe
+
+    _execute(load_recipe(recipe, overrides), "eval", json)
+
+
+@app.command()
+def sft(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
+    """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
+    recipe = _stage_recipe("sft", words, model, data, out)
+    _execute(recipe, "sft" if words and _recipe_path(words) else "eval", json)
+
+
+@app.command()
+def spin(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
+    """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone."""
+    recipe = _stage_recipe("spin", words, model, data, out)
+    _execute(recipe, "spin" if words and _recipe_path(words) else "eval", json)
+
+
+@app.command()
+def inspect(
+    words: Annotated[list[str], typer.Argument(help="A recipe and overrides.", metavar="RECIPE [KEY=VALUE]...")],
+    rows: Annotated[int, typer.Option(help="How many rows to show.", min=1)] = 3,
+    json: Json = False,
+) -> None:
+    """Show the exact tokens of some training rows, the trained ones coloured."""
+    from spintune.data.sources import Source, read_sources
+    from spintune.models.loading import load_tokenizer
+    from spintune.recipe import load_recipe
+    from spintune.tokens.chat import Renderer, render
+
+    path = _recipe_path(words)
+    recipe = load_recipe(path, words[1:] if path else words)
+    sources = [Source(**section.model_dump()) for section in recipe.data.train]
+    collection = read_sources(sources, recipe.seed)
+    tokenizer = load_tokenizer(recipe.model, cache=_cache())
+    renderer = Renderer(tokenizer, recipe.data.template, recipe.data.turns)
+    rendered = render(collection.examples, renderer, recipe.data.max_length)
+    lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
+    facts = {
+        "read": collection.read,
+        "dropped": {**collection.dropped, **rendered.dropped},
+        "truncated": rendered.truncated,
+        "rows": len(rendered.rows),
+        "tokens": sum(lengths),
+        "trained_tokens": sum(sum(row.trained) for row in rendered.rows),
+        "median_length": lengths[len(lengths) // 2],
+        "longest": lengths[-1],
+    }
+    shown = rendered.rows[:rows]
+    if json:
+        from dataclasses import asdict
+
+        _print_json({**facts, "shown": [asdict(row) for row in shown]})
+        return
+    from spintune.console import print_tokens
+
+    for number, row in enumerate(shown, 1):
+        print_tokens(
+            [tokenizer.decode([id]) for id in row.prompt_ids],
+            [(tokenizer.decode([id]), trained) for id, trained in zip(row.response_ids, row.trained, strict=True)],
+            f"row {number}: {len(row.prompt_ids)} prompt tokens, {sum(row.trained)} of {len(row.response_ids)} trained",
+        )
+    print("\n" + "  ".join(f"{name.replace('_', ' ')}: {value or 0}" for name, value in facts.items()))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="A run folder, alias, model folder, GGUF file or hub id.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    template: Annotated[str, typer.Option(help="Chat template: tokenizer, alpaca, chatml or plain.")] = "tokenizer",
+) -> None:
+    """Talk to a model or to the last iterate of a run. /reset starts afresh, /exit or Ctrl-D ends."""
+    from spintune.models.sampling import Sampling
+    from spintune.pipeline import final_model
+
+    if (Path(model) / "recipe.json").is_file():
+        model = str(final_model(Path(model)))
+    speak = _speaker(model, template, Sampling(max_new_tokens, temperature, top_p, seed=seed))
+    history = [("system", system)] if system else []
+    if prompt is not None:
+        speak([*history, ("user", prompt)])
+        return
+    if sys.stdin.isatty():
+        print(f"{model}\nType a message; /reset starts afresh, /exit ends.", file=sys.stderr)
+    turns = list(history)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/reset":
+            turns = list(history)
+        elif line:
+            turns.append(("user", line))
+            turns.append(("assistant", speak(turns)))
+
+
+@app.command()
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what each part can use, and what is wrong."""
+    from spintune.doctor import examine
+
+    findings = examine(_cache())
+    if json:
+        _print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}")
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from spintune.recipe import recipe_schema
+
+    _print_json(recipe_schema())
+
+
+def main() -> None:
+    """Entry point: user errors are one line and a code of their own; anything else is a bug and shows itself."""
+    try:
+        app(standalone_mode=False)
+    except SpintuneError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as ending:
+        sys.exit(ending.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped; the same command goes on from here", 130)
+    except Exception as error:
+        if (code := _usage_code(error)) is None:
+            raise
+        _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
+
+
+def _usage_code(error: Exception) -> int | None:
+    """click's own complaints about arguments."""
+    return getattr(error, "exit_code", None) if hasattr(error, "format_message") else None
+
+
+def _fail(message: str, code: int) -> None:
+    for line in message.splitlines():
+        print(f"spintune: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
+    import logging
+
+    from spintune.console import open_progress, print_results
+
+    with open_progress(as_json) as progress:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        progress.note("loading torch and transformers")
+        from spintune.pipeline import run_recipe
+
+        _quiet_libraries()
+        results = run_recipe(recipe, _cache(), progress, until)
+    if as_json:
+        _print_json(results)
+    else:
+        print_results(results, recipe.out)
+
+
+def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: str | None, out: str | None) -> Recipe:
+    """The recipe on the command line, or one made of flags: this stage and the held-out table."""
+    from spintune.errors import RecipeError
+    from spintune.recipe import load_recipe
+
+    words = words or []
+    path = _recipe_path(words)
+    if path:
+        flags = {"model": model, "data.train": data, "out": out}
+        given = [f"{key}={value}" for key, value in flags.items() if value]
+        recipe = load_recipe(path, [*given, *words[1:]])
+        if getattr(recipe, stage) is None:
+            raise RecipeError(f"{path} has no {stage} section; add one or use spintune run")
+        return recipe
+    if not model or not data:
+        raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
+    base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: {}}
+    return load_recipe(None, words, base)
+
+
+def _recipe_path(words: list[str]) -> Path | None:
+    return Path(words[0]) if words and "=" not in words[0] else None
+
+
+def _speaker(model: str, template: str, sampling: Any) -> Any:
+    """A function that answers a conversation, writing the answer as it comes."""
+    from spintune.models.generation import build_generator
+    from spintune.models.loading import load_model
+    from spintune.models.logprobs import LogProbEngine
+    from spintune.records import Message
+    from spintune.tokens.chat import Renderer
+
+    _quiet_libraries()
+    loaded = load_model(model, cache=_cache())
+    renderer = Renderer(loaded.tokenizer, template)
+    generator = build_generator(LogProbEngine(loaded.model, loaded.autocast), loaded.tokenizer, renderer.stop_ids)
+
+    def speak(turns: list[tuple[str, str]]) -> str:
+        messages = [Message(role, content) for role, content in turns]  # type: ignore[arg-type]
+        written: list[int] = []
+        shown = ""
+
+        def stream(_: int, token: int) -> None:
+            nonlocal shown
+            if token in renderer.stop_ids:
+                return
+            written.append(token)
+            text = loaded.tokenizer.decode(written, skip_special_tokens=True)
+            # a character may span tokens: wait until it is whole
+            if not text.endswith("\ufffd"):
+                print(text[len(shown) :], end="", flush=True)
+                shown = text
+
+        (completion,) = generator.generate([renderer.prompt(messages)], sampling, on_token=stream)
+        print("" if completion.finish_reason == "stop" else " [...]")
+        return completion.text
+
+    return speak
+
+
+def _quiet_libraries() -> None:
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
+
+
+def _print_json(value: Any) -> None:
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

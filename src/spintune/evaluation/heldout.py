@@ -1,0 +1,121 @@
+"""Held-out measures on the user's own data: likelihood of the references, and greedy answers against them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from spintune.evaluation.measures import Interval, bootstrap, exact_match, rouge_l
+from spintune.models.generation import Generator
+from spintune.models.logprobs import LogProbEngine
+from spintune.models.sampling import Sampling
+from spintune.progress import Progress
+from spintune.records import Example
+from spintune.storage import atomic_file
+from spintune.tokens.chat import Row
+from spintune.training.objectives import NegativeLogLikelihood
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One held-out example, answered and measured."""
+
+    id: str
+    prompt: str
+    reference: str
+    answer: str
+    finish_reason: str
+    answer_tokens: int
+    reference_tokens: int
+    """Scored tokens of the reference, its end-of-turn included."""
+    nll: float
+    """Minus the log-probability of the reference, in nats, summed over its tokens."""
+    rouge_l: float
+    exact_match: bool
+
+
+def judge_heldout(
+    engine: LogProbEngine,
+    generator: Generator,
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    tokens_per_forward: int,
+    progress: Progress,
+    name: str,
+) -> list[Judged]:
+    """Measures a model on held-out examples; ``rows`` are the examples as tokens, one for one."""
+    objective = NegativeLogLikelihood()
+    with progress.task(f"{name}: held-out likelihood", len(rows), "examples") as task:
+        scores = engine.score([objective.query(row) for row in rows], tokens_per_forward, task.advance)
+    with progress.task(f"{name}: held-out answers", len(rows), "answers") as task:
+        left = [max_new_tokens] * len(rows)
+
+        def count(index: int, token: int) -> None:
+            left[index] -= 1
+            if left[index] == 0 or token in stops:
+                task.advance()
+
+        stops = getattr(generator, "stop_ids", frozenset())
+        sampling = Sampling(max_new_tokens, temperature=0)
+        completions = generator.generate([row.prompt_ids for row in rows], sampling, on_token=count)
+    return [
+        Judged(
+            id=example.id,
+            prompt="\n\n".join(message.content for message in example.prompt),
+            reference=example.answer,
+            answer=completion.text,
+            finish_reason=completion.finish_reason,
+            answer_tokens=len(completion.ids),
+            reference_tokens=sum(row.trained),
+            nll=-logprob,
+            rouge_l=rouge_l(example.answer, completion.text),
+            exact_match=exact_match(example.answer, completion.text),
+        )
+        for example, row, (logprob,), completion in zip(examples, rows, scores, completions, strict=True)
+    ]
+
+
+MEASURES = ("nll_per_token", "rouge_l", "exact_match", "answer_tokens", "finished")
+
+
+def summarise(judged: Sequence[Judged]) -> dict[str, Interval]:
+    """Each measure with its 95 % interval."""
+    return {
+        "nll_per_token": bootstrap([j.nll for j in judged], [j.reference_tokens for j in judged]),
+        **{name: bootstrap(_values(judged, name)) for name in MEASURES[1:]},
+    }
+
+
+def compare(judged: Sequence[Judged], against: Sequence[Judged]) -> dict[str, Interval]:
+    """Paired differences (first minus second) on the same items, each with its 95 % interval."""
+    if [j.id for j in judged] != [j.id for j in against]:
+        raise ValueError("a paired comparison needs the same items in the same order")
+    differences = {
+        name: bootstrap([a - b for a, b in zip(_values(judged, name), _values(against, name), strict=True)])
+        for name in MEASURES[1:]
+    }
+    nll = bootstrap([a.nll - b.nll for a, b in zip(judged, against, strict=True)], [j.reference_tokens for j in judged])
+    return {"nll_per_token": nll, **differences}
+
+
+def _values(judged: Sequence[Judged], name: str) -> list[float]:
+    if name == "finished":
+        return [float(j.finish_reason == "stop") for j in judged]
+    return [float(getattr(j, name)) for j in judged]
+
+
+def write_judged(path: Path, judged: Sequence[Judged]) -> None:
+    """One JSON line for each item; the file is complete or absent."""
+    with atomic_file(path) as file:
+        file.writelines(orjson.dumps(asdict(j)) + b"\n" for j in judged)
+
+
+def read_judged(path: Path) -> list[Judged]:
+    """Reads a file of :func:`write_judged`."""
+    rows: list[dict[str, Any]] = [orjson.loads(line) for line in path.read_bytes().splitlines()]
+    return [Judged(**row) for row in rows]

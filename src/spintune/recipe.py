@@ -1,0 +1,299 @@
+"""The recipe: one closed, typed configuration of a run, read from YAML with dotted overrides.
+
+Every field names its unit and where its default comes from. Unknown keys are errors with a suggestion.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spintune.errors import RecipeError
+
+MarginLossName = Literal["logistic", "hinge", "exponential", "correlation"]
+ScheduleName = Literal["cosine", "linear", "constant"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+_MAX_BYTES = 1_000_000
+
+
+class Section(BaseModel):
+    """A closed, frozen group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class SourceSection(Section):
+    path: str = Field(description="builtin:NAME, a local .json, .jsonl or .parquet file, or a hub id (owner/name).")
+    format: str = Field("auto", description="alpaca, chat, sharegpt, prompt, qa or seeds; auto looks at the keys.")
+    weight: Positive = Field(1.0, description="Share of the rows to use; above 1 repeats them. [factor]")
+    limit: Count | None = Field(None, description="Use the first rows only. [examples]")
+    split: str = Field("train", description="Split of a hub data set.")
+
+
+class DataSection(Section):
+    train: list[SourceSection] = Field(description="Supervised examples: one source or a list of them.")
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Prompts held out from training. [share] Common practice."
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        1024, description="Prompt and response together. [tokens] Default: the SPIN authors' training scripts."
+    )
+    template: Literal["tokenizer", "alpaca", "chatml", "plain"] = Field(
+        "tokenizer", description="Chat template: the tokenizer's own, or a built-in one."
+    )
+    turns: Literal["last", "all"] = Field("last", description="Assistant turns that are trained by SFT.")
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        sources = value if isinstance(value, list) else [value]
+        if not sources:
+            raise ValueError("name at least one source")
+        return [{"path": source} if isinstance(source, str) else source for source in sources]
+
+
+class TrainingSection(Section):
+    """What SFT and SPIN share."""
+
+    warmup: Share = Field(0.1, description="Part of the steps with a rising rate. [share] SPIN paper, appendix B.")
+    weight_decay: NonNegative = Field(0.0, description="AdamW, matrices only. Default: SPIN paper (none).")
+    max_grad_norm: NonNegative = Field(1.0, description="Gradient clipping; 0 is off. Default: transformers.")
+    checkpoint_minutes: NonNegative = Field(
+        10.0, description="Time between checkpoints; 0 writes one at every step. [minutes]"
+    )
+
+
+class SftSection(TrainingSection):
+    epochs: Positive = Field(1.0, description="Passes over the training rows; fractions are allowed. [epochs]")
+    max_steps: Count | None = Field(None, description="Stop after this many optimizer steps. [steps]")
+    learning_rate: Positive = Field(2e-5, description="Peak. Default: Stanford Alpaca, Zephyr SFT (2e-5).")
+    schedule: ScheduleName = Field("cosine", description="Decay after warm-up. Default: Zephyr SFT.")
+    tokens_per_step: Count = Field(4096, description="Prompt and response tokens of an optimizer step. [tokens]")
+    samples: Annotated[int, Field(ge=0)] = Field(
+        4, description="Held-out prompts answered at each evaluation, into sft/samples.jsonl. [prompts]"
+    )
+
+
+class SpinSection(TrainingSection):
+    iterations: Count = Field(
+        1, description="Rounds of self-play. Default: the best in NVIDIA's rerun (NeMo-Aligner, spin.rst)."
+    )
+    lambda_: Positive | list[Positive] = Field(
+        0.1, alias="lambda", description="λ of the loss; a list gives one value an iteration. Default: SPIN scripts."
+    )
+    loss: MarginLossName | list[MarginLossName] = Field(
+        "logistic", description="ℓ of eq. 4.7; a list gives one an iteration. Default: SPIN paper."
+    )
+    learning_rate: Positive | list[Positive] = Field(
+        5e-7, description="Peak; a list gives one value an iteration. Default: SPIN paper, 7B; small models want more."
+    )
+    epochs: Positive | list[Positive] = Field(
+        1.0, description="Passes over the pairs in an iteration. [epochs] Default: NVIDIA's rerun (the paper: 2)."
+    )
+    schedule: ScheduleName = Field("linear", description="Decay after warm-up. Default: SPIN scripts.")
+    pairs_per_step: Count = Field(64, description="Pairs of an optimizer step. [pairs] Default: SPIN paper.")
+    max_new_tokens: Count = Field(
+        256, description="Length budget of generated and of real answers alike. [tokens] Default: SPIN scripts."
+    )
+    temperature: NonNegative = Field(1.0, description="Of the opponent's answers; 0 is greedy. Default: the theory.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus of the opponent's answers. [share]")
+    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Most likely tokens kept; 0 keeps all. [tokens]")
+
+    @model_validator(mode="after")
+    def _schedules_are_long_enough(self) -> SpinSection:
+        for name, key in (("lambda_", "lambda"), ("loss", "loss"), ("learning_rate",) * 2, ("epochs",) * 2):
+            value = getattr(self, name)
+            if isinstance(value, list) and len(value) != self.iterations:
+                raise ValueError(f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each")
+        return self
+
+    def at(self, name: str, iteration: int) -> Any:
+        """Value of a setting that may be a schedule, in iteration 1, 2, ..."""
+        value = getattr(self, name)
+        return value[iteration - 1] if isinstance(value, list) else value
+
+
+class Recipe(Section):
+    out: str = Field(description="The run folder. [path]")
+    model: str = Field(description="Alias, local folder, GGUF file, or hub id[@revision].")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Decides split, order and sampling.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type of matrix products: auto is bfloat16 on a GPU that has it, float32 elsewhere."
+    )
+    tokens_per_forward: Count = Field(
+        1024, description="Tokens computed at once; changes speed and memory, not results. [tokens] Measured on 2 cores."
+    )
+    tracking: list[Literal["tensorboard"]] = Field(default=[], description="Besides metrics.jsonl, which is always kept.")
+    data: DataSection
+    sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
+    spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
+    eval: list[Literal["heldout"]] = Field(default=["heldout"], description="What judges every model of the run.")
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the results: everything but where they go, who watches, and how often state is saved."""
+        unsaved = {"checkpoint_minutes"}
+        return self.model_dump(
+            mode="json", by_alias=True, exclude={"out": True, "tracking": True, "sft": unsaved, "spin": unsaved}
+        )
+
+
+def load_recipe(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Recipe:
+    """Reads a recipe file (or starts from ``base``) and applies ``key.path=value`` overrides, values in YAML.
+
+    Raises RecipeError, one line for each thing that is wrong.
+    """
+    values = dict(base or {})
+    name = "command line"
+    if path is not None:
+        name = str(path)
+        values = _read_yaml(path)
+    for override in overrides or []:
+        _apply(values, override)
+    return parse_recipe(values, name)
+
+
+def parse_recipe(values: dict[str, Any], name: str) -> Recipe:
+    """Checks plain values. Raises RecipeError."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{name}: {_explain(problem)}" for problem in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON Schema of a recipe file, for editors."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    # what the validator above also takes: one source instead of a list, a path instead of a source
+    source = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/SourceSection"}]}
+    train = schema["$defs"]["DataSection"]["properties"]["train"]
+    train.pop("items")
+    train.pop("type")
+    train["anyOf"] = [*source["anyOf"], {"type": "array", "items": source}]
+    return schema
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without aliases (no billion laughs), without repeated keys, and with 2e-5 as a number."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> float:
+        return float(self.construct_scalar(node))
+
+
+_Loader.add_constructor("!exponent", _Loader.construct_number)
+_Loader.add_implicit_resolver(
+    "!exponent", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{name}{line}: {error.problem or 'not valid YAML'}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{name}: not valid YAML ({str(error).splitlines()[0]})") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
+        hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+        raise RecipeError(f"recipe {path} does not exist{hint}") from None
+    except OSError as error:
+        raise RecipeError(f"recipe {path} cannot be read ({error.strerror})") from error
+    if len(data) > _MAX_BYTES:
+        raise RecipeError(f"recipe {path} is larger than {_MAX_BYTES} bytes; this is not a recipe")
+    try:
+        values = _parse_yaml(data.decode(), str(path))
+    except UnicodeDecodeError:
+        raise RecipeError(f"recipe {path} is not UTF-8 text") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe {path} holds no keys; see recipes/quickstart.yaml for an example")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise RecipeError(f"override {override!r} is not of the form key.path=value")
+    target = values
+    for part in parts[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        if not isinstance(target[part], dict):
+            raise RecipeError(f"override {override!r}: {part} is not a section")
+        target[part] = target = dict(target[part])
+    target[parts[-1]] = _parse_yaml(text, f"override {key}")
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}{_suggestion(problem['loc'])}"
+    if problem["type"] == "missing":
+        return f"{where} is missing; {_description(problem['loc'])}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r:.60})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def _is_type_tag(part: Any) -> bool:
+    """pydantic adds the name of the alternative it tried; readers know only keys."""
+    return isinstance(part, str) and (part in {"float", "constrained-float"} or "[" in part)
+
+
+def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    children: dict[str, type[BaseModel]] = {"data": DataSection, "sft": SftSection, "spin": SpinSection, "train": SourceSection}
+    for part in location[:-1]:
+        section = children.get(str(part), section)
+    return section
+
+
+def _keys(section: type[BaseModel]) -> dict[str, str]:
+    return {field.alias or name: field.description or "" for name, field in section.model_fields.items()}
+
+
+def _suggestion(location: tuple[Any, ...]) -> str:
+    keys = _keys(_section_of(location))
+    close = difflib.get_close_matches(str(location[-1]), keys, 1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    elsewhere = [
+        f"{name}.{location[-1]}"
+        for name, section in (("data", DataSection), ("sft", SftSection), ("spin", SpinSection))
+        if location[-1] in _keys(section)
+    ]
+    return f"; did you mean {elsewhere[0]}?" if elsewhere else f"; known here: {', '.join(keys)}"
+
+
+def _description(location: tuple[Any, ...]) -> str:
+    return _keys(_section_of(location)).get(str(location[-1]), "")

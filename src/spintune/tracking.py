@@ -1,0 +1,48 @@
+"""Numbers of a run over time: metrics.jsonl always, TensorBoard when the recipe asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spintune.errors import MissingExtraError
+from spintune.run import StepLog
+
+
+class Metrics:
+    """Writes each step of each stage once, to every place the recipe names."""
+
+    def __init__(self, folder: Path, tracking: list[str]) -> None:
+        self._log = StepLog(folder / "metrics.jsonl")
+        self._folder = folder / "tensorboard" if "tensorboard" in tracking else None
+        self._writers: dict[str, Any] = {}
+        if self._folder:
+            _summary_writer()
+
+    def begin(self, stage: str, step: int) -> None:
+        """The stage starts, or goes on, behind ``step``: later entries of an earlier attempt are dropped."""
+        self._log.rewind(stage, step)
+        if self._folder:
+            self._writers[stage] = _summary_writer()(str(self._folder / stage), purge_step=step + 1)
+
+    def add(self, stage: str, step: int, **facts: float) -> None:
+        self._log.append(stage, step, **facts)
+        if stage in self._writers:
+            for name, value in facts.items():
+                self._writers[stage].add_scalar(name, value, step)
+            self._writers[stage].flush()
+
+    def close(self) -> None:
+        self._log.close()
+        for writer in self._writers.values():
+            writer.close()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise MissingExtraError(
+            "tracking: tensorboard is not installed; pip install 'spintune[tracking]' or drop it from the recipe"
+        ) from None
+    return SummaryWriter

@@ -1,0 +1,94 @@
+"""Checkpoints of a training stage: weights, optimizer and step, complete or absent, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from spintune.storage import atomic_folder, digest_file, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+_FILES = ("weights.safetensors", "optimizer.safetensors")
+
+
+class Checkpoints:
+    """The checkpoints of one stage. The newest complete one counts; older ones are deleted when it is published.
+
+    Args:
+        folder: where they are kept.
+        minutes: time between two checkpoints; 0 writes one after every step.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        self.folder, self.seconds = folder, minutes * 60
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self._last >= self.seconds
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Publishes the state after ``step`` steps."""
+        name = f"step-{step:08d}"
+        with atomic_folder(self.folder / name) as temporary:
+            save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, temporary / _FILES[0])
+            save_file(_optimizer_tensors(optimizer), temporary / _FILES[1])
+            write_json(
+                temporary / "checkpoint.json",
+                {"step": step, "sha256": {file: digest_file(temporary / file) for file in _FILES}},
+            )
+        for other in self._all():
+            if other.name != name:
+                shutil.rmtree(other)
+        self._last = time.monotonic()
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Loads the newest intact checkpoint into model and optimizer; the number of steps it holds, 0 for none."""
+        for folder in reversed(self._all()):
+            if not _intact(folder):
+                log.warning("%s is damaged and not used", folder)
+                continue
+            weights = load_file(folder / _FILES[0])
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(weights[name])
+            _restore_optimizer(optimizer, load_file(folder / _FILES[1]))
+            return int(read_json(folder / "checkpoint.json")["step"])
+        return 0
+
+    def clear(self) -> None:
+        """Deletes all checkpoints: the stage is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("step-????????") if path.is_dir())
+
+
+def _intact(folder: Path) -> bool:
+    manifest = folder / "checkpoint.json"
+    if not manifest.is_file():
+        return False
+    expected = read_json(manifest)["sha256"]
+    return all((folder / file).is_file() and digest_file(folder / file) == expected[file] for file in _FILES)
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,142 @@
+"""The one training loop. What is trained, and on what, are an objective and its rows."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+
+from spintune.errors import NonFiniteError, RunError
+from spintune.models.logprobs import LogProbEngine, pack
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.objectives import Objective
+from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, as it was measured."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    """Mean over the step's weight: nats a token (SFT), or a pair (SPIN)."""
+    grad_norm: float
+    """Before clipping."""
+    learning_rate: float
+    tokens: int
+    """Tokens the model read."""
+    seconds: float
+    facts: dict[str, float]
+    """The objective's own numbers, mean over the step's weight."""
+
+
+def train(
+    engine: LogProbEngine,
+    rows: Sequence[R],
+    steps: Sequence[Sequence[int]],
+    objective: Objective[R],
+    optimization: Optimization,
+    checkpoints: Checkpoints,
+    tokens_per_forward: int,
+    on_start: Callable[[int], None] = lambda step: None,
+    on_step: Callable[[StepReport], None] = lambda report: None,
+) -> None:
+    """Trains the engine's model in place, from the newest checkpoint if there is one.
+
+    Args:
+        rows: all training rows.
+        steps: for every optimizer step, the indices of its rows; known in advance, so that the same call goes on
+            exactly where a stopped one was.
+        tokens_per_forward: tokens of one forward and backward pass. It changes speed and memory, not the result.
+        on_start: told the number of steps that a checkpoint already holds.
+        on_step: told of each step before its checkpoint is written.
+
+    Raises:
+        NonFiniteError: the loss or a gradient is not a number; weights are as after the step before.
+        RunError: the first loss is not the objective's known starting value.
+    """
+    keep_freed_memory()
+    model = engine.model
+    optimizer = build_optimizer(model, optimization)
+    first = checkpoints.restore(model, optimizer)
+    on_start(first)
+    for step in range(first, len(steps)):
+        started = time.perf_counter()
+        batch = [rows[index] for index in steps[step]]
+        loss, facts, tokens = _accumulate(engine, batch, objective, tokens_per_forward)
+        if step == 0:
+            _check_start(loss, objective, engine)
+        norm = gradient_norm(model)
+        if not (math.isfinite(loss) and norm.isfinite()):
+            model.zero_grad()
+            raise NonFiniteError(
+                f"step {step + 1}: loss {loss}, gradient norm {norm.item()}; the weights were not touched; "
+                "lower learning_rate or look at this step's rows "
+                f"(indices {', '.join(map(str, list(steps[step])[:8]))})"
+            )
+        rate = rate_at(step, len(steps), optimization)
+        clip_gradients(model, norm, optimization.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds = time.perf_counter() - started
+        on_step(StepReport(step + 1, loss, norm.item(), rate, tokens, seconds, facts))
+        if checkpoints.due() and step + 1 < len(steps):
+            checkpoints.save(step + 1, model, optimizer)
+
+
+def _accumulate(
+    engine: LogProbEngine, batch: Sequence[R], objective: Objective[R], tokens_per_forward: int
+) -> tuple[float, dict[str, float], int]:
+    """Gradients of the step's mean loss, in as many passes as it takes; the mean loss and facts, and tokens read."""
+    weight = sum(map(objective.weight, batch))
+    queries = [(row, objective.query(row)) for row in batch]
+    total, facts = 0.0, Counter[str]()
+    for run in pack(queries, lambda item: item[1].tokens, tokens_per_forward):
+        result = objective([row for row, _ in run], engine([query for _, query in run]))
+        (result.total / weight).backward()  # type: ignore[no-untyped-call]
+        total += result.total.item()
+        facts.update(result.facts)
+    tokens = sum(query.tokens for _, query in queries)
+    return total / weight, {name: value / weight for name, value in facts.items()}, tokens
+
+
+
+def _check_start(loss: float, objective: Objective[R], engine: LogProbEngine) -> None:
+    """The player starts as its own opponent, so its first loss is known. Anything else means mismatched inputs."""
+    tolerance = 1e-3 if engine.autocast is None else 5e-2
+    if objective.start is not None and not abs(loss - objective.start) <= tolerance and math.isfinite(loss):
+        raise RunError(
+            f"the loss at step 0 is {loss:.6f} and must be {objective.start:.6f}: the cached opponent scores are not "
+            "this player's; delete the iteration's folder and run again"
+        )
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc reuse large freed blocks instead of returning them to the system after every layer.
+
+    Each step asks for the same buffers again; returning them costs a page fault for every 4 KiB. Measured with
+    SmolLM2-135M on 2 cores: 2.2 million faults in two steps without this, 0.6 million with it, steps 17 % shorter.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    for option, value in _GLIBC_OPTIONS.items():
+        mallopt(option, value)
+
+
+_GLIBC_OPTIONS = {
+    -4: 0,  # M_MMAP_MAX: no block gets a mapping of its own
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: the heap's end is kept
+    -8: 1,  # M_ARENA_MAX: one heap, so that freed blocks meet
+}

@@ -1,0 +1,50 @@
+"""Which rows each step trains on: a pure function of the seed and the epoch, so a resumed run needs no saved position."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def steps_by_rows(rows: int, per_step: int, epochs: float, seed: int) -> list[list[int]]:
+    """Steps of ``per_step`` row indices; the last step of an epoch may be short."""
+    return _cut(epochs, [_chunks(_permutation(rows, epoch, seed), per_step) for epoch in range(_whole(epochs))])
+
+
+def steps_by_tokens(tokens: Sequence[int], per_step: int, epochs: float, seed: int) -> list[list[int]]:
+    """Steps that hold about ``per_step`` tokens each (never more, but for a row that is larger by itself)."""
+    per_epoch = []
+    for epoch in range(_whole(epochs)):
+        steps: list[list[int]] = []
+        room = 0
+        for index in _permutation(len(tokens), epoch, seed):
+            if not steps or tokens[index] > room:
+                steps.append([])
+                room = per_step
+            steps[-1].append(index)
+            room -= tokens[index]
+        per_epoch.append(steps)
+    return _cut(epochs, per_epoch)
+
+
+def _permutation(rows: int, epoch: int, seed: int) -> list[int]:
+    key = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little"))).permutation(rows).tolist()
+
+
+def _chunks(order: list[int], size: int) -> list[list[int]]:
+    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+
+
+def _whole(epochs: float) -> int:
+    return max(1, int(np.ceil(epochs)))
+
+
+def _cut(epochs: float, per_epoch: list[list[list[int]]]) -> list[list[int]]:
+    """All steps of the whole epochs, and the share of the last one that a fractional number of epochs asks for."""
+    last = per_epoch[-1]
+    share = epochs - (len(per_epoch) - 1)
+    kept = last[: max(1, round(share * len(last)))]
+    return [step for steps in [*per_epoch[:-1], kept] for step in steps]

@@ -1,0 +1,96 @@
+"""Supervised fine-tuning: the loop with the likelihood objective, watched on held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from spintune.models.generation import Generator
+from spintune.models.logprobs import LogProbEngine
+from spintune.models.sampling import Sampling
+from spintune.progress import Progress
+from spintune.recipe import SftSection
+from spintune.tokens.chat import Row
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.loop import StepReport, train
+from spintune.training.objectives import NegativeLogLikelihood
+from spintune.training.optimization import Optimization
+from spintune.training.order import steps_by_tokens
+
+SAMPLE_TOKENS = 64
+
+
+def heldout_loss(engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward: int) -> float:
+    """Minus the mean log-probability of the rows' trained tokens, in nats a token."""
+    objective = NegativeLogLikelihood()
+    scores = engine.score([objective.query(row) for row in rows], tokens_per_forward)
+    return -sum(score for (score,) in scores) / sum(map(objective.weight, rows))
+
+
+def run_sft(
+    engine: LogProbEngine,
+    generator: Generator,
+    rows: Sequence[Row],
+    heldout: Sequence[Row],
+    section: SftSection,
+    seed: int,
+    tokens_per_forward: int,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    on_start: Callable[[int], None],
+    on_step: Callable[[StepReport], None],
+    on_evaluation: Callable[[int, float, list[str]], None],
+) -> int:
+    """Trains the engine's model in place; the number of optimizer steps.
+
+    ``on_evaluation(step, loss, answers)`` hears of the held-out loss, and the answers to the first few held-out
+    prompts, before the first step and after every epoch.
+    """
+    tokens = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
+    steps = steps_by_tokens(tokens, section.tokens_per_step, section.epochs, seed)[: section.max_steps]
+    ends = _epoch_ends(steps, len(rows)) | {len(steps)}
+    sampled = heldout[: section.samples]
+
+    def evaluate(step: int) -> None:
+        if heldout:
+            answers = generator.generate([row.prompt_ids for row in sampled], Sampling(SAMPLE_TOKENS, temperature=0))
+            on_evaluation(step, heldout_loss(engine, heldout, tokens_per_forward), [a.text for a in answers])
+
+    with progress.task("SFT", len(steps), "steps") as task:
+
+        def start(step: int) -> None:
+            on_start(step)
+            task.advance(step)
+            if step == 0:
+                evaluate(0)
+
+        def report(step: StepReport) -> None:
+            on_step(step)
+            task.advance(1, loss=step.loss, tokens_per_s=step.tokens / step.seconds)
+            if step.step in ends:
+                evaluate(step.step)
+
+        train(
+            engine,
+            rows,
+            steps,
+            NegativeLogLikelihood(),
+            Optimization(
+                section.learning_rate, section.schedule, section.warmup, section.weight_decay, section.max_grad_norm
+            ),
+            checkpoints,
+            tokens_per_forward,
+            start,
+            report,
+        )
+    return len(steps)
+
+
+def _epoch_ends(steps: Sequence[Sequence[int]], rows: int) -> set[int]:
+    """Numbers of the steps after which every row was seen once more."""
+    ends: set[int] = set()
+    seen = 0
+    for number, step in enumerate(steps, 1):
+        seen += len(step)
+        if seen % rows == 0:
+            ends.add(number)
+    return ends
