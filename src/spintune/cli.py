@@ -30,7 +30,9 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: res
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Words = Annotated[
     list[str] | None,
-    typer.Argument(help="A recipe and key.path=value overrides, or overrides alone.", metavar="[RECIPE] [KEY=VALUE]..."),
+    typer.Argument(
+        help="A recipe and key.path=value overrides, or overrides alone.", metavar="[RECIPE] [KEY=VALUE]..."
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
 Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
@@ -171,17 +173,18 @@ def schema() -> None:
 def main() -> None:
     """Entry point: user errors are one line and a code of their own; anything else is a bug and shows itself."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # typer returns the code of a typer.Exit, and 130 for Ctrl-C
     except SpintuneError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as ending:
-        sys.exit(ending.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; the same command goes on from here", 130)
+        code = 130
     except Exception as error:
         if (code := _usage_code(error)) is None:
             raise
         _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
+    if code == 130:
+        _fail("stopped; the same command goes on from here", code)
+    sys.exit(code)
 
 
 def _usage_code(error: Exception) -> int | None:
@@ -215,6 +218,8 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
 
 def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: str | None, out: str | None) -> Recipe:
     """The recipe on the command line, or one made of flags: this stage and the held-out table."""
+    import json
+
     from spintune.errors import RecipeError
     from spintune.recipe import load_recipe
 
@@ -222,7 +227,8 @@ def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: 
     path = _recipe_path(words)
     if path:
         flags = {"model": model, "data.train": data, "out": out}
-        given = [f"{key}={value}" for key, value in flags.items() if value]
+        # a JSON string is a YAML string, whatever is in it: a folder may be called 2024 or "a: b"
+        given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value]
         recipe = load_recipe(path, [*given, *words[1:]])
         if getattr(recipe, stage) is None:
             raise RecipeError(f"{path} has no {stage} section; add one or use spintune run")

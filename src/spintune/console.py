@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
 import orjson
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -140,7 +141,9 @@ class _JsonTask:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    return "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
+    return "  ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
+    )
 
 
 def _duration(seconds: float) -> str:
@@ -159,58 +162,68 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     console = Console(highlight=False)
     data = results["data"]
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(data["dropped"].items())) or "none"
-    console.print(f"\nData: {data['read']} read, {data['train']} to train on, {data['heldout']} held out; dropped: {dropped}")
+    console.print(
+        f"\nData: {data['read']} read, {data['train']} to train on, {data['heldout']} held out; dropped: {dropped}"
+    )
     if results.get("spin"):
         console.print(_spin_table(results["spin"]))
     if results.get("heldout"):
         console.print(_heldout_table(results["heldout"]))
         console.print(_differences(results["differences"]))
     last = list(results["models"])[-1]
-    console.print(f"\nEverything is in {folder}: metrics.jsonl, results.json, and each model as a Hugging Face folder.")
+    console.print(f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.")
     console.print(f"Talk to {last}:  spintune chat {folder}", soft_wrap=True)
 
 
 def _spin_table(iterations: list[dict[str, Any]]) -> Table:
-    table = Table(title="Self-play, on held-out prompts (log-probabilities in nats an answer)", title_justify="left")
-    for heading in ("iteration", "pairs", "loss", "margin", "accuracy", "r real", "r' generated", "tokens real", "generated"):
-        table.add_column(heading, justify="right")
+    """Where each iterate stands against its opponent. Held-out pairs; none are there without a held-out split."""
+    headings = ("iterate", "pairs", "loss", "margin", "accuracy", "r", "r'", "real", "generated")
+    table = _table("Self-play on held-out prompts (margin r - r' in nats; lengths in tokens)", headings)
     for entry in iterations:
         heldout = entry["heldout"]
         numbers = ["-"] * 7
         if heldout:
             numbers = [
-                f"{entry['start_loss']:.3f} → {heldout['loss']:.3f}",
+                f"{entry['start_loss']:.3f}→{heldout['loss']:.3f}",
                 f"{heldout['margin']:+.2f}",
                 f"{heldout['accuracy']:.0%}",
                 f"{heldout['real_ratio']:+.2f}",
                 f"{heldout['generated_ratio']:+.2f}",
                 f"{heldout['real_tokens']:.0f}",
-                f"{heldout['generated_tokens']:.0f} ({heldout['generated_cut']:.0%} cut)",
+                f"{heldout['generated_tokens']:.0f}",
             ]
         table.add_row(str(entry["iteration"]), str(entry["pairs"]["train"]["kept"]), *numbers)
     return table
 
 
 _HEADINGS = {
-    "nll_per_token": ("loss, nats/token", "{:.3f}"),
-    "rouge_l": ("ROUGE-L", "{:.3f}"),
-    "exact_match": ("exact match", "{:.3f}"),
-    "answer_tokens": ("answer tokens", "{:.0f}"),
-    "finished": ("finished", "{:.0%}"),
+    "nll_per_token": ("loss", "{:.3f}", True),
+    "rouge_l": ("ROUGE-L", "{:.3f}", True),
+    "exact_match": ("exact match", "{:.2f}", True),
+    "answer_tokens": ("tokens", "{:.0f}", False),
+    "finished": ("finished", "{:.0%}", False),
 }
 
 
 def _heldout_table(heldout: dict[str, Any]) -> Table:
-    table = Table(title="Held-out examples, greedy answers [95 % interval]", title_justify="left")
-    table.add_column("model")
-    for heading, _ in _HEADINGS.values():
-        table.add_column(heading, justify="right")
+    headings = ("model", *(heading for heading, _, _ in _HEADINGS.values()))
+    table = _table("Held-out examples: loss in nats a token, greedy answers; 95 % intervals", headings)
     for name, measures in heldout.items():
-        cells = []
-        for measure, (_, form) in _HEADINGS.items():
-            value = measures[measure]
-            cells.append(f"{form} [{form}, {form}]".format(value["mean"], value["low"], value["high"]))
-        table.add_row(name, *map(Text, cells))
+        table.add_row(
+            name, *(_estimate(measures[measure], form, ends) for measure, (_, form, ends) in _HEADINGS.items())
+        )
+    return table
+
+
+def _estimate(value: dict[str, float], form: str, interval: bool) -> Text:
+    text = Text(form.format(value["mean"]))
+    return text.append(f" {value['low']:.2f}–{value['high']:.2f}", style="dim") if interval else text
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table
 
 
@@ -223,7 +236,7 @@ def _differences(differences: dict[str, Any]) -> str:
             for measure, value in measures.items()
             if value["low"] > 0 or value["high"] < 0
         ]
-        lines.append(f"{name}: " + ("; ".join(told) if told else "no measure can be told apart with so few items"))
+        lines.append(f"{name}: " + ("; ".join(told) if told else "none; with so few items they cannot be told apart"))
     return "Paired differences whose 95 % interval leaves out 0:\n  " + "\n  ".join(lines)
 
 

@@ -11,7 +11,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-REQUIRED = ("torch", "transformers", "tokenizers", "safetensors", "gguf", "datasets", "pyarrow", "pydantic", "rapidfuzz")
+REQUIRED = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "datasets",
+    "pyarrow",
+    "pydantic",
+    "rapidfuzz",
+)
 OPTIONAL = {"tensorboard": "tracking: [tensorboard]", "trl": "benchmarks/training.py"}
 
 
@@ -53,7 +63,9 @@ def _package(name: str) -> Finding:
 def _hardware() -> list[Finding]:
     import torch
 
-    findings = [Finding("processor", f"{torch.get_num_threads()} threads, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")]
+    findings = [
+        Finding("processor", f"{torch.get_num_threads()} threads, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")
+    ]
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         findings.append(Finding("memory", f"{memory:.0f} GiB", memory >= 4))

@@ -15,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-
 from spintune.data.sources import Source, read_sources, source_digest
 from spintune.data.split import split_examples
 from spintune.errors import DataError, ModelError
@@ -326,7 +325,9 @@ class _Pipeline:
                 player.engine,
                 player.generator,
                 rendered.rows,
-                Sampling(section.max_new_tokens, section.temperature, section.top_p, section.top_k, self._seed(iteration)),
+                Sampling(
+                    section.max_new_tokens, section.temperature, section.top_p, section.top_k, self._seed(iteration)
+                ),
                 self.recipe.data.max_length,
                 self.recipe.tokens_per_forward,
                 folder / "shards",

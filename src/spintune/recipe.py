@@ -130,9 +130,12 @@ class Recipe(Section):
         "auto", description="Type of matrix products: auto is bfloat16 on a GPU that has it, float32 elsewhere."
     )
     tokens_per_forward: Count = Field(
-        1024, description="Tokens computed at once; changes speed and memory, not results. [tokens] Measured on 2 cores."
+        1024,
+        description="Tokens computed at once; changes speed and memory, not results. [tokens] Measured on 2 cores.",
     )
-    tracking: list[Literal["tensorboard"]] = Field(default=[], description="Besides metrics.jsonl, which is always kept.")
+    tracking: list[Literal["tensorboard"]] = Field(
+        default=[], description="Besides metrics.jsonl, which is always kept."
+    )
     data: DataSection
     sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
     spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
@@ -204,9 +207,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("!exponent", _Loader.construct_number)
-_Loader.add_implicit_resolver(
-    "!exponent", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver("!exponent", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def _parse_yaml(text: str, name: str) -> Any:
@@ -272,7 +273,12 @@ def _is_type_tag(part: Any) -> bool:
 
 def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
-    children: dict[str, type[BaseModel]] = {"data": DataSection, "sft": SftSection, "spin": SpinSection, "train": SourceSection}
+    children: dict[str, type[BaseModel]] = {
+        "data": DataSection,
+        "sft": SftSection,
+        "spin": SpinSection,
+        "train": SourceSection,
+    }
     for part in location[:-1]:
         section = children.get(str(part), section)
     return section

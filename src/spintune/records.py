@@ -142,4 +142,6 @@ def _records(path: Path, kind: type[Record]) -> Iterator[Record]:
             try:
                 yield kind.from_json(orjson.loads(line))
             except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                raise RunError(f"{path}:{number}: not a {kind.__name__} record ({error}); delete the file and run again") from error
+                raise RunError(
+                    f"{path}:{number}: not a {kind.__name__} record ({error}); delete the file and run again"
+                ) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -52,7 +51,9 @@ class Run:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
-            raise RunError(f"{self.folder} is in use by another spintune process; wait for it or choose another out=") from None
+            raise RunError(
+                f"{self.folder} is in use by another spintune process; wait for it or choose another out="
+            ) from None
         try:
             self._claim()
         except BaseException:
@@ -152,9 +153,10 @@ class StepLog:
             self._file.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with storage_errors(self.path):  # closing writes what a full disk refused before
+                file.close()
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def _intact(path: Path, expected: dict[str, Any]) -> bool:
     """Whether a file is as it was written. One that was not touched since is not read again."""
     if not path.is_file():
         return False
-    status = os.stat(path)
+    status = path.stat()
     if status.st_size != expected["bytes"]:
         return False
     return status.st_mtime_ns == expected["mtime_ns"] or digest_file(path) == expected["sha256"]

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,22 +29,25 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(_explain(path, error)) from error
-    except Exception as error:  # safetensors reports a full disk as its own exception type
-        if "No space left on device" in str(error) or "os error 28" in str(error):
-            raise StorageError(f"{path}: the disk is full; free some space or choose another out=") from error
-        raise
+    except Exception as error:  # safetensors and tokenizers report a full disk as exceptions of their own
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if not found:
+            raise
+        code = int(found[1])
+        raise StorageError(_explain(path, OSError(code, os.strerror(code)))) from error
 
 
 def _explain(path: Path, error: OSError) -> str:
     advice = {
         errno.ENOSPC: "the disk is full; free some space or choose another out=",
         errno.EDQUOT: "the disk quota is used up; free some space or choose another out=",
+        errno.EFBIG: "a file would be larger than allowed here (ulimit -f); raise the limit or choose another out=",
         errno.EROFS: "the file system is read-only; choose another out=",
         errno.EACCES: "no permission to write here; choose another out=",
         errno.EPERM: "no permission to write here; choose another out=",
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another out=",
         errno.EEXIST: "a file stands where a folder is needed; choose another out=",
-    }.get(error.errno or 0, f"cannot be written ({error.strerror or error})")
+    }.get(error.errno or 0, f"cannot be written ({error.strerror or error}); choose another out=")
     return f"{path}: {advice}"
 
 
@@ -75,29 +79,38 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         try:
             yield temporary
-            for file in sorted(temporary.rglob("*")):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            fsync_folder(temporary)
-            if path.exists():
-                # rename cannot replace a folder that is not empty: step aside first, so that no moment has half a folder
-                aside = path.with_name(path.name + ".old" + _TEMPORARY)
-                if aside.exists():
-                    shutil.rmtree(aside)
-                path.rename(aside)
-                temporary.rename(path)
-                shutil.rmtree(aside)
-            else:
-                temporary.rename(path)
+            for name in [temporary, *temporary.rglob("*")]:
+                _fsync(name)
+            _replace_folder(temporary, path)
             fsync_folder(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
+def _replace_folder(temporary: Path, path: Path) -> None:
+    """Renames a folder over another. rename cannot replace one that is not empty, so the old one steps aside first."""
+    if not path.exists():
+        temporary.rename(path)
+        return
+    aside = path.with_name(path.name + ".old" + _TEMPORARY)
+    if aside.exists():
+        shutil.rmtree(aside)
+    path.rename(aside)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        aside.rename(path)
+        raise
+    shutil.rmtree(aside)
+
+
 def fsync_folder(path: Path) -> None:
     """Makes the names in a folder durable."""
+    _fsync(path)
+
+
+def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -108,7 +121,7 @@ def fsync_folder(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes one indented JSON document atomically."""
     with atomic_file(path) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n")
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from spintune.run import StepLog
 class Metrics:
     """Writes each step of each stage once, to every place the recipe names."""
 
-    def __init__(self, folder: Path, tracking: list[str]) -> None:
+    def __init__(self, folder: Path, tracking: Sequence[str]) -> None:
         self._log = StepLog(folder / "metrics.jsonl")
         self._folder = folder / "tensorboard" if "tensorboard" in tracking else None
         self._writers: dict[str, Any] = {}

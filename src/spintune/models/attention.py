@@ -126,9 +126,7 @@ class PackedLayout:
         lengths = [branch.length for branch in self.branches]
         # split, not slices: its backward is one concatenation instead of a zero-filled row for each piece
         pieces = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True)
-        return torch.cat(
-            [attention(*piece, rule, self._mask(i, rule.window)) for i, piece in enumerate(pieces)], dim=2
-        )
+        return torch.cat([attention(*piece, rule, self._mask(i, rule.window)) for i, piece in enumerate(pieces)], dim=2)
 
     def _mask(self, index: int, window: int | None) -> Tensor | None:
         """The branch's mask; None where it is plainly causal."""

@@ -211,9 +211,7 @@ class BatchGenerator:
             ).last_hidden_state[0]
             return head_logits(self.model, hidden[torch.tensor(last, device=device)])
 
-    def _extend(
-        self, running: list[_Sequence], logits: Tensor, sampling: Sampling, on_token: OnToken | None
-    ) -> None:
+    def _extend(self, running: list[_Sequence], logits: Tensor, sampling: Sampling, on_token: OnToken | None) -> None:
         uniforms = torch.tensor([s.uniforms[len(s.ids)] for s in running], dtype=torch.float64)
         tokens, logprobs = choose(logits, uniforms, sampling)
         for sequence, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):

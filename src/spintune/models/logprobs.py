@@ -105,7 +105,9 @@ class LogProbEngine:
         return LogProbs(sum_N, count_N, token_M)
 
     @torch.no_grad()
-    def score(self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None) -> list[list[float]]:
+    def score(
+        self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
+    ) -> list[list[float]]:
         """Log-probabilities without gradients: a list for each query, with one number for each of its responses.
 
         ``budget`` is the number of tokens computed at once; ``done`` is told how many queries are finished.

@@ -62,7 +62,9 @@ def play(
             if path.exists():
                 pairs = read_records(path, Pair)
             else:
-                pairs = _play_shard(engine, generator, shard, sampling, keys[begin : begin + SHARD], max_length, tokens_per_forward)
+                pairs = _play_shard(
+                    engine, generator, shard, sampling, keys[begin : begin + SHARD], max_length, tokens_per_forward
+                )
                 write_records(path, pairs)
             kept.extend(pairs)
             task.advance(len(shard))
@@ -79,10 +81,10 @@ def _play_shard(
     tokens_per_forward: int,
 ) -> list[Pair]:
     completions = generator.generate([row.prompt_ids for row in rows], sampling, keys)
-    answers = [_fit(completion, max_length - len(row.prompt_ids)) for row, completion in zip(rows, completions, strict=True)]
-    queries = [
-        Query(row.prompt_ids, (row.response_ids, ids)) for row, (ids, _) in zip(rows, answers, strict=True)
+    answers = [
+        _fit(completion, max_length - len(row.prompt_ids)) for row, completion in zip(rows, completions, strict=True)
     ]
+    queries = [Query(row.prompt_ids, (row.response_ids, ids)) for row, (ids, _) in zip(rows, answers, strict=True)]
     scores = engine.score(queries, tokens_per_forward)
     return [
         Pair(

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-
 from spintune.errors import NonFiniteError, RunError
 from spintune.models.logprobs import LogProbEngine, pack
 from spintune.training.checkpoint import Checkpoints
@@ -108,7 +107,6 @@ def _accumulate(
         facts.update(result.facts)
     tokens = sum(query.tokens for _, query in queries)
     return total / weight, {name: value / weight for name, value in facts.items()}, tokens
-
 
 
 def _check_start(loss: float, objective: Objective[R], engine: LogProbEngine) -> None:

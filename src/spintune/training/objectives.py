@@ -73,8 +73,9 @@ class Loss(NamedTuple):
 class Objective(Protocol[R]):
     """What the training loop needs to know about a kind of row."""
 
-    start: float | None
-    """The loss before the first update where theory fixes it, else None."""
+    @property
+    def start(self) -> float | None:
+        """The loss before the first update where theory fixes it, else None."""
 
     def query(self, row: R) -> Query:
         """What to ask the engine about a row."""

@@ -1,4 +1,4 @@
-"""Which rows each step trains on: a pure function of the seed and the epoch, so a resumed run needs no saved position."""
+"""Which rows each step trains on: a pure function of seed and epoch, so a resumed run needs no saved position."""
 
 from __future__ import annotations
 

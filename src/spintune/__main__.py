@@ -1,0 +1,5 @@
+"""``python -m spintune``: the same as the ``spintune`` command."""
+
+from spintune.cli import main
+
+main()
