@@ -3,17 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test test-all check benchmark clean
+.PHONY: demo test quick check benchmark clean
 
 demo: $(READY)
 	$(BIN)/spintune run recipes/quickstart.yaml
 
+# every test, the slow and real-model ones included
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# the whole suite, the slow and real-model tests included
-test-all: $(READY)
-	$(BIN)/python -m pytest -m "slow or not slow"
+# what every commit passes
+quick: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(READY)
 	$(BIN)/ruff check .

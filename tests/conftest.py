@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -81,3 +85,28 @@ def alpaca_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("data") / "animals.json"
     path.write_text(json.dumps(rows))
     return path
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def spintune(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """The command line in this process: ``spintune("run", path, "seed=1")``."""
+    from spintune.cli import main
+
+    def execute(*words: object, stdin: str = "") -> Ended:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["spintune", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ending:
+            main()
+        return Ended(ending.value.code or 0, *capfd.readouterr())
+
+    return execute

@@ -29,7 +29,7 @@ from spintune.records import Example, Pair, read_records, write_records
 from spintune.run import Run, StepLog
 from spintune.selfplay.opponent import play
 from spintune.selfplay.spin import standing, train_iteration
-from spintune.storage import digest_json, write_json
+from spintune.storage import digest_json, write_json_if_changed
 from spintune.tokens.chat import Rendered, Renderer, Row, Turns, fit, render
 from spintune.tokens.templates import template_source
 from spintune.tracking import Metrics
@@ -103,9 +103,12 @@ class _Pipeline:
             for iteration in range(1, self.recipe.spin.iterations + 1):
                 iterates.append(self._iteration(self.recipe.spin, iteration, iterates[-1], results))
         if "heldout" in self.recipe.eval and until == "eval":
-            self._evaluate(iterates, results)
+            if self._heldout:
+                self._evaluate(iterates, results)
+            else:
+                self.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
         results["models"] = {iterate.name: iterate.location for iterate in iterates}
-        write_json(self.run.folder / "results.json", results)
+        write_json_if_changed(self.run.folder / "results.json", results)
         return results
 
     # Data ------------------------------------------------------------------------------------------------------
@@ -191,6 +194,14 @@ class _Pipeline:
         player.iterate = iterate
         return iterate
 
+    def _checkpoints(self, folder: Path, inputs: dict[str, Any], section: SftSection | SpinSection) -> Checkpoints:
+        """Checkpoints of a stage with these inputs; what a stopped run left of other inputs is deleted."""
+        tag = digest_json(inputs)[:12]
+        for other in folder.glob("checkpoints/*"):
+            if other.name != tag:
+                _delete(other)
+        return Checkpoints(folder / "checkpoints" / tag, section.checkpoint_minutes)
+
     def _render(self, examples: Sequence[Example], renderer: Renderer, max_response: int | None = None) -> Rendered:
         return render(examples, renderer, self.recipe.data.max_length, max_response, self.progress)
 
@@ -205,16 +216,17 @@ class _Pipeline:
             renderer = player.renderer(self.recipe.data.turns)
             train = self._render(self._train, renderer)
             heldout = self._render(self._heldout, renderer).rows if self._heldout else []
-            checkpoints = Checkpoints(folder / "checkpoints", section.checkpoint_minutes)
+            checkpoints = self._checkpoints(folder, inputs, section)
             samples = StepLog(folder / "samples.jsonl")
             prompts = {example.id: example for example in self._heldout}
             losses: list[float] = []
 
             def start(step: int) -> None:
-                # the log may hold an evaluation of the step that the checkpoint was taken after
                 self.metrics.begin("sft", step)
-                self.metrics.begin("sft/heldout", step)
-                samples.rewind("sft", step)
+                # an evaluation of the step that the checkpoint was taken after stays; one of step 0 comes again
+                evaluated_until = step or -1
+                self.metrics.begin("sft/heldout", evaluated_until)
+                samples.rewind("sft", evaluated_until)
 
             def evaluated(step: int, loss: float, answers: list[str]) -> None:
                 losses.append(loss)
@@ -251,9 +263,9 @@ class _Pipeline:
                 "seconds": time.monotonic() - started,
             }
             iterate = self._publish(player, "sft", "sft", inputs, facts)
-            checkpoints.clear()
         else:
             iterate = Iterate("sft", str(folder / "model"), self.run.digest("sft"))
+        _delete(folder / "checkpoints")
         results["sft"] = facts
         return iterate
 
@@ -273,7 +285,7 @@ class _Pipeline:
         if facts is None:
             player = self._load(opponent)
             pairs, heldout = (read_records(folder / "pairs" / file, Pair) for file in ("train.jsonl", "heldout.jsonl"))
-            checkpoints = Checkpoints(folder / "checkpoints", section.checkpoint_minutes)
+            checkpoints = self._checkpoints(folder, inputs, section)
             started = time.monotonic()
             steps = train_iteration(
                 player.engine,
@@ -297,9 +309,9 @@ class _Pipeline:
                 "seconds": time.monotonic() - started,
             }
             iterate = self._publish(player, name, stage, inputs, facts)
-            checkpoints.clear()
         else:
             iterate = Iterate(name, str(folder / "model"), self.run.digest(stage))
+        _delete(folder / "checkpoints")
         results["spin"].append({**facts, "pairs": pair_facts})
         return iterate
 
@@ -311,6 +323,7 @@ class _Pipeline:
         inputs = self._inputs(opponent, sampling={key: getattr(section, key) for key in keys}, iteration=iteration)
         facts = self.run.finished(stage, inputs)
         if facts is not None:
+            _delete(folder / "shards")
             return facts
         player = self._load(opponent)
         renderer = player.renderer("last")
@@ -350,7 +363,7 @@ class _Pipeline:
             }
         facts["seconds"] = time.monotonic() - started
         self.run.finish(stage, inputs, [folder / "train.jsonl", folder / "heldout.jsonl"], facts)
-        shutil.rmtree(folder / "shards", ignore_errors=True)
+        _delete(folder / "shards")
         return facts
 
     def _evaluate(self, iterates: Sequence[Iterate], results: dict[str, Any]) -> None:
@@ -420,6 +433,10 @@ class _Pipeline:
     def _seed(self, iteration: int) -> int:
         """Seed of the opponent's answers: another one in every iteration."""
         return int(digest_json(["opponent", self.recipe.seed, iteration])[:12], 16)
+
+
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _counts(counter: dict[str, int]) -> str:

@@ -169,7 +169,7 @@ def parse_recipe(values: dict[str, Any], name: str) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        lines = [f"{name}: {_explain(problem)}" for problem in error.errors()]
+        lines = [f"{name}: {_explain(problem)}" for problem in error.errors() if _is_about_its_kind(problem)]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
 
 
@@ -197,15 +197,24 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        value = super().construct_yaml_int(node)
+        if value.bit_length() > 63:
+            raise yaml.constructor.ConstructorError(None, None, "an integer of more than 64 bits", node.start_mark)
+        return value
+
     def construct_number(self, node: yaml.ScalarNode) -> float:
         return float(self.construct_scalar(node))
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("!exponent", _Loader.construct_number)
 _Loader.add_implicit_resolver("!exponent", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
@@ -213,6 +222,10 @@ _Loader.add_implicit_resolver("!exponent", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[
 def _parse_yaml(text: str, name: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
+    except RecursionError:
+        raise RecipeError(f"{name}: nested too deeply; this is not a recipe") from None
+    except ValueError as error:  # a number or a date of the right form but of no value, such as 2024-13-45
+        raise RecipeError(f"{name}: a value cannot be read ({error}); write it in quotes if it is text") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise RecipeError(f"{name}{line}: {error.problem or 'not valid YAML'}") from error
@@ -237,6 +250,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} is not UTF-8 text") from None
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds no keys; see recipes/quickstart.yaml for an example")
+    for section in ("sft", "spin"):
+        if section in values and values[section] is None:
+            raise RecipeError(f"{path}: {section} is empty; write {section}: {{}} for its defaults, or leave it out")
     return values
 
 
@@ -264,6 +280,13 @@ def _explain(problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if problem["type"] == "value_error" else f" (given: {problem['input']!r:.60})"
     return f"{where}: {message}{given}" if where else message
+
+
+def _is_about_its_kind(problem: Any) -> bool:
+    """Of a setting that takes one value or a list, pydantic tells what is wrong as either; one of them was meant."""
+    if _is_type_tag(problem["loc"][-1] if problem["loc"] else ""):
+        return isinstance(problem["input"], list) == str(problem["loc"][-1]).startswith("list[")
+    return True
 
 
 def _is_type_tag(part: Any) -> bool:

@@ -55,11 +55,11 @@ class Run:
                 f"{self.folder} is in use by another spintune process; wait for it or choose another out="
             ) from None
         try:
+            remove_partials(self.folder)
             self._claim()
         except BaseException:
             self._lock.close()
             raise
-        remove_partials(self.folder)
         return self
 
     def __exit__(
@@ -69,14 +69,16 @@ class Run:
             self._lock.close()
 
     def _claim(self) -> None:
-        """Takes an empty folder for this recipe, or checks that it is this recipe's."""
+        """Takes a folder without work in it for this recipe, or checks that it is this recipe's."""
         path = self.folder / "recipe.json"
         mine = self.recipe.identity()
-        if not path.exists():
-            write_json(path, {"spintune": __version__, "recipe": mine})
+        theirs = read_json(path)["recipe"] if path.exists() else None
+        if theirs == mine:
             return
-        theirs = read_json(path)["recipe"]
-        if theirs != mine:
+        # a recipe that was mended after it failed on its data or model may go on in the same folder
+        if theirs is None or {entry.name for entry in self.folder.iterdir()} <= {"run.lock", "recipe.json", "data"}:
+            write_json(path, {"spintune": __version__, "recipe": mine})
+        else:
             changes = "; ".join(_differences(theirs, mine))
             raise RunError(f"{self.folder} holds a run of another recipe ({changes}); choose another out= or delete it")
 

@@ -121,7 +121,17 @@ def _fsync(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes one indented JSON document atomically."""
     with atomic_file(path) as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+        file.write(_indented(value))
+
+
+def write_json_if_changed(path: Path, value: Any) -> None:
+    """Writes one JSON document, unless the file holds it already: who watches the file sees only what is new."""
+    if not path.is_file() or path.read_bytes() != _indented(value):
+        write_json(path, value)
+
+
+def _indented(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def read_json(path: Path) -> Any:

@@ -54,13 +54,13 @@ def judge_heldout(
         scores = engine.score([objective.query(row) for row in rows], tokens_per_forward, task.advance)
     with progress.task(f"{name}: held-out answers", len(rows), "answers") as task:
         left = [max_new_tokens] * len(rows)
+        stops: frozenset[int] = getattr(generator, "stop_ids", frozenset())
 
         def count(index: int, token: int) -> None:
             left[index] -= 1
             if left[index] == 0 or token in stops:
                 task.advance()
 
-        stops = getattr(generator, "stop_ids", frozenset())
         sampling = Sampling(max_new_tokens, temperature=0)
         completions = generator.generate([row.prompt_ids for row in rows], sampling, on_token=count)
     return [

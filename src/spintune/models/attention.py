@@ -48,8 +48,11 @@ def enable_layouts(model: PreTrainedModel) -> None:
 
 
 def disable_layouts(model: PreTrainedModel) -> None:
-    """Back to ordinary scaled-dot-product attention with masks."""
-    model.set_attn_implementation("sdpa")
+    """Back to ordinary attention with masks: scaled-dot-product where the architecture supports it."""
+    try:
+        model.set_attn_implementation("sdpa")
+    except ValueError:  # soft-capped scores (Gemma 2), sinks, no attention at all
+        model.set_attn_implementation("eager")
 
 
 def _attention(
@@ -116,6 +119,8 @@ class PackedLayout:
 
     branches: Sequence[Branch]
     device: torch.device
+    windows: dict[int, int | None] = field(default_factory=dict)
+    """The sliding window of every layer that attended."""
     _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
 
     def positions(self) -> Tensor:
@@ -123,6 +128,7 @@ class PackedLayout:
         return torch.tensor([[p for branch in self.branches for p in branch.positions()]], device=self.device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+        self.windows[layer] = rule.window
         lengths = [branch.length for branch in self.branches]
         # split, not slices: its backward is one concatenation instead of a zero-filled row for each piece
         pieces = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True)

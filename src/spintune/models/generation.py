@@ -91,11 +91,10 @@ class SlotCache:
             keys[slots, :, self.lengths] = new_keys[0][0].transpose(0, 1)
             values[slots, :, self.lengths] = new_values[0][0].transpose(0, 1)
             outputs = [self._attend_cache(queries[0], keys[:running], values[:running], rule)]
-        for slot, (length, *piece) in enumerate(
-            zip(self.prefill, queries[1:], new_keys[1:], new_values[1:], strict=True), running
-        ):
-            keys[slot, :, :length], values[slot, :, :length] = piece[1][0], piece[2][0]
-            outputs.append(attention(*piece, rule, _window_mask(length, rule.window, self.device)))
+        prompts = zip(self.prefill, queries[1:], new_keys[1:], new_values[1:], strict=True)
+        for slot, (length, query, key, value) in enumerate(prompts, running):
+            keys[slot, :, :length], values[slot, :, :length] = key[0], value[0]
+            outputs.append(attention(query, key, value, rule, _window_mask(length, rule.window, self.device)))
         return torch.cat(outputs, 2)
 
     def _attend_cache(self, q_1HBD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, rule: Rule) -> Tensor:
@@ -271,12 +270,13 @@ class PlainGenerator:
                 with precision(self.model, self.autocast):
                     ids = torch.tensor([unread], device=self.model.device)
                     output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
+                cache = getattr(output, "past_key_values", None)
                 uniform = torch.tensor([sequence.uniforms[len(sequence.ids)]], dtype=torch.float64)
                 token, logprob = choose(output.logits[:, -1], uniform, sampling)
                 sequence.ids.append(int(token))
                 sequence.logprob += float(logprob)
-                unread = (int(token),)
+                # a model that keeps its state elsewhere (Mamba) reads the whole text again
+                unread = (int(token),) if cache is not None else (*sequence.prompt, *sequence.ids)
                 if on_token:
                     on_token(sequence.index, int(token))
                 if int(token) in self.stop_ids:

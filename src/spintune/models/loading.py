@@ -92,7 +92,7 @@ def load_model(name: str, *, cache: Path, precision: str = "auto", device: torch
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
         model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=torch.float32, trust_remote_code=False, attn_implementation="sdpa", **arguments
+            location, dtype=torch.float32, trust_remote_code=False, **arguments
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error

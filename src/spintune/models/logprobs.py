@@ -44,7 +44,7 @@ class LogProbs(NamedTuple):
     """Of N responses, in the order of the queries and of the responses within each."""
 
     sum_N: Tensor
-    """Summed log-probability of each response's scored tokens, in nats, float32, differentiable."""
+    """Summed log-probability of each response's scored tokens, in nats, differentiable; float32, or float64 if the model is."""
     count_N: Tensor
     """Number of scored tokens of each response."""
     token_M: Tensor
@@ -101,7 +101,7 @@ class LogProbEngine:
             token_M = self._packed_tokens(queries) if self.packed else self._plain_tokens(queries)
         count_N = torch.tensor([sum(s) for q in queries for s in _scored(q)], device=token_M.device)
         owner_M = torch.repeat_interleave(count_N)
-        sum_N = torch.zeros(len(count_N), device=token_M.device).index_add(0, owner_M, token_M)
+        sum_N = token_M.new_zeros(len(count_N)).index_add(0, owner_M, token_M)
         return LogProbs(sum_N, count_N, token_M)
 
     @torch.no_grad()
@@ -119,9 +119,9 @@ class LogProbEngine:
             done(len(run))
         return scores
 
-    def _packed_tokens(self, queries: Sequence[Query]) -> Tensor:
+    def _packed_tokens(self, queries: Sequence[Query], layout: PackedLayout | None = None) -> Tensor:
         device = self.model.device
-        layout = PackedLayout([Branch(len(q.prompt), tuple(map(len, q.responses))) for q in queries], device)
+        layout = layout or _layout(queries, device)
         ids = [token for q in queries for part in (q.prompt, *q.responses) for token in part]
         rows, targets = _predictions(queries)
         hidden_1TD = self.model.base_model(
@@ -143,7 +143,7 @@ class LogProbEngine:
 
     def _head_piece(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
         logits_MV = head_logits(self.model, hidden_MD)
-        return _TokenLogProb.apply(logits_MV.float(), target_M)  # type: ignore[no-any-return]
+        return _TokenLogProb.apply(_at_least_float32(logits_MV), target_M)  # type: ignore[no-any-return]
 
     def _plain_tokens(self, queries: Sequence[Query]) -> Tensor:
         """The definition: one forward a response, with the model's own attention and head."""
@@ -153,8 +153,8 @@ class LogProbEngine:
                 if not any(scored):
                     continue
                 ids = torch.tensor([[*query.prompt, *response]], device=self.model.device)
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(query.prompt) - 1 : -1].float()
-                token = logits.log_softmax(-1).gather(1, ids[0, len(query.prompt) :, None])[:, 0]
+                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(query.prompt) - 1 : -1]
+                token = _at_least_float32(logits).log_softmax(-1).gather(1, ids[0, len(query.prompt) :, None])[:, 0]
                 values.append(token[torch.tensor(scored, device=token.device)])
         return torch.cat(values) if values else torch.zeros(0, device=self.model.device)
 
@@ -163,20 +163,32 @@ class LogProbEngine:
         vocabulary = self.model.config.get_text_config().vocab_size
         ids = tuple((7 * i * i + 3 * i + 1) % vocabulary for i in range(16))
         probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
+        layout = _layout(probe, self.model.device)
         disable_layouts(self.model)
         with precision(self.model, self.autocast):
             plain = self._plain_tokens(probe)
             try:
                 enable_layouts(self.model)
-                packed = self._packed_tokens(probe)
+                packed = self._packed_tokens(probe, layout)
             except Exception as error:  # whatever a foreign architecture raises, the plain path still works
                 log.debug("packed probe failed", exc_info=error)
                 packed = torch.full_like(plain, math.nan)
-        tolerance = 1e-3 if self.autocast is None and plain.dtype == torch.float32 else 0.1
-        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance))
+        tolerance = 1e-3 if self.autocast is None and self.model.dtype.itemsize >= 4 else 0.1
+        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self._windows_arrive(layout)
         if not exact:
             disable_layouts(self.model)
         return exact
+
+    def _windows_arrive(self, layout: PackedLayout) -> bool:
+        """Do windows that the config asks for reach the layout? Some models put them into masks only (Qwen2-MoE)."""
+        config = self.model.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            wanted = getattr(config, "sliding_window", None) is not None
+            return not wanted or any(window is not None for window in layout.windows.values())
+        if "chunked_attention" in kinds:
+            return False
+        return all(layout.windows.get(i) is not None for i, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
 def head_logits(model: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
@@ -203,21 +215,26 @@ class _TokenLogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> Tensor:
         normaliser_M = torch.logsumexp(logits_MV, -1)
-        # a copy of the values only: torch's own in-place check would forbid the overwriting below
-        ctx.logits_MV = logits_MV.detach()
-        ctx.save_for_backward(normaliser_M, target_M)
+        # saved the ordinary way, so that checkpoint() can drop the logits of a piece until backward
+        ctx.save_for_backward(logits_MV, normaliser_M, target_M)
         return logits_MV.gather(1, target_M[:, None])[:, 0] - normaliser_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        normaliser_M, target_M = ctx.saved_tensors
+        logits_MV, normaliser_M, target_M = ctx.saved_tensors
         grad_M = grads[0]
-        logits_MV = ctx.logits_MV
-        del ctx.logits_MV
         probability_MV = logits_MV.sub_(normaliser_M[:, None]).exp_()
         gradient_MV = probability_MV.mul_(-grad_M[:, None])
         gradient_MV.scatter_add_(1, target_M[:, None], grad_M[:, None])
         return gradient_MV, None
+
+
+def _layout(queries: Sequence[Query], device: torch.device) -> PackedLayout:
+    return PackedLayout([Branch(len(q.prompt), tuple(map(len, q.responses))) for q in queries], device)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
 def _scored(query: Query) -> tuple[tuple[bool, ...], ...]:

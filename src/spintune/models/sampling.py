@@ -106,4 +106,4 @@ def _first_above(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
     inside = torch.minimum(target_B, torch.nextafter(cumulative[:, -1], torch.zeros_like(target_B)))
     index_B = torch.searchsorted(cumulative, inside[:, None], right=True)[:, 0]
     before_B = cumulative.gather(1, index_B[:, None])[:, 0] - mass_BN.gather(1, index_B[:, None])[:, 0]
-    return index_B, inside - before_B
+    return index_B, (inside - before_B).clamp(min=0)

@@ -102,7 +102,7 @@ def _accumulate(
     total, facts = 0.0, Counter[str]()
     for run in pack(queries, lambda item: item[1].tokens, tokens_per_forward):
         result = objective([row for row, _ in run], engine([query for _, query in run]))
-        (result.total / weight).backward()  # type: ignore[no-untyped-call]
+        (result.total / weight).backward()
         total += result.total.item()
         facts.update(result.facts)
     tokens = sum(query.tokens for _, query in queries)

@@ -1,0 +1,92 @@
+"""What the machine is, and how fast it can be at best."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "spintune")
+
+
+def threads() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> dict[str, Any]:
+    """Name of the processor, and whether it multiplies bfloat16 natively."""
+    facts = {"name": platform.processor() or platform.machine(), "native_bfloat16": False}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line.partition(":") for line in cpuinfo.read_text().splitlines()]
+        fields = {key.strip(): value.strip() for key, _, value in lines}
+        facts["name"] = fields.get("model name", facts["name"])
+        facts["native_bfloat16"] = not {"avx512_bf16", "amx_bf16"}.isdisjoint(fields.get("flags", "").split())
+    return facts
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores, load and versions. Another job on the machine shows in the load (1 is one busy core)."""
+    return {
+        "processor": processor(),
+        "threads": threads(),
+        "load_before": os.getloadavg()[0],
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held so far [GB].
+
+    A child inherits the peak of the process that started it, so the parent of the contestants stays without torch.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def matmul_peak(hidden: int, inner: int, vocabulary: int, precision: str) -> dict[str, float]:
+    """GFLOP/s of matrix products: square ones of 2048, and a thousand tokens times the model's own matrices.
+
+    The best of 10 calls each. Backward's shapes are measured as well, for libraries differ most there.
+    """
+    import torch
+
+    torch.set_num_threads(threads())
+    dtype = getattr(torch, precision)
+    rates = {}
+    for m, k, n in (
+        (2048, 2048, 2048),
+        (1024, hidden, inner),
+        (1024, inner, hidden),
+        (hidden, 1024, inner),
+        (512, hidden, vocabulary),
+        (512, vocabulary, hidden),
+    ):
+        a, b = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
+        seconds = _best(lambda a=a, b=b: torch.nn.functional.linear(a, b), 10)
+        rates[f"{m} x {k} x {n}"] = 2 * m * k * n / seconds / 1e9
+    return rates
+
+
+def _best(call: Callable[[], object], times: int) -> float:
+    call()
+    seconds = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

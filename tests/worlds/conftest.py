@@ -1,0 +1,104 @@
+"""Whole runs on the tiny model: the recipe, what a run leaves behind, and the command in this process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Tree = dict[str, Any]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A tiny model is fastest on one thread, above all beside other work; started commands inherit it."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def values(tiny_model: Path, alpaca_file: Path) -> Callable[..., dict[str, Any]]:
+    """A small recipe with SFT, two iterations and evaluation, as plain values; a checkpoint after every step."""
+
+    def build(out: Path, **changes: Any) -> dict[str, Any]:
+        recipe: dict[str, Any] = {
+            "out": str(out),
+            "model": str(tiny_model),
+            "data": {"train": str(alpaca_file), "max_length": 96, "eval_fraction": 0.2},
+            "sft": {"tokens_per_step": 256, "epochs": 2.0, "learning_rate": 1e-3, "checkpoint_minutes": 0.0},
+            "spin": {
+                "iterations": 2,
+                "pairs_per_step": 8,
+                "max_new_tokens": 12,
+                "learning_rate": 1e-3,
+                "checkpoint_minutes": 0.0,
+            },
+        }
+        for key, value in changes.items():
+            if isinstance(value, dict) and isinstance(recipe.get(key), dict):
+                recipe[key] = {**recipe[key], **value}
+            else:
+                recipe[key] = value
+        return {key: value for key, value in recipe.items() if value is not None}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def run(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., dict[str, Any]]:
+    """Runs the small recipe, with changes, in this process."""
+    from spintune.pipeline import run_recipe
+    from spintune.progress import Silent
+    from spintune.recipe import parse_recipe
+
+    def execute(out: Path, progress: Any = None, until: Any = "eval", **changes: Any) -> dict[str, Any]:
+        return run_recipe(parse_recipe(values(out, **changes), "test"), cache, progress or Silent(), until)
+
+    return execute
+
+
+@pytest.fixture(scope="session")
+def finished(run: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one uninterrupted run; not to be written to."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], Tree]:
+    """What a run computed: the digest of every file, without times of change and durations."""
+
+    def read(out: Path) -> Tree:
+        tree: Tree = {}
+        for file in sorted(path for path in out.rglob("*") if path.is_file()):
+            name = str(file.relative_to(out))
+            if file.name == "metrics.jsonl":
+                tree[name] = [_timeless(json.loads(line)) for line in file.read_text().splitlines()]
+            elif file.name == "results.json":
+                tree[name] = {**_timeless(json.loads(file.read_text())), "models": None}
+            elif file.name == "manifest.json":
+                manifest = json.loads(file.read_text())
+                digests = {key: entry["sha256"] for key, entry in manifest["files"].items()}
+                tree[name] = _timeless({**manifest, "files": digests})
+            else:
+                tree[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+        return tree
+
+    return read
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _timeless(item) for key, item in value.items() if key != "seconds"}
+    return [_timeless(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,211 @@
+"""A run that is stopped anywhere, and started again by the same command, ends bit for bit as one that was not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spintune.progress import Silent
+from spintune.selfplay import opponent
+
+
+class Stopped(BaseException):
+    """Like a signal: nothing may catch it."""
+
+
+class StopsAt(Silent):
+    """Progress that raises when the work moves for the n-th time."""
+
+    def __init__(self, moves: int) -> None:
+        self.left = moves
+        self.task_name = ""
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
+        self.task_name = name
+        yield self
+
+    def advance(self, amount: float = 1, **facts: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Stopped
+
+
+def until_done(run: Callable[..., Any], out: Path, moves: Iterator[int], **changes: Any) -> list[str]:
+    """Starts the run again and again until it ends; the tasks in which it was stopped."""
+    stops = []
+    for count in moves:
+        progress = StopsAt(count)
+        try:
+            run(out, progress, **changes)
+            return stops
+        except Stopped:
+            stops.append(progress.task_name)
+    raise AssertionError("the moves were used up")
+
+
+def no_leftovers(out: Path) -> None:
+    names = [str(path.relative_to(out)) for path in out.rglob("*")]
+    assert not [name for name in names if ".partial" in name or "checkpoints" in name or "shards" in name]
+
+
+def each_step_once(out: Path) -> None:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    steps = Counter((row["stage"], row["step"]) for row in rows)
+    assert set(steps.values()) == {1}
+    for stage in {stage for stage, _ in steps} - {"sft/heldout"}:
+        numbers = sorted(step for name, step in steps if name == stage)
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several shards of opponent answers, so that a stop can fall between them."""
+    monkeypatch.setattr(opponent, "SHARD", 8)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_run_stopped_at_many_points_equals_an_uninterrupted_one(
+    run: Callable[..., Any], contents: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    run(tmp_path / "straight")
+    moves = iter([1, 3, 4, 6, 9, 5, 8, 4, 7, 12, 5, 9, 13, 7, 20, 9, 30, 25, 40, 60, 10_000])
+    stops = until_done(run, tmp_path / "stopped", moves)
+    # the stops fell into every kind of work
+    kinds = {" ".join(word for word in name.split() if not any(map(str.isdigit, word))) for name in stops}
+    assert {"SFT", "opponent plays train prompts", "SPIN iteration"} <= kinds
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "straight")
+    each_step_once(tmp_path / "stopped")
+    no_leftovers(tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("template", ["tokenizer", "plain"])
+@pytest.mark.parametrize("minutes", [0.0, 10.0])
+def test_a_run_stopped_once_at_any_point_equals_an_uninterrupted_one(
+    run: Callable[..., Any], contents: Callable[[Path], Any], tmp_path: Path, template: str, minutes: float
+) -> None:
+    changes = {
+        "data": {"template": template},
+        "sft": {"checkpoint_minutes": minutes},
+        "spin": {"checkpoint_minutes": minutes},
+    }
+    run(tmp_path / "straight", **changes)
+    expected = contents(tmp_path / "straight")
+    for moves in range(1, 200, 5):
+        out = tmp_path / f"stopped-{moves}"
+        stops = until_done(run, out, iter([moves, 10_000]), **changes)
+        assert contents(out) == expected, f"stopped at move {moves} in {stops}"
+        no_leftovers(out)
+        if not stops:
+            return
+    raise AssertionError("the run is longer than the points that were tried")
+
+
+def test_a_checkpoint_of_other_data_is_not_used(
+    run: Callable[..., Any], contents: Callable[[Path], Any], tmp_path: Path, alpaca_file: Path
+) -> None:
+    """Stopped during SFT, the data file mended, the same command: the result is that of the mended data alone."""
+    data = tmp_path / "data.json"
+    rows = json.loads(alpaca_file.read_text())
+    data.write_text(json.dumps(rows))
+    changes = {"data": {"train": str(data)}, "spin": None}
+    with pytest.raises(Stopped):
+        run(tmp_path / "mended", StopsAt(6), **changes)
+    assert list((tmp_path / "mended").glob("sft/checkpoints/**/checkpoint.json"))
+    data.write_text(json.dumps([{**row, "output": row["output"].upper()} for row in rows]))
+    run(tmp_path / "mended", **changes)
+    run(tmp_path / "straight", **changes)
+    assert contents(tmp_path / "mended") == contents(tmp_path / "straight")
+    no_leftovers(tmp_path / "mended")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_many_moments_equals_an_uninterrupted_one(
+    values: Callable[..., dict[str, Any]], contents: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """kill -9 of the real command, twelve times, at seeded moments of every stage (crash-test regime, rows 1 and 2)."""
+    words = ["fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow", "pig", "elk", "emu", "yak"]
+    rows = [
+        {"instruction": f"Say {first} and {second} {count} times.", "output": " ".join([first, second] * count)}
+        for first in words
+        for second in words
+        for count in (1, 2, 3)
+    ]
+    data = tmp_path / "animals.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def command(name: str) -> list[str]:
+        recipe = tmp_path / f"{name}.yaml"
+        changes = {"train": str(data)}, {"epochs": 1.0}, {"pairs_per_step": 16}
+        built = values(tmp_path / name, data=changes[0], sft=changes[1], spin=changes[2])
+        recipe.write_text(json.dumps(built))  # JSON is YAML
+        return [sys.executable, "-m", "spintune", "run", str(recipe), "--json"]
+
+    subprocess.run(command("straight"), check=True, capture_output=True)
+    out = tmp_path / "killed"
+    kills = kill_and_restart(command("killed"), out, random.Random(7))
+    assert kills >= 10
+    assert contents(out) == contents(tmp_path / "straight")
+    each_step_once(out)
+    no_leftovers(out)
+
+
+def kill_and_restart(command: list[str], out: Path, draw: random.Random) -> int:
+    """Kills the command at twelve moments, each in a process of its own, then lets it end; the number of kills."""
+    moments: list[Callable[[], bool]] = [
+        lambda: (out / "data" / "train.jsonl").exists(),
+        more_lines(out, 3),
+        seen(out, "sft/checkpoints/*/*.partial"),
+        more_lines(out, draw.randint(4, 20)),
+        seen(out, "sft/*.partial"),
+        seen(out, "spin/iterate-1/pairs/shards/*"),
+        more_lines(out, draw.randint(1, 9)),
+        seen(out, "spin/iterate-1/checkpoints/*/*.partial"),
+        seen(out, "spin/iterate-2/pairs/manifest.json"),
+        more_lines(out, draw.randint(1, 9)),
+        seen(out, "spin/iterate-2/manifest.json"),
+        seen(out, "eval/heldout/*/answers.jsonl"),
+    ]
+    kills = 0
+    for moment in [*moments, lambda: False]:
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            while process.poll() is None and not moment():
+                time.sleep(0.0005)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+            else:
+                assert process.returncode == 0, process.stderr and process.stderr.read().decode()
+    assert process.returncode == 0
+    return kills
+
+
+def more_lines(out: Path, more: int) -> Callable[[], bool]:
+    """Whether the metrics grew by so many lines since the first call."""
+    start: list[int] = []
+
+    def grown() -> bool:
+        path = out / "metrics.jsonl"
+        lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        start.append(lines) if not start else None
+        return lines >= start[0] + more
+
+    return grown
+
+
+def seen(out: Path, pattern: str) -> Callable[[], bool]:
+    return lambda: any(out.glob(pattern))
