@@ -26,7 +26,7 @@ from spintune.models.sampling import Sampling
 from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.records import Example, Pair, read_records, write_records
-from spintune.run import Run, StepLog
+from spintune.run import Run
 from spintune.selfplay.opponent import play
 from spintune.selfplay.spin import standing, train_iteration
 from spintune.storage import digest_json, write_json_if_changed
@@ -217,7 +217,6 @@ class _Pipeline:
             train = self._render(self._train, renderer)
             heldout = self._render(self._heldout, renderer).rows if self._heldout else []
             checkpoints = self._checkpoints(folder, inputs, section)
-            samples = StepLog(folder / "samples.jsonl")
             prompts = {example.id: example for example in self._heldout}
             losses: list[float] = []
 
@@ -239,21 +238,21 @@ class _Pipeline:
                     )
 
             started = time.monotonic()
-            steps = run_sft(
-                player.engine,
-                player.generator,
-                train.rows,
-                heldout,
-                section,
-                self.recipe.seed,
-                self.recipe.tokens_per_forward,
-                checkpoints,
-                self.progress,
-                start,
-                self._step_logger("sft"),
-                evaluated,
-            )
-            samples.close()
+            with self.run.log("sft/samples.jsonl") as samples:
+                steps = run_sft(
+                    player.engine,
+                    player.generator,
+                    train.rows,
+                    heldout,
+                    section,
+                    self.recipe.seed,
+                    self.recipe.tokens_per_forward,
+                    checkpoints,
+                    self.progress,
+                    start,
+                    self._step_logger("sft"),
+                    evaluated,
+                )
             facts = {
                 "rows": len(train.rows),
                 "dropped": dict(train.dropped),

@@ -209,7 +209,8 @@ def test_builtin_seeds_are_read(tmp_path: Path) -> None:
     except DataError as missing:
         pytest.skip(str(missing))
     assert result.format == "seeds"
-    assert result.examples and balanced(result)
+    assert result.examples
+    assert balanced(result)
     assert result.examples[0].source == "builtin:seeds:1"
 
 

@@ -15,7 +15,10 @@ Tree = dict[str, Any]
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """A tiny model is fastest on one thread, above all beside other work; started commands inherit it."""
+    """A tiny model is fastest on one thread, above all beside other work; started commands inherit it.
+
+    Equality bit for bit holds for one number of threads.
+    """
     import torch
 
     with pytest.MonkeyPatch.context() as patch:
@@ -67,8 +70,8 @@ def run(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., dic
     return execute
 
 
-@pytest.fixture(scope="session")
-def finished(run: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="package")
+def finished(one_thread: None, run: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one uninterrupted run; not to be written to."""
     out = tmp_path_factory.mktemp("finished") / "run"
     run(out)

@@ -143,7 +143,7 @@ class LogProbEngine:
 
     def _head_piece(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
         logits_MV = head_logits(self.model, hidden_MD)
-        return _TokenLogProb.apply(_at_least_float32(logits_MV), target_M)  # type: ignore[no-any-return]
+        return _TokenLogProb.apply(_at_least_float32(logits_MV), target_M)
 
     def _plain_tokens(self, queries: Sequence[Query]) -> Tensor:
         """The definition: one forward a response, with the model's own attention and head."""

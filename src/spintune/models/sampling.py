@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spintune.errors import NonFiniteError
+
 _BLOCK = 256
 
 
@@ -65,6 +67,8 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Te
     else:
         logits_BV = _truncate(logits_BV / sampling.temperature, sampling)
     normaliser_B = torch.logsumexp(logits_BV, -1)
+    if not normaliser_B.isfinite().all():
+        raise NonFiniteError("the model's scores of the next token are not numbers; it is damaged or has diverged")
     if not sampling.greedy:
         token_B = _invert((logits_BV - normaliser_B[:, None]).exp_(), uniform_B)
     return token_B, logits_BV.gather(1, token_B[:, None])[:, 0] - normaliser_B

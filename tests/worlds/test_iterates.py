@@ -1,0 +1,144 @@
+"""What a run publishes are ordinary Hugging Face folders, and the pairs and losses are those of SPIN."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ITERATES = ("sft", "spin/iterate-1", "spin/iterate-2")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("iterate", ITERATES)
+def test_an_iterate_is_a_plain_folder_that_stops_where_it_was_trained_to(finished: Path, iterate: str) -> None:
+    folder = finished / iterate / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert model.dtype == torch.float32
+    eos = model.generation_config.eos_token_id
+    assert end in (eos if isinstance(eos, list) else [eos])
+    config = json.loads((folder / "config.json").read_text())
+    assert not {key for key in config if "quantization" in key or "attn" in key or key == "auto_map"}
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say fox 2 times."}], add_generation_prompt=True, return_tensors="pt"
+    )
+    assert model.generate(**prompt, max_new_tokens=3).shape[1] <= prompt["input_ids"].shape[1] + 3
+
+
+def test_a_folder_holds_what_transformers_writes_and_nothing_more(finished: Path, tiny_model: Path) -> None:
+    names = {path.name for path in tiny_model.iterdir()}
+    for iterate in ITERATES:
+        assert {path.name for path in (finished / iterate / "model").iterdir()} == names
+
+
+def test_training_moved_every_iterate(finished: Path, tiny_model: Path) -> None:
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders(finished, tiny_model)]
+    assert len(set(weights)) == 4
+
+
+def folders(finished: Path, tiny_model: Path) -> list[Path]:
+    return [tiny_model, *(finished / iterate / "model" for iterate in ITERATES)]
+
+
+def test_the_first_loss_of_every_iteration_is_ln_2(finished: Path) -> None:
+    first = [row for row in rows(finished / "metrics.jsonl") if row["stage"].startswith("spin/") and row["step"] == 1]
+    assert [row["stage"] for row in first] == ["spin/iterate-1", "spin/iterate-2"]
+    for row in first:
+        assert row["loss"] == pytest.approx(math.log(2), abs=1e-4)
+        assert row["margin"] == pytest.approx(0, abs=1e-3)
+
+
+def score(folder: Path, prompt: list[int], response: list[int]) -> float:
+    """log p(response | prompt) by one plain forward of transformers' own model."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0]
+    logprobs = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    return logprobs.gather(1, torch.tensor(response)[:, None]).sum().item()
+
+
+@pytest.mark.parametrize(("iteration", "opponent"), [(1, "sft"), (2, "spin/iterate-1")])
+@pytest.mark.parametrize("side", ["train", "heldout"])
+def test_the_opponent_is_the_previous_iterate_and_no_other(
+    finished: Path, tiny_model: Path, iteration: int, opponent: str, side: str
+) -> None:
+    """Scores in the pairs file are those of the previous iterate's published folder; the others are far off."""
+    for pair in rows(finished / "spin" / f"iterate-{iteration}" / "pairs" / f"{side}.jsonl")[:3]:
+        for which in ("real", "generated"):
+            expected = pair[f"opponent_{which}"]
+            for folder in folders(finished, tiny_model):
+                found = score(folder, pair["prompt_ids"], pair[f"{which}_ids"])
+                if folder == finished / opponent / "model":
+                    assert found == pytest.approx(expected, abs=1e-4)
+                else:
+                    assert abs(found - expected) > 1e-3, folder
+
+
+def test_what_the_opponent_reads_is_the_templates_prompt_and_what_it_should_say_the_reference(finished: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(finished / "sft" / "model")
+    examples = rows(finished / "data" / "train.jsonl")
+    pairs = rows(finished / "spin" / "iterate-1" / "pairs" / "train.jsonl")
+    by_prompt = {example["messages"][0]["content"]: example["messages"][1]["content"] for example in examples}
+    for pair in pairs:
+        instruction = tokenizer.decode(pair["prompt_ids"]).split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
+        answer = tokenizer.decode(pair["real_ids"])
+        if pair["real_complete"]:
+            assert answer == by_prompt[instruction] + "<|im_end|>"
+        else:
+            assert len(pair["real_ids"]) == 12  # max_new_tokens
+            assert by_prompt[instruction].startswith(answer)
+        assert len(pair["generated_ids"]) <= 12
+        assert (tokenizer.decode(pair["generated_ids"][-1:]) == "<|im_end|>") == pair["generated_complete"]
+
+
+def test_no_prompt_disappears_uncounted(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    data = results["data"]
+    assert data["train"] + data["heldout"] + sum(data["dropped"].values()) == data["read"] == 40
+    for entry in results["spin"]:
+        for side, count in (("train", data["train"]), ("heldout", data["heldout"])):
+            facts = entry["pairs"][side]
+            written = rows(finished / "spin" / f"iterate-{entry['iteration']}" / "pairs" / f"{side}.jsonl")
+            assert facts["prompts"] == count
+            assert facts["kept"] + sum(facts["dropped"].values()) == count
+            assert len(written) == facts["kept"]
+
+
+def test_identical_and_empty_answers_are_counted_and_left_out(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """A model that learned four answers by heart gives them back, greedily; what equals the real answer teaches
+    nothing."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Say {w}.", "output": w}) + "\n" for w in "abcdefgh"))
+    results = run(
+        tmp_path / "run",
+        data={"train": str(data), "eval_fraction": 0.0},
+        sft={"epochs": 60.0, "learning_rate": 1e-2, "checkpoint_minutes": 10.0, "tokens_per_step": 64},
+        spin={"iterations": 1, "temperature": 0.7},
+    )
+    facts = results["spin"][0]["pairs"]["train"]
+    assert facts["dropped"].get("identical", 0) >= 1
+    assert facts["kept"] + sum(facts["dropped"].values()) == 8
+
+
+def test_a_held_out_prompt_is_never_trained_on(finished: Path) -> None:
+    train, heldout = (
+        {json.dumps(row["messages"][:-1]) for row in rows(finished / "data" / f"{side}.jsonl")}
+        for side in ("train", "heldout")
+    )
+    assert train
+    assert heldout
+    assert not train & heldout

@@ -1,0 +1,165 @@
+"""The same command again does nothing; a changed or damaged file makes what depends on it run again, and only that."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spintune.progress import Silent
+
+Run = Callable[..., dict[str, Any]]
+Contents = Callable[[Path], Any]
+
+
+class Watching(Silent):
+    """Progress that remembers which tasks were begun."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.notes: list[str] = []
+
+    def task(self, name: str, total: float, unit: str) -> Any:
+        self.tasks.append(name)
+        return super().task(name, total, unit)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The finished run in another place, its times of change kept."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def times(out: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in sorted(out.rglob("*")) if path.name != "run.lock"}
+
+
+def rewritten(out: Path, before: dict[str, int]) -> set[str]:
+    """Names of the manifests that were written since."""
+    now = times(out)
+    return {str(Path(name).relative_to(out).parent) for name in now if "manifest" in name and now[name] != before[name]}
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_same_command_again_writes_nothing_and_loads_no_model(run: Run, copied: Path) -> None:
+    run(copied)
+    before, watching = times(copied), Watching()
+    results = run(copied, watching)
+    assert times(copied) == before
+    assert watching.tasks == []
+    assert results == json.loads((copied / "results.json").read_text())
+
+
+def test_a_run_without_its_times_of_change_still_counts_as_done(run: Run, finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere" / "run"
+    shutil.copytree(finished, moved, copy_function=shutil.copyfile)
+    watching = Watching()
+    assert run(moved, watching)["models"]["sft"] == str(moved / "sft" / "model")
+    assert watching.tasks == []
+
+
+def test_changes_of_out_and_of_what_only_watches_do_not_count(run: Run, copied: Path) -> None:
+    watching = Watching()
+    run(copied, watching, sft={"checkpoint_minutes": 5.0}, spin={"checkpoint_minutes": 5.0})
+    assert watching.tasks == []
+
+
+@pytest.mark.parametrize(
+    ("damaged", "again"),
+    [
+        ("data/train.jsonl", {"data"}),
+        ("sft/model/model.safetensors", {"sft"}),
+        ("sft/model/tokenizer.json", {"sft"}),
+        ("spin/iterate-1/pairs/train.jsonl", {"spin/iterate-1/pairs"}),
+        ("spin/iterate-2/model/model.safetensors", {"spin/iterate-2"}),
+        ("eval/heldout/sft/answers.jsonl", {"eval/heldout/sft"}),
+    ],
+)
+@pytest.mark.parametrize("how", [flip, Path.unlink])
+def test_a_damaged_output_is_made_again_bit_for_bit_so_that_nothing_after_it_changes(
+    run: Run, copied: Path, finished: Path, contents: Contents, damaged: str, again: set[str], how: Callable[..., None]
+) -> None:
+    before = times(copied)
+    how(copied / damaged)
+    run(copied)
+    assert rewritten(copied, before) == again
+    expected, found = contents(finished), contents(copied)
+    for tree in (expected, found):  # the lines of a stage that ran again stand at the end
+        tree["metrics.jsonl"].sort(key=lambda row: (row["stage"], row["step"]))
+    assert found == expected
+
+
+def test_changed_data_makes_everything_run_again(
+    run: Run, contents: Contents, alpaca_file: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "animals.json"
+    shutil.copy(alpaca_file, data)
+    run(tmp_path / "run", data={"train": str(data)})
+    before = times(tmp_path / "run")
+    data.write_text(data.read_text().replace("fox", "FOX"))
+    run(tmp_path / "run", data={"train": str(data)})
+    every = {str(path.parent.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("manifest.json")}
+    assert len(every) == 10  # data, sft, 2 iterations with their pairs, 4 judged models
+    assert rewritten(tmp_path / "run", before) == every
+    run(tmp_path / "fresh", data={"train": str(data)})
+    assert contents(tmp_path / "run") == contents(tmp_path / "fresh")
+
+
+def test_data_that_was_touched_but_not_changed_runs_nothing_again(run: Run, copied: Path, alpaca_file: Path) -> None:
+    os.utime(alpaca_file)
+    watching = Watching()
+    run(copied, watching)
+    assert watching.tasks == []
+
+
+def test_two_runs_of_one_recipe_are_equal_and_another_seed_is_not(
+    run: Run, finished: Path, contents: Contents, tmp_path: Path
+) -> None:
+    run(tmp_path / "same")
+    assert contents(tmp_path / "same") == contents(finished)
+    run(tmp_path / "other", seed=1)
+    weights = "spin/iterate-2/model/model.safetensors"
+    assert contents(tmp_path / "other")[weights] != contents(finished)[weights]
+
+
+def test_tokens_computed_at_once_change_no_result_beyond_rounding(run: Run, finished: Path, tmp_path: Path) -> None:
+    """SFT alone, because sampled answers may differ once weights differ by a rounding error."""
+    from safetensors.torch import load_file
+
+    run(tmp_path / "run", spin=None, tokens_per_forward=100)
+    one, other = (load_file(out / "sft/model/model.safetensors") for out in (tmp_path / "run", finished))
+    # after 10 steps of AdamW at 1e-3; a wrong mean over micro-batches moves weights by more than 1e-3
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-4
+
+
+def test_without_held_out_rows_nothing_is_judged_and_the_reader_is_told(run: Run, tmp_path: Path) -> None:
+    watching = Watching()
+    results = run(tmp_path / "run", watching, data={"eval_fraction": 0.0}, spin={"iterations": 1})
+    assert "heldout" not in results
+    assert results["spin"][0]["heldout"] is None
+    assert any("eval_fraction" in note for note in watching.notes)
+
+
+@pytest.mark.parametrize("left_out", ["sft", "spin", "both"])
+def test_stages_that_a_recipe_leaves_out_are_skipped(run: Run, tmp_path: Path, left_out: str) -> None:
+    changes = {key: None for key in ("sft", "spin") if left_out in (key, "both")}
+    results = run(tmp_path / "run", **changes)
+    models = {"sft": ["base", "iterate-1", "iterate-2"], "spin": ["base", "sft"], "both": ["base"]}[left_out]
+    assert list(results["models"]) == list(results["heldout"]) == models
+    # compared with where self-play starts: sft if there is one
+    reference = "base" if left_out != "spin" else "sft"
+    assert list(results["differences"]) == [f"{name} - {reference}" for name in models if name != reference]
