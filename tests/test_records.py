@@ -1,0 +1,110 @@
+"""Records come back as they were written, and a broken line is named."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spintune.errors import RunError
+from spintune.records import Completion, Example, Message, Pair, read_records, write_records
+
+# every code point that UTF-8 can hold: line separators, controls, private use, emoji, right-to-left, combining
+text = st.text(st.characters(exclude_categories=["Cs"]))
+ids = st.lists(st.integers(0, 2**31)).map(tuple)
+number = st.floats(allow_nan=False, allow_infinity=False)
+messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text)
+examples = st.builds(Example, st.lists(messages, min_size=1).map(tuple), text)
+completions = st.builds(Completion, ids, text, st.sampled_from(["stop", "length"]), number)
+pairs = st.builds(Pair, text, ids, ids, ids, text, st.booleans(), st.booleans(), number, number)
+
+
+@given(rows=st.one_of(st.lists(examples), st.lists(completions), st.lists(pairs)))
+def test_records_come_back_equal(rows: list[Any], tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("records") / "x.jsonl"
+    write_records(path, rows)
+    assert path.read_bytes().count(b"\n") == len(rows)
+    assert read_records(path, type(rows[0]) if rows else Example) == rows
+
+
+def test_odd_texts_come_back_and_keep_one_line_each(tmp_path: Path) -> None:
+    odd = [
+        "",
+        "a\u2028b\u2029c\x85d",
+        "\x00\x1b\x7f",
+        "\r\n\t",
+        "e\u0301 \U0001f469\u200d\U0001f680 \u202eabc",
+        "\ufeff",
+    ]
+    rows = [Example((Message("user", "q"), Message("assistant", content))) for content in odd]
+    write_records(tmp_path / "x.jsonl", rows)
+    assert [row.answer for row in read_records(tmp_path / "x.jsonl", Example)] == odd
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b"{", "Expected|unexpected|EOF|end"),
+        (b"[]", ""),
+        (b"null", ""),
+        (b"3", ""),
+        (b'{"messages": [{"role": "user"}]}', "content"),
+        (b'{"source": "x"}', "messages"),
+    ],
+)
+def test_a_line_that_is_no_record_is_named_with_what_to_do(tmp_path: Path, line: bytes, reason: str) -> None:
+    path = tmp_path / "x.jsonl"
+    write_records(path, [Example((Message("user", "q"), Message("assistant", "a")))] * 2)
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(RunError, match=rf"x\.jsonl:3: not a Example record .*({reason}).*; delete the file"):
+        read_records(path, Example)
+
+
+def test_a_pair_with_a_missing_or_unknown_field_is_named(tmp_path: Path) -> None:
+    pair = Pair("id", (1,), (2,), (3,), "text", True, False, -1.5, -2.5)
+    for row in (dataclasses.asdict(pair) | {"more": 1}, {"prompt_ids": [], "real_ids": [], "generated_ids": []}):
+        import json
+
+        (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(RunError, match=r"x\.jsonl:1"):
+            read_records(tmp_path / "x.jsonl", Pair)
+
+
+def test_writing_that_fails_half_way_keeps_the_old_file(tmp_path: Path) -> None:
+    row = Example((Message("user", "q"), Message("assistant", "a")))
+    write_records(tmp_path / "x.jsonl", [row])
+
+    def failing() -> Any:
+        yield row
+        raise ValueError("the source broke")
+
+    with pytest.raises(ValueError, match="the source broke"):
+        write_records(tmp_path / "x.jsonl", failing())
+    assert read_records(tmp_path / "x.jsonl", Example) == [row]
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_an_example_is_known_by_its_conversation_alone() -> None:
+    turns = (Message("user", "q"), Message("assistant", "a"))
+    assert Example(turns, "here:1").id == Example(turns, "there:2").id
+    others = [
+        (Message("user", "qa"), Message("assistant", "")),
+        (Message("system", "q"), Message("assistant", "a")),
+        (Message("user", "q"), Message("user", ""), Message("assistant", "a")),
+    ]
+    assert len({Example(turns).id, *(Example(other).id for other in others)}) == 4
+
+
+@given(example=examples)
+def test_prompt_and_answer_are_the_conversation(example: Example) -> None:
+    assert [m.content for m in example.prompt] + [example.answer] == [m.content for m in example.messages]
+
+
+def test_records_are_frozen() -> None:
+    for record in (Message("user", "q"), Completion((1,), "a", "stop", -1.0)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            record.content = "other"  # type: ignore[misc, union-attr]

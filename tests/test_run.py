@@ -1,0 +1,157 @@
+"""The run folder: what counts as done, who may write, and a log in which each step stands once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spintune.errors import RunError
+from spintune.recipe import Recipe, parse_recipe
+from spintune.run import Run, StepLog
+
+
+def recipe(out: Path, **changes: Any) -> Recipe:
+    return parse_recipe({"out": str(out), "model": "m", "data": {"train": "x.json"}, **changes}, "test")
+
+
+def finish(run: Run, content: bytes = b"weights", stage: str = "sft") -> str:
+    folder = run.folder / stage
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    (folder / "model" / "a").write_bytes(content)
+    (folder / "b").write_bytes(content)
+    return run.finish(stage, {"x": 1}, [folder / "model", folder / "b"], {"rows": 3})
+
+
+def test_a_finished_stage_gives_its_facts_back_for_its_inputs_only(tmp_path: Path) -> None:
+    with Run(recipe(tmp_path)) as run:
+        assert run.finished("sft", {"x": 1}) is None
+        finish(run)
+        assert run.finished("sft", {"x": 1}) == {"rows": 3}
+        assert run.finished("sft", {"x": 2}) is None
+        assert run.finished("spin", {"x": 1}) is None
+
+
+@pytest.mark.parametrize("name", ["model/a", "b"])
+def test_an_output_that_is_gone_or_other_makes_a_stage_unfinished(tmp_path: Path, name: str) -> None:
+    with Run(recipe(tmp_path)) as run:
+        for damage in (b"weightz", b"longer than before", None):
+            finish(run)
+            path = tmp_path / "sft" / name
+            path.unlink()
+            if damage is not None:
+                path.write_bytes(damage)
+                os.utime(path, ns=(0, 0))
+            assert run.finished("sft", {"x": 1}) is None
+        finish(run)
+        os.utime(tmp_path / "sft" / name, ns=(0, 0))  # touched, not changed
+        assert run.finished("sft", {"x": 1}) == {"rows": 3}
+
+
+def test_the_digest_depends_on_what_was_written_and_on_nothing_else(tmp_path: Path) -> None:
+    with Run(recipe(tmp_path / "a")) as run, Run(recipe(tmp_path / "b", seed=1)) as other:
+        assert finish(run) == finish(other) == run.digest("sft")
+        assert finish(run) != finish(other, b"others")
+
+
+def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom spintune.recipe import parse_recipe\nfrom spintune.run import Run\n"
+        "with Run(parse_recipe({'out': sys.argv[1], 'model': 'm', 'data': {'train': 'x.json'}}, 't')):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunError, match="in use by another spintune process"), Run(recipe(tmp_path)):
+        pass
+    holder.kill()  # the lock dies with its holder
+    holder.wait()
+    holder.stdout.close()
+    with Run(recipe(tmp_path)):
+        pass
+
+
+def test_a_folder_with_work_in_it_belongs_to_its_recipe(tmp_path: Path) -> None:
+    with Run(recipe(tmp_path)) as run:
+        finish(run)
+    with pytest.raises(RunError, match=r"another recipe \(seed 0 there, 3 here\)"), Run(recipe(tmp_path, seed=3)):
+        pass
+    with Run(recipe(tmp_path, tracking=["tensorboard"])):  # who watches does not matter
+        pass
+
+
+def test_a_folder_in_which_only_data_was_read_may_be_taken_over(tmp_path: Path) -> None:
+    with Run(recipe(tmp_path)) as run:
+        finish(run, stage="data")
+    with Run(recipe(tmp_path, seed=3)):
+        assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["seed"] == 3
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="another recipe"), Run(recipe(tmp_path, seed=4)):
+        pass
+
+
+def test_partial_files_are_removed_on_entry_but_not_from_under_another_process(tmp_path: Path) -> None:
+    with Run(recipe(tmp_path)):
+        (tmp_path / "x.partial").write_text("")
+        with pytest.raises(RunError), Run(recipe(tmp_path)):
+            pass
+        assert (tmp_path / "x.partial").exists()
+    with Run(recipe(tmp_path)):
+        assert not (tmp_path / "x.partial").exists()
+
+
+def steps(log: StepLog) -> list[tuple[str, int]]:
+    rows = [json.loads(line) for line in log.path.read_text().splitlines()]
+    return [(row["stage"], row["step"]) for row in rows]
+
+
+def test_rewind_drops_a_torn_line_and_the_steps_to_come(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "log.jsonl")
+    log.rewind("sft", 0)
+    assert not log.path.exists()
+    for step in (1, 2, 3):
+        log.append("sft", step, loss=1 / step)
+    log.append("spin", 3, loss=0.5)
+    log.close()
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + b'{"stage":"sft","st')
+    log.rewind("sft", 2)
+    assert steps(log) == [("sft", 1), ("sft", 2), ("spin", 3)]
+    assert whole.startswith(log.path.read_bytes()[:40])  # what stays is not rewritten in another form
+    log.append("sft", 3)
+    log.close()
+    assert steps(log) == [("sft", 1), ("sft", 2), ("spin", 3), ("sft", 3)]
+
+
+@settings(max_examples=50)
+@given(cuts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40)), max_size=5))
+def test_every_step_stands_once_after_any_torn_writes_and_restarts(
+    cuts: list[tuple[int, int]], tmp_path_factory: Any
+) -> None:
+    """Each attempt goes on from a checkpoint of some steps, and its last line is cut anywhere."""
+    log = StepLog(tmp_path_factory.mktemp("log") / "log.jsonl")
+    done = 0
+    for more, cut in cuts:
+        log.rewind("sft", done)
+        for step in range(done + 1, done + more + 1):
+            log.append("sft", step, loss=0.1)
+        log.close()
+        if more and cut:
+            data = log.path.read_bytes()
+            last = data.rstrip(b"\n").rfind(b"\n") + 1
+            log.path.write_bytes(data[: max(last, len(data) - cut)])
+            done += more - 1
+    log.rewind("sft", done)
+    log.append("sft", done + 1)
+    log.close()
+    assert steps(log) == [("sft", step) for step in range(1, done + 2)]

@@ -1,0 +1,218 @@
+"""A file or folder has its old or its new content, whatever fails; errors of the system are one clear line."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spintune.errors import RunError, StorageError
+from spintune.storage import (
+    atomic_file,
+    atomic_folder,
+    digest_file,
+    digest_folder,
+    digest_json,
+    read_json,
+    remove_partials,
+    storage_errors,
+    write_json,
+    write_json_if_changed,
+)
+
+
+class NthCallFails:
+    """Stands before functions of ``os``: their n-th call, counted over all of them, fails as on a broken disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, n: int, code: int) -> None:
+        self.calls, self.n, self.code = 0, n, code
+        for name in ("fsync", "rename", "replace", "mkdir", "open"):
+            monkeypatch.setattr(os, name, self.counting(getattr(os, name)))
+
+    def counting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            self.calls += 1
+            if self.calls == self.n:
+                raise OSError(self.code, os.strerror(self.code))
+            return function(*args, **options)
+
+        return called
+
+
+def write_file(path: Path, content: bytes) -> None:
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_folder(path: Path, content: bytes) -> None:
+    with atomic_folder(path) as folder:
+        (folder / "a").write_bytes(content)
+        (folder / "sub").mkdir()
+        (folder / "sub" / "b").write_bytes(content)
+
+
+def content_of(path: Path) -> Any:
+    if path.is_dir():
+        return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    return path.read_bytes() if path.exists() else None
+
+
+@pytest.mark.parametrize("write", [write_file, write_folder])
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EACCES])
+def test_a_failure_of_any_call_leaves_the_old_or_the_new_content(
+    tmp_path: Path, write: Callable[[Path, bytes], None], existed: bool, code: int
+) -> None:
+    """The n-th call to the system fails, n = 1, 2, ... until all succeed (crash-test regime, row 3)."""
+    write(tmp_path / "old", b"old")
+    write(tmp_path / "new", b"new")
+    old, new = content_of(tmp_path / "old"), content_of(tmp_path / "new")
+    for n in range(1, 100):
+        folder = tmp_path / f"{n}"
+        folder.mkdir()
+        if existed:
+            write(folder / "x", b"old")
+        with pytest.MonkeyPatch.context() as patch:
+            failing = NthCallFails(patch, n, code)
+            try:
+                write(folder / "x", b"new")
+            except StorageError as error:
+                assert str(folder / "x") in str(error)
+        assert content_of(folder / "x") in ((old, new) if existed else (None, {}, new))
+        assert [path.name for path in folder.iterdir() if path.name != "x"] == []
+        if failing.calls < n:
+            assert content_of(folder / "x") == new
+            return
+    raise AssertionError("a write never succeeded")
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+@pytest.mark.parametrize("exception", [ValueError, KeyboardInterrupt, RunError])
+def test_an_exception_in_the_block_passes_and_leaves_nothing(
+    tmp_path: Path, write: Any, exception: type[BaseException]
+) -> None:
+    with pytest.raises(exception), write(tmp_path / "x"):
+        raise exception("stop")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_to_be_seen_under_the_name_before_the_block_ends(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "file") as file, atomic_folder(tmp_path / "folder") as folder:
+        file.write(b"part")
+        (folder / "a").write_bytes(b"part")
+        assert not (tmp_path / "file").exists()
+        assert not (tmp_path / "folder").exists()
+
+
+def test_a_folder_replaces_another_one_whole(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "stale").write_text("")
+    write_folder(tmp_path / "x", b"new")
+    assert content_of(tmp_path / "x") == {"a": b"new", "sub/b": b"new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_a_killed_writer_left_is_no_hindrance_and_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "x.partial").mkdir()
+    (tmp_path / "x.partial" / "junk").write_text("")
+    write_folder(tmp_path / "x", b"new")
+    assert content_of(tmp_path / "x") == {"a": b"new", "sub/b": b"new"}
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "y.partial").mkdir()
+    (tmp_path / "deep" / "y.partial" / "z.partial").write_text("")
+    (tmp_path / "deep" / "kept").write_text("")
+    remove_partials(tmp_path)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EFBIG, "ulimit"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+def test_a_refusal_of_the_system_names_the_path_and_what_to_do(tmp_path: Path, code: int, words: str) -> None:
+    for error in (OSError(code, os.strerror(code)), RuntimeError(f"Error: {os.strerror(code)} (os error {code})")):
+        with pytest.raises(StorageError) as caught, storage_errors(tmp_path / "x"):
+            raise error
+        assert str(caught.value).startswith(f"{tmp_path / 'x'}: ")
+        assert words in str(caught.value)
+        assert str(caught.value).endswith("choose another out=")
+        assert "\n" not in str(caught.value)
+
+
+def test_safetensors_own_exception_for_a_full_device_is_a_storage_error() -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    with pytest.raises(StorageError, match="disk is full"), storage_errors(Path("/dev/full")):
+        save_file({"a": torch.zeros(1 << 16)}, "/dev/full")
+
+
+def test_other_exceptions_are_not_the_disks(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), storage_errors(tmp_path):
+        raise ZeroDivisionError("no (os) error")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | st.floats(allow_nan=False),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=10,
+)
+
+
+@given(value=json_values)
+def test_json_comes_back_and_its_digest_forgets_the_order_of_keys(value: Any, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    write_json(path, value)
+    assert read_json(path) == value == json.loads(path.read_text())
+    if isinstance(value, dict):
+        assert digest_json(value) == digest_json(dict(reversed(value.items())))
+
+
+def test_the_digest_of_json_is_sha256_of_its_canonical_form() -> None:
+    value = {"b": [1, 2.5, None], "a": "é"}
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert digest_json(value) == hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def test_an_unchanged_document_is_not_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_json_if_changed(path, {"a": 1})
+    before = path.stat().st_mtime_ns, path.stat().st_ino
+    write_json_if_changed(path, {"a": 1})
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
+    write_json_if_changed(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2}
+
+
+def test_a_damaged_document_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"a": ')
+    with pytest.raises(RunError, match=r"x\.json: damaged .* delete it and run again"):
+        read_json(tmp_path / "x.json")
+
+
+@given(content=st.binary(max_size=3000))
+def test_the_digest_of_a_file_is_sha256_of_its_bytes(content: bytes, tmp_path_factory: Any) -> None:
+    path = tmp_path_factory.mktemp("digest") / "x"
+    path.write_bytes(content)
+    assert digest_file(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_the_digest_of_a_folder_has_every_file_by_its_relative_name(tmp_path: Path) -> None:
+    write_folder(tmp_path / "x", b"content")
+    expected = hashlib.sha256(b"content").hexdigest()
+    assert digest_folder(tmp_path / "x") == {"a": expected, "sub/b": expected}
