@@ -58,6 +58,21 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def busy_seconds() -> float:
+    """Processor time that the whole machine has spent so far, time stolen by its host included; 0 where unknown."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _idle, _waiting, *others = map(int, stat.read_text().split("\n", 1)[0].split()[1:9])
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK")
+
+
+def children_seconds() -> float:
+    """Processor time of this process's finished children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def matmul_peak(hidden: int, inner: int, vocabulary: int, precision: str) -> dict[str, float]:
     """GFLOP/s of matrix products: square ones of 2048, and a thousand tokens times the model's own matrices.
 

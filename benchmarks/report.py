@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+DISTURBED = 0.2
+"""Cores that other work may take before a measurement is not worth printing without a warning."""
 TITLES = {"sft": "SFT", "spin": "SPIN, which TRL computes as DPO"}
 
 
@@ -13,7 +15,11 @@ def print_report(results: dict[str, Any]) -> None:
     machine, peaks = results["machine"], results["peak_gflops"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     print(f"\n{results['model']} on {results['data']}; {machine['processor']['name']}, {machine['threads']} threads")
-    print(f"{versions}, Python {machine['python']}; load before {machine['load_before']:.2f}")
+    print(f"{versions}, Python {machine['python']}")
+    foreign = results["foreign_cores"]
+    print(f"other work on the machine: {sum(foreign) / len(foreign):.2f} cores on average, {max(foreign):.2f} at most")
+    if max(foreign) > DISTURBED:
+        print("these times are DISTURBED by other work; measure again on a quiet machine")
     print("best matrix product: " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in peaks.items()))
     for task, facts in results["tasks"].items():
         _task(task, facts)

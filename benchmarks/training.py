@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from checks import Check, check_all
-from machine import describe, threads
+from machine import busy_seconds, children_seconds, describe, threads
 from report import print_report
 from trl_settings import default_setting
 from workload import TASKS, Workload, forward_operations, step_operations
@@ -93,6 +93,8 @@ class Lab:
     def __init__(self, folder: Path, cache: Path) -> None:
         self.folder, self.cache, self.count, self.started = folder, cache, 0, time.monotonic()
         self.workload = folder / "workload.json"
+        self.foreign_cores: list[float] = []
+        """Cores that other work kept busy during each run."""
 
     def run(self, role: str, title: str, **spec: Any) -> Any:
         """A role's result. Prints a line; a contestant that fails ends the benchmark with its last words."""
@@ -109,6 +111,7 @@ class Lab:
             "OMP_NUM_THREADS": str(threads()),
             "HF_DATASETS_CACHE": str(folder / "datasets"),
         }
+        busy, own, began = busy_seconds(), children_seconds(), time.monotonic()
         script = Path(__file__).with_name("contestant.py")
         done = subprocess.run(
             [sys.executable, str(script), role, *map(str, paths)],
@@ -120,6 +123,8 @@ class Lab:
         )
         if done.returncode:
             sys.exit(f"{title} failed:\n{done.stderr[-4000:]}")
+        foreign = (busy_seconds() - busy) - (children_seconds() - own)
+        self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
         return json.loads(paths[1].read_text())
 
 
@@ -210,6 +215,7 @@ def main() -> int:
         results |= {"matmul_gflops": rates, "peak_gflops": peaks}
         results["tasks"] = {task: as_json(task, workload, fields[task], peaks) for task in arguments.only}
         results["checks"] = [check.__dict__ for check in checks]
+        results["foreign_cores"] = lab.foreign_cores
         results["minutes"] = (time.monotonic() - lab.started) / 60
     print_report(results)
     if arguments.json:

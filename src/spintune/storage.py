@@ -102,7 +102,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     except BaseException:
         aside.rename(path)
         raise
-    shutil.rmtree(aside)
+    shutil.rmtree(aside, ignore_errors=True)  # the new folder stands; a rest is removed with the next start
 
 
 def fsync_folder(path: Path) -> None:

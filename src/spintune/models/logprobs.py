@@ -44,7 +44,7 @@ class LogProbs(NamedTuple):
     """Of N responses, in the order of the queries and of the responses within each."""
 
     sum_N: Tensor
-    """Summed log-probability of each response's scored tokens, nats, differentiable; float32, float64 if the model is."""
+    """Summed log-probability of each response's scored tokens, in nats, differentiable; at least float32."""
     count_N: Tensor
     """Number of scored tokens of each response."""
     token_M: Tensor

@@ -1,0 +1,238 @@
+"""The recipe: closed, strictly typed, described; every mistake is one line that says what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+from spintune import recipe as module
+from spintune.errors import RecipeError
+from spintune.recipe import Recipe, Section, SpinSection, load_recipe, parse_recipe, recipe_schema
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+LEAST: dict[str, Any] = {"out": "o", "model": "m", "data": {"train": "x.json"}}
+
+
+def parsed(**changes: Any) -> Recipe:
+    return parse_recipe({**LEAST, **changes}, "test")
+
+
+def wrong(**changes: Any) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parsed(**changes)
+    return str(caught.value)
+
+
+def loaded(tmp_path: Path, text: str, *overrides: str) -> Recipe:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return load_recipe(path, list(overrides))
+
+
+def sections() -> list[type[BaseModel]]:
+    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Section)]
+    return [section for section in classes if section.model_fields]
+
+
+def test_every_setting_is_described() -> None:
+    assert len(sections()) == 6  # source, data, what training shares, sft, spin, recipe
+    for section in sections():
+        for name, field in section.model_fields.items():
+            if section is Recipe and name == "data":
+                continue  # a section that describes itself by its settings
+            assert field.description, f"{section.__name__}.{name}"
+            assert field.description.endswith((".", "]", "transformers.")), f"{section.__name__}.{name}"
+
+
+def test_defaults_are_those_of_the_sources_named_beside_them() -> None:
+    """SPIN paper (arXiv 2401.01335, appendix B): batch 64, rate 5e-7, 10 % warm-up, no weight decay; its scripts: λ 0.1,
+    linear decay, 1024 tokens, 256 of them generated. Stanford Alpaca and Zephyr SFT: 2e-5, cosine."""
+    spin, sft, data = (getattr(parsed(sft={}, spin={}), name) for name in ("spin", "sft", "data"))
+    assert (spin.pairs_per_step, spin.learning_rate, spin.warmup, spin.weight_decay) == (64, 5e-7, 0.1, 0)
+    assert (spin.lambda_, spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)
+    assert (spin.temperature, spin.top_p, spin.top_k) == (1, 1, 0)  # the theory wants the model's own distribution
+    assert (sft.learning_rate, sft.schedule, data.max_length) == (2e-5, "cosine", 1024)
+    assert parsed().sft is parsed().spin is None
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parsed().seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"seed": True}, "seed: Input should be a valid integer (given: True)"),
+        ({"seed": 1.0}, "seed: Input should be a valid integer (given: 1.0)"),
+        ({"seed": "1"}, "seed: Input should be a valid integer (given: '1')"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0 (given: -1)"),
+        ({"sft": {"epochs": "2"}}, "sft.epochs: Input should be a valid number (given: '2')"),
+        ({"sft": {"epochs": 0}}, "sft.epochs: Input should be greater than 0 (given: 0)"),
+        ({"sft": {"warmup": 1.5}}, "sft.warmup: Input should be less than or equal to 1 (given: 1.5)"),
+        ({"spin": {"epochs": float("inf")}}, "spin.epochs: Input should be a finite number (given: inf)"),
+        ({"spin": {"lambda": 0}}, "spin.lambda: Input should be greater than 0 (given: 0)"),
+        ({"spin": {"lambda": True}}, "spin.lambda: Input should be a valid number (given: True)"),
+        ({"spin": {"lambda": [1.0, -1.0], "iterations": 2}}, "spin.lambda.1: Input should be greater than 0"),
+        ({"spin": {"loss": "sigmoid"}}, "spin.loss: Input should be 'logistic', 'hinge', 'exponential' or"),
+        ({"spin": {"iterations": 0}}, "spin.iterations: Input should be greater than or equal to 1"),
+        ({"data": {"train": []}}, "data.train: name at least one source"),
+        ({"data": {"train": "x", "eval_fraction": 1}}, "data.eval_fraction: Input should be less than 1"),
+        ({"data": {"train": [{"path": "x", "weight": 0}]}}, "data.train.0.weight: Input should be greater than 0"),
+        ({"eval": ["ifeval"]}, "eval.0: Input should be 'heldout' (given: 'ifeval')"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_key_and_what_was_given(given: dict[str, Any], words: str) -> None:
+    assert wrong(**given).startswith(f"test: {words}")
+    assert "\n" not in wrong(**given)
+
+
+def test_every_mistake_is_told_at_once() -> None:
+    lines = wrong(seed=-1, sft={"epochs": 0, "epoch": 1}, mode="m").splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("test: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sft": {"lerning_rate": 1}}, "unknown key sft.lerning_rate; did you mean learning_rate?"),
+        ({"spin": {"lamda": 1}}, "unknown key spin.lamda; did you mean lambda?"),
+        ({"modle": "m"}, "unknown key modle; did you mean model?"),
+        ({"max_length": 9}, "unknown key max_length; did you mean data.max_length?"),
+        ({"iterations": 9}, "unknown key iterations; did you mean spin.iterations?"),
+        ({"data": {"train": "x", "epochs": 2}}, "unknown key data.epochs; did you mean sft.epochs?"),
+        ({"data": {"train": [{"path": "x", "wieght": 2}]}}, "unknown key data.train.0.wieght; did you mean weight?"),
+        ({"data": {"train": [{"path": "x", "zzz": 2}]}}, "known here: path, format, weight, limit, split"),
+    ],
+)
+def test_an_unknown_key_comes_with_a_suggestion(given: dict[str, Any], words: str) -> None:
+    assert words in wrong(**given)
+
+
+def test_what_is_missing_is_told_with_its_description() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"out": "o", "data": {}}, "test")
+    assert str(caught.value).splitlines() == [
+        "test: model is missing; Alias, local folder, GGUF file, or hub id[@revision].",
+        "test: data.train is missing; Supervised examples: one source or a list of them.",
+    ]
+
+
+@pytest.mark.parametrize("written", ["2e-5", "2.e-5", "2.0e-5", "0.2E-4", "+2e-05"])
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, written: str) -> None:
+    """YAML 1.1, and PyYAML with it, reads 2e-5 as text."""
+    text = f"out: o\nmodel: m\ndata: {{train: x}}\nsft: {{learning_rate: {written}}}\n"
+    sft = loaded(tmp_path, text).sft
+    assert sft is not None
+    assert sft.learning_rate == 2e-5
+
+
+def test_texts_that_only_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "out: 1e5x\nmodel: '2e-5'\ndata: {train: e5}\n").identity()["model"] == "2e-5"
+
+
+def test_a_source_is_a_path_or_a_mapping_or_a_list_of_both() -> None:
+    paths = [
+        [source.path for source in parsed(data={"train": train}).data.train]
+        for train in ("a", {"path": "a"}, ["a", {"path": "b", "limit": 3}])
+    ]
+    assert paths == [["a"], ["a"], ["a", "b"]]
+
+
+def test_overrides_reach_every_level_and_beat_the_file(tmp_path: Path) -> None:
+    text = "out: o\nmodel: m\ndata: {train: x}\nsft: {epochs: 2}\n"
+    recipe = loaded(tmp_path, text, "seed=3", "sft.epochs=0.5", "spin.lambda=[0.1, 1e-1]", "spin.iterations=2")
+    assert recipe.sft is not None
+    assert recipe.spin is not None
+    assert (recipe.seed, recipe.sft.epochs, recipe.spin.lambda_) == (3, 0.5, [0.1, 0.1])
+    assert loaded(tmp_path, text, "sft=null").sft is None
+    assert loaded(tmp_path, text, "out=a=b").out == "a=b"
+
+
+def test_a_base_is_not_changed_by_overrides() -> None:
+    base = {**LEAST, "spin": {}}
+    load_recipe(None, ["spin.top_k=3", "data.max_length=9"], base)
+    assert base == {**LEAST, "spin": {}}
+    assert LEAST["data"] == {"train": "x.json"}
+
+
+def test_a_schedule_gives_each_iteration_its_value() -> None:
+    spin = SpinSection.model_validate({"iterations": 3, "lambda": [1.0, 2.0, 3.0], "loss": "hinge"})
+    assert [spin.at("lambda_", iteration) for iteration in (1, 2, 3)] == [1, 2, 3]
+    assert [spin.at("loss", iteration) for iteration in (1, 2, 3)] == ["hinge"] * 3
+
+
+@pytest.mark.parametrize(("key", "value"), [("lambda", 0.1), ("loss", "hinge"), ("learning_rate", 1e-6), ("epochs", 1)])
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_schedule_of_another_length_is_refused(key: str, value: Any, length: int) -> None:
+    message = wrong(spin={"iterations": 2, key: [value] * length})
+    assert message == f"test: spin: {key} lists {length} values for 2 iterations; give one for each"
+
+
+def test_the_identity_leaves_out_what_cannot_change_a_result() -> None:
+    one = parsed(sft={}, spin={})
+    assert (
+        one.identity() == parsed(sft={"checkpoint_minutes": 0.0}, spin={}, out="p", tracking=["tensorboard"]).identity()
+    )
+    for changes in ({"seed": 1}, {"spin": {"lambda": 0.2}}, {"sft": {"epochs": 2.0}}, {"spin": None}):
+        assert one.identity() != parsed(**{"sft": {}, "spin": {}, **changes}).identity()
+
+
+def test_too_large_a_file_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="larger than"):
+        loaded(tmp_path, "#" * 1_000_001)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(RecipeError, match="not UTF-8"):
+        load_recipe(tmp_path / "bytes.yaml")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(tmp_path)
+
+
+# Files of the repository ---------------------------------------------------------------------------------------------
+
+
+def test_the_schema_file_is_current() -> None:
+    """Written by ``spintune schema > recipes/recipe.schema.json``."""
+    assert json.loads((RECIPES / "recipe.schema.json").read_text()) == recipe_schema()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_loads_and_the_schema_accepts_it(path: Path) -> None:
+    load_recipe(path)
+    values = module._read_yaml(path)
+    jsonschema.validate(values, recipe_schema())
+    assert path.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": {"train": "x"}},
+        {"data": {"train": {"path": "x"}}},
+        {"data": {"train": ["x", {"path": "y", "weight": 2}]}},
+        {"spin": {"lambda": [0.1, 0.2], "iterations": 2}},
+        {"data": {"train": 3}},
+        {"data": {"train": {"path": "x", "wieght": 2}}},
+        {"data": {}},
+        {"seed": -1},
+        {"seed": 1.5},
+        {"sft": {"lerning_rate": 1}},
+        {"spin": {"lambda": 0}},
+        {"eval": ["ifeval"]},
+    ],
+)
+def test_the_schema_accepts_exactly_what_the_recipe_does(changes: dict[str, Any]) -> None:
+    values = {**LEAST, **changes}
+    try:
+        parse_recipe(values, "test")
+    except RecipeError:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(values, recipe_schema())
+    else:
+        jsonschema.validate(values, recipe_schema())
