@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -52,6 +52,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "doge": WINDOW,
 }
 
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Threads only get in each other's way at this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 Build = Callable[..., PreTrainedModel]
 
 
@@ -63,13 +73,13 @@ def build() -> Build:
         config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES[family], **changes})
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
             with torch.no_grad():
                 # wide weights: what a token sees then changes its prediction by whole nats
                 for parameter in model.parameters():
                     if parameter.ndim == 2:
                         parameter.normal_(0, 0.3)
-        return model
+        return model.to(dtype)
 
     return model
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from spintune.models.attention import Branch, disable_layouts
 from spintune.models.logprobs import LogProbEngine, Query, pack
 
-# RMSNorm and rotary embeddings compute in float32 inside float64 models, GPT-2 and Cohere nowhere but in rotations
+# RMSNorm and rotations compute in float32 even inside float64 models; GPT-2 has neither
 PACKED = [
     "llama",
     "qwen2",

@@ -1,0 +1,167 @@
+"""Generation: greedy = transformers generate, draws follow the model, and batching changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from spintune.models.generation import BatchGenerator, PlainGenerator, build_generator
+from spintune.models.logprobs import LogProbEngine, Query
+from spintune.models.sampling import Sampling
+
+NEW = 12
+# ragged, one of a single token, one longer than the window of 5
+PROMPTS = [(5, 17, 88, 2, 60, 31, 9, 44, 71), (63,), (8, 90, 33, 12), (21, 34), (77, 3, 52, 40, 18, 66), (50, 50, 51)]
+
+
+def transformers_greedy(model, prompt, stop_ids) -> tuple[int, ...]:
+    ids = torch.tensor([prompt])
+    output = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=NEW,
+        eos_token_id=sorted(stop_ids) or None,
+        pad_token_id=0,
+    )
+    return tuple(output[0, len(prompt) :].tolist())
+
+
+@pytest.fixture(scope="module")
+def generator(build, words):
+    """A packed GPT-2 in float64, where rounding does not decide draws, that stops at one token in six."""
+    return build_generator(LogProbEngine(build("gpt2")), words, frozenset(range(0, 97, 6)))
+
+
+def with_slots(generator, slots, prefill_tokens=1024):
+    return BatchGenerator(
+        generator.model, generator.tokenizer, generator.stop_ids, slots=slots, prefill_tokens=prefill_tokens
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gemma3_text"])
+def test_greedy_equals_transformers_generate_token_for_token(family, build, words):
+    reference = build(family)
+    free = [transformers_greedy(reference, prompt, frozenset()) for prompt in PROMPTS]
+    # tokens that are really written, early in one completion and late in another
+    stop_ids = frozenset({free[0][2], free[4][7]})
+    expected = [transformers_greedy(reference, prompt, stop_ids) for prompt in PROMPTS]
+    assert any(len(ids) < NEW for ids in expected)
+
+    engine = LogProbEngine(build(family))
+    assert isinstance(build_generator(engine, words, stop_ids), BatchGenerator)
+    for slots, prefill_tokens in ((2, 1024), (4, 5)):
+        generator = BatchGenerator(engine.model, words, stop_ids, slots=slots, prefill_tokens=prefill_tokens)
+        completions = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+        assert [completion.ids for completion in completions] == expected
+
+
+@pytest.mark.parametrize("family", ["bloom", "mamba"])
+def test_a_model_that_cannot_be_packed_writes_what_transformers_writes(family, build, words):
+    dtype = torch.float32 if family == "mamba" else torch.float64
+    reference = build(family, dtype=dtype)
+    stop_ids = frozenset({transformers_greedy(reference, PROMPTS[0], frozenset())[3]})
+    generator = build_generator(LogProbEngine(build(family, dtype=dtype)), words, stop_ids)
+    assert isinstance(generator, PlainGenerator)
+    completions = generator.generate(PROMPTS[:3], Sampling(NEW, temperature=0))
+    assert [completion.ids for completion in completions] == [
+        transformers_greedy(reference, prompt, stop_ids) for prompt in PROMPTS[:3]
+    ]
+
+
+def test_plain_and_batch_generators_draw_the_same_tokens(generator):
+    plain = PlainGenerator(generator.model, generator.tokenizer, generator.stop_ids)
+    # the plain generator runs the model with its own attention and cache
+    from spintune.models.attention import disable_layouts, enable_layouts
+
+    batched = generator.generate(PROMPTS, Sampling(NEW, seed=3))
+    disable_layouts(generator.model)
+    alone = plain.generate(PROMPTS, Sampling(NEW, seed=3))
+    enable_layouts(generator.model)
+    assert [c.ids for c in alone] == [c.ids for c in batched]
+    assert [c.logprob for c in alone] == pytest.approx([c.logprob for c in batched], abs=1e-5)
+
+
+def test_completions_do_not_depend_on_slots_prefill_or_the_order_of_prompts(generator):
+    sampling = Sampling(NEW, seed=7)
+    expected = [completion.ids for completion in generator.generate(PROMPTS, sampling)]
+    for slots, prefill_tokens in ((1, 1024), (2, 1), (3, 7)):
+        completions = with_slots(generator, slots, prefill_tokens).generate(PROMPTS, sampling)
+        assert [completion.ids for completion in completions] == expected
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = with_slots(generator, 2).generate([PROMPTS[i] for i in order], sampling)
+    assert [completion.ids for completion in shuffled] == [expected[i] for i in order]
+
+
+def test_a_small_cache_runs_fewer_slots_and_writes_the_same(generator):
+    small = BatchGenerator(generator.model, generator.tokenizer, generator.stop_ids, cache_megabytes=0)
+    assert small.generate(PROMPTS, Sampling(NEW, seed=7)) == with_slots(generator, 1).generate(
+        PROMPTS, Sampling(NEW, seed=7)
+    )
+
+
+def test_repeated_prompts_get_different_streams(generator):
+    completions = generator.generate([PROMPTS[0]] * 8, Sampling(NEW, seed=1))
+    assert len({completion.ids for completion in completions}) == 8
+
+
+def test_finish_reasons_say_how_a_completion_ended(generator, words):
+    completions = generator.generate(PROMPTS * 5, Sampling(NEW, seed=2))
+    reasons = Counter(completion.finish_reason for completion in completions)
+    assert reasons["stop"] > 0
+    assert reasons["length"] > 0
+    for completion in completions:
+        *written, last = completion.ids
+        assert not set(written) & generator.stop_ids
+        if completion.finish_reason == "stop":
+            assert last in generator.stop_ids
+            assert completion.text == words.decode(written)
+        else:
+            assert last not in generator.stop_ids
+            assert len(completion.ids) == NEW
+            assert completion.text == words.decode(completion.ids)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "mistral"])
+def test_the_samplers_log_probability_is_the_engines_at_temperature_1(family, build, words):
+    engine = LogProbEngine(build(family))
+    completions = build_generator(engine, words, frozenset({4, 5, 6})).generate(PROMPTS, Sampling(NEW, seed=2))
+    queries = [Query(prompt, (c.ids,)) for prompt, c in zip(PROMPTS, completions, strict=True)]
+    with torch.no_grad():
+        scores = engine(queries).sum_N.tolist()
+    assert [c.logprob for c in completions] == pytest.approx(scores, abs=1e-4)
+
+
+def test_drawn_pairs_of_tokens_follow_the_models_exact_joint_distribution(build, words):
+    vocabulary, draws = 7, 4000
+    model = build("gpt2", vocab_size=vocabulary)
+    prompt = (1, 5, 2)
+    with torch.no_grad():
+        first = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+        continued = torch.tensor([[*prompt, token] for token in range(vocabulary)])
+        joint = (first[:, None] * model(continued).logits[:, -1].softmax(-1)).flatten()
+    generator = build_generator(LogProbEngine(model), words, frozenset())
+    completions = generator.generate([prompt] * draws, Sampling(2, seed=11))
+    counts = torch.zeros(vocabulary**2, dtype=torch.float64)
+    for completion in completions:
+        counts[completion.ids[0] * vocabulary + completion.ids[1]] += 1
+    # cells with fewer than 5 expected draws count as one; 110 is exceeded once in a million at 48 degrees of freedom
+    rare = joint * draws < 5
+    expected = torch.cat([joint[~rare], joint[rare].sum()[None]]) * draws
+    observed = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    assert len(expected) > 15
+    assert ((observed - expected) ** 2 / expected.clamp(min=1)).sum() < 110
+
+
+def test_on_token_reports_exactly_the_ids(generator):
+    heard: dict[int, list[int]] = {i: [] for i in range(len(PROMPTS))}
+    for writer in (with_slots(generator, 2),):
+        completions = writer.generate(PROMPTS, Sampling(NEW), on_token=lambda index, token: heard[index].append(token))
+    assert [tuple(heard[i]) for i in range(len(PROMPTS))] == [completion.ids for completion in completions]
+
+
+def test_nothing_to_write_gives_empty_completions(generator):
+    assert generator.generate([], Sampling(NEW)) == []
+    assert [c.ids for c in generator.generate(PROMPTS[:2], Sampling(0))] == [(), ()]

