@@ -50,8 +50,8 @@ def test_every_setting_is_described() -> None:
 
 
 def test_defaults_are_those_of_the_sources_named_beside_them() -> None:
-    """SPIN paper (arXiv 2401.01335, appendix B): batch 64, rate 5e-7, 10 % warm-up, no weight decay; its scripts: λ 0.1,
-    linear decay, 1024 tokens, 256 of them generated. Stanford Alpaca and Zephyr SFT: 2e-5, cosine."""
+    """SPIN paper (arXiv 2401.01335, appendix B): batch 64, rate 5e-7, 10 % warm-up, no weight decay; its scripts:
+    λ 0.1, linear decay, 1024 tokens, 256 of them generated. Stanford Alpaca and Zephyr SFT: 2e-5, cosine."""
     spin, sft, data = (getattr(parsed(sft={}, spin={}), name) for name in ("spin", "sft", "data"))
     assert (spin.pairs_per_step, spin.learning_rate, spin.warmup, spin.weight_decay) == (64, 5e-7, 0.1, 0)
     assert (spin.lambda_, spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)

@@ -133,7 +133,7 @@ def test_rewind_drops_a_torn_line_and_the_steps_to_come(tmp_path: Path) -> None:
     assert steps(log) == [("sft", 1), ("sft", 2), ("spin", 3), ("sft", 3)]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40)), max_size=5))
 def test_every_step_stands_once_after_any_torn_writes_and_restarts(
     cuts: list[tuple[int, int]], tmp_path_factory: Any

@@ -19,6 +19,8 @@ from rich.text import Text
 from spintune.progress import Progress, Task
 
 SECONDS_BETWEEN_LINES = 10.0
+WIDTH_OF_FILES = 120
+"""Columns of tables that do not go to a terminal."""
 
 
 def open_progress(as_json: bool) -> contextlib.AbstractContextManager[Progress]:
@@ -32,14 +34,14 @@ def open_progress(as_json: bool) -> contextlib.AbstractContextManager[Progress]:
 @contextlib.contextmanager
 def _bars(console: Console) -> Iterator[Progress]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[facts]}"),
+        TextColumn("{task.fields[facts]}", style="dim", markup=False),
     )
     with Bars(*columns, console=console) as bars:
         yield BarProgress(bars)
@@ -58,7 +60,7 @@ class BarProgress:
         self._bars.update(handle, completed=total)
 
     def note(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False)
+        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Bar:
@@ -159,7 +161,9 @@ def _duration(seconds: float) -> str:
 
 def print_results(results: dict[str, Any], folder: str) -> None:
     """The tables at the end of a run, on standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
     data = results["data"]
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(data["dropped"].items())) or "none"
     console.print(
@@ -171,7 +175,10 @@ def print_results(results: dict[str, Any], folder: str) -> None:
         console.print(_heldout_table(results["heldout"]))
         console.print(_differences(results["differences"]))
     last = list(results["models"])[-1]
-    console.print(f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.")
+    console.print(
+        f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.",
+        soft_wrap=True,
+    )
     console.print(f"Talk to {last}:  spintune chat {folder}", soft_wrap=True)
 
 
@@ -221,7 +228,14 @@ def _estimate(value: dict[str, float], form: str, interval: bool) -> Text:
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table

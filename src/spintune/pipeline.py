@@ -29,7 +29,7 @@ from spintune.records import Example, Pair, read_records, write_records
 from spintune.run import Run
 from spintune.selfplay.opponent import play
 from spintune.selfplay.spin import standing, train_iteration
-from spintune.storage import digest_json, write_json_if_changed
+from spintune.storage import digest_json, read_json, write_json_if_changed
 from spintune.tokens.chat import Rendered, Renderer, Row, Turns, fit, render
 from spintune.tokens.templates import template_source
 from spintune.tracking import Metrics
@@ -108,8 +108,16 @@ class _Pipeline:
             else:
                 self.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
         results["models"] = {iterate.name: iterate.location for iterate in iterates}
-        write_json_if_changed(self.run.folder / "results.json", results)
+        self._remember(results)
         return results
+
+    def _remember(self, results: dict[str, Any]) -> None:
+        """Writes results.json. What an earlier command found in later stages stays while it follows from the same."""
+        path = self.run.folder / "results.json"
+        known = read_json(path) if path.is_file() else {}
+        if all(known.get(key) == value for key, value in results.items() if key != "models"):
+            results = {**known, **results, "models": {**known["models"], **results["models"]}}
+        write_json_if_changed(path, results)
 
     # Data ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from spintune.errors import ModelError
@@ -72,6 +73,12 @@ def with_cut_weights(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
+def without_one_of_the_weights(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
 def without_a_tokenizer(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -94,6 +101,7 @@ def of_another_size(folder: Path) -> None:
         of_an_unknown_type,
         without_weights,
         with_cut_weights,
+        without_one_of_the_weights,
         without_a_tokenizer,
         with_a_broken_tokenizer,
         of_another_size,

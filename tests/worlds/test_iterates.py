@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ def test_an_iterate_is_a_plain_folder_that_stops_where_it_was_trained_to(finishe
         [{"role": "user", "content": "Say fox 2 times."}], add_generation_prompt=True, return_tensors="pt"
     )
     assert model.generate(**prompt, max_new_tokens=3).shape[1] <= prompt["input_ids"].shape[1] + 3
+
+
+def test_a_model_that_stopped_elsewhere_stops_at_the_templates_end_of_turn_afterwards(
+    run: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
+) -> None:
+    """As base models do: their generation_config ends at a token that the chat template never writes."""
+    model = tmp_path / "base"
+    shutil.copytree(tiny_model, model)
+    for name in ("generation_config.json", "config.json"):
+        config = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**config, "eos_token_id": 7}))
+    run(tmp_path / "run", model=str(model), spin=None, data={"eval_fraction": 0.0}, sft={"max_steps": 1})
+    eos = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "sft" / "model").generation_config.eos_token_id
+    assert 1 in (eos if isinstance(eos, list) else [eos])  # <|im_end|>
 
 
 def test_a_folder_holds_what_transformers_writes_and_nothing_more(finished: Path, tiny_model: Path) -> None:

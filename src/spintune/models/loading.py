@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -91,11 +92,13 @@ def load_model(name: str, *, cache: Path, precision: str = "auto", device: torch
     location, arguments = locate_model(name, cache)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=torch.float32, trust_remote_code=False, **arguments
+        model, report = AutoModelForCausalLM.from_pretrained(
+            location, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **arguments
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
     _drop_quantisation(model)
     _silence_generation_defaults(model)
     model.to(device).eval()

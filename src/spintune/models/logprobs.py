@@ -54,7 +54,8 @@ class LogProbs(NamedTuple):
 def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:
     """Cuts a sequence, in order, into runs of about equal token counts that stay near ``budget``.
 
-    An item larger than the budget stands alone. Equal runs beat full ones: a short last run would waste a call.
+    A run overhangs the budget by at most half its first and half its last item. Equal runs beat full ones: a short last
+    run would waste a call.
     """
     if not items:
         return []

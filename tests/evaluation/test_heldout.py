@@ -1,0 +1,101 @@
+"""The held-out table: likelihoods of plain forwards, greedy answers, paired differences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spintune.evaluation.heldout import Judged, compare, judge_heldout, read_judged, summarise, write_judged
+from spintune.evaluation.measures import bootstrap
+
+ITEM = Judged("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, 0.5, False)
+
+
+def items(count: int, seed: int) -> list[Judged]:
+    """Items whose difficulty varies much more than a model does."""
+    difficulty = np.random.default_rng(0).normal(20, 10, size=count)
+    noise = np.random.default_rng(seed).normal(seed, 0.5, size=count)
+    return [
+        replace(ITEM, id=f"{n}", nll=float(d + e), reference_tokens=4 + n % 3, exact_match=n % 2 == seed % 2)
+        for n, (d, e) in enumerate(zip(difficulty, noise, strict=True))
+    ]
+
+
+def test_the_summary_is_nats_over_tokens_and_means_over_items() -> None:
+    rows = [ITEM, replace(ITEM, id="2", nll=1.0, reference_tokens=5, finish_reason="length", exact_match=True)]
+    summary = summarise(rows)
+    assert summary["nll_per_token"].mean == pytest.approx((8 + 1) / (4 + 5))
+    means = {name: interval.mean for name, interval in summary.items() if name != "nll_per_token"}
+    assert means == {"rouge_l": 0.5, "exact_match": 0.5, "answer_tokens": 3, "finished": 0.5}
+
+
+def test_a_comparison_is_paired_by_item() -> None:
+    """The difference of 1 nat is far below the spread of items (10), and still told apart."""
+    better, worse = items(60, 1), items(60, 2)
+    difference = compare(worse, better)["nll_per_token"]
+    tokens = sum(item.reference_tokens for item in worse)
+    nats = sum(w.nll - b.nll for w, b in zip(worse, better, strict=True))
+    assert difference.mean == pytest.approx(nats / tokens)
+    assert difference.low > 0
+    alone = summarise(worse)["nll_per_token"]
+    assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
+    reverse = compare(better, worse)["nll_per_token"]
+    assert reverse.mean == pytest.approx(-difference.mean)
+    assert compare(worse, worse)["exact_match"].to_json() == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_other_items_or_another_order_cannot_be_compared() -> None:
+    rows = items(3, 1)
+    for other in (rows[::-1], rows[:2], [*rows[:2], replace(rows[2], id="x")]):
+        with pytest.raises(ValueError, match="same items"):
+            compare(rows, other)
+
+
+def test_judged_items_come_back(tmp_path: Path) -> None:
+    rows = [*items(3, 1), replace(ITEM, answer="a\u2028b\u0085\n")]
+    write_judged(tmp_path / "answers.jsonl", rows)
+    assert read_judged(tmp_path / "answers.jsonl") == rows
+
+
+def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from spintune.models.generation import build_generator
+    from spintune.models.loading import load_model
+    from spintune.models.logprobs import LogProbEngine
+    from spintune.progress import Silent
+    from spintune.records import Example, Message
+    from spintune.tokens.chat import Renderer
+
+    loaded = load_model(str(tiny_model), cache=cache)
+    renderer = Renderer(loaded.tokenizer, "tokenizer")
+    engine = LogProbEngine(loaded.model, loaded.autocast)
+    generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)
+    examples = [
+        Example((Message("user", f"Say {word}."), Message("assistant", word * count)))
+        for count, word in enumerate(("fox", "owl", "dog"), 1)
+    ]
+    rows = renderer.rows(examples)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model)
+    judged = judge_heldout(engine, generator, examples, rows, 5, 1024, Silent(), "model")
+    for row, item, example in zip(rows, judged, examples, strict=True):
+        with torch.no_grad():
+            ids = torch.tensor([row.prompt_ids + row.response_ids])
+            logprobs = plain(ids).logits[0].log_softmax(-1)
+            given = len(row.prompt_ids)
+            nll = -sum(logprobs[given - 1 + n, id].item() for n, id in enumerate(row.response_ids))
+            answer = list(row.prompt_ids)
+            while len(answer) < given + 5 and answer[-1] not in renderer.stop_ids:
+                answer.append(plain(torch.tensor([answer])).logits[0, -1].argmax().item())
+        assert item.nll == pytest.approx(nll, abs=1e-4)
+        assert item.reference_tokens == len(row.response_ids)
+        assert item.answer == loaded.tokenizer.decode(answer[given:], skip_special_tokens=True)
+        assert item.answer_tokens == len(answer) - given
+        assert (item.id, item.reference) == (example.id, example.answer)
+    values = [item.nll for item in judged]
+    tokens = [len(row.response_ids) for row in rows]
+    assert summarise(judged)["nll_per_token"] == bootstrap(values, tokens)

@@ -1,0 +1,278 @@
+"""The loop: batching changes nothing, one step is AdamW's, bad numbers move nothing, a stopped run goes on exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+import pytest
+import torch
+
+from spintune.errors import NonFiniteError, RunError
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.loop import train
+from spintune.training.objectives import NegativeLogLikelihood, SelfPlay
+from spintune.training.optimization import Optimization
+from spintune.training.order import steps_by_rows
+
+NEVER = 1e9  # minutes
+
+
+def weights(engine) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+
+
+def assert_same_bits(mine, theirs) -> None:
+    for name in theirs:
+        assert torch.equal(mine[name], theirs[name]), name
+
+
+def run(engine, rows, steps, objective, folder, *, minutes=NEVER, tokens=1000, rate=1e-3, on_step=None, **optimization):
+    """Trains; the reports of all steps."""
+    reports = []
+    train(
+        engine,
+        rows,
+        steps,
+        objective,
+        Optimization(rate, **optimization),
+        Checkpoints(folder, minutes),
+        tokens,
+        on_step=on_step or reports.append,
+    )
+    return reports
+
+
+@pytest.mark.parametrize("kind", ["sft", "spin"])
+def test_tokens_per_forward_changes_nothing(kind, player, rows, pairs, tmp_path):
+    items, objective = (rows, NegativeLogLikelihood()) if kind == "sft" else (pairs, SelfPlay("logistic", 0.5))
+    steps = steps_by_rows(len(items), 8, 2, seed=0)
+    assert [len(step) for step in steps] == [8, 3, 8, 3]  # short last windows included
+    engines, reports = [], []
+    for tokens in (1, 30, 10_000):
+        engine = player()
+        reports.append(run(engine, items, steps, objective, tmp_path, tokens=tokens, weight_decay=0.1))
+        engines.append(engine)
+    for engine in engines[1:]:
+        for (name, mine), theirs in zip(engine.model.named_parameters(), engines[0].model.parameters(), strict=True):
+            assert (mine - theirs).abs().max() < 1e-10, name
+    for mine, theirs in zip(reports[0], reports[2], strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-10)
+        assert mine.facts == pytest.approx(theirs.facts, rel=1e-9, abs=1e-12)
+        assert mine.tokens == theirs.tokens
+
+
+def padded(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The batch as everybody else builds it: padding on the right, labels of -100 where nothing is trained."""
+    width = max(len(row.prompt_ids) + len(row.response_ids) for row in rows)
+    ids, mask, labels = (torch.full((len(rows), width), fill) for fill in (0, 0, -100))
+    for i, row in enumerate(rows):
+        tokens = [*row.prompt_ids, *row.response_ids]
+        ids[i, : len(tokens)], mask[i, : len(tokens)] = torch.tensor(tokens), 1
+        for j, trained in enumerate(row.trained):
+            if trained:
+                labels[i, len(row.prompt_ids) + j] = row.response_ids[j]
+    return ids, mask, labels
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.5])
+def test_sft_steps_are_plain_adamw_on_the_padded_batch(max_grad_norm, player, rows, tmp_path):
+    steps = [[0, 3, 5, 7], [1, 2, 4]]
+    engine, reference = player(), player().model
+    reference.set_attn_implementation("sdpa")
+    reports = run(
+        engine,
+        rows,
+        steps,
+        NegativeLogLikelihood(),
+        tmp_path,
+        tokens=40,
+        schedule="constant",
+        warmup=0.0,
+        max_grad_norm=max_grad_norm,
+    )
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, weight_decay=0.0)
+    for step, report in zip(steps, reports, strict=True):
+        ids, mask, labels = padded([rows[i] for i in step])
+        output = reference(ids, attention_mask=mask, labels=labels)
+        # transformers computes its loss in float32; the step needs the same one in float64
+        loss = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        assert report.loss == pytest.approx(output.loss.item(), rel=1e-6)
+        assert report.loss == pytest.approx(loss.item(), rel=1e-12)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), max_grad_norm or math.inf)
+        assert report.grad_norm == pytest.approx(norm.item(), rel=1e-10)
+        optimizer.step()
+    for (name, mine), theirs in zip(engine.model.named_parameters(), reference.parameters(), strict=True):
+        # torch clips to norm / (norm + 1e-6), which Adam's scale-free step all but forgets
+        assert (mine - theirs).abs().max() < (1e-7 if max_grad_norm else 1e-10), name
+
+
+def test_reports_count_steps_tokens_and_rates(player, rows, tmp_path):
+    steps = [[0, 1], [2], [3, 4]]
+    reports = run(player(), rows, steps, NegativeLogLikelihood(), tmp_path, schedule="linear", warmup=0.0)
+    assert [report.step for report in reports] == [1, 2, 3]
+    assert [report.learning_rate for report in reports] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
+    assert [report.tokens for report in reports] == [
+        sum(len(rows[i].prompt_ids) + len(rows[i].response_ids) for i in step) for step in steps
+    ]
+
+
+def test_training_lowers_the_loss(player, rows, tmp_path):
+    reports = run(player(), rows, [list(range(11))] * 10, NegativeLogLikelihood(), tmp_path, rate=1e-2)
+    assert reports[-1].loss < 0.7 * reports[0].loss
+
+
+def test_a_loss_that_is_not_finite_stops_before_weights_move(player, rows, tmp_path):
+    engine = player()
+    after_each_step = []
+    with pytest.raises(NonFiniteError, match="step 2"):
+        # weights of about 1e200 overflow in the second step
+        run(
+            engine,
+            rows,
+            [[0, 1], [2, 3], [4, 5]],
+            NegativeLogLikelihood(),
+            tmp_path,
+            minutes=0,
+            rate=1e200,
+            on_step=lambda report: after_each_step.append(weights(engine)),
+        )
+    assert len(after_each_step) == 1
+    assert_same_bits(weights(engine), after_each_step[0])
+    assert all(p.grad is None or not p.grad.any() for p in engine.model.parameters())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_weights_move(player, rows, tmp_path):
+    engine = player()
+    engine.model.transformer.wte.weight.register_hook(lambda grad: grad * math.inf)
+    before = weights(engine)
+    with pytest.raises(NonFiniteError, match="not touched"):
+        run(engine, rows, [[0, 1]], NegativeLogLikelihood(), tmp_path)
+    assert_same_bits(weights(engine), before)
+
+
+# --- the first loss ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "exponential", "correlation"])
+def test_self_play_starts_at_the_known_value(loss, player, pairs, tmp_path):
+    objective = SelfPlay(loss, 0.1)
+    (report,) = run(player(), pairs, [list(range(11))], objective, tmp_path)
+    assert report.loss == pytest.approx({"logistic": math.log(2)}.get(loss, 1.0), abs=1e-12)
+    assert report.facts["margin"] == pytest.approx(0, abs=1e-12)
+
+
+def test_scores_of_another_opponent_are_refused_before_weights_move(player, pairs, tmp_path):
+    engine = player()
+    before = weights(engine)
+    # margin 1, λ = 0.1: log(1 + e^-0.1) = 0.6444 instead of 0.6931
+    wrong = [dataclasses.replace(pair, opponent_real=pair.opponent_real - 1) for pair in pairs]
+    with pytest.raises(RunError, match=r"0\.644397 and must be 0\.693147"):
+        run(engine, wrong, [[0, 1, 2]], SelfPlay("logistic", 0.1), tmp_path)
+    assert_same_bits(weights(engine), before)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_at(step):
+    def on_step(report):
+        if report.step == step:
+            raise StoppedError
+
+    return on_step
+
+
+SCHEDULE = {"schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1}
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(player, rows, tmp_path):
+    steps = steps_by_rows(len(rows), 3, 2, seed=1)
+    objective = NegativeLogLikelihood()
+    whole = player()
+    run(whole, rows, steps, objective, tmp_path / "whole", minutes=0, **SCHEDULE)
+    started = []
+    for stop in (3, 4, 7):
+        with pytest.raises(StoppedError):
+            run(player(), rows, steps, objective, tmp_path / "parts", minutes=0, on_step=stop_at(stop), **SCHEDULE)
+    resumed = player()
+    train(
+        resumed,
+        rows,
+        steps,
+        objective,
+        Optimization(1e-3, **SCHEDULE),
+        Checkpoints(tmp_path / "parts", 0),
+        1000,
+        on_start=started.append,
+    )
+    assert started == [6]  # step 7 was told of, but not yet kept
+    assert_same_bits(weights(resumed), weights(whole))
+    # the last checkpoints hold the optimizer's state as well
+    files = [sorted((tmp_path / part).rglob("*.*")) for part in ("whole", "parts")]
+    assert [file.name for file in files[0]] == [
+        "checkpoint.json",
+        "optimizer.safetensors",
+        "weights.safetensors",
+    ]
+    for mine, theirs in zip(*files, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes()
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_checkpoint_with_a_flipped_bit_is_not_used(file, player, rows, tmp_path, caplog):
+    steps = [[0], [1], [2], [3]]
+    whole = player()
+    run(whole, rows, steps, NegativeLogLikelihood(), tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        run(player(), rows, steps, NegativeLogLikelihood(), tmp_path / "parts", minutes=0, on_step=stop_at(3))
+    (damaged,) = (tmp_path / "parts").rglob(file)
+    content = bytearray(damaged.read_bytes())
+    content[-5] ^= 1
+    damaged.write_bytes(content)
+    again = player()
+    with caplog.at_level(logging.WARNING, "spintune"):
+        reports = run(again, rows, steps, NegativeLogLikelihood(), tmp_path / "parts")
+    assert "damaged" in caplog.text
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    assert_same_bits(weights(again), weights(whole))
+
+
+def test_a_damaged_manifest_of_a_checkpoint_is_one_line_that_says_what_to_do(player, rows, tmp_path):
+    with pytest.raises(StoppedError):
+        run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path, minutes=0, on_step=stop_at(2))
+    (manifest,) = tmp_path.rglob("checkpoint.json")
+    manifest.write_text("{")
+    with pytest.raises(RunError, match=r"checkpoint\.json: damaged .* delete it") as caught:
+        run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_older_checkpoints_are_deleted_and_clear_removes_all(player, rows, tmp_path):
+    folder = tmp_path / "checkpoints"
+    seen = []
+    run(
+        player(),
+        rows,
+        [[0], [1], [2], [3]],
+        NegativeLogLikelihood(),
+        folder,
+        minutes=0,
+        on_step=lambda report: seen.append(sorted(path.name for path in folder.glob("*"))),
+    )
+    # told of a step before its checkpoint is written; the last step needs none
+    assert seen == [[], ["step-00000001"], ["step-00000002"], ["step-00000003"]]
+    Checkpoints(folder, 0).clear()
+    assert not folder.exists()
+
+
+def test_checkpoints_wait_for_their_time(player, rows, tmp_path):
+    run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path / "checkpoints", minutes=60)
+    assert not (tmp_path / "checkpoints").exists()

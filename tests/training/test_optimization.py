@@ -1,0 +1,146 @@
+"""Schedules, decay, clipping and the order of rows, by hand."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
+from spintune.training.order import steps_by_rows, steps_by_tokens
+
+# --- learning rates ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        # 2 of 10 steps warm up: 1/2, 2/2; then 8 steps fall from 1 to 1/8 of the way
+        ("linear", [0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]),
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+        (
+            "cosine",
+            [0.5, 1, 1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060],  # cos²(πk/16), k = 0..7
+        ),
+    ],
+)
+def test_rates_by_hand(schedule, expected):
+    optimization = Optimization(3e-4, schedule, warmup=0.2)
+    assert [rate_at(step, 10, optimization) for step in range(10)] == pytest.approx(
+        [3e-4 * share for share in expected], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 1.0])
+def test_every_step_of_any_run_moves(schedule, warmup):
+    for total in (1, 2, 5, 37):
+        rates = [rate_at(step, total, Optimization(1.0, schedule, warmup)) for step in range(total)]
+        assert min(rates) > 0
+        assert max(rates) <= 1
+
+
+# --- AdamW ------------------------------------------------------------------------------------------------------
+
+
+def test_weight_decay_moves_matrices_and_leaves_vectors_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2)).double()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, Optimization(0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    # without a gradient AdamW multiplies by 1 - rate x decay = 0.95
+    for name, parameter in model.named_parameters():
+        expected = before[name] * (0.95 if name == "0.weight" else 1)
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=0)
+
+
+def test_a_step_of_adamw_in_float64_by_hand():
+    model = torch.nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -2.0]]))
+    optimizer = build_optimizer(model, Optimization(0.1, beta1=0.9, beta2=0.99))
+    for gradient in ([3.0, -1.0], [-1.0, 0.0]):
+        model.weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+    # first step: rate x sign; second: m = 0.9 x 0.1 g1 + 0.1 g2, v = 0.99 x 0.01 g1² + 0.01 g2², bias-corrected
+    corrected = [(0.09 * 3 - 0.1) / 0.19, 0.09 * -1 / 0.19], [(0.0099 * 9 + 0.01) / 0.0199, 0.0099 / 0.0199]
+    expected = [
+        start - 0.1 * sign - 0.1 * m / math.sqrt(v)
+        for start, sign, m, v in zip([1, -2], [1, -1], *corrected, strict=True)
+    ]
+    assert model.weight[0].tolist() == pytest.approx(expected, abs=1e-8)  # epsilon is 1e-8
+
+
+def test_gradients_are_scaled_down_to_the_norm_and_never_up():
+    model = torch.nn.Linear(1, 1)
+    model.weight.grad, model.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
+    norm = gradient_norm(model)
+    assert norm.item() == 5
+    for unchanged in (0.0, 5.0, 9.0):
+        clip_gradients(model, norm, unchanged)
+        assert model.bias.grad.item() == 4
+    clip_gradients(model, norm, 1.0)
+    assert (model.weight.grad.item(), model.bias.grad.item()) == pytest.approx((0.6, 0.8))
+
+
+# --- order ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 3), st.integers(0, 5))
+def test_every_row_is_seen_once_an_epoch_in_steps_of_the_asked_size(rows, per_step, epochs, seed):
+    steps = steps_by_rows(rows, per_step, epochs, seed)
+    per_epoch = math.ceil(rows / per_step)
+    assert len(steps) == epochs * per_epoch
+    for epoch in range(epochs):
+        *full, last = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        assert all(len(step) == per_step for step in full)
+        assert sorted(index for step in [*full, last] for index in step) == list(range(rows))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 80), st.integers(0, 5))
+def test_steps_hold_at_most_their_tokens_and_are_filled_while_rows_fit(tokens, per_step, seed):
+    steps = steps_by_tokens(tokens, per_step, 1, seed)
+    assert sorted(index for step in steps for index in step) == list(range(len(tokens)))
+    totals = [sum(tokens[index] for index in step) for step in steps]
+    assert all(total <= per_step or len(step) == 1 for total, step in zip(totals, steps, strict=True))
+    for total, following in zip(totals, steps[1:], strict=False):
+        assert total + tokens[following[0]] > per_step
+
+
+def test_order_is_a_pure_function_of_seed_and_epoch():
+    torch.manual_seed(0)
+    first = steps_by_rows(30, 4, 2, seed=5)
+    torch.manual_seed(1)
+    assert steps_by_rows(30, 4, 2, seed=5) == first
+    assert steps_by_rows(30, 4, 2, seed=6) != first
+    assert first[:8] != first[8:]
+    # a longer run begins like a shorter one, and rows are in the same order whatever the steps
+    assert steps_by_rows(30, 4, 3, seed=5)[:16] == first
+    flat = [index for step in first for index in step]
+    assert [index for step in steps_by_tokens([1] * 30, 7, 2, seed=5) for index in step] == flat
+
+
+def test_first_rows_are_equally_often_first():
+    counts = Counter(steps_by_rows(5, 1, 1, seed)[0][0] for seed in range(1000))
+    # chi-square of 4 degrees of freedom: 33 is exceeded once in a million
+    assert sum((counts[i] - 200) ** 2 / 200 for i in range(5)) < 33
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.25, 2), (0.5, 4), (1, 8), (1.25, 10), (2.5, 20)])
+def test_fractional_epochs_take_their_share_of_steps(epochs, steps):
+    result = steps_by_rows(32, 4, epochs, seed=1)
+    assert len(result) == steps
+    assert result == steps_by_rows(32, 4, 3, seed=1)[:steps]
+
+
+def test_no_rows_give_no_steps():
+    assert steps_by_rows(0, 4, 2, seed=1) == []
+    assert steps_by_tokens([], 4, 2, seed=1) == []
