@@ -32,8 +32,7 @@ def run(role: str, spec: dict[str, Any]) -> Any:
         return peer_spintune.measure(spec, workload)
     import peer_trl
 
-    roles = {"trl": peer_trl.measure, "tune_trl": peer_trl.tune}
-    return roles[role](spec, workload)
+    return peer_trl.measure(spec, workload)
 
 
 def main() -> None:

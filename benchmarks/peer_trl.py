@@ -13,7 +13,6 @@ Rows go in sorted by length and are read in that order where TRL is tuned: the l
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from datasets import Dataset
 from machine import peak_memory
 from transformers import AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from trl_settings import Setting, candidates
+from trl_settings import Setting
 from workload import BETA, LEARNING_RATE, Workload
 
 
@@ -120,7 +119,10 @@ def order_of(task: str, workload: Workload, setting: Setting) -> list[int]:
 
 
 def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
-    """Trains ``spec["steps"]`` steps, the first of them to warm up; seconds are between the ends of two steps."""
+    """Trains ``spec["steps"]`` steps, the first of them to warm up; seconds are between the ends of two steps.
+
+    ``first_seconds`` is the first step itself, which is enough to choose a setting by.
+    """
     task, setting = spec["task"], Setting(**spec["setting"])
     order = order_of(task, workload, setting)
     trainer, clock = build(task, workload, order, setting, spec["steps"], Path(spec["folder"]), spec["threads"])
@@ -135,25 +137,9 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
         result["mean_logprobs"] = [clock.logs[0]["logps/chosen"], clock.logs[0]["logps/rejected"]]
     return {
         **result,
+        "first_seconds": clock.ends[0] - clock.begins[0],
         "seconds": [end - begin for begin, end in zip(clock.ends, clock.ends[1:], strict=False)],
         "losses": [float(log["loss"]) for log in clock.logs],
         "grad_norms": [float(log["grad_norm"]) for log in clock.logs],
         "peak_gb": peak_memory(),
     }
-
-
-def tune(spec: dict[str, Any], workload: Workload) -> list[dict[str, Any]]:
-    """Seconds of one step for each candidate setting, fastest first; SPIN's includes its share of the precomputation.
-
-    One process for all, and a first small step that does not count: what is sought is an order, not a result.
-    """
-    task, folder, threads = spec["task"], Path(spec["folder"]), spec["threads"]
-    rows = len(workload.rows if task == "sft" else workload.pairs)
-    tried = []
-    build(task, workload, [0], Setting(True, spec["precision"], 1), 1, folder, threads)[0].train()
-    for setting in candidates(task, rows, spec["precision"]):
-        trainer, clock = build(task, workload, order_of(task, workload, setting), setting, 1, folder, threads)
-        trainer.train()
-        seconds = clock.ends[0] - clock.begins[0] + (getattr(trainer, "reference_seconds", None) or 0.0)
-        tried.append({"setting": dataclasses.asdict(setting), "name": str(setting), "seconds": seconds})
-    return sorted(tried, key=lambda candidate: candidate["seconds"])

@@ -38,7 +38,7 @@ from typing import Any
 from checks import Check, check_all
 from machine import busy_seconds, children_seconds, describe, threads
 from report import print_report
-from trl_settings import default_setting
+from trl_settings import candidates, default_setting
 from workload import TASKS, Workload, forward_operations, step_operations
 
 STEPS = 2
@@ -87,6 +87,10 @@ class Contestant:
         return max(run["peak_gb"] for run in self.runs)
 
 
+class ContestantError(Exception):
+    """A contestant's process failed or was killed."""
+
+
 class Lab:
     """Starts contestants one after the other, in a temporary folder."""
 
@@ -97,7 +101,7 @@ class Lab:
         """Cores that other work kept busy during each run."""
 
     def run(self, role: str, title: str, **spec: Any) -> Any:
-        """A role's result. Prints a line; a contestant that fails ends the benchmark with its last words."""
+        """A role's result. Prints a line before. Raises ContestantError, with the last words of the process."""
         self.count += 1
         print(f"[{time.monotonic() - self.started:6.0f} s] {title}", file=sys.stderr, flush=True)
         folder = self.folder / f"{self.count:03d}"
@@ -122,7 +126,8 @@ class Lab:
             check=False,
         )
         if done.returncode:
-            sys.exit(f"{title} failed:\n{done.stderr[-4000:]}")
+            reason = "killed, out of memory?" if done.returncode < 0 else f"failed:\n{done.stderr[-4000:]}"
+            raise ContestantError(f"{title}: {reason}")
         foreign = (busy_seconds() - busy) - (children_seconds() - own)
         self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
         return json.loads(paths[1].read_text())
@@ -130,22 +135,41 @@ class Lab:
 
 def contestants(
     lab: Lab, task: str, workload: Workload, precisions: list[str]
-) -> tuple[list[Contestant], dict[str, Any]]:
+) -> tuple[list[Contestant], dict[str, list[dict[str, Any]]]]:
     """Everybody in a task, TRL with its fastest settings; and what was tried to find them."""
-    default = default_setting(len(workload.rows if task == "sft" else workload.pairs))
+    rows = len(workload.rows if task == "sft" else workload.pairs)
+    default = default_setting(rows)
     field_of = [Contestant("TRL defaults", "trl", "bfloat16", asdict(default), str(default), once=True)]
     searches = {}
     for precision in precisions:
         suffix = "" if precision == "float32" else f" {precision}"
-        searches[precision] = lab.run(
-            "tune_trl", f"{task}: TRL tries settings, {precision}", task=task, precision=precision
-        )
+        searches[precision] = search(lab, task, rows, precision)
         best = searches[precision][0]
         field_of += [
             Contestant(f"TRL tuned{suffix}", "trl", precision, best["setting"], best["name"]),
             Contestant(f"spintune{suffix}", "spintune", precision, remark=precision),
         ]
     return field_of[::-1], searches
+
+
+def search(lab: Lab, task: str, rows: int, precision: str) -> list[dict[str, Any]]:
+    """TRL's candidate settings, fastest first, by the one step (and the precomputation) of a process each.
+
+    A setting that does not fit into memory drops out. What is sought is an order, so no step warms up.
+    """
+    tried = []
+    for setting in candidates(task, rows, precision):
+        spec = {"task": task, "steps": 1, "setting": asdict(setting)}
+        try:
+            run = lab.run("trl", f"{task}: trying TRL, {setting}", **spec)
+        except ContestantError as error:
+            print(f"{error}; setting left out", file=sys.stderr)
+            continue
+        seconds = run["first_seconds"] + run.get("score_seconds", 0.0)
+        tried.append({"setting": asdict(setting), "name": str(setting), "seconds": seconds, "peak_gb": run["peak_gb"]})
+    if not tried:
+        raise ContestantError(f"{task}: no setting of TRL works here")
+    return sorted(tried, key=lambda candidate: candidate["seconds"])
 
 
 def compete(lab: Lab, task: str, field_of: list[Contestant], repeats: int) -> None:
@@ -254,4 +278,7 @@ def parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ContestantError as error:
+        sys.exit(str(error))

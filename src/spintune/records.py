@@ -11,7 +11,6 @@ Pair        one prompt with a real and a generated response, and what the
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ class Completion:
     logprob: float
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Completion:
@@ -110,7 +109,7 @@ class Pair:
     opponent_generated: float
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, row: dict[str, Any]) -> Pair:

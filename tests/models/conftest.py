@@ -49,7 +49,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mamba": {"state_size": 4},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
-    "doge": WINDOW,
+    # longer than the engine's probe, shorter than the rows
+    "doge": {"sliding_window": 13},
 }
 
 

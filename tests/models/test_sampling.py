@@ -59,6 +59,16 @@ def test_uniforms_at_the_border_of_two_blocks_never_draw_what_has_no_probability
         assert set(tokens.tolist()) <= {0, 1, 300}
 
 
+def test_the_largest_uniform_draws_the_last_possible_token_however_sums_round():
+    # 2,000 rows of 1,400 tokens in five blocks, and a sixth block without any probability
+    logits = torch.randn(2000, 1400, generator=torch.Generator().manual_seed(4)) * 3
+    logits[:, 1200:] = -math.inf
+    tokens, logprobs = choose(logits, torch.full((2000,), BELOW_ONE, dtype=torch.float64), Sampling(1))
+    assert tokens.max() < 1200
+    assert tokens.min() > 1100
+    assert logprobs.isfinite().all()
+
+
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [

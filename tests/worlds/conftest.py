@@ -38,7 +38,7 @@ def values(tiny_model: Path, alpaca_file: Path) -> Callable[..., dict[str, Any]]
             "out": str(out),
             "model": str(tiny_model),
             "data": {"train": str(alpaca_file), "max_length": 96, "eval_fraction": 0.2},
-            "sft": {"tokens_per_step": 256, "epochs": 2.0, "learning_rate": 1e-3, "checkpoint_minutes": 0.0},
+            "sft": {"tokens_per_step": 128, "learning_rate": 1e-3, "checkpoint_minutes": 0.0},
             "spin": {
                 "iterations": 2,
                 "pairs_per_step": 8,

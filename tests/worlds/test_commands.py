@@ -38,6 +38,7 @@ def test_json_is_one_document_on_stdout_and_events_on_stderr(
     assert losses == [row["loss"] for row in logged if row["stage"] == "sft"]
 
 
+@pytest.mark.slow
 def test_every_task_ends_at_its_total(spintune: Spintune, recipe: Callable[..., Path]) -> None:
     result = spintune("run", recipe(spin={"iterations": 1}), "--json")
     last = {event["task"]: event for event in map(json.loads, result.err.splitlines()) if "task" in event}

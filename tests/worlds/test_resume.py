@@ -99,7 +99,7 @@ def test_a_run_stopped_once_at_any_point_equals_an_uninterrupted_one(
 ) -> None:
     changes = {
         "data": {"template": template},
-        "sft": {"checkpoint_minutes": minutes},
+        "sft": {"checkpoint_minutes": minutes, "epochs": 1.5},
         "spin": {"checkpoint_minutes": minutes},
     }
     run(tmp_path / "straight", **changes)
@@ -149,7 +149,7 @@ def test_a_run_killed_at_many_moments_equals_an_uninterrupted_one(
 
     def command(name: str) -> list[str]:
         recipe = tmp_path / f"{name}.yaml"
-        changes = {"train": str(data)}, {"epochs": 1.0}, {"pairs_per_step": 16}
+        changes = {"train": str(data)}, {"tokens_per_step": 256}, {"pairs_per_step": 16}
         built = values(tmp_path / name, data=changes[0], sft=changes[1], spin=changes[2])
         recipe.write_text(json.dumps(built))  # JSON is YAML
         return [sys.executable, "-m", "spintune", "run", str(recipe), "--json"]
