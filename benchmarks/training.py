@@ -26,6 +26,7 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -126,7 +127,8 @@ class Lab:
             check=False,
         )
         if done.returncode:
-            reason = "killed, out of memory?" if done.returncode < 0 else f"failed:\n{done.stderr[-4000:]}"
+            killed = f"ended by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else "failed"
+            reason = f"{killed}; its last words:\n{done.stderr[-4000:]}"
             raise ContestantError(f"{title}: {reason}")
         foreign = (busy_seconds() - busy) - (children_seconds() - own)
         self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
@@ -173,14 +175,22 @@ def search(lab: Lab, task: str, rows: int, precision: str) -> list[dict[str, Any
 
 
 def compete(lab: Lab, task: str, field_of: list[Contestant], repeats: int) -> None:
-    """Runs all contestants ``repeats`` times, to and fro; one that is shown only for orientation runs once."""
+    """Runs all contestants ``repeats`` times, to and fro; one that is shown only for orientation runs once.
+
+    A run that fails is left out with a message, but each contestant needs one that does not.
+    """
     for repeat in range(repeats):
         for contestant in field_of if repeat % 2 == 0 else field_of[::-1]:
             if contestant.once and repeat:
                 continue
             title = f"{task}: {contestant.name}, run {repeat + 1} of {1 if contestant.once else repeats}"
             spec = {"task": task, "steps": STEPS, "precision": contestant.precision, "setting": contestant.setting}
-            contestant.runs.append(lab.run(contestant.role, title, **spec))
+            try:
+                contestant.runs.append(lab.run(contestant.role, title, **spec))
+            except ContestantError as error:
+                print(f"{error}; run left out", file=sys.stderr)
+    if missing := [contestant.name for contestant in field_of if not contestant.runs]:
+        raise ContestantError(f"{task}: no run of {', '.join(missing)} came to its end")
 
 
 def as_json(task: str, workload: Workload, everybody: list[Contestant], peaks: dict[str, float]) -> dict[str, Any]:
