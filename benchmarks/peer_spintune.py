@@ -18,12 +18,13 @@ from spintune.models.loading import LoadedModel, load_model, locate_model
 from spintune.models.logprobs import LogProbEngine
 from spintune.models.sampling import Sampling, stream_keys
 from spintune.recipe import Recipe
-from spintune.records import Pair
+from spintune.records import Answer, Pair
 from spintune.tokens.chat import Renderer, Row, fit
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, train
 from spintune.training.objectives import NegativeLogLikelihood, Objective, SelfPlay
 from spintune.training.optimization import Optimization
+from spintune.training.order import Batches
 
 MAX_LENGTH = 1024
 TOKENS_PER_FORWARD: int = Recipe.model_fields["tokens_per_forward"].default
@@ -127,8 +128,7 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
 
     train(
         engine,
-        rows,
-        [list(range(len(rows)))] * steps,
+        Batches(rows, [list(range(len(rows)))] * steps),
         objective,
         Optimization(LEARNING_RATE[task], schedule="constant", warmup=0.0),
         Checkpoints(Path(spec["folder"]) / "checkpoints", minutes=1e6),
@@ -152,6 +152,11 @@ def _rows(workload: Workload) -> list[Row]:
 
 def _pairs(workload: Workload, scores: Sequence[Sequence[float]]) -> list[Pair]:
     return [
-        Pair(str(i), tuple(p.prompt), tuple(p.real), tuple(p.generated), "", True, True, real, generated)
+        Pair(
+            str(i),
+            tuple(p.prompt),
+            Answer(tuple(p.real), "", True, real),
+            (Answer(tuple(p.generated), "", True, generated),),
+        )
         for i, (p, (real, generated)) in enumerate(zip(workload.pairs, scores, strict=True))
     ]

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from spintune import recipe as module
 from spintune.errors import RecipeError
-from spintune.recipe import Recipe, Section, SpinSection, load_recipe, parse_recipe, recipe_schema
+from spintune.recipe import Recipe, Section, SpinSection, TrainingSection, load_recipe, parse_recipe, recipe_schema
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 LEAST: dict[str, Any] = {"out": "o", "model": "m", "data": {"train": "x.json"}}
@@ -40,11 +40,13 @@ def sections() -> list[type[BaseModel]]:
 
 
 def test_every_setting_is_described() -> None:
-    assert len(sections()) == 6  # source, data, what training shares, sft, spin, recipe
+    assert len(sections()) == 8  # source, data, what training shares, sft, stop, spin, lora, recipe
     for section in sections():
         for name, field in section.model_fields.items():
             if section is Recipe and name == "data":
                 continue  # a section that describes itself by its settings
+            if section is TrainingSection and name == "schedule":
+                continue  # its default differs, so SFT and SPIN describe it
             assert field.description, f"{section.__name__}.{name}"
             assert field.description.endswith((".", "]", "transformers.")), f"{section.__name__}.{name}"
 
@@ -54,7 +56,7 @@ def test_defaults_are_those_of_the_sources_named_beside_them() -> None:
     λ 0.1, linear decay, 1024 tokens, 256 of them generated. Stanford Alpaca and Zephyr SFT: 2e-5, cosine."""
     spin, sft, data = (getattr(parsed(sft={}, spin={}), name) for name in ("spin", "sft", "data"))
     assert (spin.pairs_per_step, spin.learning_rate, spin.warmup, spin.weight_decay) == (64, 5e-7, 0.1, 0)
-    assert (spin.lambda_, spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)
+    assert (spin.at("lambda_", 1), spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)
     assert (spin.temperature, spin.top_p, spin.top_k) == (1, 1, 0)  # the theory wants the model's own distribution
     assert (sft.learning_rate, sft.schedule, data.max_length) == (2e-5, "cosine", 1024)
     assert parsed().sft is parsed().spin is None
@@ -79,7 +81,10 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"lambda": 0}}, "spin.lambda: Input should be greater than 0 (given: 0)"),
         ({"spin": {"lambda": True}}, "spin.lambda: Input should be a valid number (given: True)"),
         ({"spin": {"lambda": [1.0, -1.0], "iterations": 2}}, "spin.lambda.1: Input should be greater than 0"),
-        ({"spin": {"loss": "sigmoid"}}, "spin.loss: Input should be 'logistic', 'hinge', 'exponential' or"),
+        (
+            {"spin": {"loss": "sigmoid"}},
+            "spin.loss: Input should be 'logistic', 'hinge', 'exponential', 'correlation', 'ipo'",
+        ),
         ({"spin": {"iterations": 0}}, "spin.iterations: Input should be greater than or equal to 1"),
         ({"data": {"train": []}}, "data.train: name at least one source"),
         ({"data": {"train": "x", "eval_fraction": 1}}, "data.eval_fraction: Input should be less than 1"),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.errors import RunError
-from spintune.records import Completion, Example, Message, Pair, read_records, write_records
+from spintune.records import Answer, Completion, Example, Message, Pair, read_records, write_records
 
 # every code point that UTF-8 can hold: line separators, controls, private use, emoji, right-to-left, combining
 text = st.text(st.characters(exclude_categories=["Cs"]))
@@ -20,7 +20,10 @@ number = st.floats(allow_nan=False, allow_infinity=False)
 messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text)
 examples = st.builds(Example, st.lists(messages, min_size=1).map(tuple), text)
 completions = st.builds(Completion, ids, text, st.sampled_from(["stop", "length"]), number)
-pairs = st.builds(Pair, text, ids, ids, ids, text, st.booleans(), st.booleans(), number, number)
+scores = st.none() | number
+answers = st.builds(Answer, ids, text, st.booleans(), scores, scores)
+generated = st.lists(answers).map(tuple)
+pairs = st.builds(Pair, text, ids, answers, generated, st.none() | answers, text, number)
 
 
 @given(rows=st.one_of(st.lists(examples), st.lists(completions), st.lists(pairs)))
@@ -65,8 +68,9 @@ def test_a_line_that_is_no_record_is_named_with_what_to_do(tmp_path: Path, line:
 
 
 def test_a_pair_with_a_missing_or_unknown_field_is_named(tmp_path: Path) -> None:
-    pair = Pair("id", (1,), (2,), (3,), "text", True, False, -1.5, -2.5)
-    for row in (dataclasses.asdict(pair) | {"more": 1}, {"prompt_ids": [], "real_ids": [], "generated_ids": []}):
+    pair = Pair("id", (1,), Answer((2,), "a", True, -1.5), (Answer((3,), "b", False, -2.5),)).to_json()
+    answer = pair["real"] | {"more": 1}
+    for row in (pair | {"real": answer}, pair | {"generated": [answer]}, {"prompt_ids": [], "real": pair["real"]}):
         import json
 
         (tmp_path / "x.jsonl").write_text(json.dumps(row) + "\n")

@@ -124,7 +124,7 @@ def chat(
     from spintune.pipeline import final_model
 
     if (Path(model) / "recipe.json").is_file():
-        model = str(final_model(Path(model)))
+        model = final_model(Path(model))
     speak = _speaker(model, template, Sampling(max_new_tokens, temperature, top_p, seed=seed))
     history = [("system", system)] if system else []
     if prompt is not None:
@@ -145,6 +145,23 @@ def chat(
         elif line:
             turns.append(("user", line))
             turns.append(("assistant", speak(turns)))
+
+
+@app.command()
+def pairs(
+    run: Annotated[Path, typer.Argument(help="A run folder with self-play in it.")],
+    out: Annotated[Path, typer.Argument(help="The file to write, JSON lines of prompt, chosen and rejected.")],
+    iteration: Annotated[int | None, typer.Option(help="Of this iteration alone; all by default.", min=1)] = None,
+    json: Json = False,
+) -> None:
+    """Write a run's pairs of real and generated answers as preference data, for TRL, LLaMA-Factory and others."""
+    from spintune.data.preferences import export_pairs
+
+    count = export_pairs(run, out, iteration)
+    if json:
+        _print_json({"pairs": count, "file": str(out)})
+    else:
+        print(f"{count} pairs in {out}")
 
 
 @app.command()

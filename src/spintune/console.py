@@ -85,7 +85,7 @@ class LineProgress:
     def task(self, name: str, total: float, unit: str) -> Iterator[Task]:
         line = _Line(self, name, total, unit)
         yield line
-        line.report()
+        line.close()
 
     def note(self, text: str) -> None:
         self._stream.write(text + "\n")
@@ -93,6 +93,8 @@ class LineProgress:
 
 
 class _Line:
+    _reported = -1.0
+
     def __init__(self, progress: LineProgress, name: str, total: float, unit: str) -> None:
         self._progress, self._name, self._total, self._unit = progress, name, total, unit
         self._started = self._shown = time.monotonic()
@@ -104,8 +106,12 @@ class _Line:
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
             self.report()
 
+    def close(self) -> None:
+        if self._reported != self._done:
+            self.report()
+
     def report(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._reported = time.monotonic(), self._done
         seconds = self._shown - self._started
         rate = self._done / max(1e-6, seconds)
         left = f", {_duration((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
@@ -171,15 +177,21 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     )
     if results.get("spin"):
         console.print(_spin_table(results["spin"]))
+        if any(entry["diagnosis"] for entry in results["spin"]):
+            console.print(_diagnosis_table(results["spin"]))
+        if results["stopped"]:
+            console.print(f"Self-play stopped early: {results['stopped']}", soft_wrap=True)
     if results.get("heldout"):
         console.print(_heldout_table(results["heldout"]))
         console.print(_differences(results["differences"]))
-    last = list(results["models"])[-1]
     console.print(
         f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.",
         soft_wrap=True,
     )
-    console.print(f"Talk to {last}:  spintune chat {folder}", soft_wrap=True)
+    if best := results.get("best"):
+        console.print(f"Best is {best['name']}: {best['why']}.", soft_wrap=True)
+    talker = results["best"]["name"] if results.get("best") else list(results["models"])[-1]
+    console.print(f"Talk to {talker}:  spintune chat {folder}", soft_wrap=True)
 
 
 def _spin_table(iterations: list[dict[str, Any]]) -> Table:
@@ -191,7 +203,7 @@ def _spin_table(iterations: list[dict[str, Any]]) -> Table:
         numbers = ["-"] * 7
         if heldout:
             numbers = [
-                f"{entry['start_loss']:.3f}→{heldout['loss']:.3f}",
+                f"{heldout['start_loss']:.3f}→{heldout['loss']:.3f}",
                 f"{heldout['margin']:+.2f}",
                 f"{heldout['accuracy']:.0%}",
                 f"{heldout['real_ratio']:+.2f}",
@@ -201,6 +213,46 @@ def _spin_table(iterations: list[dict[str, Any]]) -> Table:
             ]
         table.add_row(str(entry["iteration"]), str(entry["pairs"]["train"]["kept"]), *numbers)
     return table
+
+
+def _diagnosis_table(iterations: list[dict[str, Any]]) -> Table:
+    """How each iterate writes to the held-out prompts, and how far it has gone."""
+    headings = (
+        "iterate",
+        "loss",
+        "KL opponent",
+        "KL iterate 0",
+        "log p real",
+        "tokens",
+        "cut",
+        "distinct-2",
+        "repeats",
+        "as before",
+    )
+    table = _table("Its own answers there (KL in nats an answer ± standard error; loss in nats a token)", headings)
+    for entry in iterations:
+        facts, heldout = entry["diagnosis"], entry["heldout"]
+        if not facts:
+            continue
+        answers = facts["answers"]
+        table.add_row(
+            str(entry["iteration"]),
+            f"{facts['nll_per_token']:.3f}",
+            _with_error(facts["kl_opponent"]),
+            _with_error(facts["kl_base"]),
+            f"{heldout['real_logprob']:.1f}" if heldout else "-",
+            f"{answers['tokens']:.0f}",
+            f"{answers['cut']:.0%}",
+            f"{answers['distinct_2']:.2f}",
+            f"{answers['repetition']:.2f}",
+            f"{facts['identical_to_opponent']:.0%}",
+        )
+    return table
+
+
+def _with_error(estimate: dict[str, float | None]) -> str:
+    error = estimate["standard_error"]
+    return f"{estimate['mean']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 
 
 _HEADINGS = {

@@ -15,7 +15,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from spintune.errors import RecipeError
 
-MarginLossName = Literal["logistic", "hinge", "exponential", "correlation"]
+LossName = Literal[
+    "logistic",
+    "hinge",
+    "exponential",
+    "correlation",
+    "ipo",
+    "space",
+    "gsil_bernoulli",
+    "gsil_brier",
+    "gsil_hinge",
+    "gsil_kliep",
+    "gsil_lsif",
+    "t_spin",
+]
 ScheduleName = Literal["cosine", "linear", "constant"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -64,6 +77,10 @@ class DataSection(Section):
 class TrainingSection(Section):
     """What SFT and SPIN share."""
 
+    schedule: ScheduleName
+    optimizer: Literal["adamw", "rmsprop"] = Field(
+        "adamw", description="adamw, or rmsprop with torch's defaults as in the SPIN authors' scripts."
+    )
     warmup: Share = Field(0.1, description="Part of the steps with a rising rate. [share] SPIN paper, appendix B.")
     weight_decay: NonNegative = Field(0.0, description="AdamW, matrices only. Default: SPIN paper (none).")
     max_grad_norm: NonNegative = Field(1.0, description="Gradient clipping; 0 is off. Default: transformers.")
@@ -83,15 +100,94 @@ class SftSection(TrainingSection):
     )
 
 
+LAMBDAS: dict[str, float] = {"space": 1.0, "t_spin": 1.0} | {
+    f"gsil_{form}": 0.01 for form in ("bernoulli", "brier", "hinge", "kliep", "lsif")
+}
+"""λ of a loss when the recipe names none, from each paper or its scripts; 0.1 for all others (SPIN's scripts)."""
+METRICS = ("nll", "rouge_l", "exact_match")
+
+
+class StopSection(Section):
+    """When self-play ends before its last iteration. Each rule is off unless it is set."""
+
+    start_loss: bool = Field(
+        False,
+        description="Stop when the held-out loss cannot be told from its start (ln 2): nothing is left to learn.",
+    )
+    real_logprob_drop: Positive | None = Field(
+        None,
+        description="Stop when held-out real answers lost more than this since iterate 0, on average. [nats an answer]",
+    )
+    patience: Count | None = Field(
+        None,
+        description="Stop after this many iterations without a new best iterate by spin.metric. [iterations]",
+    )
+
+
 class SpinSection(TrainingSection):
     iterations: Count = Field(
         1, description="Rounds of self-play. Default: the best in NVIDIA's rerun (NeMo-Aligner, spin.rst)."
     )
-    lambda_: Positive | list[Positive] = Field(
-        0.1, alias="lambda", description="λ of the loss; a list gives one value an iteration. Default: SPIN scripts."
+    lambda_: Positive | list[Positive] | None = Field(
+        None,
+        alias="lambda",
+        description="λ of the loss (α of GSIL and T-SPIN, τ of IPO); a list gives one value an iteration. Default: 0.1 "
+        "(SPIN scripts), 1 for space and t_spin, 0.01 for gsil_* (their papers and scripts).",
     )
-    loss: MarginLossName | list[MarginLossName] = Field(
-        "logistic", description="ℓ of eq. 4.7; a list gives one an iteration. Default: SPIN paper."
+    loss: LossName | list[LossName] = Field(
+        "logistic",
+        description="logistic, hinge, exponential, correlation (SPIN, eq. 4.7), ipo, space, gsil_*, t_spin; a list "
+        "gives one an iteration. Default: SPIN paper.",
+    )
+    mu: Positive = Field(1.0, description="μ of space: weight of generated answers. [factor] Default: SPACE paper.")
+    shift: float = Field(2.0, description="b of gsil_*. [nats] Default: GSIL script.", allow_inf_nan=False)
+    history_weight: NonNegative = Field(
+        0.1, description="β of t_spin's look back to iterate 0's answers, from iteration 2 on. Default: T-SPIN paper."
+    )
+    gamma: NonNegative = Field(
+        0.0, description="Weight of the negative log-likelihood of real answers a token, added to the loss."
+    )
+    length_normalize: bool = Field(
+        False, description="Log-probabilities a token instead of an answer. Default: SPIN paper (sums)."
+    )
+    reference_mixture: Share = Field(
+        0.0, description="α of α-SPIN: share of iterate 0 in the reference; 0 is SPIN, 1 a fixed reference. [share]"
+    )
+    negatives: Count = Field(1, description="Generated answers to each prompt. [answers]")
+    turns: Literal["last", "all"] = Field(
+        "last", description="Assistant turns that are played: the last, or every one as a prompt of its own."
+    )
+    replay: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Also train on the answers of this many earlier iterations, scored again under the current "
+        "opponent. [iterations] The paper: 1.",
+    )
+    replay_weight: Positive = Field(
+        1.0, description="Weight of an earlier pair, relative to a new one. [factor] Default: SPIN paper."
+    )
+    history: Count = Field(
+        1,
+        description="Each prompt is answered by one of this many latest iterates, drawn at random (fictitious play, "
+        "arXiv 2404.04291); 1 is the opponent alone. [iterates]",
+    )
+    refresh: Count | Literal["step"] = Field(
+        1,
+        description="Stretches of an iteration, each with answers of the newest player, which is its own opponent "
+        "then; step is one each step. [stretches] 1 is SPIN, IRFT (arXiv 2405.17888) has 5.",
+    )
+    generated: str | None = Field(
+        None,
+        description="Answers for iteration 1 from a file of real/generated or prompt/chosen/rejected rows; prompts "
+        "that it lacks are played. [path]",
+    )
+    metric: Literal["nll", "rouge_l", "exact_match"] = Field(
+        "nll", description="What makes an iterate the best, on held-out examples: nll is the loss a token."
+    )
+    stop: StopSection = Field(
+        default=StopSection.model_validate({}), description="When to end before the last iteration."
+    )
+    baseline: Literal["none", "sft"] = Field(
+        "none", description="sft: also train iterate 0 further by SFT, for as many steps and tokens, and compare."
     )
     learning_rate: Positive | list[Positive] = Field(
         5e-7, description="Peak; a list gives one value an iteration. Default: SPIN paper, 7B; small models want more."
@@ -116,10 +212,38 @@ class SpinSection(TrainingSection):
                 raise ValueError(f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each")
         return self
 
+    @model_validator(mode="after")
+    def _opponents_are_possible(self) -> SpinSection:
+        if self.refresh != 1:
+            for key, off in (("replay", 0), ("history", 1), ("reference_mixture", 0), ("generated", None)):
+                if getattr(self, key) != off:
+                    raise ValueError(f"refresh renews every answer from the newest player; it goes without {key}")
+        if self.history > 1 and self.generated:
+            raise ValueError("generated gives the answers that history would draw; leave one out")
+        return self
+
     def at(self, name: str, iteration: int) -> Any:
         """Value of a setting that may be a schedule, in iteration 1, 2, ..."""
         value = getattr(self, name)
+        if name == "lambda_" and value is None:
+            return LAMBDAS.get(self.at("loss", iteration), 0.1)
         return value[iteration - 1] if isinstance(value, list) else value
+
+
+class LoraSection(Section):
+    """Train low-rank adapters instead of all weights (arXiv 2106.09685). Each iterate is saved merged as well."""
+
+    rank: Count = Field(16, description="Width of the adapters. [dimensions]")
+    alpha: Positive = Field(32.0, description="Scale: alpha / rank, or alpha / √rank with rslora. Default: 2 x rank.")
+    targets: str | list[str] = Field(
+        "all-linear", description="Adapted layers: names, a pattern, or all-linear (all but the head). Default: QLoRA."
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of the adapters' input. [share]")
+    rslora: bool = Field(False, description="Rank-stabilised scale (arXiv 2312.03732).")
+    dora: bool = Field(False, description="Weight-decomposed adapters (arXiv 2402.09353).")
+    between: Literal["continue", "merge"] = Field(
+        "continue", description="At each new stage go on with the adapter, or merge it and begin a fresh one."
+    )
 
 
 class Recipe(Section):
@@ -137,6 +261,7 @@ class Recipe(Section):
         default=[], description="Besides metrics.jsonl, which is always kept."
     )
     data: DataSection
+    lora: LoraSection | None = Field(None, description="Low-rank adapters; leave out to train all weights.")
     sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
     spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
     eval: list[Literal["heldout"]] = Field(default=["heldout"], description="What judges every model of the run.")
@@ -250,7 +375,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"recipe {path} is not UTF-8 text") from None
     if not isinstance(values, dict):
         raise RecipeError(f"recipe {path} holds no keys; see recipes/quickstart.yaml for an example")
-    for section in ("sft", "spin"):
+    for section in ("sft", "spin", "lora"):
         if section in values and values[section] is None:
             raise RecipeError(f"{path}: {section} is empty; write {section}: {{}} for its defaults, or leave it out")
     return values
@@ -300,6 +425,8 @@ def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
         "data": DataSection,
         "sft": SftSection,
         "spin": SpinSection,
+        "lora": LoraSection,
+        "stop": StopSection,
         "train": SourceSection,
     }
     for part in location[:-1]:

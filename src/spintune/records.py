@@ -4,8 +4,8 @@
 Message     one turn: a role and its text
 Example     a conversation that ends in a reference answer (or several of them)
 Completion  what a generator returned for one prompt: ids, text, finish reason
-Pair        one prompt with a real and a generated response, and what the
-            opponent thinks of both
+Answer      one response of a pair, and how likely frozen iterates find it
+Pair        one prompt with its real and its generated responses
 ==========  =====================================================================
 """
 
@@ -95,26 +95,72 @@ class Completion:
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One prompt, its real and its generated response, and the opponent's log-probability of each (nats, summed)."""
+class Answer:
+    """One response of a pair, and how likely frozen iterates find it (log-probabilities in nats, summed).
 
-    example_id: str
-    prompt_ids: tuple[int, ...]
-    real_ids: tuple[int, ...]
-    generated_ids: tuple[int, ...]
-    generated_text: str
-    real_complete: bool
-    generated_complete: bool
-    opponent_real: float
-    opponent_generated: float
+    Attributes:
+        ids: its tokens; the last one ends the turn exactly when ``complete``.
+        text: the tokens as text, without control tokens.
+        complete: False when it was cut for want of room.
+        opponent: under the opponent of the iteration that trains on it; None before it was scored.
+        base: under iterate 0; None where nothing asks for it.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    complete: bool
+    opponent: float | None = None
+    base: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))
 
     @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Answer:
+        return cls(**{**row, "ids": tuple(row["ids"])})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt with its real response and one or more generated ones.
+
+    Attributes:
+        example_id: the example that prompt and real response come from.
+        real: the reference answer.
+        generated: answers of the writer, in the order in which they were drawn.
+        first: iterate 0's answer, for losses that look back to it (T-SPIN); else None.
+        writer: name of the iterate that wrote ``generated``.
+        weight: share in the step's mean loss, relative to other pairs.
+    """
+
+    example_id: str
+    prompt_ids: tuple[int, ...]
+    real: Answer
+    generated: tuple[Answer, ...]
+    first: Answer | None = None
+    writer: str = ""
+    weight: float = 1.0
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Everything that is scored for it: the real answer, the generated ones, iterate 0's."""
+        return (self.real, *self.generated) if self.first is None else (self.real, *self.generated, self.first)
+
+    def to_json(self) -> dict[str, Any]:
+        answers = {"real": self.real.to_json(), "generated": [answer.to_json() for answer in self.generated]}
+        return {**vars(self), **answers, "first": self.first and self.first.to_json()}
+
+    @classmethod
     def from_json(cls, row: dict[str, Any]) -> Pair:
-        ids = {key: tuple(row[key]) for key in ("prompt_ids", "real_ids", "generated_ids")}
-        return cls(**{**row, **ids})
+        return cls(
+            example_id=row["example_id"],
+            prompt_ids=tuple(row["prompt_ids"]),
+            real=Answer.from_json(row["real"]),
+            generated=tuple(map(Answer.from_json, row["generated"])),
+            first=row["first"] and Answer.from_json(row["first"]),
+            writer=row["writer"],
+            weight=row["weight"],
+        )
 
 
 Record = TypeVar("Record", Example, Completion, Pair)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ from spintune.storage import (
     storage_errors,
     write_json,
 )
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
@@ -83,15 +86,21 @@ class Run:
             raise RunError(f"{self.folder} holds a run of another recipe ({changes}); choose another out= or delete it")
 
     def finished(self, stage: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """The facts of a stage that was done with these inputs and whose outputs are intact; else None."""
-        path = self.folder / stage / MANIFEST
-        if not path.is_file():
+        """The facts of a stage that was done with these inputs and whose outputs are intact; else None.
+
+        Says so when it is to be done again: with the same inputs that gives the same bits, so that what follows stays.
+        """
+        folder = self.folder / stage
+        if not (folder / MANIFEST).is_file():
             return None
-        manifest = read_json(path)
+        manifest = read_json(folder / MANIFEST)
         if manifest["inputs"] != digest_json(inputs):
+            log.warning("%s was made from other data or another model; it is made again", folder)
             return None
-        if not all(_intact(self.folder / stage / name, file) for name, file in manifest["files"].items()):
-            return None
+        for name, file in manifest["files"].items():
+            if not _intact(folder / name, file):
+                log.warning("%s is not what the run wrote there; %s is made again", folder / name, stage)
+                return None
         return manifest["facts"]
 
     def finish(self, stage: str, inputs: dict[str, Any], files: list[Path], facts: dict[str, Any]) -> str:

@@ -132,7 +132,7 @@ def test_an_unknown_format_is_an_error_with_a_suggestion(tmp_path: Path) -> None
 
 def test_an_unknown_format_like_no_other_is_an_error_with_all_names(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])
-    expected = "unknown data format 'xyz'; use auto, chat, sharegpt, seeds, alpaca, prompt, qa"
+    expected = "unknown data format 'xyz'; use auto, chat, sharegpt, seeds, alpaca, prompt, qa, spin, preference"
     assert error(path, format="xyz") == expected
 
 
@@ -141,7 +141,8 @@ def test_rows_that_fit_no_format_are_an_error_that_lists_keys_and_formats(tmp_pa
     assert error(path) == (
         f"{path}: the rows fit no known format; keys found: text, label; rename them to one of: chat (messages); "
         "sharegpt (conversations); seeds (instruction, instances); alpaca (instruction, output); "
-        "prompt (prompt, completion or prompt, response); qa (question, answer)"
+        "prompt (prompt, completion or prompt, response); qa (question, answer); spin (real, generated); "
+        "preference (prompt, chosen, rejected)"
     )
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spintune.evaluation.heldout import Judged, compare, judge_heldout, read_judged, summarise, write_judged
+from spintune.evaluation.heldout import (
+    Judged,
+    answer_heldout,
+    compare,
+    read_rows,
+    score_heldout,
+    summarise,
+    write_rows,
+)
 from spintune.evaluation.measures import bootstrap
 
 ITEM = Judged("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, 0.5, False)
@@ -56,8 +64,8 @@ def test_other_items_or_another_order_cannot_be_compared() -> None:
 
 def test_judged_items_come_back(tmp_path: Path) -> None:
     rows = [*items(3, 1), replace(ITEM, answer="a\u2028b\u0085\n")]
-    write_judged(tmp_path / "answers.jsonl", rows)
-    assert read_judged(tmp_path / "answers.jsonl") == rows
+    write_rows(tmp_path / "answers.jsonl", rows)
+    assert read_rows(tmp_path / "answers.jsonl", Judged) == rows
 
 
 def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -> None:
@@ -81,7 +89,8 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
     ]
     rows = renderer.rows(examples)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
-    judged = judge_heldout(engine, generator, examples, rows, 5, 1024, Silent(), "model")
+    likelihoods = score_heldout(engine, rows, 1024, Silent(), "model")
+    judged = answer_heldout(generator, examples, rows, likelihoods, 5, Silent(), "model")
     for row, item, example in zip(rows, judged, examples, strict=True):
         with torch.no_grad():
             ids = torch.tensor([row.prompt_ids + row.response_ids])

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
+from spintune.errors import DataError
 from spintune.models.attention import disable_layouts
+from spintune.models.logprobs import Query
 from spintune.models.sampling import Sampling
 from spintune.progress import Silent
-from spintune.selfplay.opponent import EMPTY, IDENTICAL, SHARD, play
+from spintune.records import Answer, Pair
+from spintune.selfplay.opponent import (
+    EMPTY,
+    IDENTICAL,
+    SHARD,
+    Pairs,
+    Shards,
+    draw_writer,
+    given_answers,
+    score,
+    with_first,
+    without_degenerate,
+    write_answers,
+)
 from spintune.tokens.chat import Row
 
 STOP = 1
@@ -22,10 +39,18 @@ def row(prompt, response, name="row") -> Row:
     return Row(name, prompt, response, (True,) * len(response), response[-1] == STOP)
 
 
-def play_with(player, rows, folder, *, max_new_tokens=6, max_length=40, tag="tag", seed=0):
+def play_with(player, rows, folder, *, max_new_tokens=6, max_length=40, tag="tag", seed=0, count=1) -> Pairs:
+    """Answers, without those that cannot teach, scored by who wrote them."""
     engine, generator = player
-    sampling = Sampling(max_new_tokens, seed=seed)
-    return play(engine, generator, rows, sampling, max_length, 200, folder, tag, Silent(), "play")
+    shards, sampling = Shards(folder, tag), Sampling(max_new_tokens, seed=seed)
+    pairs = without_degenerate(
+        write_answers(generator, rows, sampling, count, max_length, "writer", shards, Silent(), "write")
+    )
+    return Pairs(score(engine, pairs.kept, "opponent", 200, shards, Silent(), "score"), pairs.dropped)
+
+
+def written(pair) -> list[tuple[tuple[int, ...], bool]]:
+    return [(answer.ids, answer.complete) for answer in pair.generated]
 
 
 def test_pairs_keep_exactly_what_was_written(chain_player, tmp_path):
@@ -37,22 +62,21 @@ def test_pairs_keep_exactly_what_was_written(chain_player, tmp_path):
     pairs = play_with(chain_player(CHAIN), rows, tmp_path)
     assert not pairs.dropped
     whole, endless, cut = pairs.kept
-    assert (whole.example_id, whole.prompt_ids, whole.real_ids) == ("whole", (3, 5), (9, 9, STOP))
-    assert (whole.generated_ids, whole.generated_complete, whole.generated_text) == ((6, 7, STOP), True, "w6 w7")
+    assert (whole.example_id, whole.prompt_ids, whole.writer) == ("whole", (3, 5), "writer")
+    assert (whole.real.ids, whole.real.text) == ((9, 9, STOP), "w9 w9 w1")
+    assert written(whole) == [((6, 7, STOP), True)]
+    assert whole.generated[0].text == "w6 w7"
     # six tokens, no end token behind them
-    assert (endless.generated_ids, endless.generated_complete) == ((11, 12, 13, 10, 11, 12), False)
-    assert (whole.real_complete, endless.real_complete, cut.real_complete) == (True, True, False)
+    assert written(endless) == [((11, 12, 13, 10, 11, 12), False)]
+    assert (whole.real.complete, endless.real.complete, cut.real.complete) == (True, True, False)
     # certain tokens have a log-probability of 0
-    assert [pair.opponent_generated for pair in pairs.kept] == pytest.approx([0, 0, 0], abs=1e-9)
+    assert [pair.generated[0].opponent for pair in pairs.kept] == pytest.approx([0, 0, 0], abs=1e-9)
 
 
 def test_an_answer_gets_the_room_of_max_length_and_loses_its_end_token_when_cut(chain_player, tmp_path):
     rows = [row((3, 5), (9, STOP)), row((3, 3, 5), (9, STOP))]
     pairs = play_with(chain_player(CHAIN), rows, tmp_path, max_length=5)
-    assert [(pair.generated_ids, pair.generated_complete) for pair in pairs.kept] == [
-        ((6, 7, STOP), True),
-        ((6, 7), False),
-    ]
+    assert [written(pair) for pair in pairs.kept] == [[((6, 7, STOP), True)], [((6, 7), False)]]
 
 
 def test_identical_and_empty_answers_are_dropped_and_counted(chain_player, tmp_path):
@@ -77,12 +101,13 @@ def test_both_scores_are_those_of_a_plain_forward(random_player, tmp_path):
     model = player[0].model
     disable_layouts(model)
     for pair in pairs.kept:
-        for response, score in ((pair.real_ids, pair.opponent_real), (pair.generated_ids, pair.opponent_generated)):
+        for answer in pair.answers:
+            response, found = answer.ids, answer.opponent
             ids = torch.tensor([[*pair.prompt_ids, *response]])
             with torch.no_grad():
                 logprobs = model(ids).logits[0, len(pair.prompt_ids) - 1 : -1].log_softmax(-1)
             expected = logprobs.gather(1, torch.tensor(response)[:, None]).sum().item()
-            assert score == pytest.approx(expected, abs=1e-6)
+            assert found == pytest.approx(expected, abs=1e-6)
 
 
 def times(folder) -> dict[str, int]:
@@ -90,15 +115,15 @@ def times(folder) -> dict[str, int]:
 
 
 def test_finished_shards_are_read_and_missing_ones_written_the_same(random_player, tmp_path):
-    rows = [row((3 + i % 5, 4), (7, STOP), f"row{i}") for i in range(SHARD + 20)]
+    rows = [row((3 + i % 5, 4), (7, STOP), f"row{i}") for i in range(SHARD + 120)]
     first = play_with(random_player(), rows, tmp_path)
-    names = ["tag-00000000.jsonl", f"tag-{SHARD:08d}.jsonl"]
+    names = [f"tag-{what}-{begin:08d}.jsonl" for what in ("answers", "opponent-scores") for begin in (0, SHARD)]
     assert sorted(times(tmp_path)) == names
 
-    # a run that was killed in its second shard
-    kept = tmp_path / names[0]
+    # a run that was killed while it scored its second shard
+    kept = tmp_path / names[2]
     os.utime(kept, ns=(1, 1))
-    (tmp_path / names[1]).unlink()
+    (tmp_path / names[3]).unlink()
     second = play_with(random_player(), rows, tmp_path)
     assert kept.stat().st_mtime_ns == 1
     assert second == first
@@ -119,16 +144,86 @@ def test_answers_do_not_depend_on_shards_and_repeated_prompts_get_answers_of_the
     engine, generator = random_player()
     completions = generator.generate([r.prompt_ids for r in rows], Sampling(6, seed=0))
     pairs = play_with((engine, generator), rows, tmp_path)
-    written = {f"row{i}": completion.ids for i, completion in enumerate(completions)}
-    assert all(pair.generated_ids == written[pair.example_id] for pair in pairs.kept)
+    expected = {f"row{i}": completion.ids for i, completion in enumerate(completions)}
+    assert all(pair.generated[0].ids == expected[pair.example_id] for pair in pairs.kept)
     # 22^6 answers of similar probability: hardly any two are equal, also across the border of the shards
-    assert len({pair.generated_ids for pair in pairs.kept}) > 0.8 * len(pairs.kept)
+    assert len({pair.generated[0].ids for pair in pairs.kept}) > 0.8 * len(pairs.kept)
 
 
 def test_another_seed_gives_other_answers(random_player, tmp_path):
     rows = [row((3 + i, 4), (7, STOP)) for i in range(8)]
     answers = [
-        [pair.generated_ids for pair in play_with(random_player(), rows, tmp_path, tag=f"{seed}", seed=seed).kept]
+        [pair.generated[0].ids for pair in play_with(random_player(), rows, tmp_path, tag=f"{seed}", seed=seed).kept]
         for seed in (0, 1)
     ]
     assert answers[0] != answers[1]
+
+
+def test_several_answers_to_a_prompt_are_draws_of_their_own_and_scored_as_alone(random_player, tmp_path):
+    rows = [row((3 + i, 5, 9), (7, 8, STOP), f"row{i}") for i in range(4)]
+    player = random_player()
+    three = play_with(player, rows, tmp_path, count=3).kept
+    written = [(pair.example_id, answer.ids) for pair in three for answer in pair.generated]
+    assert len(written) >= 10  # of 12; hardly any is empty, and hardly two are equal
+    assert len(set(written)) >= len(written) - 1
+    for pair in three:
+        for answer in pair.generated:
+            alone = replace(pair, generated=(replace(answer, opponent=None),))
+            (scored,) = score(player[0], [alone], "opponent", 200, Shards(tmp_path, answer.text), Silent(), "s")
+            assert scored.generated[0].opponent == pytest.approx(answer.opponent, abs=1e-6)
+            assert scored.real.opponent == pytest.approx(pair.real.opponent, abs=1e-6)
+
+
+def pair_of(*answers: tuple[tuple[int, ...], str]) -> Pair:
+    return Pair("id", (3,), Answer((7, STOP), "w7", True), tuple(Answer(ids, text, True) for ids, text in answers))
+
+
+def test_a_pair_stays_while_one_of_its_answers_can_teach():
+    one, none = (
+        without_degenerate([pair_of(((7, STOP), "w7"), ((8, STOP), "w8"), ((STOP,), ""))]),
+        pair_of(((STOP,), " ")),
+    )
+    assert [[answer.ids for answer in pair.generated] for pair in one.kept] == [[(8, STOP)]]
+    assert dict(one.dropped) == {IDENTICAL: 1, EMPTY: 1}
+    assert without_degenerate([none]).kept == []
+
+
+def test_scores_go_to_the_answers_they_belong_to(random_player, tmp_path):
+    """Under another iterate the opponent's scores stay; iterate 0's answer is scored as well."""
+    engine, _ = random_player()
+    pair = replace(pair_of(((8, STOP), "w8"), ((9, 9), "w9 w9")), first=Answer((4,), "w4", False))
+    pair = replace(pair, real=replace(pair.real, opponent=-1.0))
+    (found,) = score(engine, [pair], "base", 200, Shards(tmp_path, "tag"), Silent(), "score")
+    singles = [Query((3,), (ids,)) for ids in ((7, STOP), (8, STOP), (9, 9), (4,))]
+    expected = [sums[0] for sums in engine.score(singles, 200)]
+    assert [answer.base for answer in found.answers] == pytest.approx(expected, abs=1e-6)
+    assert found.real.opponent == -1.0
+    assert found.first.opponent is None
+
+
+def test_a_prompt_without_iterate_0s_answer_is_named():
+    first = Answer((5,), "w5", False)
+    assert with_first([pair_of()], {"id": first})[0].first == first
+    with pytest.raises(DataError, match=r"1 of 2 prompts have none \(example lost\)"):
+        with_first([pair_of(), replace(pair_of(), example_id="lost")], {"id": first})
+
+
+def test_writers_are_drawn_evenly_from_the_latest_iterates():
+    # the third iteration's opponent is iterate 2; a history of 2 draws from iterates 1 and 2
+    drawn = Counter(draw_writer(f"{i}", 3, 2, seed=0) for i in range(4000))
+    assert set(drawn) == {1, 2}
+    assert abs(drawn[1] - 2000) < 4 * 32  # four standard deviations of a fair coin
+    assert {draw_writer(f"{i}", 3, 1, seed=0) for i in range(50)} == {2}
+    assert {draw_writer(f"{i}", 2, 9, seed=0) for i in range(50)} == {0, 1}  # there are no more
+
+
+def test_answers_of_somebody_else_get_the_same_room(chain_player):
+    _, generator = chain_player(CHAIN)
+    real, answer = row((3, 5), (9, STOP), "id"), row((3, 5), (6, 7, 8, 9, STOP))
+    (whole,) = given_answers(generator, [real], {"id": [answer]}, 8, 40, "file")
+    (cut,) = given_answers(generator, [real], {"id": [answer]}, 8, 5, "file")
+    (short,) = given_answers(generator, [real], {"id": [answer]}, 2, 40, "file")
+    assert written(whole) == [((6, 7, 8, 9, STOP), True)]
+    assert written(cut) == [((6, 7, 8), False)]
+    assert written(short) == [((6, 7), False)]
+    assert whole.writer == "file"

@@ -9,9 +9,9 @@ import pytest
 from spintune.models.sampling import Sampling
 from spintune.progress import Silent
 from spintune.recipe import SpinSection
-from spintune.records import Pair
-from spintune.selfplay.opponent import play
-from spintune.selfplay.spin import standing, train_iteration
+from spintune.records import Answer, Pair
+from spintune.selfplay.opponent import Shards, score, without_degenerate, write_answers
+from spintune.selfplay.spin import Rounds, batches_of, standing, train_iteration
 from spintune.tokens.chat import Row
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import SelfPlay
@@ -25,18 +25,21 @@ ROWS = [Row(f"row{i}", (2, 20 - i), (*range(19 - i, 15 - i, -1), STOP), (True,) 
 def opponent(random_player, tmp_path):
     """The player at the start, and its pairs."""
     engine, generator = random_player()
-    played = play(engine, generator, ROWS, Sampling(8, seed=3), 40, 200, tmp_path / "pairs", "tag", Silent(), "play")
-    assert len(played.kept) > 8
-    return engine, played.kept
+    shards = Shards(tmp_path / "pairs", "tag")
+    written = write_answers(generator, ROWS, Sampling(8, seed=3), 1, 40, "iterate-0", shards, Silent(), "play")
+    kept = without_degenerate(written).kept
+    assert len(kept) > 8
+    return engine, score(engine, kept, "opponent", 200, shards, Silent(), "score")
 
 
 def iterate(engine, pairs, section, folder, iteration=1):
     reports = []
     checkpoints = Checkpoints(folder / "checkpoints", 1e9)
-    steps = train_iteration(
-        engine, pairs, section, iteration, 0, 200, checkpoints, Silent(), lambda step: None, reports.append
+    batches = batches_of(pairs, section, iteration, 0)
+    train_iteration(
+        engine, batches, section, iteration, 0, 200, checkpoints, Silent(), lambda step: None, reports.append
     )
-    return steps, reports
+    return len(batches), reports
 
 
 def test_an_iteration_starts_at_ln_2_and_learns_to_tell_the_sides_apart(opponent, tmp_path):
@@ -72,18 +75,27 @@ def test_settings_that_are_lists_follow_the_iteration(opponent, tmp_path):
 def test_standing_by_hand(random_player):
     engine, _ = random_player()
     objective = SelfPlay("logistic", 2.0)
+
+    def pair(real, generated, real_score=0.0, generated_score=0.0, real_complete=True):
+        answers = Answer(real, "text", real_complete, real_score), Answer(generated, "text", False, generated_score)
+        return Pair("id", (3,), answers[0], (answers[1],))
+
     sides = [((4, 5, 6), (7,)), ((8,), (9, 10, 11, 12, 13))]
-    bare = [Pair("id", (3,), real, generated, "text", True, True, 0.0, 0.0) for real, generated in sides]
-    (real_1, generated_1), (real_2, generated_2) = engine.score([objective.query(pair) for pair in bare], 100)
+    queries = [objective.query(pair(*side)) for side in sides]
+    (real_1, generated_1), (real_2, generated_2) = engine.score(queries, 100)
     # the opponent found: real 1 less likely by 0.25, generated 1 by 0.5; real 2 by 1.5, generated 2 more by 0.5
     pairs = [
-        Pair("id", (3,), *sides[0], "text", True, False, real_1 - 0.25, generated_1 - 0.5),
-        Pair("id", (3,), *sides[1], "text", False, False, real_2 - 1.5, generated_2 + 0.5),
+        pair(*sides[0], real_1 - 0.25, generated_1 - 0.5),
+        pair(*sides[1], real_2 - 1.5, generated_2 + 0.5, real_complete=False),
     ]
+    gains = [math.log(2) - math.log1p(math.exp(0.5)), math.log(2) - math.log1p(math.exp(-4))]
     result = standing(engine, pairs, objective, 100).to_json()
     assert result == pytest.approx(
         {
             "pairs": 2,
+            "start_loss": math.log(2),
+            # of two numbers the standard error of the mean is half their distance
+            "loss_error": abs(gains[0] - gains[1]) / 2,
             # margins -0.25 and 2, times λ = 2
             "loss": (math.log1p(math.exp(0.5)) + math.log1p(math.exp(-4))) / 2,
             "real_ratio": (0.25 + 1.5) / 2,
@@ -103,3 +115,52 @@ def test_standing_by_hand(random_player):
 
 def test_without_pairs_there_is_no_standing(random_player):
     assert standing(random_player()[0], [], SelfPlay(), 100) is None
+
+
+def test_a_player_has_learned_when_its_loss_can_be_told_from_the_start(opponent, tmp_path):
+    engine, pairs = opponent
+    objective = SelfPlay("logistic", 0.5)
+    assert not standing(engine, pairs, objective, 200).learned
+    iterate(engine, pairs, SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5), tmp_path)
+    assert standing(engine, pairs, objective, 200).learned
+
+
+def rounds(section, prompts=10):
+    asked = []
+
+    def play(number, which):
+        asked.append((number, list(which)))
+        return {prompt: (number, prompt) for prompt in which if prompt != 4}  # the answer to prompt 4 cannot teach
+
+    return Rounds(prompts, section, 1, 0, lambda which: play(0, which), play), asked
+
+
+def test_rounds_split_the_steps_of_spin_into_stretches_each_played_once(tmp_path):
+    section = SpinSection(pairs_per_step=2, refresh=3, epochs=1.0)
+    batches, asked = rounds(section)
+    whole = batches_of(list(range(10)), section, 1, 0)
+    assert len(batches) == len(whole) == 5
+    assert batches.starts == {0, 1, 3}  # 5 steps in 3 stretches
+    read = [batches[step] for step in range(5)]
+    # the same prompts in the same steps as without stretches, but for prompt 4
+    assert [[prompt for _, prompt in step] for step in read] == [[p for p in whole[s] if p != 4] for s in range(5)]
+    assert [{number for number, _ in step} for step in read] == [{0}, {1}, {1}, {2}, {2}]
+    assert [number for number, _ in asked] == [0, 1, 2]
+    assert sorted(prompt for _, which in asked for prompt in which) == list(range(10))
+
+
+def test_play_on_the_fly_asks_before_every_step_and_one_stretch_asks_once():
+    on_the_fly, asked = rounds(SpinSection(pairs_per_step=4, refresh="step", epochs=2.0))
+    assert on_the_fly.starts == set(range(6))
+    for step in range(6):
+        on_the_fly[step]
+    assert [len(which) for _, which in asked] == [4, 4, 2, 4, 4, 2]
+    once, _ = rounds(SpinSection(pairs_per_step=4, epochs=2.0))
+    assert once.starts == {0}
+    assert once.prompts_of(0) == list(range(10))
+
+
+def test_a_resumed_run_plays_the_stretch_it_is_in_and_no_earlier_one():
+    batches, asked = rounds(SpinSection(pairs_per_step=2, refresh=5))
+    batches[3]
+    assert [number for number, _ in asked] == [3]

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from spintune.models.logprobs import LogProbEngine, Query
-from spintune.records import Pair
+from spintune.records import Answer, Pair
 from spintune.tokens.chat import Row
 
 VOCABULARY = 53
@@ -68,6 +68,11 @@ def pairs(player, rows) -> list[Pair]:
     queries = [Query(row.prompt_ids, (row.response_ids, ids)) for row, ids in zip(rows, answers, strict=True)]
     scores = player().score(queries, 10_000)
     return [
-        Pair(row.example_id, row.prompt_ids, row.response_ids, ids, "text", True, True, *score)
-        for row, ids, score in zip(rows, answers, scores, strict=True)
+        Pair(
+            row.example_id,
+            row.prompt_ids,
+            Answer(row.response_ids, "text", True, real),
+            (Answer(ids, "text", True, generated),),
+        )
+        for row, ids, (real, generated) in zip(rows, answers, scores, strict=True)
     ]

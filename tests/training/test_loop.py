@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import train
 from spintune.training.objectives import NegativeLogLikelihood, SelfPlay
 from spintune.training.optimization import Optimization
-from spintune.training.order import steps_by_rows
+from spintune.training.order import Batches, steps_by_rows
 
 NEVER = 1e9  # minutes
 
@@ -33,8 +33,7 @@ def run(engine, rows, steps, objective, folder, *, minutes=NEVER, tokens=1000, r
     reports = []
     train(
         engine,
-        rows,
-        steps,
+        Batches(rows, steps),
         objective,
         Optimization(rate, **optimization),
         Checkpoints(folder, minutes),
@@ -169,10 +168,20 @@ def test_scores_of_another_opponent_are_refused_before_weights_move(player, pair
     engine = player()
     before = weights(engine)
     # margin 1, λ = 0.1: log(1 + e^-0.1) = 0.6444 instead of 0.6931
-    wrong = [dataclasses.replace(pair, opponent_real=pair.opponent_real - 1) for pair in pairs]
+    wrong = [replace(pair, real=replace(pair.real, opponent=pair.real.opponent - 1)) for pair in pairs]
     with pytest.raises(RunError, match=r"0\.644397 and must be 0\.693147"):
         run(engine, wrong, [[0, 1, 2]], SelfPlay("logistic", 0.1), tmp_path)
     assert_same_bits(weights(engine), before)
+
+
+def test_a_step_without_rows_leaves_the_weights_alone_and_is_not_reported(player, rows, tmp_path):
+    # in the third of four steps the constant rate is the same whether or not a step before it was empty
+    kept, gapped = player(), player()
+    plain = {"schedule": "constant", "warmup": 0.0}
+    run(kept, rows, [[0, 1], [2, 3]], NegativeLogLikelihood(), tmp_path / "kept", **plain)
+    reports = run(gapped, rows, [[0, 1], [], [2, 3]], NegativeLogLikelihood(), tmp_path / "gapped", **plain)
+    assert [report.step for report in reports] == [1, 3]
+    assert_same_bits(weights(gapped), weights(kept))
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
@@ -205,8 +214,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(player, rows, tmp_path):
     resumed = player()
     train(
         resumed,
-        rows,
-        steps,
+        Batches(rows, steps),
         objective,
         Optimization(1e-3, **SCHEDULE),
         Checkpoints(tmp_path / "parts", 0),

@@ -64,17 +64,38 @@ def test_a_step_of_adamw_in_float64_by_hand():
     model = torch.nn.Linear(2, 1, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, -2.0]]))
-    optimizer = build_optimizer(model, Optimization(0.1, beta1=0.9, beta2=0.99))
+    optimizer = build_optimizer(model, Optimization(0.1))
     for gradient in ([3.0, -1.0], [-1.0, 0.0]):
         model.weight.grad = torch.tensor([gradient], dtype=torch.float64)
         optimizer.step()
-    # first step: rate x sign; second: m = 0.9 x 0.1 g1 + 0.1 g2, v = 0.99 x 0.01 g1² + 0.01 g2², bias-corrected
-    corrected = [(0.09 * 3 - 0.1) / 0.19, 0.09 * -1 / 0.19], [(0.0099 * 9 + 0.01) / 0.0199, 0.0099 / 0.0199]
+    # first step: rate x sign; second: m = 0.9 x 0.1 g1 + 0.1 g2, v = 0.999 x 0.001 g1² + 0.001 g2², bias-corrected
+    corrected = [(0.09 * 3 - 0.1) / 0.19, 0.09 * -1 / 0.19], [(0.999 * 9 + 1) / 1.999, 0.999 / 1.999]
     expected = [
         start - 0.1 * sign - 0.1 * m / math.sqrt(v)
         for start, sign, m, v in zip([1, -2], [1, -1], *corrected, strict=True)
     ]
     assert model.weight[0].tolist() == pytest.approx(expected, abs=1e-8)  # epsilon is 1e-8
+
+
+def test_a_step_of_rmsprop_in_float64_by_hand():
+    """torch's defaults, which the SPIN authors' scripts use: v = 0.99 v + 0.01 g², step = rate g / (√v + 1e-8)."""
+    model = torch.nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, -2.0]]))
+    optimizer = build_optimizer(model, Optimization(0.1, optimizer="rmsprop"))
+    for gradient in ([3.0, -1.0], [-1.0, 0.0]):
+        model.weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+    first = 1 - 0.1 * 3 / 0.3, -2 + 0.1 / 0.1
+    expected = first[0] + 0.1 / math.sqrt(0.99 * 0.09 + 0.01), first[1]
+    assert model.weight[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_frozen_parameters_are_left_out():
+    model = torch.nn.Linear(2, 1)
+    model.weight.requires_grad_(False)
+    (group,) = build_optimizer(model, Optimization(0.1)).param_groups
+    assert [p.shape for p in group["params"]] == [model.bias.shape]
 
 
 def test_gradients_are_scaled_down_to_the_norm_and_never_up():

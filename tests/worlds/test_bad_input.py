@@ -239,7 +239,9 @@ def test_a_folder_of_another_recipe_names_the_keys_that_differ(
 ) -> None:
     before = contents(finished)
     result = spintune("run", recipe(seed=8, spin={"lambda": 0.2}), f"out={finished}")
-    one_line(result, 5, str(finished), "seed 0 there, 8 here", "spin.lambda 0.1 there, 0.2 here", "choose another out=")
+    one_line(
+        result, 5, str(finished), "seed 0 there, 8 here", "spin.lambda None there, 0.2 here", "choose another out="
+    )
     assert contents(finished) == before
 
 

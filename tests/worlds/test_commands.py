@@ -106,7 +106,7 @@ def test_self_play_from_flags_alone(
     assert result.code == 0, result.err
     assert list(json.loads(result.out)["heldout"]) == ["base", "iterate-1"]
     first = json.loads((tmp_path / "o/spin/iterate-1/pairs/train.jsonl").read_text().splitlines()[0])
-    assert len(first["generated_ids"]) <= 8
+    assert len(first["generated"][0]["ids"]) <= 8
     # without --out it goes to runs/COMMAND; a name that looks like a number or a mapping is still a name
     assert spintune("sft", *flags, "data.max_length=96", "sft.max_steps=1", "data.eval_fraction=0").code == 0
     assert (tmp_path / "runs" / "sft" / "sft" / "model").is_dir()

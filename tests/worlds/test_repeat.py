@@ -124,7 +124,8 @@ def test_changed_data_makes_everything_run_again(
     data.write_text(data.read_text().replace("fox", "FOX"))
     run(tmp_path / "run", data={"train": str(data)})
     every = {str(path.parent.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("manifest.json")}
-    assert len(every) == 10  # data, sft, 2 iterations with their pairs, 4 judged models
+    # data, sft; 2 iterations with pairs and diagnosis, 3 players' held-out answers; 4 models' likelihoods and answers
+    assert len(every) == 2 + 2 * 3 + 3 + 4 * 2
     assert rewritten(tmp_path / "run", before) == every
     run(tmp_path / "fresh", data={"train": str(data)})
     assert contents(tmp_path / "run") == contents(tmp_path / "fresh")

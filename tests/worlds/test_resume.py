@@ -85,7 +85,7 @@ def test_a_run_stopped_at_many_points_equals_an_uninterrupted_one(
     stops = until_done(run, tmp_path / "stopped", moves)
     # the stops fell into every kind of work
     kinds = {" ".join(word for word in name.split() if not any(map(str.isdigit, word))) for name in stops}
-    assert {"SFT", "opponent plays train prompts", "SPIN iteration"} <= kinds
+    assert {"SFT", "sft answers training prompts", "SPIN iteration"} <= kinds
     assert contents(tmp_path / "stopped") == contents(tmp_path / "straight")
     each_step_once(tmp_path / "stopped")
     no_leftovers(tmp_path / "stopped")

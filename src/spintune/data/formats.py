@@ -7,6 +7,8 @@ sharegpt   ``conversations: [{from, value}]``                           ShareGPT
 prompt     ``prompt``, ``completion`` (or ``prompt``, ``response``)     T0 tasks of Self-Instruct, TRL
 qa         ``question``, ``answer``                                     GSM8K
 seeds      ``instruction``, ``instances: [{input, output}]``            Self-Instruct seed tasks
+spin       ``real``, ``generated``: lists of ``{role, content}``        SPIN's own data; the real side is read
+preference ``prompt``, ``chosen``, ``rejected``: texts or messages      TRL, LLaMA-Factory; the chosen side is read
 =========  ===========================================================  ==================================
 
 Text is kept verbatim, white space included, with one exception: ``prompt`` rows lose an ``<|endoftext|>`` that ends
@@ -169,28 +171,62 @@ def _qa(row: Row) -> Iterator[Conversation]:
 
 
 def _chat(row: Row) -> Iterator[Conversation]:
-    yield _turns(row, "messages", "role", "content", _CHAT_ROLES)
+    yield _with_prompt(turns_of(row, "messages"), row)
 
 
 def _sharegpt(row: Row) -> Iterator[Conversation]:
-    yield _turns(row, "conversations", "from", "value", _SHAREGPT_ROLES)
+    yield _with_prompt(_turns(row, "conversations", "from", "value", _SHAREGPT_ROLES), row)
 
 
-def _turns(row: Row, key: str, role_key: str, text_key: str, roles: dict[str, Role]) -> Conversation:
+def _spin(row: Row) -> Iterator[Conversation]:
+    yield _with_prompt(turns_of(row, "real"), row)
+
+
+def _preference(row: Row) -> Iterator[Conversation]:
+    yield _with_prompt(preferred(row, "chosen"), row)
+
+
+def preferred(row: Row, side: str) -> Conversation:
+    """The conversation that ends in one side of a preference row: prompt and answer are texts or lists of messages."""
+    prompt, answer = row.values.get("prompt"), row.values.get(side)
+    before = turns_of(row, "prompt", answered=False) if isinstance(prompt, list) else None
+    if isinstance(answer, list):
+        said = turns_of(row, side)
+        if before is None and said[0].role == "assistant":
+            before = (Message("user", row.text("prompt", "a prompt")),)
+    else:
+        said = (Message("assistant", row.text(side, "an answer")),)
+        before = before or (Message("user", row.text("prompt", "a prompt")),)
+    # some preference data repeats the prompt in both sides
+    return said if before is None or said[: len(before)] == before else (*before, *said)
+
+
+def turns_of(row: Row, key: str, answered: bool = True) -> Conversation:
+    """The messages under ``key``. Raises DataError for unknown roles, and where they do not end with an answer."""
+    return _turns(row, key, "role", "content", _CHAT_ROLES, answered)
+
+
+def _turns(
+    row: Row, key: str, role_key: str, text_key: str, roles: dict[str, Role], answered: bool = True
+) -> Conversation:
     messages = []
     for turn in row.objects(key, "an answer"):
         role = turn.text(role_key, "a role")
         if role not in roles:
             raise DataError(f"{turn.where}: unknown role '{role}'; use {', '.join(roles)}")
         messages.append(Message(roles[role], turn.text(text_key, "a text")))
-    if messages[-1].role != "assistant":
+    if answered and messages[-1].role != "assistant":
         raise DataError(
             f"{row.where}: a row without an answer (its last turn is the {messages[-1].role}'s); "
             "end it with an assistant turn or delete the row"
         )
-    if all(message.role != "user" for message in messages):
-        raise DataError(f"{row.where}: a row without a prompt (no user turn); add one or delete the row")
     return tuple(messages)
+
+
+def _with_prompt(conversation: Conversation, row: Row) -> Conversation:
+    if all(message.role != "user" for message in conversation):
+        raise DataError(f"{row.where}: a row without a prompt (no user turn); add one or delete the row")
+    return conversation
 
 
 # In the order of recognition: chat data often carries a `prompt` beside its `messages`.
@@ -201,4 +237,6 @@ FORMATS: tuple[Format, ...] = (
     Format("alpaca", (("instruction", "output"),), _alpaca),
     Format("prompt", (("prompt", "completion"), ("prompt", "response")), _prompt),
     Format("qa", (("question", "answer"),), _qa),
+    Format("spin", (("real", "generated"),), _spin),
+    Format("preference", (("prompt", "chosen", "rejected"),), _preference),
 )

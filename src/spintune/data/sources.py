@@ -151,6 +151,14 @@ def read_source(source: Source, progress: Progress = _SILENT) -> SourceResult:
     return SourceResult(source, chosen.name, examples, len(examples) + dropped.total(), dropped)
 
 
+def rows_of(source: Source) -> Iterator[Row]:
+    """The rows of a source, whatever their keys. Raises DataError as :func:`read_source` does."""
+    _check(source)
+    table = _open(source)
+    for number, value in table.rows:
+        yield Row.of(value, table.where(number))
+
+
 def _drop_reason(example: Example, seen: set[str], kept: int, limit: int | None) -> str | None:
     if reason := flaw(example.messages):
         return reason

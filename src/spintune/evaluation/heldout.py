@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import orjson
 
@@ -19,6 +19,19 @@ from spintune.storage import atomic_file
 from spintune.tokens.chat import Row
 from spintune.training.objectives import NegativeLogLikelihood
 
+Measured = TypeVar("Measured", "Likelihood", "Judged")
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely a model finds the reference of one held-out example."""
+
+    id: str
+    nll: float
+    """Minus the log-probability of the reference, in nats, summed over its tokens."""
+    tokens: int
+    """Scored tokens of the reference, its end-of-turn included."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -31,27 +44,35 @@ class Judged:
     finish_reason: str
     answer_tokens: int
     reference_tokens: int
-    """Scored tokens of the reference, its end-of-turn included."""
+    """As in :class:`Likelihood`."""
     nll: float
-    """Minus the log-probability of the reference, in nats, summed over its tokens."""
+    """As in :class:`Likelihood`."""
     rouge_l: float
     exact_match: bool
 
 
-def judge_heldout(
-    engine: LogProbEngine,
-    generator: Generator,
-    examples: Sequence[Example],
-    rows: Sequence[Row],
-    max_new_tokens: int,
-    tokens_per_forward: int,
-    progress: Progress,
-    name: str,
-) -> list[Judged]:
-    """Measures a model on held-out examples; ``rows`` are the examples as tokens, one for one."""
+def score_heldout(
+    engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward: int, progress: Progress, name: str
+) -> list[Likelihood]:
+    """The likelihood of every row's reference under the model called ``name``."""
     objective = NegativeLogLikelihood()
     with progress.task(f"{name}: held-out likelihood", len(rows), "examples") as task:
         scores = engine.score([objective.query(row) for row in rows], tokens_per_forward, task.advance)
+    return [
+        Likelihood(row.example_id, -logprob, sum(row.trained)) for row, (logprob,) in zip(rows, scores, strict=True)
+    ]
+
+
+def answer_heldout(
+    generator: Generator,
+    examples: Sequence[Example],
+    rows: Sequence[Row],
+    likelihoods: Sequence[Likelihood],
+    max_new_tokens: int,
+    progress: Progress,
+    name: str,
+) -> list[Judged]:
+    """Greedy answers to held-out examples; ``rows`` are the examples as tokens, one for one."""
     with progress.task(f"{name}: held-out answers", len(rows), "answers") as task:
         left = [max_new_tokens] * len(rows)
         stops: frozenset[int] = getattr(generator, "stop_ids", frozenset())
@@ -71,12 +92,12 @@ def judge_heldout(
             answer=completion.text,
             finish_reason=completion.finish_reason,
             answer_tokens=len(completion.ids),
-            reference_tokens=sum(row.trained),
-            nll=-logprob,
+            reference_tokens=likelihood.tokens,
+            nll=likelihood.nll,
             rouge_l=rouge_l(example.answer, completion.text),
             exact_match=exact_match(example.answer, completion.text),
         )
-        for example, row, (logprob,), completion in zip(examples, rows, scores, completions, strict=True)
+        for example, likelihood, completion in zip(examples, likelihoods, completions, strict=True)
     ]
 
 
@@ -109,13 +130,12 @@ def _values(judged: Sequence[Judged], name: str) -> list[float]:
     return [float(getattr(j, name)) for j in judged]
 
 
-def write_judged(path: Path, judged: Sequence[Judged]) -> None:
+def write_rows(path: Path, rows: Sequence[Likelihood] | Sequence[Judged]) -> None:
     """One JSON line for each item; the file is complete or absent."""
     with atomic_file(path) as file:
-        file.writelines(orjson.dumps(asdict(j)) + b"\n" for j in judged)
+        file.writelines(orjson.dumps(asdict(row)) + b"\n" for row in rows)
 
 
-def read_judged(path: Path) -> list[Judged]:
-    """Reads a file of :func:`write_judged`."""
-    rows: list[dict[str, Any]] = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-    return [Judged(**row) for row in rows]
+def read_rows(path: Path, kind: type[Measured]) -> list[Measured]:
+    """Reads a file of :func:`write_rows`."""
+    return [kind(**orjson.loads(line)) for line in path.read_bytes().splitlines()]

@@ -36,6 +36,9 @@ class Generator(Protocol):
     ) -> list[Completion]:
         """Completions of ``prompts``. ``keys`` are their random streams (default: :func:`stream_keys`)."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without control tokens."""
+
 
 def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> Generator:
     """The fastest generator that is right for the engine's model."""
@@ -178,6 +181,9 @@ class BatchGenerator:
             self._retire(running, cache, sampling, finished)
         return [completion for completion in finished if completion is not None]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
     def _admit(self, waiting: list[_Sequence], free: int) -> list[_Sequence]:
         """Takes the next prompts that fit into the free slots and into one call."""
         started: list[_Sequence] = []
@@ -283,6 +289,9 @@ class PlainGenerator:
                     break
             completions.append(_completion(sequence, self.stop_ids, self.tokenizer))
         return completions
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
 
 def _sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[_Sequence]:

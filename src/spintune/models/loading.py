@@ -74,7 +74,9 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_model(name: str, *, cache: Path, precision: str = "auto", device: torch.device | None = None) -> LoadedModel:
+def load_model(
+    name: str, *, cache: Path, precision: str = "auto", device: torch.device | None = None, frozen: bool = False
+) -> LoadedModel:
     """Loads a decoder-only language model and its tokenizer.
 
     Args:
@@ -83,6 +85,7 @@ def load_model(name: str, *, cache: Path, precision: str = "auto", device: torch
         cache: folder that keeps unpacked aliases.
         precision: ``float32``, ``bfloat16`` (matrix products in bfloat16 over float32 weights), or ``auto``:
             bfloat16 on a GPU that has it, float32 elsewhere.
+        frozen: the weights will not be trained, so that they are kept in the type of the matrix products.
 
     Raises:
         ModelError: no such model, or one that cannot be loaded.
@@ -93,7 +96,11 @@ def load_model(name: str, *, cache: Path, precision: str = "auto", device: torch
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
         model, report = AutoModelForCausalLM.from_pretrained(
-            location, dtype=torch.float32, trust_remote_code=False, output_loading_info=True, **arguments
+            location,
+            dtype=autocast if frozen and autocast else torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **arguments,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error

@@ -1,122 +1,221 @@
-"""The opponent: it answers the prompts of the training data, and says how likely it finds both answers.
+"""The opponent: iterates answer the prompts of the training data, and the opponent says how likely each answer is.
 
-Both happen once an iteration, while the player is still its own opponent, with the engine that trains. So training
+Scores are taken once an iteration, while the player is still its own opponent, with the engine that trains. So training
 holds one model, and the opponent is the true previous iterate whatever is trained.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeVar
 
+from spintune.errors import DataError
 from spintune.models.generation import Generator
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.sampling import Sampling, stream_keys
 from spintune.progress import Progress
-from spintune.records import Completion, Pair, read_records, write_records
+from spintune.records import Answer, Completion, Pair, Record, read_records, write_records
 from spintune.tokens.chat import Row
 
 SHARD = 256
-"""Prompts answered and stored at once: what a killed run loses at most, and a fixed unit, so that it ends the same."""
+"""Answers written, or pairs scored, and stored at once: what a killed run loses at most, and a fixed unit, so that it
+ends the same."""
 
 IDENTICAL = "identical"
 EMPTY = "empty"
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Where parts of a long piece of work are kept until it is whole, so that a killed run goes on from there.
+
+    ``tag`` names the inputs; parts of other inputs are not used.
+    """
+
+    folder: Path
+    tag: str
+
+    def map(
+        self,
+        what: str,
+        items: Sequence[T],
+        kind: type[Record],
+        compute: Callable[[slice], list[Record]],
+        progress: Progress,
+        name: str,
+    ) -> list[Record]:
+        """One record for each item: what ``compute`` makes of a slice of them, shard after shard."""
+        records: list[Record] = []
+        with progress.task(name, len(items), what) as task:
+            for begin in range(0, len(items), SHARD):
+                path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
+                part = slice(begin, begin + SHARD)
+                if path.exists():
+                    shard = read_records(path, kind)
+                else:
+                    shard = compute(part)
+                    write_records(path, shard)
+                records.extend(shard)
+                task.advance(len(items[part]))
+        return records
+
+
+def write_answers(
+    generator: Generator,
+    rows: Sequence[Row],
+    sampling: Sampling,
+    count: int,
+    max_length: int,
+    writer: str,
+    shards: Shards,
+    progress: Progress,
+    name: str,
+) -> list[Pair]:
+    """``count`` answers to every row's prompt, beside the real one; nothing is scored yet.
+
+    Args:
+        rows: prompts with their real responses, already within ``sampling.max_new_tokens``.
+        max_length: tokens of prompt and response together; an answer gets the same room as the real response.
+        writer: name of the iterate behind ``generator``.
+    """
+    prompts = [row.prompt_ids for row in rows for _ in range(count)]
+    keys = stream_keys(prompts, sampling.seed)
+    completions = shards.map(
+        "answers",
+        prompts,
+        Completion,
+        lambda part: generator.generate(prompts[part], sampling, keys[part]),
+        progress,
+        name,
+    )
+    return [
+        Pair(
+            example_id=row.example_id,
+            prompt_ids=row.prompt_ids,
+            real=Answer(row.response_ids, generator.decode(row.response_ids), row.complete),
+            generated=tuple(
+                _fit(completion, max_length - len(row.prompt_ids))
+                for completion in completions[place * count : (place + 1) * count]
+            ),
+            writer=writer,
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def given_answers(
+    generator: Generator,
+    rows: Sequence[Row],
+    given: Mapping[str, Sequence[Row]],
+    max_new_tokens: int,
+    max_length: int,
+    writer: str,
+) -> list[Pair]:
+    """Pairs of rows with answers that somebody else wrote: ``given`` has them by example id, rendered."""
+
+    def cut(row: Row, room: int) -> Answer:
+        ids = row.response_ids[:room]
+        return Answer(ids, generator.decode(ids), row.complete and len(ids) == len(row.response_ids))
+
+    return [
+        Pair(
+            example_id=row.example_id,
+            prompt_ids=row.prompt_ids,
+            real=Answer(row.response_ids, generator.decode(row.response_ids), row.complete),
+            generated=tuple(
+                cut(answer, min(max_new_tokens, max_length - len(row.prompt_ids))) for answer in given[row.example_id]
+            ),
+            writer=writer,
+        )
+        for row in rows
+    ]
+
+
+def score(
+    engine: LogProbEngine,
+    pairs: Sequence[Pair],
+    under: Literal["opponent", "base"],
+    tokens_per_forward: int,
+    shards: Shards,
+    progress: Progress,
+    name: str,
+) -> list[Pair]:
+    """The pairs with the engine's log-probability of every answer, as their ``opponent`` or ``base`` score."""
+
+    def compute(part: slice) -> list[Pair]:
+        queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.answers)) for pair in pairs[part]]
+        scores = engine.score(queries, tokens_per_forward)
+        return [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]
+
+    return shards.map(f"{under}-scores", pairs, Pair, compute, progress, name)
+
+
+def _with_scores(pair: Pair, under: str, sums: Sequence[float]) -> Pair:
+    scored = zip(pair.answers, sums, strict=True)
+    real, *generated = [replace(a, opponent=s) if under == "opponent" else replace(a, base=s) for a, s in scored]
+    first = generated.pop() if pair.first is not None else None
+    return replace(pair, real=real, generated=tuple(generated), first=first)
+
+
+def _fit(completion: Completion, room: int) -> Answer:
+    """The completion within ``room`` tokens. What is cut keeps no end token."""
+    whole = completion.finish_reason == "stop" and len(completion.ids) <= room
+    return Answer(completion.ids[:room], completion.text, whole)
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs worth training on, and why the others were left out; kept + dropped = answered."""
+    """Pairs worth training on, and why answers were left out; answers kept + dropped = answers written."""
 
     kept: list[Pair]
     dropped: Counter[str]
 
 
-def play(
-    engine: LogProbEngine,
-    generator: Generator,
-    rows: Sequence[Row],
-    sampling: Sampling,
-    max_length: int,
-    tokens_per_forward: int,
-    shards: Path,
-    tag: str,
-    progress: Progress,
-    name: str,
-) -> Pairs:
-    """The opponent's answer to every row's prompt, paired with the real one, both scored by the opponent.
+def without_degenerate(pairs: Sequence[Pair]) -> Pairs:
+    """Leaves out answers that cannot teach: one equal to the real one has a constant loss, an empty one is no answer.
 
-    Args:
-        rows: prompts with their real responses, already within ``sampling.max_new_tokens``.
-        max_length: tokens of prompt and response together; an answer gets the same room as the real response.
-        shards: folder in which each finished shard of prompts is kept, so that a killed run goes on from there.
-        tag: names the inputs; shards of other inputs are not used.
+    A pair stays while one of its generated answers does.
     """
-    keys = stream_keys([row.prompt_ids for row in rows], sampling.seed)
-    kept: list[Pair] = []
-    with progress.task(name, len(rows), "pairs") as task:
-        for begin in range(0, len(rows), SHARD):
-            path = shards / f"{tag}-{begin:08d}.jsonl"
-            shard = rows[begin : begin + SHARD]
-            if path.exists():
-                pairs = read_records(path, Pair)
-            else:
-                pairs = _play_shard(
-                    engine, generator, shard, sampling, keys[begin : begin + SHARD], max_length, tokens_per_forward
-                )
-                write_records(path, pairs)
-            kept.extend(pairs)
-            task.advance(len(shard))
-    return _without_degenerate(kept)
-
-
-def _play_shard(
-    engine: LogProbEngine,
-    generator: Generator,
-    rows: Sequence[Row],
-    sampling: Sampling,
-    keys: Sequence[bytes],
-    max_length: int,
-    tokens_per_forward: int,
-) -> list[Pair]:
-    completions = generator.generate([row.prompt_ids for row in rows], sampling, keys)
-    answers = [
-        _fit(completion, max_length - len(row.prompt_ids)) for row, completion in zip(rows, completions, strict=True)
-    ]
-    queries = [Query(row.prompt_ids, (row.response_ids, ids)) for row, (ids, _) in zip(rows, answers, strict=True)]
-    scores = engine.score(queries, tokens_per_forward)
-    return [
-        Pair(
-            example_id=row.example_id,
-            prompt_ids=row.prompt_ids,
-            real_ids=row.response_ids,
-            generated_ids=ids,
-            generated_text=completion.text,
-            real_complete=row.complete,
-            generated_complete=complete,
-            opponent_real=real,
-            opponent_generated=generated,
-        )
-        for row, completion, (ids, complete), (real, generated) in zip(rows, completions, answers, scores, strict=True)
-    ]
-
-
-def _fit(completion: Completion, room: int) -> tuple[tuple[int, ...], bool]:
-    """The completion's tokens within ``room``, and whether it is whole. What is cut keeps no end token."""
-    whole = completion.finish_reason == "stop" and len(completion.ids) <= room
-    return completion.ids[:room], whole
-
-
-def _without_degenerate(pairs: Sequence[Pair]) -> Pairs:
-    """Leaves out pairs that cannot teach: equal answers have a constant loss, empty ones are no answer."""
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     for pair in pairs:
-        if pair.generated_ids == pair.real_ids:
-            dropped[IDENTICAL] += 1
-        elif not pair.generated_text.strip():
-            dropped[EMPTY] += 1
-        else:
-            kept.append(pair)
+        teaching = []
+        for answer in pair.generated:
+            if answer.ids == pair.real.ids:
+                dropped[IDENTICAL] += 1
+            elif not answer.text.strip():
+                dropped[EMPTY] += 1
+            else:
+                teaching.append(answer)
+        if teaching:
+            kept.append(replace(pair, generated=tuple(teaching)))
     return Pairs(kept, dropped)
+
+
+def with_first(pairs: Sequence[Pair], first: Mapping[str, Answer]) -> list[Pair]:
+    """The pairs with iterate 0's answer to each prompt, by example id.
+
+    Raises DataError when one is missing.
+    """
+    if missing := [pair.example_id for pair in pairs if pair.example_id not in first]:
+        raise DataError(
+            f"t_spin looks back to iterate 0's answers, and {len(missing)} of {len(pairs)} prompts have none "
+            f"(example {missing[0]}); play iteration 1 again, or choose another spin.loss"
+        )
+    return [replace(pair, first=first[pair.example_id]) for pair in pairs]
+
+
+def draw_writer(example_id: str, iteration: int, history: int, seed: int) -> int:
+    """Which of the latest ``history`` iterates answers a prompt in ``iteration``: iteration - 1, or one before it.
+
+    Drawn uniformly, by a hash, so it depends on nothing else. Iterate 0 is the first there is.
+    """
+    choices = min(history, iteration)
+    digest = hashlib.sha256(f"writer/{seed}/{iteration}/{example_id}".encode()).digest()
+    return iteration - 1 - int.from_bytes(digest[:8], "little") % choices

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,17 +11,85 @@ import torch
 from spintune.models.logprobs import LogProbEngine, LogProbs
 from spintune.progress import Progress
 from spintune.recipe import SpinSection
-from spintune.records import Pair
+from spintune.records import Answer, Pair
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import StepReport, train
+from spintune.training.loop import StepReport, Steps, train
 from spintune.training.objectives import SelfPlay
-from spintune.training.optimization import Optimization
-from spintune.training.order import steps_by_rows
+from spintune.training.order import Batches, steps_by_rows
+from spintune.training.sft import optimization_of
+
+PlayRound = Callable[[int, Sequence[int]], Mapping[int, Pair]]
+"""Given the number of a round (from 1 on) and prompts: the newest player's pairs, without answers that cannot teach."""
+
+
+def objective_of(section: SpinSection, iteration: int) -> SelfPlay:
+    """The loss of an iteration. T-SPIN looks back from the second one on: the first answers are iterate 0's own."""
+    return SelfPlay(
+        loss=section.at("loss", iteration),
+        lambda_=section.at("lambda_", iteration),
+        mu=section.mu,
+        shift=section.shift,
+        history=section.history_weight if iteration > 1 else 0.0,
+        reference_mixture=section.reference_mixture,
+        length_normalize=section.length_normalize,
+        gamma=section.gamma,
+    )
+
+
+def batches_of(pairs: Sequence[Pair], section: SpinSection, iteration: int, seed: int) -> Batches[Pair]:
+    """The steps of an iteration whose answers are all there when it begins."""
+    steps = steps_by_rows(len(pairs), section.pairs_per_step, section.at("epochs", iteration), seed + iteration)
+    return Batches(pairs, steps)
+
+
+class Rounds:
+    """The steps of an iteration that is played in stretches, each with answers of the newest player.
+
+    The player is its own opponent at the start of each stretch (IRFT, arXiv 2405.17888: "stages"); one stretch is SPIN,
+    one for each step is play on the fly.
+
+    Args:
+        prompts: how many there are.
+        first: the opponent's pairs for the prompts of the first stretch, by prompt.
+        play: plays the prompts of each later one.
+    """
+
+    def __init__(
+        self,
+        prompts: int,
+        section: SpinSection,
+        iteration: int,
+        seed: int,
+        first: Callable[[Sequence[int]], Mapping[int, Pair]],
+        play: PlayRound,
+    ) -> None:
+        self.steps = steps_by_rows(prompts, section.pairs_per_step, section.at("epochs", iteration), seed + iteration)
+        count = len(self.steps) if section.refresh == "step" else min(section.refresh, len(self.steps))
+        self.begins = [len(self.steps) * k // count for k in range(count)]
+        self.starts = frozenset(self.begins)
+        self._first, self._play = first, play
+        self._round, self._pairs = -1, dict[int, Pair]()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> list[Pair]:
+        number = sum(begin <= step for begin in self.begins) - 1
+        if number != self._round:
+            prompts = self.prompts_of(number)
+            self._pairs = dict(self._play(number, prompts) if number else self._first(prompts))
+            self._round = number
+        return [self._pairs[prompt] for prompt in self.steps[step] if prompt in self._pairs]
+
+    def prompts_of(self, number: int) -> list[int]:
+        """The prompts of a stretch, each once."""
+        end = self.begins[number + 1] if number + 1 < len(self.begins) else len(self.steps)
+        return sorted({prompt for step in self.steps[self.begins[number] : end] for prompt in step})
 
 
 def train_iteration(
     engine: LogProbEngine,
-    pairs: Sequence[Pair],
+    batches: Steps[Pair],
     section: SpinSection,
     iteration: int,
     seed: int,
@@ -29,15 +98,13 @@ def train_iteration(
     progress: Progress,
     on_start: Callable[[int], None],
     on_step: Callable[[StepReport], None],
-) -> int:
-    """Trains the player, which is the opponent at the start, on one iteration's pairs; the number of steps.
+) -> None:
+    """Trains the player, which is the opponent at the start, through one iteration.
 
-    The optimizer starts afresh, as in the authors' runs. Dropout is off, so the first loss is the loss's own value
-    at a margin of 0 (ln 2), which the loop checks.
+    The optimizer starts afresh, as in the authors' runs. The first loss is the one of the opponent's own scores (ln 2
+    for SPIN's), which the loop checks.
     """
-    steps = steps_by_rows(len(pairs), section.pairs_per_step, section.at("epochs", iteration), seed + iteration)
-    objective = SelfPlay(section.at("loss", iteration), section.at("lambda_", iteration))
-    with progress.task(f"SPIN iteration {iteration}", len(steps), "steps") as task:
+    with progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
 
         def start(step: int) -> None:
             on_start(step)
@@ -49,22 +116,14 @@ def train_iteration(
 
         train(
             engine,
-            pairs,
-            steps,
-            objective,
-            Optimization(
-                section.at("learning_rate", iteration),
-                section.schedule,
-                section.warmup,
-                section.weight_decay,
-                section.max_grad_norm,
-            ),
+            batches,
+            objective_of(section, iteration),
+            optimization_of(section, section.at("learning_rate", iteration), seed + iteration),
             checkpoints,
             tokens_per_forward,
             start,
             report,
         )
-    return len(steps)
 
 
 @dataclass(frozen=True)
@@ -72,14 +131,18 @@ class Standing:
     """How far the player has moved from its opponent, mean over pairs, log-probabilities in nats an answer."""
 
     pairs: int
+    start_loss: float
+    """The loss of a player that equals its opponent: ln 2 for SPIN's."""
     loss: float
+    loss_error: float | None
+    """Standard error of ``start_loss - loss``, which is paired; None for a single pair."""
     real_ratio: float
     """r: how much likelier the real answer became."""
     generated_ratio: float
-    """r': the same for the opponent's answer."""
+    """r': the same for the opponent's answer; minus its mean estimates KL(opponent || player)."""
     margin: float
     accuracy: float
-    """Share of pairs with a positive margin."""
+    """Share of duels with a positive margin."""
     real_logprob: float
     generated_logprob: float
     real_tokens: float
@@ -89,8 +152,13 @@ class Standing:
     generated_cut: float
     """Share of the opponent's answers that ran out of room."""
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | None]:
         return asdict(self)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the loss can be told from its start (one side of a 95 % interval)."""
+        return self.start_loss - self.loss > 1.96 * (self.loss_error or 0.0)
 
 
 def standing(
@@ -100,16 +168,42 @@ def standing(
     if not pairs:
         return None
     scores = engine.score([objective.query(pair) for pair in pairs], tokens_per_forward)
-    sum_N = torch.tensor(scores).flatten()
-    count_N = torch.tensor([len(ids) for pair in pairs for ids in (pair.real_ids, pair.generated_ids)])
-    loss = objective(pairs, LogProbs(sum_N, count_N, sum_N))
+    losses = [objective([pair], _as_logprobs([pair], [sums])) for pair, sums in zip(pairs, scores, strict=True)]
+    values = [loss.total.item() for loss in losses]
+    starts = [objective.start([pair]) for pair in pairs]
     count = len(pairs)
+    real = [pair.real for pair in pairs]
+    generated = [answer for pair in pairs for answer in pair.generated]
     return Standing(
         pairs=count,
-        loss=loss.total.item() / count,
-        **{name: value / count for name, value in loss.facts.items()},
-        real_tokens=sum(len(pair.real_ids) for pair in pairs) / count,
-        generated_tokens=sum(len(pair.generated_ids) for pair in pairs) / count,
-        real_cut=sum(not pair.real_complete for pair in pairs) / count,
-        generated_cut=sum(not pair.generated_complete for pair in pairs) / count,
+        start_loss=sum(starts) / count,
+        loss=sum(values) / count,
+        loss_error=_standard_error([s - v for s, v in zip(starts, values, strict=True)]),
+        **{name: sum(loss.facts[name] for loss in losses) / count for name in losses[0].facts},
+        real_tokens=_mean_tokens(real),
+        generated_tokens=_mean_tokens(generated),
+        real_cut=_share_cut(real),
+        generated_cut=_share_cut(generated),
     )
+
+
+def _as_logprobs(pairs: Sequence[Pair], scores: Sequence[Sequence[float]]) -> LogProbs:
+    sum_N = torch.tensor([s for sums in scores for s in sums], dtype=torch.float64)
+    count_N = torch.tensor([len(answer.ids) for pair in pairs for answer in pair.answers])
+    return LogProbs(sum_N, count_N, sum_N)
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    count = len(values)
+    if count < 2:
+        return None
+    mean = sum(values) / count
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+def _mean_tokens(answers: Sequence[Answer]) -> float:
+    return sum(len(answer.ids) for answer in answers) / len(answers)
+
+
+def _share_cut(answers: Sequence[Answer]) -> float:
+    return sum(not answer.complete for answer in answers) / len(answers)

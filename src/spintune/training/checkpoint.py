@@ -37,7 +37,7 @@ class Checkpoints:
         """Publishes the state after ``step`` steps."""
         name = f"step-{step:08d}"
         with atomic_folder(self.folder / name) as temporary:
-            save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, temporary / _FILES[0])
+            save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / _FILES[0])
             save_file(_optimizer_tensors(optimizer), temporary / _FILES[1])
             write_json(
                 temporary / "checkpoint.json",
@@ -56,7 +56,7 @@ class Checkpoints:
                 continue
             weights = load_file(folder / _FILES[0])
             with torch.no_grad():
-                for name, parameter in model.named_parameters():
+                for name, parameter in _trained(model):
                     parameter.copy_(weights[name])
             _restore_optimizer(optimizer, load_file(folder / _FILES[1]))
             return int(read_json(folder / "checkpoint.json")["step"])
@@ -68,6 +68,10 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-????????") if path.is_dir())
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def _intact(folder: Path) -> bool:

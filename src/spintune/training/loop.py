@@ -1,4 +1,4 @@
-"""The one training loop. What is trained, and on what, are an objective and its rows."""
+"""The one training loop. What is trained, and on what, are an objective and its batches."""
 
 from __future__ import annotations
 
@@ -8,15 +8,32 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
+
+import torch
 
 from spintune.errors import NonFiniteError, RunError
 from spintune.models.logprobs import LogProbEngine, pack
+from spintune.models.lora import dropout, has_dropout
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
 
 R = TypeVar("R")
+
+
+class Steps(Protocol[R]):
+    """The rows of every optimizer step; :class:`spintune.training.order.Batches` and rounds of self-play are such."""
+
+    @property
+    def starts(self) -> frozenset[int]:
+        """Steps before which the player is its own opponent."""
+
+    def __len__(self) -> int:
+        """How many steps there are."""
+
+    def __getitem__(self, step: int) -> list[R]:
+        """Rows of a step, from 0. May be empty; the step then leaves the weights alone."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +56,7 @@ class StepReport:
 
 def train(
     engine: LogProbEngine,
-    rows: Sequence[R],
-    steps: Sequence[Sequence[int]],
+    batches: Steps[R],
     objective: Objective[R],
     optimization: Optimization,
     checkpoints: Checkpoints,
@@ -51,37 +67,42 @@ def train(
     """Trains the engine's model in place, from the newest checkpoint if there is one.
 
     Args:
-        rows: all training rows.
-        steps: for every optimizer step, the indices of its rows; known in advance, so that the same call goes on
-            exactly where a stopped one was.
+        batches: the rows of every step, a pure function of the step, so that the same call goes on exactly where a
+            stopped one was.
         tokens_per_forward: tokens of one forward and backward pass. It changes speed and memory, not the result.
         on_start: told the number of steps that a checkpoint already holds.
         on_step: told of each step before its checkpoint is written.
 
     Raises:
         NonFiniteError: the loss or a gradient is not a number; weights are as after the step before.
-        RunError: the first loss is not the objective's known starting value.
+        RunError: a first loss is not the objective's known starting value.
     """
     keep_freed_memory()
     model = engine.model
     optimizer = build_optimizer(model, optimization)
     first = checkpoints.restore(model, optimizer)
     on_start(first)
-    for step in range(first, len(steps)):
+    for step in range(first, len(batches)):
+        batch = batches[step]
+        if not batch:
+            continue
         started = time.perf_counter()
-        batch = [rows[index] for index in steps[step]]
-        loss, facts, tokens = _accumulate(engine, batch, objective, tokens_per_forward)
-        if step == 0:
-            _check_start(loss, objective, engine)
+        known = objective.start(batch) if step in batches.starts else None
+        if known is not None and has_dropout(model):  # which is off where the opponent was scored
+            _check_start(_mean_loss(engine, batch, objective, tokens_per_forward), known, engine)
+            known = None
+        with dropout(model, f"dropout/{optimization.seed}/{step}"):
+            loss, facts, tokens = _accumulate(engine, batch, objective, tokens_per_forward)
+        if known is not None:
+            _check_start(loss, known, engine)
         norm = gradient_norm(model)
         if not (math.isfinite(loss) and norm.isfinite()):
             model.zero_grad()
             raise NonFiniteError(
                 f"step {step + 1}: loss {loss}, gradient norm {norm.item()}; the weights were not touched; "
-                "lower learning_rate or look at this step's rows "
-                f"(indices {', '.join(map(str, list(steps[step])[:8]))})"
+                f"lower learning_rate or look at this step's {len(batch)} rows"
             )
-        rate = rate_at(step, len(steps), optimization)
+        rate = rate_at(step, len(batches), optimization)
         clip_gradients(model, norm, optimization.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -89,7 +110,7 @@ def train(
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
         on_step(StepReport(step + 1, loss, norm.item(), rate, tokens, seconds, facts))
-        if checkpoints.due() and step + 1 < len(steps):
+        if checkpoints.due() and step + 1 < len(batches):
             checkpoints.save(step + 1, model, optimizer)
 
 
@@ -109,12 +130,21 @@ def _accumulate(
     return total / weight, {name: value / weight for name, value in facts.items()}, tokens
 
 
-def _check_start(loss: float, objective: Objective[R], engine: LogProbEngine) -> None:
+@torch.no_grad()
+def _mean_loss(engine: LogProbEngine, batch: Sequence[R], objective: Objective[R], tokens_per_forward: int) -> float:
+    queries = [(row, objective.query(row)) for row in batch]
+    total = 0.0
+    for run in pack(queries, lambda item: item[1].tokens, tokens_per_forward):
+        total += objective([row for row, _ in run], engine([query for _, query in run])).total.item()
+    return total / sum(map(objective.weight, batch))
+
+
+def _check_start(loss: float, known: float, engine: LogProbEngine) -> None:
     """The player starts as its own opponent, so its first loss is known. Anything else means mismatched inputs."""
-    tolerance = 1e-3 if engine.autocast is None else 5e-2
-    if objective.start is not None and not abs(loss - objective.start) <= tolerance and math.isfinite(loss):
+    tolerance = (1e-3 if engine.autocast is None else 5e-2) * max(1.0, abs(known))
+    if not abs(loss - known) <= tolerance and math.isfinite(loss):
         raise RunError(
-            f"the loss at step 0 is {loss:.6f} and must be {objective.start:.6f}: the cached opponent scores are not "
+            f"the first loss of a player is {loss:.6f} and must be {known:.6f}: the cached opponent scores are not "
             "this player's; delete the iteration's folder and run again"
         )
 

@@ -1,64 +1,21 @@
-"""What is minimised: pure functions of log-probabilities, and the objectives that feed them to the training loop.
-
-Shapes: B pairs in a step. All log-probabilities are sums over response tokens, in nats. With the notation of SPIN
-(arXiv 2401.01335): r = log p_θ(y|x) - log p_θt(y|x) for the real response, r' the same for the generated one, and the
-margin m = r - r'.
-"""
+"""Objectives: what the training loop asks the engine about a row, and the loss it makes of the answer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu, softplus
 
 from spintune.models.logprobs import LogProbs, Query
 from spintune.records import Pair
 from spintune.tokens.chat import Row
+from spintune.training import losses
 
 R = TypeVar("R", contravariant=True)
-
-
-def logistic(margin_B: Tensor, lambda_: float) -> Tensor:
-    """log(1 + exp(-λm)), SPIN's loss (arXiv 2401.01335, eq. 4.7 and section 4.2).
-
-    At the start of an iteration m = 0 and the loss is ln 2 = 0.693147; its slope in m there is -λ/2.
-    """
-    return softplus(-lambda_ * margin_B)
-
-
-def hinge(margin_B: Tensor, lambda_: float) -> Tensor:
-    """max(0, 1 - λm) (arXiv 2401.01335, section 4.2). 1 at the start; 0 once λm >= 1."""
-    return relu(1 - lambda_ * margin_B)
-
-
-def exponential(margin_B: Tensor, lambda_: float) -> Tensor:
-    """exp(-λm) (arXiv 2401.01335, section 4.2). 1 at the start; e for λm = -1."""
-    return torch.exp(-lambda_ * margin_B)
-
-
-def correlation(margin_B: Tensor, lambda_: float) -> Tensor:
-    """1 - λm (arXiv 2401.01335, section 4.2): linear, so unbounded below. 1 at the start; 0 for λm = 1."""
-    return 1 - lambda_ * margin_B
-
-
-class MarginLoss(NamedTuple):
-    """A loss of the margin, and its known value at m = 0."""
-
-    function: Callable[[Tensor, float], Tensor]
-    start: float
-
-
-MARGIN_LOSSES = {
-    "logistic": MarginLoss(logistic, math.log(2)),
-    "hinge": MarginLoss(hinge, 1.0),
-    "exponential": MarginLoss(exponential, 1.0),
-    "correlation": MarginLoss(correlation, 1.0),
-}
 
 
 class Loss(NamedTuple):
@@ -73,15 +30,14 @@ class Loss(NamedTuple):
 class Objective(Protocol[R]):
     """What the training loop needs to know about a kind of row."""
 
-    @property
-    def start(self) -> float | None:
-        """The loss before the first update where theory fixes it, else None."""
-
     def query(self, row: R) -> Query:
         """What to ask the engine about a row."""
 
     def weight(self, row: R) -> float:
         """A row's share of the denominator: trained tokens, or 1 for a pair."""
+
+    def start(self, rows: Sequence[R]) -> float | None:
+        """The mean loss of rows before the first update where it is known beforehand, else None."""
 
     def __call__(self, rows: Sequence[R], logprobs: LogProbs) -> Loss:
         """The loss of rows whose queries got ``logprobs``."""
@@ -90,13 +46,14 @@ class Objective(Protocol[R]):
 class NegativeLogLikelihood:
     """Supervised fine-tuning: minus the log-probability of each trained token, averaged over the tokens of a step."""
 
-    start = None
-
     def query(self, row: Row) -> Query:
         return Query(row.prompt_ids, (row.response_ids,), (row.trained,))
 
     def weight(self, row: Row) -> float:
         return sum(row.trained)
+
+    def start(self, rows: Sequence[Row]) -> None:
+        return None
 
     def __call__(self, rows: Sequence[Row], logprobs: LogProbs) -> Loss:
         return Loss(-logprobs.sum_N.sum(), {})
@@ -104,37 +61,136 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class SelfPlay:
-    """SPIN: one loss for each pair, averaged over the pairs of a step.
+    """SPIN and its relatives: the player learns to tell real answers from generated ones.
 
-    The opponent's log-probabilities come with the pairs; the player's come from the engine.
+    Every generated answer of a pair is a duel with the real one; the pair's loss is the mean over its duels, plus
+    γ times the negative log-likelihood of the real answer a token. A step's loss is the mean over its pairs, by their
+    weights. The opponent's log-probabilities come with the pairs, the player's from the engine.
+
+    Attributes:
+        loss: which function of :mod:`spintune.training.losses`.
+        lambda_: factor of ratios and margins.
+        mu: weight of generated answers in SPACE.
+        shift: b of the GSIL losses.
+        history: β_h of T-SPIN.
+        reference_mixture: α of α-SPIN, the share of iterate 0 in the reference.
+        length_normalize: log-probabilities a token instead of sums.
+        gamma: weight of the likelihood term.
     """
 
     loss: str = "logistic"
     lambda_: float = 0.1
-
-    @property
-    def start(self) -> float:
-        """The player starts as its own opponent: m = 0."""
-        return MARGIN_LOSSES[self.loss].start
+    mu: float = 1.0
+    shift: float = 0.0
+    history: float = 0.0
+    reference_mixture: float = 0.0
+    length_normalize: bool = False
+    gamma: float = 0.0
 
     def query(self, row: Pair) -> Query:
-        return Query(row.prompt_ids, (row.real_ids, row.generated_ids))
+        return Query(row.prompt_ids, tuple(answer.ids for answer in row.answers))
 
     def weight(self, row: Pair) -> float:
-        return 1.0
+        return row.weight
+
+    def start(self, rows: Sequence[Pair]) -> float:
+        """The player starts as its own opponent: the loss of the opponent's log-probabilities, ln 2 for SPIN's own."""
+        scores = [_known(answer.opponent) for row in rows for answer in row.answers]
+        sum_N = torch.tensor(scores, dtype=torch.float64)
+        count_N = torch.tensor([len(answer.ids) for row in rows for answer in row.answers])
+        total = self(rows, LogProbs(sum_N, count_N, sum_N)).total.item()
+        return total / math.fsum(map(self.weight, rows))
 
     def __call__(self, rows: Sequence[Pair], logprobs: LogProbs) -> Loss:
-        real_B, generated_B = logprobs.sum_N.unflatten(0, (-1, 2)).unbind(1)
-        real_ratio_B = real_B - real_B.new_tensor([row.opponent_real for row in rows])
-        generated_ratio_B = generated_B - generated_B.new_tensor([row.opponent_generated for row in rows])
-        margin_B = real_ratio_B - generated_ratio_B
-        with torch.no_grad():
-            facts = {
-                "real_ratio": real_ratio_B.sum().item(),
-                "generated_ratio": generated_ratio_B.sum().item(),
-                "margin": margin_B.sum().item(),
-                "accuracy": (margin_B > 0).sum().item(),
-                "real_logprob": real_B.sum().item(),
-                "generated_logprob": generated_B.sum().item(),
-            }
-        return Loss(MARGIN_LOSSES[self.loss].function(margin_B, self.lambda_).sum(), facts)
+        sum_N = logprobs.sum_N
+        duels = _Duels.of(rows, sum_N)
+        player, ratio = duels.sides(sum_N), duels.sides(sum_N - self._reference(rows, sum_N))
+        tokens = duels.sides(logprobs.count_N.to(sum_N))
+        facts = duels.facts(player, ratio)
+        if self.length_normalize:
+            player, ratio = player.over(tokens), ratio.over(tokens)
+        loss_D = self._of_duels(player, ratio)
+        if self.gamma:
+            loss_D = loss_D - self.gamma * duels.sides(sum_N).real_D / tokens.real_D
+        return Loss((duels.weight_D * loss_D).sum(), facts)
+
+    def _of_duels(self, player: _Sides, ratio: _Sides) -> Tensor:
+        match self.loss:
+            case "t_spin":
+                return losses.t_spin(*player, self.lambda_, self.history)
+            case "space":
+                return losses.space(ratio.real_D, ratio.generated_D, self.lambda_, self.mu)
+            case name if name.startswith("gsil_"):
+                return getattr(losses, name)(ratio.real_D, ratio.generated_D, self.lambda_, self.shift)
+            case name:
+                return getattr(losses, name)(ratio.real_D - ratio.generated_D, self.lambda_)
+
+    def _reference(self, rows: Sequence[Pair], like: Tensor) -> Tensor:
+        """Log-probability of each answer under what ratios are taken against."""
+        answers = [answer for row in rows for answer in row.answers]
+        opponent_N = like.new_tensor([_known(answer.opponent) for answer in answers])
+        if not self.reference_mixture:
+            return opponent_N
+        base_N = like.new_tensor([_known(answer.base) for answer in answers])
+        return losses.mixed_reference(opponent_N, base_N, self.reference_mixture)
+
+
+def _known(score: float | None) -> float:
+    if score is None:
+        raise ValueError("an answer of this pair was not scored")
+    return score
+
+
+class _Sides(NamedTuple):
+    """One number for each duel: of the real answer, the generated one, and iterate 0's where there is one."""
+
+    real_D: Tensor
+    generated_D: Tensor
+    first_D: Tensor | None
+
+    def over(self, tokens: _Sides) -> _Sides:
+        first_D = None if self.first_D is None or tokens.first_D is None else self.first_D / tokens.first_D
+        return _Sides(self.real_D / tokens.real_D, self.generated_D / tokens.generated_D, first_D)
+
+
+class _Duels(NamedTuple):
+    """Which of the N answers of some pairs meet in each duel, and the duel's weight."""
+
+    real_D: Tensor
+    generated_D: Tensor
+    first_D: Tensor | None
+    weight_D: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Pair], like: Tensor) -> _Duels:
+        """Weights get the type and device of ``like``."""
+        meetings: list[tuple[int, int, int]] = []
+        weights: list[float] = []
+        place = 0
+        for row in rows:
+            count = len(row.generated)
+            meetings += [(place, place + j, place + 1 + count) for j in range(1, 1 + count)]
+            weights += [row.weight / count] * count
+            place += len(row.answers)
+        real_D, generated_D, first_D = torch.tensor(meetings, device=like.device).unbind(1)
+        # a step mixes pairs with and without iterate 0's answer only when some were lost; the pipeline refuses that
+        complete = all(row.first is not None for row in rows)
+        return cls(real_D, generated_D, first_D if complete else None, like.new_tensor(weights))
+
+    def sides(self, value_N: Tensor) -> _Sides:
+        first_D = None if self.first_D is None else value_N[self.first_D]
+        return _Sides(value_N[self.real_D], value_N[self.generated_D], first_D)
+
+    @torch.no_grad()
+    def facts(self, player: _Sides, ratio: _Sides) -> dict[str, float]:
+        """Weighted sums over the duels, log-probabilities in nats an answer."""
+        margin_D = ratio.real_D - ratio.generated_D
+        columns = {
+            "real_ratio": ratio.real_D,
+            "generated_ratio": ratio.generated_D,
+            "margin": margin_D,
+            "accuracy": (margin_D > 0).to(margin_D),
+            "real_logprob": player.real_D,
+            "generated_logprob": player.generated_D,
+        }
+        return {name: (self.weight_D * value_D).sum().item() for name, value_D in columns.items()}

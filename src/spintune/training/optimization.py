@@ -1,4 +1,4 @@
-"""AdamW, learning-rate schedules and gradient clipping."""
+"""Optimizers, learning-rate schedules and gradient clipping."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 Schedule = Literal["cosine", "linear", "constant"]
+OptimizerName = Literal["adamw", "rmsprop"]
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """How weights move. Peak learning rate, decay and clipping in the usual units of AdamW."""
+    """How weights move. Peak learning rate, decay and clipping in their usual units."""
 
     learning_rate: float
     schedule: Schedule = "cosine"
@@ -22,8 +23,9 @@ class Optimization:
     """Share of all steps over which the rate rises from 0."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.999
+    optimizer: OptimizerName = "adamw"
+    seed: int = 0
+    """Of the dropout of adapters; nothing else here is random."""
 
 
 def rate_at(step: int, total: int, optimization: Optimization) -> float:
@@ -39,19 +41,20 @@ def rate_at(step: int, total: int, optimization: Optimization) -> float:
     return optimization.learning_rate * factor[optimization.schedule]
 
 
-def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) whose weight decay leaves vectors (norms, biases) alone."""
+def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101), or RMSProp with torch's defaults as in the SPIN authors' scripts.
+
+    Weight decay leaves vectors (norms, biases) alone. Frozen parameters are left out.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimization.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=optimization.learning_rate,
-        betas=(optimization.beta1, optimization.beta2),
-        fused=True,
-    )
+    groups = [group for group in groups if group["params"]]
+    if optimization.optimizer == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=optimization.learning_rate, foreach=True)
+    return torch.optim.AdamW(groups, lr=optimization.learning_rate, fused=True)
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

@@ -4,8 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 import numpy as np
+
+R = TypeVar("R")
+
+
+class Batches(Generic[R]):
+    """The rows of every optimizer step, known in advance.
+
+    Attributes:
+        starts: steps whose loss theory may know beforehand: the first one.
+    """
+
+    def __init__(self, rows: Sequence[R], steps: Sequence[Sequence[int]]) -> None:
+        self.rows, self.steps = rows, steps
+        self.starts = frozenset({0})
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, step: int) -> list[R]:
+        return [self.rows[index] for index in self.steps[step]]
 
 
 def steps_by_rows(rows: int, per_step: int, epochs: float, seed: int) -> list[list[int]]:

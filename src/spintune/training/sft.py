@@ -8,15 +8,28 @@ from spintune.models.generation import Generator
 from spintune.models.logprobs import LogProbEngine
 from spintune.models.sampling import Sampling
 from spintune.progress import Progress
-from spintune.recipe import SftSection
+from spintune.recipe import SftSection, TrainingSection
 from spintune.tokens.chat import Row
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, train
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization
-from spintune.training.order import steps_by_tokens
+from spintune.training.order import Batches, steps_by_tokens
 
 SAMPLE_TOKENS = 64
+
+
+def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
+    """How a stage of the recipe moves weights."""
+    return Optimization(
+        learning_rate,
+        section.schedule,
+        section.warmup,
+        section.weight_decay,
+        section.max_grad_norm,
+        section.optimizer,
+        seed,
+    )
 
 
 def heldout_loss(engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward: int) -> float:
@@ -26,27 +39,42 @@ def heldout_loss(engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward:
     return -sum(score for (score,) in scores) / sum(map(objective.weight, rows))
 
 
+def steps_of_epochs(rows: Sequence[Row], section: SftSection, seed: int) -> list[list[int]]:
+    """The rows of each step, as the recipe says."""
+    return steps_by_tokens(_tokens(rows), section.tokens_per_step, section.epochs, seed)[: section.max_steps]
+
+
+def steps_of_tokens(rows: Sequence[Row], steps: int, tokens: int, seed: int) -> list[list[int]]:
+    """``steps`` steps that read about ``tokens`` tokens together, over as many epochs as that takes."""
+    lengths = _tokens(rows)
+    per_step = max(1, round(tokens / steps))
+    epochs = 1
+    while len(made := steps_by_tokens(lengths, per_step, epochs, seed)) < steps:
+        epochs *= 2
+    return made[:steps]
+
+
 def run_sft(
     engine: LogProbEngine,
     generator: Generator,
     rows: Sequence[Row],
+    steps: Sequence[Sequence[int]],
     heldout: Sequence[Row],
     section: SftSection,
     seed: int,
     tokens_per_forward: int,
     checkpoints: Checkpoints,
     progress: Progress,
+    name: str,
     on_start: Callable[[int], None],
     on_step: Callable[[StepReport], None],
     on_evaluation: Callable[[int, float, list[str]], None],
-) -> int:
-    """Trains the engine's model in place; the number of optimizer steps.
+) -> None:
+    """Trains the engine's model in place.
 
     ``on_evaluation(step, loss, answers)`` hears of the held-out loss, and the answers to the first few held-out
     prompts, before the first step and after every epoch.
     """
-    tokens = [len(row.prompt_ids) + len(row.response_ids) for row in rows]
-    steps = steps_by_tokens(tokens, section.tokens_per_step, section.epochs, seed)[: section.max_steps]
     ends = _epoch_ends(steps, len(rows)) | {len(steps)}
     sampled = heldout[: section.samples]
 
@@ -55,7 +83,7 @@ def run_sft(
             answers = generator.generate([row.prompt_ids for row in sampled], Sampling(SAMPLE_TOKENS, temperature=0))
             on_evaluation(step, heldout_loss(engine, heldout, tokens_per_forward), [a.text for a in answers])
 
-    with progress.task("SFT", len(steps), "steps") as task:
+    with progress.task(name, len(steps), "steps") as task:
 
         def start(step: int) -> None:
             on_start(step)
@@ -71,18 +99,18 @@ def run_sft(
 
         train(
             engine,
-            rows,
-            steps,
+            Batches(rows, steps),
             NegativeLogLikelihood(),
-            Optimization(
-                section.learning_rate, section.schedule, section.warmup, section.weight_decay, section.max_grad_norm
-            ),
+            optimization_of(section, section.learning_rate, seed),
             checkpoints,
             tokens_per_forward,
             start,
             report,
         )
-    return len(steps)
+
+
+def _tokens(rows: Sequence[Row]) -> list[int]:
+    return [len(row.prompt_ids) + len(row.response_ids) for row in rows]
 
 
 def _epoch_ends(steps: Sequence[Sequence[int]], rows: int) -> set[int]:

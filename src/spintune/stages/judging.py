@@ -1,0 +1,93 @@
+"""Judges iterates on the held-out examples: how likely the references are, and greedy answers against them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from spintune.errors import DataError
+from spintune.evaluation.heldout import (
+    Judged,
+    Likelihood,
+    answer_heldout,
+    compare,
+    read_rows,
+    score_heldout,
+    summarise,
+    write_rows,
+)
+from spintune.evaluation.measures import Interval, bootstrap
+from spintune.records import Example
+from spintune.stages.workbench import Iterate, Workbench
+from spintune.tokens.chat import Renderer, Row, fit
+
+HELDOUT_TOKENS = 256
+"""Longest held-out answer of a recipe without a spin section."""
+
+
+def likelihood_stage(bench: Workbench, iterate: Iterate) -> list[Likelihood]:
+    """The log-probability of every held-out reference under an iterate."""
+    stage = f"likelihood/{iterate.name}"
+    path = bench.run.folder / stage / "likelihood.jsonl"
+    inputs = bench.inputs(iterate)
+    if bench.run.finished(stage, inputs) is None:
+        player = bench.load(iterate)
+        _, rows = _whole_rows(bench, player.renderer("last"))
+        likelihoods = score_heldout(player.engine, rows, bench.recipe.tokens_per_forward, bench.progress, iterate.name)
+        write_rows(path, likelihoods)
+        facts = {"items": len(rows), "left_out": len(bench.heldout) - len(rows)}
+        bench.run.finish(stage, inputs, [path], facts)
+    return read_rows(path, Likelihood)
+
+
+def judge_stage(bench: Workbench, iterate: Iterate) -> list[Judged]:
+    """An iterate's greedy answers to the held-out prompts, measured against the references."""
+    likelihoods = likelihood_stage(bench, iterate)
+    stage = f"eval/heldout/{iterate.name}"
+    path = bench.run.folder / stage / "answers.jsonl"
+    longest = bench.recipe.spin.max_new_tokens if bench.recipe.spin else HELDOUT_TOKENS
+    inputs = bench.inputs(iterate, max_new_tokens=longest)
+    if bench.run.finished(stage, inputs) is None:
+        player = bench.load(iterate)
+        examples, rows = _whole_rows(bench, player.renderer("last"))
+        judged = answer_heldout(player.generator, examples, rows, likelihoods, longest, bench.progress, iterate.name)
+        write_rows(path, judged)
+        bench.run.finish(stage, inputs, [path], {"items": len(judged)})
+    return read_rows(path, Judged)
+
+
+def judge_all(bench: Workbench, iterates: Sequence[Iterate]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every iterate's measures, and each one's paired differences from where self-play started."""
+    judged = {iterate.name: judge_stage(bench, iterate) for iterate in iterates}
+    reference = "sft" if "sft" in judged else "base"
+    measures = {name: _plain(summarise(rows)) for name, rows in judged.items()}
+    differences = {
+        f"{name} - {reference}": _plain(compare(rows, judged[reference]))
+        for name, rows in judged.items()
+        if name != reference
+    }
+    if "sft-more" in judged and (rivals := [name for name in judged if name.startswith("iterate-")]):
+        last = rivals[-1]
+        differences[f"{last} - sft-more"] = _plain(compare(judged[last], judged["sft-more"]))
+    return measures, differences
+
+
+def metric_difference(bench: Workbench, metric: str, iterate: Iterate, other: Iterate) -> Interval:
+    """By how much an iterate is better than another on the same held-out examples; above 0 is better."""
+    if metric == "nll":
+        mine, theirs = (likelihood_stage(bench, which) for which in (iterate, other))
+        return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
+    return compare(judge_stage(bench, iterate), judge_stage(bench, other))[metric]
+
+
+def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {measure: interval.to_json() for measure, interval in intervals.items()}
+
+
+def _whole_rows(bench: Workbench, renderer: Renderer) -> tuple[list[Example], list[Row]]:
+    """Held-out examples that fit, with their rows."""
+    fitted = [fit(row, bench.recipe.data.max_length) for row in renderer.rows(bench.heldout)]
+    kept = [(example, row) for example, row in zip(bench.heldout, fitted, strict=True) if isinstance(row, Row)]
+    if not kept:
+        raise DataError("no held-out example fits data.max_length; raise it, or set eval: []")
+    return [example for example, _ in kept], [row for _, row in kept]

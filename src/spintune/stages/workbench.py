@@ -1,0 +1,200 @@
+"""What every stage works with: the run folder, the examples, and one model in memory."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from spintune.errors import ModelError
+from spintune.models.generation import build_generator
+from spintune.models.loading import LoadedModel, load_model, save_folder
+from spintune.models.logprobs import LogProbEngine
+from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
+from spintune.progress import Progress
+from spintune.recipe import Recipe, SftSection, SpinSection
+from spintune.records import Example, read_records
+from spintune.run import Run
+from spintune.storage import digest_json
+from spintune.tokens.chat import Rendered, Renderer, Turns, render
+from spintune.tokens.templates import template_source
+from spintune.tracking import Metrics
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.loop import StepReport
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """A model of the run.
+
+    Attributes:
+        name: in tables: base, sft, iterate-1, ...
+        location: an ordinary model folder, or what the recipe calls the model.
+        digest: of its contents.
+        adapter: folder of a LoRA adapter that goes on top of the recipe's model; None where ``location`` is all.
+    """
+
+    name: str
+    location: str
+    digest: str
+    adapter: Path | None = None
+
+
+class Player:
+    """An iterate in memory, with what reads, scores and writes for it."""
+
+    def __init__(self, iterate: Iterate, loaded: LoadedModel, template: str, adapted: Any = None) -> None:
+        self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
+        self.engine = LogProbEngine(loaded.model, loaded.autocast)
+        self.generator = build_generator(self.engine, loaded.tokenizer, self.renderer("last").stop_ids)
+
+    def renderer(self, turns: Turns) -> Renderer:
+        return Renderer(self.loaded.tokenizer, self.template, turns)
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder that stops and renders as it was trained to. An adapter is merged, and gone."""
+        if self.template != "tokenizer":
+            self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
+        model = self.loaded.model if self.adapted is None else merge(self.adapted)
+        if model.generation_config is not None:
+            model.generation_config.eos_token_id = sorted(self.renderer("last").stop_ids)
+        save_folder(model, self.loaded.tokenizer, folder)
+
+
+@dataclass
+class Workbench:
+    """One run at work."""
+
+    recipe: Recipe
+    run: Run
+    cache: Path
+    progress: Progress
+    metrics: Metrics
+    _player: Player | None = None
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The recipe as plain values, for the inputs of stages."""
+        return self.recipe.identity()
+
+    # Examples --------------------------------------------------------------------------------------------------
+
+    @property
+    def train_file(self) -> Path:
+        return self.run.folder / "data" / "train.jsonl"
+
+    @property
+    def heldout_file(self) -> Path:
+        return self.run.folder / "data" / "heldout.jsonl"
+
+    @cached_property
+    def train(self) -> list[Example]:
+        return read_records(self.train_file, Example)
+
+    @cached_property
+    def heldout(self) -> list[Example]:
+        return read_records(self.heldout_file, Example)
+
+    def render(self, examples: Sequence[Example], renderer: Renderer, max_response: int | None = None) -> Rendered:
+        return render(examples, renderer, self.recipe.data.max_length, max_response, self.progress)
+
+    # Models ----------------------------------------------------------------------------------------------------
+
+    def load(self, iterate: Iterate) -> Player:
+        """The iterate in memory; what is there already is not read again."""
+        if self._player is None or self._player.iterate != iterate:
+            self._player = None
+            self._player = self._read(iterate)
+        return self._player
+
+    def _read(self, iterate: Iterate) -> Player:
+        recipe = self.recipe
+        location = recipe.model if iterate.adapter else iterate.location
+        loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=recipe.lora is not None)
+        longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and recipe.data.max_length > longest:
+            raise ModelError(
+                f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); "
+                "lower it"
+            )
+        adapted = None
+        if recipe.lora and iterate.adapter:
+            adapted = load_adapter(loaded.model, iterate.adapter)
+        elif recipe.lora:
+            adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
+        # iterates of this run carry their template with them
+        template = recipe.data.template if location == recipe.model else "tokenizer"
+        return Player(iterate, loaded, template, adapted)
+
+    def publish(
+        self, player: Player, name: str, stage: str, inputs: dict[str, Any], facts: dict[str, Any], *more: Path
+    ) -> Iterate:
+        """Writes the player as an iterate of the run, then its stage's manifest."""
+        folder = self.run.folder / stage
+        files = [folder / "model", *more]
+        if player.adapted is not None:
+            files.append(folder / "adapter")
+            save_adapter(player.adapted, folder / "adapter")
+        player.save(folder / "model")
+        self.run.finish(stage, inputs, files, facts)
+        iterate = self.published(name, stage)
+        if player.adapted is None:
+            player.iterate = iterate
+        else:  # merging used it up, and what comes back from disk is what a resumed run would read
+            self._player = None
+        return iterate
+
+    def published(self, name: str, stage: str) -> Iterate:
+        """The iterate that a finished stage wrote."""
+        folder = self.run.folder / stage
+        goes_on = self.recipe.lora is not None and self.recipe.lora.between == "continue"
+        adapter = folder / "adapter" if goes_on else None
+        return Iterate(name, str(folder / "model"), self.run.digest(stage), adapter)
+
+    # Stages ----------------------------------------------------------------------------------------------------
+
+    def inputs(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
+        """What every stage with a model depends on."""
+        return {
+            "model": iterate.digest,
+            "data": self.run.digest("data"),
+            "rendering": {key: self.settings["data"][key] for key in ("max_length", "template", "turns")},
+            "seed": self.recipe.seed,
+            "precision": self.recipe.precision,
+            "tokens_per_forward": self.recipe.tokens_per_forward,
+            "lora": self.settings["lora"],
+            **more,
+        }
+
+    def checkpoints(self, folder: Path, inputs: dict[str, Any], section: SftSection | SpinSection) -> Checkpoints:
+        """Checkpoints of a stage with these inputs; what a stopped run left of other inputs is deleted."""
+        tag = digest_json(inputs)[:12]
+        for other in folder.glob("checkpoints/*"):
+            if other.name != tag:
+                delete(other)
+        return Checkpoints(folder / "checkpoints" / tag, section.checkpoint_minutes)
+
+    def step_logger(self, stage: str) -> Callable[[StepReport], None]:
+        """Writes each step's report into the run's metrics."""
+
+        def write(report: StepReport) -> None:
+            self.metrics.add(
+                stage,
+                report.step,
+                loss=report.loss,
+                grad_norm=report.grad_norm,
+                learning_rate=report.learning_rate,
+                tokens=report.tokens,
+                seconds=report.seconds,
+                **report.facts,
+            )
+
+        return write
+
+
+def delete(folder: Path) -> None:
+    """Removes a folder of intermediate files, if it is there."""
+    shutil.rmtree(folder, ignore_errors=True)

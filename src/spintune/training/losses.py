@@ -1,0 +1,132 @@
+"""Self-play losses: pure functions of log-probabilities, one value for each duel of a real and a generated answer.
+
+Shapes: D duels. With the notation of SPIN (arXiv 2401.01335), for a prompt x, its real answer y and a generated one y':
+r = log p_θ(y|x) - log p_θt(y|x) (``real_ratio_D``), r' the same for y' (``generated_ratio_D``), and the margin
+m = r - r' (``margin_D``). Log-probabilities are sums over an answer's tokens, in nats (means, where an objective
+normalises lengths). θ is the player, θt its opponent; when they are equal, r = r' = m = 0.
+
+==================  ===============================  =============================================================
+looks at            losses                           p_data is a fixed point
+==================  ===============================  =============================================================
+the margin          logistic, hinge, exponential,    yes
+                    correlation, IPO
+each ratio alone    SPACE, GSIL                      yes
+likelihoods         T-SPIN                           no: without a reference, likely answers are pushed further up
+==================  ===============================  =============================================================
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+# Losses of the margin ---------------------------------------------------------------------------------------------
+
+
+def logistic(margin_D: Tensor, lambda_: float) -> Tensor:
+    """log(1 + exp(-λm)), SPIN's loss (arXiv 2401.01335, eq. 4.7 and section 4.2).
+
+    At the start of an iteration m = 0 and the loss is ln 2 = 0.693147; its slope in m there is -λ/2.
+    """
+    return softplus(-lambda_ * margin_D)
+
+
+def hinge(margin_D: Tensor, lambda_: float) -> Tensor:
+    """max(0, 1 - λm) (arXiv 2401.01335, section 4.2). 1 at the start; 0 once λm >= 1."""
+    return relu(1 - lambda_ * margin_D)
+
+
+def exponential(margin_D: Tensor, lambda_: float) -> Tensor:
+    """exp(-λm) (arXiv 2401.01335, section 4.2). 1 at the start; e for λm = -1."""
+    return torch.exp(-lambda_ * margin_D)
+
+
+def correlation(margin_D: Tensor, lambda_: float) -> Tensor:
+    """1 - λm (arXiv 2401.01335, section 4.2): linear, so unbounded below. 1 at the start; 0 for λm = 1."""
+    return 1 - lambda_ * margin_D
+
+
+def ipo(margin_D: Tensor, lambda_: float) -> Tensor:
+    """(m - 1/(2λ))², the squared loss of IPO (arXiv 2310.12036, eq. 17, whose τ is λ) played against oneself.
+
+    1/(4λ²) at the start, 25 for λ = 0.1; its slope in m there is -1/λ; 0 at m = 1/(2λ), and rising beyond it, so the
+    margin is bounded.
+    """
+    return (margin_D - 1 / (2 * lambda_)).square()
+
+
+# Losses of each ratio alone ---------------------------------------------------------------------------------------
+
+
+def space(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, mu: float) -> Tensor:
+    """-log σ_μ(λr) - μ log σ_1/μ(-λr') with σ_μ(z) = 1/(1 + μ exp(-z)): SPACE (arXiv 2512.07175), noise-contrastive
+    estimation with μ generated answers' weight for each real one. The paper has λ = 1.
+
+    log(1 + μ) + μ log(1 + 1/μ) at the start: 2 ln 2 = 1.386294 for μ = 1. With λ = 1 its optimum is p_data for every
+    μ. σ_μ(z) = σ(z - log μ), so it is GSIL's Bernoulli loss with b = -log μ and weight μ on the generated term; μ = 1
+    is "BCO-pair" with β = 1.
+    """
+    shift = math.log(mu)
+    return softplus(shift - lambda_ * real_ratio_D) + mu * softplus(lambda_ * generated_ratio_D - shift)
+
+
+def gsil_bernoulli(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, shift: float) -> Tensor:
+    """-log σ(u) - log σ(-u') with u = λr + b, u' = λr' + b: GSIL (arXiv 2410.10093), logistic density ratio.
+
+    At the start log(1 + e^-b) + log(1 + e^b): 2 ln 2 for b = 0, 2.253856 for the authors' b = 2.
+    """
+    return softplus(-(lambda_ * real_ratio_D + shift)) + softplus(lambda_ * generated_ratio_D + shift)
+
+
+def gsil_brier(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, shift: float) -> Tensor:
+    """(σ(u) - 1)² + σ(u')², GSIL's Brier score (arXiv 2410.10093). 1/2 at the start for b = 0, 0.790013 for b = 2."""
+    real_D, generated_D = lambda_ * real_ratio_D + shift, lambda_ * generated_ratio_D + shift
+    return torch.sigmoid(-real_D).square() + torch.sigmoid(generated_D).square()
+
+
+def gsil_hinge(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, shift: float) -> Tensor:
+    """max(0, 1 - u) + max(0, 1 + u'), GSIL's hinge (arXiv 2410.10093). 2 at the start for b = 0, 3 for b = 2."""
+    return relu(1 - (lambda_ * real_ratio_D + shift)) + relu(1 + (lambda_ * generated_ratio_D + shift))
+
+
+def gsil_kliep(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, shift: float) -> Tensor:
+    """-u + exp(u'), GSIL's KLIEP (arXiv 2410.10093). 1 at the start for b = 0, e² - 2 = 5.389056 for b = 2."""
+    return torch.exp(lambda_ * generated_ratio_D + shift) - (lambda_ * real_ratio_D + shift)
+
+
+def gsil_lsif(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, shift: float) -> Tensor:
+    """-exp(u) + exp(2u')/2, GSIL's least squares (LSIF, arXiv 2410.10093). -1/2 at the start for b = 0, 19.910019 for
+    b = 2."""
+    return torch.exp(2 * (lambda_ * generated_ratio_D + shift)) / 2 - torch.exp(lambda_ * real_ratio_D + shift)
+
+
+# A loss of likelihoods --------------------------------------------------------------------------------------------
+
+
+def t_spin(real_D: Tensor, generated_D: Tensor, first_D: Tensor | None, lambda_: float, history: float) -> Tensor:
+    """-log σ(α(log p(y) - log p(y'))) - β_h log σ(α(log p(y') - log p(y0))): T-SPIN (arXiv 2601.08198), α = λ.
+
+    y0 is iterate 0's answer; without it (the first iteration, in which y' is iterate 0's own) the second term is left
+    out. There is no opponent in it, so its start is no constant: ln 2 when both answers are equally likely, and with
+    y0 equally likely too, (1 + β_h) ln 2. For a real answer less likely by 3 nats and λ = 1 it is
+    log(1 + e³) = 3.048587.
+    """
+    advantage_D = softplus(lambda_ * (generated_D - real_D))
+    if first_D is None or history == 0:
+        return advantage_D
+    return advantage_D + history * softplus(lambda_ * (first_D - generated_D))
+
+
+# The reference ----------------------------------------------------------------------------------------------------
+
+
+def mixed_reference(opponent_D: Tensor, base_D: Tensor, alpha: float) -> Tensor:
+    """(1 - α) log p_θt + α log p_θ0, the geometric mixture of opponent and iterate 0 that α-SPIN plays against (arXiv
+    2404.04291). Its normaliser depends on the prompt alone and cancels in a margin, not in a single ratio.
+
+    α = 0 is SPIN, α = 1 a fixed reference as in DPO; log-probabilities of -2 and -4 with α = 1/4 give -2.5.
+    """
+    return (1 - alpha) * opponent_D + alpha * base_D
