@@ -57,10 +57,15 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return _evaluating(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
 
 
-def save_adapter(adapted: PeftModel, folder: Path) -> None:
-    """Writes the adapter alone, as peft does; the folder is complete or absent."""
+def save_adapter(adapted: PeftModel, folder: Path, base: str) -> None:
+    """Writes the adapter alone, as peft does; the folder is complete or absent. ``base`` names what it goes on."""
+    for config in adapted.peft_config.values():
+        config.base_model_name_or_path = base
+        if isinstance(config.target_modules, set):  # whose order would be another one in every process
+            config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary, storage_errors(folder):
-        adapted.save_pretrained(str(temporary))
+        adapted.save_pretrained(str(temporary), save_embedding_layers=False)
+        (temporary / "README.md").unlink(missing_ok=True)  # a model card without anything in it
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:

@@ -137,7 +137,10 @@ class Workbench:
         files = [folder / "model", *more]
         if player.adapted is not None:
             files.append(folder / "adapter")
-            save_adapter(player.adapted, folder / "adapter")
+            inside = player.iterate.adapter is None and Path(player.iterate.location).is_relative_to(self.run.folder)
+            location = Path(player.iterate.location)
+            base = str(location.relative_to(self.run.folder)) if inside else self.recipe.model
+            save_adapter(player.adapted, folder / "adapter", base)
         player.save(folder / "model")
         self.run.finish(stage, inputs, files, facts)
         iterate = self.published(name, stage)

@@ -50,6 +50,19 @@ def steps_by_tokens(tokens: Sequence[int], per_step: int, epochs: float, seed: i
     return _cut(epochs, per_epoch)
 
 
+def steps_of_equal_tokens(tokens: Sequence[int], steps: int, total: int, seed: int) -> list[list[int]]:
+    """``steps`` steps that share ``total`` tokens evenly: a row goes where its middle falls, epoch after epoch."""
+    made: list[list[int]] = [[] for _ in range(steps)]
+    filled, epoch = 0, 0
+    while filled < total:
+        for index in _permutation(len(tokens), epoch, seed):
+            if (step := int((filled + tokens[index] / 2) * steps / total)) < steps:
+                made[step].append(index)
+            filled += tokens[index]
+        epoch += 1
+    return made
+
+
 def _permutation(rows: int, epoch: int, seed: int) -> list[int]:
     key = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little"))).permutation(rows).tolist()

@@ -14,7 +14,7 @@ from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, train
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization
-from spintune.training.order import Batches, steps_by_tokens
+from spintune.training.order import Batches, steps_by_tokens, steps_of_equal_tokens
 
 SAMPLE_TOKENS = 64
 
@@ -45,13 +45,8 @@ def steps_of_epochs(rows: Sequence[Row], section: SftSection, seed: int) -> list
 
 
 def steps_of_tokens(rows: Sequence[Row], steps: int, tokens: int, seed: int) -> list[list[int]]:
-    """``steps`` steps that read about ``tokens`` tokens together, over as many epochs as that takes."""
-    lengths = _tokens(rows)
-    per_step = max(1, round(tokens / steps))
-    epochs = 1
-    while len(made := steps_by_tokens(lengths, per_step, epochs, seed)) < steps:
-        epochs *= 2
-    return made[:steps]
+    """``steps`` equal steps that read ``tokens`` tokens together, to within a row, epoch after epoch."""
+    return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed)
 
 
 def run_sft(
