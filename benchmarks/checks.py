@@ -7,8 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from workload import Workload
-
 REFERENCE = "spintune"
 LOSS_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 """Nats a token (SFT) or a pair (SPIN). bfloat16 keeps 8 bits: a log-probability of -3 moves by up to 1e-2."""
@@ -32,12 +30,17 @@ class Check:
     passed: bool
 
 
-def check_all(task: str, workload: Workload, runs: list[tuple[str, str, list[dict[str, Any]]]]) -> list[Check]:
+def check_all(task: str, runs: list[tuple[str, str, list[dict[str, Any]]]]) -> list[Check]:
     """Compares each contestant with spintune in float32, and all first SPIN losses with ln 2.
+
+    The loss after a step is compared with spintune's in the same precision. 8 % of the alias's weights, which come from
+    4-bit blocks, lie exactly between two bfloat16 numbers, so that there the smallest step moves each of them by half
+    a unit: in bfloat16 the first SPIN step lowers the loss to 0.24 for everybody, in float32 to 0.67.
 
     ``runs`` holds name, precision and runs of each. The first run of each is compared, for the others repeat it.
     """
     reference = next(run[0] for name, _, run in runs if name == REFERENCE)
+    twins = {precision: run[0] for name, precision, run in runs if name.startswith(REFERENCE)}
     checks: list[Check] = []
     for name, precision, measured in runs:
         run = measured[0]
@@ -56,14 +59,16 @@ def check_all(task: str, workload: Workload, runs: list[tuple[str, str, list[dic
         near("loss before training", run["losses"][0], reference["losses"][0], LOSS_TOLERANCE[precision])
         norm = reference["grad_norms"][0]
         near("gradient norm, relative", run["grad_norms"][0], norm, NORM_TOLERANCE[precision], norm)
-        near("loss after one step", run["losses"][1], reference["losses"][1], LOSS_TOLERANCE[precision])
+        twin = twins.get(precision, reference)
+        if twin is not run:
+            near("loss after one step", run["losses"][1], twin["losses"][1], LOSS_TOLERANCE[precision])
         if task != "spin":
             continue
         means = [_mean(column) for column in zip(*reference["logprobs"], strict=True)]
         if "logprobs" in run:
             pairs = zip(_flat(run["logprobs"]), _flat(reference["logprobs"]), strict=True)
             worst = max(pairs, key=lambda pair: abs(pair[0] - pair[1]))
-            what = f"log-probability, worst of {2 * len(workload.pairs)} answers"
+            what = f"log-probability, worst of {len(_flat(run['logprobs']))} answers"
             near(what, *worst, LOGPROB_TOLERANCE[precision])
         else:
             for side, value, expected in zip(("real", "generated"), run["mean_logprobs"], means, strict=True):

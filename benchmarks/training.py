@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--model NAME] [--rows 24] [--pairs 16] [--data FILE] [--only sft,spin]
                                   [--repeats 3] [--bfloat16 auto|yes|no] [--json FILE]
+    python benchmarks/training.py --report FILE      what an earlier --json FILE holds, measured nothing anew
 
 Needs ``pip install "spintune[benchmarks]"``. Contestants, each in a process of its own, in alternating order:
 
@@ -36,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checks import Check, check_all
+from checks import check_all
 from machine import busy_seconds, children_seconds, describe, threads
 from report import print_report
 from trl_settings import candidates, default_setting
@@ -220,6 +221,8 @@ def as_json(task: str, workload: Workload, everybody: list[Contestant], peaks: d
 
 def main() -> int:
     arguments = parse()
+    if arguments.report:
+        return report(json.loads(arguments.report.read_text()))
     if importlib.util.find_spec("trl") is None:
         sys.exit('TRL is missing: pip install "spintune[benchmarks]"')
     facts = describe()
@@ -231,7 +234,6 @@ def main() -> int:
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
     results: dict[str, Any] = {"machine": facts, "model": arguments.model, "data": arguments.data}
-    checks: list[Check] = []
     with tempfile.TemporaryDirectory(prefix="spintune-benchmark-") as temporary:
         lab = Lab(Path(temporary), home / "spintune")
         wanted = {key: getattr(arguments, key) for key in ("model", "data", "rows", "pairs", "seed")}
@@ -243,17 +245,25 @@ def main() -> int:
         for task in arguments.only:
             fields[task], results["searches"][task] = contestants(lab, task, workload, precisions)
             compete(lab, task, fields[task], arguments.repeats)
-            checks += check_all(task, workload, [(c.name, c.precision, c.runs) for c in fields[task]])
         rates.append(_peaks(lab))
         peaks = {precision: max(max(rate[precision].values()) for rate in rates) for precision in rates[0]}
         results |= {"matmul_gflops": rates, "peak_gflops": peaks}
         results["tasks"] = {task: as_json(task, workload, fields[task], peaks) for task in arguments.only}
-        results["checks"] = [check.__dict__ for check in checks]
         results["foreign_cores"] = lab.foreign_cores
         results["minutes"] = (time.monotonic() - lab.started) / 60
-    print_report(results)
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
+    return report(results)
+
+
+def report(results: dict[str, Any]) -> int:
+    """Prints tables and comparisons; the exit code."""
+    checks = [
+        check
+        for task, facts in results["tasks"].items()
+        for check in check_all(task, [(c["name"], c["precision"], c["runs"]) for c in facts["contestants"]])
+    ]
+    print_report({**results, "checks": [asdict(check) for check in checks]})
     return 0 if all(check.passed for check in checks) else 1
 
 
@@ -275,6 +285,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(TASKS), type=lambda text: text.split(","), help="sft,spin")
     parser.add_argument("--bfloat16", choices=("auto", "yes", "no"), default="auto", help="auto: where it is native")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
+    parser.add_argument("--report", type=Path, help="print an earlier --json file instead of measuring")
     arguments = parser.parse_args()
     if unknown := set(arguments.only) - set(TASKS):
         parser.error(f"--only takes {', '.join(TASKS)}, not {', '.join(unknown)}")

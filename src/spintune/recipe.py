@@ -140,7 +140,12 @@ class SpinSection(TrainingSection):
         "gives one an iteration. Default: SPIN paper.",
     )
     mu: Positive = Field(1.0, description="μ of space: weight of generated answers. [factor] Default: SPACE paper.")
-    shift: float = Field(2.0, description="b of gsil_*. [nats] Default: GSIL script.", allow_inf_nan=False)
+    shift: float = Field(
+        0.0,
+        description="b of gsil_*. [nats] 0 keeps p_data once it is reached; the GSIL script has 2, which does not "
+        "(docs/spin.md).",
+        allow_inf_nan=False,
+    )
     history_weight: NonNegative = Field(
         0.1, description="β of t_spin's look back to iterate 0's answers, from iteration 2 on. Default: T-SPIN paper."
     )

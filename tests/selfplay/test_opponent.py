@@ -188,6 +188,13 @@ def test_a_pair_stays_while_one_of_its_answers_can_teach():
     assert without_degenerate([none]).kept == []
 
 
+def test_losses_of_single_ratios_keep_an_answer_that_equals_the_real_one():
+    pairs = [pair_of(((7, STOP), "w7"), ((STOP,), ""))]
+    kept = without_degenerate(pairs, keep_identical=True)
+    assert [[answer.ids for answer in pair.generated] for pair in kept.kept] == [[(7, STOP)]]
+    assert dict(kept.dropped) == {EMPTY: 1}
+
+
 def test_scores_go_to_the_answers_they_belong_to(random_player, tmp_path):
     """Under another iterate the opponent's scores stay; iterate 0's answer is scored as well."""
     engine, _ = random_player()

@@ -174,6 +174,16 @@ def test_scores_of_another_opponent_are_refused_before_weights_move(player, pair
     assert_same_bits(weights(engine), before)
 
 
+def test_an_error_common_to_both_scores_is_refused_though_the_loss_cannot_show_it(player, pairs, tmp_path):
+    def shifted(answer):
+        return replace(answer, opponent=answer.opponent - 1)
+
+    wrong = [replace(p, real=shifted(p.real), generated=tuple(map(shifted, p.generated))) for p in pairs]
+    # m = r - r' is 0 all the same, and the loss ln 2
+    with pytest.raises(RunError, match=r"first real ratio is 1\.000000 and must be 0\.000000"):
+        run(player(), wrong, [[0, 1, 2]], SelfPlay("logistic", 0.1), tmp_path)
+
+
 def test_a_step_without_rows_leaves_the_weights_alone_and_is_not_reported(player, rows, tmp_path):
     # in the third of four steps the constant rate is the same whether or not a step before it was empty
     kept, gapped = player(), player()

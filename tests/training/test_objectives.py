@@ -42,7 +42,7 @@ def test_likelihood_counts_trained_tokens_only():
     objective = NegativeLogLikelihood()
     assert objective.query(row).scored == ((True, False, True),)
     assert objective.weight(row) == 2
-    assert objective.start([row]) is None
+    assert objective.beforehand([row]) is None
     sum_N = torch.tensor([-1.5, -2.0])
     assert objective([row, row], LogProbs(sum_N, torch.tensor([2, 2]), sum_N)).total.item() == 3.5
 

@@ -54,7 +54,7 @@ STARTS = {
 
 @pytest.mark.parametrize("loss", STARTS)
 def test_every_loss_starts_each_iteration_at_its_known_value(run: Run, tmp_path: Path, loss: str) -> None:
-    run(tmp_path / "run", **SHORT, data={"eval_fraction": 0.0}, spin={"loss": loss})
+    run(tmp_path / "run", **SHORT, data={"eval_fraction": 0.0}, spin={"loss": loss, "shift": 2.0})
     for iteration in (1, 2):
         assert first_loss(tmp_path / "run", iteration) == pytest.approx(STARTS[loss], rel=2e-5)
 

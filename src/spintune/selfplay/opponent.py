@@ -177,17 +177,19 @@ class Pairs:
     dropped: Counter[str]
 
 
-def without_degenerate(pairs: Sequence[Pair]) -> Pairs:
-    """Leaves out answers that cannot teach: one equal to the real one has a constant loss, an empty one is no answer.
+def without_degenerate(pairs: Sequence[Pair], keep_identical: bool = False) -> Pairs:
+    """Leaves out answers that cannot teach. A pair stays while one of its generated answers does.
 
-    A pair stays while one of its generated answers does.
+    An empty answer is none. One that equals the real answer gives a margin of 0 whatever the player does; losses that
+    look at each ratio alone learn from it (it holds both ratios at 0, without which p_data is not their fixed point),
+    and keep it.
     """
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     for pair in pairs:
         teaching = []
         for answer in pair.generated:
-            if answer.ids == pair.real.ids:
+            if answer.ids == pair.real.ids and not keep_identical:
                 dropped[IDENTICAL] += 1
             elif not answer.text.strip():
                 dropped[EMPTY] += 1

@@ -36,6 +36,12 @@ def objective_of(section: SpinSection, iteration: int) -> SelfPlay:
     )
 
 
+def learns_from_identical(section: SpinSection, iteration: int) -> bool:
+    """Whether an answer equal to the real one changes anything: it does for losses of each ratio alone."""
+    loss: str = section.at("loss", iteration)
+    return loss == "space" or loss.startswith("gsil_")
+
+
 def batches_of(pairs: Sequence[Pair], section: SpinSection, iteration: int, seed: int) -> Batches[Pair]:
     """The steps of an iteration whose answers are all there when it begins."""
     steps = steps_by_rows(len(pairs), section.pairs_per_step, section.at("epochs", iteration), seed + iteration)

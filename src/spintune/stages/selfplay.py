@@ -32,6 +32,7 @@ from spintune.recipe import SftSection, SpinSection
 from spintune.records import Answer, Example, Pair, read_records, write_records
 from spintune.selfplay.diagnostics import describe, divergence, identical_share, separability, warnings
 from spintune.selfplay.opponent import (
+    Pairs,
     Shards,
     draw_writer,
     given_answers,
@@ -40,7 +41,14 @@ from spintune.selfplay.opponent import (
     without_degenerate,
     write_answers,
 )
-from spintune.selfplay.spin import Rounds, batches_of, objective_of, standing, train_iteration
+from spintune.selfplay.spin import (
+    Rounds,
+    batches_of,
+    learns_from_identical,
+    objective_of,
+    standing,
+    train_iteration,
+)
 from spintune.stages.judging import likelihood_stage, metric_difference
 from spintune.stages.sft import baseline_stage
 from spintune.stages.workbench import Iterate, Player, Workbench, delete
@@ -168,7 +176,7 @@ class _SelfPlay:
             return {
                 prompt: next(teaching)
                 for prompt, pair in zip(prompts, written, strict=True)
-                if without_degenerate([pair]).kept
+                if self._teaching([pair], iteration).kept
             }
 
         def play(number: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
@@ -177,7 +185,7 @@ class _SelfPlay:
                 player, [rows[prompt] for prompt in prompts], [iteration, number], shards, progress, f"round {number}"
             )
             teaching = [
-                (i, k) for i, pair in zip(prompts, written, strict=True) for k in without_degenerate([pair]).kept
+                (i, k) for i, pair in zip(prompts, written, strict=True) for k in self._teaching([pair], iteration).kept
             ]
             scored = self._score(player, [pair for _, pair in teaching], shards, progress, f"round {number}")
             return {prompt: pair for (prompt, _), pair in zip(teaching, scored, strict=True)}
@@ -208,6 +216,7 @@ class _SelfPlay:
             replay_weight=section.replay_weight,
             mixture=self.start.digest if section.reference_mixture else None,
             first=bench.run.digest("spin/iterate-1/pairs") if back else None,
+            identical=learns_from_identical(section, iteration),
             stretch=None if section.refresh == 1 else self._settings(iteration),
         )
         facts = bench.run.finished(stage, inputs)
@@ -219,7 +228,7 @@ class _SelfPlay:
         heldout_written = self._heldout_answers(opponent)
         written, rendered = self._answers(iteration, shards)
         write_records(folder / "answers.jsonl", written)
-        kept, heldout = without_degenerate(written), without_degenerate(heldout_written)
+        kept, heldout = self._teaching(written, iteration), self._teaching(heldout_written, iteration)
         if not kept.kept:
             raise DataError(
                 f"spin: no pair is left to learn from ({_counts(kept.dropped)}): every answer of the opponent "
@@ -313,6 +322,9 @@ class _SelfPlay:
             )
             written.update(zip(places, pairs, strict=True))
         return [written[place] for place in range(len(rows))], rendered
+
+    def _teaching(self, pairs: Sequence[Pair], iteration: int) -> Pairs:
+        return without_degenerate(pairs, learns_from_identical(self.section, iteration))
 
     def _write(
         self, player: Player, rows: Sequence[Row], stream: Sequence[Any], shards: Shards, progress: Progress, name: str

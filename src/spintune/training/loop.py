@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -75,7 +75,7 @@ def train(
 
     Raises:
         NonFiniteError: the loss or a gradient is not a number; weights are as after the step before.
-        RunError: a first loss is not the objective's known starting value.
+        RunError: a first loss is not the objective's known starting value, or a ratio not its.
     """
     keep_freed_memory()
     model = engine.model
@@ -87,14 +87,16 @@ def train(
         if not batch:
             continue
         started = time.perf_counter()
-        known = objective.start(batch) if step in batches.starts else None
-        if known is not None and has_dropout(model):  # which is off where the opponent was scored
-            _check_start(_mean_loss(engine, batch, objective, tokens_per_forward), known, engine)
+        known = _known_start(batch, objective) if step in batches.starts else None
+        if known and has_dropout(model):  # which is off where the opponent was scored
+            with torch.no_grad():
+                _check_start(_accumulate(engine, batch, objective, tokens_per_forward), known, engine)
             known = None
         with dropout(model, f"dropout/{optimization.seed}/{step}"):
-            loss, facts, tokens = _accumulate(engine, batch, objective, tokens_per_forward)
-        if known is not None:
-            _check_start(loss, known, engine)
+            measured = _accumulate(engine, batch, objective, tokens_per_forward)
+        if known:
+            _check_start(measured, known, engine)
+        loss, facts, tokens = measured.loss, measured.facts, measured.tokens
         norm = gradient_norm(model)
         if not (math.isfinite(loss) and norm.isfinite()):
             model.zero_grad()
@@ -114,39 +116,56 @@ def train(
             checkpoints.save(step + 1, model, optimizer)
 
 
+class _Measured(NamedTuple):
+    """Means over a step's weight, and how many tokens were read."""
+
+    loss: float
+    facts: dict[str, float]
+    tokens: int
+
+
 def _accumulate(
     engine: LogProbEngine, batch: Sequence[R], objective: Objective[R], tokens_per_forward: int
-) -> tuple[float, dict[str, float], int]:
-    """Gradients of the step's mean loss, in as many passes as it takes; the mean loss and facts, and tokens read."""
+) -> _Measured:
+    """Gradients of the step's mean loss, in as many passes as it takes."""
     weight = sum(map(objective.weight, batch))
     queries = [(row, objective.query(row)) for row in batch]
     total, facts = 0.0, Counter[str]()
     for run in pack(queries, lambda item: item[1].tokens, tokens_per_forward):
         result = objective([row for row, _ in run], engine([query for _, query in run]))
-        (result.total / weight).backward()
+        if torch.is_grad_enabled():
+            (result.total / weight).backward()
         total += result.total.item()
         facts.update(result.facts)
     tokens = sum(query.tokens for _, query in queries)
-    return total / weight, {name: value / weight for name, value in facts.items()}, tokens
+    return _Measured(total / weight, {name: value / weight for name, value in facts.items()}, tokens)
 
 
-@torch.no_grad()
-def _mean_loss(engine: LogProbEngine, batch: Sequence[R], objective: Objective[R], tokens_per_forward: int) -> float:
-    queries = [(row, objective.query(row)) for row in batch]
-    total = 0.0
-    for run in pack(queries, lambda item: item[1].tokens, tokens_per_forward):
-        total += objective([row for row, _ in run], engine([query for _, query in run])).total.item()
-    return total / sum(map(objective.weight, batch))
+def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | None:
+    """What a step measures before the first update, where that is known."""
+    logprobs = objective.beforehand(batch)
+    if logprobs is None:
+        return None
+    result, weight = objective(batch, logprobs), sum(map(objective.weight, batch))
+    return _Measured(result.total.item() / weight, {name: value / weight for name, value in result.facts.items()}, 0)
 
 
-def _check_start(loss: float, known: float, engine: LogProbEngine) -> None:
-    """The player starts as its own opponent, so its first loss is known. Anything else means mismatched inputs."""
-    tolerance = (1e-3 if engine.autocast is None else 5e-2) * max(1.0, abs(known))
-    if not abs(loss - known) <= tolerance and math.isfinite(loss):
-        raise RunError(
-            f"the first loss of a player is {loss:.6f} and must be {known:.6f}: the cached opponent scores are not "
-            "this player's; delete the iteration's folder and run again"
-        )
+def _check_start(measured: _Measured, known: _Measured, engine: LogProbEngine) -> None:
+    """The player starts as its own opponent, so its first loss and ratios are known. Else its inputs do not match.
+
+    Ratios are looked at besides, since an error common to both sides, or a small λ, hides in the loss.
+    """
+    exact = engine.autocast is None
+    numbers = [("loss", measured.loss, known.loss, (1e-3 if exact else 5e-2) * max(1.0, abs(known.loss)))]
+    for name in known.facts:
+        if name.endswith("_ratio"):  # nats an answer
+            numbers.append((name, measured.facts[name], known.facts[name], 0.05 if exact else 5.0))
+    for name, value, expected, tolerance in numbers:
+        if math.isfinite(value) and not abs(value - expected) <= tolerance:
+            raise RunError(
+                f"a player's first {name.replace('_', ' ')} is {value:.6f} and must be {expected:.6f}: the cached "
+                "opponent scores are not this player's; delete the iteration's folder and run again"
+            )
 
 
 def keep_freed_memory() -> None:

@@ -5,14 +5,20 @@ r = log p_θ(y|x) - log p_θt(y|x) (``real_ratio_D``), r' the same for y' (``gen
 m = r - r' (``margin_D``). Log-probabilities are sums over an answer's tokens, in nats (means, where an objective
 normalises lengths). θ is the player, θt its opponent; when they are equal, r = r' = m = 0.
 
-==================  ===============================  =============================================================
-looks at            losses                           p_data is a fixed point
-==================  ===============================  =============================================================
-the margin          logistic, hinge, exponential,    yes
-                    correlation, IPO
-each ratio alone    SPACE, GSIL                      yes
-likelihoods         T-SPIN                           no: without a reference, likely answers are pushed further up
-==================  ===============================  =============================================================
+================  =============================  ====================================================================
+looks at          losses                         is p_data, once reached, kept?
+================  =============================  ====================================================================
+the margin        logistic, hinge, exponential,  yes
+                  correlation, IPO
+each ratio alone  SPACE, GSIL with b = 0         yes
+                  GSIL with b = 2                its slope is 0 there, but for small λ it is no minimum: Bernoulli needs
+                                                 λ > sinh 2 = 3.6, KLIEP 0.87, LSIF 0.46; Brier and hinge never have one
+likelihoods       T-SPIN                         no: without a reference likely answers are pushed down. Its optimum is
+                                                 p_t+1 ∝ (p_data / p_t)^(1/α), as if p_t were to be avoided
+a mixture         α-SPIN, 0 < α                  no: what stays is p_0^c p_data^(1-c) with c = αλ / (1 + αλ)
+================  =============================  ====================================================================
+
+All of this is tested with a tabular player, through the training loop (tests/training/test_exact_world.py).
 """
 
 from __future__ import annotations

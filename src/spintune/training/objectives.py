@@ -36,8 +36,8 @@ class Objective(Protocol[R]):
     def weight(self, row: R) -> float:
         """A row's share of the denominator: trained tokens, or 1 for a pair."""
 
-    def start(self, rows: Sequence[R]) -> float | None:
-        """The mean loss of rows before the first update where it is known beforehand, else None."""
+    def beforehand(self, rows: Sequence[R]) -> LogProbs | None:
+        """The log-probabilities of rows before the first update, where they are known, else None."""
 
     def __call__(self, rows: Sequence[R], logprobs: LogProbs) -> Loss:
         """The loss of rows whose queries got ``logprobs``."""
@@ -52,7 +52,7 @@ class NegativeLogLikelihood:
     def weight(self, row: Row) -> float:
         return sum(row.trained)
 
-    def start(self, rows: Sequence[Row]) -> None:
+    def beforehand(self, rows: Sequence[Row]) -> None:
         return None
 
     def __call__(self, rows: Sequence[Row], logprobs: LogProbs) -> Loss:
@@ -93,13 +93,16 @@ class SelfPlay:
     def weight(self, row: Pair) -> float:
         return row.weight
 
-    def start(self, rows: Sequence[Pair]) -> float:
-        """The player starts as its own opponent: the loss of the opponent's log-probabilities, ln 2 for SPIN's own."""
+    def beforehand(self, rows: Sequence[Pair]) -> LogProbs:
+        """The player starts as its own opponent."""
         scores = [_known(answer.opponent) for row in rows for answer in row.answers]
         sum_N = torch.tensor(scores, dtype=torch.float64)
         count_N = torch.tensor([len(answer.ids) for row in rows for answer in row.answers])
-        total = self(rows, LogProbs(sum_N, count_N, sum_N)).total.item()
-        return total / math.fsum(map(self.weight, rows))
+        return LogProbs(sum_N, count_N, sum_N)
+
+    def start(self, rows: Sequence[Pair]) -> float:
+        """The mean loss of a player that equals its opponent, ln 2 for SPIN's own."""
+        return self(rows, self.beforehand(rows)).total.item() / math.fsum(map(self.weight, rows))
 
     def __call__(self, rows: Sequence[Pair], logprobs: LogProbs) -> Loss:
         sum_N = logprobs.sum_N
@@ -173,9 +176,10 @@ class _Duels(NamedTuple):
             weights += [row.weight / count] * count
             place += len(row.answers)
         real_D, generated_D, first_D = torch.tensor(meetings, device=like.device).unbind(1)
-        # a step mixes pairs with and without iterate 0's answer only when some were lost; the pipeline refuses that
-        complete = all(row.first is not None for row in rows)
-        return cls(real_D, generated_D, first_D if complete else None, like.new_tensor(weights))
+        looking_back = {row.first is not None for row in rows}
+        if len(looking_back) > 1:
+            raise ValueError("some pairs have iterate 0's answer and others do not")
+        return cls(real_D, generated_D, first_D if True in looking_back else None, like.new_tensor(weights))
 
     def sides(self, value_N: Tensor) -> _Sides:
         first_D = None if self.first_D is None else value_N[self.first_D]
