@@ -1,0 +1,120 @@
+"""Does self-play help a real model, and with which loss? SFT once, then every loss from that same start.
+
+    python benchmarks/self_play_losses.py --data FILE [--model NAME] [--out FOLDER] [--limit 560] [--heldout 220]
+        [--sft-epochs 2] [--iterations 2] [--losses logistic,space,t_spin] [--learning-rate 5e-6] [--seed 7]
+
+Prints, for held-out examples: every model's loss, ROUGE-L and exact match; paired differences from the SFT start, and
+from SFT that went on for as many steps and tokens as self-play did. Each run is an ordinary run folder below ``--out``;
+a stopped benchmark goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from spintune.console import open_progress
+from spintune.evaluation.heldout import Judged, compare, read_rows, summarise
+from spintune.pipeline import run_recipe
+from spintune.recipe import parse_recipe
+
+MEASURES = {"nll_per_token": "loss, nats/token", "rouge_l": "ROUGE-L", "exact_match": "exact match"}
+
+
+def main() -> None:
+    arguments = parse()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
+    common: dict[str, Any] = {
+        "seed": arguments.seed,
+        "data": {
+            "train": [{"path": arguments.data, "limit": arguments.limit}],
+            "eval_fraction": arguments.heldout / arguments.limit,
+            "max_length": arguments.max_length,
+        },
+    }
+    sft = {"epochs": arguments.sft_epochs, "learning_rate": 5e-5, "tokens_per_step": 2048, "samples": 0}
+    start = {**common, "out": str(arguments.out / "sft"), "model": arguments.model, "sft": sft}
+    judged: dict[str, list[Judged]] = {}
+    results: dict[str, Any] = {}
+    with open_progress(False) as progress:
+        run_recipe(parse_recipe(start, "sft"), cache, progress)
+        for name in ("base", "sft"):
+            judged[name] = answers(arguments.out / "sft", name)
+        for number, loss in enumerate(arguments.losses):
+            spin = {
+                "loss": loss,
+                "iterations": arguments.iterations,
+                "learning_rate": arguments.learning_rate,
+                "pairs_per_step": 16,
+                "max_new_tokens": arguments.max_new_tokens,
+                "baseline": "none" if number else "sft",  # the same for all losses, up to a few tokens
+            }
+            run = {
+                **common,
+                "out": str(arguments.out / loss),
+                "model": str(arguments.out / "sft/sft/model"),
+                "spin": spin,
+            }
+            results[loss] = run_recipe(parse_recipe(run, loss), cache, progress)
+            for iteration in range(1, arguments.iterations + 1):
+                judged[f"{loss}, iterate {iteration}"] = answers(arguments.out / loss, f"iterate-{iteration}")
+            if not number:
+                judged["more SFT"] = answers(arguments.out / loss, "sft-more")
+    report(judged, results)
+
+
+def answers(run: Path, name: str) -> list[Judged]:
+    return read_rows(run / "eval" / "heldout" / name / "answers.jsonl", Judged)
+
+
+def report(judged: dict[str, list[Judged]], results: dict[str, Any]) -> None:
+    print(f"\n{len(judged['sft'])} held-out examples\n")
+    table("model", {name: summarise(rows) for name, rows in judged.items()})
+    for reference in ("sft", "more SFT"):
+        print()
+        others = {name: rows for name, rows in judged.items() if name not in ("base", reference)}
+        table(f"minus {reference}", {name: compare(rows, judged[reference]) for name, rows in others.items()})
+    print(
+    print("\n| iterate | pairs | identical | held-out loss | margin | r | r' | KL opponent | KL iterate 0 | tokens |")
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for loss, result in results.items():
+        for entry in result["spin"]:
+            facts, seen, found = entry["pairs"]["train"], entry["heldout"], entry["diagnosis"]
+            print(
+                f"| {loss} {entry['iteration']} | {facts['kept']} | {facts['dropped'].get('identical', 0)} "
+                f"| {seen['start_loss']:.4f} to {seen['loss']:.4f} | {seen['margin']:+.2f} | {seen['real_ratio']:+.2f} "
+                f"| {seen['generated_ratio']:+.2f} | {found['kl_opponent']['mean']:.2f} "
+                f"| {found['kl_base']['mean']:.2f} | {found['answers']['tokens']:.0f} |"
+            )
+
+
+def table(head: str, rows: dict[str, Any]) -> None:
+    print(f"| {head} | " + " | ".join(MEASURES.values()) + " |")
+    print("|---" * (1 + len(MEASURES)) + "|")
+    for name, intervals in rows.items():
+        cells = [f"{i.mean:.4f} ({i.low:.4f} to {i.high:.4f})" for i in (intervals[measure] for measure in MEASURES)]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a file of examples that spintune reads")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--out", type=Path, default=Path("runs/self-play-losses"))
+    parser.add_argument("--limit", type=int, default=560, help="examples read")
+    parser.add_argument("--heldout", type=int, default=220, help="of them held out")
+    parser.add_argument("--max-length", type=int, default=384)
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--sft-epochs", type=float, default=2.0, help="where held-out loss stops improving")
+    parser.add_argument("--iterations", type=int, default=2)
+    parser.add_argument("--losses", default="logistic,space,t_spin", type=lambda text: text.split(","))
+    parser.add_argument("--learning-rate", type=float, default=5e-6)
+    parser.add_argument("--seed", type=int, default=7)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
