@@ -76,9 +76,7 @@ def report(judged: dict[str, list[Judged]], results: dict[str, Any]) -> None:
         print()
         others = {name: rows for name, rows in judged.items() if name not in ("base", reference)}
         table(f"minus {reference}", {name: compare(rows, judged[reference]) for name, rows in others.items()})
-    print(
     print("\n| iterate | pairs | identical | held-out loss | margin | r | r' | KL opponent | KL iterate 0 | tokens |")
-    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for loss, result in results.items():
         for entry in result["spin"]:

@@ -157,11 +157,11 @@ def pairs(
     """Write a run's pairs of real and generated answers as preference data, for TRL, LLaMA-Factory and others."""
     from spintune.data.preferences import export_pairs
 
-    count = export_pairs(run, out, iteration)
+    count, cut = export_pairs(run, out, iteration)
     if json:
-        _print_json({"pairs": count, "file": str(out)})
+        _print_json({"pairs": count, "left_out": cut, "file": str(out)})
     else:
-        print(f"{count} pairs in {out}")
+        print(f"{count} pairs in {out}" + (f"; {cut} left out, whose generated answer was cut" if cut else ""))
 
 
 @app.command()
@@ -252,7 +252,9 @@ def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: 
         return recipe
     if not model or not data:
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
-    base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: {}}
+    # self-play on little data needs small steps to take any, and a rival to mean anything
+    section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
+    base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
     return load_recipe(None, words, base)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from spintune.data.preferences import read_answers
 from spintune.errors import ModelError
 from spintune.models.loading import model_identity
 from spintune.progress import Progress
@@ -31,6 +32,8 @@ def run_recipe(recipe: Recipe, cache: Path, progress: Progress, until: Stage = "
 
     Raises SpintuneError for everything that is the user's to mend.
     """
+    if recipe.spin and recipe.spin.generated:
+        read_answers(recipe.spin.generated)  # a mistake in it shows now, not after SFT
     with Run(recipe) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
@@ -55,7 +58,7 @@ def _execute(bench: Workbench, until: Stage) -> dict[str, Any]:
             results["baseline"] = outcome.baseline
     if "heldout" in recipe.eval and until == "eval":
         if bench.heldout:
-            results["heldout"], results["differences"] = judge_all(bench, iterates)
+            results["heldout"], results["differences"] = judge_all(bench, iterates, results.get("best", {}).get("name"))
         else:
             bench.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
     results["models"] = {iterate.name: iterate.location for iterate in iterates}

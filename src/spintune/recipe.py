@@ -46,7 +46,9 @@ class Section(BaseModel):
 
 class SourceSection(Section):
     path: str = Field(description="builtin:NAME, a local .json, .jsonl or .parquet file, or a hub id (owner/name).")
-    format: str = Field("auto", description="alpaca, chat, sharegpt, prompt, qa or seeds; auto looks at the keys.")
+    format: str = Field(
+        "auto", description="alpaca, chat, sharegpt, prompt, qa, seeds, spin or preference; auto looks at the keys."
+    )
     weight: Positive = Field(1.0, description="Share of the rows to use; above 1 repeats them. [factor]")
     limit: Count | None = Field(None, description="Use the first rows only. [examples]")
     split: str = Field("train", description="Split of a hub data set.")
@@ -217,6 +219,13 @@ class SpinSection(TrainingSection):
                 raise ValueError(f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each")
         return self
 
+    @field_validator("refresh", mode="before")
+    @classmethod
+    def _stretches(cls, value: Any) -> Any:
+        if value != "step" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"give a number of stretches, 1 or more, or step (given: {value!r:.60})")
+        return value
+
     @model_validator(mode="after")
     def _opponents_are_possible(self) -> SpinSection:
         if self.refresh != 1:
@@ -225,6 +234,17 @@ class SpinSection(TrainingSection):
                     raise ValueError(f"refresh renews every answer from the newest player; it goes without {key}")
         if self.history > 1 and self.generated:
             raise ValueError("generated gives the answers that history would draw; leave one out")
+        losses = self.loss if isinstance(self.loss, list) else [self.loss]
+        if "t_spin" in losses:
+            for key, off in (("refresh", 1), ("generated", None)):
+                if getattr(self, key) != off:
+                    raise ValueError(f"t_spin looks back to iterate 0's own answers; it goes without {key}")
+            if self.reference_mixture:
+                raise ValueError("t_spin has no reference; it goes without reference_mixture")
+        if self.reference_mixture and any(name == "space" or name.startswith("gsil_") for name in losses):
+            raise ValueError("reference_mixture is for losses of the margin: elsewhere its normaliser does not cancel")
+        if self.negatives > 1 and self.temperature == 0:
+            raise ValueError("greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1")
         return self
 
     def at(self, name: str, iteration: int) -> Any:
@@ -270,6 +290,13 @@ class Recipe(Section):
     sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
     spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
     eval: list[Literal["heldout"]] = Field(default=["heldout"], description="What judges every model of the run.")
+
+    @model_validator(mode="after")
+    def _stop_rules_can_look(self) -> Recipe:
+        stop = self.spin and self.spin.stop
+        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and not self.data.eval_fraction:
+            raise ValueError("spin.stop watches held-out examples and there are none; set data.eval_fraction above 0")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the results: everything but where they go, who watches, and how often state is saved."""
@@ -421,7 +448,7 @@ def _is_about_its_kind(problem: Any) -> bool:
 
 def _is_type_tag(part: Any) -> bool:
     """pydantic adds the name of the alternative it tried; readers know only keys."""
-    return isinstance(part, str) and (part in {"float", "constrained-float"} or "[" in part)
+    return isinstance(part, str) and (part in {"float", "int", "constrained-float", "constrained-int"} or "[" in part)
 
 
 def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:

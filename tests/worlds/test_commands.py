@@ -104,7 +104,7 @@ def test_self_play_from_flags_alone(
     flags = ("--model", tiny_model, "--data", alpaca_file)
     result = spintune("spin", *flags, "--out", tmp_path / "o", "spin.max_new_tokens=8", "data.max_length=96", "--json")
     assert result.code == 0, result.err
-    assert list(json.loads(result.out)["heldout"]) == ["base", "iterate-1"]
+    assert list(json.loads(result.out)["heldout"]) == ["base", "iterate-1", "sft-more"]
     first = json.loads((tmp_path / "o/spin/iterate-1/pairs/train.jsonl").read_text().splitlines()[0])
     assert len(first["generated"][0]["ids"]) <= 8
     # without --out it goes to runs/COMMAND; a name that looks like a number or a mapping is still a name

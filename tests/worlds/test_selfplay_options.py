@@ -52,7 +52,9 @@ STARTS = {
 }
 
 
-@pytest.mark.parametrize("loss", STARTS)
+@pytest.mark.parametrize(
+    "loss", [name if name in ("space", "ipo") else pytest.param(name, marks=pytest.mark.slow) for name in STARTS]
+)
 def test_every_loss_starts_each_iteration_at_its_known_value(run: Run, tmp_path: Path, loss: str) -> None:
     run(tmp_path / "run", **SHORT, data={"eval_fraction": 0.0}, spin={"loss": loss, "shift": 2.0})
     for iteration in (1, 2):
@@ -175,7 +177,9 @@ def test_every_assistant_turn_can_be_played(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("between", ["continue", "merge"])
-@pytest.mark.parametrize("flavour", [{}, {"dropout": 0.2, "rslora": True, "dora": True}])
+@pytest.mark.parametrize(
+    "flavour", [{}, pytest.param({"dropout": 0.2, "rslora": True, "dora": True}, marks=pytest.mark.slow)]
+)
 def test_with_lora_the_opponent_of_the_second_iteration_is_the_first_iterate_and_not_the_base(
     run: Run, tmp_path: Path, tiny_model: Path, between: str, flavour: dict[str, Any]
 ) -> None:
@@ -218,9 +222,14 @@ def test_lora_trains_its_adapter_alone(run: Run, tmp_path: Path, tiny_model: Pat
     "changes",
     [
         {"lora": {"rank": 2, "dropout": 0.3}, "spin": {"refresh": 2}},
-        {"lora": {"rank": 2, "between": "merge"}, "spin": {"loss": "t_spin", "replay": 1}},
-        {"spin": {"reference_mixture": 0.3, "history": 2, "negatives": 2, "baseline": "sft", "gamma": 0.1}},
-        {"spin": {"refresh": "step", "turns": "all", "length_normalize": True}},
+        pytest.param(
+            {"lora": {"rank": 2, "between": "merge"}, "spin": {"loss": "t_spin", "replay": 1}}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"spin": {"reference_mixture": 0.3, "history": 2, "negatives": 2, "baseline": "sft", "gamma": 0.1}},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"spin": {"refresh": "step", "turns": "all", "length_normalize": True}}, marks=pytest.mark.slow),
     ],
     ids=["lora-refresh", "lora-merge-t_spin", "mixture-history", "on-the-fly"],
 )
@@ -236,6 +245,73 @@ def test_a_run_of_any_kind_stopped_at_many_points_equals_an_uninterrupted_one(
     no_leftovers(tmp_path / "stopped")
 
 
+@pytest.mark.parametrize("between", ["continue", "merge"])
+def test_in_bfloat16_the_merged_model_is_the_one_that_was_trained(run: Run, tmp_path: Path, between: str) -> None:
+    """Merging into bfloat16 weights would round most of a small update away."""
+    from safetensors.torch import load_file
+
+    out = tmp_path / "run"
+    lora = {"rank": 4, "alpha": 4.0, "between": between}
+    run(out, precision="bfloat16", lora=lora, sft={"learning_rate": 1e-5}, spin=None, eval=[])
+    adapter = load_file(out / "sft/adapter/adapter_model.safetensors")
+    merged = load_file(out / "sft/model/model.safetensors")
+    base = load_file(Path(json.loads((out / "recipe.json").read_text())["recipe"]["model"]) / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"].double() for side in "AB")
+    change = merged[f"{name}.weight"].double() - base[f"{name}.weight"].bfloat16().double()
+    assert (b @ a).abs().max() > 0
+    assert (change - b @ a).norm() < 0.01 * (b @ a).norm()
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_dropout_of_adapters_changes_what_they_learn(run: Run, tmp_path: Path, dora: bool) -> None:
+    weights = set()
+    for dropout in (0.0, 0.5):
+        out = tmp_path / f"{dropout}"
+        run(out, lora={"rank": 2, "dora": dora, "dropout": dropout}, sft={"max_steps": 3}, spin=None, eval=[])
+        weights.add((out / "sft/model/model.safetensors").read_bytes())
+    assert len(weights) == 2
+
+
+def test_replay_goes_on_when_the_loss_no_longer_looks_back(run: Run, tmp_path: Path) -> None:
+    loss = ["t_spin", "t_spin", "logistic"]
+    run(tmp_path / "run", **SHORT, spin={"iterations": 3, "loss": loss, "replay": 1})
+    assert first_loss(tmp_path / "run", 3) == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_a_model_that_knows_all_answers_ends_self_play_and_loses_nothing(run: Run, tmp_path: Path) -> None:
+    """SPACE learns from answers that equal the real ones, the logistic loss of iteration 2 cannot."""
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"instruction": f"Say {w}.", "output": w}) + "\n" for w in "ab"))
+    results = run(
+        tmp_path / "run",
+        data={"train": str(data), "eval_fraction": 0.0},
+        sft={"epochs": 200.0, "learning_rate": 1e-2, "checkpoint_minutes": 10.0, "tokens_per_step": 64},
+        spin={"loss": ["space", "logistic"], "learning_rate": 1e-9, "temperature": 0.0},
+    )
+    assert len(results["spin"]) == 1
+    assert "identical: 2" in results["stopped"]
+    assert results["best"]["name"] == "iterate-1"
+
+
+def test_a_held_out_turn_is_never_a_training_prompt_and_weights_count_for_turns(run: Run, tmp_path: Path) -> None:
+    """Every conversation begins with the same exchange."""
+    data = tmp_path / "chats.jsonl"
+    said = [("user", "Hello"), ("assistant", "hi")]
+    words = ["fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow"]
+    chats = [[*said, ("user", f"Say {word}."), ("assistant", word)] for word in words]
+    messages = [[{"role": role, "content": text} for role, text in chat] for chat in chats]
+    data.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in messages))
+    out = tmp_path / "run"
+    sources = [{"path": str(data), "weight": 2.0}]
+    run(out, **SHORT, data={"train": sources, "eval_fraction": 0.25}, spin={"iterations": 1, "turns": "all"})
+    trained = [tuple(pair["prompt_ids"]) for pair in pairs(out, 1, "answers")]
+    heldout = [tuple(pair["prompt_ids"]) for pair in rows(out / "spin/heldout/base/answers.jsonl")]
+    assert len(heldout) == 2
+    assert not set(heldout) & set(trained)
+    assert len(trained) == 2 * 6 + 2  # each last turn twice; the shared beginning of one conversation, twice
+
+
 # In and out ----------------------------------------------------------------------------------------------------------
 
 
@@ -248,9 +324,13 @@ def test_exported_pairs_come_back_as_the_same_pairs(
     assert spintune("pairs", tmp_path / "one", file).code == 0
     exported = rows(file)
     before = pairs(tmp_path / "one", 1)
-    assert [row["rejected"] for row in exported] == [pair["generated"][0]["text"] for pair in before]
+    complete = [pair for pair in before if pair["generated"][0]["complete"]]
+    assert [row["rejected"] for row in exported] == [pair["generated"][0]["text"] for pair in complete]
     assert all(set(row) == {"prompt", "chosen", "rejected"} for row in exported)
-    complete = [pair for pair in before if pair["generated"][0]["complete"] and pair["real"]["complete"]]
+    references = {
+        row["messages"][0]["content"]: row["messages"][1]["content"] for row in rows(tmp_path / "one/data/train.jsonl")
+    }
+    assert all(row["chosen"] == references[row["prompt"]] for row in exported)
     run(tmp_path / "two", **SHORT, spin={"iterations": 1, "generated": str(file)})
     after = {pair["example_id"]: pair for pair in pairs(tmp_path / "two", 1)}
     assert complete
@@ -359,7 +439,14 @@ def test_the_baseline_takes_as_many_steps_and_tokens_as_self_play(run: Run, tmp_
         ({"spin": {"lambda": -1.0}}, "greater than 0"),
         ({"spin": {"lambda": [0.1, 0.2, 0.3]}}, "3 values for 2 iterations"),
         ({"spin": {"stop": {"patience": 1}}, "data": {"eval_fraction": 0.0}}, "set data.eval_fraction above 0"),
-        ({"lora": {"targets": ["nowhere"]}}, "lora.targets"),
+        ({"lora": {"targets": ["q_proj", "nowhere"]}}, "lora.targets: no layer nowhere; known: "),
+        ({"lora": {"targets": "*"}}, "lora.targets: '*' is no pattern"),
+        ({"lora": {"targets": []}}, "lora.targets"),
+        ({"lora": {"targets": ["lm_head"]}}, "lm_head shares its weights"),
+        ({"spin": {"refresh": "steps"}}, "spin.refresh"),
+        ({"spin": {"loss": "t_spin", "refresh": 2}}, "goes without refresh"),
+        ({"spin": {"loss": ["logistic", "space"], "reference_mixture": 0.5}}, "normaliser does not cancel"),
+        ({"spin": {"negatives": 2, "temperature": 0.0}}, "greedy answers"),
         ({"spin": {"generated": "nowhere.jsonl"}}, "nowhere.jsonl does not exist"),
         ({"data": {"max_length": 8}}, "raise data.max_length"),
     ],

@@ -4,7 +4,7 @@ for other trainers.
 ===========  =============================================  =========================================================
 spin         ``real``, ``generated``: lists of messages     UCLA-AGI/SPIN_iter0 to SPIN_iter3
 preference   ``prompt``, ``chosen``, ``rejected``: texts    TRL, LLaMA-Factory; written by ``spintune pairs``
-             or lists of messages
+             or lists of messages (TRL alone)
 ===========  =============================================  =========================================================
 """
 
@@ -39,10 +39,11 @@ def read_answers(path: str) -> dict[str, list[Example]]:
     return answers
 
 
-def export_pairs(run: Path, out: Path, iteration: int | None = None) -> int:
-    """Writes the pairs that a run trained on as rows of prompt, chosen and rejected; how many there are.
+def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[int, int]:
+    """Writes a run's pairs as rows of prompt, chosen and rejected; how many, and how many were left out.
 
-    ``iteration`` limits them to one. Raises DataError when there are none.
+    The chosen side is the whole reference. A generated answer that was cut is left out: others would end it with an
+    end token, by which it could be told. ``iteration`` limits them to one. Raises DataError when there are none.
     """
     wanted = f"iterate-{iteration or '*'}"
     files = sorted(run.glob(f"spin/{wanted}/pairs/train.jsonl"), key=lambda path: int(path.parts[-3].split("-")[1]))
@@ -51,15 +52,20 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> int:
     examples: dict[str, Example] = {}
     for example in read_records(run / "data" / "train.jsonl", Example):
         examples |= {turn.id: turn for turn in [example, *turns_of_example(example)]}
-    count = 0
+    count = cut = 0
     with atomic_file(out) as file:
         for path in files:
             for pair in read_records(path, Pair):
+                if pair.example_id not in examples:
+                    raise DataError(
+                        f"{path}: pairs of other data than {run / 'data'} holds; run the recipe again first"
+                    )
                 for answer in pair.generated:
-                    row = _as_preference(examples[pair.example_id], pair.real.text, answer.text)
-                    file.write(orjson.dumps(row) + b"\n")
-                    count += 1
-    return count
+                    if answer.complete:
+                        row = _as_preference(examples[pair.example_id], answer.text)
+                        file.write(orjson.dumps(row) + b"\n")
+                    count, cut = count + answer.complete, cut + (not answer.complete)
+    return count, cut
 
 
 def turns_of_example(example: Example) -> list[Example]:
@@ -68,8 +74,9 @@ def turns_of_example(example: Example) -> list[Example]:
     return [Example(example.messages[: place + 1], example.source) for place in answers]
 
 
-def _as_preference(example: Example, chosen: str, rejected: str) -> dict[str, Any]:
-    """Texts for a plain question, else lists of messages; TRL and LLaMA-Factory read both."""
+def _as_preference(example: Example, rejected: str) -> dict[str, Any]:
+    """Texts for a plain question, else lists of messages."""
+    chosen = example.answer
     if [message.role for message in example.prompt] == ["user"]:
         return {"prompt": example.prompt[0].content, "chosen": chosen, "rejected": rejected}
     return {

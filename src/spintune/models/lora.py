@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ def new_adapter(model: PreTrainedModel, section: LoraSection, key: str) -> PeftM
         task_type="CAUSAL_LM",
         r=section.rank,
         lora_alpha=section.alpha,
-        target_modules=section.targets if isinstance(section.targets, str) else list(section.targets),
+        target_modules=_targets(model, section.targets),
         lora_dropout=section.dropout,
         use_rslora=section.rslora,
         use_dora=section.dora,
@@ -69,9 +70,41 @@ def save_adapter(adapted: PeftModel, folder: Path, base: str) -> None:
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
-    """The model with the adapter's product added to its weights; ``adapted`` is used up."""
-    merged: PreTrainedModel = adapted.merge_and_unload()
+    """The float32 model with the adapter's product added to its weights; ``adapted`` is used up.
+
+    In bfloat16 most of a small update would be lost to rounding.
+    """
+    merged: PreTrainedModel = adapted.float().merge_and_unload()
     return merged
+
+
+def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
+    """What peft takes: all-linear, a pattern, or names that are all there. Raises ModelError."""
+    if targets == "all-linear":
+        return "all-linear"
+    modules = [name for name, _ in model.named_modules()]
+    if isinstance(targets, str) and any(name.split(".")[-1] == targets for name in modules):
+        targets = [targets]
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(targets)
+        except re.error as error:
+            raise ModelError(
+                f"lora.targets: {targets!r} is no pattern ({error}); name layers or give all-linear"
+            ) from None
+        adapted = [name for name in modules if pattern.fullmatch(name)]
+        missing = [] if adapted else [targets]
+    else:
+        adapted = [name for name in modules if any(name == t or name.endswith(f".{t}") for t in targets)]
+        missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in modules)]
+    if missing or not adapted:
+        known = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
+        raise ModelError(f"lora.targets: no layer {', '.join(missing) or 'is named'}; known: {', '.join(known)}")
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = {name.rpartition(".")[0] for pair in dict(ties).items() for name in pair}
+    if shared := sorted(tied & set(adapted)):
+        raise ModelError(f"lora.targets: {shared[0]} shares its weights with another layer and cannot be adapted alone")
+    return targets
 
 
 def has_dropout(model: nn.Module) -> bool:
@@ -86,14 +119,14 @@ def dropout(model: nn.Module, key: str) -> Iterator[None]:
     if not layers:
         yield
         return
-    for layer in layers:
-        layer.train()
+    for owner, layer in layers:
+        layer.training = owner.training = True  # DoRA asks the layer around the dropout
     try:
         with stream(key):
             yield
     finally:
-        for layer in layers:
-            layer.eval()
+        for owner, layer in layers:
+            layer.training = owner.training = False
 
 
 @contextlib.contextmanager
@@ -104,11 +137,11 @@ def stream(key: str) -> Iterator[None]:
         yield
 
 
-def _dropouts(model: nn.Module) -> Iterator[nn.Dropout]:
+def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Dropout]]:
     for module in model.modules():
         layers = getattr(module, "lora_dropout", None)
         if isinstance(layers, nn.ModuleDict):
-            yield from (layer for layer in layers.values() if isinstance(layer, nn.Dropout) and layer.p > 0)
+            yield from ((module, layer) for layer in layers.values() if isinstance(layer, nn.Dropout) and layer.p > 0)
 
 
 def _evaluating(adapted: Any) -> PeftModel:

@@ -181,8 +181,7 @@ def without_degenerate(pairs: Sequence[Pair], keep_identical: bool = False) -> P
     """Leaves out answers that cannot teach. A pair stays while one of its generated answers does.
 
     An empty answer is none. One that equals the real answer gives a margin of 0 whatever the player does; losses that
-    look at each ratio alone learn from it (it holds both ratios at 0, without which p_data is not their fixed point),
-    and keep it.
+    look at more than the margin keep it. (It holds single ratios at 0, without which p_data is not their fixed point.)
     """
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()

@@ -37,9 +37,10 @@ def objective_of(section: SpinSection, iteration: int) -> SelfPlay:
 
 
 def learns_from_identical(section: SpinSection, iteration: int) -> bool:
-    """Whether an answer equal to the real one changes anything: it does for losses of each ratio alone."""
+    """Whether an answer equal to the real one changes anything: for losses that look at more than the margin."""
     loss: str = section.at("loss", iteration)
-    return loss == "space" or loss.startswith("gsil_")
+    looks_back = loss == "t_spin" and iteration > 1 and section.history_weight > 0
+    return loss == "space" or loss.startswith("gsil_") or looks_back or section.gamma > 0
 
 
 def batches_of(pairs: Sequence[Pair], section: SpinSection, iteration: int, seed: int) -> Batches[Pair]:

@@ -18,7 +18,7 @@ from spintune.evaluation.heldout import (
 )
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.records import Example
-from spintune.stages.workbench import Iterate, Workbench
+from spintune.stages.workbench import BASELINE, Iterate, Workbench
 from spintune.tokens.chat import Renderer, Row, fit
 
 HELDOUT_TOKENS = 256
@@ -56,8 +56,13 @@ def judge_stage(bench: Workbench, iterate: Iterate) -> list[Judged]:
     return read_rows(path, Judged)
 
 
-def judge_all(bench: Workbench, iterates: Sequence[Iterate]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every iterate's measures, and each one's paired differences from where self-play started."""
+def judge_all(
+    bench: Workbench, iterates: Sequence[Iterate], best: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every iterate's measures, and each one's paired differences from where self-play started.
+
+    With a baseline also those of the last iterate and the best one from it.
+    """
     judged = {iterate.name: judge_stage(bench, iterate) for iterate in iterates}
     reference = "sft" if "sft" in judged else "base"
     measures = {name: _plain(summarise(rows)) for name, rows in judged.items()}
@@ -66,9 +71,10 @@ def judge_all(bench: Workbench, iterates: Sequence[Iterate]) -> tuple[dict[str, 
         for name, rows in judged.items()
         if name != reference
     }
-    if "sft-more" in judged and (rivals := [name for name in judged if name.startswith("iterate-")]):
-        last = rivals[-1]
-        differences[f"{last} - sft-more"] = _plain(compare(judged[last], judged["sft-more"]))
+    if BASELINE in judged:
+        last = [name for name in judged if name.startswith("iterate-")][-1]
+        for rival in dict.fromkeys((last, best or last)):
+            differences[f"{rival} - {BASELINE}"] = _plain(compare(judged[rival], judged[BASELINE]))
     return measures, differences
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from spintune.data.preferences import read_answers, turns_of_example
 from spintune.data.sources import Source, source_digest
-from spintune.errors import DataError, RecipeError
+from spintune.errors import DataError
 from spintune.models.logprobs import Query
 from spintune.models.sampling import Sampling
 from spintune.progress import Progress, Silent
@@ -32,6 +32,7 @@ from spintune.recipe import SftSection, SpinSection
 from spintune.records import Answer, Example, Pair, read_records, write_records
 from spintune.selfplay.diagnostics import describe, divergence, identical_share, separability, warnings
 from spintune.selfplay.opponent import (
+    EMPTY,
     Pairs,
     Shards,
     draw_writer,
@@ -55,6 +56,9 @@ from spintune.stages.workbench import Iterate, Player, Workbench, delete
 from spintune.storage import digest_json, write_json_if_changed
 from spintune.tokens.chat import Rendered, Row
 from spintune.training.loop import Steps
+
+FEW_STEPS = 10
+"""Below this an iteration is called short; a judgement: Adam moves a weight by at most about rate x steps."""
 
 
 @dataclass
@@ -81,23 +85,33 @@ def selfplay_stage(bench: Workbench, section: SpinSection, start: Iterate) -> Ou
     return _SelfPlay(bench, section, start).play()
 
 
+class NothingToLearnError(DataError):
+    """Every answer of an iteration is empty, or equal to the real one."""
+
+
 class _SelfPlay:
     def __init__(self, bench: Workbench, section: SpinSection, start: Iterate) -> None:
         self.bench, self.section, self.start = bench, section, start
         self.iterates = [start]
-        rules = section.stop
-        if not bench.heldout and (rules.start_loss or rules.real_logprob_drop or rules.patience):
-            raise RecipeError("spin.stop watches held-out examples and there are none; set data.eval_fraction above 0")
 
     def play(self) -> Outcome:
         iterations: list[dict[str, Any]] = []
         best, why, waited, stopped = self.start, "it is where self-play starts", 0, None
         for iteration in range(1, self.section.iterations + 1):
-            facts = self._iteration(iteration)
+            try:
+                facts = self._iteration(iteration)
+            except NothingToLearnError as error:
+                if not iterations:
+                    raise
+                stopped = str(error).removeprefix("spin: ")
+                self.bench.progress.note(f"self-play stops before iteration {iteration}: {stopped}")
+                break
             iterations.append(facts)
             newest = self.iterates[-1]
             better = self._better(newest, best)
             best, why, waited = (newest, better, 0) if better else (best, why, waited + 1)
+            if not (self.bench.run.folder / f"spin/iterate-{iteration + 1}/pairs").exists():
+                self._remember(best, why)  # a run that is repeated has written its last word already
             if iteration < self.section.iterations and (stopped := self._stop_reason(iterations, waited)):
                 self.bench.progress.note(f"self-play stops after iteration {iteration}: {stopped}")
                 break
@@ -117,10 +131,15 @@ class _SelfPlay:
     # An iteration ----------------------------------------------------------------------------------------------
 
     def _iteration(self, iteration: int) -> dict[str, Any]:
+        pair_facts = self._pairs(iteration)
+        facts = self._train(iteration)
+        return {**facts, "pairs": pair_facts, "diagnosis": self._diagnosis(iteration)}
+
+    def _train(self, iteration: int) -> dict[str, Any]:
+        """Trains the next iterate; in a method of its own, so that it is out of memory when others are loaded."""
         bench, section, opponent = self.bench, self.section, self.iterates[-1]
         stage, name = f"spin/iterate-{iteration}", f"iterate-{iteration}"
         folder = bench.run.folder / stage
-        pair_facts = self._pairs(iteration)
         inputs = bench.inputs(
             opponent, pairs=bench.run.digest(f"{stage}/pairs"), spin=self._settings(iteration), iteration=iteration
         )
@@ -129,6 +148,11 @@ class _SelfPlay:
             player = bench.load(opponent)
             checkpoints = bench.checkpoints(folder, inputs, section)
             batches = self._batches(player, iteration, folder, digest_json(inputs)[:12])
+            if len(batches) < FEW_STEPS:
+                bench.progress.note(
+                    f"warning, iteration {iteration}: only {len(batches)} steps, which will hardly move the player; "
+                    "lower spin.pairs_per_step, raise spin.epochs, or give more data"
+                )
             started = time.monotonic()
             train_iteration(
                 player.engine,
@@ -148,26 +172,29 @@ class _SelfPlay:
             queries = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
             facts = {
                 "iteration": iteration,
-                "steps": len(batches),
+                "steps": sum(bool(step) for step in queries),
                 "pairs_seen": sum(map(len, queries)),
                 "tokens": sum(map(sum, queries)),
                 "heldout": after.to_json() | {"learned": after.learned} if after else None,
                 "seconds": time.monotonic() - started,
             }
+            if after:
+                bench.metrics.begin(f"{stage}/heldout", 0)
+                bench.metrics.add(f"{stage}/heldout", 1, **_flat(after.to_json()))
             iterate = bench.publish(player, name, stage, inputs, facts)
         else:
             iterate = bench.published(name, stage)
         delete(folder / "checkpoints")
         delete(folder / "rounds")
         self.iterates.append(iterate)
-        return {**facts, "pairs": pair_facts, "diagnosis": self._diagnosis(iteration)}
+        return facts
 
     def _batches(self, player: Player, iteration: int, folder: Path, tag: str) -> Steps[Pair]:
         section, seed = self.section, self.bench.recipe.seed
         pairs = read_records(folder / "pairs" / "train.jsonl", Pair)
         if section.refresh == 1:
             return batches_of(pairs + read_records(folder / "pairs" / "replay.jsonl", Pair), section, iteration, seed)
-        rows = self._rows(player, self.bench.train).rows
+        rows = self._rows(player, self._played).rows
         progress: Progress = Silent() if section.refresh == "step" else self.bench.progress
 
         def first(prompts: Sequence[int]) -> Mapping[int, Pair]:
@@ -230,15 +257,21 @@ class _SelfPlay:
         write_records(folder / "answers.jsonl", written)
         kept, heldout = self._teaching(written, iteration), self._teaching(heldout_written, iteration)
         if not kept.kept:
-            raise DataError(
-                f"spin: no pair is left to learn from ({_counts(kept.dropped)}): every answer of the opponent "
-                "equals the real one or is empty; give data that the model does not know by heart"
+            raise NothingToLearnError(
+                f"spin: no pair is left to learn from in iteration {iteration} ({_counts(kept.dropped)}): "
+                + (
+                    "the opponent answers with nothing; train it by SFT first"
+                    if set(kept.dropped) == {EMPTY}
+                    else "every answer of the opponent equals the real one or is empty; give data that the model does "
+                    "not know by heart"
+                )
             )
         older = [
-            replace(pair, weight=section.replay_weight)
+            replace(pair, weight=section.replay_weight, first=None)
             for earlier in replayed
             for pair in read_records(bench.run.folder / f"spin/iterate-{earlier}/pairs/train.jsonl", Pair)
         ]
+        older = self._teaching(older, iteration).kept
         sides = {"train": kept.kept, "replay": older, "heldout": heldout.kept}
         if back:
             first = self._first_answers()
@@ -257,9 +290,13 @@ class _SelfPlay:
                     bench.progress if pairs else Silent(),
                     f"{pairs_scored_by.name} scores {side} pairs",
                 )
+            del player  # one model at a time
         for side, pairs in sides.items():
             write_records(folder / f"{side}.jsonl", pairs)
         probed = separability(sides["train"])
+        if probed:
+            bench.metrics.begin(stage, 0)
+            bench.metrics.add(stage, 1, **_flat(probed.to_json()))
         warned = warnings(sides["train"], probed)
         for warning in warned:
             bench.progress.note(f"warning, iteration {iteration}: {warning}")
@@ -286,7 +323,7 @@ class _SelfPlay:
     def _answers(self, iteration: int, shards: Shards) -> tuple[list[Pair], Rendered]:
         """Everything that is written in an iteration before it trains, in the order of the prompts."""
         bench, section = self.bench, self.section
-        rendered = self._rows(bench.load(self.iterates[-1]), bench.train)
+        rendered = self._rows(bench.load(self.iterates[-1]), self._played)
         rows = rendered.rows
         if section.refresh != 1:  # the first stretch alone; the newest player answers the others
             stretch = Rounds(len(rows), section, iteration, bench.recipe.seed, _nothing, _nothing)
@@ -304,6 +341,7 @@ class _SelfPlay:
             part = replace(shards, tag=f"{shards.tag}-{writer}")
             pairs = self._write(player, [rows[place] for place in places], [iteration], part, bench.progress, name)
             written.update(zip(places, pairs, strict=True))
+            del player  # one model at a time
         if given:
             places = [place for place in range(len(rows)) if place not in written]
             if not places:
@@ -351,11 +389,20 @@ class _SelfPlay:
         return score(player.engine, pairs, "opponent", tokens, shards, progress, f"{name}: scores")
 
     def _rows(self, player: Player, examples: Sequence[Example]) -> Rendered:
-        """The prompts of self-play as rows: the last assistant turn of each example, or every one by itself."""
-        if self.section.turns == "all":
-            turns = {turn.id: turn for example in examples for turn in turns_of_example(example)}
-            examples = list(turns.values())
         return self.bench.render(examples, player.renderer("last"), self.section.max_new_tokens)
+
+    @property
+    def _played(self) -> list[Example]:
+        """What is played: the last assistant turn of each training example, or every one by itself."""
+        return _every_turn(self.bench.train) if self.section.turns == "all" else self.bench.train
+
+    @property
+    def _played_heldout(self) -> list[Example]:
+        """The same of held-out examples, without beginnings that a training example shares."""
+        if self.section.turns == "last":
+            return self.bench.heldout
+        trained = {turn.prompt for turn in self._played}
+        return [turn for turn in _every_turn(self.bench.heldout) if turn.prompt not in trained]
 
     @property
     def _play_settings(self) -> dict[str, Any]:
@@ -388,7 +435,8 @@ class _SelfPlay:
         if bench.run.finished(stage, inputs) is None:
             player = bench.load(iterate)
             shards = Shards(folder / "shards", digest_json(inputs)[:12])
-            rows = self._rows(player, bench.heldout).rows
+            heldout = self._played_heldout
+            rows = self._rows(player, heldout).rows if heldout else []
             name = f"{iterate.name} answers held-out prompts"
             pairs = self._write(player, rows, ["heldout"], shards, bench.progress, name)
             write_records(folder / "answers.jsonl", pairs)
@@ -410,6 +458,8 @@ class _SelfPlay:
         facts = bench.run.finished(stage, inputs)
         if facts is None:
             mine, earlier = self._heldout_answers(iterate), self._heldout_answers(opponent)
+            if not mine:
+                return None
             likelihoods = likelihood_stage(bench, iterate)
             player_logprobs = self._logprobs(iterate, mine)
             from_opponent = divergence(player_logprobs, self._logprobs(opponent, mine))
@@ -483,6 +533,13 @@ class _SelfPlay:
         chosen = {"name": best.name, "model": location, "why": why}
         write_json_if_changed(folder / "spin" / "best.json", chosen)
         return chosen
+
+
+def _every_turn(examples: Sequence[Example]) -> list[Example]:
+    """One example for each assistant turn; a beginning that several conversations share counts once."""
+    owners: dict[str, str] = {}
+    turns = [(example, turn) for example in examples for turn in turns_of_example(example)]
+    return [turn for example, turn in turns if owners.setdefault(turn.id, example.id) == example.id]
 
 
 def _nothing(*_: Any) -> Mapping[int, Pair]:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from spintune.recipe import SftSection
-from spintune.stages.workbench import Iterate, Workbench, delete
+from spintune.stages.workbench import BASELINE, Iterate, Workbench, delete
 from spintune.training.sft import run_sft, steps_of_epochs, steps_of_tokens
 
 
@@ -18,9 +18,6 @@ def sft_stage(bench: Workbench, section: SftSection, base: Iterate) -> tuple[Ite
         return _train(bench, section, base, "sft", "sft", inputs, None)
     delete(bench.run.folder / "sft" / "checkpoints")
     return bench.published("sft", "sft"), facts
-
-
-BASELINE = "sft-more"
 
 
 def baseline_stage(

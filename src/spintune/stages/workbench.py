@@ -25,6 +25,9 @@ from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport
 
+BASELINE = "sft-more"
+"""Name of the model that SFT trained further instead of self-play."""
+
 
 @dataclass(frozen=True)
 class Iterate:

@@ -156,10 +156,11 @@ def _check_start(measured: _Measured, known: _Measured, engine: LogProbEngine) -
     Ratios are looked at besides, since an error common to both sides, or a small λ, hides in the loss.
     """
     exact = engine.autocast is None
-    numbers = [("loss", measured.loss, known.loss, (1e-3 if exact else 5e-2) * max(1.0, abs(known.loss)))]
+    # in bfloat16 noise of a few tenths of a nat in each margin moves the mean loss by an amount that hangs on λ
+    numbers = [("loss", measured.loss, known.loss, 1e-3 * max(1.0, abs(known.loss)))] if exact else []
     for name in known.facts:
         if name.endswith("_ratio"):  # nats an answer
-            numbers.append((name, measured.facts[name], known.facts[name], 0.05 if exact else 5.0))
+            numbers.append((name, measured.facts[name], known.facts[name], 0.05 if exact else 1.0))
     for name, value, expected, tolerance in numbers:
         if math.isfinite(value) and not abs(value - expected) <= tolerance:
             raise RunError(
