@@ -211,7 +211,7 @@ def _spin_table(iterations: list[dict[str, Any]]) -> Table:
                 f"{heldout['real_tokens']:.0f}",
                 f"{heldout['generated_tokens']:.0f}",
             ]
-        table.add_row(str(entry["iteration"]), str(entry["pairs"]["train"]["kept"]), *numbers)
+        table.add_row(str(entry["iteration"]), str(entry["pairs"]["train"]["kept"] + entry["later"]["kept"]), *numbers)
     return table
 
 
@@ -250,7 +250,9 @@ def _diagnosis_table(iterations: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _with_error(estimate: dict[str, float | None]) -> str:
+def _with_error(estimate: dict[str, float | None] | None) -> str:
+    if estimate is None:  # only draws from the model itself estimate a divergence
+        return "-"
     error = estimate["standard_error"]
     return f"{estimate['mean']:.2f}" + (f" ± {error:.2f}" if error is not None else "")
 

@@ -104,6 +104,8 @@ class Answer:
         complete: False when it was cut for want of room.
         opponent: under the opponent of the iteration that trains on it; None before it was scored.
         base: under iterate 0; None where nothing asks for it.
+        sampled: under the distribution it was drawn from, as the generator saw it; None when nobody drew it, or when
+            it was cut afterwards.
     """
 
     ids: tuple[int, ...]
@@ -111,6 +113,7 @@ class Answer:
     complete: bool
     opponent: float | None = None
     base: float | None = None
+    sampled: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

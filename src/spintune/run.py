@@ -27,6 +27,7 @@ from spintune.storage import (
     remove_partials,
     storage_errors,
     write_json,
+    write_json_if_changed,
 )
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,14 @@ class Run:
         path = self.folder / "recipe.json"
         mine = self.recipe.identity()
         theirs = read_json(path)["recipe"] if path.exists() else None
-        if theirs == mine:
+        if theirs is not None and _claim_of(theirs) == _claim_of(mine):
+            write_json_if_changed(path, {"spintune": __version__, "recipe": mine})
             return
         # a recipe that was mended after it failed on its data or model may go on in the same folder
         if theirs is None or {entry.name for entry in self.folder.iterdir()} <= {"run.lock", "recipe.json", "data"}:
             write_json(path, {"spintune": __version__, "recipe": mine})
         else:
-            changes = "; ".join(_differences(theirs, mine))
+            changes = "; ".join(_differences(_claim_of(theirs), _claim_of(mine)))
             raise RunError(f"{self.folder} holds a run of another recipe ({changes}); choose another out= or delete it")
 
     def finished(self, stage: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
@@ -168,6 +170,14 @@ class StepLog:
         if file is not None:
             with storage_errors(self.path):  # closing writes what a full disk refused before
                 file.close()
+
+
+def _claim_of(identity: dict[str, Any]) -> dict[str, Any]:
+    """What a folder holds on to: all but how far self-play goes, and what chooses and judges its iterates."""
+    spin = identity["spin"]
+    free = ("iterations", "stop", "metric", "baseline")
+    fixed = spin and {key: value for key, value in spin.items() if key not in free}
+    return {**identity, "spin": fixed, "eval": None}
 
 
 def _describe(file: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spintune.errors import DataError
+from spintune.errors import DataError, RunError
 from spintune.models.attention import disable_layouts
 from spintune.models.logprobs import Query
 from spintune.models.sampling import Sampling
@@ -21,6 +21,7 @@ from spintune.selfplay.opponent import (
     SHARD,
     Pairs,
     Shards,
+    check_sampler,
     draw_writer,
     given_answers,
     score,
@@ -213,6 +214,16 @@ def test_a_prompt_without_iterate_0s_answer_is_named():
     assert with_first([pair_of()], {"id": first})[0].first == first
     with pytest.raises(DataError, match=r"1 of 2 prompts have none \(example lost\)"):
         with_first([pair_of(), replace(pair_of(), example_id="lost")], {"id": first})
+
+
+def test_the_opponents_scores_of_its_own_answers_are_those_its_generator_drew_them_with(random_player, tmp_path):
+    rows = [row((3 + i, 5), (7, STOP), f"row{i}") for i in range(6)]
+    pairs = play_with(random_player(), rows, tmp_path).kept
+    check_sampler(pairs, "writer", 1e-4)
+    off = [replace(p, generated=tuple(replace(a, opponent=a.opponent + 0.2) for a in p.generated)) for p in pairs]
+    with pytest.raises(RunError, match=r"differ from its generator's by 0\.200 nats"):
+        check_sampler(off, "writer", 0.1)
+    check_sampler(off, "another", 0.1)  # others' answers say nothing about it
 
 
 def test_writers_are_drawn_evenly_from_the_latest_iterates():

@@ -147,7 +147,11 @@ def test_each_stretch_begins_at_ln_2_with_answers_of_the_newest_player(run: Run,
         assert (abs(row["loss"] - math.log(2)) < 1e-5) == (step in begins), step
     # the opponent answers the first stretch alone
     assert len(pairs(out, 1, "answers")) == {2: 16, "step": 8}[refresh]
-    assert results["spin"][0]["pairs_seen"] == 32
+    (entry,) = results["spin"]
+    assert entry["pairs_seen"] == 32
+    kept = entry["pairs"]["train"]["kept"] + entry["later"]["kept"]
+    assert kept + sum(entry["pairs"]["train"]["dropped"].values()) + sum(entry["later"]["dropped"].values()) == 32
+    assert len(rows(out / "spin/iterate-1/later.jsonl")) == entry["later"]["kept"]
 
 
 def test_every_assistant_turn_can_be_played(run: Run, tmp_path: Path) -> None:
@@ -356,6 +360,22 @@ def test_rows_of_the_spin_authors_give_examples_and_answers(run: Run, tmp_path: 
     assert [(p["real"]["text"], p["generated"][0]["text"]) for p in pairs(out, 1)] == [
         (w, f"No {w}") for w in ("fox", "dog", "owl", "cat")
     ]
+
+
+def test_another_iteration_goes_on_in_the_same_folder(
+    run: Run, contents: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """What chooses and how far it goes may change; the iterates that are there stay, to the bit."""
+    run(tmp_path / "grown", **SHORT, spin={"iterations": 1})
+    before = contents(tmp_path / "grown")
+    results = run(tmp_path / "grown", **SHORT, spin={"iterations": 2, "baseline": "sft"})
+    run(tmp_path / "straight", **SHORT, spin={"iterations": 2, "baseline": "sft"})
+    after = contents(tmp_path / "grown")
+    assert {name: after[name] for name in before if "iterate-1/" in name} == {
+        name: digest for name, digest in before.items() if "iterate-1/" in name
+    }
+    assert len(results["spin"]) == 2
+    assert after == contents(tmp_path / "straight")
 
 
 # Judging, stopping, comparing -----------------------------------------------------------------------------------------

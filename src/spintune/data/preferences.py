@@ -52,6 +52,7 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
     examples: dict[str, Example] = {}
     for example in read_records(run / "data" / "train.jsonl", Example):
         examples |= {turn.id: turn for turn in [example, *turns_of_example(example)]}
+    files += [later for path in files if (later := path.parents[1] / "later.jsonl").is_file()]
     count = cut = 0
     with atomic_file(out) as file:
         for path in files:

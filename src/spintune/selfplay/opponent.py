@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from spintune.errors import DataError
+from spintune.errors import DataError, RunError
 from spintune.models.generation import Generator
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.sampling import Sampling, stream_keys
@@ -166,7 +166,8 @@ def _with_scores(pair: Pair, under: str, sums: Sequence[float]) -> Pair:
 def _fit(completion: Completion, room: int) -> Answer:
     """The completion within ``room`` tokens. What is cut keeps no end token."""
     whole = completion.finish_reason == "stop" and len(completion.ids) <= room
-    return Answer(completion.ids[:room], completion.text, whole)
+    sampled = completion.logprob if len(completion.ids) <= room else None
+    return Answer(completion.ids[:room], completion.text, whole, sampled=sampled)
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,23 @@ def without_degenerate(pairs: Sequence[Pair], keep_identical: bool = False) -> P
         if teaching:
             kept.append(replace(pair, generated=tuple(teaching)))
     return Pairs(kept, dropped)
+
+
+def check_sampler(pairs: Sequence[Pair], opponent: str, tolerance: float) -> None:
+    """The opponent's score of its own answer is the log-probability that its generator drew it with.
+
+    Else generator and engine disagree about prompt or model, and the answers are no draws from the opponent. Looks at
+    the mean over answers; other writers' are left out.
+
+    Raises RunError.
+    """
+    answers = [answer for pair in pairs if pair.writer == opponent for answer in pair.generated]
+    gaps = [abs(a.opponent - a.sampled) for a in answers if a.opponent is not None and a.sampled is not None]
+    if gaps and not sum(gaps) / len(gaps) <= tolerance:
+        raise RunError(
+            f"{opponent}'s scores of its own answers differ from its generator's by {sum(gaps) / len(gaps):.3f} nats "
+            f"on average (rounding is below {tolerance:g}): a bug; please report it with the model's name"
+        )
 
 
 def with_first(pairs: Sequence[Pair], first: Mapping[str, Answer]) -> list[Pair]:

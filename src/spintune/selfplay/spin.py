@@ -15,8 +15,8 @@ from spintune.records import Answer, Pair
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, Steps, train
 from spintune.training.objectives import SelfPlay
+from spintune.training.optimization import optimization_of
 from spintune.training.order import Batches, steps_by_rows
-from spintune.training.sft import optimization_of
 
 PlayRound = Callable[[int, Sequence[int]], Mapping[int, Pair]]
 """Given the number of a round (from 1 on) and prompts: the newest player's pairs, without answers that cannot teach."""

@@ -8,6 +8,7 @@
     spin/iterate-t/pairs/replay.jsonl     pairs of earlier iterations, scored again
     spin/iterate-t/pairs/heldout.jsonl    held-out pairs, scored by the opponent
     spin/iterate-t/model                  the player, trained
+    spin/iterate-t/later.jsonl            pairs that the player itself wrote on the way (refresh)
     spin/iterate-t/diagnosis              how far it moved, and in what direction
     spin/best.json                        the iterate to use, and why
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,6 +37,7 @@ from spintune.selfplay.opponent import (
     EMPTY,
     Pairs,
     Shards,
+    check_sampler,
     draw_writer,
     given_answers,
     score,
@@ -147,7 +150,8 @@ class _SelfPlay:
         if facts is None:
             player = bench.load(opponent)
             checkpoints = bench.checkpoints(folder, inputs, section)
-            batches = self._batches(player, iteration, folder, digest_json(inputs)[:12])
+            later: dict[int, Pairs] = {}
+            batches = self._batches(player, iteration, folder, digest_json(inputs)[:12], later)
             if len(batches) < FEW_STEPS:
                 bench.progress.note(
                     f"warning, iteration {iteration}: only {len(batches)} steps, which will hardly move the player; "
@@ -175,13 +179,18 @@ class _SelfPlay:
                 "steps": sum(bool(step) for step in queries),
                 "pairs_seen": sum(map(len, queries)),
                 "tokens": sum(map(sum, queries)),
+                "later": {
+                    "kept": sum(len(pairs.kept) for pairs in later.values()),
+                    "dropped": dict(sum((pairs.dropped for pairs in later.values()), Counter())),
+                },
                 "heldout": after.to_json() | {"learned": after.learned} if after else None,
                 "seconds": time.monotonic() - started,
             }
             if after:
                 bench.metrics.begin(f"{stage}/heldout", 0)
                 bench.metrics.add(f"{stage}/heldout", 1, **_flat(after.to_json()))
-            iterate = bench.publish(player, name, stage, inputs, facts)
+            write_records(folder / "later.jsonl", itertools.chain(*(later[n].kept for n in sorted(later))))
+            iterate = bench.publish(player, name, stage, inputs, facts, folder / "later.jsonl")
         else:
             iterate = bench.published(name, stage)
         delete(folder / "checkpoints")
@@ -189,7 +198,8 @@ class _SelfPlay:
         self.iterates.append(iterate)
         return facts
 
-    def _batches(self, player: Player, iteration: int, folder: Path, tag: str) -> Steps[Pair]:
+    def _batches(self, player: Player, iteration: int, folder: Path, tag: str, later: dict[int, Pairs]) -> Steps[Pair]:
+        """The iteration's steps. Pairs of stretches after the first are put into ``later`` as they are played."""
         section, seed = self.section, self.bench.recipe.seed
         pairs = read_records(folder / "pairs" / "train.jsonl", Pair)
         if section.refresh == 1:
@@ -215,6 +225,7 @@ class _SelfPlay:
                 (i, k) for i, pair in zip(prompts, written, strict=True) for k in self._teaching([pair], iteration).kept
             ]
             scored = self._score(player, [pair for _, pair in teaching], shards, progress, f"round {number}")
+            later[number] = Pairs(scored, self._teaching(written, iteration).dropped)
             return {prompt: pair for (prompt, _), pair in zip(teaching, scored, strict=True)}
 
         return Rounds(len(rows), section, iteration, seed, first, play)
@@ -291,6 +302,8 @@ class _SelfPlay:
                     f"{pairs_scored_by.name} scores {side} pairs",
                 )
             del player  # one model at a time
+        if self._draws_plainly:
+            check_sampler(sides["train"], opponent.name, 0.05 if bench.load(opponent).engine.autocast is None else 1.0)
         for side, pairs in sides.items():
             write_records(folder / f"{side}.jsonl", pairs)
         probed = separability(sides["train"])
@@ -405,6 +418,11 @@ class _SelfPlay:
         return [turn for turn in _every_turn(self.bench.heldout) if turn.prompt not in trained]
 
     @property
+    def _draws_plainly(self) -> bool:
+        """Whether answers are draws from the model itself, and not from a sharpened or cut distribution."""
+        return self.section.temperature == 1 and self.section.top_p == 1 and self.section.top_k == 0
+
+    @property
     def _play_settings(self) -> dict[str, Any]:
         keys = ("max_new_tokens", "temperature", "top_p", "top_k", "negatives", "turns", "history")
         plain = {key: getattr(self.section, key) for key in keys}
@@ -461,15 +479,17 @@ class _SelfPlay:
             if not mine:
                 return None
             likelihoods = likelihood_stage(bench, iterate)
-            player_logprobs = self._logprobs(iterate, mine)
-            from_opponent = divergence(player_logprobs, self._logprobs(opponent, mine))
-            from_base = (
-                from_opponent if iteration == 1 else divergence(player_logprobs, self._logprobs(self.start, mine))
-            )
+            kl_opponent = kl_base = None
+            if self._draws_plainly:
+                logprobs = self._logprobs(iterate, mine)
+                kl_opponent = divergence(logprobs, self._logprobs(opponent, mine)).to_json()
+                kl_base = kl_opponent
+                if iteration > 1:
+                    kl_base = divergence(logprobs, self._logprobs(self.start, mine)).to_json()
             facts = {
                 "nll_per_token": sum(item.nll for item in likelihoods) / sum(item.tokens for item in likelihoods),
-                "kl_opponent": from_opponent.to_json(),
-                "kl_base": from_base.to_json(),
+                "kl_opponent": kl_opponent,
+                "kl_base": kl_base,
                 "answers": describe([answer for pair in mine for answer in pair.generated]).to_json(),
                 "real": describe([pair.real for pair in mine]).to_json(),
                 "identical_to_opponent": identical_share(_first_ids(mine), _first_ids(earlier)),

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from spintune.recipe import TrainingSection
+
 Schedule = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "rmsprop"]
 
@@ -26,6 +28,19 @@ class Optimization:
     optimizer: OptimizerName = "adamw"
     seed: int = 0
     """Of the dropout of adapters; nothing else here is random."""
+
+
+def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
+    """How a stage of the recipe moves weights."""
+    return Optimization(
+        learning_rate,
+        section.schedule,
+        section.warmup,
+        section.weight_decay,
+        section.max_grad_norm,
+        section.optimizer,
+        seed,
+    )
 
 
 def rate_at(step: int, total: int, optimization: Optimization) -> float:

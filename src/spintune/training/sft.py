@@ -8,28 +8,15 @@ from spintune.models.generation import Generator
 from spintune.models.logprobs import LogProbEngine
 from spintune.models.sampling import Sampling
 from spintune.progress import Progress
-from spintune.recipe import SftSection, TrainingSection
+from spintune.recipe import SftSection
 from spintune.tokens.chat import Row
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, train
 from spintune.training.objectives import NegativeLogLikelihood
-from spintune.training.optimization import Optimization
+from spintune.training.optimization import optimization_of
 from spintune.training.order import Batches, steps_by_tokens, steps_of_equal_tokens
 
 SAMPLE_TOKENS = 64
-
-
-def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
-    """How a stage of the recipe moves weights."""
-    return Optimization(
-        learning_rate,
-        section.schedule,
-        section.warmup,
-        section.weight_decay,
-        section.max_grad_norm,
-        section.optimizer,
-        seed,
-    )
 
 
 def heldout_loss(engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward: int) -> float:
