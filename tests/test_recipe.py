@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from spintune import recipe as module
 from spintune.errors import RecipeError
 from spintune.recipe import Recipe, Section, SpinSection, TrainingSection, load_recipe, parse_recipe, recipe_schema
+from spintune.selfplay.spin import default_rate
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 LEAST: dict[str, Any] = {"out": "o", "model": "m", "data": {"train": "x.json"}}
@@ -55,7 +56,7 @@ def test_defaults_are_those_of_the_sources_named_beside_them() -> None:
     """SPIN paper (arXiv 2401.01335, appendix B): batch 64, rate 5e-7, 10 % warm-up, no weight decay; its scripts:
     λ 0.1, linear decay, 1024 tokens, 256 of them generated. Stanford Alpaca and Zephyr SFT: 2e-5, cosine."""
     spin, sft, data = (getattr(parsed(sft={}, spin={}), name) for name in ("spin", "sft", "data"))
-    assert (spin.pairs_per_step, spin.learning_rate, spin.warmup, spin.weight_decay) == (64, 5e-7, 0.1, 0)
+    assert (spin.pairs_per_step, default_rate(7_000_000_000), spin.warmup, spin.weight_decay) == (64, 5e-7, 0.1, 0)
     assert (spin.at("lambda_", 1), spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)
     assert (spin.temperature, spin.top_p, spin.top_k) == (1, 1, 0)  # the theory wants the model's own distribution
     assert (sft.learning_rate, sft.schedule, data.max_length) == (2e-5, "cosine", 1024)

@@ -196,8 +196,10 @@ class SpinSection(TrainingSection):
     baseline: Literal["none", "sft"] = Field(
         "none", description="sft: also train iterate 0 further by SFT, for as many steps and tokens, and compare."
     )
-    learning_rate: Positive | list[Positive] = Field(
-        5e-7, description="Peak; a list gives one value an iteration. Default: SPIN paper, 7B; small models want more."
+    learning_rate: Positive | list[Positive] | None = Field(
+        None,
+        description="Peak; a list gives one value an iteration. Default: 5e-7 for 7 billion weights (SPIN paper), and, "
+        "as a judgement, more for smaller models: with the inverse root of their size, up to 5e-6.",
     )
     epochs: Positive | list[Positive] = Field(
         1.0, description="Passes over the pairs in an iteration. [epochs] Default: NVIDIA's rerun (the paper: 2)."

@@ -11,7 +11,7 @@ from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
 from spintune.selfplay.opponent import Shards, score, without_degenerate, write_answers
-from spintune.selfplay.spin import Rounds, batches_of, standing, train_iteration
+from spintune.selfplay.spin import Rounds, batches_of, default_rate, standing, train_iteration
 from spintune.tokens.chat import Row
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import SelfPlay
@@ -123,6 +123,12 @@ def test_a_player_has_learned_when_its_loss_can_be_told_from_the_start(opponent,
     assert not standing(engine, pairs, objective, 200).learned
     iterate(engine, pairs, SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5), tmp_path)
     assert standing(engine, pairs, objective, 200).learned
+
+
+def test_the_default_rate_rises_with_the_inverse_root_of_the_size_up_to_a_limit():
+    assert default_rate(7 * 10**9 // 4) == pytest.approx(1e-6)
+    assert default_rate(70 * 10**9) == pytest.approx(5e-7 / math.sqrt(10))
+    assert default_rate(100_000) == 5e-6
 
 
 def rounds(section, prompts=10):

@@ -48,6 +48,7 @@ from spintune.selfplay.opponent import (
 from spintune.selfplay.spin import (
     Rounds,
     batches_of,
+    default_rate,
     learns_from_identical,
     objective_of,
     standing,
@@ -149,6 +150,9 @@ class _SelfPlay:
         facts = bench.run.finished(stage, inputs)
         if facts is None:
             player = bench.load(opponent)
+            if section.learning_rate is None:
+                weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
+                section = section.model_copy(update={"learning_rate": default_rate(weights)})
             checkpoints = bench.checkpoints(folder, inputs, section)
             later: dict[int, Pairs] = {}
             batches = self._batches(player, iteration, folder, digest_json(inputs)[:12], later)
@@ -176,6 +180,7 @@ class _SelfPlay:
             queries = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
             facts = {
                 "iteration": iteration,
+                "learning_rate": section.at("learning_rate", iteration),
                 "steps": sum(bool(step) for step in queries),
                 "pairs_seen": sum(map(len, queries)),
                 "tokens": sum(map(sum, queries)),
@@ -311,6 +316,11 @@ class _SelfPlay:
             bench.metrics.begin(stage, 0)
             bench.metrics.add(stage, 1, **_flat(probed.to_json()))
         warned = warnings(sides["train"], probed)
+        if probed:
+            bench.progress.note(
+                f"iteration {iteration}: real and generated answers can be told apart by length alone with an AUC of "
+                f"{probed.length_auc:.2f}, by last token {probed.last_token_auc:.2f}, by being cut {probed.cut_auc:.2f}"
+            )
         for warning in warned:
             bench.progress.note(f"warning, iteration {iteration}: {warning}")
         facts = {
