@@ -106,7 +106,6 @@ LAMBDAS: dict[str, float] = {"space": 1.0, "t_spin": 1.0} | {
     f"gsil_{form}": 0.01 for form in ("bernoulli", "brier", "hinge", "kliep", "lsif")
 }
 """λ of a loss when the recipe names none, from each paper or its scripts; 0.1 for all others (SPIN's scripts)."""
-METRICS = ("nll", "rouge_l", "exact_match")
 
 
 class StopSection(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,17 @@ class Metrics:
         self._log.close()
         for writer in self._writers.values():
             writer.close()
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested facts as one level, ``{"a": {"b": 1}}`` as ``{"a/b": 1}``; what is None is left out."""
+    level: dict[str, float] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            level |= flat(value, f"{prefix}{key}/")
+        elif value is not None:
+            level[f"{prefix}{key}"] = value
+    return level
 
 
 def _summary_writer() -> Any:

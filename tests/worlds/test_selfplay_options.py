@@ -262,9 +262,52 @@ def test_in_bfloat16_the_merged_model_is_the_one_that_was_trained(run: Run, tmp_
     base = load_file(Path(json.loads((out / "recipe.json").read_text())["recipe"]["model"]) / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj"
     a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"].double() for side in "AB")
-    change = merged[f"{name}.weight"].double() - base[f"{name}.weight"].bfloat16().double()
+    below = base[f"{name}.weight"]
+    if between == "continue":  # frozen weights are kept in bfloat16
+        below = below.bfloat16()
+    change = merged[f"{name}.weight"].double() - below.double()
     assert (b @ a).abs().max() > 0
     assert (change - b @ a).norm() < 0.01 * (b @ a).norm()
+
+
+def test_a_fresh_adapter_goes_on_the_merged_model_and_not_on_its_rounding(run: Run, tmp_path: Path) -> None:
+    """In bfloat16 too: what iteration 1 adds to the SFT model is its adapter's product, and nothing of it is lost."""
+    from safetensors.torch import load_file
+
+    out = tmp_path / "run"
+    lora = {"rank": 4, "alpha": 4.0, "between": "merge"}
+    run(out, precision="bfloat16", lora=lora, sft={"learning_rate": 1e-4}, spin={"iterations": 1}, eval=[])
+    adapter = load_file(out / "spin/iterate-1/adapter/adapter_model.safetensors")
+    after, before = (load_file(out / stage / "model/model.safetensors") for stage in ("spin/iterate-1", "sft"))
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{side}.weight"].double() for side in "AB")
+    change = after[f"{name}.weight"].double() - before[f"{name}.weight"].double()
+    assert (change - b @ a).norm() < 0.01 * (b @ a).norm()
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_only_one_model_is_ever_in_memory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
+) -> None:
+    """At each load of an iterate, every model that was loaded before is gone."""
+    import gc
+    import weakref
+
+    from spintune.stages import workbench
+
+    load, alive = workbench.load_model, []
+
+    def watched(*words: Any, **options: Any) -> Any:
+        gc.collect()
+        assert [model for reference in alive if (model := reference()) is not None] == []
+        loaded = load(*words, **options)
+        alive.append(weakref.ref(loaded.model))
+        return loaded
+
+    monkeypatch.setattr(workbench, "load_model", watched)
+    changes = {"lora": lora} if lora else {}
+    run(tmp_path / "run", **changes, spin={"history": 2, "reference_mixture": 0.2, "baseline": "sft"})
+    assert len(alive) > 8
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -476,6 +519,23 @@ def test_bad_settings_end_in_one_clear_line(run: Run, tmp_path: Path, changes: d
         run(tmp_path / "run", **{**SHORT, **changes})
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_held_out_examples_that_do_not_fit_are_called_so(run: Run, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    questions = [f"Say {w}." for w in ("fox", "dog", "owl", "cat")]
+    long = "Say " + "fox " * 200
+    data.write_text("".join(json.dumps({"instruction": q, "output": "fox"}) + "\n" for q in [*questions, long]))
+    seed = 0
+    from spintune.data.split import split_examples
+    from spintune.records import Example, Message
+
+    examples = [Example((Message("user", q), Message("assistant", "fox"))) for q in [*questions, long]]
+    while split_examples(examples, 0.2, seed)[1][0].prompt[0].content != long:
+        seed += 1
+    with pytest.raises(SpintuneError, match=r"^held-out examples: max_length .* set data.eval_fraction to 0$"):
+        run(tmp_path / "run", seed=seed, data={"train": str(data)}, spin=None)
+    assert not (tmp_path / "run/sft/model").exists()
 
 
 def test_a_file_without_answers_to_these_prompts_is_refused(run: Run, tmp_path: Path) -> None:

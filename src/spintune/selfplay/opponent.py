@@ -52,7 +52,7 @@ class Shards:
     ) -> list[Record]:
         """One record for each item: what ``compute`` makes of a slice of them, shard after shard."""
         records: list[Record] = []
-        with progress.task(name, len(items), what) as task:
+        with progress.task(name, len(items), "pairs" if kind is Pair else what) as task:
             for begin in range(0, len(items), SHARD):
                 path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
                 part = slice(begin, begin + SHARD)
@@ -95,15 +95,11 @@ def write_answers(
         name,
     )
     return [
-        Pair(
-            example_id=row.example_id,
-            prompt_ids=row.prompt_ids,
-            real=Answer(row.response_ids, generator.decode(row.response_ids), row.complete),
-            generated=tuple(
-                _fit(completion, max_length - len(row.prompt_ids))
-                for completion in completions[place * count : (place + 1) * count]
-            ),
-            writer=writer,
+        _pair(
+            generator,
+            row,
+            [_fit(c, max_length - len(row.prompt_ids)) for c in completions[place * count : (place + 1) * count]],
+            writer,
         )
         for place, row in enumerate(rows)
     ]
@@ -119,22 +115,24 @@ def given_answers(
 ) -> list[Pair]:
     """Pairs of rows with answers that somebody else wrote: ``given`` has them by example id, rendered."""
 
-    def cut(row: Row, room: int) -> Answer:
-        ids = row.response_ids[:room]
-        return Answer(ids, generator.decode(ids), row.complete and len(ids) == len(row.response_ids))
+    def cut(answer: Row, room: int) -> Answer:
+        ids = answer.response_ids[:room]
+        return Answer(ids, generator.decode(ids), answer.complete and len(ids) == len(answer.response_ids))
 
     return [
-        Pair(
-            example_id=row.example_id,
-            prompt_ids=row.prompt_ids,
-            real=Answer(row.response_ids, generator.decode(row.response_ids), row.complete),
-            generated=tuple(
-                cut(answer, min(max_new_tokens, max_length - len(row.prompt_ids))) for answer in given[row.example_id]
-            ),
-            writer=writer,
+        _pair(
+            generator,
+            row,
+            [cut(answer, min(max_new_tokens, max_length - len(row.prompt_ids))) for answer in given[row.example_id]],
+            writer,
         )
         for row in rows
     ]
+
+
+def _pair(generator: Generator, row: Row, generated: Sequence[Answer], writer: str) -> Pair:
+    real = Answer(row.response_ids, generator.decode(row.response_ids), row.complete)
+    return Pair(row.example_id, row.prompt_ids, real, tuple(generated), writer=writer)
 
 
 def score(

@@ -95,5 +95,5 @@ def _whole_rows(bench: Workbench, renderer: Renderer) -> tuple[list[Example], li
     fitted = [fit(row, bench.recipe.data.max_length) for row in renderer.rows(bench.heldout)]
     kept = [(example, row) for example, row in zip(bench.heldout, fitted, strict=True) if isinstance(row, Row)]
     if not kept:
-        raise DataError("no held-out example fits data.max_length; raise it, or set eval: []")
+        raise DataError("no held-out example fits data.max_length; raise it, or set data.eval_fraction to 0")
     return [example for example, _ in kept], [row for _, row in kept]

@@ -50,7 +50,7 @@ def _train(
     player = bench.load(start)
     renderer = player.renderer(recipe.data.turns)
     train = bench.render(bench.train, renderer)
-    heldout = bench.render(bench.heldout, renderer).rows if bench.heldout else []
+    heldout = bench.render_heldout(bench.heldout, renderer)
     steps = (
         steps_of_epochs(train.rows, section, recipe.seed)
         if budget is None

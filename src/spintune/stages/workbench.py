@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from spintune.errors import ModelError
+from spintune.errors import DataError, ModelError
 from spintune.models.generation import build_generator
 from spintune.models.loading import LoadedModel, load_model, save_folder
 from spintune.models.logprobs import LogProbEngine
@@ -19,7 +19,7 @@ from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.records import Example, read_records
 from spintune.run import Run
 from spintune.storage import digest_json
-from spintune.tokens.chat import Rendered, Renderer, Turns, render
+from spintune.tokens.chat import Rendered, Renderer, Row, Turns, render
 from spintune.tokens.templates import template_source
 from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
@@ -104,6 +104,15 @@ class Workbench:
     def render(self, examples: Sequence[Example], renderer: Renderer, max_response: int | None = None) -> Rendered:
         return render(examples, renderer, self.recipe.data.max_length, max_response, self.progress)
 
+    def render_heldout(
+        self, examples: Sequence[Example], renderer: Renderer, max_response: int | None = None
+    ) -> list[Row]:
+        """The rows of held-out examples that fit. Raises DataError when there are examples and none does."""
+        try:
+            return self.render(examples, renderer, max_response).rows if examples else []
+        except DataError as error:
+            raise DataError(f"held-out examples: {error}, or set data.eval_fraction to 0") from error
+
     # Models ----------------------------------------------------------------------------------------------------
 
     def load(self, iterate: Iterate) -> Player:
@@ -116,7 +125,9 @@ class Workbench:
     def _read(self, iterate: Iterate) -> Player:
         recipe = self.recipe
         location = recipe.model if iterate.adapter else iterate.location
-        loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=recipe.lora is not None)
+        # weights that adapters are merged into must not be rounded at the next stage
+        frozen = recipe.lora is not None and recipe.lora.between == "continue"
+        loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
         longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
         if longest is not None and recipe.data.max_length > longest:
             raise ModelError(
