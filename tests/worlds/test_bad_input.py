@@ -324,7 +324,11 @@ def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(
 ) -> None:
     path = recipe(sft={"epochs": 6.0}, spin=None, eval=[])
     command = [sys.executable, "-m", "spintune", "run", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heeds_ctrl_c() -> None:  # a shell's background jobs, and what they start, ignore it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c) as process:
         while process.poll() is None and not list((tmp_path / "out").glob("sft/checkpoints/*/step*")):
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)

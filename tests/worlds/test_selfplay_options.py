@@ -387,6 +387,14 @@ def test_exported_pairs_come_back_as_the_same_pairs(
         assert again["real"]["ids"] == pair["real"]["ids"]
 
 
+def test_pairs_that_were_all_cut_are_not_exported(run: Run, spintune: Callable[..., Any], tmp_path: Path) -> None:
+    run(tmp_path / "run", **SHORT, spin={"iterations": 1, "max_new_tokens": 1})
+    result = spintune("pairs", tmp_path / "run", tmp_path / "pairs.jsonl")
+    assert result.code == 3
+    assert "raise spin.max_new_tokens" in result.err
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
 def test_rows_of_the_spin_authors_give_examples_and_answers(run: Run, tmp_path: Path, alpaca_file: Path) -> None:
     made = [
         {

@@ -43,7 +43,9 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
     """Writes a run's pairs as rows of prompt, chosen and rejected; how many, and how many were left out.
 
     The chosen side is the whole reference. A generated answer that was cut is left out: others would end it with an
-    end token, by which it could be told. ``iteration`` limits them to one. Raises DataError when there are none.
+    end token, by which it could be told. ``iteration`` limits them to one.
+
+    Raises DataError when there are none to write.
     """
     wanted = f"iterate-{iteration or '*'}"
     files = sorted(run.glob(f"spin/{wanted}/pairs/train.jsonl"), key=lambda path: int(path.parts[-3].split("-")[1]))
@@ -66,6 +68,8 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
                         row = _as_preference(examples[pair.example_id], answer.text)
                         file.write(orjson.dumps(row) + b"\n")
                     count, cut = count + answer.complete, cut + (not answer.complete)
+        if not count:
+            raise DataError(f"{run}: all {cut} generated answers were cut for want of room; raise spin.max_new_tokens")
     return count, cut
 
 
