@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from spintune.errors import MissingExtraError
-from spintune.tracking import Metrics
+from spintune.tracking import Metrics, Stopwatch
 
 
 def recorded(folder: Path) -> dict[tuple[str, str, int], float]:
@@ -71,3 +71,16 @@ def test_a_missing_tensorboard_is_told_at_once_in_one_line(tmp_path: Path, monke
     assert "pip install 'spintune[tracking]'" in str(caught.value)
     assert caught.value.exit_code == 8
     assert list(tmp_path.iterdir()) == []
+
+
+def test_work_inside_other_work_counts_for_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train from 0 to 10 with two stretches of generating, 2 to 5 and 6 to 7, the first with a second of scoring."""
+    times = iter([0.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 10.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    clock = Stopwatch()
+    with clock("train"):
+        with clock("generate"), clock("score"):
+            pass
+        with clock("generate"):
+            pass
+    assert clock.seconds == {"score": 1.0, "generate": 3.0, "train": 6.0}

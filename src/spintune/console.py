@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
@@ -184,6 +185,9 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     if results.get("heldout"):
         console.print(_heldout_table(results["heldout"]))
         console.print(_differences(results["differences"]))
+    if seconds := _seconds(results):
+        shares = ", ".join(f"{work} {_duration(taken)}" for work, taken in seconds.items())
+        console.print(f"\nTime: {shares}", soft_wrap=True)
     console.print(
         f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.",
         soft_wrap=True,
@@ -192,6 +196,17 @@ def print_results(results: dict[str, Any], folder: str) -> None:
         console.print(f"Best is {best['name']}: {best['why']}.", soft_wrap=True)
     talker = results["best"]["name"] if results.get("best") else list(results["models"])[-1]
     console.print(f"Talk to {talker}:  spintune chat {folder}", soft_wrap=True)
+
+
+def _seconds(results: dict[str, Any]) -> Counter[str]:
+    """Time of each kind of work, over all stages."""
+    stages = [results.get("sft"), results.get("baseline")]
+    for entry in results.get("spin") or []:
+        stages += [entry["pairs"], entry]
+    total: Counter[str] = Counter()
+    for facts in filter(None, stages):
+        total.update(facts["seconds"])
+    return total
 
 
 def _spin_table(iterations: list[dict[str, Any]]) -> Table:

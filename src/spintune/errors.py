@@ -49,3 +49,15 @@ class MissingExtraError(SpintuneError):
     """An optional package that the recipe asks for and that is not installed."""
 
     exit_code = 8
+
+
+class TeacherError(SpintuneError):
+    """A teacher or judge that cannot be asked: no key, a wrong address, or one that never answers."""
+
+    exit_code = 9
+
+
+class BudgetError(SpintuneError):
+    """The budget for a teacher or judge is used up; everything it paid for is kept."""
+
+    exit_code = 10

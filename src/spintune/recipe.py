@@ -195,6 +195,9 @@ class SpinSection(TrainingSection):
     baseline: Literal["none", "sft"] = Field(
         "none", description="sft: also train iterate 0 further by SFT, for as many steps and tokens, and compare."
     )
+    baseline_learning_rate: Positive | None = Field(
+        None, description="Peak of the baseline. Default: sft.learning_rate, with or without an sft section."
+    )
     learning_rate: Positive | list[Positive] | None = Field(
         None,
         description="Peak; a list gives one value an iteration. Default: 5e-7 for 7 billion weights (SPIN paper), and, "
@@ -226,6 +229,28 @@ class SpinSection(TrainingSection):
         if value != "step" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"give a number of stretches, 1 or more, or step (given: {value!r:.60})")
         return value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stop_has_rules(cls, value: Any) -> Any:
+        if value is None:
+            raise ValueError("it is empty; give a rule such as {start_loss: true}, or leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _every_option_is_used(self) -> SpinSection:
+        losses = set(self.loss if isinstance(self.loss, list) else [self.loss])
+        uses = {
+            "mu": ("space" in losses, "the loss space"),
+            "shift": (any(name.startswith("gsil_") for name in losses), "the losses gsil_*"),
+            "history_weight": ("t_spin" in losses, "the loss t_spin"),
+            "replay_weight": (self.replay > 0, "replay above 0"),
+            "baseline_learning_rate": (self.baseline != "none", "baseline: sft"),
+        }
+        for key, (used, needs) in uses.items():
+            if key in self.model_fields_set and not used:
+                raise ValueError(f"{key} would do nothing here: it is for {needs}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _opponents_are_possible(self) -> SpinSection:

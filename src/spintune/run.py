@@ -121,8 +121,7 @@ class Run:
 
     def digest(self, stage: str) -> str:
         """Digest of the contents of a finished stage's outputs."""
-        files = read_json(self.folder / stage / MANIFEST)["files"]
-        return digest_json({name: file["sha256"] for name, file in files.items()})
+        return outputs_digest(self.folder / stage)
 
     @contextlib.contextmanager
     def log(self, name: str) -> Iterator[StepLog]:
@@ -132,6 +131,12 @@ class Run:
             yield log
         finally:
             log.close()
+
+
+def outputs_digest(folder: Path) -> str:
+    """Digest of the contents of what a finished stage wrote into ``folder``."""
+    files = read_json(folder / MANIFEST)["files"]
+    return digest_json({name: file["sha256"] for name, file in files.items()})
 
 
 class StepLog:
@@ -175,7 +180,7 @@ class StepLog:
 def _claim_of(identity: dict[str, Any]) -> dict[str, Any]:
     """What a folder holds on to: all but how far self-play goes, and what chooses and judges its iterates."""
     spin = identity["spin"]
-    free = ("iterations", "stop", "metric", "baseline")
+    free = ("iterations", "stop", "metric", "baseline", "baseline_learning_rate")
     fixed = spin and {key: value for key, value in spin.items() if key not in free}
     return {**identity, "spin": fixed, "eval": None}
 

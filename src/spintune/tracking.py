@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,29 @@ class Metrics:
         self._log.close()
         for writer in self._writers.values():
             writer.close()
+
+
+class Stopwatch:
+    """How long each kind of work takes. Work inside other work counts for itself alone.
+
+    Attributes:
+        seconds: by name of the work; of this process, so a resumed stage counts what it did since.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inside = [0.0]
+
+    @contextlib.contextmanager
+    def __call__(self, work: str) -> Iterator[None]:
+        started = time.monotonic()
+        self._inside.append(0.0)
+        try:
+            yield
+        finally:
+            whole = time.monotonic() - started
+            self.seconds[work] = self.seconds.get(work, 0.0) + whole - self._inside.pop()
+            self._inside[-1] += whole
 
 
 def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

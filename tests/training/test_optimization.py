@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
-from spintune.training.order import steps_by_rows, steps_by_tokens
+from spintune.training.order import steps_by_rows, steps_by_tokens, steps_of_equal_tokens
 
 # --- learning rates ---------------------------------------------------------------------------------------------
 
@@ -165,3 +165,19 @@ def test_fractional_epochs_take_their_share_of_steps(epochs, steps):
 def test_no_rows_give_no_steps():
     assert steps_by_rows(0, 4, 2, seed=1) == []
     assert steps_by_tokens([], 4, 2, seed=1) == []
+
+
+def test_steps_of_equal_tokens_share_the_total_and_begin_with_the_asked_epoch() -> None:
+    tokens = [3, 5, 7, 2, 9, 4, 6, 8]  # 44 an epoch
+    steps = steps_of_equal_tokens(tokens, 4, 88, seed=5)
+    assert [sum(tokens[i] for i in step) for step in steps] == pytest.approx([22] * 4, abs=9)
+    rows = [i for step in steps for i in step]
+    assert sorted(rows) == sorted([*range(8), *range(8)])  # two whole epochs, in different orders
+    assert rows[:8] != rows[8:]
+    later = [i for step in steps_of_equal_tokens(tokens, 4, 88, seed=5, first_epoch=1) for i in step]
+    assert later[:8] == rows[8:]
+
+
+def test_a_step_without_a_row_is_left_out_of_equal_tokens() -> None:
+    """Two rows of 10 tokens in four steps of 5: their middles, 5 and 15, fall into the second and the last."""
+    assert len(steps_of_equal_tokens([10, 10], 4, 20, seed=0)) == 2

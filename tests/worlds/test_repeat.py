@@ -101,12 +101,20 @@ def test_changes_of_out_and_of_what_only_watches_do_not_count(run: Run, copied: 
 )
 @pytest.mark.parametrize("how", [flip, pytest.param(Path.unlink, marks=pytest.mark.slow)])
 def test_a_damaged_output_is_made_again_bit_for_bit_so_that_nothing_after_it_changes(
-    run: Run, copied: Path, finished: Path, contents: Contents, damaged: str, again: set[str], how: Callable[..., None]
+    run: Run,
+    copied: Path,
+    finished: Path,
+    contents: Contents,
+    damaged: str,
+    again: set[str],
+    how: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = times(copied)
     how(copied / damaged)
     run(copied)
     assert rewritten(copied, before) == again
+    assert f"{copied / damaged} is not what the run wrote there; {min(again)} is made again" in caplog.text
     expected, found = contents(finished), contents(copied)
     for tree in (expected, found):  # the lines of a stage that ran again stand at the end
         tree["metrics.jsonl"].sort(key=lambda row: (row["stage"], row["step"]))
@@ -115,7 +123,7 @@ def test_a_damaged_output_is_made_again_bit_for_bit_so_that_nothing_after_it_cha
 
 @pytest.mark.slow
 def test_changed_data_makes_everything_run_again(
-    run: Run, contents: Contents, alpaca_file: Path, tmp_path: Path
+    run: Run, contents: Contents, alpaca_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = tmp_path / "animals.json"
     shutil.copy(alpaca_file, data)
@@ -127,6 +135,8 @@ def test_changed_data_makes_everything_run_again(
     # data, sft; 2 iterations with pairs and diagnosis, 3 players' held-out answers; 4 models' likelihoods and answers
     assert len(every) == 2 + 2 * 3 + 3 + 4 * 2
     assert rewritten(tmp_path / "run", before) == every
+    for stage in every:
+        assert f"{tmp_path / 'run' / stage} was made from other data or another model; it is made again" in caplog.text
     run(tmp_path / "fresh", data={"train": str(data)})
     assert contents(tmp_path / "run") == contents(tmp_path / "fresh")
 

@@ -56,7 +56,8 @@ STARTS = {
     "loss", [name if name in ("space", "ipo") else pytest.param(name, marks=pytest.mark.slow) for name in STARTS]
 )
 def test_every_loss_starts_each_iteration_at_its_known_value(run: Run, tmp_path: Path, loss: str) -> None:
-    run(tmp_path / "run", **SHORT, data={"eval_fraction": 0.0}, spin={"loss": loss, "shift": 2.0})
+    options = {"shift": 2.0} if loss.startswith("gsil_") else {}
+    run(tmp_path / "run", **SHORT, data={"eval_fraction": 0.0}, spin={"loss": loss, **options})
     for iteration in (1, 2):
         assert first_loss(tmp_path / "run", iteration) == pytest.approx(STARTS[loss], rel=2e-5)
 
@@ -387,6 +388,22 @@ def test_exported_pairs_come_back_as_the_same_pairs(
         assert again["real"]["ids"] == pair["real"]["ids"]
 
 
+def test_pairs_of_data_that_changed_since_are_not_exported(
+    run: Run, spintune: Callable[..., Any], tmp_path: Path, alpaca_file: Path
+) -> None:
+    """The rows that are left are still there, but iteration 2's answers came from a model of other data."""
+    data = tmp_path / "data.json"
+    data.write_text(alpaca_file.read_text())
+    run(tmp_path / "run", **SHORT, data={"train": str(data)}, spin={"iterations": 2})
+    data.write_text(json.dumps([*json.loads(alpaca_file.read_text()), {"instruction": "Say hen.", "output": "hen"}]))
+    run(tmp_path / "run", **SHORT, data={"train": str(data)}, spin={"iterations": 1})
+    result = spintune("pairs", str(tmp_path / "run"), str(tmp_path / "pairs.jsonl"))
+    assert result.code == 3
+    assert "iterate-2/pairs/train.jsonl: pairs of other data" in result.err
+    assert not (tmp_path / "pairs.jsonl").exists()
+    assert spintune("pairs", str(tmp_path / "run"), str(tmp_path / "pairs.jsonl"), "--iteration", "1").code == 0
+
+
 def test_pairs_that_were_all_cut_are_not_exported(run: Run, spintune: Callable[..., Any], tmp_path: Path) -> None:
     run(tmp_path / "run", **SHORT, spin={"iterations": 1, "max_new_tokens": 1})
     result = spintune("pairs", tmp_path / "run", tmp_path / "pairs.jsonl")
@@ -495,6 +512,7 @@ def test_the_baseline_takes_as_many_steps_and_tokens_as_self_play(run: Run, tmp_
         spent[which][1] += row["tokens"]
     assert spent["spin"][0] == spent["baseline"][0]
     assert spent["baseline"][1] == pytest.approx(spent["spin"][1], abs=30)  # a row at each end
+    assert results["baseline"]["learning_rate"] == results["sft"]["learning_rate"]
     assert "sft-more" in results["heldout"]
     assert "iterate-2 - sft-more" in results["differences"]
 
@@ -554,3 +572,19 @@ def test_a_file_without_answers_to_these_prompts_is_refused(run: Run, tmp_path: 
     file.write_text(json.dumps({"prompt": "else", "completion": "a"}) + "\n")
     with pytest.raises(SpintuneError, match=r"pairs\.jsonl:1: no real and generated"):
         run(tmp_path / "run2", **SHORT, spin={"generated": str(file)})
+
+
+def test_the_baseline_has_a_rate_of_its_own(run: Run, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", **SHORT, spin={"baseline": "sft", "baseline_learning_rate": 3e-3, "iterations": 1})
+    rates = [r["learning_rate"] for r in rows(tmp_path / "run/metrics.jsonl") if r["stage"] == "spin/baseline-sft"]
+    assert max(rates) == pytest.approx(3e-3, rel=0.35)  # of few steps none need be the very peak
+    assert max(rates) <= 3e-3
+    assert results["baseline"]["learning_rate"] == 3e-3
+
+
+def test_the_time_of_every_kind_of_work_is_told(run: Run, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", spin={"iterations": 1, "refresh": 2}, eval=[])
+    (entry,) = results["spin"]
+    assert set(entry["pairs"]["seconds"]) == {"generate", "score"}
+    assert set(entry["seconds"]) == {"generate", "score", "train"}  # a stretch is answered while the player trains
+    assert min(*entry["pairs"]["seconds"].values(), *entry["seconds"].values(), results["sft"]["seconds"]["train"]) > 0

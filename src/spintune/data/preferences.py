@@ -19,7 +19,8 @@ from spintune.data.formats import preferred, turns_of
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError
 from spintune.records import Example, Pair, read_records
-from spintune.storage import atomic_file
+from spintune.run import MANIFEST, outputs_digest
+from spintune.storage import atomic_file, read_json
 
 
 def read_answers(path: str) -> dict[str, list[Example]]:
@@ -51,6 +52,10 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
     files = sorted(run.glob(f"spin/{wanted}/pairs/train.jsonl"), key=lambda path: int(path.parts[-3].split("-")[1]))
     if not files:
         raise DataError(f"{run} holds no pairs{f' of iteration {iteration}' if iteration else ''}; name a run of SPIN")
+    current = outputs_digest(run / "data")
+    for path in files:
+        if not (path.parent / MANIFEST).is_file() or read_json(path.parent / MANIFEST)["facts"]["data"] != current:
+            raise DataError(f"{path}: pairs of other data than {run / 'data'} holds; run the recipe again first")
     examples: dict[str, Example] = {}
     for example in read_records(run / "data" / "train.jsonl", Example):
         examples |= {turn.id: turn for turn in [example, *turns_of_example(example)]}
@@ -59,10 +64,6 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
     with atomic_file(out) as file:
         for path in files:
             for pair in read_records(path, Pair):
-                if pair.example_id not in examples:
-                    raise DataError(
-                        f"{path}: pairs of other data than {run / 'data'} holds; run the recipe again first"
-                    )
                 for answer in pair.generated:
                     if answer.complete:
                         row = _as_preference(examples[pair.example_id], answer.text)

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -41,7 +40,7 @@ from spintune.selfplay.spin import Rounds, learns_from_identical
 from spintune.stages.workbench import Iterate, Player, Workbench, delete
 from spintune.storage import digest_json
 from spintune.tokens.chat import Rendered, Row
-from spintune.tracking import flat
+from spintune.tracking import Stopwatch, flat
 
 
 class NothingToLearnError(DataError):
@@ -83,10 +82,11 @@ class Play:
         if facts is not None:
             delete(folder / "shards")
             return facts
-        started = time.monotonic()
+        clock = Stopwatch()
         shards = Shards(folder / "shards", digest_json(inputs)[:12])
-        heldout_written = self.heldout_answers(opponent)
-        written, rendered = self._answers(iteration, shards)
+        with clock("generate"):
+            heldout_written = self.heldout_answers(opponent)
+            written, rendered = self._answers(iteration, shards)
         write_records(folder / "answers.jsonl", written)
         kept, heldout = self.teaching(written, iteration), self.teaching(heldout_written, iteration)
         if not kept.kept:
@@ -113,18 +113,19 @@ class Play:
         if section.reference_mixture:
             scorers.append((self.iterates[0], "base"))
         for scorer, under in scorers:
-            player = bench.load(scorer)
-            for side, pairs in sides.items():
-                sides[side] = score(
-                    player.engine,
-                    pairs,
-                    under,
-                    bench.recipe.tokens_per_forward,
-                    replace(shards, tag=f"{shards.tag}-{side}"),
-                    bench.progress if pairs else Silent(),
-                    f"{scorer.name} scores {side} pairs",
-                )
-            del player  # one model at a time
+            with clock("score"):
+                player = bench.load(scorer)
+                for side, pairs in sides.items():
+                    sides[side] = score(
+                        player.engine,
+                        pairs,
+                        under,
+                        bench.recipe.tokens_per_forward,
+                        replace(shards, tag=f"{shards.tag}-{side}"),
+                        bench.progress if pairs else Silent(),
+                        f"{scorer.name} scores {side} pairs",
+                    )
+                del player  # one model at a time
         if self.draws_plainly:
             check_sampler(sides["train"], opponent.name, 0.05 if bench.load(opponent).engine.autocast is None else 1.0)
         for side, pairs in sides.items():
@@ -154,7 +155,8 @@ class Play:
             "heldout": {"kept": len(heldout.kept), "dropped": dict(heldout.dropped), **_cut(heldout.kept)},
             "separability": probed.to_json() if probed else None,
             "warnings": warned,
-            "seconds": time.monotonic() - started,
+            "data": bench.run.digest("data"),
+            "seconds": clock.seconds,
         }
         files = [folder / f"{name}.jsonl" for name in ("answers", *sides)]
         bench.run.finish(stage, inputs, files, facts)
@@ -289,7 +291,7 @@ class Play:
 
 def training_settings(bench: Workbench, section: SpinSection, iteration: int) -> dict[str, Any]:
     """What of the recipe's spin section decides the training of an iteration."""
-    elsewhere = {"iterations", "lambda", "stop", "metric", "baseline"}
+    elsewhere = {"iterations", "lambda", "stop", "metric", "baseline", "baseline_learning_rate"}
     plain = {key: value for key, value in bench.settings["spin"].items() if key not in elsewhere}
     return plain | {key: section.at(key, iteration) for key in ("lambda_", "loss", "learning_rate", "epochs")}
 

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 
 from spintune.models.logprobs import Query
 from spintune.progress import Progress, Silent
-from spintune.recipe import SftSection, SpinSection
+from spintune.recipe import SpinSection
 from spintune.records import Pair, read_records, write_records
 from spintune.selfplay.diagnostics import describe, divergence, identical_share
 from spintune.selfplay.opponent import (
@@ -41,7 +40,7 @@ from spintune.stages.play import NothingToLearnError, Play, training_settings
 from spintune.stages.sft import baseline_stage
 from spintune.stages.workbench import Iterate, Player, Workbench, delete
 from spintune.storage import digest_json, write_json_if_changed
-from spintune.tracking import flat
+from spintune.tracking import Stopwatch, flat
 from spintune.training.loop import Steps
 
 FEW_STEPS = 10
@@ -104,7 +103,7 @@ class _SelfPlay:
         if self.section.baseline == "sft":
             iterate, baseline = baseline_stage(
                 self.bench,
-                self.bench.recipe.sft or SftSection.model_validate({}),
+                self.section,
                 self.start,
                 sum(facts["steps"] for facts in iterations),
                 sum(facts["tokens"] for facts in iterations),
@@ -138,25 +137,26 @@ class _SelfPlay:
                 section = section.model_copy(update={"learning_rate": default_rate(weights)})
             checkpoints = bench.checkpoints(folder, inputs, section)
             later: dict[int, Pairs] = {}
-            batches = self._batches(player, iteration, folder, digest_json(inputs)[:12], later)
+            clock = Stopwatch()
+            batches = self._batches(player, iteration, folder, digest_json(inputs)[:12], later, clock)
             if len(batches) < FEW_STEPS:
                 bench.progress.note(
                     f"warning, iteration {iteration}: only {len(batches)} steps, which will hardly move the player; "
                     "lower spin.pairs_per_step, raise spin.epochs, or give more data"
                 )
-            started = time.monotonic()
-            train_iteration(
-                player.engine,
-                batches,
-                section,
-                iteration,
-                bench.recipe.seed,
-                bench.recipe.tokens_per_forward,
-                checkpoints,
-                bench.progress,
-                lambda step: bench.metrics.begin(stage, step),
-                bench.step_logger(stage),
-            )
+            with clock("train"):
+                train_iteration(
+                    player.engine,
+                    batches,
+                    section,
+                    iteration,
+                    bench.recipe.seed,
+                    bench.recipe.tokens_per_forward,
+                    checkpoints,
+                    bench.progress,
+                    lambda step: bench.metrics.begin(stage, step),
+                    bench.step_logger(stage),
+                )
             objective = objective_of(section, iteration)
             heldout = read_records(folder / "pairs" / "heldout.jsonl", Pair)
             after = standing(player.engine, heldout, objective, bench.recipe.tokens_per_forward)
@@ -172,7 +172,7 @@ class _SelfPlay:
                     "dropped": dict(sum((pairs.dropped for pairs in later.values()), Counter())),
                 },
                 "heldout": after.to_json() | {"learned": after.learned} if after else None,
-                "seconds": time.monotonic() - started,
+                "seconds": clock.seconds,
             }
             if after:
                 bench.metrics.begin(f"{stage}/heldout", 0)
@@ -186,7 +186,9 @@ class _SelfPlay:
         self.iterates.append(iterate)
         return facts
 
-    def _batches(self, player: Player, iteration: int, folder: Path, tag: str, later: dict[int, Pairs]) -> Steps[Pair]:
+    def _batches(
+        self, player: Player, iteration: int, folder: Path, tag: str, later: dict[int, Pairs], clock: Stopwatch
+    ) -> Steps[Pair]:
         """The iteration's steps. Pairs of stretches after the first are put into ``later`` as they are played."""
         section, seed = self.section, self.bench.recipe.seed
         pairs = read_records(folder / "pairs" / "train.jsonl", Pair)
@@ -206,15 +208,17 @@ class _SelfPlay:
 
         def play(number: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
             shards = Shards(folder / "rounds", f"{tag}-{number:05d}")
-            written = self.answering.write(
-                player, [rows[prompt] for prompt in prompts], [iteration, number], shards, progress, f"round {number}"
-            )
+            with clock("generate"):
+                asked = [rows[prompt] for prompt in prompts]
+                written = self.answering.write(player, asked, [iteration, number], shards, progress, f"round {number}")
             teaching = [
                 (i, k)
                 for i, pair in zip(prompts, written, strict=True)
                 for k in self.answering.teaching([pair], iteration).kept
             ]
-            scored = self.answering.score(player, [pair for _, pair in teaching], shards, progress, f"round {number}")
+            with clock("score"):
+                fresh = [pair for _, pair in teaching]
+                scored = self.answering.score(player, fresh, shards, progress, f"round {number}")
             later[number] = Pairs(scored, self.answering.teaching(written, iteration).dropped)
             return {prompt: pair for (prompt, _), pair in zip(teaching, scored, strict=True)}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
-from spintune.recipe import SftSection
+from spintune.recipe import SftSection, SpinSection
 from spintune.stages.workbench import BASELINE, Iterate, Workbench, delete
 from spintune.training.sft import run_sft, steps_of_epochs, steps_of_tokens
 
@@ -21,18 +22,24 @@ def sft_stage(bench: Workbench, section: SftSection, base: Iterate) -> tuple[Ite
 
 
 def baseline_stage(
-    bench: Workbench, section: SftSection, start: Iterate, steps: int, tokens: int
+    bench: Workbench, spin: SpinSection, start: Iterate, steps: int, tokens: int
 ) -> tuple[Iterate, dict[str, Any]]:
     """Trains iterate 0 further by SFT for as many steps as self-play took, of as many tokens on average.
 
-    Generating and scoring cost self-play more; what is equal is the computing that changes weights.
+    Generating and scoring cost self-play more; what is equal is the computing that changes weights. It trains as the
+    recipe's sft section says, at spin.baseline_learning_rate where that is given, and goes on in the order of rows
+    behind the epochs that SFT has seen.
     """
     stage = "spin/baseline-sft"
-    budget = {"steps": steps, "tokens": tokens}
-    inputs = bench.inputs(start, sft=bench.settings["sft"] or section.model_dump(mode="json"), budget=budget)
+    section = bench.recipe.sft or SftSection.model_validate({})
+    if spin.baseline_learning_rate is not None:
+        section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
+    seen = math.ceil(section.epochs) if bench.recipe.sft else 0
+    budget = {"steps": steps, "tokens": tokens, "first_epoch": seen}
+    inputs = bench.inputs(start, sft=section.model_dump(mode="json"), budget=budget)
     facts = bench.run.finished(stage, inputs)
     if facts is None:
-        return _train(bench, section, start, BASELINE, stage, inputs, (steps, tokens))
+        return _train(bench, section, start, BASELINE, stage, inputs, (steps, tokens, seen))
     delete(bench.run.folder / stage / "checkpoints")
     return bench.published(BASELINE, stage), facts
 
@@ -44,7 +51,7 @@ def _train(
     name: str,
     stage: str,
     inputs: dict[str, Any],
-    budget: tuple[int, int] | None,
+    budget: tuple[int, int, int] | None,
 ) -> tuple[Iterate, dict[str, Any]]:
     recipe, folder = bench.recipe, bench.run.folder / stage
     player = bench.load(start)
@@ -54,7 +61,7 @@ def _train(
     steps = (
         steps_of_epochs(train.rows, section, recipe.seed)
         if budget is None
-        else steps_of_tokens(train.rows, *budget, recipe.seed)
+        else steps_of_tokens(train.rows, steps=budget[0], tokens=budget[1], seed=recipe.seed, first_epoch=budget[2])
     )
     prompts = {example.id: example for example in bench.heldout}
     losses: list[float] = []
@@ -98,7 +105,8 @@ def _train(
         "truncated": train.truncated,
         "steps": len(steps),
         "heldout_loss": losses[-1] if losses else None,
-        "seconds": time.monotonic() - started,
+        "learning_rate": section.learning_rate,
+        "seconds": {"train": time.monotonic() - started},
     }
     iterate = bench.publish(player, name, stage, inputs, facts)
     delete(folder / "checkpoints")

@@ -11,7 +11,7 @@ from typing import Any
 
 from spintune.errors import DataError, ModelError
 from spintune.models.generation import build_generator
-from spintune.models.loading import LoadedModel, load_model, save_folder
+from spintune.models.loading import ALIASES, LoadedModel, load_model, locate_model, save_folder
 from spintune.models.logprobs import LogProbEngine
 from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
 from spintune.progress import Progress
@@ -153,7 +153,11 @@ class Workbench:
             files.append(folder / "adapter")
             inside = player.iterate.adapter is None and Path(player.iterate.location).is_relative_to(self.run.folder)
             location = Path(player.iterate.location)
-            base = str(location.relative_to(self.run.folder)) if inside else self.recipe.model
+            # peft knows no aliases
+            known = (
+                locate_model(self.recipe.model, self.cache)[0] if self.recipe.model in ALIASES else self.recipe.model
+            )
+            base = str(location.relative_to(self.run.folder)) if inside else known
             save_adapter(player.adapted, folder / "adapter", base)
         player.save(folder / "model")
         self.run.finish(stage, inputs, files, facts)

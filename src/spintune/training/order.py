@@ -50,17 +50,23 @@ def steps_by_tokens(tokens: Sequence[int], per_step: int, epochs: float, seed: i
     return _cut(epochs, per_epoch)
 
 
-def steps_of_equal_tokens(tokens: Sequence[int], steps: int, total: int, seed: int) -> list[list[int]]:
-    """``steps`` steps that share ``total`` tokens evenly: a row goes where its middle falls, epoch after epoch."""
+def steps_of_equal_tokens(
+    tokens: Sequence[int], steps: int, total: int, seed: int, first_epoch: int = 0
+) -> list[list[int]]:
+    """``steps`` steps that share ``total`` tokens evenly: a row goes where its middle falls, epoch after epoch.
+
+    A step that no row's middle falls into, for rows longer than a step, is left out. ``first_epoch`` counts the epochs
+    that the model has seen before, so that it does not meet the rows in the same order again.
+    """
     made: list[list[int]] = [[] for _ in range(steps)]
-    filled, epoch = 0, 0
+    filled, epoch = 0, first_epoch
     while filled < total:
         for index in _permutation(len(tokens), epoch, seed):
             if (step := int((filled + tokens[index] / 2) * steps / total)) < steps:
                 made[step].append(index)
             filled += tokens[index]
         epoch += 1
-    return made
+    return [step for step in made if step]
 
 
 def _permutation(rows: int, epoch: int, seed: int) -> list[int]:

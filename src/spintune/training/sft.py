@@ -31,9 +31,9 @@ def steps_of_epochs(rows: Sequence[Row], section: SftSection, seed: int) -> list
     return steps_by_tokens(_tokens(rows), section.tokens_per_step, section.epochs, seed)[: section.max_steps]
 
 
-def steps_of_tokens(rows: Sequence[Row], steps: int, tokens: int, seed: int) -> list[list[int]]:
-    """``steps`` equal steps that read ``tokens`` tokens together, to within a row, epoch after epoch."""
-    return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed)
+def steps_of_tokens(rows: Sequence[Row], steps: int, tokens: int, seed: int, first_epoch: int) -> list[list[int]]:
+    """``steps`` equal steps that read ``tokens`` tokens together, to within a row, from an epoch on."""
+    return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed, first_epoch)
 
 
 def run_sft(
