@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import string
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +72,57 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def t5_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer built as T5's is: Unigram with its control tokens among the pieces, and </s> after every text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5Tokenizer
+
+    controls = ["<pad>", "</s>", "<unk>"]
+    sentinels = [f"<extra_id_{i}>" for i in reversed(range(4))]
+    backend = Tokenizer(models.Unigram())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=160, special_tokens=controls, unk_token="<unk>", initial_alphabet=list(string.printable.strip())
+    )
+    corpus = ["the quick brown fox jumps over the lazy dog", "Say fox two times. User: Assistant:"] * 4
+    backend.train_from_iterator(corpus, trainer)
+    pieces = [(piece, score) for piece, score in json.loads(backend.to_str())["model"]["vocab"]]
+    tokenizer = T5Tokenizer(vocab=[*pieces, *((text, 0.0) for text in sentinels)], extra_ids=len(sentinels))
+    folder = tmp_path_factory.mktemp("tokenizers") / "t5"
+    tokenizer.save_pretrained(folder)
+    return T5Tokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> Path:
+    """A Hugging Face folder: a random FLAN-T5 of two and two layers, whose head is not tied to its embeddings."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=len(t5_tokenizer),
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = T5ForConditionalGeneration(config)
+        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 32**0.5)
+    folder = tmp_path_factory.mktemp("models") / "tiny-t5"
+    model.save_pretrained(folder)
+    t5_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -41,7 +41,8 @@ def sections() -> list[type[BaseModel]]:
 
 
 def test_every_setting_is_described() -> None:
-    assert len(sections()) == 8  # source, data, what training shares, sft, stop, spin, lora, recipe
+    # source, data, budget, teacher, filters, decontaminate, synth, what training shares, sft, stop, spin, lora, recipe
+    assert len(sections()) == 13
     for section in sections():
         for name, field in section.model_fields.items():
             if section is Recipe and name == "data":

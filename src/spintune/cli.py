@@ -48,6 +48,36 @@ def run(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> 
 
 
 @app.command()
+def synth(
+    words: Words = None,
+    seeds: Annotated[str | None, typer.Option(help="Seed tasks: builtin:seeds or a file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Who writes: a model on this machine, or the endpoint's name.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="An endpoint that speaks OpenAI's protocol; else this machine.")
+    ] = None,
+    instructions: Annotated[int | None, typer.Option(help="New instructions to accept.", min=1)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Write instruction data from seed tasks: a recipe's synth stage, or flags alone (all have defaults)."""
+    from spintune.recipe import DEFAULT_MODEL, load_recipe
+
+    words = words or []
+    path = _recipe_path(words)
+    flags: dict[str, Any] = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out}
+    flags |= {"synth.teacher.url": url, "synth.teacher.model": model} if url else {"model": model}
+    if path:
+        recipe = load_recipe(path, [*_overrides(flags), *words[1:]])
+        _need_section(recipe, path, "synth")
+    else:
+        base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
+        recipe = load_recipe(None, [*_overrides(flags), *words], base)
+    _execute(recipe, "synth", json)
+
+
+@app.command()
 def sft(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
     """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
     recipe = _stage_recipe("sft", words, model, data, out)
@@ -226,7 +256,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
         from spintune.pipeline import run_recipe
 
         _quiet_libraries()
-        results = run_recipe(recipe, _cache(), progress, until)
+        results = run_recipe(recipe, _cache(), progress, until, os.environ)
     if as_json:
         _print_json(results)
     else:
@@ -235,20 +265,14 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
 
 def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: str | None, out: str | None) -> Recipe:
     """The recipe on the command line, or one made of flags: this stage and the held-out table."""
-    import json
-
     from spintune.errors import RecipeError
     from spintune.recipe import load_recipe
 
     words = words or []
     path = _recipe_path(words)
     if path:
-        flags = {"model": model, "data.train": data, "out": out}
-        # a JSON string is a YAML string, whatever is in it: a folder may be called 2024 or "a: b"
-        given = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value]
-        recipe = load_recipe(path, [*given, *words[1:]])
-        if getattr(recipe, stage) is None:
-            raise RecipeError(f"{path} has no {stage} section; add one or use spintune run")
+        recipe = load_recipe(path, [*_overrides({"model": model, "data.train": data, "out": out}), *words[1:]])
+        _need_section(recipe, path, stage)
         return recipe
     if not model or not data:
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
@@ -256,6 +280,20 @@ def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: 
     section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
     base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
     return load_recipe(None, words, base)
+
+
+def _overrides(flags: dict[str, Any]) -> list[str]:
+    """Flags as overrides. A JSON text is a YAML text, whatever is in it: a folder may be called 2024 or "a: b"."""
+    import json
+
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
+
+
+def _need_section(recipe: Recipe, path: Path, stage: str) -> None:
+    from spintune.errors import RecipeError
+
+    if getattr(recipe, stage) is None:
+        raise RecipeError(f"{path} has no {stage} section; add one or use spintune run")
 
 
 def _recipe_path(words: list[str]) -> Path | None:
@@ -268,11 +306,10 @@ def _speaker(model: str, template: str, sampling: Any) -> Any:
     from spintune.models.loading import load_model
     from spintune.models.logprobs import LogProbEngine
     from spintune.records import Message
-    from spintune.tokens.chat import Renderer
 
     _quiet_libraries()
     loaded = load_model(model, cache=_cache())
-    renderer = Renderer(loaded.tokenizer, template)
+    renderer = loaded.renderer(template)
     generator = build_generator(LogProbEngine(loaded.model, loaded.autocast), loaded.tokenizer, renderer.stop_ids)
 
     def speak(turns: list[tuple[str, str]]) -> str:

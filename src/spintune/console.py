@@ -171,11 +171,24 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console = Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
-    data = results["data"]
-    dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(data["dropped"].items())) or "none"
-    console.print(
-        f"\nData: {data['read']} read, {data['train']} to train on, {data['heldout']} held out; dropped: {dropped}"
-    )
+    if synth := results.get("synth"):
+        console.print(_funnel_table(synth["funnel"]))
+        cost = synth["cost"]
+        console.print(
+            f"{synth['teacher']} wrote {synth['examples']:,} examples of {synth['instructions']:,} instructions: "
+            f"{cost['requests']:,} requests, {cost['prompt_tokens']:,} tokens read, "
+            f"{cost['completion_tokens']:,} written"
+            + (f", ${cost['dollars']:,.2f}" if cost["dollars"] else ""),
+            soft_wrap=True,
+        )
+        if synth["stopped"]:
+            console.print(f"It stopped early: {synth['stopped']}", soft_wrap=True)
+        console.print(f"They are in {folder}/synth; read card.md there before you train on them.", soft_wrap=True)
+    if data := results.get("data"):
+        console.print(
+            f"\nData: {data['read']} read, {data['train']} to train on, {data['heldout']} held out; "
+            f"dropped: {_counts(data['dropped'])}"
+        )
     if results.get("spin"):
         console.print(_spin_table(results["spin"]))
         if any(entry["diagnosis"] for entry in results["spin"]):
@@ -188,6 +201,8 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     if seconds := _seconds(results):
         shares = ", ".join(f"{work} {_duration(taken)}" for work, taken in seconds.items())
         console.print(f"\nTime: {shares}", soft_wrap=True)
+    if "models" not in results:
+        return
     console.print(
         f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.",
         soft_wrap=True,
@@ -200,13 +215,26 @@ def print_results(results: dict[str, Any], folder: str) -> None:
 
 def _seconds(results: dict[str, Any]) -> Counter[str]:
     """Time of each kind of work, over all stages."""
-    stages = [results.get("sft"), results.get("baseline")]
+    stages = [results.get("synth"), results.get("sft"), results.get("baseline")]
     for entry in results.get("spin") or []:
         stages += [entry["pairs"], entry]
     total: Counter[str] = Counter()
     for facts in filter(None, stages):
         total.update(facts["seconds"])
     return total
+
+
+def _funnel_table(funnel: list[dict[str, Any]]) -> Table:
+    """What came in at each step of writing data, what was kept, and why the rest was not."""
+    table = _table("What the teacher wrote", ("step", "read", "kept", "dropped"))
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    for step in funnel:
+        table.add_row(step["step"], f"{step['read']:,} {step['unit']}", f"{step['kept']:,}", _counts(step["dropped"]))
+    return table
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
 
 
 def _spin_table(iterations: list[dict[str, Any]]) -> Table:

@@ -1,13 +1,15 @@
 """A recipe's stages, in order.
 
-    data -> sft -> spin/iterate-1/pairs -> spin/iterate-1 -> spin/iterate-2/pairs ... -> eval/heldout
+    synth -> data -> sft -> spin/iterate-1/pairs -> spin/iterate-1 -> spin/iterate-2/pairs ... -> eval/heldout
 
 A stage whose manifest names the same inputs is not run again, so one command starts, resumes and repeats a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from spintune.data.preferences import read_answers
@@ -20,15 +22,24 @@ from spintune.stages.data import data_stage
 from spintune.stages.judging import judge_all
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
+from spintune.stages.synth import synth_stage
 from spintune.stages.workbench import Iterate, Workbench
 from spintune.storage import read_json, write_json_if_changed
 from spintune.tracking import Metrics
 
-Stage = Literal["sft", "spin", "eval"]
+Stage = Literal["synth", "sft", "spin", "eval"]
 
 
-def run_recipe(recipe: Recipe, cache: Path, progress: Progress, until: Stage = "eval") -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe,
+    cache: Path,
+    progress: Progress,
+    until: Stage = "eval",
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """Runs the stages of a recipe up to ``until``; what was found, as it stands in ``results.json``.
+
+    ``environment`` holds the keys of endpoints.
 
     Raises SpintuneError for everything that is the user's to mend.
     """
@@ -37,7 +48,7 @@ def run_recipe(recipe: Recipe, cache: Path, progress: Progress, until: Stage = "
     with Run(recipe) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
-            return _execute(Workbench(recipe, run, cache, progress, metrics), until)
+            return _execute(Workbench(recipe, run, cache, progress, metrics, environment), until)
         finally:
             metrics.close()
 
@@ -46,7 +57,12 @@ def _execute(bench: Workbench, until: Stage) -> dict[str, Any]:
     recipe = bench.recipe
     base = Iterate("base", recipe.model, model_identity(recipe.model, bench.cache))
     iterates = [base]
-    results: dict[str, Any] = {"data": data_stage(bench)}
+    results: dict[str, Any] = {}
+    if recipe.synth:
+        results["synth"] = synth_stage(bench, recipe.synth, base)
+        if until == "synth":
+            return _remember(bench.run.folder / "results.json", results)
+    results["data"] = data_stage(bench)
     if recipe.sft:
         iterate, results["sft"] = sft_stage(bench, recipe.sft, base)
         iterates.append(iterate)
@@ -70,7 +86,9 @@ def _remember(path: Path, results: dict[str, Any]) -> dict[str, Any]:
     known = read_json(path) if path.is_file() else {}
     merged = results
     if all(known.get(key) == value for key, value in results.items() if key != "models"):
-        merged = {**known, **results, "models": {**known.get("models", {}), **results["models"]}}
+        merged = {**known, **results}
+        if models := {**known.get("models", {}), **results.get("models", {})}:
+            merged["models"] = models
     write_json_if_changed(path, merged)
     return results
 

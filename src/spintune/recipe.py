@@ -35,6 +35,12 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+"""What runs where no model is named; an alias of models/loading.py."""
+
+SYNTH = "synth"
+"""The source of data.train that stands for what the synth stage wrote."""
+
 _MAX_BYTES = 1_000_000
 
 
@@ -45,7 +51,10 @@ class Section(BaseModel):
 
 
 class SourceSection(Section):
-    path: str = Field(description="builtin:NAME, a local .json, .jsonl or .parquet file, or a hub id (owner/name).")
+    path: str = Field(
+        description="builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth: what the "
+        "synth section writes."
+    )
     format: str = Field(
         "auto", description="alpaca, chat, sharegpt, prompt, qa, seeds, spin or preference; auto looks at the keys."
     )
@@ -80,8 +89,10 @@ class TrainingSection(Section):
     """What SFT and SPIN share."""
 
     schedule: ScheduleName
-    optimizer: Literal["adamw", "rmsprop"] = Field(
-        "adamw", description="adamw, or rmsprop with torch's defaults as in the SPIN authors' scripts."
+    optimizer: Literal["adamw", "rmsprop", "adafactor"] = Field(
+        "adamw",
+        description="adamw, rmsprop with torch's defaults as in the SPIN authors' scripts, or adafactor as for FLAN-T5 "
+        "(there with learning_rate 5e-4, schedule constant, warmup 0).",
     )
     warmup: Share = Field(0.1, description="Part of the steps with a rising rate. [share] SPIN paper, appendix B.")
     weight_decay: NonNegative = Field(0.0, description="AdamW, matrices only. Default: SPIN paper (none).")
@@ -89,6 +100,115 @@ class TrainingSection(Section):
     checkpoint_minutes: NonNegative = Field(
         10.0, description="Time between checkpoints; 0 writes one at every step. [minutes]"
     )
+
+
+class BudgetSection(Section):
+    """What a teacher may cost. It stops before a request that could pass it; everything paid for is kept."""
+
+    tokens: Count | None = Field(None, description="Of prompts and answers together. [tokens] Default: no limit.")
+    dollars: Positive | None = Field(None, description="At the prices below. [US dollars] Default: no limit.")
+    prompt_price: NonNegative = Field(0.0, description="Of what the teacher reads. [dollars a million tokens]")
+    completion_price: NonNegative = Field(0.0, description="Of what it writes. [dollars a million tokens]")
+
+    @model_validator(mode="after")
+    def _dollars_have_prices(self) -> BudgetSection:
+        if self.dollars and not (self.prompt_price or self.completion_price):
+            raise ValueError("a budget in dollars needs prompt_price and completion_price")
+        return self
+
+
+class TeacherSection(Section):
+    """An endpoint that speaks OpenAI's protocol. Its key comes from the environment and goes to this host alone."""
+
+    url: str = Field(description="Its base, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1.")
+    model: str = Field(description="As the endpoint calls it.")
+    style: Literal["chat", "completions"] = Field("chat", description="Which of its two ways to ask.")
+    key_variable: str | None = Field(
+        None,
+        description="Environment variable of the key. Default: OPENAI_API_KEY for api.openai.com, else no key.",
+    )
+    concurrency: Count = Field(8, description="Requests under way at a time. [requests]")
+    timeout_seconds: Positive = Field(300.0, description="For one attempt. [seconds]")
+    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="After refusals that may pass. [attempts]")
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="Newer models of some providers want max_completion_tokens."
+    )
+    extra: dict[str, Any] = Field(
+        default={}, description="More fields of each request, such as {reasoning_effort: low}; null leaves one out."
+    )
+    budget: BudgetSection = Field(default=BudgetSection.model_validate({}), description="What it may cost.")
+
+
+class FilterSection(Section):
+    """Which instructions and examples of a teacher are dropped. Defaults: the method's paper."""
+
+    fewest_words: Count = Field(4, description="Of an instruction. [words] Default: Self-Instruct.")
+    most_words: Count = Field(150, description="Of an instruction. [words] Default: Self-Instruct.")
+    keywords: list[str] | None = Field(
+        None, description="Whole words that no instruction may have. Default: the method's own list."
+    )
+    starts: list[str] = Field(default=["Write a program"], description="Beginnings that none may have.")
+    ascii_start: bool | None = Field(
+        None, description="The first character must be ASCII. Default: yes, unless novelty_tokens is unicode."
+    )
+    refusals: bool = Field(True, description="Drop answers such as 'As an AI language model'.")
+    novelty: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.7, description="Highest ROUGE-L with any other instruction. [F-measure] Default: Self-Instruct; 1 is off."
+    )
+    novelty_tokens: Literal["reference", "unicode"] = Field(
+        "reference",
+        description="Words of ROUGE-L: reference has a-z and 0-9 alone, as rouge_score; unicode reads every script.",
+    )
+
+
+class DecontaminateSection(Section):
+    """Removes examples that share a run of words with evaluation data."""
+
+    files: list[str] = Field(description="Evaluation files, in any format that data.train takes.")
+    ngram: Annotated[int, Field(ge=2)] = Field(13, description="Length of a shared run. [words] Default: GPT-3's.")
+
+
+class SynthSection(Section):
+    """A teacher writes instruction data from seed tasks; data.train: synth trains on it."""
+
+    method: Literal["self_instruct", "alpaca"] = Field(
+        "self_instruct", description="self_instruct (arXiv 2212.10560) or alpaca (Stanford Alpaca)."
+    )
+    seeds: str = Field("builtin:seeds", description="Seed tasks: builtin:seeds, or a file as the papers have it.")
+    instructions: Count = Field(200, description="New instructions to accept. [instructions] The papers: 52,000.")
+    teacher: TeacherSection | None = Field(
+        None, description="Who writes. Default: the recipe's own model, on this machine."
+    )
+    requests_per_round: Count = Field(
+        32, description="Requests between two looks at what is new. [requests] The paper's code: 5."
+    )
+    patience: Count = Field(4, description="Rounds without anything new before it stops. [rounds]")
+    temperature: NonNegative | None = Field(
+        None, description="Of new instructions. Default: 0.7 for self_instruct, 1 for alpaca (their code)."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Of new instructions. [share] Default: 0.5 for self_instruct, 1 for alpaca (their code)."
+    )
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
+        None, description="Of new instructions. Default: 2 for self_instruct, 0 for alpaca (their code)."
+    )
+    max_tokens: Count | None = Field(
+        None, description="Of a reply with new instructions. [tokens] Default: 1024 and 3072 (their code)."
+    )
+    instance_tokens: Count = Field(
+        300, description="Of a reply with instances; self_instruct alone. [tokens] Default: the paper."
+    )
+    filters: FilterSection = Field(default=FilterSection.model_validate({}), description="What is dropped.")
+    decontaminate: DecontaminateSection | None = Field(None, description="Evaluation data to keep out.")
+    format: Literal["alpaca", "chat", "parquet"] = Field(
+        "alpaca", description="Of the file for others: alpaca.json, chat.jsonl or examples.parquet."
+    )
+
+    @model_validator(mode="after")
+    def _every_option_is_used(self) -> SynthSection:
+        if self.method == "alpaca" and "instance_tokens" in self.model_fields_set:
+            raise ValueError("instance_tokens would do nothing here: it is for method: self_instruct; leave it out")
+        return self
 
 
 class SftSection(TrainingSection):
@@ -311,11 +431,18 @@ class Recipe(Section):
     tracking: list[Literal["tensorboard"]] = Field(
         default=[], description="Besides metrics.jsonl, which is always kept."
     )
+    synth: SynthSection | None = Field(None, description="Written instruction data; leave out to skip it.")
     data: DataSection
     lora: LoraSection | None = Field(None, description="Low-rank adapters; leave out to train all weights.")
     sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
     spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
     eval: list[Literal["heldout"]] = Field(default=["heldout"], description="What judges every model of the run.")
+
+    @model_validator(mode="after")
+    def _written_data_is_written(self) -> Recipe:
+        if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
+            raise ValueError("data.train names synth, and there is no synth section that writes it; add synth: {}")
+        return self
 
     @model_validator(mode="after")
     def _stop_rules_can_look(self) -> Recipe:
@@ -327,8 +454,11 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """What decides the results: everything but where they go, who watches, and how often state is saved."""
         unsaved = {"checkpoint_minutes"}
+        manner = {"teacher": {"concurrency", "timeout_seconds", "max_retries", "budget"}}
         return self.model_dump(
-            mode="json", by_alias=True, exclude={"out": True, "tracking": True, "sft": unsaved, "spin": unsaved}
+            mode="json",
+            by_alias=True,
+            exclude={"out": True, "tracking": True, "synth": manner, "sft": unsaved, "spin": unsaved},
         )
 
 
@@ -416,24 +546,31 @@ def _parse_yaml(text: str, name: str) -> Any:
         raise RecipeError(f"{name}: not valid YAML ({str(error).splitlines()[0]})") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The keys of a YAML file, safely read; ``what`` ("recipe", "task") names it in errors. Raises RecipeError."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         close = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         hint = f"; did you mean {path.parent / close[0]}?" if close else ""
-        raise RecipeError(f"recipe {path} does not exist{hint}") from None
+        raise RecipeError(f"{what} {path} does not exist{hint}") from None
     except OSError as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error.strerror})") from error
+        raise RecipeError(f"{what} {path} cannot be read ({error.strerror})") from error
     if len(data) > _MAX_BYTES:
-        raise RecipeError(f"recipe {path} is larger than {_MAX_BYTES} bytes; this is not a recipe")
+        raise RecipeError(f"{what} {path} is larger than {_MAX_BYTES} bytes; this is not a {what}")
     try:
         values = _parse_yaml(data.decode(), str(path))
     except UnicodeDecodeError:
-        raise RecipeError(f"recipe {path} is not UTF-8 text") from None
+        raise RecipeError(f"{what} {path} is not UTF-8 text") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"recipe {path} holds no keys; see recipes/quickstart.yaml for an example")
-    for section in ("sft", "spin", "lora"):
+        hint = "; see recipes/quickstart.yaml for an example" if what == "recipe" else ""
+        raise RecipeError(f"{what} {path} holds no keys{hint}")
+    return values
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values = read_yaml(path, "recipe")
+    for section in ("synth", "sft", "spin", "lora"):
         if section in values and values[section] is None:
             raise RecipeError(f"{path}: {section} is empty; write {section}: {{}} for its defaults, or leave it out")
     return values
@@ -481,6 +618,11 @@ def _section_of(location: tuple[Any, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     children: dict[str, type[BaseModel]] = {
         "data": DataSection,
+        "synth": SynthSection,
+        "teacher": TeacherSection,
+        "budget": BudgetSection,
+        "filters": FilterSection,
+        "decontaminate": DecontaminateSection,
         "sft": SftSection,
         "spin": SpinSection,
         "lora": LoraSection,
@@ -503,7 +645,12 @@ def _suggestion(location: tuple[Any, ...]) -> str:
         return f"; did you mean {close[0]}?"
     elsewhere = [
         f"{name}.{location[-1]}"
-        for name, section in (("data", DataSection), ("sft", SftSection), ("spin", SpinSection))
+        for name, section in (
+            ("data", DataSection),
+            ("synth", SynthSection),
+            ("sft", SftSection),
+            ("spin", SpinSection),
+        )
         if location[-1] in _keys(section)
     ]
     return f"; did you mean {elsewhere[0]}?" if elsewhere else f"; known here: {', '.join(keys)}"

@@ -178,11 +178,14 @@ class StepLog:
 
 
 def _claim_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What a folder holds on to: all but how far self-play goes, and what chooses and judges its iterates."""
+    """What a folder holds on to: all but how far self-play goes, and what chooses and judges its iterates.
+
+    Written data may grow and be filtered anew: its replies are kept, and what follows from it is made again.
+    """
     spin = identity["spin"]
     free = ("iterations", "stop", "metric", "baseline", "baseline_learning_rate")
     fixed = spin and {key: value for key, value in spin.items() if key not in free}
-    return {**identity, "spin": fixed, "eval": None}
+    return {**identity, "synth": None, "spin": fixed, "eval": None}
 
 
 def _describe(file: Path) -> dict[str, Any]:

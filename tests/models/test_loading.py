@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5EncoderModel
 
 from spintune.errors import ModelError
 from spintune.models.loading import ALIASES, load_model, load_tokenizer, locate_model, model_identity
@@ -117,12 +117,12 @@ def test_a_damaged_folder_is_one_line_that_names_it(damage, tiny_model, tmp_path
     assert str(folder) in str(caught.value)
 
 
-def test_an_encoder_decoder_is_refused(words, tmp_path):
+def test_a_model_that_writes_nothing_is_refused(words, tmp_path):
     config = T5Config(vocab_size=97, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
-    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
-    words.save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelError, match="t5"):
-        load_model(str(tmp_path / "t5"), cache=tmp_path)
+    T5EncoderModel(config).save_pretrained(tmp_path / "t5-encoder")
+    words.save_pretrained(tmp_path / "t5-encoder")
+    with pytest.raises(ModelError, match="t5-encoder"):
+        load_model(str(tmp_path / "t5-encoder"), cache=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nonsense", "./nowhere/model", "a/b/c", "missing.gguf", "~/nothing.gguf", ""])

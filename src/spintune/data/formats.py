@@ -30,7 +30,7 @@ Conversation = tuple[Message, ...]
 AUTO = "auto"
 
 _END_OF_TEXT = "<|endoftext|>"
-_NO_INPUT = "<noinput>"  # how text-davinci-003 said "this task needs no input" in the Alpaca data
+NO_INPUT = "<noinput>"  # how text-davinci-003 said "this task needs no input" in the Alpaca data
 
 _CHAT_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT_ROLES: dict[str, Role] = {
@@ -147,7 +147,7 @@ def _instruction(row: Row, task: Row) -> str:
     """
     instruction = row.text("instruction", "a prompt")
     context = "" if task.values.get("input") is None else task.text("input", "an input")
-    no_context = context.strip().lower() in ("", _NO_INPUT)
+    no_context = context.strip().lower() in ("", NO_INPUT)
     return instruction if no_context or not instruction.strip() else f"{instruction}\n\n{context}"
 
 

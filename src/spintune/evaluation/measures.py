@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
 _NOT_WORD = re.compile(r"[^a-z0-9]+")
@@ -53,14 +54,22 @@ def bootstrap(
     With ``weights`` the ratio of sums, sum(values) / sum(weights): nats a token from nats and tokens of each item. For
     a paired comparison give the differences of two systems on the same items.
     """
+    if len(values) == 0:
+        raise ValueError("no items to average")
+    low, high = np.quantile(resampled_means(values, weights, resamples, seed), [0.025, 0.975])
+    mean = np.sum(values, dtype=np.float64) / (len(values) if weights is None else np.sum(weights, dtype=np.float64))
+    return Interval(float(mean), float(low), float(high))
+
+
+def resampled_means(
+    values: Sequence[float], weights: Sequence[float] | None, resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """The mean (or with weights the ratio of sums) of each of so many samples of items, drawn with replacement."""
     value_N = np.asarray(values, dtype=np.float64)
     weight_N = np.ones_like(value_N) if weights is None else np.asarray(weights, dtype=np.float64)
-    if len(value_N) == 0:
-        raise ValueError("no items to average")
     random = np.random.Generator(np.random.Philox(key=seed))
     ratios = np.empty(resamples)
     for start in range(0, resamples, 256):
         picks = random.integers(len(value_N), size=(min(256, resamples - start), len(value_N)))
         ratios[start : start + len(picks)] = value_N[picks].sum(1) / weight_N[picks].sum(1)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return Interval(float(value_N.sum() / weight_N.sum()), float(low), float(high))
+    return ratios

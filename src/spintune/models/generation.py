@@ -1,7 +1,8 @@
-"""Writes completions: continuous batching over stock transformers decoders, with a preallocated key-value cache.
+"""Writes completions: continuous batching over stock transformers models, with a preallocated key-value cache.
 
-Every call of the model is one packed row: the next token of each running sequence, then the whole prompts of the
-sequences that start. A finished sequence gives its place to the next prompt at once.
+Every call of a decoder-only model is one packed row: the next token of each running sequence, then the whole prompts of
+the sequences that start. (Encoder-decoder models: ``seq2seq_generation.py``.) A finished sequence gives its place to
+the next prompt at once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spintune.models.attention import Rule, attention
 from spintune.models.logprobs import LogProbEngine, head_logits, precision
-from spintune.models.sampling import Sampling, choose, stream_keys, uniforms
+from spintune.models.sampling import Sampling, choose, penalise, stream_keys, uniforms
+from spintune.models.seq2seq import start_token
+from spintune.models.seq2seq_generation import Seq2SeqDecoding
 from spintune.records import Completion
 
 Prompt = tuple[int, ...]
-OnToken = Callable[[int, int], None]
-"""Called with the index of a prompt and each token written for it, the stop token included."""
+OnToken = Callable[[int, int], bool | None]
+"""Called with the index of a prompt and each token written for it, the stop token included; True ends it there."""
 
 
 class Generator(Protocol):
@@ -47,7 +50,7 @@ def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, s
 
 
 @dataclass
-class _Sequence:
+class Running:
     """One prompt on its way: what was written so far, and the numbers that decide its draws."""
 
     index: int
@@ -55,6 +58,20 @@ class _Sequence:
     uniforms: list[float]
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    ended: bool = False
+
+
+class Decoding(Protocol):
+    """A model at work on sequences in slots, with a cache of what it has read."""
+
+    slots: int
+    """Sequences that run at once."""
+
+    def forward(self, running: Sequence[Running], started: Sequence[Running]) -> Tensor:
+        """Next-token logits of running sequences, then of those that start in the slots behind them."""
+
+    def move(self, source: int, target: int, sequence: Running) -> None:
+        """Gives the sequence of one slot another slot, whose own sequence is finished."""
 
 
 class SlotCache:
@@ -134,8 +151,51 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
     return (distance >= 0) & (distance < window)
 
 
+class DecoderDecoding:
+    """Decoder-only models: every call is one packed row.
+
+    Args:
+        room: tokens of the longest prompt and answer together.
+        slots: sequences that run at once; fewer when the cache would pass ``cache_bytes``.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, autocast: torch.dtype | None, room: int, slots: int, cache_bytes: int
+    ) -> None:
+        self.model, self.autocast = model, autocast
+        config = model.config.get_text_config()
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        per_slot = 2 * config.num_hidden_layers * heads * width * room * model.dtype.itemsize
+        self.slots = max(1, min(slots, cache_bytes // per_slot))
+        self._cache = SlotCache(self.slots, room, model.device)
+
+    def forward(self, running: Sequence[Running], started: Sequence[Running]) -> Tensor:
+        device = self.model.device
+        lengths = [len(s.prompt) + len(s.ids) - 1 for s in running]
+        self._cache.plan(lengths, [len(s.prompt) for s in started])
+        ids = [s.ids[-1] for s in running]
+        positions = list(lengths)
+        last = list(range(len(running)))
+        for sequence in started:
+            ids.extend(sequence.prompt)
+            positions.extend(range(len(sequence.prompt)))
+            last.append(len(ids) - 1)
+        with precision(self.model, self.autocast):
+            hidden = self.model.base_model(
+                input_ids=torch.tensor([ids], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                layout=self._cache,
+                use_cache=False,
+            ).last_hidden_state[0]
+            return head_logits(self.model, hidden[torch.tensor(last, device=device)])
+
+    def move(self, source: int, target: int, sequence: Running) -> None:
+        self._cache.move(source, target, len(sequence.prompt) + len(sequence.ids) - 1)
+
+
 class BatchGenerator:
-    """Continuous batching for decoders that take layouts.
+    """Continuous batching for models that take layouts.
 
     Args:
         stop_ids: tokens that end a completion.
@@ -169,24 +229,28 @@ class BatchGenerator:
             return [Completion((), "", "length", 0.0) for _ in prompts]
         waiting = _sequences(prompts, sampling, keys)
         waiting.reverse()
-        room = max(map(len, prompts)) + sampling.max_new_tokens
-        cache = SlotCache(min(len(prompts), self._slots_for(room)), room, self.model.device)
-        running: list[_Sequence] = []
+        decoding = self._decoding(max(map(len, prompts)), sampling.max_new_tokens, min(len(prompts), self.slots))
+        running: list[Running] = []
         finished: list[Completion | None] = [None] * len(prompts)
         while running or waiting:
-            started = self._admit(waiting, cache.slots - len(running))
-            logits = self._forward(running, started, cache)
+            started = self._admit(waiting, decoding.slots - len(running))
+            logits = decoding.forward(running, started)
             running.extend(started)
             self._extend(running, logits, sampling, on_token)
-            self._retire(running, cache, sampling, finished)
+            self._retire(running, decoding, sampling, finished)
         return [completion for completion in finished if completion is not None]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _admit(self, waiting: list[_Sequence], free: int) -> list[_Sequence]:
+    def _decoding(self, longest_prompt: int, longest_answer: int, slots: int) -> Decoding:
+        if self.model.config.is_encoder_decoder:
+            return Seq2SeqDecoding(self.model, self.autocast, longest_prompt, longest_answer, slots, self.cache_bytes)
+        return DecoderDecoding(self.model, self.autocast, longest_prompt + longest_answer, slots, self.cache_bytes)
+
+    def _admit(self, waiting: list[Running], free: int) -> list[Running]:
         """Takes the next prompts that fit into the free slots and into one call."""
-        started: list[_Sequence] = []
+        started: list[Running] = []
         tokens = 0
         while waiting and len(started) < free:
             tokens += len(waiting[-1].prompt)
@@ -195,56 +259,29 @@ class BatchGenerator:
             started.append(waiting.pop())
         return started
 
-    def _forward(self, running: list[_Sequence], started: list[_Sequence], cache: SlotCache) -> Tensor:
-        """Next-token logits of every sequence, running ones first."""
-        device = self.model.device
-        lengths = [len(s.prompt) + len(s.ids) - 1 for s in running]
-        cache.plan(lengths, [len(s.prompt) for s in started])
-        ids = [s.ids[-1] for s in running]
-        positions = list(lengths)
-        last = list(range(len(running)))
-        for sequence in started:
-            ids.extend(sequence.prompt)
-            positions.extend(range(len(sequence.prompt)))
-            last.append(len(ids) - 1)
-        with precision(self.model, self.autocast):
-            hidden = self.model.base_model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                layout=cache,
-                use_cache=False,
-            ).last_hidden_state[0]
-            return head_logits(self.model, hidden[torch.tensor(last, device=device)])
-
-    def _extend(self, running: list[_Sequence], logits: Tensor, sampling: Sampling, on_token: OnToken | None) -> None:
+    def _extend(self, running: list[Running], logits: Tensor, sampling: Sampling, on_token: OnToken | None) -> None:
         uniforms = torch.tensor([s.uniforms[len(s.ids)] for s in running], dtype=torch.float64)
-        tokens, logprobs = choose(logits, uniforms, sampling)
+        tokens, logprobs = choose(penalise(logits, [s.ids for s in running], sampling), uniforms, sampling)
         for sequence, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):
             sequence.ids.append(token)
             sequence.logprob += logprob
-            if on_token:
-                on_token(sequence.index, token)
+            if on_token and on_token(sequence.index, token):
+                sequence.ended = True
 
     def _retire(
-        self, running: list[_Sequence], cache: SlotCache, sampling: Sampling, finished: list[Completion | None]
+        self, running: list[Running], decoding: Decoding, sampling: Sampling, finished: list[Completion | None]
     ) -> None:
         """Takes finished sequences out; the last running one moves into each gap."""
         for slot in reversed(range(len(running))):
             sequence = running[slot]
-            if sequence.ids[-1] not in self.stop_ids and len(sequence.ids) < sampling.max_new_tokens:
+            full = len(sequence.ids) == sampling.max_new_tokens
+            if not (full or sequence.ended or sequence.ids[-1] in self.stop_ids):
                 continue
             finished[sequence.index] = _completion(sequence, self.stop_ids, self.tokenizer)
             last = running.pop()
             if slot < len(running):
                 running[slot] = last
-                cache.move(len(running), slot, len(last.prompt) + len(last.ids) - 1)
-
-    def _slots_for(self, room: int) -> int:
-        config = self.model.config.get_text_config()
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        per_slot = 2 * config.num_hidden_layers * heads * width * room * self.model.dtype.itemsize
-        return max(1, min(self.slots, self.cache_bytes // per_slot))
+                decoding.move(len(running), slot, last)
 
 
 class PlainGenerator:
@@ -270,22 +307,22 @@ class PlainGenerator:
         """Completions of ``prompts``, in their order. See :class:`Generator`."""
         completions = []
         for sequence in _sequences(prompts, sampling, keys):
+            call, begin = self._reader(sequence.prompt)
             cache: Any = None
-            unread = sequence.prompt
+            unread = begin
             while len(sequence.ids) < sampling.max_new_tokens:
                 with precision(self.model, self.autocast):
-                    ids = torch.tensor([unread], device=self.model.device)
-                    output = self.model(input_ids=ids, past_key_values=cache, use_cache=True)
+                    output = call(torch.tensor([unread], device=self.model.device), cache)
                 cache = getattr(output, "past_key_values", None)
                 uniform = torch.tensor([sequence.uniforms[len(sequence.ids)]], dtype=torch.float64)
-                token, logprob = choose(output.logits[:, -1], uniform, sampling)
+                logits = penalise(output.logits[:, -1], [sequence.ids], sampling)
+                token, logprob = choose(logits, uniform, sampling)
                 sequence.ids.append(int(token))
                 sequence.logprob += float(logprob)
                 # a model that keeps its state elsewhere (Mamba) reads the whole text again
-                unread = (int(token),) if cache is not None else (*sequence.prompt, *sequence.ids)
-                if on_token:
-                    on_token(sequence.index, int(token))
-                if int(token) in self.stop_ids:
+                unread = (int(token),) if cache is not None else (*begin, *sequence.ids)
+                ended = on_token and on_token(sequence.index, int(token))
+                if ended or int(token) in self.stop_ids:
                     break
             completions.append(_completion(sequence, self.stop_ids, self.tokenizer))
         return completions
@@ -293,16 +330,29 @@ class PlainGenerator:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def _reader(self, prompt: Prompt) -> tuple[Callable[[Tensor, Any], Any], Prompt]:
+        """A call of the model on more ids ``[1, T]`` with its cache, and the ids that it reads first."""
+        if not self.model.config.is_encoder_decoder:
+            return lambda ids, cache: self.model(input_ids=ids, past_key_values=cache, use_cache=True), prompt
+        with precision(self.model, self.autocast):
+            states = self.model.get_encoder()(input_ids=torch.tensor([prompt], device=self.model.device))
+        return (
+            lambda ids, cache: self.model(
+                encoder_outputs=states, decoder_input_ids=ids, past_key_values=cache, use_cache=True
+            ),
+            (start_token(self.model),),
+        )
 
-def _sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[_Sequence]:
+
+def _sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[Running]:
     keys = stream_keys(prompts, sampling.seed) if keys is None else keys
     return [
-        _Sequence(index, prompt, uniforms(key, sampling.max_new_tokens))
+        Running(index, prompt, uniforms(key, sampling.max_new_tokens))
         for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
     ]
 
 
-def _completion(sequence: _Sequence, stop_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+def _completion(sequence: Running, stop_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
     stopped = bool(sequence.ids) and sequence.ids[-1] in stop_ids
     written = sequence.ids[:-1] if stopped else sequence.ids
     return Completion(

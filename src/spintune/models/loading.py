@@ -14,10 +14,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from spintune.errors import ModelError
 from spintune.storage import atomic_folder, digest_file, digest_json, storage_errors
+from spintune.tokens.chat import RowRenderer, Turns
+from spintune.tokens.rendering import build_renderer
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +67,15 @@ class LoadedModel:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def encoder_decoder(self) -> bool:
+        """Whether it reads and writes in two stacks, as T5 does, and not in one."""
+        return bool(self.model.config.is_encoder_decoder)
+
+    def renderer(self, template: str, turns: Turns = "last") -> RowRenderer:
+        """What makes token rows for it. Raises ModelError when tokenizer and template do not go together."""
+        return build_renderer(self.tokenizer, template, turns, self.encoder_decoder)
+
     def save(self, folder: Path) -> None:
         """Writes an ordinary Hugging Face folder: safetensors weights, config, tokenizer with its chat template."""
         save_folder(self.model, self.tokenizer, folder)
@@ -77,14 +95,15 @@ def default_device() -> torch.device:
 def load_model(
     name: str, *, cache: Path, precision: str = "auto", device: torch.device | None = None, frozen: bool = False
 ) -> LoadedModel:
-    """Loads a decoder-only language model and its tokenizer.
+    """Loads a language model, decoder-only or encoder-decoder, and its tokenizer.
 
     Args:
         name: an alias of :data:`ALIASES`, a Hugging Face folder, a ``.gguf`` file, or a hub id, which may carry a
             revision (``owner/name@revision``).
         cache: folder that keeps unpacked aliases.
         precision: ``float32``, ``bfloat16`` (matrix products in bfloat16 over float32 weights), or ``auto``:
-            bfloat16 on a GPU that has it, float32 elsewhere.
+            bfloat16 on a GPU that has it, float32 elsewhere. There is no float16, in which T5 overflows
+            (huggingface/transformers#5651); weights stored in it are read as float32.
         frozen: the weights will not be trained, so that they are kept in the type of the matrix products.
 
     Raises:
@@ -95,7 +114,9 @@ def load_model(
     location, arguments = locate_model(name, cache)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
+        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model, report = kind.from_pretrained(
             location,
             dtype=autocast if frozen and autocast else torch.float32,
             trust_remote_code=False,
@@ -108,8 +129,18 @@ def load_model(
         raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
     _drop_quantisation(model)
     _silence_generation_defaults(model)
+    _tell_of_untied_head(model)
     model.to(device).eval()
     return LoadedModel(name, model, tokenizer, autocast)
+
+
+def is_encoder_decoder(name: str, *, cache: Path) -> bool:
+    """Whether a model is of two stacks, read off its config alone. Raises ModelError as :func:`load_model` does."""
+    location, arguments = locate_model(name, cache)
+    try:
+        return bool(AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments).is_encoder_decoder)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"config of {name!r} cannot be loaded: {_first_line(error)}") from error
 
 
 def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
@@ -216,6 +247,16 @@ def _silence_generation_defaults(model: PreTrainedModel) -> None:
     if config is not None:
         config.do_sample = False
         config.temperature = config.top_p = config.top_k = None
+
+
+def _tell_of_untied_head(model: PreTrainedModel) -> None:
+    """Writes into the config of T5 1.1, FLAN-T5 and mT5 that their head has weights of its own.
+
+    transformers 5 sets ``tie_word_embeddings`` there whatever the checkpoint says, and looks at the weights instead;
+    what reads a saved folder with another version would tie the head, and scale what it reads.
+    """
+    if model.config.model_type in ("t5", "mt5") and model.get_output_embeddings().weight is not model.shared.weight:
+        model.config.tie_word_embeddings = False
 
 
 def _wants_bfloat16(precision: str, device: torch.device) -> bool:

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from spintune.models.attention import Branch, PackedLayout, disable_layouts, enable_layouts
+from spintune.models.seq2seq import EncoderDecoder
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ class Query:
         """Tokens the model reads for it: the prompt once, and every response."""
         return len(self.prompt) + sum(map(len, self.responses))
 
+    @property
+    def counted(self) -> tuple[tuple[bool, ...], ...]:
+        """For each response, whether each of its tokens counts."""
+        return self.scored or tuple((True,) * len(response) for response in self.responses)
+
 
 class LogProbs(NamedTuple):
     """Of N responses, in the order of the queries and of the responses within each."""
@@ -49,6 +55,25 @@ class LogProbs(NamedTuple):
     """Number of scored tokens of each response."""
     token_M: Tensor
     """Log-probability of every scored token, responses one after the other."""
+
+
+class Backbone(Protocol):
+    """A stock transformers model below its head, as the engine sees it: :class:`Decoder` or ``EncoderDecoder``."""
+
+    def enable_packing(self) -> None:
+        """From here on :meth:`hidden` works, and :meth:`logits` need not."""
+
+    def disable_packing(self) -> None:
+        """From here on :meth:`logits` works, and :meth:`hidden` need not."""
+
+    def hidden(self, queries: Sequence[Query]) -> Tensor:
+        """What the head reads, ``[M, D]``, to predict each counted token of all responses; one packed call."""
+
+    def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        """Logits ``[len(response), V]`` of each token of a response, from an ordinary call of the whole model."""
+
+    def passes_windows(self) -> bool:
+        """Did the last call of :meth:`hidden` attend with every sliding window that the config asks for?"""
 
 
 def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:
@@ -74,22 +99,23 @@ def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[li
 
 
 class LogProbEngine:
-    """Scores responses with a stock transformers decoder.
+    """Scores responses with a stock transformers language model, decoder-only or encoder-decoder.
 
     Args:
-        model: a causal language model of transformers.
+        model: a causal or a sequence-to-sequence language model of transformers.
         autocast: type of matrix products (bfloat16), or None for the weights' own.
         head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
 
     At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
-    it does not hold (recurrent layers, attention outside the attention interface) is scored one response at a time,
-    with a warning: slower, never wrong.
+    it does not hold (recurrent layers, attention outside the attention interface, encoder-decoders that are not of the
+    T5 kind) is scored one response at a time, with a warning: slower, never wrong.
     """
 
     def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None, head_megabytes: int = 512) -> None:
         self.model = model
         self.autocast = autocast
         self.head_bytes = head_megabytes * 2**20
+        self.backbone: Backbone = EncoderDecoder(model) if model.config.is_encoder_decoder else Decoder(model)
         self.packed = self._packing_is_exact()
         if not self.packed:
             log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
@@ -100,7 +126,7 @@ class LogProbEngine:
             raise ValueError("a prompt needs at least one token to predict from")
         with precision(self.model, self.autocast):
             token_M = self._packed_tokens(queries) if self.packed else self._plain_tokens(queries)
-        count_N = torch.tensor([sum(s) for q in queries for s in _scored(q)], device=token_M.device)
+        count_N = torch.tensor([sum(scored) for q in queries for scored in q.counted], device=token_M.device)
         owner_M = torch.repeat_interleave(count_N)
         sum_N = token_M.new_zeros(len(count_N)).index_add(0, owner_M, token_M)
         return LogProbs(sum_N, count_N, token_M)
@@ -120,19 +146,16 @@ class LogProbEngine:
             done(len(run))
         return scores
 
-    def _packed_tokens(self, queries: Sequence[Query], layout: PackedLayout | None = None) -> Tensor:
-        device = self.model.device
-        layout = layout or _layout(queries, device)
-        ids = [token for q in queries for part in (q.prompt, *q.responses) for token in part]
-        rows, targets = _predictions(queries)
-        hidden_1TD = self.model.base_model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=layout.positions(),
-            layout=layout,
-            use_cache=False,
-        ).last_hidden_state
-        hidden_MD = hidden_1TD[0].index_select(0, torch.tensor(rows, device=device))
-        return self._head(hidden_MD, torch.tensor(targets, device=device))
+    def _packed_tokens(self, queries: Sequence[Query]) -> Tensor:
+        counted = [
+            token
+            for query in queries
+            for response, scored in zip(query.responses, query.counted, strict=True)
+            for token, counts in zip(response, scored, strict=True)
+            if counts
+        ]
+        hidden_MD = self.backbone.hidden(queries)
+        return self._head(hidden_MD, torch.tensor(counted, dtype=torch.long, device=hidden_MD.device))
 
     def _head(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
         pieces = math.ceil(len(target_M) * self.model.config.get_text_config().vocab_size * 4 / self.head_bytes)
@@ -150,12 +173,12 @@ class LogProbEngine:
         """The definition: one forward a response, with the model's own attention and head."""
         values = []
         for query in queries:
-            for response, scored in zip(query.responses, _scored(query), strict=True):
+            for response, scored in zip(query.responses, query.counted, strict=True):
                 if not any(scored):
                     continue
-                ids = torch.tensor([[*query.prompt, *response]], device=self.model.device)
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, len(query.prompt) - 1 : -1]
-                token = _at_least_float32(logits).log_softmax(-1).gather(1, ids[0, len(query.prompt) :, None])[:, 0]
+                logits = self.backbone.logits(query.prompt, response)
+                ids = torch.tensor(response, device=logits.device)
+                token = _at_least_float32(logits).log_softmax(-1).gather(1, ids[:, None])[:, 0]
                 values.append(token[torch.tensor(scored, device=token.device)])
         return torch.cat(values) if values else torch.zeros(0, device=self.model.device)
 
@@ -164,32 +187,63 @@ class LogProbEngine:
         vocabulary = self.model.config.get_text_config().vocab_size
         ids = tuple((7 * i * i + 3 * i + 1) % vocabulary for i in range(16))
         probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
-        layout = _layout(probe, self.model.device)
-        disable_layouts(self.model)
+        self.backbone.disable_packing()
         with precision(self.model, self.autocast):
             plain = self._plain_tokens(probe)
             try:
-                enable_layouts(self.model)
-                packed = self._packed_tokens(probe, layout)
+                self.backbone.enable_packing()
+                packed = self._packed_tokens(probe)
             except Exception as error:  # whatever a foreign architecture raises, the plain path still works
                 log.debug("packed probe failed", exc_info=error)
                 packed = torch.full_like(plain, math.nan)
         tolerance = 1e-3 if self.autocast is None and self.model.dtype.itemsize >= 4 else 0.1
-        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self._windows_arrive(layout)
+        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self.backbone.passes_windows()
         if not exact:
-            disable_layouts(self.model)
+            self.backbone.disable_packing()
         return exact
 
-    def _windows_arrive(self, layout: PackedLayout) -> bool:
-        """Do windows that the config asks for reach the layout? Some models put them into masks only (Qwen2-MoE)."""
+
+class Decoder:
+    """What the engine asks of a decoder-only model. See :class:`Backbone`."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._windows: dict[int, int | None] = {}
+
+    def enable_packing(self) -> None:
+        enable_layouts(self.model)
+
+    def disable_packing(self) -> None:
+        disable_layouts(self.model)
+
+    def hidden(self, queries: Sequence[Query]) -> Tensor:
+        """A prompt is computed once for all of its responses."""
+        device = self.model.device
+        layout = PackedLayout([Branch(len(q.prompt), tuple(map(len, q.responses))) for q in queries], device)
+        ids = [token for q in queries for part in (q.prompt, *q.responses) for token in part]
+        hidden_1TD = self.model.base_model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=layout.positions(),
+            layout=layout,
+            use_cache=False,
+        ).last_hidden_state
+        self._windows = layout.windows
+        return hidden_1TD[0].index_select(0, torch.tensor(_predicting(queries), dtype=torch.long, device=device))
+
+    def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        ids = torch.tensor([[*prompt, *response]], device=self.model.device)
+        return self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+
+    def passes_windows(self) -> bool:
+        """Some models put them into masks only (Qwen2-MoE)."""
         config = self.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         if kinds is None:
             wanted = getattr(config, "sliding_window", None) is not None
-            return not wanted or any(window is not None for window in layout.windows.values())
+            return not wanted or any(window is not None for window in self._windows.values())
         if "chunked_attention" in kinds:
             return False
-        return all(layout.windows.get(i) is not None for i, kind in enumerate(kinds) if kind == "sliding_attention")
+        return all(self._windows.get(i) is not None for i, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
 def head_logits(model: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
@@ -230,34 +284,22 @@ class _TokenLogProb(torch.autograd.Function):
         return gradient_MV, None
 
 
-def _layout(queries: Sequence[Query], device: torch.device) -> PackedLayout:
-    return PackedLayout([Branch(len(q.prompt), tuple(map(len, q.responses))) for q in queries], device)
-
-
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
 
-def _scored(query: Query) -> tuple[tuple[bool, ...], ...]:
-    return query.scored or tuple((True,) * len(response) for response in query.responses)
-
-
-def _predictions(queries: Sequence[Query]) -> tuple[list[int], list[int]]:
-    """For every scored token: the packed position that predicts it, and the token."""
+def _predicting(queries: Sequence[Query]) -> list[int]:
+    """For every counted token, the packed position that predicts it."""
     rows: list[int] = []
-    targets: list[int] = []
     start = 0
     for query in queries:
         last_of_prompt = start + len(query.prompt) - 1
         cursor = last_of_prompt + 1
-        for response, scored in zip(query.responses, _scored(query), strict=True):
-            for i, (token, counts) in enumerate(zip(response, scored, strict=True)):
-                if counts:
-                    rows.append(cursor + i - 1 if i else last_of_prompt)
-                    targets.append(token)
+        for response, scored in zip(query.responses, query.counted, strict=True):
+            rows.extend(cursor + i - 1 if i else last_of_prompt for i, counts in enumerate(scored) if counts)
             cursor += len(response)
         start = cursor
-    return rows, targets
+    return rows
 
 
 def _chunks(hidden_MD: Tensor, target_M: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:

@@ -35,7 +35,7 @@ def new_adapter(model: PreTrainedModel, section: LoraSection, key: str) -> PeftM
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=section.rank,
         lora_alpha=section.alpha,
         target_modules=_targets(model, section.targets),

@@ -29,6 +29,10 @@ class Sampling:
     top_k: int = 0
     """Keep this many most likely tokens; 0 keeps all."""
     seed: int = 0
+    presence_penalty: float = 0.0
+    """Taken off the logit of every token that was written already (OpenAI's definition)."""
+    frequency_penalty: float = 0.0
+    """Taken off it once for each time that it was written."""
 
     @property
     def greedy(self) -> bool:
@@ -72,6 +76,20 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Te
     if not sampling.greedy:
         token_B = _invert((logits_BV - normaliser_B[:, None]).exp_(), uniform_B)
     return token_B, logits_BV.gather(1, token_B[:, None])[:, 0] - normaliser_B
+
+
+def penalise(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
+    """The logits of each row after the penalties for what it has written so far."""
+    if not sampling.presence_penalty and not sampling.frequency_penalty:
+        return logits_BV
+    logits_BV = logits_BV.float()
+    for row, ids in enumerate(written):
+        counts = Counter(ids)
+        if counts:
+            tokens = torch.tensor(list(counts), device=logits_BV.device)
+            times = torch.tensor(list(counts.values()), device=logits_BV.device)
+            logits_BV[row, tokens] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    return logits_BV
 
 
 def _truncate(logits_BV: Tensor, sampling: Sampling) -> Tensor:

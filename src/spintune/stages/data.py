@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from spintune.data.sources import Source, read_sources, source_digest
 from spintune.data.split import split_examples
+from spintune.recipe import SYNTH
 from spintune.records import write_records
+from spintune.stages.synth import examples_file
 from spintune.stages.workbench import Workbench
 
 
@@ -14,6 +17,8 @@ def data_stage(bench: Workbench) -> dict[str, Any]:
     """Writes data/train.jsonl and data/heldout.jsonl; how many rows went where."""
     recipe = bench.recipe
     sources = [Source(**section.model_dump()) for section in recipe.data.train]
+    written = str(examples_file(bench.run.folder))
+    sources = [replace(source, path=written) if source.path == SYNTH else source for source in sources]
     inputs = {
         "data": bench.settings["data"]["train"],
         "fraction": recipe.data.eval_fraction,

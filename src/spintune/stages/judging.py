@@ -19,7 +19,7 @@ from spintune.evaluation.heldout import (
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.records import Example
 from spintune.stages.workbench import BASELINE, Iterate, Workbench
-from spintune.tokens.chat import Renderer, Row, fit
+from spintune.tokens.chat import Row, RowRenderer, fit
 
 HELDOUT_TOKENS = 256
 """Longest held-out answer of a recipe without a spin section."""
@@ -90,7 +90,7 @@ def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     return {measure: interval.to_json() for measure, interval in intervals.items()}
 
 
-def _whole_rows(bench: Workbench, renderer: Renderer) -> tuple[list[Example], list[Row]]:
+def _whole_rows(bench: Workbench, renderer: RowRenderer) -> tuple[list[Example], list[Row]]:
     """Held-out examples that fit, with their rows."""
     fitted = [fit(row, bench.recipe.data.max_length) for row in renderer.rows(bench.heldout)]
     kept = [(example, row) for example, row in zip(bench.heldout, fitted, strict=True) if isinstance(row, Row)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.records import Example, read_records
 from spintune.run import Run
 from spintune.storage import digest_json
-from spintune.tokens.chat import Rendered, Renderer, Row, Turns, render
+from spintune.tokens.chat import Rendered, Row, RowRenderer, Turns, render
 from spintune.tokens.templates import template_source
 from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
@@ -54,12 +54,12 @@ class Player:
         self.engine = LogProbEngine(loaded.model, loaded.autocast)
         self.generator = build_generator(self.engine, loaded.tokenizer, self.renderer("last").stop_ids)
 
-    def renderer(self, turns: Turns) -> Renderer:
-        return Renderer(self.loaded.tokenizer, self.template, turns)
+    def renderer(self, turns: Turns) -> RowRenderer:
+        return self.loaded.renderer(self.template, turns)
 
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder that stops and renders as it was trained to. An adapter is merged, and gone."""
-        if self.template != "tokenizer":
+        if self.template != "tokenizer" and not self.loaded.encoder_decoder:
             self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
         model = self.loaded.model if self.adapted is None else merge(self.adapted)
         if model.generation_config is not None:
@@ -69,13 +69,18 @@ class Player:
 
 @dataclass
 class Workbench:
-    """One run at work."""
+    """One run at work.
+
+    Attributes:
+        environment: where keys of endpoints are looked up.
+    """
 
     recipe: Recipe
     run: Run
     cache: Path
     progress: Progress
     metrics: Metrics
+    environment: Mapping[str, str]
     _player: Player | None = None
 
     @cached_property
@@ -101,11 +106,11 @@ class Workbench:
     def heldout(self) -> list[Example]:
         return read_records(self.heldout_file, Example)
 
-    def render(self, examples: Sequence[Example], renderer: Renderer, max_response: int | None = None) -> Rendered:
+    def render(self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None) -> Rendered:
         return render(examples, renderer, self.recipe.data.max_length, max_response, self.progress)
 
     def render_heldout(
-        self, examples: Sequence[Example], renderer: Renderer, max_response: int | None = None
+        self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None
     ) -> list[Row]:
         """The rows of held-out examples that fit. Raises DataError when there are examples and none does."""
         try:

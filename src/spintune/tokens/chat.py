@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import jinja2
 import orjson
@@ -60,6 +60,30 @@ class Row:
     response_ids: tuple[int, ...]
     trained: tuple[bool, ...]
     complete: bool
+
+
+class RowRenderer(Protocol):
+    """Writes conversations as token rows: :class:`Renderer`, or ``TextToText`` for encoder-decoder models.
+
+    Attributes:
+        stop_ids: ids at which generation must stop.
+        end_ids: what ends an ordinary answer and is trained.
+    """
+
+    stop_ids: frozenset[int]
+    end_ids: tuple[int, ...]
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """The ids to generate an answer from."""
+
+    def row(self, example: Example) -> Row:
+        """The whole example as tokens, of any length."""
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """:meth:`row` of each example; faster than one at a time."""
+
+    def fingerprint(self) -> str:
+        """Digest of everything that decides the tokens."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +159,7 @@ class Renderer:
         Equal to ``row(example).prompt_ids`` of the example that ends in that answer (``turns="last"``).
         Raises DataError for a conversation that the template refuses.
         """
-        _check_roles(messages, "")
+        check_roles(messages, "")
         shape = (*map(_turn_of, messages), _ANSWER_TO_COME)
         plan = self._plan_of(shape, frozenset({len(messages)}), "")
         self._watch_rewriting(plan, [*messages, Message("assistant", "Hello")], "")
@@ -254,9 +278,9 @@ class Renderer:
 
     def _plan_for(self, example: Example) -> _Plan:
         messages = example.messages
-        _check_roles(messages, example.source)
+        check_roles(messages, example.source)
         if not messages or messages[-1].role != "assistant":
-            raise DataError(f"{_where(example.source)}the conversation does not end with an assistant message")
+            raise DataError(f"{where(example.source)}the conversation does not end with an assistant message")
         last = len(messages) - 1
         every = frozenset(index for index, message in enumerate(messages) if message.role == "assistant")
         plan = self._plan_of(
@@ -269,7 +293,7 @@ class Renderer:
         try:
             return self._plan(shape, answers)
         except _RefusedError as refusal:
-            raise DataError(f"{_where(source)}the chat template refuses this conversation: {refusal}") from refusal
+            raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
 
     def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int]) -> _Plan:
         parts = self._parts(shape)
@@ -319,12 +343,12 @@ class Renderer:
         try:
             real = self._write([{"role": message.role, "content": message.content} for message in messages])
         except _RefusedError as refusal:
-            raise DataError(f"{_where(source)}the chat template refuses this conversation: {refusal}") from refusal
+            raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
         if real != _fill(plan.parts, _contents(messages)):
             self._warned_of_rewriting = True
             log.warning(
                 "%sthe chat template of %s rewrites contents like this one; they are kept as they are",
-                _where(source),
+                where(source),
                 self._name,
             )
 
@@ -373,14 +397,15 @@ class Rendered:
     read: int
 
 
-def fit(row: Row, max_length: int, max_response: int | None = None) -> Row | str:
+def fit(row: Row, max_length: int, max_response: int | None = None, max_prompt: int | None = None) -> Row | str:
     """The row within ``max_length`` tokens, its response within ``max_response``, or the reason why it is dropped.
 
-    A prompt is never cut: ``prompt_too_long`` when it leaves no room. A response is cut at its end and is then not
-    complete; tokens after its last trained one go as well. ``nothing_to_train`` when no trained token is left.
+    A prompt is never cut: ``prompt_too_long`` when it leaves no room, or has more than ``max_prompt`` tokens. A
+    response is cut at its end and is then not complete; tokens after its last trained one go as well.
+    ``nothing_to_train`` when no trained token is left.
     """
     room = max_length - len(row.prompt_ids)
-    if room <= 0:
+    if room <= 0 or (max_prompt is not None and len(row.prompt_ids) > max_prompt):
         return PROMPT_TOO_LONG
     limit = room if max_response is None else min(room, max_response)
     if len(row.response_ids) <= limit:
@@ -394,14 +419,15 @@ def fit(row: Row, max_length: int, max_response: int | None = None) -> Row | str
 
 def render(
     examples: Sequence[Example],
-    renderer: Renderer,
+    renderer: RowRenderer,
     max_length: int,
     max_response: int | None = None,
     progress: Progress | None = None,
+    max_prompt: int | None = None,
 ) -> Rendered:
     """All examples as rows that :func:`fit`; kept + dropped = read.
 
-    Raises DataError when no row is left, and where :meth:`Renderer.row` does.
+    Raises DataError when no row is left, and where :meth:`RowRenderer.row` does.
     """
     rows: list[Row] = []
     dropped: Counter[str] = Counter()
@@ -410,7 +436,7 @@ def render(
         for begin in range(0, len(examples), _BATCH):
             batch = renderer.rows(examples[begin : begin + _BATCH])
             for row in batch:
-                fitted = fit(row, max_length, max_response)
+                fitted = fit(row, max_length, max_response, max_prompt)
                 if isinstance(fitted, Row):
                     rows.append(fitted)
                 else:
@@ -419,7 +445,7 @@ def render(
             shortest_prompt = shortest if shortest_prompt is None else min(shortest, shortest_prompt)
             task.advance(len(batch))
     if not rows:
-        raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt))
+        raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt, max_prompt))
     return Rendered(rows, dropped, sum(not row.complete for row in rows), len(examples))
 
 
@@ -427,9 +453,13 @@ class _RefusedError(Exception):
     """What a template says when it raises for a conversation."""
 
 
-def _nothing_left(read: int, dropped: Counter[str], max_length: int, shortest_prompt: int | None) -> str:
+def _nothing_left(
+    read: int, dropped: Counter[str], max_length: int, shortest_prompt: int | None, max_prompt: int | None
+) -> str:
     if not read:
         return "there are no examples to tokenize; check data.train"
+    if dropped[PROMPT_TOO_LONG] == read and max_prompt is not None:
+        return f"every prompt is longer than {max_prompt} tokens (shortest: {shortest_prompt}); allow longer ones"
     if dropped[PROMPT_TOO_LONG] == read:
         # A prompt of exactly max_length is too long as well: it leaves no room for an answer.
         return (
@@ -473,10 +503,11 @@ def _turn(role: str, content: str) -> Turn:
     return Turn(role, content[: len(content) - len(rest)], rest[len(core) :], empty)  # type: ignore[arg-type]
 
 
-def _check_roles(messages: Sequence[Message], source: str) -> None:
+def check_roles(messages: Sequence[Message], source: str) -> None:
+    """Raises DataError for a message of no known role; ``source`` is where it comes from."""
     for message in messages:
         if message.role not in ROLES:
-            raise DataError(f"{_where(source)}role {str(message.role)[:40]!r} is none of {', '.join(ROLES)}")
+            raise DataError(f"{where(source)}role {str(message.role)[:40]!r} is none of {', '.join(ROLES)}")
 
 
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
@@ -488,7 +519,8 @@ def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
     return Control(bos, tokenizer.bos_token) if adds_bos else None
 
 
-def _where(source: str) -> str:
+def where(source: str) -> str:
+    """Beginning of an error about what comes from ``source``."""
     return f"{source}: " if source else ""
 
 

@@ -36,6 +36,7 @@ class PlainEncoder:
         for token in settings["added_tokens"]:
             token["special"] = token["special"] or token["content"] in texts
         self.digest: str = hashlib.sha256(orjson.dumps(settings)).hexdigest()
+        settings["model"] = _without_pieces(settings["model"], texts)
         self._encoders = _by_position(settings)
         self._forbidden = frozenset(map(tokenizer.token_to_id, texts)) - {_unknown_id(tokenizer, settings)}
         # A lookahead finds overlapping occurrences too.
@@ -92,6 +93,18 @@ def _by_position(settings: dict[str, Any]) -> dict[Position, Tokenizer]:
         return built[text]
 
     return {"start": build(settings), "control": build(after_control), "cut": build(after_text)}
+
+
+def _without_pieces(model: dict[str, Any], controls: Sequence[str]) -> dict[str, Any]:
+    """A Unigram model (SentencePiece's) that cannot spell its control tokens; ids and other pieces stay as they are.
+
+    T5's vocabulary lists ``</s>`` and the others as ordinary pieces, the likeliest of all. A control token of a single
+    character stays: text without it could not be spelled.
+    """
+    if model["type"] != "Unigram":
+        return model
+    hidden = {text: f"\ue000{number}\ue001" for number, text in enumerate(controls) if len(text) > 1}
+    return {**model, "vocab": [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]}
 
 
 def _never_after_first(step: dict[str, Any] | None) -> dict[str, Any] | None:

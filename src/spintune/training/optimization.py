@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from spintune.recipe import TrainingSection
+from spintune.training.adafactor import Adafactor
 
 Schedule = Literal["cosine", "linear", "constant"]
-OptimizerName = Literal["adamw", "rmsprop"]
+OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def rate_at(step: int, total: int, optimization: Optimization) -> float:
 
 
 def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), or RMSProp with torch's defaults as in the SPIN authors' scripts.
+    """AdamW (arXiv 1711.05101), RMSProp with torch's defaults as in the SPIN authors' scripts, or Adafactor as for T5.
 
     Weight decay leaves vectors (norms, biases) alone. Frozen parameters are left out.
     """
@@ -67,6 +68,8 @@ def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if optimization.optimizer == "adafactor":
+        return Adafactor(groups, lr=optimization.learning_rate)
     if optimization.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=optimization.learning_rate, foreach=True)
     return torch.optim.AdamW(groups, lr=optimization.learning_rate, fused=True)

@@ -1,0 +1,109 @@
+"""IFEval prompts and the instructions that a response to each must follow."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from spintune.data.formats import Row, kind_of
+from spintune.errors import DataError
+from spintune.evaluation.ifeval.language import detect
+from spintune.evaluation.ifeval.rules import RULES
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One verifiable instruction: a name of :data:`~spintune.evaluation.ifeval.rules.RULES` and its parameters."""
+
+    type: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    key: str
+    text: str
+    instructions: tuple[Instruction, ...]
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Reads prompts as JSON lines of the official form: ``key, prompt, instruction_id_list, kwargs``.
+
+    Parameters that are null are taken as absent (the copy of the data on the Hugging Face hub has them all everywhere).
+
+    Raises DataError when the file is not there or empty, and with its line for the first row that is no JSON, lacks
+    something, names an unknown type, gives a type the wrong parameters, or has the key of an earlier row.
+    """
+    prompts: dict[str, Prompt] = {}
+    for row in _rows(path):
+        prompt = _prompt(row)
+        if prompt.key in prompts:
+            raise DataError(f"{row.where}: key {prompt.key} comes twice; give every prompt a key of its own")
+        prompts[prompt.key] = prompt
+    if not prompts:
+        raise DataError(f"{path}: empty; give a file with at least one prompt")
+    return list(prompts.values())
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                value = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not valid JSON ({error}); mend or delete the row") from error
+            yield Row.of(value, f"{path}:{number}")
+
+
+def require_langdetect(prompts: Iterable[Prompt]) -> None:
+    """Raises MissingExtraError when the prompts need langdetect and it is missing: better before than after an hour."""
+    if any(RULES[instruction.type].needs_langdetect for prompt in prompts for instruction in prompt.instructions):
+        detect("")
+
+
+def _prompt(row: Row) -> Prompt:
+    key = row.values.get("key")
+    if isinstance(key, bool) or not isinstance(key, int | str):
+        raise DataError(f"{row.where}: 'key' is {kind_of(key)}, not a number or text; give every prompt a key")
+    types, parameters = _list(row, "instruction_id_list"), _list(row, "kwargs")
+    if len(types) != len(parameters) or not types:
+        raise DataError(
+            f"{row.where}: {len(types)} instructions and {len(parameters)} kwargs; "
+            "give at least one instruction, and one object of kwargs for each"
+        )
+    instructions = [_instruction(row.where, *each) for each in zip(types, parameters, strict=True)]
+    return Prompt(str(key), row.text("prompt", "a prompt"), tuple(instructions))
+
+
+def _list(row: Row, key: str) -> list[Any]:
+    value = row.values.get(key)
+    if not isinstance(value, list):
+        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; mend or delete the row")
+    return value
+
+
+def _instruction(where: str, name: Any, given: Any) -> Instruction:
+    if not isinstance(name, str) or name not in RULES:
+        close = difflib.get_close_matches(str(name), RULES, 1)
+        advice = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(RULES)}"
+        raise DataError(f"{where}: unknown instruction type '{name}'; {advice}")
+    if not isinstance(given, dict):
+        raise DataError(f"{where}: the kwargs of {name} are {kind_of(given)}, not an object; use {{}} for none")
+    parameters = {key: value for key, value in given.items() if value is not None}
+    kinds = RULES[name].parameters
+    if parameters.keys() != kinds.keys():
+        found, wanted = ", ".join(parameters) or "nothing", ", ".join(kinds) or "nothing"
+        raise DataError(f"{where}: {name} is given {found}; it takes {wanted}")
+    for key, value in parameters.items():
+        if not kinds[key].fits(value):
+            raise DataError(f"{where}: {key} of {name} is {value!r}; give {kinds[key].words}")
+    return Instruction(name, parameters)

@@ -1,0 +1,273 @@
+"""The 25 instruction types of IFEval (Zhou et al. 2023), one function each: does a response follow it?
+
+Every function takes the response first and the instruction's parameters by name, and is a pure function of them. They
+decide as the official checker does, habits included (a list item starts a sentence, ``***`` divides paragraphs), with
+three differences, all towards one answer instead of several:
+
+- languages are told by a detector with a fixed seed (:mod:`~spintune.evaluation.ifeval.language`);
+- ``letter_frequency`` counts the character it was given; the official checker replaces one that is not a letter of
+  the English alphabet by a random letter (keys 1122 and 1129);
+- keywords are text, not regular expressions (no official one has a character that would matter).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from spintune.evaluation.ifeval.language import LANGUAGES, detect
+from spintune.evaluation.ifeval.segmentation import count_capital_words, count_sentences
+
+Relation = Literal["at least", "less than"]
+
+
+def _holds(count: int, relation: Relation, bound: int) -> bool:
+    return count >= bound if relation == "at least" else count < bound
+
+
+# Keywords ------------------------------------------------------------------------------------------------------------
+
+
+def existence(response: str, keywords: list[str]) -> bool:
+    """Every keyword occurs, in any case, also inside a longer word."""
+    return all(_occurrences(response, keyword) for keyword in keywords)
+
+
+def frequency(response: str, keyword: str, frequency: int, relation: Relation) -> bool:
+    """The keyword occurs so often, in any case, also inside longer words."""
+    return _holds(_occurrences(response, keyword), relation, frequency)
+
+
+def forbidden_words(response: str, forbidden_words: list[str]) -> bool:
+    """None of the words occurs as a whole word, in any case."""
+    return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE) for word in forbidden_words)
+
+
+def letter_frequency(response: str, letter: str, let_frequency: int, let_relation: Relation) -> bool:
+    """The character occurs so often, in any case."""
+    return _holds(response.lower().count(letter.lower()), let_relation, let_frequency)
+
+
+def _occurrences(response: str, keyword: str) -> int:
+    return len(re.findall(re.escape(keyword), response, re.IGNORECASE))
+
+
+# Language and case ---------------------------------------------------------------------------------------------------
+
+
+def response_language(response: str, language: str) -> bool:
+    """The response is in that language; one without letters to tell it by passes."""
+    return detect(response) in (language, None)
+
+
+def english_capital(response: str) -> bool:
+    """English in capital letters only."""
+    return response.isupper() and response_language(response, "en")
+
+
+def english_lowercase(response: str) -> bool:
+    """English in small letters only."""
+    return response.islower() and response_language(response, "en")
+
+
+def capital_word_frequency(response: str, capital_frequency: int, capital_relation: Relation) -> bool:
+    """So many words are in capitals; "I" is one."""
+    return _holds(count_capital_words(response), capital_relation, capital_frequency)
+
+
+# Length --------------------------------------------------------------------------------------------------------------
+
+
+def number_sentences(response: str, num_sentences: int, relation: Relation) -> bool:
+    return _holds(count_sentences(response), relation, num_sentences)
+
+
+def number_words(response: str, num_words: int, relation: Relation) -> bool:
+    """Words are runs of letters, digits and underscores: "don't" is two."""
+    return _holds(len(re.findall(r"\w+", response)), relation, num_words)
+
+
+def number_paragraphs(response: str, num_paragraphs: int) -> bool:
+    """Exactly so many paragraphs, divided by ``***``; an empty one between two dividers fails."""
+    parts = re.split(r"\s?\*\*\*\s?", response)
+    return all(_filled(parts[1:-1])) and sum(_filled(parts)) == num_paragraphs
+
+
+def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    """Exactly so many paragraphs, divided by an empty line, and the nth begins with the word, in any case.
+
+    Empty paragraphs are not counted, but keep their place when the nth is looked up.
+    """
+    paragraphs = response.split("\n\n")
+    filled = sum(_filled(paragraphs))
+    if filled != num_paragraphs or nth_paragraph > filled or not paragraphs[nth_paragraph - 1].strip():
+        return False
+    opening = paragraphs[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    return re.split(r"""[.,?!'"]""", opening)[0].lower() == first_word.lower()
+
+
+# Content and format --------------------------------------------------------------------------------------------------
+
+
+def number_placeholders(response: str, num_placeholders: int) -> bool:
+    """At least so many ``[placeholders]``, each on one line."""
+    # what follows the line's last bracket cannot match, and would be searched again from every opening bracket
+    closed = [line[: line.rfind("]") + 1] for line in response.split("\n")]
+    return sum(len(re.findall(r"\[[^\]]*\]", line)) for line in closed) >= num_placeholders
+
+
+def postscript(response: str, postscript_marker: str) -> bool:
+    """The marker occurs somewhere, in any case; a space may divide the letters of "P.S." and "P.P.S"."""
+    pattern = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}.get(postscript_marker)
+    return re.search(pattern or re.escape(postscript_marker.lower()), response.lower()) is not None
+
+
+def number_bullet_lists(response: str, num_bullets: int) -> bool:
+    """Exactly so many lines begin with ``-`` or with one ``*``."""
+    stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)
+    dashes = re.findall(r"^[^\S\n]*-", response, re.MULTILINE)
+    return len(stars) + len(dashes) == num_bullets
+
+
+def constrained_response(response: str) -> bool:
+    """One of the three answers stands in the response."""
+    return any(f"My answer is {answer}." in response for answer in ("yes", "no", "maybe"))
+
+
+def number_highlighted_sections(response: str, num_highlights: int) -> bool:
+    """At least so many ``*highlights*`` or ``**highlights**`` that are not empty, each on one line."""
+    single = re.findall(r"\*([^\n*]*)\*", response)
+    double = re.findall(r"\*\*([^\n*]*)\*\*", response)
+    return sum(bool(text.strip()) for text in single + double) >= num_highlights
+
+
+def multiple_sections(response: str, section_spliter: str, num_sections: int) -> bool:
+    """At least so many section heads such as "Section 1"."""
+    return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
+
+
+def json_format(response: str) -> bool:
+    """All of the response is JSON, in a Markdown fence or not."""
+    text = response.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(fence)
+    try:
+        json.loads(text.removesuffix("```").strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def title(response: str) -> bool:
+    """A title that is not empty stands in ``<<`` and ``>>``, on one line."""
+    for line in response.split("\n"):
+        begin, end = line.find("<<"), line.rfind(">>")
+        if 0 <= begin < end - 2 and line[begin:end].lstrip("<").rstrip(">").strip():
+            return True
+    return False
+
+
+def no_comma(response: str) -> bool:
+    return "," not in response
+
+
+def two_responses(response: str) -> bool:
+    """Two different responses, divided by ``******``; an empty one between two dividers fails."""
+    parts = response.split("******")
+    answers = [part.strip() for part in parts if part.strip()]
+    return all(_filled(parts[1:-1])) and len(answers) == 2 and answers[0] != answers[1]
+
+
+def _filled(parts: list[str]) -> list[bool]:
+    return [bool(part.strip()) for part in parts]
+
+
+def repeat_prompt(response: str, prompt_to_repeat: str) -> bool:
+    """The response begins with the request, in any case."""
+    return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
+
+
+def end_checker(response: str, end_phrase: str) -> bool:
+    """The response ends with the phrase, in any case, quotation marks around the response left out."""
+    return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+
+
+def quotation(response: str) -> bool:
+    """All of the response stands in double quotation marks."""
+    text = response.strip()
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+# All of them ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a parameter may be: in words, and as a test."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+TEXT = Kind("a text", _is_text)
+TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and value != [] and all(map(_is_text, value)))
+COUNT = Kind("a whole number, 0 or more", _is_count)
+ORDINAL = Kind("a whole number, 1 or more", lambda value: _is_count(value) and value > 0)
+CHARACTER = Kind("one character", lambda value: _is_text(value) and len(value) == 1)
+RELATION = Kind("'at least' or 'less than'", lambda value: value in ("at least", "less than"))
+LANGUAGE = Kind(f"one of {', '.join(sorted(LANGUAGES))}", lambda value: _is_text(value) and value in LANGUAGES)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An instruction type: what decides it, and its parameters."""
+
+    followed: Callable[..., bool]
+    parameters: Mapping[str, Kind]
+    needs_langdetect: bool = False
+
+
+RULES: Mapping[str, Rule] = {
+    "change_case:capital_word_frequency": Rule(
+        capital_word_frequency, {"capital_frequency": COUNT, "capital_relation": RELATION}
+    ),
+    "change_case:english_capital": Rule(english_capital, {}, needs_langdetect=True),
+    "change_case:english_lowercase": Rule(english_lowercase, {}, needs_langdetect=True),
+    "combination:repeat_prompt": Rule(repeat_prompt, {"prompt_to_repeat": TEXT}),
+    "combination:two_responses": Rule(two_responses, {}),
+    "detectable_content:number_placeholders": Rule(number_placeholders, {"num_placeholders": COUNT}),
+    "detectable_content:postscript": Rule(postscript, {"postscript_marker": TEXT}),
+    "detectable_format:constrained_response": Rule(constrained_response, {}),
+    "detectable_format:json_format": Rule(json_format, {}),
+    "detectable_format:multiple_sections": Rule(multiple_sections, {"section_spliter": TEXT, "num_sections": COUNT}),
+    "detectable_format:number_bullet_lists": Rule(number_bullet_lists, {"num_bullets": COUNT}),
+    "detectable_format:number_highlighted_sections": Rule(number_highlighted_sections, {"num_highlights": COUNT}),
+    "detectable_format:title": Rule(title, {}),
+    "keywords:existence": Rule(existence, {"keywords": TEXTS}),
+    "keywords:forbidden_words": Rule(forbidden_words, {"forbidden_words": TEXTS}),
+    "keywords:frequency": Rule(frequency, {"keyword": TEXT, "frequency": COUNT, "relation": RELATION}),
+    "keywords:letter_frequency": Rule(
+        letter_frequency, {"letter": CHARACTER, "let_frequency": COUNT, "let_relation": RELATION}
+    ),
+    "language:response_language": Rule(response_language, {"language": LANGUAGE}, needs_langdetect=True),
+    "length_constraints:nth_paragraph_first_word": Rule(
+        nth_paragraph_first_word, {"num_paragraphs": COUNT, "nth_paragraph": ORDINAL, "first_word": TEXT}
+    ),
+    "length_constraints:number_paragraphs": Rule(number_paragraphs, {"num_paragraphs": COUNT}),
+    "length_constraints:number_sentences": Rule(number_sentences, {"num_sentences": COUNT, "relation": RELATION}),
+    "length_constraints:number_words": Rule(number_words, {"num_words": COUNT, "relation": RELATION}),
+    "punctuation:no_comma": Rule(no_comma, {}),
+    "startend:end_checker": Rule(end_checker, {"end_phrase": TEXT}),
+    "startend:quotation": Rule(quotation, {}),
+}

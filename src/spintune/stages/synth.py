@@ -1,0 +1,245 @@
+"""A teacher writes instruction data: seed tasks, requests, replies, filters, files.
+
+::
+
+    synth/replies.sqlite    every reply, so that nothing is asked or paid twice
+    synth/examples.jsonl    what was kept, each row with its provenance; data.train: synth reads it
+    synth/alpaca.json       the same for other tools (or chat.jsonl, or examples.parquet)
+    synth/card.md, .json    what is in it, for people to read before they train on it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from spintune.data.contamination import decontaminate, text_of
+from spintune.data.novelty import NoveltyIndex
+from spintune.data.sources import Source, read_sources, source_digest
+from spintune.errors import BudgetError, DataError
+from spintune.models.teacher import LocalTeacher
+from spintune.recipe import SynthSection, TeacherSection
+from spintune.stages.workbench import Iterate, Workbench
+from spintune.storage import atomic_file, write_json
+from spintune.synthesis.alpaca import ALPACA_DECODING, alpaca_method
+from spintune.synthesis.asking import Asker, Decoding
+from spintune.synthesis.bootstrap import Method, bootstrap
+from spintune.synthesis.card import as_markdown, describe
+from spintune.synthesis.filters import KEYWORDS, Funnel, Rules
+from spintune.synthesis.self_instruct import (
+    INSTANCE_DECODING,
+    INSTRUCTION_DECODING,
+    Instances,
+    self_instruct_method,
+)
+from spintune.synthesis.tasks import Written, read_seeds
+from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
+from spintune.teachers.protocol import Teacher
+from spintune.teachers.replies import Replies
+from spintune.tracking import Stopwatch
+
+
+def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[str, Any]:
+    """Writes synth/examples.jsonl; what was asked, dropped and kept.
+
+    A stage that its budget ended is not done: the same command with a larger budget goes on from there.
+    """
+    folder = bench.run.folder / "synth"
+    inputs = {
+        "synth": bench.settings["synth"],
+        "seeds": source_digest(Source(section.seeds)),
+        "evaluation": [source_digest(Source(path)) for path in _evaluation(section)],
+        "teacher": None if section.teacher else base.digest,
+        "template": None if section.teacher else bench.settings["data"]["template"],
+        "precision": None if section.teacher else bench.recipe.precision,
+        "seed": bench.recipe.seed,
+    }
+    facts = bench.run.finished("synth", inputs)
+    if facts is not None:
+        return facts
+    clock = Stopwatch()
+    with clock("write"), Replies(folder / "replies.sqlite") as replies:
+        teacher = _teacher(bench, section.teacher, base, replies)
+        asker = Asker(teacher, replies)
+        written, funnels, stopped = _write(bench, section, asker)
+        spent = asker.spent
+    written, removed = _clean(section, written, funnels)
+    if not written and asker.exhausted:
+        raise BudgetError(f"no example was finished: {asker.exhausted}")
+    if not written:
+        raise DataError(f"{folder}: none of the teacher's tasks is of use; the replies are kept in replies.sqlite")
+    budget = _budget(section.teacher)
+    facts = {
+        "teacher": teacher.name,
+        "method": section.method,
+        "seeds": section.seeds,
+        "examples": len(written),
+        "instructions": len({one.task.instruction for one in written}),
+        "funnel": [funnel.to_json() for funnel in funnels],
+        "stopped": stopped,
+        "cost": {**asdict(spent), "dollars": budget.cost(spent)},
+        "seconds": clock.seconds,
+    }
+    seeds = read_seeds(section.seeds)
+    told = {key: value for key, value in facts.items() if key not in ("seconds", "funnel")} | {
+        "decontaminated": removed
+    }
+    card = describe(written, seeds, funnels, section.filters.novelty_tokens, bench.recipe.seed, told)
+    files = _publish(folder, section, written, card)
+    if asker.exhausted is None:
+        bench.run.finish("synth", inputs, files, facts)
+    return facts
+
+
+def examples_file(folder: Path) -> Path:
+    """What the stage of a run folder wrote."""
+    return folder / "synth" / "examples.jsonl"
+
+
+# Who writes ---------------------------------------------------------------------------------------------------------
+
+
+def _teacher(bench: Workbench, section: TeacherSection | None, base: Iterate, replies: Replies) -> Teacher:
+    if section is None:
+        player = bench.load(base)
+        longest = getattr(player.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        identity = {"kind": "local", "model": base.digest, "precision": bench.recipe.precision}
+        identity["template"] = bench.recipe.data.template
+        return LocalTeacher(bench.recipe.model, identity, player.generator, player.renderer("last"), longest)
+    endpoint = Endpoint(
+        base_url=section.url,
+        model=section.model,
+        style=section.style,
+        key_variable=section.key_variable,
+        concurrency=section.concurrency,
+        timeout_seconds=section.timeout_seconds,
+        max_retries=section.max_retries,
+        budget=_budget(section),
+        extra=section.extra,
+        max_tokens_field=section.max_tokens_field,
+    )
+    identity = EndpointTeacher(endpoint, bench.environment).identity
+    return EndpointTeacher(endpoint, bench.environment, spent=replies.spent(identity))
+
+
+def _budget(section: TeacherSection | None) -> Budget:
+    return Budget(**section.budget.model_dump()) if section else Budget()
+
+
+# What is written ----------------------------------------------------------------------------------------------------
+
+
+def _write(bench: Workbench, section: SynthSection, asker: Asker) -> tuple[list[Written], list[Funnel], str | None]:
+    filters, recipe = section.filters, bench.recipe
+    seeds = read_seeds(section.seeds)
+    unicode = filters.novelty_tokens == "unicode"
+    rules = Rules(
+        fewest=filters.fewest_words,
+        most=filters.most_words,
+        tokeniser=filters.novelty_tokens,
+        keywords=KEYWORDS[section.method] if filters.keywords is None else tuple(filters.keywords),
+        starts=tuple(filters.starts),
+        ascii_start=not unicode if filters.ascii_start is None else filters.ascii_start,
+        refusals=filters.refusals,
+    )
+    decoding = _changed(INSTANCE_DECODING, max_tokens=section.instance_tokens)
+    instances = Instances(asker, rules, decoding, recipe.seed)
+    whole = section.method == "alpaca"
+    pool = bootstrap(
+        asker,
+        _method(section),
+        seeds,
+        rules,
+        NoveltyIndex(filters.novelty, filters.novelty_tokens),
+        section.instructions,
+        section.requests_per_round,
+        section.patience,
+        recipe.seed,
+        (lambda tasks: None) if whole else instances.add,
+        bench.progress,
+    )
+    funnels = [pool.replies, pool.candidates]
+    if whole:
+        return pool.written, funnels, pool.stopped
+    return instances.examples, [*funnels, instances.sorting, instances.replies, instances.instances], pool.stopped
+
+
+def _method(section: SynthSection) -> Method:
+    keys = ("temperature", "top_p", "presence_penalty", "max_tokens")
+    changes = {key: getattr(section, key) for key in keys if getattr(section, key) is not None}
+    if section.method == "alpaca":
+        return alpaca_method(_changed(ALPACA_DECODING, **changes))
+    return self_instruct_method(_changed(INSTRUCTION_DECODING, **changes))
+
+
+def _changed(decoding: Decoding, **changes: Any) -> Decoding:
+    return Decoding(**{**asdict(decoding), **changes})
+
+
+def _evaluation(section: SynthSection) -> list[str]:
+    return section.decontaminate.files if section.decontaminate else []
+
+
+def _clean(
+    section: SynthSection, written: list[Written], funnels: list[Funnel]
+) -> tuple[list[Written], list[dict[str, Any]]]:
+    """Takes out what shares a run of words with evaluation data, and says what that was."""
+    if section.decontaminate is None:
+        return written, []
+    evaluation: Mapping[str, Sequence[str]] = {
+        Path(path).name: [text_of(example) for example in read_sources([Source(path)], 0).examples]
+        for path in section.decontaminate.files
+    }
+    _, removed = decontaminate([one.example for one in written], evaluation, section.decontaminate.ngram)
+    gone = {one.row for one in removed}
+    funnel = Funnel("decontamination", "examples")
+    funnel.drop("in_evaluation_data", len(gone))
+    funnel.keep(len(written) - len(gone))
+    funnels.append(funnel)
+    rows = [{**asdict(one), "instruction": written[one.row].task.instruction} for one in removed]
+    return [one for place, one in enumerate(written) if place not in gone], rows
+
+
+# Files --------------------------------------------------------------------------------------------------------------
+
+
+def _publish(folder: Path, section: SynthSection, written: Sequence[Written], card: dict[str, Any]) -> list[Path]:
+    rows = [one.to_json() for one in written]
+    examples = folder / "examples.jsonl"
+    _write_lines(examples, rows)
+    match section.format:
+        case "alpaca":
+            shared = folder / "alpaca.json"
+            write_json(shared, rows)
+        case "chat":
+            shared = folder / "chat.jsonl"
+            conversations = [one.example.to_json()["messages"] for one in written]
+            _write_lines(
+                shared,
+                [{"messages": m, "provenance": r["provenance"]} for m, r in zip(conversations, rows, strict=True)],
+            )
+        case "parquet":
+            shared = folder / "examples.parquet"
+            _write_parquet(shared, rows)
+    write_json(folder / "card.json", card)
+    with atomic_file(folder / "card.md") as file:
+        file.write(as_markdown(card).encode())
+    return [examples, shared, folder / "card.json", folder / "card.md"]
+
+
+def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_file(path) as file:
+        for row in rows:
+            file.write(orjson.dumps(row) + b"\n")
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    with atomic_file(path) as file:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)

@@ -1,0 +1,198 @@
+"""What a teacher wrote, as tasks. Whatever cannot be read is a counted reason, never a guess.
+
+Markers count only at the beginning of a line, so that a text may hold "16.", "###", "Example" or "Output:" inside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from spintune.data.formats import NO_INPUT
+from spintune.synthesis.tasks import Task, one_line, task_id
+from spintune.teachers.protocol import Outcome, Reply
+
+
+@dataclass
+class Parsed:
+    """Tasks found in a reply, and what was dropped by reason. ``failure`` when nothing in the reply could be read."""
+
+    tasks: list[Task] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    failure: str | None = None
+
+
+def reply_text(outcome: Outcome, begin: str, marker: re.Pattern[str]) -> str | Parsed:
+    """The reply with its beginning, which a teacher may or may not have repeated; or why there is none.
+
+    It has repeated it when it begins with a marker of the kind, whatever its number.
+    """
+    if not isinstance(outcome, Reply):
+        return Parsed(failure=outcome.reason)
+    if outcome.ending == "refused":
+        return Parsed(failure="withheld")
+    if not outcome.text.strip():
+        return Parsed(failure="empty_reply")
+    text = outcome.text.replace("\r\n", "\n")
+    return text if marker.match(_RULE_ABOVE.sub("", text)) else begin + text
+
+
+_RULE_ABOVE = re.compile(r"^\s*(?:(?:#+|-+)[ \t]*\n\s*)?")
+
+# Self-Instruct: a numbered list of instructions ---------------------------------------------------------------------
+
+_ITEM = re.compile(r"^[ \t]*(?:[*_#]+[ \t]*)?(?:Task[ \t]+)?(\d{1,3})[ \t]*[.):][ \t*_]*", re.MULTILINE | re.IGNORECASE)
+
+
+def instructions(outcome: Outcome, begin: str) -> Parsed:
+    """The items of a numbered list, whatever the numbers; an item ends at an empty line.
+
+    The last one of a reply that ran out of room is dropped.
+    """
+    text = reply_text(outcome, begin, _ITEM)
+    if isinstance(text, Parsed):
+        return text
+    marks = list(_ITEM.finditer(text))
+    if not marks:
+        return Parsed(failure="unparsed")
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    texts = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
+    items = [one_line(item.partition("\n\n")[0]).strip("*_ ") for item in texts]
+    parsed = Parsed()
+    if _cut(outcome):
+        items.pop()
+        parsed.dropped["cut_off"] += 1
+    parsed.tasks = [Task(task_id(item), item) for item in items]
+    return parsed
+
+
+# Self-Instruct: is it a classification task? ------------------------------------------------------------------------
+
+
+_JUDGEMENT = re.compile(r"[*_#\s]*Classification[*_]*:\W*(yes|no)\b", re.IGNORECASE)
+
+
+def classification(outcome: Outcome, begin: str) -> bool | str:
+    """Yes or No, or why neither was said."""
+    text = reply_text(outcome, begin, _JUDGEMENT)
+    if isinstance(text, Parsed):
+        return text.failure or "unparsed"
+    said = _JUDGEMENT.match(text.strip())
+    return said[1].lower() == "yes" if said else "unparsed"
+
+
+# Self-Instruct: instances -------------------------------------------------------------------------------------------
+
+_TASK = re.compile(r"^[ \t]*Task[ \t]*\d*[ \t]*:", re.MULTILINE)
+_EXAMPLE = re.compile(r"^[ \t*_#]*Example[ \t]*\d*[ \t]*[.:]?[ \t*_]*$", re.MULTILINE)
+_OUTPUT = re.compile(r"^[ \t*_]*Output[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
+_INPUT = re.compile(r"^[ \t*_]*Input[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
+_LABEL = re.compile(r"^[ \t*_#]*Class label[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE | re.IGNORECASE)
+
+
+def instances_input_first(outcome: Outcome, begin: str, task: Task) -> Parsed:
+    """Inputs and outputs of ``Example N`` blocks."""
+    text = reply_text(outcome, begin, _EXAMPLE)
+    if isinstance(text, Parsed):
+        return text
+    parsed = Parsed()
+    before, *blocks = _EXAMPLE.split(_TASK.split(text)[0])
+    if before.strip():
+        blocks.insert(0, before)
+    if _cut(outcome) and blocks:
+        blocks.pop()
+        parsed.dropped["cut_off"] += 1
+    for block in blocks:
+        before, *outputs = _OUTPUT.split(block)
+        if not outputs:
+            parsed.dropped["no_output"] += 1
+            continue
+        # a second output in a block belongs to nothing that was asked
+        output = _INPUT.split(outputs[0])[0].strip()
+        parsed.tasks.append(_instance(task, _INPUT.sub("", before.strip(), count=1).strip(), output))
+    if not blocks and not parsed.dropped:
+        parsed.failure = "unparsed"
+    return parsed
+
+
+def instances_output_first(outcome: Outcome, begin: str, task: Task) -> Parsed:
+    """Labels, each with the input that follows it, if any."""
+    text = reply_text(outcome, begin, _LABEL)
+    if isinstance(text, Parsed):
+        return text
+    _, *blocks = _LABEL.split(_TASK.split(text)[0])
+    parsed = Parsed(failure=None if blocks else "unparsed")
+    if _cut(outcome) and blocks:
+        blocks.pop()
+        parsed.dropped["cut_off"] += 1
+    for block in blocks:
+        label, _, context = block.strip().partition("\n")
+        parsed.tasks.append(_instance(task, _INPUT.sub("", context.strip(), count=1).strip(), label.strip(" *_")))
+    return parsed
+
+
+def _instance(task: Task, context: str, output: str) -> Task:
+    context = _given(context)
+    return Task(task_id(task.instruction, context, output), task.instruction, context, output, task.classification)
+
+
+# Alpaca: whole examples ---------------------------------------------------------------------------------------------
+
+_FIELD = re.compile(
+    r"^[ \t]*(?:[*_#]+[ \t]*)?(?:(\d{1,3})[ \t]*[.)][ \t]*)?[*_]*(Instruction|Input|Output)[*_]*[ \t]*:[*_]*[ \t]*",
+    re.MULTILINE,
+)
+_RULER = re.compile(r"(?:^|\n)[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*(?:\n\s*)*$")
+_FIELDS = ("Instruction", "Input", "Output")
+
+
+def triples(outcome: Outcome, begin: str, limit: int) -> Parsed:
+    """Instruction, input and output of each block; the last block of a reply that ran out of room is dropped.
+
+    A block begins with its instruction, whatever its number says, and must have its three fields in order. A block
+    that has not is dropped by itself. ``limit`` blocks count; more than were asked for are dropped.
+    """
+    text = reply_text(outcome, begin, _FIELD)
+    if isinstance(text, Parsed):
+        return text
+    blocks = _blocks(text)
+    parsed = Parsed(failure=None if blocks else "unparsed")
+    if _cut(outcome) and blocks:
+        blocks.pop()
+        parsed.dropped["cut_off"] += 1
+    for block in blocks[:limit]:
+        if tuple(name for name, _ in block) != _FIELDS:
+            parsed.dropped["broken_block"] += 1
+            continue
+        instruction, context, output = (content for _, content in block)
+        instruction, context = one_line(instruction), _given(context)
+        parsed.tasks.append(Task(task_id(instruction, context, output), instruction, context, output))
+    parsed.dropped["more_than_asked"] += len(blocks[limit:])
+    parsed.dropped += Counter()
+    return parsed
+
+
+def _blocks(text: str) -> list[list[tuple[str, str]]]:
+    """Fields with their contents, a list for each instruction. Where fields are numbered, those without are text."""
+    marks = list(_FIELD.finditer(text))
+    if any(mark[1] for mark in marks):
+        marks = [mark for mark in marks if mark[1]]
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    blocks: list[list[tuple[str, str]]] = []
+    for mark, end in zip(marks, ends, strict=True):
+        if mark[2] == "Instruction":
+            blocks.append([])
+        if blocks:
+            content = _RULER.sub("", text[mark.end() : end].rstrip())
+            blocks[-1].append((mark[2], content.strip()))
+    return blocks
+
+
+def _given(context: str) -> str:
+    """An input, or nothing where the teacher says in words that there is none."""
+    return "" if context.strip().strip("()[].").lower() in ("", NO_INPUT, "none", "n/a", "no input") else context
+
+
+def _cut(outcome: Outcome) -> bool:
+    return isinstance(outcome, Reply) and outcome.ending == "length"

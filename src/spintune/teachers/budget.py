@@ -1,0 +1,113 @@
+"""A limit in tokens or dollars that is not passed, also with many requests under way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from spintune.errors import RecipeError
+from spintune.teachers.protocol import Outcome, Request, Usage, usage_of
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent, over all runs that count what was spent before.
+
+    Attributes:
+        tokens: of prompts and answers together; None for no limit.
+        dollars: None for no limit.
+        prompt_price, completion_price: [dollars per million tokens]
+
+    Raises RecipeError for a limit in dollars without a price.
+    """
+
+    tokens: int | None = None
+    dollars: float | None = None
+    prompt_price: float = 0.0
+    completion_price: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dollars is not None and not (self.prompt_price > 0 or self.completion_price > 0):
+            raise RecipeError(
+                "a budget in dollars needs prompt_price and completion_price (dollars per million tokens)"
+            )
+
+    def cost(self, usage: Usage) -> float:
+        """Price of what was used. [dollars]
+
+        >>> Budget(prompt_price=0.5, completion_price=2).cost(Usage(1, 2_000_000, 1_000_000))
+        3.0
+        """
+        return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
+
+    def covers(self, usage: Usage) -> bool:
+        return (self.tokens is None or usage.tokens <= self.tokens) and (
+            self.dollars is None or self.cost(usage) <= self.dollars
+        )
+
+    def __str__(self) -> str:
+        limits = [] if self.tokens is None else [f"{self.tokens:,} tokens"]
+        return " and ".join([*limits, *([] if self.dollars is None else [f"${self.dollars:,.2f}"])])
+
+
+class Ledger:
+    """What was spent, and what the requests under way may still cost."""
+
+    def __init__(self, budget: Budget, spent: Usage) -> None:
+        self._budget = budget
+        self._held = Usage()
+        self.spent = spent
+
+    def hold(self, ceiling: Usage) -> bool:
+        """Sets the most that an attempt can use aside; False when the budget has no room for it."""
+        if not self._budget.covers(self.spent + self._held + ceiling):
+            return False
+        self._held += ceiling
+        return True
+
+    def settle(self, ceiling: Usage, used: Usage) -> None:
+        """Puts what was used in the place of what was held."""
+        self._held -= ceiling
+        self.spent += used
+
+
+class Call:
+    """One request on its way through its attempts, and what it holds of the budget.
+
+    Each attempt needs a hold of the request's ceiling. An attempt that the server refused is free and hands it on to
+    the next one; an attempt that broke off may be charged, so its hold counts as spent.
+    """
+
+    def __init__(self, request: Request, ledger: Ledger) -> None:
+        self.request = request
+        self._ledger = ledger
+        self._ceiling = request.ceiling
+        self._held = Usage()
+        self._lost = 0
+
+    def reserve(self) -> bool:
+        """Sees to the hold for the next attempt; False when the budget has no room for it."""
+        if self._held == Usage() and self._ledger.hold(self._ceiling):
+            self._held = self._ceiling
+        return self._held == self._ceiling
+
+    def lose(self) -> None:
+        """An attempt broke off."""
+        self._end_hold(used=self._ceiling)
+        self._lost += 1
+
+    def settle(self, outcome: Outcome) -> Outcome:
+        """Counts the outcome's own usage; gives it back with the number of attempts that were lost on the way."""
+        self._end_hold(used=usage_of(self.request, outcome))
+        return replace(outcome, lost=self._lost)
+
+    def release(self) -> None:
+        """Ends without outcome: refused."""
+        self._end_hold(used=Usage())
+
+    def give_up(self) -> None:
+        """Ends without outcome: given up under way, perhaps charged."""
+        self._end_hold(used=self._held)
+
+    def _end_hold(self, used: Usage) -> None:
+        self._ledger.settle(self._held, used)
+        self._held = Usage()

@@ -1,0 +1,34 @@
+"""A teacher by script, its replies on disk, and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from spintune.synthesis.asking import Asker
+from spintune.synthesis.tasks import Task
+from spintune.teachers.protocol import Failure, Reply, Request
+from spintune.teachers.replies import Replies
+from spintune.teachers.scripted import ScriptedTeacher
+
+Script = Callable[[Request], str | Reply | Failure]
+
+
+@pytest.fixture
+def replies(tmp_path: Path) -> Iterator[Replies]:
+    with Replies(tmp_path / "replies.sqlite") as file:
+        yield file
+
+
+@pytest.fixture
+def asker_of(replies: Replies) -> Callable[[Script], Asker]:
+    return lambda script: Asker(ScriptedTeacher(script, "script"), replies)
+
+
+@pytest.fixture
+def seeds() -> list[Task]:
+    """Ten of no common words."""
+    words = ["amber", "bronze", "cedar", "dusk", "ember", "flint", "garnet", "hazel", "indigo", "jade"]
+    return [Task(f"seed-{w}", f"{w}1 {w}2 {w}3 {w}4", f"in {w}", f"out {w}", i % 3 == 0) for i, w in enumerate(words)]

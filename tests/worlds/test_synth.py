@@ -1,0 +1,299 @@
+"""Writing data as a stage: through HTTP, by a model on this machine, and on to training."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., dict[str, Any]]
+Spintune = Callable[..., Any]
+
+WORDS = [f"w{number}" for number in range(97)]
+
+
+def written(prompt: str) -> str:
+    """A teacher that invents tasks: its words depend on the prompt alone."""
+    if "classification task when" in prompt:
+        return " No"
+    if "Write examples of each task" in prompt:
+        return "Input: a text\nOutput: an answer\nExample 2\nInput: another\nOutput: "
+    draw = sum(map(ord, prompt))
+    tasks = [" ".join(WORDS[(draw * (k + 3) + j * j + k) % 97] for j in range(7)) for k in range(4)]
+    return "\n".join(f"{number}. {task}" for number, task in enumerate(tasks, 9))
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A chat endpoint of that teacher, which counts what it is asked."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.asked: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.status = 200
+        self.usage = {"prompt_tokens": 10, "completion_tokens": 5}
+        super().__init__(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def stop(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked[json.dumps(body, sort_keys=True)] += 1
+        time.sleep(self.server.seconds)
+        prompt = body["messages"][-1]["content"]
+        choice = {"index": 0, "message": {"role": "assistant", "content": written(prompt)}, "finish_reason": "stop"}
+        reply = {"id": "x", "object": "chat.completion", "choices": [choice], "usage": self.server.usage}
+        answer = json.dumps(reply).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def recipe(values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(values(tmp_path / "out", **changes)))
+        return path
+
+    return write
+
+
+def section(server: Server, **changes: Any) -> dict[str, Any]:
+    teacher = {"url": server.url, "model": "inventor", **changes.pop("teacher", {})}
+    return {"instructions": 12, "requests_per_round": 3, "teacher": teacher, **changes}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+ALONE = {"data": {"train": "synth"}, "sft": None, "spin": None, "eval": []}
+
+
+def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: Server, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", synth=section(server), data={"train": "synth"}, spin={"iterations": 1})
+    examples = rows(tmp_path / "run/synth/examples.jsonl")
+    assert results["synth"]["examples"] == len(examples) == 12
+    assert results["data"]["read"] == 12
+    assert results["data"]["train"] + results["data"]["heldout"] + sum(results["data"]["dropped"].values()) == 12
+    assert set(results["models"]) == {"base", "sft", "iterate-1"}
+    trained = rows(tmp_path / "run/data/train.jsonl")
+    assert {row["messages"][0]["content"] for row in trained} <= {
+        f"{e['instruction']}\n\n{e['input']}" for e in examples
+    }
+    assert results["synth"]["cost"]["requests"] == sum(server.asked.values())
+    assert results["synth"]["cost"]["prompt_tokens"] == 10 * sum(server.asked.values())
+
+
+def test_every_row_tells_where_it_comes_from(run: Run, server: Server, tmp_path: Path) -> None:
+    run(tmp_path / "run", synth=section(server), **ALONE)
+    for row in rows(tmp_path / "run/synth/examples.jsonl"):
+        provenance = row["provenance"]
+        assert provenance["teacher"] == f"inventor at {server.url.removeprefix('http://').removesuffix('/v1')}"
+        assert [r["prompt"] for r in provenance["requests"]] == [
+            "self-instruct/instructions/1",
+            "self-instruct/classification/1",
+            "self-instruct/input-first/1",
+        ]
+        assert len(provenance["demonstrations"]) == 8
+    card = json.loads((tmp_path / "run/synth/card.json").read_text())
+    assert card["examples"] == 12
+    instances = card["funnel"][-1]
+    assert instances["dropped"] == {"empty_output": 12}
+    for step in card["funnel"]:
+        assert step["read"] == step["kept"] + sum(step["dropped"].values())
+    assert sum(bound["count"] for bound in card["nearest_seed"]["histogram"]) == card["instructions"] == 12
+    text = (tmp_path / "run/synth/card.md").read_text()
+    assert "# 12 examples written by inventor" in text
+    assert "empty_output 12" in text
+
+
+@pytest.mark.parametrize(
+    ("format", "file"), [("alpaca", "alpaca.json"), ("chat", "chat.jsonl"), ("parquet", "examples.parquet")]
+)
+def test_the_file_for_others_reads_back_as_the_same_examples(
+    run: Run, server: Server, tmp_path: Path, format: str, file: str
+) -> None:
+    from spintune.data.sources import Source, read_sources
+
+    run(tmp_path / "run", synth=section(server, format=format), **ALONE)
+    ours = read_sources([Source(str(tmp_path / "run/synth/examples.jsonl"))], 0).examples
+    theirs = read_sources([Source(str(tmp_path / "run/synth" / file))], 0).examples
+    assert [example.messages for example in theirs] == [example.messages for example in ours]
+    assert len(ours) == 12
+
+
+def test_the_same_command_asks_nothing_and_more_instructions_go_on_from_there(
+    run: Run, server: Server, tmp_path: Path
+) -> None:
+    run(tmp_path / "run", synth=section(server), **ALONE)
+    before = rows(tmp_path / "run/synth/examples.jsonl")
+    asked = server.asked.copy()
+    run(tmp_path / "run", synth=section(server), **ALONE)
+    assert server.asked == asked
+    run(tmp_path / "run", synth=section(server, instructions=20), **ALONE)
+    assert rows(tmp_path / "run/synth/examples.jsonl")[:12] == before
+    assert set(server.asked.values()) == {1}
+    assert sum(server.asked.values()) > sum(asked.values())
+
+
+def test_a_budget_that_ends_keeps_what_it_paid_for_and_a_larger_one_goes_on(
+    run: Run, server: Server, tmp_path: Path
+) -> None:
+    server.usage = {"prompt_tokens": 500, "completion_tokens": 100}
+    poor = {"budget": {"tokens": 12_000}, "concurrency": 1}
+    results = run(tmp_path / "run", synth=section(server, teacher=poor), **ALONE)
+    assert "budget" in results["synth"]["stopped"]
+    kept = len(rows(tmp_path / "run/synth/examples.jsonl"))
+    assert 0 < kept <= 12
+    cost = results["synth"]["cost"]
+    assert cost["prompt_tokens"] + cost["completion_tokens"] <= 12_000
+    results = run(tmp_path / "run", synth=section(server), **ALONE)
+    assert results["synth"]["examples"] == 12
+    assert results["synth"]["stopped"] is None
+    assert set(server.asked.values()) == {1}
+
+
+def test_examples_that_touch_evaluation_data_are_taken_out_and_named(run: Run, server: Server, tmp_path: Path) -> None:
+    run(tmp_path / "first", synth=section(server), **ALONE)
+    leaked = rows(tmp_path / "first/synth/examples.jsonl")[4]
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"instruction": leaked["instruction"], "output": "secret"}) + "\n")
+    clean = section(server, decontaminate={"files": [str(tmp_path / "exam.jsonl")], "ngram": 7})
+    results = run(tmp_path / "run", synth=clean, **ALONE)
+    assert results["synth"]["examples"] == 11
+    card = json.loads((tmp_path / "run/synth/card.json").read_text())
+    (removed,) = card["decontaminated"]
+    assert removed["instruction"] == leaked["instruction"]
+    assert removed["evaluation"] == "exam.jsonl"
+    assert leaked["instruction"] not in (tmp_path / "run/synth/examples.jsonl").read_text()
+
+
+def test_a_model_on_this_machine_is_the_teacher_by_default(
+    run: Run, tiny_model: Path, tmp_path: Path, contents: Callable[[Path], Any]
+) -> None:
+    """A random model writes noise. What counts is that it is asked, and that noise ends in one clear line."""
+    from spintune.errors import TeacherError
+
+    small = {"instructions": 3, "requests_per_round": 2, "patience": 1, "max_tokens": 8}
+    with pytest.raises(TeacherError, match=f"{tiny_model}: no task of use in 2 replies"):
+        run(tmp_path / "run", synth=small, **ALONE)
+    assert (tmp_path / "run/synth/replies.sqlite").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ({"teacher": {"url": "ftp://example.org"}}, "ftp://example.org"),
+        ({"teacher": {"url": "https://example.org/v1", "key_variable": "SOME_API_KEY"}}, "SOME_API_KEY"),
+        ({"teacher": {"budget": {"dollars": 1.0}}}, "a budget in dollars needs prompt_price"),
+        ({"method": "alpaca", "instance_tokens": 9}, "instance_tokens would do nothing here"),
+        ({"filters": {"novelty": 0}}, "synth.filters.novelty"),
+    ],
+)
+def test_bad_settings_are_one_clear_line(
+    spintune: Spintune, recipe: Callable[..., Path], server: Server, changes: dict[str, Any], words: str
+) -> None:
+    result = spintune("run", recipe(synth=section(server, **changes), **ALONE))
+    assert result.code != 0
+    assert words in result.err
+    assert "Traceback" not in result.err
+    assert sum(server.asked.values()) == 0
+
+
+def test_synth_as_a_source_needs_its_section(spintune: Spintune, recipe: Callable[..., Path]) -> None:
+    result = spintune("run", recipe(**ALONE))
+    assert result.code == 2
+    assert "data.train names synth, and there is no synth section that writes it" in result.err
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(401, "API_KEY"), (404, "404"), (500, "no answer for 8 requests in a row")]
+)
+def test_a_teacher_that_refuses_is_one_clear_line(
+    spintune: Spintune, recipe: Callable[..., Path], server: Server, status: int, words: str
+) -> None:
+    server.status = status
+    settings = section(server, teacher={"max_retries": 0}, requests_per_round=8)
+    result = spintune("run", recipe(synth=settings, **ALONE))
+    assert result.code == 9
+    assert words in result.err
+
+
+def test_the_command_alone_shows_what_was_dropped(spintune: Spintune, server: Server, tmp_path: Path) -> None:
+    options = ("--url", server.url, "--model", "inventor", "--instructions", "5", "--out", str(tmp_path / "out"))
+    result = spintune("synth", *options, "synth.requests_per_round=2")
+    assert result.code == 0, result.err
+    assert "instances" in result.out
+    assert "empty_output 5" in result.out
+    assert "read card.md" in result.out
+    assert len(rows(tmp_path / "out/synth/examples.jsonl")) == 5
+
+
+@pytest.mark.slow
+def test_kill_of_either_side_loses_nothing_and_asks_nothing_twice(
+    values: Callable[..., dict[str, Any]], server: Server, tmp_path: Path
+) -> None:
+    """The client is killed with -9 in the middle; the server ends and comes back on the same port; then both go on."""
+    file = tmp_path / "recipe.yaml"
+    settings = section(server, instructions=30, teacher={"concurrency": 2, "max_retries": 0})
+    file.write_text(json.dumps(values(tmp_path / "run", synth=settings, **ALONE)))
+    command = [sys.executable, "-m", "spintune", "synth", str(file)]
+    server.seconds = 0.05
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while sum(server.asked.values()) < 8 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = server.asked.copy()
+    port = server.server_address[1]
+    server.stop()
+    down = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert down.returncode == 9
+    assert len(down.stderr.strip().splitlines()[-1].splitlines()) == 1
+    back = Server(port)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        # what was under way when the client died may come twice: two requests at most
+        twice = [body for body in back.asked if body in before]
+        assert len(twice) <= 2
+        assert max((before + back.asked).values()) <= 2
+        assert len(rows(tmp_path / "run/synth/examples.jsonl")) == 30
+    finally:
+        back.stop()
