@@ -10,9 +10,17 @@ import jsonschema
 import pytest
 from pydantic import BaseModel
 
-from spintune import recipe as module
 from spintune.errors import RecipeError
-from spintune.recipe import Recipe, Section, SpinSection, TrainingSection, load_recipe, parse_recipe, recipe_schema
+from spintune.recipe import (
+    Recipe,
+    Section,
+    SpinSection,
+    TrainingSection,
+    load_recipe,
+    parse_recipe,
+    read_yaml,
+    recipe_schema,
+)
 from spintune.selfplay.spin import default_rate
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -36,13 +44,17 @@ def loaded(tmp_path: Path, text: str, *overrides: str) -> Recipe:
 
 
 def sections() -> list[type[BaseModel]]:
-    classes = [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, Section)]
-    return [section for section in classes if section.model_fields]
+    """Every section that is defined anywhere in the package."""
+    known, new = set[type[BaseModel]](), {Section}
+    while new := {kind for parent in new for kind in parent.__subclasses__()} - known:
+        known |= new
+    return [section for section in known if section.model_fields and section.__module__.startswith("spintune.recipe")]
 
 
 def test_every_setting_is_described() -> None:
-    # source, data, budget, teacher, filters, decontaminate, synth, what training shares, sft, stop, spin, lora, recipe
-    assert len(sections()) == 13
+    # source, data, recipe; budget, teacher, filters, decontaminate, synth; quadrants, weighing, group, prompting,
+    # mixture; what training shares, sft, stop, spin, lora
+    assert len(sections()) == 3 + 5 + 5 + 5
     for section in sections():
         for name, field in section.model_fields.items():
             if section is Recipe and name == "data":
@@ -133,7 +145,7 @@ def test_what_is_missing_is_told_with_its_description() -> None:
         parse_recipe({"out": "o", "data": {}}, "test")
     assert str(caught.value).splitlines() == [
         "test: model is missing; Alias, local folder, GGUF file, or hub id[@revision].",
-        "test: data.train is missing; Supervised examples: one source or a list of them.",
+        "test: data: name data to train on: train (a source or a list of them), or a mixture of tasks",
     ]
 
 
@@ -218,7 +230,7 @@ def test_the_schema_file_is_current() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_loads_and_the_schema_accepts_it(path: Path) -> None:
     load_recipe(path)
-    values = module._read_yaml(path)
+    values = read_yaml(path, "recipe")
     jsonschema.validate(values, recipe_schema())
     assert path.read_text().startswith("# yaml-language-server: $schema=recipe.schema.json\n")
 
@@ -233,6 +245,8 @@ def test_every_recipe_loads_and_the_schema_accepts_it(path: Path) -> None:
         {"data": {"train": 3}},
         {"data": {"train": {"path": "x", "wieght": 2}}},
         {"data": {}},
+        {"data": {"mixture": {"tasks": ["builtin:gsm8k"], "examples": 10}}},
+        {"data": {"mixture": {"tasks": ["builtin:gsm8k"]}}},
         {"seed": -1},
         {"seed": 1.5},
         {"sft": {"lerning_rate": 1}},

@@ -98,22 +98,26 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show the exact tokens of some training rows, the trained ones coloured."""
-    from spintune.data.sources import Source, read_sources
-    from spintune.models.loading import load_tokenizer
+    from spintune.models.loading import is_encoder_decoder, load_tokenizer
     from spintune.recipe import load_recipe
-    from spintune.tokens.chat import Renderer, render
+    from spintune.stages.data import read_data
+    from spintune.tokens.chat import render
+    from spintune.tokens.rendering import build_renderer
 
     path = _recipe_path(words)
     recipe = load_recipe(path, words[1:] if path else words)
-    sources = [Source(**section.model_dump()) for section in recipe.data.train]
-    collection = read_sources(sources, recipe.seed)
     tokenizer = load_tokenizer(recipe.model, cache=_cache())
-    renderer = Renderer(tokenizer, recipe.data.template, recipe.data.turns)
-    rendered = render(collection.examples, renderer, recipe.data.max_length)
+    renderer = build_renderer(
+        tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=_cache())
+    )
+    data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
+    found = read_data(recipe.model_copy(update={"data": data}), tokenizer)
+    longest = (data.max_length, data.max_target_length, None, data.max_input_length)
+    rendered = render(found.train, renderer, *longest)
     lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
     facts = {
-        "read": collection.read,
-        "dropped": {**collection.dropped, **rendered.dropped},
+        "read": found.facts["read"],
+        "dropped": {**found.facts["dropped"], **rendered.dropped},
         "truncated": rendered.truncated,
         "rows": len(rendered.rows),
         "tokens": sum(lengths),
@@ -136,6 +140,49 @@ def inspect(
             f"row {number}: {len(row.prompt_ids)} prompt tokens, {sum(row.trained)} of {len(row.response_ids)} trained",
         )
     print("\n" + "  ".join(f"{name.replace('_', ' ')}: {value or 0}" for name, value in facts.items()))
+
+
+@app.command()
+def mix(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="A recipe with a mixture, and overrides.", metavar="[RECIPE] [KEY=VALUE]..."),
+    ] = None,
+    show: Annotated[str | None, typer.Option(help="Print examples of this task: builtin:NAME or a YAML file.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the files of built-in tasks are.")] = None,
+    rows: Annotated[int, typer.Option(help="How many examples to show.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Show a task's examples (--show TASK), or a recipe's mixture with its wanted and realised shares."""
+    from spintune.console import print_examples, print_mixture
+    from spintune.errors import RecipeError
+    from spintune.mixtures.mixture import show as examples_of
+    from spintune.mixtures.tasks import load_tasks
+
+    path = _recipe_path(words or [])
+    if show:
+        found = load_tasks([show], folder)
+        shown = [row for task in found.tasks[:rows] for row in examples_of(task, rows, seed)]
+        if json:
+            _print_json(shown)
+        else:
+            print_examples(shown)
+        return
+    if path is None:
+        raise RecipeError("spintune mix needs a recipe with data.mixture, or --show TASK; see spintune mix --help")
+    from spintune.models.loading import load_tokenizer
+    from spintune.recipe import load_recipe
+    from spintune.stages.data import read_data
+
+    recipe = load_recipe(path, (words or [])[1:])
+    if recipe.data.mixture is None:
+        raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
+    mixed = read_data(recipe, load_tokenizer(recipe.model, cache=_cache()))
+    if json:
+        _print_json(mixed.facts["mixture"])
+    else:
+        print_mixture(mixed.facts["mixture"])
 
 
 @app.command()
@@ -175,6 +222,22 @@ def chat(
         elif line:
             turns.append(("user", line))
             turns.append(("assistant", speak(turns)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or about several side by side."""
+    from spintune.report.page import write_report
+
+    path = write_report(runs, out)
+    if json:
+        _print_json({"file": str(path)})
+    else:
+        print(path)
 
 
 @app.command()

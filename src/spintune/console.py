@@ -177,8 +177,7 @@ def print_results(results: dict[str, Any], folder: str) -> None:
         console.print(
             f"{synth['teacher']} wrote {synth['examples']:,} examples of {synth['instructions']:,} instructions: "
             f"{cost['requests']:,} requests, {cost['prompt_tokens']:,} tokens read, "
-            f"{cost['completion_tokens']:,} written"
-            + (f", ${cost['dollars']:,.2f}" if cost["dollars"] else ""),
+            f"{cost['completion_tokens']:,} written" + (f", ${cost['dollars']:,.2f}" if cost["dollars"] else ""),
             soft_wrap=True,
         )
         if synth["stopped"]:
@@ -198,6 +197,8 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     if results.get("heldout"):
         console.print(_heldout_table(results["heldout"]))
         console.print(_differences(results["differences"]))
+    if results.get("tasks"):
+        console.print(_accuracy_table(results["tasks"]))
     if seconds := _seconds(results):
         shares = ", ".join(f"{work} {_duration(taken)}" for work, taken in seconds.items())
         console.print(f"\nTime: {shares}", soft_wrap=True)
@@ -349,6 +350,69 @@ def _differences(differences: dict[str, Any]) -> str:
         ]
         lines.append(f"{name}: " + ("; ".join(told) if told else "none; with so few items they cannot be told apart"))
     return "Paired differences whose 95 % interval leaves out 0:\n  " + "\n  ".join(lines)
+
+
+def print_examples(rows: Sequence[dict[str, Any]]) -> None:
+    """Examples of a task as a model would read them: the prompt plain, the target green."""
+    console = Console(highlight=False)
+    for row in rows:
+        shots = f"few-shot ({row['shots']})" if row["shots"] else "zero-shot"
+        kind = "chain of thought" if row["quadrant"].endswith("cot") else "direct"
+        inverted = ", turned around" if row["inverted"] else ""
+        console.rule(
+            f"{row['source'].split('/')[0]}: {shots}, {kind}, phrasing {row['phrasing']}{inverted}", align="left"
+        )
+        console.print(Text(row["prompt"]))
+        console.print(Text("-> " + row["target"], style="bold green"))
+
+
+def print_mixture(mixture: dict[str, Any]) -> None:
+    """What a mixture is made of: wanted and realised shares of its tasks and quadrants, and what was left out."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDTH_OF_FILES)
+    tasks = _table("Tasks", ("task", "wanted", "realised", "examples", "rows", "passes", "held out", "dropped"))
+    for name, task in sorted(mixture["tasks"].items(), key=lambda entry: -entry[1]["wanted"]):
+        tasks.add_row(
+            name,
+            f"{task['wanted']:.2%}",
+            f"{task['realised']:.2%}",
+            f"{task['examples']:,}",
+            f"{task['rows']:,}",
+            f"{task['passes']:.2f}",
+            f"{task['heldout']:,}",
+            _counts(task["dropped"]),
+        )
+    console.print(tasks)
+    quadrants = _table("Quadrants", ("quadrant", "wanted", "planned", "realised"))
+    for name, shares in mixture["quadrants"].items():
+        quadrants.add_row(name, *(f"{shares[key]:.1%}" for key in ("wanted", "planned", "realised")))
+    console.print(quadrants)
+    exemplars = mixture["exemplars"]
+    console.print(
+        f"{mixture['examples']:,} examples, {mixture['distinct']:,} of them distinct. Exemplars: "
+        f"{exemplars['asked_for']:,} asked for, {exemplars['used']:,} used, {exemplars['over_budget']:,} over "
+        f"the budget, {exemplars['none_other']:,} not there; {exemplars['prompts_left_without']:,} prompts were left "
+        "without.",
+        soft_wrap=True,
+    )
+    for title, names in (("Held-out tasks", mixture["held_out_tasks"]), ("Absent groups", mixture["absent_groups"])):
+        if names:
+            console.print(f"{title}: {', '.join(names)}", soft_wrap=True)
+    for name, reason in mixture["files_without_rows"].items():
+        console.print(f"Left out: {name} ({reason})", soft_wrap=True)
+
+
+def _accuracy_table(tasks: dict[str, Any]) -> Table:
+    """Right answers to the tasks of a mixture, in its larger groups."""
+    models = list(tasks["accuracy"])
+    table = _table("Right answers to the mixture's tasks; 95 % intervals", ("questions", "items", *models))
+    for group in sorted({group for means in tasks["accuracy"].values() for group in means}, reverse=True):
+        if not group.startswith("task "):
+            cells = [tasks["accuracy"][model].get(group) for model in models]
+            items = max(cell["items"] for cell in cells if cell)
+            table.add_row(group, str(items), *(_estimate(cell, "{:.2f}", True) if cell else "-" for cell in cells))
+    return table
 
 
 def print_tokens(prompt: list[str], response: list[tuple[str, bool]], head: str) -> None:

@@ -74,7 +74,7 @@ def _execute(bench: Workbench, until: Stage) -> dict[str, Any]:
             results["baseline"] = outcome.baseline
     if "heldout" in recipe.eval and until == "eval":
         if bench.heldout:
-            results["heldout"], results["differences"] = judge_all(bench, iterates, results.get("best", {}).get("name"))
+            results |= judge_all(bench, iterates, results.get("best", {}).get("name"))
         else:
             bench.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
     results["models"] = {iterate.name: iterate.location for iterate in iterates}

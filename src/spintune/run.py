@@ -81,7 +81,12 @@ class Run:
             write_json_if_changed(path, {"spintune": __version__, "recipe": mine})
             return
         # a recipe that was mended after it failed on its data or model may go on in the same folder
-        if theirs is None or {entry.name for entry in self.folder.iterdir()} <= {"run.lock", "recipe.json", "data"}:
+        if theirs is None or {entry.name for entry in self.folder.iterdir()} <= {
+            "run.lock",
+            "recipe.json",
+            "report.html",
+            "data",
+        }:
             write_json(path, {"spintune": __version__, "recipe": mine})
         else:
             changes = "; ".join(_differences(_claim_of(theirs), _claim_of(mine)))

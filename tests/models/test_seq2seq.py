@@ -8,12 +8,13 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from spintune.errors import ModelError
 from spintune.models.generation import BatchGenerator, PlainGenerator, build_generator
 from spintune.models.loading import is_encoder_decoder, load_model
 from spintune.models.logprobs import LogProbEngine, Query
+from spintune.models.lora import dropout
 from spintune.models.sampling import Sampling
 from spintune.models.seq2seq import disable_seq2seq_layouts, enable_layouts
 
@@ -197,6 +198,39 @@ def test_a_model_without_a_start_token_is_one_line():
     model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = None
     with pytest.raises(ModelError, match="no decoder_start_token_id"):
         LogProbEngine(model)
+
+
+def test_dropout_is_a_stream_of_its_own_and_leaves_no_trace(queries):
+    model = build("flan-t5")
+    engine = LogProbEngine(model)
+    exact = engine(queries).sum_N
+    state = torch.get_rng_state()
+
+    def drawn(key, rate):
+        with dropout(model, key, rate):
+            return engine(queries).sum_N
+
+    assert torch.equal(drawn("a", 0.3), drawn("a", 0.3))
+    assert not torch.allclose(drawn("a", 0.3), drawn("b", 0.3))
+    assert not torch.allclose(drawn("a", 0.3), exact)
+    assert torch.equal(drawn("a", 0.0), exact)
+    assert torch.equal(engine(queries).sum_N, exact)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.1}
+
+
+def test_dropout_drops_in_every_place_that_transformers_does(queries):
+    """At a rate of nearly 1 nothing but the residual stream's zeros is left: all tokens become equally likely."""
+    engine = LogProbEngine(build("flan-t5"))
+    with dropout(engine.model, "a", 1 - 1e-12):
+        logprobs = engine(queries).token_M
+    torch.testing.assert_close(logprobs, torch.full_like(logprobs, -math.log(VOCABULARY)))
+
+
+def test_dropout_of_a_decoder_only_model_is_refused():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_embd=8, n_layer=1, n_head=2))
+    with pytest.raises(ModelError, match="encoder-decoder models alone"), dropout(model, "a", 0.1):
+        pass
 
 
 # Generation --------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spintune.synthesis.asking import Asker
 from spintune.synthesis.tasks import Task
+from spintune.teachers.asking import Asker
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher

@@ -11,11 +11,12 @@ from spintune.data.novelty import NoveltyIndex
 from spintune.errors import BudgetError, TeacherError
 from spintune.progress import Silent
 from spintune.synthesis.alpaca import alpaca_method
-from spintune.synthesis.asking import Asker, stream
+from spintune.synthesis.asking import stream
 from spintune.synthesis.bootstrap import Method, Pool, bootstrap
 from spintune.synthesis.filters import Rules
 from spintune.synthesis.self_instruct import self_instruct_method
 from spintune.synthesis.tasks import Task
+from spintune.teachers.asking import Asker
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from spintune.errors import DataError
-from spintune.synthesis.asking import Asker
 from spintune.synthesis.filters import Rules
 from spintune.synthesis.self_instruct import INSTANCE_DECODING, Instances
 from spintune.synthesis.tasks import Provenance, Task, Written, read_seeds
+from spintune.teachers.asking import Asker
 from spintune.teachers.protocol import Failure, Reply, Request
 
 FROM = Provenance("script", "self_instruct", (("p", "k"),), ())

@@ -49,7 +49,8 @@ def values(tiny_model: Path, alpaca_file: Path) -> Callable[..., dict[str, Any]]
         }
         for key, value in changes.items():
             if isinstance(value, dict) and isinstance(recipe.get(key), dict):
-                recipe[key] = {**recipe[key], **value}
+                merged = {**recipe[key], **value}
+                recipe[key] = {name: setting for name, setting in merged.items() if setting is not None}
             else:
                 recipe[key] = value
         return {key: value for key, value in recipe.items() if value is not None}

@@ -22,7 +22,7 @@ from spintune.records import Pair, read_records
 EOS = 1
 
 T5: dict[str, Any] = {
-    "sft": {"optimizer": "adafactor", "schedule": "constant", "warmup": 0.0, "learning_rate": 5e-3},
+    "sft": {"optimizer": "adafactor", "schedule": "constant", "warmup": 0.0, "learning_rate": 5e-3, "dropout": 0.05},
     "spin": {"optimizer": "adafactor"},
 }
 

@@ -5,8 +5,8 @@ verdicts and computes an LCS for a few pairs only::
 
     all texts of the pool
       |   lengths   2 min(m, n) / (m + n) <= threshold: too short or too long, whatever the words
-      |   words     LCS >= a means that at most m - a words of the query have no partner; so of any m - a + c words
-      |             c have one. Take the rarest: only texts in their postings are looked at, and c times
+      |   words     an LCS of a leaves at most m - a words of the query without a partner, so of any m - a + c of them
+      |             c have one: take the rarest, and only texts that come up c times in their postings are left
       v
     bit-parallel LCS of what is left, by words encoded as characters
 
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +33,8 @@ from spintune.errors import DataError
 Ties = Literal["keep", "float"]
 
 _EXTRA = 2
-"""Partners asked for beyond the first. Each costs one more posting, read; and saves LCSs. 2 was fastest at 50,000 and
-at 200,000 instructions."""
+"""How many partners are asked for beyond the first (c - 1). Each lengthens the postings to read and spares LCSs; 2 was
+fastest for pools of 50,000 and 100,000 instructions."""
 _LIKELY = 64
 """Texts beyond k that :meth:`NoveltyIndex.nearest` looks at first."""
 _SHIFT = 30
@@ -42,7 +42,7 @@ _CODES = 0x110000
 """Characters there are; words with a higher code make the text a tuple of numbers, which is slower."""
 
 _Encoded = str | tuple[int, ...]
-_Indices = NDArray[np.int64]
+_Integers = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class NoveltyIndex:
         index_N, needed_N = self._shortlist(codes)
         if not len(index_N):
             return _NOVEL
-        common_N = self._common(codes, index_N, int(needed_N.min()))
+        common_N = self._common(codes, index_N)
         best = _NOVEL
         for i in (common_N >= needed_N).nonzero()[0].tolist():
             index, common = int(index_N[i]), int(common_N[i])
@@ -184,7 +184,7 @@ class NoveltyIndex:
         """Whether a pair is above the threshold, by the rule for ties."""
         return score > self.threshold if self.ties == "float" else Fraction(2 * common, lengths) > self._exact
 
-    def _shortlist(self, codes: Sequence[int]) -> tuple[_Indices, _Indices]:
+    def _shortlist(self, codes: Sequence[int]) -> tuple[_Integers, _Integers]:
         """Texts that may be above the threshold, in order; and the LCS that each would need for it."""
         length = len(codes)
         shortest = self._floor * length // (2 ** (_SHIFT + 1) - self._floor) + 1
@@ -208,29 +208,32 @@ class NoveltyIndex:
             return _NOBODY
         first = np.concatenate(([0], (hit[1:] != hit[:-1]).nonzero()[0] + 1, [len(hit)]))
         index_N = hit[first[:-1]]
-        count_N = np.diff(first) + (least - 1 + spare)  # no fewer words in common than that can be
+        count_N = np.diff(first) + (least - 1 + spare)  # the LCS is no longer, if all words not probed have partners
         length_N = np.frombuffer(self._lengths, np.uintc)[index_N].astype(np.int64)
         needed_N = (self._floor * (length_N + length) >> (_SHIFT + 1)) + 1
         possible = np.minimum(count_N, length_N) >= needed_N
         return index_N[possible], needed_N[possible]
 
-    def _hits(self, codes: Iterable[int]) -> NDArray[np.uintc]:
+    def _hits(self, codes: Iterable[int]) -> _Integers:
         """The texts that hold the words, once for each occurrence in a text."""
         return np.frombuffer(b"".join([self._postings[code] for code in codes]), np.uintc)
 
-    def _scores(self, codes: Sequence[int], index_N: _Indices) -> NDArray[np.float64]:
-        common_N = self._common(codes, index_N, 0)
+    def _scores(self, codes: Sequence[int], index_N: _Integers) -> NDArray[np.float64]:
+        common_N = self._common(codes, index_N)
         length_N = np.frombuffer(self._lengths, np.uintc)[index_N]
         score_N = np.zeros(len(index_N))
         some = common_N > 0
         score_N[some] = f_measure(common_N[some] / len(codes), common_N[some] / length_N[some])
         return score_N
 
-    def _common(self, codes: Sequence[int], index_N: _Indices, at_least: int) -> NDArray[np.int64]:
-        """LCS with each text; anything below ``at_least`` may be 0."""
+    def _common(self, codes: Sequence[int], index_N: _Integers) -> _Integers:
+        """LCS with each text.
+
+        Without rapidfuzz's score_cutoff: given the very LCS of two texts of over 64 words it may return 0 (3.14.6).
+        """
         self.compared += len(index_N)
         texts = [self._texts[index] for index in index_N.tolist()]
-        return cdist([_as_text(codes)], texts, scorer=LCSseq.similarity, score_cutoff=at_least, dtype=np.int64)[0]
+        return cdist([_as_text(codes)], texts, scorer=LCSseq.similarity, dtype=np.int64)[0]
 
     def _encode(self, words: Sequence[str]) -> list[int]:
         code_of = self._code_of
@@ -243,11 +246,3 @@ _NOBODY = np.empty(0, np.int64), np.empty(0, np.int64)
 def _as_text(codes: Sequence[int]) -> _Encoded:
     """A character for each word: what rapidfuzz compares fastest. Surrogates serve like any other character."""
     return "".join(map(chr, codes)) if max(codes, default=0) < _CODES else tuple(codes)
-
-
-def nearest_scores(texts: Iterable[str], others: Iterable[str], tokeniser: Tokeniser = "reference") -> list[float]:
-    """ROUGE-L of each text with the most similar one of ``others``: how far generated data is from its seeds."""
-    index = NoveltyIndex(tokeniser=tokeniser)
-    for other in others:
-        index.add(other)
-    return [nearest[0][1] if (nearest := index.nearest(text)) else 0.0 for text in texts]

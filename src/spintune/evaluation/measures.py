@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz.distance import LCSseq
 
-_NOT_WORD = re.compile(r"[^a-z0-9]+")
-
-
-def rouge_words(text: str) -> list[str]:
-    """Lower-case runs of ASCII letters and digits, as the ``rouge_score`` package tokenises without stemming."""
-    return _NOT_WORD.sub(" ", text.lower()).split()
+from spintune.data import rouge
+from spintune.data.rouge import tokenise
 
 
 def rouge_l(reference: str, answer: str) -> float:
@@ -24,9 +18,7 @@ def rouge_l(reference: str, answer: str) -> float:
     The longest common subsequence of words, over both lengths: "the cat sat" against "the cat" has an LCS of 2,
     precision 2/2, recall 2/3, F = 0.8. 0 when either has no words.
     """
-    expected, given = rouge_words(reference), rouge_words(answer)
-    common = LCSseq.similarity(expected, given)
-    return 2 * common / (len(expected) + len(given)) if common else 0.0
+    return rouge.rouge_l(tokenise(answer), tokenise(reference))
 
 
 def exact_match(reference: str, answer: str) -> bool:

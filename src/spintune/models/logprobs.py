@@ -8,6 +8,7 @@ the positions that predict a scored token.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -25,20 +26,35 @@ from spintune.models.seq2seq import EncoderDecoder
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Reading = Callable[[Tensor, Tensor], Tensor]
+"""What is kept of logits ``[M, V]`` and of the tokens ``[M]`` that stand there: values ``[M, ...]``."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One prompt and the responses to score. ``scored[j][i]`` says whether token i of response j counts (None: all)."""
+    """One prompt and the responses to score. ``scored[j][i]`` says whether token i of response j counts (None: all).
+
+    The last token of a response predicts nothing. With ``whole=False`` a decoder-only model does not read it, nor twice
+    what responses have before it: choices of one token cost nothing. A response may then end a token behind the last
+    position that the model has.
+    """
 
     prompt: tuple[int, ...]
     responses: tuple[tuple[int, ...], ...]
     scored: tuple[tuple[bool, ...], ...] | None = None
+    whole: bool = True
+
+    @property
+    def branches(self) -> tuple[tuple[int, ...], ...]:
+        """What a decoder-only model reads behind the prompt."""
+        if self.whole:
+            return self.responses
+        return tuple(dict.fromkeys(response[:-1] for response in self.responses if len(response) > 1))
 
     @property
     def tokens(self) -> int:
         """Tokens the model reads for it: the prompt once, and every response."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + sum(map(len, self.branches))
 
     @property
     def counted(self) -> tuple[tuple[bool, ...], ...]:
@@ -125,10 +141,11 @@ class LogProbEngine:
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
         with precision(self.model, self.autocast):
-            token_M = self._packed_tokens(queries) if self.packed else self._plain_tokens(queries)
-        count_N = torch.tensor([sum(scored) for q in queries for scored in q.counted], device=token_M.device)
-        owner_M = torch.repeat_interleave(count_N)
-        sum_N = token_M.new_zeros(len(count_N)).index_add(0, owner_M, token_M)
+            if self.packed:
+                token_M = self._packed_tokens(queries, _TokenLogProb.apply)
+            else:
+                token_M = self._plain_tokens(queries, _logprob)
+        sum_N, count_N = _sums(token_M, queries)
         return LogProbs(sum_N, count_N, token_M)
 
     @torch.no_grad()
@@ -146,7 +163,23 @@ class LogProbEngine:
             done(len(run))
         return scores
 
-    def _packed_tokens(self, queries: Sequence[Query]) -> Tensor:
+    @torch.no_grad()
+    def score_greedy(
+        self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
+    ) -> list[list[tuple[float, bool]]]:
+        """Like :meth:`score`, with each number whether every scored token is the likeliest one where it stands."""
+        scores: list[list[tuple[float, bool]]] = []
+        for run in pack(queries, lambda q: q.tokens, budget):
+            with precision(self.model, self.autocast):
+                tokens = self._packed_tokens if self.packed else self._plain_tokens
+                sum_N2, count_N = _sums(tokens(run, _logprob_and_greedy), run)
+            pairs = zip(*sum_N2.T.tolist(), count_N.tolist(), strict=True)
+            answers = iter([(logprob, greedy == count) for logprob, greedy, count in pairs])
+            scores.extend([next(answers) for _ in query.responses] for query in run)
+            done(len(run))
+        return scores
+
+    def _packed_tokens(self, queries: Sequence[Query], read: Reading) -> Tensor:
         counted = [
             token
             for query in queries
@@ -155,21 +188,23 @@ class LogProbEngine:
             if counts
         ]
         hidden_MD = self.backbone.hidden(queries)
-        return self._head(hidden_MD, torch.tensor(counted, dtype=torch.long, device=hidden_MD.device))
+        return self._head(hidden_MD, torch.tensor(counted, dtype=torch.long, device=hidden_MD.device), read)
 
-    def _head(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
+    def _head(self, hidden_MD: Tensor, target_M: Tensor, read: Reading) -> Tensor:
         pieces = math.ceil(len(target_M) * self.model.config.get_text_config().vocab_size * 4 / self.head_bytes)
         if pieces <= 1 or not torch.is_grad_enabled():
-            return torch.cat([self._head_piece(h, t) for h, t in _chunks(hidden_MD, target_M, pieces)])
+            return torch.cat([self._head_piece(h, t, read) for h, t in _chunks(hidden_MD, target_M, pieces)])
         return torch.cat(
-            [checkpoint(self._head_piece, h, t, use_reentrant=False) for h, t in _chunks(hidden_MD, target_M, pieces)]
+            [
+                checkpoint(self._head_piece, h, t, read, use_reentrant=False)
+                for h, t in _chunks(hidden_MD, target_M, pieces)
+            ]
         )
 
-    def _head_piece(self, hidden_MD: Tensor, target_M: Tensor) -> Tensor:
-        logits_MV = head_logits(self.model, hidden_MD)
-        return _TokenLogProb.apply(_at_least_float32(logits_MV), target_M)
+    def _head_piece(self, hidden_MD: Tensor, target_M: Tensor, read: Reading) -> Tensor:
+        return read(_at_least_float32(head_logits(self.model, hidden_MD)), target_M)
 
-    def _plain_tokens(self, queries: Sequence[Query]) -> Tensor:
+    def _plain_tokens(self, queries: Sequence[Query], read: Reading) -> Tensor:
         """The definition: one forward a response, with the model's own attention and head."""
         values = []
         for query in queries:
@@ -178,9 +213,10 @@ class LogProbEngine:
                     continue
                 logits = self.backbone.logits(query.prompt, response)
                 ids = torch.tensor(response, device=logits.device)
-                token = _at_least_float32(logits).log_softmax(-1).gather(1, ids[:, None])[:, 0]
-                values.append(token[torch.tensor(scored, device=token.device)])
-        return torch.cat(values) if values else torch.zeros(0, device=self.model.device)
+                value = read(_at_least_float32(logits), ids)
+                values.append(value[torch.tensor(scored, device=value.device)])
+        nothing = torch.zeros(0, device=self.model.device)
+        return torch.cat(values) if values else read(nothing[:, None], nothing.long())
 
     @torch.no_grad()
     def _packing_is_exact(self) -> bool:
@@ -189,10 +225,10 @@ class LogProbEngine:
         probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
         self.backbone.disable_packing()
         with precision(self.model, self.autocast):
-            plain = self._plain_tokens(probe)
+            plain = self._plain_tokens(probe, _logprob)
             try:
                 self.backbone.enable_packing()
-                packed = self._packed_tokens(probe)
+                packed = self._packed_tokens(probe, _TokenLogProb.apply)
             except Exception as error:  # whatever a foreign architecture raises, the plain path still works
                 log.debug("packed probe failed", exc_info=error)
                 packed = torch.full_like(plain, math.nan)
@@ -219,8 +255,8 @@ class Decoder:
     def hidden(self, queries: Sequence[Query]) -> Tensor:
         """A prompt is computed once for all of its responses."""
         device = self.model.device
-        layout = PackedLayout([Branch(len(q.prompt), tuple(map(len, q.responses))) for q in queries], device)
-        ids = [token for q in queries for part in (q.prompt, *q.responses) for token in part]
+        layout = PackedLayout([Branch(len(q.prompt), tuple(map(len, q.branches))) for q in queries], device)
+        ids = [token for q in queries for part in (q.prompt, *q.branches) for token in part]
         hidden_1TD = self.model.base_model(
             input_ids=torch.tensor([ids], device=device),
             position_ids=layout.positions(),
@@ -231,8 +267,8 @@ class Decoder:
         return hidden_1TD[0].index_select(0, torch.tensor(_predicting(queries), dtype=torch.long, device=device))
 
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-        ids = torch.tensor([[*prompt, *response]], device=self.model.device)
-        return self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        ids = torch.tensor([[*prompt, *response[:-1]]], device=self.model.device)
+        return self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
 
     def passes_windows(self) -> bool:
         """Some models put them into masks only (Qwen2-MoE)."""
@@ -284,6 +320,23 @@ class _TokenLogProb(torch.autograd.Function):
         return gradient_MV, None
 
 
+def _logprob(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    return logits_MV.log_softmax(-1).gather(1, target_M[:, None])[:, 0]
+
+
+def _logprob_and_greedy(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Values ``[M, 2]``: the log-probability, and 1 where the token is the likeliest."""
+    logprob_M = _TokenLogProb.apply(logits_MV, target_M)
+    return torch.stack([logprob_M, (logits_MV.argmax(-1) == target_M).to(logprob_M)], -1)
+
+
+def _sums(value_M: Tensor, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+    """Values of scored tokens added up for each of N responses, ``[N, ...]``, and how many tokens those are."""
+    count_N = torch.tensor([sum(scored) for q in queries for scored in q.counted], device=value_M.device)
+    owner_M = torch.repeat_interleave(count_N)
+    return value_M.new_zeros(len(count_N), *value_M.shape[1:]).index_add(0, owner_M, value_M), count_N
+
+
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits
 
@@ -294,11 +347,12 @@ def _predicting(queries: Sequence[Query]) -> list[int]:
     start = 0
     for query in queries:
         last_of_prompt = start + len(query.prompt) - 1
-        cursor = last_of_prompt + 1
-        for response, scored in zip(query.responses, query.counted, strict=True):
-            rows.extend(cursor + i - 1 if i else last_of_prompt for i, counts in enumerate(scored) if counts)
-            cursor += len(response)
-        start = cursor
+        *begins, start = itertools.accumulate(map(len, query.branches), initial=last_of_prompt + 1)
+        if not query.whole:
+            place = dict(zip(query.branches, begins, strict=True))
+            begins = [place.get(response[:-1], 0) for response in query.responses]
+        for begin, scored in zip(begins, query.counted, strict=True):
+            rows.extend(begin + i - 1 if i else last_of_prompt for i, counts in enumerate(scored) if counts)
     return rows
 
 

@@ -113,20 +113,33 @@ def has_dropout(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def dropout(model: nn.Module, key: str) -> Iterator[None]:
-    """Turns the adapters' dropout on, with the random stream ``key``; the model's own dropout stays off."""
-    layers = list(_dropouts(model))
-    if not layers:
+def dropout(model: nn.Module, key: str, rate: float = 0.0) -> Iterator[None]:
+    """Turns the adapters' dropout on, and the model's own at ``rate``, with the random stream ``key``.
+
+    Raises ModelError when a decoder-only model is to drop something of its own: packed attention would not.
+    """
+    if rate and not model.config.is_encoder_decoder:  # type: ignore[union-attr]
+        raise ModelError("sft.dropout is of encoder-decoder models alone; leave it out")
+    adapters = list(_dropouts(model))
+    own = list(_own_dropouts(model)) if rate else []
+    if not adapters and not own:
         yield
         return
-    for owner, layer in layers:
-        layer.training = owner.training = True  # DoRA asks the layer around the dropout
+    rates = [getattr(layer, name) for layer, name in own]
+    # DoRA asks the layer around the dropout
+    layers = [layer for pair in adapters for layer in pair] + [layer for layer, _ in own]
     try:
+        for layer in layers:
+            layer.training = True
+        for layer, name in own:
+            setattr(layer, name, rate)
         with stream(key):
             yield
     finally:
-        for owner, layer in layers:
-            layer.training = owner.training = False
+        for layer in layers:
+            layer.training = False
+        for (layer, name), before in zip(own, rates, strict=True):
+            setattr(layer, name, before)
 
 
 @contextlib.contextmanager
@@ -142,6 +155,21 @@ def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Dropout]]:
         layers = getattr(module, "lora_dropout", None)
         if isinstance(layers, nn.ModuleDict):
             yield from ((module, layer) for layer in layers.values() if isinstance(layer, nn.Dropout) and layer.p > 0)
+
+
+def _own_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Layers that drop something in a model itself, each with the name of its rate: attention has only a number."""
+    of_adapters = {
+        id(layer)
+        for module in model.modules()
+        if isinstance(layers := getattr(module, "lora_dropout", None), nn.ModuleDict)
+        for layer in layers.values()
+    }
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and id(module) not in of_adapters:
+            yield module, "p"
+        elif isinstance(getattr(module, "dropout", None), float | int):
+            yield module, "dropout"
 
 
 def _evaluating(adapted: Any) -> PeftModel:

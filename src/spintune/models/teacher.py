@@ -11,6 +11,7 @@ import orjson
 
 from spintune.models.generation import Generator as Writer
 from spintune.models.sampling import Sampling
+from spintune.progress import Progress, Silent
 from spintune.records import Completion, Example, Message
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request
 from spintune.tokens.chat import RowRenderer
@@ -28,9 +29,16 @@ class LocalTeacher:
     """
 
     def __init__(
-        self, name: str, identity: dict[str, Any], writer: Writer, renderer: RowRenderer, longest: int | None
+        self,
+        name: str,
+        identity: dict[str, Any],
+        writer: Writer,
+        renderer: RowRenderer,
+        longest: int | None,
+        progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
     ) -> None:
         self._name, self._identity, self.writer, self.renderer, self.longest = name, identity, writer, renderer, longest
+        self.progress = progress
 
     @property
     def name(self) -> str:
@@ -61,7 +69,14 @@ class LocalTeacher:
         keys = [hashlib.sha256(orjson.dumps(request.to_json())).digest()[:16] for request in requests]
         stops = [_Stop(self.writer.decode, request.stop) for request in requests]
         prompts = [prompt for _, prompt in part]
-        completions = self.writer.generate(prompts, sampling, keys, lambda place, token: stops[place].after(token))
+        most = sum(request.max_tokens for request in requests)
+        with self.progress.task(f"{self.name} answers {len(requests)} requests", most, "tokens at most") as bar:
+
+            def written(place: int, token: int) -> bool:
+                bar.advance()
+                return stops[place].after(token)
+
+            completions = self.writer.generate(prompts, sampling, keys, written)
         for (index, prompt), completion, stop in zip(part, completions, stops, strict=True):
             yield index, _reply(completion, stop, len(prompt))
 

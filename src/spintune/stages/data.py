@@ -1,44 +1,106 @@
-"""Reads the recipe's sources and splits them into training and held-out examples."""
+"""Reads the recipe's sources, mixes its tasks, and splits both into training and held-out examples."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from spintune.data.sources import Source, read_sources, source_digest
+from transformers import PreTrainedTokenizerBase
+
+from spintune.data.sources import Collection, Source, read_sources, source_digest
 from spintune.data.split import split_examples
-from spintune.recipe import SYNTH
-from spintune.records import write_records
+from spintune.mixtures.mixture import Mixture, load_mixture, materialise
+from spintune.models.loading import load_tokenizer
+from spintune.progress import Progress, Silent
+from spintune.recipe import SYNTH, Recipe
+from spintune.records import Example, write_records
 from spintune.stages.synth import examples_file
 from spintune.stages.workbench import Workbench
 
 
+@dataclass(frozen=True)
+class Data:
+    """Examples to train on and to judge by, and what became of everything that was read."""
+
+    train: list[Example]
+    heldout: list[Example]
+    facts: dict[str, Any]
+
+
 def data_stage(bench: Workbench) -> dict[str, Any]:
     """Writes data/train.jsonl and data/heldout.jsonl; how many rows went where."""
-    recipe = bench.recipe
-    sources = [Source(**section.model_dump()) for section in recipe.data.train]
-    written = str(examples_file(bench.run.folder))
-    sources = [replace(source, path=written) if source.path == SYNTH else source for source in sources]
+    recipe, mixture = bench.recipe, None
+    tokenizer = load_tokenizer(recipe.model, cache=bench.cache) if recipe.data.mixture else None
+    if tokenizer:
+        mixture = mixture_of(recipe, tokenizer)
     inputs = {
         "data": bench.settings["data"]["train"],
         "fraction": recipe.data.eval_fraction,
         "seed": recipe.seed,
-        "contents": [source_digest(source) for source in sources],
+        "contents": [source_digest(source) for source in _sources(recipe)],
+        "mixture": mixture and _settings(bench, mixture),
     }
     facts = bench.run.finished("data", inputs)
     if facts is None:
-        collection = read_sources(sources, recipe.seed, bench.progress)
-        train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed)
-        # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
-        heldout = list({example.id: example for example in heldout}.values())
-        write_records(bench.train_file, train)
-        write_records(bench.heldout_file, heldout)
-        facts = {
-            "read": collection.read,
-            "repeated": collection.repeated,
-            "dropped": dict(collection.dropped),
-            "train": len(train),
-            "heldout": len(heldout),
-        }
+        data = read_data(recipe, tokenizer, bench.progress)
+        write_records(bench.train_file, data.train)
+        write_records(bench.heldout_file, data.heldout)
+        facts = data.facts
         bench.run.finish("data", inputs, [bench.train_file, bench.heldout_file], facts)
     return facts
+
+
+def read_data(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase | None,
+    progress: Progress = Silent(),  # noqa: B008
+) -> Data:
+    """The examples of a recipe. A mixture counts its prompts' tokens with ``tokenizer``."""
+    sources = _sources(recipe)
+    collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
+    train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed)
+    facts: dict[str, Any] = {}
+    if recipe.data.mixture:
+        mixture = mixture_of(recipe, tokenizer)
+        mixed = materialise(mixture, recipe.data.mixture.examples, progress)
+        train += mixed.examples
+        heldout += [rendered.example() for rendered in mixture.heldout(recipe.data.mixture.heldout_rows)]
+        facts["mixture"] = mixed.report
+    # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
+    heldout = list({example.id: example for example in heldout}.values())
+    facts |= {
+        "read": collection.read,
+        "repeated": collection.repeated,
+        "dropped": dict(collection.dropped),
+        "train": len(train),
+        "heldout": len(heldout),
+    }
+    return Data(train, heldout, facts)
+
+
+def mixture_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Mixture:
+    """The mixture that a recipe with one asks for."""
+    data = recipe.data
+    assert data.mixture is not None and tokenizer is not None  # noqa: S101, PT018 -- the caller looked
+
+    def count_tokens(text: str) -> int:
+        return len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    longest = data.max_input_length or data.max_length
+    return load_mixture(data.mixture, recipe.seed, data.eval_fraction, longest, count_tokens)
+
+
+def _sources(recipe: Recipe) -> list[Source]:
+    """The recipe's sources, with the file of the synth stage for the one that is called so."""
+    written = str(examples_file(Path(recipe.out)))
+    sources = [Source(**section.model_dump()) for section in recipe.data.train]
+    return [replace(source, path=written) if source.path == SYNTH else source for source in sources]
+
+
+def _settings(bench: Workbench, mixture: Mixture) -> dict[str, Any]:
+    """What decides the examples of a mixture."""
+    data = bench.settings["data"]
+    lengths = {key: data[key] for key in ("max_length", "max_input_length")}
+    contents = [pool.task.digest for pool in mixture.pools]
+    return {**data["mixture"], "folder": None, "model": bench.recipe.model, **lengths, "contents": contents}

@@ -18,6 +18,7 @@ from spintune.evaluation.heldout import (
 )
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.records import Example
+from spintune.stages.tasks import judge_tasks
 from spintune.stages.workbench import BASELINE, Iterate, Workbench
 from spintune.tokens.chat import Row, RowRenderer, fit
 
@@ -56,12 +57,11 @@ def judge_stage(bench: Workbench, iterate: Iterate) -> list[Judged]:
     return read_rows(path, Judged)
 
 
-def judge_all(
-    bench: Workbench, iterates: Sequence[Iterate], best: str | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every iterate's measures, and each one's paired differences from where self-play started.
+def judge_all(bench: Workbench, iterates: Sequence[Iterate], best: str | None = None) -> dict[str, Any]:
+    """Every iterate's measures ("heldout"), and each one's paired "differences" from where self-play started.
 
-    With a baseline also those of the last iterate and the best one from it.
+    With a baseline also those of the last iterate and the best one from it; with a mixture the accuracies on its
+    "tasks".
     """
     judged = {iterate.name: judge_stage(bench, iterate) for iterate in iterates}
     reference = "sft" if "sft" in judged else "base"
@@ -75,7 +75,10 @@ def judge_all(
         last = [name for name in judged if name.startswith("iterate-")][-1]
         for rival in dict.fromkeys((last, best or last)):
             differences[f"{rival} - {BASELINE}"] = _plain(compare(judged[rival], judged[BASELINE]))
-    return measures, differences
+    found = {"heldout": measures, "differences": differences}
+    if bench.recipe.data.mixture:
+        found["tasks"] = judge_tasks(bench, bench.recipe.data.mixture, judged, reference)
+    return found
 
 
 def metric_difference(bench: Workbench, metric: str, iterate: Iterate, other: Iterate) -> Interval:
@@ -92,7 +95,9 @@ def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
 
 def _whole_rows(bench: Workbench, renderer: RowRenderer) -> tuple[list[Example], list[Row]]:
     """Held-out examples that fit, with their rows."""
-    fitted = [fit(row, bench.recipe.data.max_length) for row in renderer.rows(bench.heldout)]
+    data = bench.recipe.data
+    rows = renderer.rows(bench.heldout)
+    fitted = [fit(row, data.max_length, data.max_target_length, data.max_input_length) for row in rows]
     kept = [(example, row) for example, row in zip(bench.heldout, fitted, strict=True) if isinstance(row, Row)]
     if not kept:
         raise DataError("no held-out example fits data.max_length; raise it, or set data.eval_fraction to 0")

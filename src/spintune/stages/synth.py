@@ -26,7 +26,7 @@ from spintune.recipe import SynthSection, TeacherSection
 from spintune.stages.workbench import Iterate, Workbench
 from spintune.storage import atomic_file, write_json
 from spintune.synthesis.alpaca import ALPACA_DECODING, alpaca_method
-from spintune.synthesis.asking import Asker, Decoding
+from spintune.synthesis.asking import Decoding
 from spintune.synthesis.bootstrap import Method, bootstrap
 from spintune.synthesis.card import as_markdown, describe
 from spintune.synthesis.filters import KEYWORDS, Funnel, Rules
@@ -37,6 +37,7 @@ from spintune.synthesis.self_instruct import (
     self_instruct_method,
 )
 from spintune.synthesis.tasks import Written, read_seeds
+from spintune.teachers.asking import Asker
 from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Teacher
 from spintune.teachers.replies import Replies
@@ -109,7 +110,9 @@ def _teacher(bench: Workbench, section: TeacherSection | None, base: Iterate, re
         longest = getattr(player.loaded.model.config.get_text_config(), "max_position_embeddings", None)
         identity = {"kind": "local", "model": base.digest, "precision": bench.recipe.precision}
         identity["template"] = bench.recipe.data.template
-        return LocalTeacher(bench.recipe.model, identity, player.generator, player.renderer("last"), longest)
+        return LocalTeacher(
+            bench.recipe.model, identity, player.generator, player.renderer("last"), longest, bench.progress
+        )
     endpoint = Endpoint(
         base_url=section.url,
         model=section.model,

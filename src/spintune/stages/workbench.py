@@ -25,6 +25,8 @@ from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport
 
+_RENDERING = ("max_length", "max_input_length", "max_target_length", "template", "turns")
+
 BASELINE = "sft-more"
 """Name of the model that SFT trained further instead of self-play."""
 
@@ -107,7 +109,9 @@ class Workbench:
         return read_records(self.heldout_file, Example)
 
     def render(self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None) -> Rendered:
-        return render(examples, renderer, self.recipe.data.max_length, max_response, self.progress)
+        data = self.recipe.data
+        longest = min(filter(None, (max_response, data.max_target_length)), default=None)
+        return render(examples, renderer, data.max_length, longest, self.progress, data.max_input_length)
 
     def render_heldout(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None
@@ -187,7 +191,7 @@ class Workbench:
         return {
             "model": iterate.digest,
             "data": self.run.digest("data"),
-            "rendering": {key: self.settings["data"][key] for key in ("max_length", "template", "turns")},
+            "rendering": {key: self.settings["data"][key] for key in _RENDERING},
             "seed": self.recipe.seed,
             "precision": self.recipe.precision,
             "tokens_per_forward": self.recipe.tokens_per_forward,

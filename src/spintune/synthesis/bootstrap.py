@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from spintune.data.novelty import NoveltyIndex
 from spintune.errors import TeacherError
 from spintune.progress import Progress
-from spintune.synthesis.asking import Asker, stream
+from spintune.synthesis.asking import stream
 from spintune.synthesis.filters import Funnel, Rules
 from spintune.synthesis.parsers import Parsed
 from spintune.synthesis.tasks import Provenance, Task, Written
+from spintune.teachers.asking import Asker
 from spintune.teachers.protocol import Outcome, Request
 
 

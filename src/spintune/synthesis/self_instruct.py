@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from spintune.synthesis import parsers, prompts
-from spintune.synthesis.asking import Asker, Decoding, stream
+from spintune.synthesis.asking import Decoding, stream
 from spintune.synthesis.bootstrap import Method
 from spintune.synthesis.filters import Funnel, Rules, conflicting
 from spintune.synthesis.parsers import Parsed
 from spintune.synthesis.tasks import Task, Written
+from spintune.teachers.asking import Asker
 from spintune.teachers.protocol import Outcome, Request
 
 SHOWN = 8

@@ -92,7 +92,7 @@ def train(
             with torch.no_grad():
                 _check_start(_accumulate(engine, batch, objective, tokens_per_forward), known, engine)
             known = None
-        with dropout(model, f"dropout/{optimization.seed}/{step}"):
+        with dropout(model, f"dropout/{optimization.seed}/{step}", optimization.dropout):
             measured = _accumulate(engine, batch, objective, tokens_per_forward)
         if known:
             _check_start(measured, known, engine)

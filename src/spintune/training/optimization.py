@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from spintune.recipe import TrainingSection
+from spintune.recipe import SftSection, TrainingSection
 from spintune.training.adafactor import Adafactor
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -28,7 +28,9 @@ class Optimization:
     max_grad_norm: float = 1.0
     optimizer: OptimizerName = "adamw"
     seed: int = 0
-    """Of the dropout of adapters; nothing else here is random."""
+    """Of dropout; nothing else here is random."""
+    dropout: float = 0.0
+    """Of an encoder-decoder's own layers."""
 
 
 def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
@@ -41,6 +43,8 @@ def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -
         section.max_grad_norm,
         section.optimizer,
         seed,
+        # self-play has none: the player must begin as its opponent
+        section.dropout if isinstance(section, SftSection) else 0.0,
     )
 
 

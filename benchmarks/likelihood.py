@@ -1,0 +1,280 @@
+"""Scores one multiple-choice benchmark with spintune and with lm-evaluation-harness's own model, and times both.
+
+    python benchmarks/likelihood.py --data FILE [--questions 64] [--model NAME] [--cases text,shots,letters]
+                                    [--repeats 3] [--json FILE]
+    python benchmarks/likelihood.py --report FILE      what an earlier --json FILE holds, measured nothing anew
+
+Needs ``pip install "spintune[eval]"``. The questions come from a .tsv file of google-research/FLAN's
+``flan/v2/cot_data`` with options (qasc.tsv, aqua.tsv), taken evenly over it. Cases:
+
+* text: the likelihood of each option's text, without exemplars;
+* shots: the same behind five exemplars that are drawn for each question, as most of the harness's tasks do;
+* letters: options are listed and their letters scored, behind five exemplars that are the same for all questions, as
+  MMLU does.
+
+Contestants, each in a process of its own, in alternating order, both in float32 and called by the harness:
+
+* spintune: the model that ``spintune.evaluation.harness`` gives to the harness;
+* HFLM: the harness's own ``hf`` model with its fastest batch size of those tried on a quarter of the questions.
+
+What is timed is the answer to the harness's log-likelihood requests, tokenisation included; building prompts is the
+harness's own work and the same for both. A process warms up on a few questions. Times count only if both give the same
+log-likelihoods and greedy flags, and the exit code is 1 when they do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from machine import busy_seconds, children_seconds, describe, peak_memory, threads
+
+BATCHES = (1, 4, 8, 16, 32, 64)
+WARM_UP = 4
+"""Questions."""
+LARGEST_DIFFERENCE = 1e-3
+"""Nats, of log-likelihoods in float32."""
+EXEMPLARS = 5
+CASES: dict[str, dict[str, Any]] = {
+    "text": {"prompt": "Question: {question}\nAnswer:"},
+    "shots": {"prompt": "Question: {question}\nAnswer:", "shots": EXEMPLARS},
+    "letters": {
+        "prompt": "Question: {question}\n{choices}\nAnswer:",
+        "say": "letter",
+        "shots": EXEMPLARS,
+        "shots_data": "exemplars.jsonl",
+    },
+}
+_OPTION = re.compile(r"^(?:- )?\((?P<label>[A-Z])\) (?P<text>.+)$", re.MULTILINE)
+
+
+def questions_of(path: Path, count: int) -> list[dict[str, Any]]:
+    """Evenly chosen questions of a file, and as many exemplars from between them. Exits when the file has none."""
+    found = []
+    for line in path.read_text().splitlines():
+        cells = [cell.replace("\\n", "\n") for cell in line.split("\t")]
+        question, _, listed = cells[0].partition("\nOptions:\n")
+        options = {option["label"]: option["text"].strip() for option in _OPTION.finditer(listed)}
+        right = cells[1].strip("() ") if len(cells) > 1 else ""
+        if right in options and len(options) > 1:
+            texts, labels = list(options.values()), list(options)
+            found.append({"question": question, "options": texts, "right": labels.index(right)})
+    if len(found) < count + EXEMPLARS:
+        sys.exit(f"{path}: {len(found)} questions with options; need {count + EXEMPLARS}")
+    chosen = [found[index * len(found) // (count + EXEMPLARS)] for index in range(count + EXEMPLARS)]
+    return chosen
+
+
+def prepare(spec: dict[str, Any]) -> dict[str, Any]:
+    """Unpacks the model and writes the tasks."""
+    from spintune.models.loading import locate_model
+
+    folder = Path(spec["tasks"])
+    folder.mkdir()
+    rows = questions_of(Path(spec["data"]), spec["questions"])
+    for name, part in (("exemplars", rows[:EXEMPLARS]), ("questions", rows[EXEMPLARS:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    for name, case in CASES.items():
+        task = {"task": name, "kind": "multiple_choice", "data": "questions.jsonl", "choices": "options", **case}
+        (folder / f"{name}.yaml").write_text(json.dumps({**task, "answer": "right"}))
+    location, _ = locate_model(spec["model"], Path(spec["cache"]))
+    return {"model": location, "options": sum(len(row["options"]) for row in rows[EXEMPLARS:])}
+
+
+def spintune(spec: dict[str, Any]) -> dict[str, Any]:
+    """spintune's side."""
+    from spintune.evaluation.harness_model import HarnessModel, InMemory
+    from spintune.models.generation import build_generator
+    from spintune.models.loading import load_model
+    from spintune.models.logprobs import LogProbEngine
+    from spintune.progress import Silent
+    from spintune.recipe import Recipe
+
+    loaded = load_model(spec["model"], cache=Path(spec["folder"]), precision="float32")
+    engine = LogProbEngine(loaded.model)
+    if not engine.packed:
+        sys.exit("spintune fell back to one response at a time")
+    generator = build_generator(engine, loaded.tokenizer, frozenset())
+    tokens = Recipe.model_fields["tokens_per_forward"].default
+    return score(HarnessModel(InMemory(engine, generator, loaded.tokenizer), tokens, Silent(), "benchmark"), spec)
+
+
+def hflm(spec: dict[str, Any]) -> dict[str, Any]:
+    """The harness's side; ``batch`` requests at once."""
+    from lm_eval.models.huggingface import HFLM
+
+    return score(HFLM(pretrained=spec["model"], dtype="float32", device="cpu", batch_size=spec["batch"]), spec)
+
+
+def score(lm: Any, spec: dict[str, Any]) -> dict[str, Any]:
+    """Seconds for the task's requests, and the answers to them."""
+    import torch
+    from lm_eval.tasks import TaskManager
+
+    from spintune.evaluation.own_tasks import read_own_task
+
+    torch.set_num_threads(threads())
+    own = read_own_task(Path(spec["tasks"]) / f"{spec['case']}.yaml")
+    task = TaskManager(include_defaults=False).load([own.config()])["tasks"][own.name]
+    task.set_config(key="num_fewshot", value=own.file.shots)
+    task.set_fewshot_seed(seed=1234)
+    task.build_all_requests(limit=spec["limit"])
+    requests = task.instances
+    lm.loglikelihood([request for request in requests if request.doc_id < WARM_UP])
+    began = time.perf_counter()
+    answers = lm.loglikelihood(requests)
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds,
+        "answers": answers,
+        "characters": sum(len(request.args[0]) + len(request.args[1]) for request in requests),
+        "peak_gb": peak_memory(),
+    }
+
+
+ROLES = {"prepare": prepare, "spintune": spintune, "hflm": hflm}
+
+
+class Lab:
+    """Starts roles one after the other, each in a process and a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.count = folder, 0
+        self.foreign_cores: list[float] = []
+        """Cores that other work kept busy during each run."""
+
+    def run(self, role: str, **spec: Any) -> dict[str, Any]:
+        self.count += 1
+        folder = self.folder / f"{self.count:03d}"
+        folder.mkdir()
+        print(role, spec.get("case", ""), f"batch {spec['batch']}" if "batch" in spec else "", file=sys.stderr)
+        (folder / "spec.json").write_text(json.dumps({**spec, "folder": str(folder)}))
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads()),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        busy, own, began = busy_seconds(), children_seconds(), time.monotonic()
+        command = [sys.executable, str(Path(__file__).resolve()), "--role", role, "--folder", str(folder)]
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{role} failed; its last words:\n{done.stderr[-3000:]}")
+        foreign = (busy_seconds() - busy) - (children_seconds() - own)
+        self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
+        return json.loads((folder / "result.json").read_text())
+
+
+def compete(lab: Lab, case: str, common: dict[str, Any], questions: int, repeats: int) -> dict[str, Any]:
+    """One case: the batch size that suits HFLM, then everybody to and fro."""
+    quarter = max(WARM_UP, questions // 4)
+    searched = {batch: lab.run("hflm", case=case, batch=batch, limit=quarter, **common)["seconds"] for batch in BATCHES}
+    batch = min(searched, key=lambda size: searched[size])
+    runs: dict[str, list[dict[str, Any]]] = {"spintune": [], "hflm": []}
+    for repeat in range(repeats):
+        for role in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
+            extra = {"batch": batch} if role == "hflm" else {}
+            runs[role].append(lab.run(role, case=case, limit=None, **common, **extra))
+    mine, theirs = (runs[role][0]["answers"] for role in runs)
+    medians = {role: statistics.median(run["seconds"] for run in runs[role]) for role in runs}
+    return {
+        "requests": len(mine),
+        "characters": runs["hflm"][0]["characters"],
+        "batch_search_seconds": searched,
+        "batch": batch,
+        "seconds": medians,
+        "all_seconds": {role: [run["seconds"] for run in runs[role]] for role in runs},
+        "peak_gb": {role: max(run["peak_gb"] for run in runs[role]) for role in runs},
+        "ratio": medians["hflm"] / medians["spintune"],
+        "largest_difference": max(abs(a - b) for (a, _), (b, _) in zip(mine, theirs, strict=True)),
+        "other_greedy_flags": sum(a != b for (_, a), (_, b) in zip(mine, theirs, strict=True)),
+    }
+
+
+def print_results(results: dict[str, Any]) -> bool:
+    """Prints the table; whether both sides gave the same answers."""
+    machine = results["machine"]
+    print(f"{machine['processor']['name']}, {machine['threads']} threads, {json.dumps(machine['versions'])}")
+    print(f"{results['questions']} questions of {Path(results['data']).name}, model {results['model']}, float32")
+    print(f"{'case':8} {'requests':>8} {'HFLM':>9} {'batch':>5} {'spintune':>9} {'ratio':>6} {'peak GB':>12}")
+    same = True
+    for name, case in results["cases"].items():
+        seconds, peak = case["seconds"], case["peak_gb"]
+        print(
+            f"{name:8} {case['requests']:8d} {seconds['hflm']:7.2f} s {case['batch']:5d} {seconds['spintune']:7.2f} s "
+            f"{case['ratio']:6.2f} {peak['hflm']:5.1f}, {peak['spintune']:4.1f}"
+        )
+        fine = case["largest_difference"] < LARGEST_DIFFERENCE and not case["other_greedy_flags"]
+        same = same and fine
+        print(
+            f"  {'ok   ' if fine else 'WRONG'} largest difference {case['largest_difference']:.1e} nats, "
+            f"{case['other_greedy_flags']} greedy flags differ"
+        )
+    foreign = max(results["foreign_cores"])
+    if foreign > 0.2:
+        print(f"other work kept up to {foreign:.1f} cores busy; the times are not to be trusted")
+    return same
+
+
+def main() -> int:
+    arguments = parse()
+    if arguments.role:
+        spec = json.loads((arguments.folder / "spec.json").read_text())
+        (arguments.folder / "result.json").write_text(json.dumps(ROLES[arguments.role](spec)))
+        return 0
+    if arguments.report:
+        return 0 if print_results(json.loads(arguments.report.read_text())) else 1
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    results: dict[str, Any] = {key: getattr(arguments, key) for key in ("data", "model", "questions")}
+    results["machine"] = describe()
+    results["machine"]["versions"]["lm_eval"] = version("lm_eval")
+    with tempfile.TemporaryDirectory(prefix="spintune-benchmark-") as temporary:
+        lab, tasks = Lab(Path(temporary)), str(Path(temporary) / "tasks")
+        wanted = {key: getattr(arguments, key) for key in ("data", "model", "questions")}
+        prepared = lab.run("prepare", **wanted, tasks=tasks, cache=str(home / "spintune"))
+        common = {"model": prepared["model"], "tasks": tasks}
+        results["cases"] = {
+            case: compete(lab, case, common, arguments.questions, arguments.repeats) for case in arguments.cases
+        }
+        results["foreign_cores"] = lab.foreign_cores
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=1))
+    return 0 if print_results(results) else 1
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a .tsv file of FLAN's chain-of-thought data with options")
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="alias or folder")
+    parser.add_argument("--questions", type=int, default=64, help="questions of each case")
+    parser.add_argument("--cases", default=",".join(CASES), type=lambda text: text.split(","), help=",".join(CASES))
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each contestant")
+    parser.add_argument("--json", type=Path, help="file for everything that was measured")
+    parser.add_argument("--report", type=Path, help="print an earlier --json file instead of measuring")
+    parser.add_argument("--role", choices=ROLES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not (arguments.role or arguments.report):
+        if not arguments.data or min(arguments.questions - WARM_UP, arguments.repeats) < 1:
+            parser.error(f"--data is needed, more than {WARM_UP} --questions, and 1 of --repeats")
+        if unknown := set(arguments.cases) - CASES.keys():
+            parser.error(f"--cases takes {', '.join(CASES)}, not {', '.join(sorted(unknown))}")
+        arguments.data = str(Path(arguments.data).resolve())
+        if Path(arguments.model).is_dir():
+            arguments.model = str(Path(arguments.model).resolve())
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""Saved answers of models, and which of two files answer the same item.
+
+One answer a row, in any file of rows that training data may come in too. What a row is called elsewhere:
+
+==========  =========================================================================================================
+id          ``id`` or ``question_id``, a text or a number; may be missing where there is a prompt
+prompt      ``instruction`` with an optional ``input``, else ``prompt`` or ``question``; may be missing where there is
+            an id
+answer      ``answer``, else ``output``, else ``response``, else ``completion``; it may be empty, not missing
+reference   ``reference``, else ``target``; may be missing
+instances   rows of Self-Instruct (``instruction``, ``instances: [{input, output}]``): the outputs are the answers, so
+            that the people who wrote an evaluation set can be compared with models
+==========  =========================================================================================================
+
+So the answers of a run (``eval/heldout/NAME/answers.jsonl``), AlpacaEval's outputs and the stored predictions of the
+252 user-oriented tasks can all be read. In the latter ``prompt`` holds the layout that those models were asked with,
+which is why ``instruction`` and ``input`` come first: an item is what is asked, not how it was laid out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spintune.data.formats import NO_INPUT, Row
+from spintune.data.sources import Source, rows_of
+from spintune.errors import DataError
+from spintune.storage import digest_json
+
+_IDS = ("id", "question_id")
+_PROMPTS = ("prompt", "question")
+_ANSWERS = ("answer", "output", "response", "completion")
+_REFERENCES = ("reference", "target")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One answer. ``where`` says which row it comes from."""
+
+    id: str
+    prompt: str
+    answer: str
+    reference: str | None = None
+    where: str = ""
+
+
+def read_answers(path: Path) -> list[Answered]:
+    """The answers of a file, in its order.
+
+    An item without an id gets one that follows from its prompt.
+
+    Raises DataError with ``path:line`` for a row without an answer, or with neither prompt nor id; and for two rows of
+    one id without prompts, of which nobody could say which is meant.
+    """
+    answers = [answer for row in file_rows(path) for answer in _answers(row)]
+    seen: dict[str, str] = {}
+    for answer in answers:
+        if not answer.prompt.strip():
+            if answer.id in seen:
+                raise DataError(f"{answer.where}: the id {answer.id} stands in {seen[answer.id]} too; keep one of them")
+            seen[answer.id] = answer.where
+    return answers
+
+
+def file_rows(path: Path) -> Iterator[Row]:
+    """The rows of a file on this machine. Raises DataError when there is none, or it holds no rows."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist; check the path")
+    return rows_of(Source(str(path)))
+
+
+def _answers(row: Row) -> Iterator[Answered]:
+    name = _id(row)
+    if "instances" in row.values:
+        for place, instance in enumerate(row.objects("instances", "an answer"), 1):
+            prompt = _instruction(row, instance)
+            number = f"/{place}" if place > 1 else ""
+            yield Answered(
+                id=f"{name}{number}" if name else _id_of(prompt),
+                prompt=prompt,
+                answer=instance.text("output", "an answer"),
+                where=row.where,
+            )
+        return
+    prompt = _prompt(row)
+    if not name and not prompt.strip():
+        raise DataError(f"{row.where}: a row without a prompt and without an id; give one of them")
+    key = next((key for key in _ANSWERS if key in row.values), _ANSWERS[0])
+    reference = next((key for key in _REFERENCES if row.values.get(key) is not None), None)
+    yield Answered(
+        id=name or _id_of(prompt),
+        prompt=prompt,
+        answer=row.text(key, "an answer"),
+        reference=row.text(reference, "a reference") if reference else None,
+        where=row.where,
+    )
+
+
+def _id_of(prompt: str) -> str:
+    return digest_json(_words(prompt))[:16]
+
+
+def _id(row: Row) -> str | None:
+    key = next((key for key in _IDS if row.values.get(key) is not None), None)
+    if key is None:
+        return None
+    value = row.values[key]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else row.text(key, "an id")
+
+
+def _prompt(row: Row) -> str:
+    if row.values.get("instruction") is not None:
+        return _instruction(row, row)
+    key = next((key for key in _PROMPTS if row.values.get(key) is not None), None)
+    return row.text(key, "a prompt") if key else ""
+
+
+def _instruction(row: Row, task: Row) -> str:
+    """As a prompt of these rows reads when they are trained on."""
+    instruction = row.text("instruction", "a prompt").strip()
+    context = "" if task.values.get("input") is None else task.text("input", "an input")
+    return instruction if context.strip().lower() in ("", NO_INPUT) else f"{instruction}\n\n{context}"
+
+
+def run_answers(folder: Path, model: str) -> Path:
+    """The file of a model's answers to the held-out examples in a run folder.
+
+    Raises DataError, with the models that have one, when there is none.
+    """
+    path = folder / "eval" / "heldout" / model / "answers.jsonl"
+    if not path.is_file():
+        models = answered_models(folder)
+        advice = f"use one of: {', '.join(models)}" if models else "run its recipe with eval: [heldout] first"
+        raise DataError(f"{folder}: no held-out answers of '{model}'; {advice}")
+    return path
+
+
+def answered_models(folder: Path) -> list[str]:
+    """The models of a run folder that answered the held-out examples, by name."""
+    return sorted(path.parent.name for path in folder.glob("eval/heldout/*/answers.jsonl"))
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Answers to the same items, and how many have no partner."""
+
+    pairs: list[tuple[Answered, Answered]]
+    only_first: int
+    only_second: int
+
+
+def pair_answers(first: Sequence[Answered], second: Sequence[Answered], fewest: int = 1) -> Pairing:
+    """Pairs of answers to the same item, in the first one's order.
+
+    Items are the same when their prompts are equal up to white space, whatever their ids: ids of one file may well mean
+    something else in another. Only where a side has no prompts do ids decide. Where a prompt occurs several times (the
+    same question with other references) those of equal ids belong together, and the rest in the order in which they
+    stand.
+
+    Raises DataError when fewer than ``fewest`` items, or none, are in both.
+    """
+    by_id = not all(answer.prompt.strip() for answer in (*first, *second))
+    waiting: dict[str, list[Answered]] = defaultdict(list)
+    for answer in second:
+        waiting[_item(answer, by_id)].append(answer)
+    partners: dict[int, Answered] = {}
+    for same_id in (True, False):
+        for place, answer in enumerate(first):
+            rivals = waiting[_item(answer, by_id)]
+            fitting = [rival for rival in rivals if not same_id or rival.id == answer.id]
+            if place not in partners and fitting:
+                partners[place] = fitting[0]
+                rivals.remove(fitting[0])
+    pairs = [(first[place], partners[place]) for place in sorted(partners)]
+    if len(pairs) < max(1, fewest):
+        raise DataError(_strangers(first, second, len(pairs), by_id))
+    return Pairing(pairs, len(first) - len(pairs), len(second) - len(pairs))
+
+
+def _item(answer: Answered, by_id: bool) -> str:
+    return answer.id if by_id else _words(answer.prompt)
+
+
+def _words(text: str) -> str:
+    """Without what white space alone makes different."""
+    return " ".join(text.split())
+
+
+def _strangers(first: Sequence[Answered], second: Sequence[Answered], common: int, by_id: bool) -> str:
+    kind = "ids" if by_id else "prompts"
+    firsts = " and ".join(repr(_item(side[0], by_id)[:60]) for side in (first, second) if side)
+    return (
+        f"{_file(first)} answers {len(first)} items and {_file(second)} {len(second)}, but {common} of them are the "
+        f"same (the first {kind}: {firsts}); give answers to the same {kind}"
+    )
+
+
+def _file(answers: Sequence[Answered]) -> str:
+    return answers[0].where.rpartition(":")[0] if answers else "an empty file"

@@ -1,0 +1,358 @@
+"""A model in memory as lm-evaluation-harness sees it. Imports lm_eval, so it is imported only when a benchmark runs.
+
+Texts become tokens by the harness's own rules (its ``TemplateLM``), so that numbers equal those of its ``hf`` model.
+Among those rules: control tokens written out in a text are control tokens, which is how chat templates reach a model
+here. What is ours is the computing: requests that begin alike are computed together (:func:`share`), nothing is padded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import PreTrainedTokenizerBase
+
+from spintune.errors import ModelError, NonFiniteError
+from spintune.models.generation import Generator
+from spintune.models.logprobs import LogProbEngine, Query
+from spintune.models.sampling import Sampling
+from spintune.progress import Progress
+from spintune.tokens.templates import template_source, with_fixed_date
+
+Ids = tuple[int, ...]
+
+_ANSWER_TOKENS = 256  # the harness's own default
+_REMEMBERED = 64  # texts whose tokens are kept: the context of a question's choices is one text
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A model at hand: what scores, what writes, and how it reads.
+
+    ``template`` is the chat template's name, as recipes have it; it counts only where chat templates are asked for.
+    """
+
+    engine: LogProbEngine
+    generator: Generator
+    tokenizer: PreTrainedTokenizerBase
+    template: str = "tokenizer"
+
+    @property
+    def encoder_decoder(self) -> bool:
+        return bool(self.engine.model.config.is_encoder_decoder)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The tokens of a request: how likely is the continuation after the context?"""
+
+    context: Ids
+    continuation: Ids
+
+
+class HarnessModel(TemplateLM):
+    """Answers the harness's three kinds of requests with the engine and the generator.
+
+    Args:
+        model: what is evaluated.
+        tokens_per_forward: tokens computed at once; changes speed and memory, not results.
+        title: names the work in ``progress``.
+        seed: of sampled answers; those of greedy decoding do not depend on it.
+    """
+
+    def __init__(self, model: InMemory, tokens_per_forward: int, progress: Progress, title: str, seed: int = 0) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, model.tokenizer
+        self.tokens_per_forward, self.progress, self.title, self.seed = tokens_per_forward, progress, title, seed
+        self.backend = "seq2seq" if model.encoder_decoder else "causal"
+        self.config = model.engine.model.config
+        self.max_length = resolve_max_length(self.config, self.tokenizer)
+        if self.prefix_token_id is None:
+            raise ModelError(
+                f"{self.tokenizer_name}: the tokenizer has neither a token for the beginning nor one for the end of a "
+                "text, and benchmarks need one of them to begin with; set bos_token or eos_token"
+            )
+        self._begin = self.tokenizer.decode([self.prefix_token_id])
+        self._end = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
+        self._ids = lru_cache(_REMEMBERED)(self._encode)
+
+    # Texts and tokens ------------------------------------------------------------------------------------------
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.tokenizer.eos_token_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else bos
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.tokenizer.name_or_path or "this tokenizer"
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        # the same list each time, because a context comes once for every choice; TemplateLM only takes parts of it
+        return self._ids(string, add_special_tokens)
+
+    def _encode(self, text: str, special: bool | None) -> list[int]:
+        if special is None:  # the tokenizer's own way, but no second token for the beginning
+            special = not has_bos_prefix(text, self._begin)
+        return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            chat_template=with_fixed_date(template_source(self.tokenizer, self.model.template)),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    # Likelihood ------------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """The log-probability (nats) of each continuation, and whether greedy decoding would write it."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """The log-probability (nats) of whole texts, in windows of the longest input; a later window sees one token."""
+        windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
+        owners: list[int] = []
+        for number, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
+                windows.append((("", ""), *make_disjoint_window(window)))
+                owners.append(number)
+        sums = [0.0] * len(requests)
+        for owner, (logprob, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):
+            sums[owner] += logprob
+        return sums
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: Any
+    ) -> list[tuple[float, bool]]:
+        contexts: dict[Ids, Ids] = {}
+        asked = []
+        for _, context, continuation in requests:
+            request = self._fit(tuple(context), tuple(continuation))
+            # one copy of a context, however many continuations it has
+            asked.append(Asked(contexts.setdefault(request.context, request.context), request.continuation))
+        width = self.config.get_text_config().hidden_size
+        groups = share(asked, width, self.tokens_per_forward, whole=self.model.encoder_decoder)
+        queries = [group.query(asked) for group in groups]
+        scores: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
+        with self.progress.task(self.title, len(queries), "questions") as task:
+            found = self.model.engine.score_greedy(queries, self.tokens_per_forward, task.advance)
+        for group, values in zip(groups, found, strict=True):
+            for member, value in zip(group.members, values, strict=True):
+                if math.isnan(value[0]):
+                    raise NonFiniteError(f"{self.title}: the model's scores are not numbers; it is damaged or diverged")
+                scores[member] = value
+        return scores
+
+    def _fit(self, context: Ids, continuation: Ids) -> Asked:
+        """Cut on the left to what the model reads. Of a decoder-only model the last token is not read."""
+        if not continuation:
+            raise ModelError(f"{self.title}: a continuation has no tokens; nothing can be scored")
+        if len(continuation) > self.max_length:
+            raise ModelError(
+                f"{self.title}: a continuation of {len(continuation)} tokens is more than the model reads "
+                f"({self.max_length})"
+            )
+        if not context:  # of white space alone, which belongs to the continuation; the harness's own model fails there
+            context = (self.prefix_token_id,)
+        if self.model.encoder_decoder:
+            return Asked(context[-self.max_length :], continuation)
+        return Asked((context + continuation)[-(self.max_length + 1) : -len(continuation)], continuation)
+
+    # Generation ------------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """What the model writes after each context, up to its end or the first of the texts that end it."""
+        orders = [self._order(*request.args) for request in requests]
+        by_sampling: dict[Sampling, list[int]] = defaultdict(list)
+        for number, order in enumerate(orders):
+            by_sampling[order.sampling].append(number)
+        texts = [""] * len(orders)
+        for sampling, numbers in by_sampling.items():
+            for number, text in zip(numbers, self._write([orders[n] for n in numbers], sampling), strict=True):
+                texts[number] = text
+        return texts
+
+    def _order(self, context: str, options: dict[str, Any]) -> Order:
+        options = normalize_gen_kwargs(options, _ANSWER_TOKENS)
+        until = handle_stop_sequences(options.pop("until"), eos=self._end)
+        longest = options.pop("max_gen_toks")
+        sampled = options.pop("do_sample")
+        temperature = options.pop("temperature", 1.0)
+        sampling = Sampling(
+            max_new_tokens=longest,
+            temperature=temperature if sampled else 0.0,
+            top_p=options.pop("top_p", 1.0) if sampled else 1.0,
+            top_k=options.pop("top_k", 0) if sampled else 0,
+            seed=self.seed,
+        )
+        if unknown := options.keys() - ({"top_p", "top_k"} if not sampled else set()):
+            raise ModelError(f"{self.title}: generation with {', '.join(sorted(unknown))} is not supported")
+        room = self.max_length if self.model.encoder_decoder else self.max_length - longest
+        if room < 1:
+            raise ModelError(
+                f"{self.title}: answers of {longest} tokens leave no room for a prompt in the {self.max_length} tokens "
+                "that the model reads; lower max_gen_toks"
+            )
+        # the harness looks for bos_token alone here, even where likelihoods begin with the end-of-text token
+        special = self.model.encoder_decoder or not has_bos_prefix(context, self.tokenizer.bos_token)
+        return Order(tuple(self._ids(context, special)[-room:]), sampling, tuple(text for text in until if text))
+
+    def _write(self, orders: Sequence[Order], sampling: Sampling) -> list[str]:
+        stops = [_Stop(self.tokenizer.decode, order.until) for order in orders]
+        # of tokens, because the number of an answer's tokens is not known before its end
+        with self.progress.task(self.title, len(orders) * sampling.max_new_tokens, "tokens at most") as task:
+
+            def after(place: int, token: int) -> bool:
+                task.advance()
+                return stops[place].after(token)
+
+            completions = self.model.generator.generate([o.prompt for o in orders], sampling, on_token=after)
+        return [
+            postprocess_generated_text(completion.text, list(order.until), None)
+            for order, completion in zip(orders, completions, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Order:
+    """An answer to be written: its prompt, and the texts that end it."""
+
+    prompt: Ids
+    sampling: Sampling
+    until: tuple[str, ...]
+
+
+class _Stop:
+    """Watches one answer for the texts that end it, control tokens written out among them."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], texts: Sequence[str]) -> None:
+        self.decode, self.texts = decode, texts
+        self.ids: list[int] = []
+        # a token is a byte at least, and one more may begin before the text
+        self.reach = max((len(text.encode()) for text in texts), default=0) + 1
+
+    def after(self, token: int) -> bool:
+        self.ids.append(token)
+        recent = self.decode(self.ids[-self.reach :])
+        return any(text in recent for text in self.texts)
+
+
+# Requests that begin alike -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that are computed together: the tokens they all begin with once, and what follows for each.
+
+    Attributes:
+        shared: where they begin alike; never more than a context.
+        members: their numbers.
+        branches: how many different texts follow, last tokens left out.
+        tokens: what the model reads.
+    """
+
+    shared: Ids
+    members: tuple[int, ...]
+    branches: int
+    tokens: int
+
+    def query(self, asked: Sequence[Asked]) -> Query:
+        rests = [asked[member].context[len(self.shared) :] for member in self.members]
+        answers = [asked[member].continuation for member in self.members]
+        pairs = list(zip(rests, answers, strict=True))
+        scored = tuple((False,) * len(rest) + (True,) * len(answer) for rest, answer in pairs)
+        return Query(self.shared, tuple(rest + answer for rest, answer in pairs), scored, whole=False)
+
+
+def share(asked: Sequence[Asked], width: int, most: int, whole: bool = False) -> list[Group]:
+    """Groups requests by how they begin, where that saves work.
+
+    First those of one context (a question's choices), then neighbours whose contexts begin alike: the two sentences of
+    a Winogrande item behind their exemplars, MMLU's questions of one subject, which have the same exemplars.
+
+    Three choices of 2 tokens after a context of 90 are 93 tokens to read and not 273, for last tokens predict nothing.
+    Four letters after questions of 100 tokens behind the same 600 are 700, 800, ... tokens for one, two, ... questions.
+
+    Args:
+        width: the model's hidden size.
+        most: tokens of a group of several contexts.
+        whole: contexts are shared whole or not at all, because an encoder reads them.
+    """
+    by_context: dict[Ids, dict[Ids, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, request in enumerate(asked):
+        by_context[request.context][request.continuation[:-1]].append(number)
+    groups: list[Group] = []
+    for context, branches in by_context.items():
+        alone = [Group(context, tuple(ms), 1, len(context) + len(branch)) for branch, ms in branches.items()]
+        groups += _joined(alone, lambda group: _work(group, width))
+    if whole:
+        return groups
+
+    def cost(group: Group) -> float:
+        return _work(group, width) if group.tokens <= most else math.inf
+
+    return _joined(sorted(groups, key=lambda group: group.shared), cost)
+
+
+def _joined(groups: Sequence[Group], cost: Callable[[Group], float]) -> list[Group]:
+    """Joins each group to the one before it where that saves a tenth of its cost; masked attention is slower."""
+    joined: list[Group] = []
+    for group in groups:
+        together = _join(joined[-1], group) if joined else None
+        if together and cost(together) - cost(joined[-1]) < 0.9 * cost(group):
+            joined[-1] = together
+        else:
+            joined.append(group)
+    return joined
+
+
+def _join(left: Group, right: Group) -> Group | None:
+    common = _common(left.shared, right.shared)
+    if not common:
+        return None
+    # behind what is common, every branch reads the rest of its context by itself
+    again = sum((len(group.shared) - common) * (group.branches - 1) for group in (left, right))
+    return Group(
+        shared=left.shared[:common],
+        members=left.members + right.members,
+        branches=left.branches + right.branches,
+        tokens=left.tokens + right.tokens + again - common,
+    )
+
+
+def _work(group: Group, width: int) -> float:
+    """Operations, in those that a token costs without attention.
+
+    A layer of width d has about 12 d² weights, which is 24 d² operations a token, and 4 d for each token that it
+    attends to; a group attends densely.
+    """
+    return group.tokens * (1 + group.tokens / (6 * width))
+
+
+def _common(left: Ids, right: Ids) -> int:
+    """How many tokens two sequences begin with alike."""
+    if left == right:
+        return len(left)
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

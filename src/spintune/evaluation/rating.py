@@ -1,0 +1,233 @@
+"""A model as judge of single answers, from 1 to 10, over the turns of a conversation (MT-Bench, arXiv 2306.05685).
+
+A later turn is rated with the conversation before it in view. Reference answers are shown where the questions have
+them. A rating that cannot be read is counted by its reason and stands in no mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from spintune.data.formats import Row, kind_of
+from spintune.errors import DataError
+from spintune.evaluation.answers import file_rows
+from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, CANARY_LIMIT, MAX_TOKENS, Canary
+from spintune.evaluation.judge_prompts import BEST, RATING, WORST, rating_prompt
+from spintune.evaluation.measures import bootstrap
+from spintune.evaluation.verdicts import code_for, read_verdict
+from spintune.progress import Progress
+from spintune.records import Message
+from spintune.storage import digest_json
+from spintune.teachers.asking import Asker
+from spintune.teachers.protocol import Request
+
+_SCORES = tuple(str(score) for score in range(WORST, BEST + 1))
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, turn by turn.
+
+    Attributes:
+        references: a good answer to each turn, None where there is none.
+    """
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+    references: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A question with a model's answer to each turn.
+
+    Raises ValueError for another number of answers than turns.
+    """
+
+    question: Question
+    answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.answers) != len(self.question.turns):
+            raise ValueError(f"{len(self.answers)} answers to {len(self.question.turns)} turns")
+
+
+def read_questions(path: Path) -> list[Question]:
+    """Questions in MT-Bench's format: ``question_id``, ``turns``, and perhaps ``category`` and ``reference``.
+
+    Raises DataError with ``path:line`` for a row that is no such question, or whose id was there before.
+    """
+    questions: dict[str, Question] = {}
+    for row in file_rows(path):
+        question = _question(row)
+        if question.id in questions:
+            raise DataError(f"{row.where}: the question_id {question.id} was there before; give each question its own")
+        questions[question.id] = question
+    return list(questions.values())
+
+
+def _question(row: Row) -> Question:
+    turns = _texts(row, "turns")
+    references = _texts(row, "reference") if row.values.get("reference") is not None else [""] * len(turns)
+    if not turns or len(references) > len(turns):
+        raise DataError(f"{row.where}: {len(turns)} turns with {len(references)} references; give a turn for each")
+    number = row.values.get("question_id")
+    if not isinstance(number, int | str):
+        raise DataError(f"{row.where}: a question without 'question_id'; give it a number or a name")
+    references += [""] * (len(turns) - len(references))
+    category = row.text("category", "a category") if "category" in row.values else ""
+    # the file says "" where only the other turn has a reference
+    return Question(str(number), category, tuple(turns), tuple(text or None for text in references))
+
+
+def _texts(row: Row, key: str) -> list[str]:
+    value = row.values.get(key)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return list(value)
+    found = kind_of(value) if key in row.values else "missing"
+    raise DataError(f"{row.where}: '{key}' is {found}, not a list of texts; mend or delete the row")
+
+
+@dataclass(frozen=True)
+class Rating:
+    """What became of one answer.
+
+    Attributes:
+        turn: 1 for the first.
+        score: 1 to 10; None where there is none.
+        problem: why, see :mod:`spintune.evaluation.verdicts`.
+        length: of the answer. [characters]
+        request: under which the reply is kept.
+    """
+
+    id: str
+    category: str
+    turn: int
+    score: int | None
+    problem: str | None
+    length: int
+    request: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Rating:
+        return cls(**row)
+
+
+def rate(
+    asker: Asker, dialogues: Sequence[Dialogue], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
+) -> list[Rating]:
+    """A rating for every turn of every dialogue, in their order.
+
+    Raises TeacherError when the judge cannot be asked; the replies until then are kept, and the same call goes on from
+    there. Where its budget ends, what was not asked has the problem "budget".
+    """
+    turns = [(dialogue, turn) for dialogue in dialogues for turn in range(1, len(dialogue.answers) + 1)]
+    asked = [_request(dialogue, turn, seed, max_tokens) for dialogue, turn in turns]
+    with progress.task(f"{asker.teacher.name} rates", len(asked), "ratings") as bar:
+        outcomes = asker.ask([request for request, _ in asked], lambda *_: bar.advance())
+    ratings = []
+    for (dialogue, turn), (request, code), outcome in zip(turns, asked, outcomes, strict=True):
+        said = read_verdict(outcome, code, _SCORES)
+        ratings.append(
+            Rating(
+                id=dialogue.question.id,
+                category=dialogue.question.category,
+                turn=turn,
+                score=int(said.verdict) if said.verdict else None,
+                problem=said.problem,
+                length=len(dialogue.answers[turn - 1]),
+                request=asker.key(request),
+            )
+        )
+    return ratings
+
+
+def _request(dialogue: Dialogue, turn: int, seed: int, max_tokens: int) -> tuple[Request, str]:
+    """What is asked about one turn, and the code of its rating."""
+    question = dialogue.question
+    conversation = list(zip(question.turns, dialogue.answers, strict=True))[:turn]
+    references = question.references[:turn]
+    texts = [text for asked_answered in conversation for text in asked_answered]
+    code = code_for(seed, [*texts, *(reference or "" for reference in references)])
+    message = Message("user", rating_prompt(code, conversation, references))
+    return Request((message,), max_tokens=max_tokens, temperature=0.0), code
+
+
+def summary(ratings: Sequence[Rating]) -> dict[str, Any]:
+    """Mean ratings with 95 % intervals; None where nothing was rated.
+
+    ===========  ================================================================================
+    prompt       name and version of what the judge was asked
+    items        ratings asked for
+    invalid      those that could not be read; they stand in no mean
+    problems     why, by reason
+    mean         over all ratings; its interval resamples questions, whose turns belong together
+    turns        the same for each turn, by its number
+    categories   the same for each category
+    ===========  ================================================================================
+    """
+    scored = [rating for rating in ratings if rating.score is not None]
+    turns = sorted({rating.turn for rating in ratings})
+    categories = list(dict.fromkeys(rating.category for rating in ratings if rating.category))
+    return {
+        "prompt": RATING,
+        "items": len(ratings),
+        "invalid": len(ratings) - len(scored),
+        "problems": dict(Counter(rating.problem for rating in ratings if rating.problem is not None)),
+        "mean": _mean(scored),
+        "turns": {str(turn): _mean([rating for rating in scored if rating.turn == turn]) for turn in turns},
+        "categories": {name: _mean([rating for rating in scored if rating.category == name]) for name in categories},
+    }
+
+
+def _mean(scored: Sequence[Rating]) -> dict[str, float] | None:
+    """Of all scores, as the ratio of sums over questions."""
+    sums: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for rating in scored:
+        sums[rating.id] += rating.score or 0
+        counts[rating.id] += 1
+    return bootstrap(list(sums.values()), list(counts.values())).to_json() if sums else None
+
+
+def rating_canary(
+    asker: Asker,
+    dialogues: Sequence[Dialogue],
+    seed: int,
+    progress: Progress,
+    count: int = CANARY_ITEMS,
+    limit: float = CANARY_LIMIT,
+    max_tokens: int = MAX_TOKENS,
+) -> Canary:
+    """Rates constant nonsense and real answers to first turns: nonsense must be rated lower.
+
+    As in :func:`~spintune.evaluation.judge.canary` the real answer is the reference where there is one; nobody sees
+    it as a reference here. Null models were rated 9.55 by judges in use (arXiv 2410.07137).
+    """
+
+    def order(dialogue: Dialogue) -> tuple[bool, str]:
+        question = dialogue.question
+        return question.references[0] is None, digest_json([seed, "canary", question.id])
+
+    staged = []
+    for dialogue, nonsense in zip(sorted(dialogues, key=order)[:count], cycle(CANARIES), strict=False):
+        question = dialogue.question
+        alone = Question(question.id, question.category, question.turns[:1], (None,))
+        real = dialogue.answers[0] if question.references[0] is None else question.references[0]
+        staged += [Dialogue(alone, (nonsense,)), Dialogue(alone, (real,))]
+    ratings = rate(asker, staged, seed, progress, max_tokens)
+    preferences = tuple(
+        (float(bad.score > good.score) + float(bad.score >= good.score)) / 2
+        for bad, good in zip(ratings[::2], ratings[1::2], strict=True)
+        if bad.score is not None and good.score is not None
+    )
+    return Canary(asker.teacher.name, len(staged) // 2, preferences, limit)

@@ -1,0 +1,148 @@
+"""Whether a prediction gives the right answer, by rules.
+
+1. Words that announce an answer are "answer is", "answer:" and the like (so "final answer:", "the correct answer is"),
+   and "####" as in GSM8K. What follows the last of them, to the end of the line, is the answer; a text without them is
+   taken whole. Where nothing can be read there, the announcement before it counts ("... is 7. That answer is right.").
+2. number: what stands behind the last "=" of the sentence, if there is one, else its first number; in a text without
+   announcement, the last number. 1,000 = 1000.0 = $1000; 3/4 = 0.75; 1 1/2 = 1.5; a percent sign is ignored.
+3. option: the option whose text the answer is or begins with, else the one whose label it begins with, else the only
+   one that it contains in whole words. A longer option goes before a shorter one inside it ("not equivalent" before
+   "equivalent"). Without the row, and where it is the target word by word, the rule for text holds.
+4. text: equal without case, punctuation, articles and extra white space (SQuAD's normalisation, Rajpurkar et al. 2016);
+   more sentences may follow.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections.abc import Sequence
+from fractions import Fraction
+
+from spintune.mixtures.tasks import Item, Task
+
+_MARK = re.compile(r"\banswers?\b\s*(?:is|are)?\s*[:=]|\banswers?\s+(?:is|are)\b|####", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"(?<![\w.])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?"
+    r"(?:(?P<mixed>\d+)\s+(?=\d+\s?/\s?\d))?"
+    r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
+)
+_LABEL = re.compile(
+    r"^[\s\"'*]*(?:option|choice|letter|number)?\s*[(\[]?(?P<label>[A-Z]|\d{1,2})(?:[)\].:,]|\s*$|\s+[-–—]\s)",
+    re.IGNORECASE,
+)
+_DIGITS = 1000  # a model that repeats a digit for ever gives no number; Python refuses to read more than 4300
+_VULGAR = re.compile("([\u00bc-\u00be\u2150-\u215e])")
+_AROUND = string.whitespace + "\"'`*.,;:!?()[]{}"
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def correct(task: Task, target: str, prediction: str, item: Item | None = None) -> bool:
+    """Whether ``prediction`` answers as ``target`` does.
+
+    Args:
+        task: says how to compare (``task.check``).
+        target: the rendered target, a rationale before its answer included.
+        prediction: what a model wrote.
+        item: the row, so that an option counts by text as well as by label.
+    """
+    if task.check == "number":
+        expected = number(target)
+        return expected is not None and expected == number(prediction)
+    if _same_text(_answers(target)[0], _answers(prediction)[0]):
+        return True
+    if task.check == "option" and item is not None and item.choice is not None:
+        return chosen(prediction, item.options) == item.choice
+    return False
+
+
+def _answers(text: str) -> list[str]:
+    """What the announcements of a text announce, the last one first; the whole text when it has none."""
+    ends = [mark.end() for mark in _MARK.finditer(text)]
+    return [text[end:].lstrip(string.whitespace + ":*").split("\n", 1)[0].strip() for end in reversed(ends)] or [
+        text.strip()
+    ]
+
+
+def number(text: str) -> Fraction | None:
+    """The number that a text gives as its answer, by rule 2; None when it gives none.
+
+    >>> number("3 bags of 4 and 2 more: the answer is 3 * 4 + 2 = 14 apples.")
+    Fraction(14, 1)
+    """
+    if not _MARK.search(text):
+        return next(reversed(_numbers(text)), None)
+    for answer in _answers(text):
+        sentence = re.split(r"[.;!?](?=\s|$)", answer, maxsplit=1)[0]
+        numbers = _numbers(sentence.rpartition("=")[2]) or _numbers(sentence) or _numbers(answer)
+        if numbers:
+            return numbers[0]
+    return None
+
+
+def _numbers(text: str) -> list[Fraction]:
+    text = unicodedata.normalize("NFKC", _VULGAR.sub(r" \1", text)).replace("\u2212", "-").replace("\u2044", "/")
+    found = []
+    for match in _NUMBER.finditer(text):
+        if len(match[0]) > _DIGITS or (match["whole"] is None and match["decimals"] is None):
+            continue
+        value = Fraction((match["whole"] or "0").replace(",", "") + (match["decimals"] or ""))
+        if match["under"] and int(match["under"]):
+            value /= int(match["under"])
+        value += int(match["mixed"] or 0)
+        found.append(-value if "-" in (match["sign"], match["inner"]) else value)
+    return found
+
+
+def chosen(text: str, options: Sequence[str]) -> int | None:
+    """The place of the option that a text chooses, by rule 3; None when it chooses none, or several.
+
+    >>> chosen("The answer is (B).", ["rain", "snow"]), chosen("snow, I think", ["rain", "snow"])
+    (1, 1)
+    """
+    return next((place for answer in _answers(text) if (place := _named(answer, options)) is not None), None)
+
+
+def _named(text: str, options: Sequence[str]) -> int | None:
+    answer, plain = _plain(text), [_plain(option) for option in options]
+    if answer in plain:
+        return plain.index(answer)
+    by_length = sorted(range(len(options)), key=lambda place: -len(plain[place]))
+    for place in by_length:
+        if re.match(re.escape(plain[place]) + r"(?!\w)", answer):
+            return place
+    label = _LABEL.match(text)
+    if label and 0 <= (place := _place(label["label"])) < len(options):
+        return place
+    named, rest = [], answer
+    for place in by_length:
+        whole = r"(?<!\w)" + re.escape(plain[place]) + r"(?!\w)"
+        if re.search(whole, rest):
+            named.append(place)
+            rest = re.sub(whole, "\n", rest)
+    return named[0] if len(named) == 1 else None
+
+
+def _place(label: str) -> int:
+    return int(label) - 1 if label.isdigit() else ord(label.lower()) - ord("a")
+
+
+def _plain(text: str) -> str:
+    """Without case, runs of white space, and what stands around an answer."""
+    folded = " ".join(text.casefold().split())
+    return folded.strip(_AROUND) or folded
+
+
+def _same_text(wanted: str, given: str) -> bool:
+    target = _normalised(wanted)
+    pieces = re.split(r"(?<=[.!?])\s+|\n", given)
+    return any(_normalised(" ".join(pieces[:count])) == target for count in range(1, len(pieces) + 1))
+
+
+def _normalised(text: str) -> str:
+    """An answer that is an article or punctuation alone ("A", "?") stays."""
+    folded = text.casefold()
+    words = " ".join(folded.translate(_PUNCTUATION).split())
+    return " ".join(_ARTICLES.sub(" ", words).split()) or words or folded.strip()

@@ -1,0 +1,223 @@
+"""What a task or preset file may say: closed, typed, described. The YAML is read by the recipe's own safe loader."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+
+from spintune.errors import RecipeError
+from spintune.recipe import Section, read_yaml
+from spintune.recipe.mixture import GroupSection, PromptingSection, QuadrantsSection
+
+BUILTIN = Path(__file__).parent / "builtin"
+
+Check = Literal["number", "option", "text"]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a regular expression ({error}); mend it or put it in single quotes") from error
+    return pattern
+
+
+Expression = Annotated[str, AfterValidator(_compiles)]
+
+
+class FieldSection(Section):
+    """How a field is read from a row. White space around it is removed."""
+
+    from_: str = Field(alias="from", description="Key of the row; a dot goes into an object (choices.text).")
+    pattern: Expression | None = Field(None, description="Keep the first group of its first match, or all of it.")
+    remove: Expression | None = Field(None, description="Take every match out.")
+    map: dict[str, str] | None = Field(None, description="What stands for what, such as a label's number and its name.")
+    is_: Literal["text", "label", "index"] = Field(
+        "text",
+        alias="is",
+        description="For the answer of a task with options: the option's text, its label, or its place from 0.",
+    )
+
+
+class OptionsSection(Section):
+    """The answers to choose from: the same for all rows (fixed), or read from each row."""
+
+    fixed: list[str] | None = Field(None, description="Options of every row.")
+    from_: str | None = Field(None, alias="from", description="Key of the row: a list of texts, or one text to cut up.")
+    each: Expression | None = Field(
+        None, description="Matches one option of a text; groups named text and (optional) label."
+    )
+    labels: Literal["any", "letters"] = Field(
+        "any", description="letters: list them as A, B, C, ... only, for rationales that name those."
+    )
+    optional: bool = Field(False, description="True where the question can be answered without seeing them.")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> OptionsSection:
+        if (self.fixed is None) == (self.from_ is None):
+            raise ValueError("give either fixed or from")
+        if self.fixed is not None and not self.fixed:
+            raise ValueError("fixed is empty; name the options")
+        if self.each is not None and "text" not in re.compile(self.each).groupindex:
+            raise ValueError("each lacks a group named text: (?P<text>...)")
+        return self
+
+
+class PhrasingSection(Section):
+    input: str = Field(description="What is asked, with {field} for the fields of the row.")
+    target: str = Field(description="What is answered, with {answer}; before it {rationale} in a chain of thought.")
+    cue: str = Field("", description="What leads to the answer, such as '\\nAnswer: '; else few-shot frames choose it.")
+
+
+class PhrasingsFile(Section):
+    """Phrasings that tasks share."""
+
+    about: str = Field("", description="What they are for.")
+    direct: list[PhrasingSection] = Field(default=[], description="The answer alone.")
+    cot: list[PhrasingSection] = Field(default=[], description="The rationale, then the answer.")
+    inverted: list[PhrasingSection] = Field(default=[], description="The task turned around.")
+
+
+class KindSection(Section):
+    """What a file of a folder of tasks is about."""
+
+    cluster: str = Field(description="Tasks that are held out together.")
+    family: str = Field(description="Kind of task, such as classification.")
+
+
+class TaskFile(Section):
+    """A task: data, a field map, and phrasings."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
+        description="Letters, digits, dots, dashes and underscores."
+    )
+    about: str = Field("", description="What it is, and where it comes from.")
+    collection: str = Field("own", description="Group of a preset: muffin, t0, niv2, cot, dialog or own.")
+    cluster: str = Field("", description="Tasks that are held out together; default: the task's own name.")
+    family: str = Field("", description="Kind of task, such as classification; default: the cluster.")
+    file: str | None = Field(None, description="File beside this one or in the mixture's folder: .jsonl, .tsv, ...")
+    files: str | None = Field(None, description="Pattern of files, each of which is a task of its own: '*.jsonl'.")
+    subfolder: str | None = Field(None, description="Where files is looked for, if the folder has such a subfolder.")
+    hub: str | None = Field(None, description="Hub id owner/name[@revision] in place of a file.")
+    split: str = Field("train", description="Split of a hub data set.")
+    columns: list[str] | None = Field(None, description="Names of a .tsv file's columns; default: its first line.")
+    fields: dict[str, FieldSection] = Field(description="Field of a phrasing: key of the row.")
+    options: OptionsSection | None = Field(None, description="Answers to choose from.")
+    check: Check | None = Field(
+        None, description="How an answer is checked: number, option or text. Default: option where there are options."
+    )
+    phrasings: list[str] = Field(default=[], description="Shared phrasings: builtin:NAME or a YAML file.")
+    direct: list[PhrasingSection] = Field(default=[], description="The answer alone.")
+    cot: list[PhrasingSection] = Field(default=[], description="The rationale, then the answer.")
+    inverted: list[PhrasingSection] = Field(default=[], description="The task turned around.")
+    groups: dict[str, KindSection] = Field(
+        default={}, description="For files: pattern of a file's name, and its cluster and family; the first one counts."
+    )
+
+    @field_validator("fields", mode="before")
+    @classmethod
+    def _key_alone(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: {"from": spec} if isinstance(spec, str) else spec for name, spec in value.items()}
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _list_is_fixed(cls, value: Any) -> Any:
+        return {"fixed": value} if isinstance(value, list) else value
+
+    @field_validator("phrasings", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _whole(self) -> TaskFile:
+        if sum(where is not None for where in (self.file, self.files, self.hub)) != 1:
+            raise ValueError("give one of file, files and hub")
+        if "answer" not in self.fields:
+            raise ValueError("fields lacks answer; say which key holds it")
+        if "options" in self.fields:
+            raise ValueError("fields.options: options has a section of its own; move it there")
+        if not (self.phrasings or self.direct or self.cot):
+            raise ValueError("no phrasings; write some under direct or cot, or name phrasings: builtin:NAME")
+        if self.check == "option" and self.options is None:
+            raise ValueError("check: option needs options")
+        if self.files is None and (self.groups or self.subfolder):
+            raise ValueError("groups and subfolder belong to files")
+        return self
+
+
+class PresetFile(PromptingSection):
+    """A published mixture."""
+
+    name: str = Field(description="What a recipe calls it.")
+    about: str = Field(description="What it is, its source, and what differs from it here.")
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schema of the files a user may write, for editors: "task" and "phrasings"."""
+    return {
+        "task": TaskFile.model_json_schema(by_alias=True),
+        "phrasings": PhrasingsFile.model_json_schema(by_alias=True),
+    }
+
+
+S = TypeVar("S", bound=Section)
+
+
+def read_declaration(path: Path, section: type[S], what: str) -> S:
+    """Reads and checks a YAML file. Raises RecipeError, one line (file and key) for each thing that is wrong."""
+    return checked(read_yaml(path, what), section, str(path))
+
+
+def checked(values: Mapping[str, Any], section: type[S], name: str) -> S:
+    """Checks plain values as a section; ``name`` begins each line of the RecipeError."""
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"{name}: {_explain(problem, section)}" for problem in error.errors()]
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+
+
+_INSIDE: dict[str, type[BaseModel]] = {
+    "fields": FieldSection,
+    "options": OptionsSection,
+    "direct": PhrasingSection,
+    "cot": PhrasingSection,
+    "inverted": PhrasingSection,
+    "quadrants": QuadrantsSection,
+}
+
+
+def _explain(problem: Any, section: type[BaseModel]) -> str:
+    location = problem["loc"]
+    where = ".".join(map(str, location))
+    if problem["type"] == "extra_forbidden":
+        known = [field.alias or name for name, field in _section_at(location, section).model_fields.items()]
+        close = difflib.get_close_matches(str(location[-1]), known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"unknown key {where}; {hint}"
+    if problem["type"] == "missing":
+        field = _section_at(location, section).model_fields.get(str(location[-1]))
+        names = [known for known in _section_at(location, section).model_fields.values() if known.alias == location[-1]]
+        found = field or (names[0] if names else None)
+        return f"{where} is missing; {found.description if found else 'add it'}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    hint = "; put it in quotes" if isinstance(problem["input"], bool) and problem["type"] == "string_type" else ""
+    return f"{where}: {message} (given: {problem['input']!r:.60}){hint}"
+
+
+def _section_at(location: tuple[Any, ...], section: type[BaseModel]) -> type[BaseModel]:
+    """The section that the last key of a location belongs to."""
+    groups: type[BaseModel] = KindSection if section is TaskFile else GroupSection
+    for part in location[:-1]:
+        section = groups if part == "groups" else _INSIDE.get(str(part), section)
+    return section

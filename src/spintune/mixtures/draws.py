@@ -1,0 +1,79 @@
+"""Draws that are pure functions of the seed and a position: nothing to save, nothing to replay.
+
+Which task comes at position i is read off a golden-ratio sequence: x_i = (x_0 + i * a) mod 2**64, with a = 2**64 / φ,
+lies in one of the intervals that share 2**64. In any window each interval then gets its share to within a few
+positions (the discrepancy of such a sequence grows with the logarithm; Niederreiter 1992, section 3.1). How often an
+interval was met before position i is a sum of floors, which a Euclid-like recursion gives in O(64) steps, so the n-th
+row of a task is known without walking the stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from array import array
+
+CIRCLE = 1 << 64
+_STEP = 0x9E3779B97F4A7C15  # 2**64 / φ, rounded to odd
+
+
+def integer(*name: object) -> int:
+    """A uniform integer in [0, 2**64) that belongs to this name."""
+    text = "/".join(str(part).replace("/", "//") for part in name)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def uniform(*name: object) -> float:
+    """A uniform number in [0, 1) that belongs to this name."""
+    return (integer(*name) >> 11) / (1 << 53)
+
+
+def below(count: int, *name: object) -> int:
+    """A uniform index of ``count``."""
+    return integer(*name) * count >> 64
+
+
+def point(position: int, start: int) -> int:
+    """x_i on the circle of 2**64."""
+    return (start + position * _STEP) % CIRCLE
+
+
+def visits(position: int, start: int, low: int, high: int) -> int:
+    """How many of x_0 .. x_{position-1} lie in [low, high)."""
+    return _below_bound(position, start, high) - _below_bound(position, start, low)
+
+
+def _below_bound(position: int, start: int, bound: int) -> int:
+    """How many of the first points are below ``bound``: y mod m < c exactly when ⌊y/m⌋ - ⌊(y-c)/m⌋ = 1."""
+    shifted = start - bound + CIRCLE
+    return _floor_sum(position, start) - _floor_sum(position, shifted) + position
+
+
+def _floor_sum(count: int, offset: int) -> int:
+    """Σ ⌊(a i + offset) / m⌋ over i < count, for a = the step and m = 2**64."""
+    total, m, a, b = 0, CIRCLE, _STEP, offset
+    while True:
+        if a >= m:
+            total += count * (count - 1) // 2 * (a // m)
+            a %= m
+        if b >= m:
+            total += count * (b // m)
+            b %= m
+        top = a * count + b
+        if top < m:
+            return total
+        count, b = divmod(top, m)
+        m, a = a, m
+
+
+def order(count: int, *name: object) -> array[int]:
+    """A permutation of ``count`` indices that belongs to this name."""
+    return array("I", sorted(range(count), key=lambda index: integer(*name, index)))
+
+
+def walk(count: int, *name: object) -> tuple[int, int]:
+    """Start and stride of a walk over ``count`` places that meets each of them once."""
+    stride = 1 + below(max(1, count - 1), *name, "stride")
+    while math.gcd(stride, count) != 1:
+        stride += 1
+    return below(count, *name, "start"), stride

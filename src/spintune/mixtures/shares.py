@@ -1,0 +1,316 @@
+"""Shares: how much of a mixture each task gets, and how much of each task goes to each quadrant.
+
+The rate of a task is min(rows, rate_maximum) ** (1 / temperature): examples-proportional mixing (Raffel et al. 2020,
+arXiv 1910.10683, section 3.5.2). Flan 2022's caps are such rate maxima, "min(cap, n_examples) as weights"
+(flan/v2/mixtures.py), and cut no rows; FLAN 2021 also cuts (``cap``). Every task is weighed by its own rows.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from spintune.errors import RecipeError
+from spintune.mixtures.declarations import BUILTIN, PresetFile, read_declaration
+from spintune.mixtures.tasks import Task
+from spintune.recipe.mixture import GroupSection, QuadrantName, QuadrantsSection, WeighingSection
+
+Quadrants = Mapping[QuadrantName, float]
+
+_SELECTORS = ("collection", "cluster", "family")
+_ITERATIONS = 2000
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a mixture wants of a task.
+
+    Attributes:
+        task: its name.
+        share: part of the mixture; all tasks' parts sum to 1.
+        cap: rows that are used at most; None for all.
+        quadrants: parts of the mixture that go to each quadrant; they sum to ``share``.
+    """
+
+    task: str
+    share: float
+    cap: int | None
+    quadrants: Quadrants
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The shares of a mixture.
+
+    Attributes:
+        tasks: one a task, in the tasks' order.
+        quadrants: what the settings ask for, in parts of the mixture; None where they ask for nothing.
+        absent: groups of a preset that no task belongs to; the others share what they would have had.
+    """
+
+    tasks: tuple[Share, ...]
+    quadrants: Quadrants | None
+    absent: tuple[str, ...]
+
+
+def presets() -> list[str]:
+    """Names of the published mixtures that ship with the package."""
+    return [path.stem for path in sorted((BUILTIN / "presets").glob("*.yaml"))]
+
+
+def load_preset(name: str) -> PresetFile:
+    """A published mixture. Raises RecipeError when there is none of that name."""
+    if name not in presets():
+        close = difflib.get_close_matches(name, presets(), 1)
+        hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(presets())}"
+        raise RecipeError(f"there is no mixture preset {name}; {hint}")
+    return read_declaration(BUILTIN / "presets" / f"{name}.yaml", PresetFile, "preset")
+
+
+def select(selectors: Sequence[str], tasks: Sequence[Task], where: str) -> list[Task]:
+    """The tasks that any of the selectors means: a name, a pattern of names, or collection:, cluster: or family:NAME.
+
+    Raises RecipeError, which begins with ``where``, for a selector that means none.
+    """
+    found = {name for selector in selectors for name in _meant(selector, tasks, where)}
+    return [task for task in tasks if task.name in found]
+
+
+def _meant(selector: str, tasks: Sequence[Task], where: str) -> list[str]:
+    names = _matches(selector, tasks)
+    if not names:
+        kind, colon, value = selector.partition(":")
+        known = sorted({getattr(task, kind) for task in tasks} if colon and kind in _SELECTORS else _names(tasks))
+        close = difflib.get_close_matches(value if colon and kind in _SELECTORS else selector, known, 1)
+        prefix = f"{kind}:" if colon and kind in _SELECTORS else ""
+        listed = f"known here: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+        hint = f"did you mean {prefix}{close[0]}?" if close else listed
+        raise RecipeError(f"{where}: there is no task {selector} in this mixture; {hint}")
+    return names
+
+
+def _matches(selector: str, tasks: Sequence[Task]) -> list[str]:
+    kind, colon, value = selector.partition(":")
+    if colon and kind in _SELECTORS:
+        return [task.name for task in tasks if fnmatch.fnmatchcase(getattr(task, kind), value)]
+    return [task.name for task in tasks if fnmatch.fnmatchcase(task.name, selector)]
+
+
+def _names(tasks: Sequence[Task]) -> set[str]:
+    return {task.name for task in tasks}
+
+
+def plan(
+    tasks: Sequence[Task],
+    rows: Mapping[str, int],
+    supported: Mapping[str, Sequence[QuadrantName]],
+    mixture: WeighingSection,
+    overall: WeighingSection | None = None,
+) -> Plan:
+    """Works the shares out.
+
+    Args:
+        tasks: what is mixed.
+        rows: training rows of each task, which count for its rate.
+        supported: the quadrants each task has phrasings and exemplars for.
+        mixture: how they are weighed. A preset may have groups without tasks; elsewhere that is an error.
+        overall: cap, rate_maximum, temperature and quadrants that go before those of the mixture and its groups.
+
+    Where settings ask for quadrants, the tasks they are for and the quadrants are fitted together: each task keeps its
+    share, and the quadrants come as near to theirs as the tasks without rationales allow. Where nothing is asked, a
+    task's quadrants are equal.
+
+    Raises RecipeError for unknown or doubly used tasks, tasks in no group, weights or shares that sum to 0, and a
+    quadrant that no task supports.
+    """
+    preset = isinstance(mixture, PresetFile)
+    name = f"preset {mixture.name}" if isinstance(mixture, PresetFile) else "mixture"
+    resolver = _Resolver(rows, overall, preset)
+    resolver.resolve(mixture, list(tasks), 1.0, name, _Settings())
+    leaves = resolver.leaves
+    for task in tasks:
+        if task.name not in leaves:
+            raise RecipeError(
+                f"{task.where}: task {task.name} (collection {task.collection}) is in no group of the {name} "
+                f"({', '.join(resolver.seen)}); add it to one, or leave it out"
+            )
+    asked = {name: leaf.settings.quadrants for name, leaf in leaves.items()}
+    wanted: dict[QuadrantName, float] = {}
+    cells: dict[str, Quadrants] = {}
+    for quadrants in dict.fromkeys(asked.values()):
+        members = {name: leaves[name].share for name in leaves if asked[name] == quadrants}
+        if quadrants is None:
+            cells |= {
+                name: {key: share / len(supported[name]) for key in supported[name]} for name, share in members.items()
+            }
+            continue
+        parts = _parts(quadrants, members, supported)
+        wanted = {key: wanted.get(key, 0.0) + part for key, part in parts.items()}
+        cells |= fit(members, parts, supported)
+    shares = [
+        Share(task.name, leaves[task.name].share, leaves[task.name].settings.cap, cells[task.name]) for task in tasks
+    ]
+    return Plan(tuple(shares), wanted if None not in asked.values() else None, tuple(resolver.absent))
+
+
+def _parts(
+    quadrants: QuadrantsSection, tasks: Mapping[str, float], supported: Mapping[str, Sequence[QuadrantName]]
+) -> dict[QuadrantName, float]:
+    """What quadrants ask for, in parts of the mixture. Raises RecipeError when a quadrant has no task."""
+    given = quadrants.shares()
+    scale = math.fsum(tasks.values()) / math.fsum(given.values())
+    for key, share in given.items():
+        if share and not any(key in supported[name] for name, part in tasks.items() if part):
+            what = "with rationales" if key.endswith("_cot") else "with phrasings under direct"
+            more = " and more than one row" if key.startswith("few") else ""
+            raise RecipeError(
+                f"quadrants: {key} has a share and no task for it; set it to 0, or add a task {what}{more}"
+            )
+    return {key: share * scale for key, share in given.items()}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What a group hands down to what is inside it."""
+
+    cap: int | None = None
+    rate_maximum: int | None = None
+    temperature: float = 1.0
+    quadrants: QuadrantsSection | None = None
+
+    def within(self, group: WeighingSection) -> _Settings:
+        return _Settings(
+            group.cap or self.cap,
+            group.rate_maximum or self.rate_maximum,
+            group.temperature or self.temperature,
+            group.quadrants or self.quadrants,
+        )
+
+    def rate(self, rows: int) -> float:
+        used = min(rows, self.cap or rows, self.rate_maximum or rows)
+        return float(used ** (1 / self.temperature))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    share: float
+    settings: _Settings
+    group: str
+
+
+class _Resolver:
+    """Walks the groups down to the tasks."""
+
+    def __init__(self, rows: Mapping[str, int], overall: WeighingSection | None, lenient: bool) -> None:
+        self.rows, self.overall, self.lenient = rows, overall, lenient
+        self.leaves: dict[str, _Leaf] = {}
+        self.seen: list[str] = []
+        self.absent: list[str] = []
+
+    def resolve(self, group: WeighingSection, inside: list[Task], share: float, name: str, outer: _Settings) -> None:
+        """Gives the group's share to its tasks."""
+        settings = outer.within(group)
+        if group.groups is None:
+            self._leaves(group, self._members(group, inside, name), share, name, settings)
+            return
+        if len({child.share is None for child in group.groups.values()}) > 1:
+            lacking = next(key for key, child in group.groups.items() if child.share is None)
+            raise RecipeError(f"{name}: group {lacking} has no share and others beside it have; give it one")
+        members = {key: self._members(child, inside, f"{name}: group {key}") for key, child in group.groups.items()}
+        self.seen += members
+        self.absent += [key for key, found in members.items() if not found]
+        weights = {
+            key: self._weight(group.groups[key], found, settings.within(group.groups[key]))
+            for key, found in members.items()
+            if found
+        }
+        total = math.fsum(weights.values())
+        if weights and not total:
+            raise RecipeError(f"{name}: the shares of {', '.join(group.groups)} sum to 0; give at least one above 0")
+        for key, weight in weights.items():
+            self.resolve(group.groups[key], inside, share * weight / total, f"{name}: group {key}", settings)
+
+    def _members(self, group: WeighingSection, inside: list[Task], name: str) -> list[Task]:
+        if group.groups is not None:
+            return [task for child in group.groups.values() for task in self._members(child, inside, name)]
+        if not isinstance(group, GroupSection) or group.tasks is None:
+            return inside
+        if self.lenient:
+            return [task for task in inside if any(_matches(selector, [task]) for selector in group.tasks)]
+        return select(group.tasks, inside, f"{name}: tasks")
+
+    def _weight(self, group: GroupSection, members: list[Task], settings: _Settings) -> float:
+        if group.share is not None:
+            return group.share
+        return math.fsum(self._final(settings).rate(self.rows[task.name]) for task in members)
+
+    def _final(self, settings: _Settings) -> _Settings:
+        return settings.within(self.overall) if self.overall else settings
+
+    def _leaves(
+        self, group: WeighingSection, members: list[Task], share: float, name: str, settings: _Settings
+    ) -> None:
+        settings = self._final(settings)
+        if group.weights is None:
+            weights = {task.name: settings.rate(self.rows[task.name]) for task in members}
+        else:
+            weights = self._fixed(group.weights, members, name)
+        total = math.fsum(weights.values())
+        if not total:
+            raise RecipeError(f"{name}: the weights of its tasks sum to 0; give at least one above 0")
+        for task in members:
+            if task.name in self.leaves:
+                raise RecipeError(f"{name}: task {task.name} is in {self.leaves[task.name].group} too; name it once")
+            self.leaves[task.name] = _Leaf(share * weights[task.name] / total, settings, name)
+
+    def _fixed(self, weights: Mapping[str, float], members: list[Task], name: str) -> dict[str, float]:
+        fixed: dict[str, float] = {}
+        for selector, weight in weights.items():
+            for key in _meant(selector, members, f"{name}: weights"):
+                if key in fixed:
+                    raise RecipeError(f"{name}: weights: {selector} means task {key}, which has one; name it once")
+                fixed[key] = weight
+        for task in members:
+            if task.name not in fixed:
+                raise RecipeError(f"{name}: weights: task {task.name} has none; give it one, or 0")
+        return fixed
+
+
+def fit(
+    tasks: Mapping[str, float], quadrants: Quadrants, supported: Mapping[str, Sequence[QuadrantName]]
+) -> dict[str, Quadrants]:
+    """Parts of each (task, quadrant) whose sums over quadrants are the tasks' shares, and whose sums over tasks are as
+    near to the quadrants' as the support allows: iterative proportional fitting (Deming and Stephan 1940), the tasks
+    last. A task none of whose quadrants is wanted keeps its share, spread evenly over those it supports.
+
+        >>> fit({"maths": 0.5, "news": 0.5}, {"zero_direct": 0.75, "zero_cot": 0.25},
+        ...     {"maths": ["zero_direct", "zero_cot"], "news": ["zero_direct"]})["maths"]["zero_cot"]
+        0.25
+    """
+    cells: dict[str, dict[QuadrantName, float]] = {}
+    for name, share in tasks.items():
+        usable = [key for key in supported[name] if quadrants.get(key)] or list(supported[name])
+        cells[name] = {key: share / len(usable) for key in usable}
+    for _ in range(_ITERATIONS):
+        sums = {key: math.fsum(row.get(key, 0.0) for row in cells.values()) for key in quadrants}
+        scaled = {
+            name: {
+                key: cell * quadrants[key] / sums[key] if quadrants.get(key) and sums[key] else cell
+                for key, cell in row.items()
+            }
+            for name, row in cells.items()
+        }
+        change = 0.0
+        for name, row in scaled.items():
+            total = math.fsum(row.values())
+            for key in row:
+                row[key] *= tasks[name] / total if total else 0.0
+                change = max(change, abs(row[key] - cells[name][key]))
+        cells = scaled
+        if change < _TOLERANCE:
+            break
+    return dict(cells)

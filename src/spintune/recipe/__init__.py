@@ -1,0 +1,28 @@
+"""The recipe: one closed, typed configuration of a run, read from YAML with dotted overrides."""
+
+from spintune.recipe.mixture import MixtureSection
+from spintune.recipe.reading import load_recipe, parse_recipe, read_yaml, recipe_schema
+from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
+from spintune.recipe.section import Section
+from spintune.recipe.synthesis import SynthSection, TeacherSection
+from spintune.recipe.training import LAMBDAS, LoraSection, SftSection, SpinSection, TrainingSection
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "LAMBDAS",
+    "SYNTH",
+    "DataSection",
+    "LoraSection",
+    "MixtureSection",
+    "Recipe",
+    "Section",
+    "SftSection",
+    "SpinSection",
+    "SynthSection",
+    "TeacherSection",
+    "TrainingSection",
+    "load_recipe",
+    "parse_recipe",
+    "read_yaml",
+    "recipe_schema",
+]

@@ -1,0 +1,400 @@
+"""A run folder as plain facts: what is finished, what was measured, and what is not there yet. Reads files only.
+
+A stage counts when its manifest is there. ``results.json`` lends its intervals; all else comes from what the stages
+wrote, so that a run that is under way, or was stopped, can be looked at like one that ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+from spintune.errors import RunError
+from spintune.evaluation.measures import Interval
+from spintune.records import Example, read_records
+from spintune.run import MANIFEST
+from spintune.storage import read_json
+
+BASE, SFT, BASELINE = "base", "sft", "sft-more"
+"""Names of models in a run folder: the recipe's, after SFT, and after further SFT instead of self-play."""
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Likely:
+    """How likely a model finds the reference of a held-out example: minus log p, in nats, over so many tokens."""
+
+    nll: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answer to a held-out prompt; what was measured of it is None where nobody measured.
+
+    Attributes:
+        finished: it ended by itself, and was not cut.
+        tokens: its length.
+    """
+
+    text: str
+    finished: bool | None = None
+    tokens: int | None = None
+    rouge_l: float | None = None
+    exact_match: bool | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the run, with what was measured of it on held-out examples, by example id.
+
+    Attributes:
+        name: base, sft, iterate-1, ..., sft-more.
+        place: its folder inside the run folder; of ``base``, what the recipe calls it.
+        likely: likelihood of the references.
+        judged: greedy answers with their measures.
+        sampled: answers drawn at the recipe's temperature, in self-play.
+        during: greedy answers to a few prompts while SFT went on.
+    """
+
+    name: str
+    place: str
+    likely: Mapping[str, Likely]
+    judged: Mapping[str, Answered]
+    sampled: Mapping[str, Answered]
+    during: Mapping[str, Answered]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: what it says of itself, the files it wrote, and the version that wrote them."""
+
+    facts: Facts
+    files: Mapping[str, Facts]
+    version: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run folder.
+
+    Attributes:
+        name: of the folder.
+        recipe: the resolved recipe, as plain values.
+        stages: finished stages by name (``sft``, ``spin/iterate-1/pairs``, ...).
+        missing: what the recipe asks for and is not there, in words; empty for a finished run.
+        metrics: rows of metrics.jsonl by stage, in order.
+        heldout: the held-out examples.
+        models: those that are there, in the order in which they came about.
+        best: self-play's own choice: name, model, why; None without self-play.
+        stopped: why self-play ended early, or None.
+        estimates: intervals of results.json, by (model, measure).
+        differences: paired ones of results.json, by (model, other model, measure).
+        tasks: accuracies on the tasks of a mixture, of results.json; None without one, or while the run goes on.
+    """
+
+    folder: Path
+    name: str
+    version: str
+    recipe: Facts
+    stages: Mapping[str, Stage]
+    missing: tuple[str, ...]
+    metrics: Mapping[str, Sequence[Facts]]
+    heldout: tuple[Example, ...]
+    models: tuple[Model, ...]
+    best: Facts | None
+    stopped: str | None
+    estimates: Mapping[tuple[str, str], Interval]
+    differences: Mapping[tuple[str, str, str], Interval]
+    tasks: Facts | None
+
+    @property
+    def start(self) -> str:
+        """Where self-play starts, and what models are compared with."""
+        return SFT if self.recipe["sft"] else BASE
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of self-play of which anything is there."""
+        numbers = [int(part[0]) for name in (*self.stages, *self.metrics) if (part := _iteration_of(name))]
+        return max(numbers, default=0)
+
+    def facts_of(self, stage: str) -> Facts | None:
+        """What a finished stage says of itself."""
+        return self.stages[stage].facts if stage in self.stages else None
+
+    def model(self, name: str) -> Model:
+        return next(model for model in self.models if model.name == name)
+
+
+def read_run(folder: Path) -> RunFacts:
+    """Reads a run folder, finished or not.
+
+    Raises RunError when it is none, or when a file in it is damaged or of another version.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist or is no folder; give the folder of a run (its recipe's out)")
+    if not (folder / "recipe.json").is_file():
+        raise RunError(f"{folder} is no run folder, for it has no recipe.json; give the folder of a run")
+    try:
+        return _read(folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _foreign(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _foreign(path: Path, why: str) -> RunError:
+    return RunError(f"{path}: not as this version of spintune writes it ({why}); run the recipe again")
+
+
+def _read(folder: Path) -> RunFacts:
+    claim = read_json(folder / "recipe.json")
+    recipe = claim["recipe"]
+    stages = {name: _stage(folder, name) for name in _finished(folder)}
+    metrics = _metrics(folder / "metrics.jsonl")
+    results = read_json(folder / "results.json") if (folder / "results.json").is_file() else {}
+    best = folder / "spin" / "best.json"
+    heldout = tuple(read_records(folder / "data/heldout.jsonl", Example)) if "data" in stages else ()
+    names = _names(recipe, stages)
+    stopped = results.get("stopped")
+    if stopped and len(results["spin"]) != sum(f"spin/{name}" in stages for name in names):
+        stopped = None  # of an earlier command; self-play has gone on since
+    examples = {example.id: example for example in heldout}
+    models = tuple(_model(folder, name, recipe, stages, examples) for name in names)
+    answered = {model.name for model in models if model.judged}
+    missing = tuple(_missing(recipe, stages, metrics, bool(heldout), answered, bool(stopped)))
+    return RunFacts(
+        folder=folder,
+        name=folder.resolve().name,
+        version=claim["spintune"],
+        recipe=recipe,
+        stages=MappingProxyType(stages),
+        missing=missing,
+        metrics=MappingProxyType(metrics),
+        heldout=heldout,
+        models=models,
+        best=read_json(best) if recipe["spin"] and best.is_file() else None,
+        stopped=stopped,
+        estimates=MappingProxyType(
+            {
+                (name, measure): Interval(**interval)
+                for name, measures in results.get("heldout", {}).items()
+                for measure, interval in measures.items()
+            }
+        ),
+        differences=MappingProxyType(
+            {
+                (*_pair(names), measure): Interval(**interval)
+                for names, measures in results.get("differences", {}).items()
+                for measure, interval in measures.items()
+            }
+        ),
+        tasks=None if missing else results.get("tasks"),
+    )
+
+
+def _pair(names: str) -> tuple[str, str]:
+    one, _, other = names.partition(" - ")
+    return one, other
+
+
+# Stages -------------------------------------------------------------------------------------------------------------
+
+_PATTERNS = (
+    "synth",
+    "data",
+    "sft",
+    "spin/iterate-*/pairs",
+    "spin/iterate-*",
+    "spin/iterate-*/diagnosis",
+    "spin/heldout/*",
+    "spin/baseline-sft",
+    "likelihood/*",
+    "eval/heldout/*",
+)
+
+
+def _finished(folder: Path) -> list[str]:
+    found = [sorted(folder.glob(f"{pattern}/{MANIFEST}")) for pattern in _PATTERNS]
+    return [str(path.parent.relative_to(folder)) for paths in found for path in paths]
+
+
+_NEEDED = {
+    "synth": ("funnel", "cost/requests", "cost/completion_tokens", "cost/dollars", "seconds/write"),
+    "data": ("read", "repeated", "dropped", "train", "heldout"),
+    "sft": ("rows", "dropped", "truncated", "seconds/train"),
+    "spin/iterate-*/pairs": (
+        *(f"train/{key}" for key in ("prompts", "played", "kept", "answers", "dropped", "replayed")),
+        "train/real_cut",
+        "train/generated_cut",
+        "warnings",
+        "seconds/score",
+    ),
+    "spin/iterate-*": ("steps", "seconds/train"),
+    "spin/iterate-*/diagnosis": ("kl_opponent", "kl_base", "answers/tokens", "real/tokens"),
+    "spin/baseline-sft": ("rows", "dropped", "truncated", "seconds/train"),
+    "likelihood/*": ("items", "left_out"),
+}
+"""What the page needs of each stage's facts."""
+
+
+def _stage(folder: Path, name: str) -> Stage:
+    path = folder / name / MANIFEST
+    manifest = read_json(path)
+    facts = manifest["facts"]
+    for pattern, needed in _NEEDED.items():
+        if name.count("/") == pattern.count("/") and fnmatchcase(name, pattern):
+            for key in needed:
+                outer, _, inner = key.partition("/")
+                found = facts.get(outer)
+                if outer not in facts or (inner and not (isinstance(found, dict) and inner in found)):
+                    raise _foreign(path, f"no {key}")
+    return Stage(facts, manifest["files"], manifest["spintune"])
+
+
+def _iteration_of(stage: str) -> tuple[str, str] | None:
+    """The number of an iteration and what of it, of ``spin/iterate-2/pairs``: ("2", "/pairs")."""
+    if not stage.startswith("spin/iterate-"):
+        return None
+    number, slash, rest = stage.removeprefix("spin/iterate-").partition("/")
+    return (number, slash + rest) if number.isdigit() else None
+
+
+def _names(recipe: Facts, stages: Mapping[str, Stage]) -> list[str]:
+    """Models that are there, in the order in which they came about."""
+    names = [BASE] + [SFT] * ("sft" in stages)
+    if recipe["spin"]:
+        for number in range(1, recipe["spin"]["iterations"] + 1):
+            if f"spin/iterate-{number}" not in stages:
+                break
+            names.append(f"iterate-{number}")
+    return names + [BASELINE] * ("spin/baseline-sft" in stages)
+
+
+def _missing(
+    recipe: Facts,
+    stages: Mapping[str, Stage],
+    metrics: Mapping[str, Sequence[Facts]],
+    heldout: bool,
+    answered: set[str],
+    stopped: bool,
+) -> Iterator[str]:
+    """``answered`` are the models whose answers to the held-out prompts are there."""
+
+    def begun(stage: str) -> str:
+        steps = metrics.get(stage)
+        return f", which has come to step {steps[-1]['step']}" if steps else ""
+
+    if recipe.get("synth") and "synth" not in stages:
+        yield "written data"
+    if "data" not in stages:
+        yield "the data"
+    judged = [BASE]
+    if recipe["sft"]:
+        judged.append(SFT)
+        if "sft" not in stages:
+            yield "SFT" + begun("sft")
+    if recipe["spin"]:
+        for number in range(1, recipe["spin"]["iterations"] + 1):
+            stage = f"spin/iterate-{number}"
+            if stopped and stage not in stages:
+                break
+            judged.append(f"iterate-{number}")
+            if f"{stage}/pairs" not in stages:
+                yield f"the pairs and the training of iteration {number}"
+            elif stage not in stages:
+                yield f"the training of iteration {number}{begun(stage)}"
+            elif heldout and f"{stage}/diagnosis" not in stages:
+                yield f"the diagnosis of iteration {number}"
+        if recipe["spin"]["baseline"] == "sft":
+            judged.append(BASELINE)
+            if "spin/baseline-sft" not in stages:
+                yield "the baseline of further SFT" + begun("spin/baseline-sft")
+    if "heldout" in recipe["eval"] and (heldout if "data" in stages else recipe["data"]["eval_fraction"]):
+        names = [name for name in judged if name not in answered]
+        if names:
+            yield f"the held-out answers of {', '.join(names)}"
+
+
+# Rows ---------------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path) -> list[Facts]:
+    """A file of JSON lines. A last line without its end is being written, or was torn by a kill; it is left out.
+
+    Raises RunError with ``path:line``.
+    """
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            rows.append(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise RunError(f"{path}:{number}: damaged ({error}); run the recipe again") from error
+    return rows
+
+
+def _metrics(path: Path) -> dict[str, list[Facts]]:
+    by_stage: dict[str, list[Facts]] = {}
+    for number, row in enumerate(_rows(path) if path.is_file() else [], 1):
+        stage = row["stage"]
+        trained = stage in (SFT, "spin/baseline-sft") or (_iteration_of(stage) or ("", "-"))[1] == ""
+        for key in ("step", "tokens", "seconds") if trained else ("step",):
+            if key not in row:
+                raise _foreign(path, f"line {number} has no {key}")
+        by_stage.setdefault(stage, []).append(row)
+    return by_stage
+
+
+# Models -------------------------------------------------------------------------------------------------------------
+
+_PLACES = {SFT: "sft/model", BASELINE: "spin/baseline-sft/model"}
+
+
+def _model(
+    folder: Path, name: str, recipe: Facts, stages: Mapping[str, Stage], examples: Mapping[str, Example]
+) -> Model:
+    """``examples`` are the held-out ones by id; what was judged on others is of earlier data, and left out."""
+
+    def of(stage: str, file: str) -> list[Facts]:
+        rows = _rows(folder / stage / file) if stage in stages else []
+        return rows if all(row["id"] in examples for row in rows) else []
+
+    sampled = f"spin/heldout/{name}"
+    answers = _rows(folder / sampled / "answers.jsonl") if sampled in stages else []
+    return Model(
+        name=name,
+        place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
+        likely={row["id"]: Likely(row["nll"], row["tokens"]) for row in of(f"likelihood/{name}", "likelihood.jsonl")},
+        judged={
+            row["id"]: Answered(
+                row["answer"], row["finish_reason"] == "stop", row["answer_tokens"], row["rouge_l"], row["exact_match"]
+            )
+            for row in of(f"eval/heldout/{name}", "answers.jsonl")
+        },
+        sampled={
+            row["example_id"]: Answered(answer["text"], answer["complete"], len(answer["ids"]))
+            for row in answers
+            if row["example_id"] in examples
+            for answer in row["generated"][:1]
+        },
+        during=_during(folder / "sft" / "samples.jsonl", name, examples),
+    )
+
+
+def _during(path: Path, name: str, examples: Mapping[str, Example]) -> dict[str, Answered]:
+    """Answers in SFT's samples: those of step 0 are the recipe's model's, those of the last step SFT's."""
+    rows = _rows(path) if name in (BASE, SFT) and path.is_file() else []
+    if not rows:
+        return {}
+    step = rows[-1]["step"] if name == SFT else 0
+    # the samples name no example, but show its prompt and reference
+    ids = {(example.prompt[-1].content, example.answer): id for id, example in examples.items()}
+    keyed = [(ids.get((row["prompt"], row["reference"])), row) for row in rows if row["step"] == step]
+    return {id: Answered(row["answer"]) for id, row in keyed if id is not None}

@@ -1,0 +1,118 @@
+"""Writes the page: one HTML file that needs nothing else, from one run or several."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from spintune import __version__
+from spintune.report.examples import embedded, examples
+from spintune.report.facts import RunFacts, read_run
+from spintune.report.tables import counted, duration
+from spintune.report.views import compare, told_apart, view
+from spintune.storage import atomic_file
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Writes the report of one run folder or several; the file that it is in.
+
+    Args:
+        out: the file; by default ``report.html`` in the run folder, or ``comparison.html`` in the first of several.
+
+    Raises RunError for a folder that is no run or is damaged, StorageError when the file cannot be written.
+    """
+    path = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
+    page = render([read_run(folder) for folder in folders], path.parent)
+    with atomic_file(path) as file:
+        file.write(page.encode())
+    return path
+
+
+def render(runs: Sequence[RunFacts], beside: Path) -> str:
+    """The page of runs, whose links start at the folder ``beside``. The same files give the same page."""
+    runs = told_apart(runs)
+    views = [view(run, beside, f"run{number}-" if len(runs) > 1 else "") for number, run in enumerate(runs, 1)]
+    several = compare(runs) if len(runs) > 1 else None
+    style, script = _asset("style.css"), _asset("script.js")
+    browsed = examples(runs)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            views=views,
+            several=several,
+            title=" · ".join(run.name for run in runs),
+            answer=several.answer if several else views[0].answer,
+            examples=browsed,
+            data=Markup(embedded(browsed.to_json())),  # noqa: S704 -- escaped for where it stands
+            style=Markup(style),  # noqa: S704 -- our own files
+            script=Markup(script),  # noqa: S704
+            style_hash=_hash(style),
+            script_hash=_hash(script),
+            version=__version__,
+        )
+    )
+
+
+# Templates ----------------------------------------------------------------------------------------------------------
+
+_NEVER_SHOWN = re.compile("[\0\ud800-\udfff]")
+"""No HTML can hold these; the page has U+FFFD in their place."""
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("spintune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_whole,
+    )
+    environment.filters |= {"counted": counted, "duration": duration, "bytes": _bytes, "prose": _prose}
+    return environment
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str) and _NEVER_SHOWN.search(value):
+        clean = _NEVER_SHOWN.sub("\ufffd", value)
+        return Markup(clean) if isinstance(value, Markup) else clean  # noqa: S704 -- as safe as it was
+    return value
+
+
+_HYPHENATED = re.compile(r"\w+(?:-\w+)+")
+
+
+def _prose(text: str) -> Markup:
+    """A sentence in which "95 %" and "iterate-2" stay on one line."""
+    whole = _HYPHENATED.sub(r'<span class="whole">\g<0></span>', str(escape(text)).replace(" %", "\u00a0%"))
+    return Markup(whole)  # noqa: S704 -- escaped above, and no entity holds a hyphen
+
+
+def _bytes(count: int) -> str:
+    """1,234 as 1.2 kB."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+
+
+def _asset(name: str) -> str:
+    return resources.files("spintune.report").joinpath(name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """What a Content-Security-Policy calls an inline style or script by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

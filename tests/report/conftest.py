@@ -1,0 +1,324 @@
+"""Small run folders written by hand, as the stages write them, and a reader of HTML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spintune.evaluation.measures import bootstrap, rouge_l
+from spintune.records import Example, Message, write_records
+
+RECIPE: dict[str, Any] = {
+    "model": "smollm2-135m-instruct",
+    "seed": 7,
+    "precision": "auto",
+    "tokens_per_forward": 1024,
+    "synth": None,
+    "data": {
+        "train": [{"path": "builtin:seeds", "format": "auto", "weight": 1.0, "limit": 60, "split": "train"}],
+        "eval_fraction": 0.2,
+        "max_length": 256,
+        "template": "tokenizer",
+        "turns": "last",
+    },
+    "lora": None,
+    "sft": {"epochs": 1.0, "learning_rate": 2e-5, "samples": 4},
+    "spin": {
+        "iterations": 2,
+        "lambda": 0.1,
+        "loss": "logistic",
+        "gamma": 0.0,
+        "metric": "nll",
+        "baseline": "none",
+        "max_new_tokens": 48,
+    },
+    "eval": ["heldout"],
+}
+
+TOKENS = 10
+"""Scored tokens of every reference here."""
+
+
+@dataclass
+class Folder:
+    """A run folder in the making; ``examples`` are its held-out ones."""
+
+    path: Path
+    examples: list[Example] = field(default_factory=list)
+
+    def recipe(self, **changes: Any) -> Folder:
+        recipe = {
+            key: {**value, **changes[key]} if isinstance(value, dict) and isinstance(changes.get(key), dict) else value
+            for key, value in RECIPE.items()
+        }
+        recipe |= {key: value for key, value in changes.items() if not isinstance(recipe[key], dict) or value is None}
+        return self.json("recipe.json", {"spintune": "0.1.0", "recipe": recipe})
+
+    def json(self, name: str, value: Any) -> Folder:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value), encoding="utf-8")
+        return self
+
+    def lines(self, name: str, rows: Sequence[Mapping[str, Any]]) -> Folder:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return self
+
+    def stage(self, name: str, **facts: Any) -> Folder:
+        manifest = {"stage": name, "inputs": "0", "files": {}, "facts": facts, "spintune": "0.1.0"}
+        return self.json(f"{name}/manifest.json", manifest)
+
+    def metrics(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> Folder:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            for step, row in enumerate(rows, 1):
+                file.write(json.dumps({"stage": stage, "step": step, **row}) + "\n")
+        return self
+
+    # Stages ------------------------------------------------------------------------------------------------------
+
+    def data(self, heldout: int | Sequence[tuple[str, str]] = 12) -> Folder:
+        texts = [(f"Say word {n}.", f"word {n}") for n in range(heldout)] if isinstance(heldout, int) else heldout
+        self.examples = [Example((Message("user", p), Message("assistant", r))) for p, r in texts]
+        (self.path / "data").mkdir(parents=True, exist_ok=True)
+        write_records(self.path / "data/heldout.jsonl", self.examples)
+        counts = {"read": 70, "repeated": 0, "dropped": {"over_limit": 10}, "train": 60 - len(texts)}
+        return self.stage("data", **counts, heldout=len(texts))
+
+    def sft(self, steps: int = 5) -> Folder:
+        self.metrics("sft", [training(loss=3 - 0.1 * n) for n in range(steps)])
+        self.metrics("sft/heldout", [{"loss": 3.2}, {"loss": 2.75}])
+        facts = {"rows": 48, "dropped": {}, "truncated": 2, "steps": steps, "heldout_loss": 2.75}
+        return self.stage("sft", **facts, learning_rate=2e-5, seconds={"train": 30.5})
+
+    def pairs(self, number: int, **changes: Any) -> Folder:
+        stage = f"spin/iterate-{number}/pairs"
+        train = {"prompts": 48, "played": 47, "kept": 45, "answers": 45, "dropped": {"too_long": 1, "identical": 2}}
+        train |= {"replayed": 0, "real_cut": 3, "generated_cut": 4}
+        answers = [{"example_id": str(n), "generated": [{"text": "a b c", "ids": [1, 2, 3]}]} for n in range(47)]
+        self.lines(f"{stage}/answers.jsonl", answers)
+        told = {"separability": None, "warnings": [], "seconds": {"generate": 12.25, "score": 3.5}}
+        return self.stage(stage, train=train, heldout={"kept": 12, "dropped": {}}, **(told | changes))
+
+    def iterate(self, number: int, steps: int = 4) -> Folder:
+        stage = f"spin/iterate-{number}"
+        rows = [training(loss=0.69 - 0.01 * n, **STANDING) for n in range(steps)]
+        self.metrics(stage, rows)
+        after = {"start_loss": 0.6931, "loss": 0.66, "loss_error": 0.004, **STANDING}
+        self.metrics(f"{stage}/heldout", [after])
+        return self.stage(
+            stage,
+            iteration=number,
+            learning_rate=5e-6,
+            steps=steps,
+            pairs_seen=45,
+            tokens=4000,
+            later={"kept": 0, "dropped": {}},
+            heldout=after,
+            seconds={"train": 20.0},
+        )
+
+    def diagnosis(self, number: int) -> Folder:
+        profile = {"answers": 12, "tokens": 21.5, "cut": 0.25, "distinct_1": 0.6, "distinct_2": 0.9, "repetition": 0.0}
+        return self.stage(
+            f"spin/iterate-{number}/diagnosis",
+            nll_per_token=2.7,
+            kl_opponent={"mean": 0.031, "standard_error": 0.012},
+            kl_base={"mean": 0.052, "standard_error": None},
+            answers=profile,
+            real={**profile, "tokens": 18.0},
+            identical_to_opponent=0.125,
+        )
+
+    def best(self, name: str) -> Folder:
+        place = {"sft": "sft/model", "base": "smollm2-135m-instruct"}.get(name, f"spin/{name}/model")
+        return self.json("spin/best.json", {"name": name, "model": place, "why": f"{name} was chosen"})
+
+    def baseline(self) -> Folder:
+        self.metrics("spin/baseline-sft", [training(loss=2.5)] * 8)
+        facts = {"rows": 48, "dropped": {}, "truncated": 0, "steps": 8, "heldout_loss": 2.6, "learning_rate": 2e-5}
+        return self.stage("spin/baseline-sft", **facts, seconds={"train": 18.0})
+
+    def judged(self, name: str, nll: float | Sequence[float], answers: Sequence[str] | None = None) -> Folder:
+        """A model's likelihoods, ``nll`` nats an example, and its greedy answers."""
+        losses = [nll] * len(self.examples) if isinstance(nll, int | float) else nll
+        texts = answers or [f"{name} says {example.answer}" for example in self.examples]
+        likely, judged = [], []
+        for example, loss, text in zip(self.examples, losses, texts, strict=True):
+            likely.append({"id": example.id, "nll": loss, "tokens": TOKENS})
+            judged.append(
+                {
+                    "id": example.id,
+                    "prompt": example.prompt[-1].content,
+                    "reference": example.answer,
+                    "answer": text,
+                    "finish_reason": "stop",
+                    "answer_tokens": len(text.split()),
+                    "reference_tokens": TOKENS,
+                    "nll": loss,
+                    "rouge_l": rouge_l(example.answer, text),
+                    "exact_match": example.answer == text,
+                }
+            )
+        self.lines(f"likelihood/{name}/likelihood.jsonl", likely)
+        self.stage(f"likelihood/{name}", items=len(likely), left_out=0)
+        self.lines(f"eval/heldout/{name}/answers.jsonl", judged)
+        return self.stage(f"eval/heldout/{name}", items=len(judged))
+
+    def results(self, names: Sequence[str], start: str = "sft", **more: Any) -> Folder:
+        """results.json, worked out from the files as the end of a run does."""
+        rows = {name: self._measures(name) for name in names}
+        heldout = {
+            name: {key: bootstrap(values, weights).to_json() for key, (values, weights) in measures.items()}
+            for name, measures in rows.items()
+        }
+        differences = {
+            f"{name} - {start}": {
+                key: bootstrap([a - b for a, b in zip(values, rows[start][key][0], strict=True)], weights).to_json()
+                for key, (values, weights) in measures.items()
+            }
+            for name, measures in rows.items()
+            if name != start
+        }
+        return self.json("results.json", {"heldout": heldout, "differences": differences, "stopped": None, **more})
+
+    def _measures(self, name: str) -> dict[str, tuple[list[float], list[float] | None]]:
+        judged = read_lines(self.path / f"eval/heldout/{name}/answers.jsonl")
+        return {
+            "nll_per_token": ([row["nll"] for row in judged], [row["reference_tokens"] for row in judged]),
+            "rouge_l": ([row["rouge_l"] for row in judged], None),
+            "exact_match": ([float(row["exact_match"]) for row in judged], None),
+            "answer_tokens": ([float(row["answer_tokens"]) for row in judged], None),
+            "finished": ([float(row["finish_reason"] == "stop") for row in judged], None),
+        }
+
+
+STANDING = {
+    "margin": 0.4,
+    "accuracy": 0.75,
+    "real_ratio": 0.3,
+    "generated_ratio": -0.1,
+    "real_logprob": -60.0,
+    "generated_logprob": -45.0,
+}
+
+
+def training(**facts: float) -> dict[str, float]:
+    """What every optimizer step says."""
+    return {"grad_norm": 2.5, "learning_rate": 2e-5, "tokens": 500, "seconds": 2.0, **facts}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., Folder]:
+    """An empty run folder with a recipe: ``folder(name, **changes of the recipe)``."""
+
+    def make(name: str = "run", **changes: Any) -> Folder:
+        (tmp_path / name).mkdir()
+        return Folder(tmp_path / name).recipe(**changes)
+
+    return make
+
+
+@pytest.fixture
+def whole(folder: Callable[..., Folder]) -> Callable[..., Folder]:
+    """A finished run of SFT, two iterations and a baseline. Every model is 0.1 nats a token better than the one before.
+
+    ``whole(name, heldout)``; sft-more is worse than iterate-2 and better than iterate-1.
+    """
+
+    def make(name: str = "run", heldout: int | Sequence[tuple[str, str]] = 12, **changes: Any) -> Folder:
+        made = folder(name, **{"spin": {"baseline": "sft"}, **changes}).data(heldout).sft()
+        for number in (1, 2):
+            made.pairs(number).iterate(number).diagnosis(number)
+        made.best("iterate-2").baseline()
+        losses = {"base": 30.0, "sft": 29.0, "iterate-1": 28.0, "iterate-2": 27.0, "sft-more": 27.5}
+        for model, loss in losses.items():
+            made.judged(model, [loss + n for n in range(len(made.examples))])
+        return made.results(list(losses))
+
+    return make
+
+
+# HTML ---------------------------------------------------------------------------------------------------------------
+
+VOID = {"meta", "input", "br", "link", "img", "hr"}
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page as a reader finds it: its texts, tables and attributes. Fails on tags that do not match."""
+
+    text: str = ""
+    tables: list[list[list[str]]] = field(default_factory=list)
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    scripts: list[tuple[dict[str, str | None], str]] = field(default_factory=list)
+    styles: list[str] = field(default_factory=list)
+    _open: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        elif tag == "script":
+            self.scripts.append((dict(attributes), ""))
+        elif tag == "style":
+            self.styles.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open, f"</{tag}> closes nothing"
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        inside = self._open[-1] if self._open else ""
+        if inside == "script":
+            attributes, text = self.scripts[-1]
+            self.scripts[-1] = (attributes, text + data)
+        elif inside == "style":
+            self.styles[-1] += data
+        else:
+            self.text += data
+            if {"td", "th"} & set(self._open):
+                self.tables[-1][-1][-1] += data
+
+    def row(self, heading: str) -> list[list[str]]:
+        """Every table row that begins with this, its cells as words joined by single spaces."""
+        rows = [[" ".join(cell.split()) for cell in row] for table in self.tables for row in table]
+        return [row for row in rows if row and row[0] == heading]
+
+    @property
+    def data(self) -> Any:
+        """The examples that the page carries."""
+        return json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == "examples-data"))
+
+
+@pytest.fixture
+def page() -> Callable[[str | Path], Page]:
+    def read(source: str | Path) -> Page:
+        html = source.read_text("utf-8") if isinstance(source, Path) else source
+        read = Page()
+        read.feed(html)
+        read.close()
+        assert read._open == []
+        return read
+
+    return read

@@ -1,0 +1,297 @@
+"""The page: its numbers are those of the run's files, it needs nothing else, and no text of a model can act in it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from spintune.errors import RunError, StorageError
+from spintune.report.facts import read_run
+from spintune.report.page import render, write_report
+
+Make = Callable[..., Any]
+
+EVIL = [
+    "</script><script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "]]> <!-- <script> -->",
+    "a\u2028b\u2029c",
+    "\u202eright to left\u202c \u200f",
+    "{{ 7 * 7 }} {% raw %} ${7} &lt;b&gt; &#x3c;",
+    "'\"><svg/onload=alert(1)>",
+]
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").replace(",", ""))
+
+
+def test_the_table_shows_the_numbers_of_results_json(whole: Make, page: Make) -> None:
+    made = whole()
+    results = json.loads((made.path / "results.json").read_text())
+    read = page(write_report([made.path]))
+    for name, measures in results["heldout"].items():
+        row = next(row for row in read.row(name) if len(row) == 6)
+        for cell, (key, factor) in zip(
+            row[1:],
+            [("nll_per_token", 1), ("rouge_l", 1), ("exact_match", 100), ("answer_tokens", 1), ("finished", 100)],
+            strict=True,
+        ):
+            digits = 3 if factor == 1 and key != "answer_tokens" else 1
+            mean = f"{measures[key]['mean'] * factor:.{digits}f}"
+            assert cell.startswith(mean), (name, key)
+            if key in ("nll_per_token", "rouge_l", "answer_tokens"):
+                low, high = (f"{measures[key][end] * factor:.{digits}f}" for end in ("low", "high"))
+                assert cell == f"{mean}{low} to {high}"
+
+
+def test_the_differences_are_those_of_results_json(whole: Make, page: Make) -> None:
+    made = whole()
+    results = json.loads((made.path / "results.json").read_text())
+    read = page(write_report([made.path]))
+    for names, measures in results["differences"].items():
+        (row,) = read.row(names.replace(" - ", " − "))
+        mean = number(re.split(r"(?<=\d{3})(?=[+−]|\d+\.)", row[1])[0])
+        assert mean == pytest.approx(measures["nll_per_token"]["mean"], abs=5e-4)
+        assert row[1].endswith("better" if measures["nll_per_token"]["high"] < 0 else "worse")
+
+
+def test_a_share_without_spread_has_wilson_s_interval(whole: Make, page: Make) -> None:
+    read = page(write_report([whole(heldout=10).path]))
+    row = next(row for row in read.row("sft") if len(row) == 6)
+    assert row[3] == "0.00.0 to 27.8"  # exact matches: 0 of 10
+    assert row[5] == "100.072.2 to 100.0"  # finished: 10 of 10
+
+
+def test_funnel_and_cost_stand_in_the_page(whole: Make, page: Make) -> None:
+    read = page(write_report([whole().path]))
+    assert read.row("reading") == [["reading", "70 rows", "60", "", "over limit 10", "48 to train on, 12 held out"]]
+    assert read.row("iteration 1")[0][:5] == ["iteration 1", "48 prompts", "45", "", "identical 2, too long 1"]
+    assert read.row("SFT")[-1] == ["SFT", "5 steps", "2,500", "250", "–", "–", "30 s"]
+    # training 30.5 + 20 + 20 + 18 s, generating 2 x 12.25 s, scoring 2 x 3.5 s
+    assert read.row("all") == [["all", "", "", "", "24 s", "7.0 s", "1 min 28 s"]]
+    assert "Energy: not measured" in read.text
+
+
+def test_every_curve_of_a_whole_run_is_there(whole: Make, page: Make) -> None:
+    read = page(write_report([whole().path]))
+    labels = [
+        attributes["aria-label"] or "" for tag, attributes in read.tags if tag == "svg" and "viewbox" in attributes
+    ]
+    titles = [label.split(",")[0].split(".")[0] for label in labels]
+    sft = ["Loss", "Gradient norm", "Learning rate"]
+    steps = ["Loss", "Margin r − r′", "Accuracy", "Log-ratios to the opponent", "Log-probabilities", "Gradient norm"]
+    assert titles == [*sft, *steps, "Held-out loss", "KL divergence", "Length of its answers", *sft]
+    assert labels[0].startswith(
+        "Loss, nats a token. training from 3 at step 1 to 2.6 at 5; held out from 3.2 at step 1 to 2.75 at 2"
+    )
+
+
+def test_accuracies_on_the_tasks_of_a_mixture_are_those_of_results_json(whole: Make, page: Make) -> None:
+    made = whole()
+    results = json.loads((made.path / "results.json").read_text())
+    sums, all_right = {"items": 40, "mean": 0.25, "low": 0.125, "high": 0.375}, {"mean": 1.0, "low": 1.0, "high": 1.0}
+    accuracy = {
+        "base": {"task sums": sums, "held-out tasks": sums},
+        "sft": {"task sums": {"items": 40, **all_right}, "held-out tasks": sums},
+    }
+    made.json("results.json", {**results, "tasks": {"accuracy": accuracy, "differences": {}}})
+    read = page(write_report([made.path]))
+    assert read.row("held-out tasks") == [["held-out tasks", "40", "25.012.5 to 37.5", "25.012.5 to 37.5"]]
+    # Wilson's interval of 40 of 40 begins at 40/(40 + 1.96²)
+    assert read.row("task sums") == [
+        ["task sums", "40", "25.012.5 to 37.5", f"100.0{4000 / (40 + 1.96**2):.1f} to 100.0"]
+    ]
+
+
+# Safety -------------------------------------------------------------------------------------------------------------
+
+
+def test_it_carries_its_styles_and_scripts_and_allows_no_others(whole: Make, page: Make) -> None:
+    read = page(write_report([whole().path]))
+    (policy,) = [a["content"] for tag, a in read.tags if tag == "meta" and "http-equiv" in a]
+    (style,) = read.styles
+    (script,) = [text for attributes, text in read.scripts if "type" not in attributes]
+    digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    assert policy == (
+        f"default-src 'none'; style-src 'sha256-{digests[0]}'; script-src 'sha256-{digests[1]}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    assert not [tag for tag, _ in read.tags if tag in ("link", "img", "iframe", "object", "embed", "form", "base")]
+    for tag, attributes in read.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src")], tag
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "http" not in script
+
+
+def test_a_text_of_a_model_stays_text(folder: Make, page: Make) -> None:
+    made = folder(spin=None).data([(f"{evil} prompt", f"{evil} reference") for evil in EVIL]).sft()
+    made.judged("base", 1.0, EVIL).judged("sft", 1.0, EVIL[::-1])
+    path = write_report([made.path])
+    read = page(path)
+    assert [item["answers"][0]["text"][0] for item in read.data["items"]] == EVIL
+    assert [item["prompt"][0][1] for item in read.data["items"]] == [f"{evil} prompt" for evil in EVIL]
+    assert len(read.scripts) == 2
+    html = path.read_text("utf-8")
+    assert "\u2028" not in html
+    assert "onerror" not in [name for _, attributes in read.tags for name in attributes]
+
+
+@pytest.mark.parametrize("evil", [*EVIL, "lone \ud800 surrogate", "nul \0 byte"])
+def test_a_name_or_a_reason_stays_text(whole: Make, page: Make, evil: str) -> None:
+    run = read_run(whole().path)
+    html = render([replace(run, name=evil, recipe={**run.recipe, "model": evil}, stopped=evil)], run.folder)
+    html.encode()
+    read = page(html)
+    shown = " ".join(evil.replace("\ud800", "\ufffd").replace("\0", "\ufffd").split())
+    assert " ".join(read.text.split()).count(shown) >= 3
+    assert len(read.scripts) == 2
+    assert not [tag for tag, _ in read.tags if tag == "img"]
+
+
+def test_a_folder_with_a_strange_name_is_linked_right(whole: Make, page: Make, tmp_path: Path) -> None:
+    made = whole('a "b" <i> #1 λ')
+    read = page(write_report([made.path], tmp_path / "elsewhere" / "page.html"))
+    links = [a["href"] for tag, a in read.tags if tag == "a" and a["href"] and not a["href"].startswith("#")]
+    assert len(links) > 5
+    for link in links:
+        assert (tmp_path / "elsewhere" / unquote(urlsplit(link).path)).resolve().exists()
+
+
+def test_anchors_lead_somewhere_and_names_are_unique(whole: Make, page: Make) -> None:
+    for runs in ([whole("one").path], [whole("two").path, whole("three").path]):
+        read = page(write_report(runs))
+        ids = [a["id"] for _, a in read.tags if "id" in a]
+        assert len(ids) == len(set(ids))
+        anchors = [a["href"][1:] for tag, a in read.tags if tag == "a" and (a["href"] or "").startswith("#")]
+        assert set(anchors) <= set(ids)
+        labels = [a["for"] for tag, a in read.tags if tag == "label" and "for" in a]
+        assert set(labels) <= set(ids)
+
+
+# Size ---------------------------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_examples_and_steps_make_a_small_page(folder: Make, page: Make) -> None:
+    made = folder(spin=None).data(10_000)
+    made.sft(steps=20_000)
+    made.judged("base", 3.0).judged("sft", 2.0).results(["base", "sft"])
+    path = write_report([made.path])
+    assert path.stat().st_size < 1_500_000
+    read = page(path)
+    assert len(read.data["items"]) == 500
+    assert "The first 500 of 10,000" in " ".join(read.text.split())
+    assert sum(tag == "circle" for tag, _ in read.tags) < 200
+    assert "A line is the mean of stretches of steps" in read.text
+
+
+# Runs that are not finished, and several -----------------------------------------------------------------------------
+
+
+def test_a_run_makes_a_page_at_every_stage(folder: Make, page: Make) -> None:
+    made = folder(spin={"baseline": "sft"})
+    stages: list[Callable[[], Any]] = [
+        lambda: made,
+        lambda: made.data(),
+        lambda: made.sft(),
+        lambda: made.pairs(1),
+        lambda: made.iterate(1).best("sft"),
+        lambda: made.diagnosis(1),
+        lambda: made.pairs(2).iterate(2).diagnosis(2),
+        lambda: made.baseline(),
+        lambda: made.judged("base", 3.0),
+        lambda: made.judged("sft", 2.0),
+    ]
+    sizes = []
+    for stage in stages:
+        stage()
+        read = page(write_report([made.path]))
+        assert "This run is not finished." in read.text
+        sizes.append(len(read.text))
+    assert "the data; SFT; " in page_text_of(folder("empty"), page)
+    for name in ("iterate-1", "iterate-2", "sft-more"):
+        made.judged(name, 1.0)
+    assert "This run is not finished." not in page(write_report([made.path])).text
+    assert sizes[-1] > sizes[0]
+
+
+def page_text_of(made: Any, page: Make) -> str:
+    return " ".join(page(write_report([made.path])).text.split())
+
+
+def test_a_run_without_held_out_examples_says_so(folder: Make, page: Make) -> None:
+    text = page_text_of(folder(data={"eval_fraction": 0.0}, spin=None).data(0).sft(), page)
+    assert "No example is held out, so no model is judged" in text
+    assert "This run is not finished." not in text
+
+
+def test_several_runs_stand_side_by_side_on_what_they_share(whole: Make, page: Make, tmp_path: Path) -> None:
+    texts = [(f"Say word {n}.", f"word {n}") for n in range(30)]
+    one, other = whole("one", texts[:20]), whole("other", texts[10:], seed=8)
+    other.judged("sft", 25.0)
+    path = write_report([one.path, other.path])
+    assert path == one.path / "comparison.html"
+    read = page(path)
+    text = " ".join(read.text.split())
+    assert "all rows are of the 10 that all of them share" in text
+    (row,) = read.row("other / sft")
+    assert row[1].startswith("2.5002.500 to 2.500")
+    # losses of run one rise by a nat an example, and examples 10 to 19 are shared: 29 + 14.5 nats of 10 tokens
+    assert read.row("one / sft")[0][1].startswith("4.350")
+    assert ["seed", "7", "8"] in read.row("seed")
+    assert len(read.data["models"]) == 10
+    assert len(read.data["items"]) == 10
+
+
+def test_runs_without_a_common_example_are_not_lined_up(whole: Make, page: Make) -> None:
+    texts = [(f"Say word {n}.", f"word {n}") for n in range(30)]
+    paths = [whole("one", texts[:10]).path, whole("other", texts[10:]).path]
+    text = " ".join(page(write_report(paths)).text.split())
+    assert "rows of different runs must not be compared" in text
+    assert "These runs hold out different examples" in text
+
+
+def test_losses_of_other_tokenizers_are_called_incomparable(whole: Make, page: Make) -> None:
+    one, other = whole("one"), whole("other")
+    told = "tokenizers differ: losses a token cannot be compared"
+    assert told not in page(write_report([one.path, other.path])).text
+    for path in other.path.glob("likelihood/*/likelihood.jsonl"):
+        path.write_text(path.read_text().replace('"tokens": 10', '"tokens": 9'))
+    assert told in page(write_report([one.path, other.path])).text
+
+
+def test_runs_of_the_same_name_are_told_apart(whole: Make, page: Make, tmp_path: Path) -> None:
+    one, other = whole("one"), whole("other")
+    for made, parent in ((one, "a"), (other, "b")):
+        (tmp_path / parent).mkdir()
+        made.path.rename(tmp_path / parent / "run")
+    read = page(write_report([tmp_path / "a" / "run", tmp_path / "b" / "run"]))
+    assert read.row(f"{tmp_path / 'a' / 'run'} / sft")
+    assert read.row(f"{tmp_path / 'b' / 'run'} / sft")
+
+
+def test_the_same_run_gives_the_same_page(whole: Make) -> None:
+    made = whole()
+    assert write_report([made.path]).read_bytes() == write_report([made.path]).read_bytes()
+
+
+def test_one_run_that_is_none_stops_the_report(whole: Make, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="empty is no run folder"):
+        write_report([whole().path, tmp_path / "empty"])
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(whole: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        write_report([whole().path], tmp_path / "file" / "page.html")

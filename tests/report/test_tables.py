@@ -1,0 +1,152 @@
+"""Counts that add up, and costs that are the sums of what every step said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from spintune.report.facts import read_run
+from spintune.report.tables import (
+    costs,
+    counted,
+    differing,
+    duration,
+    files,
+    funnels,
+    iterations,
+    mixture,
+    recipe_text,
+    versions,
+)
+
+Make = Callable[..., Any]
+
+
+def test_every_step_of_the_funnel_adds_up(whole: Make) -> None:
+    steps = {step.step: step for step in funnels(read_run(whole().path))}
+    assert list(steps) == ["reading", "SFT", "further SFT", "iteration 1", "iteration 2", "judging"]
+    for step in steps.values():
+        assert step.read == step.kept + sum(step.dropped.values())
+    assert (steps["reading"].read, steps["reading"].kept, steps["reading"].dropped) == (70, 60, {"over_limit": 10})
+    assert steps["SFT"].note == "2 truncated"
+    assert steps["iteration 1"].dropped == {"too_long": 1, "identical": 2}
+
+
+def test_the_teacher_s_funnel_comes_first(folder: Make) -> None:
+    made = folder(synth={"method": "alpaca"}).data()
+    step = {"step": "new_instructions", "unit": "instructions", "read": 9, "kept": 4, "dropped": {"similar": 5}}
+    cost = {"requests": 3, "prompt_tokens": 100, "completion_tokens": 250, "dollars": 1.5}
+    made.stage("synth", funnel=[step], cost=cost, seconds={"write": 8.0})
+    run = read_run(made.path)
+    first, second = funnels(run)
+    assert (first.step, first.read, first.kept, first.dropped) == ("writing: new instructions", 9, 4, {"similar": 5})
+    assert second.step == "reading"
+    (paid,) = costs(run)
+    assert (paid.did, paid.tokens, paid.seconds) == ("3 requests, $1.50", 250, {"write": 8.0})
+
+
+MIXTURE = {
+    "examples": 90,
+    "distinct": 80,
+    "tasks": {
+        name: {
+            "wanted": share,
+            "realised": share + 0.01,
+            "examples": 45,
+            "rows": 15,
+            "heldout": 5,
+            "passes": 3.0,
+            "read": 25,
+            "dropped": {"empty": 5},
+        }
+        for name, share in (("sums", 0.25), ("halves", 0.75))
+    },
+}
+
+
+def test_a_mixture_s_tasks_are_counted_by_themselves(folder: Make) -> None:
+    made = folder(data={"train": []}).data()
+    made.stage("data", read=0, repeated=0, dropped={}, train=90, heldout=10, mixture=MIXTURE)
+    run = read_run(made.path)
+    (tasks,) = funnels(run)
+    assert (tasks.step, tasks.read, tasks.kept, tasks.dropped) == ("tasks", 50, 40, {"empty": 10})
+    assert tasks.note == "90 examples mixed from them, 80 of them distinct; 90 to train on, 10 held out"
+    assert mixture(run) == [
+        ("halves", ("75.00", "76.00", "45", "15", "3.00", "5")),
+        ("sums", ("25.00", "26.00", "45", "15", "3.00", "5")),
+    ]
+
+
+def test_costs_are_sums_over_steps(whole: Make) -> None:
+    found = {cost.stage: cost for cost in costs(read_run(whole().path))}
+    assert (found["SFT"].did, found["SFT"].tokens) == ("5 steps", 5 * 500)
+    assert found["SFT"].rate == 500 / 2.0  # 500 tokens in 2 seconds, each step
+    assert found["iteration 1: training"].tokens == 4 * 500
+    pairs = found["iteration 2: pairs"]
+    assert (pairs.did, pairs.tokens, pairs.rate) == ("47 answers", 47 * 3, None)
+    assert pairs.seconds == {"generate": 12.25, "score": 3.5}
+    assert found["further SFT"].seconds == {"train": 18.0}
+
+
+def test_iterations_stand_side_by_side(whole: Make) -> None:
+    rows = {name: texts for name, _, texts in iterations(read_run(whole().path))}
+    assert rows["learning rate"] == ("5e−6", "5e−6")
+    assert rows["margin r − r′"] == ("0.400", "0.400")
+    assert rows["KL to the opponent"] == ("0.031 ± 0.012",) * 2
+    assert rows["KL to iterate 0"] == ("0.052",) * 2
+    assert "real told by length alone" not in rows  # too few pairs to probe
+
+
+def test_an_iteration_that_is_not_done_has_dashes(folder: Make) -> None:
+    made = folder().data().sft().pairs(1).iterate(1).pairs(2)
+    rows = {name: texts for name, _, texts in iterations(read_run(made.path))}
+    assert rows["accuracy"] == ("0.750", "–")
+    assert "held-out loss" not in rows
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (9.96, "10.0 s"), (59.4, "59 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
+)
+def test_durations_are_told_in_two_units_at_most(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_reasons_are_in_order_and_readable() -> None:
+    assert counted({"too_long": 1200, "empty": 3}) == "empty 3, too long 1,200"
+    assert counted({}) == "none"
+
+
+def test_the_recipe_reads_back_as_it_was(whole: Make) -> None:
+    run = read_run(whole().path)
+    assert yaml.safe_load(recipe_text(run.recipe)) == {
+        key: value for key, value in run.recipe.items() if value is not None
+    }
+
+
+def test_settings_that_differ_are_found_wherever_they_are() -> None:
+    one = {"data": {"train": [{"path": "a", "limit": 3}]}, "spin": {"lambda": 0.1, "loss": "ipo"}, "sft": None}
+    other = {
+        "data": {"train": [{"path": "a", "limit": 5}]},
+        "spin": {"lambda": [0.1, 0.2], "loss": "ipo"},
+        "sft": {"epochs": 1.0},
+    }
+    assert differing([one, other]) == [
+        ("data.train.1.limit", ["3", "5"]),
+        ("spin.lambda", ["0.1", "[0.1,0.2]"]),
+        ("sft", ["null", "–"]),
+        ("sft.epochs", ["–", "1.0"]),
+    ]
+    assert differing([one, one]) == []
+
+
+def test_only_files_that_are_there_are_listed(whole: Make) -> None:
+    made = whole()
+    made.json("sft/model/config.json", {"transformers_version": "5.1.2"})
+    found = {file.path: file.bytes for file in files(read_run(made.path))}
+    assert found["results.json"] == (made.path / "results.json").stat().st_size
+    assert found["sft/model"] == (made.path / "sft/model/config.json").stat().st_size
+    assert "spin/iterate-1/model" not in found
+    assert versions(read_run(made.path)) == [("spintune", "0.1.0"), ("transformers", "5.1.2")]

@@ -1,0 +1,139 @@
+"""A mixture of tasks as training data: from task files to accuracies on held-out tasks, for both kinds of models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Run = Callable[..., dict[str, Any]]
+Spintune = Callable[..., Any]
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[str]:
+    """Sums and differences, with rationales; and a task that is held out."""
+    made = {
+        "sums": (
+            "arithmetic",
+            [(f"{n} plus {n + 1}", f"{n} and {n + 1} make {2 * n + 1}.", 2 * n + 1) for n in range(24)],
+        ),
+        "halves": ("arithmetic", [(f"half of {2 * n}", f"two times {n} is {2 * n}.", n) for n in range(24)]),
+        "doubles": ("doubling", [(f"twice {n}", f"{n} and {n} make {2 * n}.", 2 * n) for n in range(24)]),
+    }
+    for name, (cluster, rows) in made.items():
+        lines = [json.dumps({"question": q, "why": w, "answer": str(a)}) for q, w, a in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        (tmp_path / f"{name}.yaml").write_text(
+            f"name: {name}\ncluster: {cluster}\nfamily: arithmetic\nfile: {name}.jsonl\ncheck: number\n"
+            "fields: {question: question, rationale: why, answer: answer}\n"
+            "phrasings: builtin:arithmetic\n"
+        )
+    return [str(tmp_path / f"{name}.yaml") for name in made]
+
+
+def mixture(made: list[str], **changes: Any) -> dict[str, Any]:
+    return {"tasks": made, "examples": 40, "held_out": ["doubles"], "heldout_rows": 3, "shots": [1, 2], **changes}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+DATA: dict[str, Any] = {"train": None, "max_length": 256, "eval_fraction": 0.2}
+
+
+def check(results: dict[str, Any], out: Path) -> None:
+    """What holds for every run of the mixture."""
+    train, heldout = rows(out / "data/train.jsonl"), rows(out / "data/heldout.jsonl")
+    assert len(train) == results["data"]["train"] == 40
+    assert not any(row["source"].startswith("mixture:doubles") for row in train)
+    assert any(row["source"].startswith("mixture:doubles") for row in heldout)
+    shares = results["data"]["mixture"]["quadrants"]
+    assert sum(share["realised"] for share in shares.values()) == pytest.approx(1.0)
+    accuracy = results["tasks"]["accuracy"]
+    for model in ("base", "sft"):
+        groups = accuracy[model]
+        assert groups["held-out tasks"]["items"] + groups["trained tasks"]["items"] == len(heldout)
+        assert groups["cluster doubling"] == groups["held-out tasks"] == groups["task doubles"]
+    # by hand: the share of answers whose announced, or only, number is the reference's
+    answers = rows(out / "eval/heldout/sft/answers.jsonl")
+    assert [row["id"] for row in answers] == [row["id"] for row in rows(out / "eval/heldout/base/answers.jsonl")]
+    assert set(results["tasks"]["differences"]) == {"base - sft"}
+
+
+def test_a_decoder_trains_on_a_mixture_and_is_judged_on_held_out_tasks(
+    run: Run, tasks: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    check(run(out, data={**DATA, "mixture": mixture(tasks)}, spin=None), out)
+
+
+def test_an_encoder_decoder_does_so_with_limits_for_input_and_target(
+    run: Run, tasks: list[str], tiny_t5: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    data = {**DATA, "mixture": mixture(tasks), "max_input_length": 200, "max_target_length": 56}
+    results = run(out, model=str(tiny_t5), data=data, spin={"iterations": 1}, sft={"dropout": 0.05})
+    check({**results, "tasks": {**results["tasks"], "differences": {"base - sft": {}}}}, out)
+    assert results["spin"][0]["heldout"]["start_loss"] == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_plain_sources_and_a_mixture_stand_beside_each_other(
+    run: Run, tasks: list[str], alpaca_file: Path, tmp_path: Path
+) -> None:
+    data = {**DATA, "train": str(alpaca_file), "mixture": mixture(tasks)}
+    results = run(tmp_path / "run", data=data, sft=None, spin=None, eval=[])
+    assert results["data"]["train"] == 32 + 40
+    assert results["data"]["read"] == 40
+
+
+def test_the_command_shows_tasks_and_shares(
+    spintune: Spintune, values: Callable[..., dict[str, Any]], tasks: list[str], tmp_path: Path
+) -> None:
+    shown = spintune("mix", "--show", tasks[0], "--rows", "6")
+    assert shown.code == 0, shown.err
+    assert "chain of thought" in shown.out
+    assert "direct" in shown.out
+    assert "plus" in shown.out
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(values(tmp_path / "out", data={**DATA, "mixture": mixture(tasks)})))
+    mixed = spintune("mix", str(recipe))
+    assert mixed.code == 0, mixed.err
+    assert "Held-out tasks: doubles" in mixed.out
+    assert "sums" in mixed.out
+    plain = json.loads(spintune("mix", str(recipe), "--json").out)
+    assert plain["examples"] == 40
+    inspected = spintune("inspect", str(recipe))
+    assert inspected.code == 0, inspected.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tasks": ["nowhere.yaml"]}, "nowhere.yaml"),
+        ({"tasks": ["builtin:nothing"]}, "nothing"),
+        ({"held_out": ["triples"]}, "triples"),
+        ({"weights": {"triples": 1.0}}, "triples"),
+        ({"quadrants": {"zero_direct": 0.0}}, "sum to 0"),
+        ({"few_shot_tokens": 4, "quadrants": {"few_direct": 1.0}}, "few_shot_tokens"),
+        ({"example": 9}, "did you mean examples?"),
+    ],
+)
+def test_a_mistake_in_a_mixture_is_one_line(
+    spintune: Spintune,
+    values: Callable[..., dict[str, Any]],
+    tasks: list[str],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    words: str,
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(values(tmp_path / "out", data={**DATA, "mixture": mixture(tasks, **changes)})))
+    result = spintune("run", str(recipe))
+    assert result.code in (2, 3)
+    assert words in result.err
+    assert "Traceback" not in result.err

@@ -1,0 +1,91 @@
+"""Reports of real runs: finished, and stopped at every stage."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spintune.report.card import model_card
+from spintune.report.facts import read_run
+from spintune.report.findings import MEASURES, contenders, difference, estimate, measured
+from spintune.report.page import write_report
+
+
+def test_a_finished_run_lacks_nothing_and_tells_its_own_numbers(finished: Path, tmp_path: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    run = read_run(finished)
+    assert run.missing == ()
+    assert [model.name for model in run.models] == list(results["models"])
+    models = {one.model.name: one for one in contenders([run])}
+    for measure in MEASURES:
+        for name, one in models.items():
+            ids = measured(one, measure)
+            assert estimate(one, measure, ids).to_json() == results["heldout"][name][measure.key]
+            if name != "sft":
+                gap = difference(one, models["sft"], measure, ids).to_json()
+                assert gap == results["differences"][f"{name} - sft"][measure.key]
+    html = write_report([finished], tmp_path / "page.html").read_text()
+    for name, measures in results["heldout"].items():
+        for key in ("nll_per_token", "rouge_l"):
+            assert f"{measures[key]['mean']:.3f}" in html, name
+    for row in (json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()):
+        if row["stage"] == "sft":
+            assert f"step {row['step']}: training {row['loss']:.4g} nats a token".replace("-", "−") in html
+
+
+def test_what_a_run_will_say_at_its_end_is_known_before(finished: Path, tmp_path: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    for one in contenders([read_run(tmp_path / "run")]):
+        for measure in MEASURES:
+            found = estimate(one, measure, measured(one, measure)).to_json()
+            assert found == results["heldout"][one.model.name][measure.key]
+
+
+def test_a_run_that_stopped_after_any_stage_has_a_report(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    manifests = sorted((tmp_path / "run").rglob("manifest.json"), key=lambda path: -path.stat().st_mtime_ns)
+    assert len(manifests) > 15
+    (tmp_path / "run" / "results.json").unlink()
+    for manifest in manifests:  # back to the start
+        manifest.unlink()
+        html = write_report([tmp_path / "run"]).read_text()
+        # a likelihood alone is no part of the recipe that a run could lack
+        assert ("This run is not finished." in html) or manifest.parent.parent.name in ("likelihood", "heldout")
+    assert "the data; SFT" in html
+
+
+def test_a_run_of_sft_alone_shows_its_samples(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run(tmp_path / "run", until="sft")
+    html = write_report([tmp_path / "run"]).read_text()
+    (data,) = re.findall(r'<script type="application/json" id="examples-data">(.*?)</script>', html)
+    shown = json.loads(data)
+    rows = [json.loads(line) for line in (tmp_path / "run/sft/samples.jsonl").read_text().splitlines()]
+    last = max(row["step"] for row in rows)
+    for place, step in ((0, 0), (1, last)):
+        answers = {item["answers"][place]["text"][0] for item in shown["items"]}
+        assert answers == {row["answer"] for row in rows if row["step"] == step}
+
+
+def test_a_card_is_made_of_every_model(finished: Path) -> None:
+    run = read_run(finished)
+    for model in run.models[1:]:
+        assert f"/ {model.name}\n" in model_card(run, model.name)
+
+
+def test_a_report_needs_neither_torch_nor_transformers(finished: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom spintune.report.page import write_report\n"
+        "from spintune.report.card import model_card\n"
+        f"write_report([Path({str(finished)!r})], Path({str(tmp_path / 'page.html')!r}))\n"
+        "print(*sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == ""
