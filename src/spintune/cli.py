@@ -225,6 +225,35 @@ def chat(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Run folders (all their models), RUN:MODEL, or answer files of runs.", metavar="RUN..."),
+    ],
+    against: Annotated[str | None, typer.Option(help="Compare each with this one alone, as it is named here.")] = None,
+    level: Annotated[float, typer.Option(help="Of significance, over all comparisons.", min=0.0001, max=0.5)] = 0.05,
+    json: Json = False,
+) -> None:
+    """Compare models on the same held-out examples: paired tests, intervals, and a plain conclusion."""
+    from spintune.errors import RecipeError
+    from spintune.evaluation.comparison import compare as compare_tables
+    from spintune.evaluation.comparison import heldout_tables
+
+    files = _answer_files(names)
+    if len(files) < 2:
+        raise RecipeError(f"one model ({', '.join(files)}) has nothing to be compared with; name another run or model")
+    if against is not None and against not in files:
+        raise RecipeError(f"--against {against} is none of {', '.join(files)}")
+    comparison = compare_tables(heldout_tables(files), level, against)
+    if json:
+        _print_json(comparison.to_json())
+    else:
+        from spintune.console import print_comparison
+
+        print_comparison(comparison)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
@@ -343,6 +372,25 @@ def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: 
     section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
     base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
     return load_recipe(None, words, base)
+
+
+def _answer_files(names: list[str]) -> dict[str, Path]:
+    """The held-out answers of every model that is meant, by a name that tells them apart."""
+    from spintune.errors import DataError
+    from spintune.evaluation.answers import answered_models, run_answers
+
+    files: dict[str, Path] = {}
+    runs = {name.partition(":")[0] for name in names}
+    for name in names:
+        folder, _, model = name.partition(":")
+        if Path(name).is_file():
+            files[name] = Path(name)
+            continue
+        if not (Path(folder) / "recipe.json").is_file():
+            raise DataError(f"{name}: no run folder and no file of answers; name a run, RUN:MODEL, or a file")
+        for found in [model] if model else answered_models(Path(folder)):
+            files[found if len(runs) == 1 else f"{folder}:{found}"] = run_answers(Path(folder), found)
+    return files
 
 
 def _overrides(flags: dict[str, Any]) -> list[str]:

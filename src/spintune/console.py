@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from spintune.evaluation.comparison import HEADER, Comparison, table_rows
 from spintune.progress import Progress, Task
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -350,6 +351,19 @@ def _differences(differences: dict[str, Any]) -> str:
         ]
         lines.append(f"{name}: " + ("; ".join(told) if told else "none; with so few items they cannot be told apart"))
     return "Paired differences whose 95 % interval leaves out 0:\n  " + "\n  ".join(lines)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Every difference with its interval and p-values, then what follows from them in words."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, markup=False, width=WIDTH_OF_FILES + 30)
+    table = _table("Paired on the same items; p after Holm counts", HEADER)
+    for row in table_rows(comparison):
+        table.add_row(*row)
+    console.print(table)
+    for line in (*comparison.conclusions, *comparison.notes):
+        console.print(line, soft_wrap=True)
 
 
 def print_examples(rows: Sequence[dict[str, Any]]) -> None:

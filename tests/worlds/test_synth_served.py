@@ -1,0 +1,99 @@
+"""Against a real server with a real model: both sides are killed in the middle, and nothing is lost or asked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("fastapi")
+
+
+@contextmanager
+def served(port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """``transformers serve`` on the loopback address, until the block ends."""
+    program = Path(sys.executable).with_name("transformers")
+    command = [str(program), "serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def kept(path: Path) -> tuple[int, int]:
+    """Distinct replies on disk, and requests that were paid for."""
+    if not path.is_file():
+        return 0, 0
+    with closing(sqlite3.connect(path)) as database:
+        (outcomes,) = database.execute("SELECT COUNT(*) FROM outcomes").fetchone()
+        (paid,) = database.execute("SELECT COALESCE(SUM(requests), 0) FROM spent").fetchone()
+    return outcomes, paid
+
+
+@pytest.mark.slow
+def test_a_real_server_and_its_client_may_both_die_in_the_middle(
+    values: Callable[..., dict[str, Any]], smollm2: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    teacher = {"url": f"http://127.0.0.1:{port}/v1", "model": str(smollm2), "concurrency": 1, "max_retries": 0}
+    teacher["timeout_seconds"] = 120.0
+    synth = {"teacher": teacher, "instructions": 3, "requests_per_round": 2, "max_tokens": 48, "instance_tokens": 32}
+    # greedy, so that what the server writes does not depend on when it was started
+    synth |= {"temperature": 0.0, "top_p": 1.0, "presence_penalty": 0.0, "patience": 3}
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(
+        json.dumps(values(out, model=str(smollm2), synth=synth, data={"train": "synth"}, sft=None, spin=None, eval=[]))
+    )
+    command = [sys.executable, "-m", "spintune", "synth", str(recipe)]
+    replies = out / "synth" / "replies.sqlite"
+
+    with served(port, tmp_path / "server.log"):
+        client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while kept(replies)[0] < 2 and client.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(client.pid, signal.SIGKILL)
+        client.wait()
+    before = kept(replies)
+    assert before[0] >= 2
+
+    down = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert down.returncode == 9, down.stderr
+    assert kept(replies)[0] == before[0]
+
+    with served(port, tmp_path / "server.log"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0 or "of use" in done.stderr, done.stderr
+    outcomes, paid = kept(replies)
+    assert outcomes > before[0]
+    # each reply was paid for once; attempts on the dead server brought nothing and may count as requests
+    assert paid - outcomes <= 1
