@@ -5,7 +5,7 @@
     synth/replies.sqlite    every reply, so that nothing is asked or paid twice
     synth/examples.jsonl    what was kept, each row with its provenance; data.train: synth reads it
     synth/alpaca.json       the same for other tools (or chat.jsonl, or examples.parquet)
-    synth/card.md, .json    what is in it, for people to read before they train on it
+    synth/card.md, .json    what is in it, for people to read before they train on it; openings.svg is its figure
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from spintune.synthesis.alpaca import ALPACA_DECODING, alpaca_method
 from spintune.synthesis.asking import Decoding
 from spintune.synthesis.bootstrap import Method, bootstrap
 from spintune.synthesis.card import as_markdown, describe
+from spintune.synthesis.figure import openings_figure
 from spintune.synthesis.filters import KEYWORDS, Funnel, Rules
 from spintune.synthesis.self_instruct import (
     INSTANCE_DECODING,
@@ -229,9 +230,10 @@ def _publish(folder: Path, section: SynthSection, written: Sequence[Written], ca
             shared = folder / "examples.parquet"
             _write_parquet(shared, rows)
     write_json(folder / "card.json", card)
-    with atomic_file(folder / "card.md") as file:
-        file.write(as_markdown(card).encode())
-    return [examples, shared, folder / "card.json", folder / "card.md"]
+    for name, text in (("card.md", as_markdown(card)), ("openings.svg", openings_figure(card["openings"]))):
+        with atomic_file(folder / name) as file:
+            file.write(text.encode())
+    return [examples, shared, *(folder / name for name in ("card.json", "card.md", "openings.svg"))]
 
 
 def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -138,6 +138,7 @@ def as_markdown(card: dict[str, Any]) -> str:
             ],
         ),
         "## How instructions begin",
+        "![first words and the words that follow them](openings.svg)",
         _table(
             ("first word", "instructions", "next words"),
             [
