@@ -29,7 +29,6 @@ import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from machine import busy_seconds, children_seconds, describe, peak_memory, threads
+from machine import Lab, describe, peak_memory, threads
 
 BATCHES = (1, 4, 8, 16, 32, 64)
 WARM_UP = 4
@@ -145,37 +144,6 @@ def score(lm: Any, spec: dict[str, Any]) -> dict[str, Any]:
 ROLES = {"prepare": prepare, "spintune": spintune, "hflm": hflm}
 
 
-class Lab:
-    """Starts roles one after the other, each in a process and a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
-        self.foreign_cores: list[float] = []
-        """Cores that other work kept busy during each run."""
-
-    def run(self, role: str, **spec: Any) -> dict[str, Any]:
-        self.count += 1
-        folder = self.folder / f"{self.count:03d}"
-        folder.mkdir()
-        print(role, spec.get("case", ""), f"batch {spec['batch']}" if "batch" in spec else "", file=sys.stderr)
-        (folder / "spec.json").write_text(json.dumps({**spec, "folder": str(folder)}))
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads()),
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_CACHE": str(folder / "datasets"),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        busy, own, began = busy_seconds(), children_seconds(), time.monotonic()
-        command = [sys.executable, str(Path(__file__).resolve()), "--role", role, "--folder", str(folder)]
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{role} failed; its last words:\n{done.stderr[-3000:]}")
-        foreign = (busy_seconds() - busy) - (children_seconds() - own)
-        self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
-        return json.loads((folder / "result.json").read_text())
-
-
 def compete(lab: Lab, case: str, common: dict[str, Any], questions: int, repeats: int) -> dict[str, Any]:
     """One case: the batch size that suits HFLM, then everybody to and fro."""
     quarter = max(WARM_UP, questions // 4)
@@ -240,7 +208,7 @@ def main() -> int:
     results["machine"] = describe()
     results["machine"]["versions"]["lm_eval"] = version("lm_eval")
     with tempfile.TemporaryDirectory(prefix="spintune-benchmark-") as temporary:
-        lab, tasks = Lab(Path(temporary)), str(Path(temporary) / "tasks")
+        lab, tasks = Lab(Path(__file__), Path(temporary)), str(Path(temporary) / "tasks")
         wanted = {key: getattr(arguments, key) for key in ("data", "model", "questions")}
         prepared = lab.run("prepare", **wanted, tasks=tasks, cache=str(home / "spintune"))
         common = {"model": prepared["model"], "tasks": tasks}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -105,3 +108,34 @@ def _best(call: Callable[[], object], times: int) -> float:
         call()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+class Lab:
+    """Starts roles of a script one after the other, each in a process and a folder of its own."""
+
+    def __init__(self, script: Path, folder: Path) -> None:
+        self.script, self.folder, self.count = script, folder, 0
+        self.foreign_cores: list[float] = []
+        """Cores that other work kept busy during each run."""
+
+    def run(self, role: str, **spec: Any) -> dict[str, Any]:
+        self.count += 1
+        folder = self.folder / f"{self.count:03d}"
+        folder.mkdir()
+        print(role, *(f"{key} {spec[key]}" for key in ("case", "batch") if key in spec), file=sys.stderr, flush=True)
+        (folder / "spec.json").write_text(json.dumps({**spec, "folder": str(folder)}))
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads()),
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        busy, own, began = busy_seconds(), children_seconds(), time.monotonic()
+        command = [sys.executable, str(self.script.resolve()), "--role", role, "--folder", str(folder)]
+        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{role} failed; its last words:\n{done.stderr[-3000:]}")
+        foreign = (busy_seconds() - busy) - (children_seconds() - own)
+        self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
+        return json.loads((folder / "result.json").read_text())

@@ -23,16 +23,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from machine import busy_seconds, children_seconds, describe, peak_memory, threads
+from machine import Lab, describe, peak_memory, threads
 
 LEARNING_RATE = 2e-5
 LONGEST = 512
@@ -212,40 +210,9 @@ def padded_slots(rows: list[list[list[int]]], batch: int) -> int:
     return sum(len(b) * (max(len(row[0]) for row in b) + max(len(row[1]) for row in b)) for b in batches)
 
 
-class Lab:
-    """Starts roles one after the other, each in a process and a folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
-        self.foreign_cores: list[float] = []
-        """Cores that other work kept busy during each run."""
-
-    def run(self, role: str, **spec: Any) -> dict[str, Any]:
-        self.count += 1
-        folder = self.folder / f"{self.count:03d}"
-        folder.mkdir()
-        print(f"{role} {spec.get('batch', '')}".strip(), file=sys.stderr, flush=True)
-        (folder / "spec.json").write_text(json.dumps({**spec, "folder": str(folder)}))
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads()),
-            "HF_HUB_OFFLINE": "1",
-            "HF_DATASETS_CACHE": str(folder / "datasets"),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
-        busy, own, began = busy_seconds(), children_seconds(), time.monotonic()
-        command = [sys.executable, str(Path(__file__).resolve()), "--role", role, "--folder", str(folder)]
-        done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{role} failed; its last words:\n{done.stderr[-3000:]}")
-        foreign = (busy_seconds() - busy) - (children_seconds() - own)
-        self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
-        return json.loads((folder / "result.json").read_text())
-
-
 def compete(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything that was measured."""
-    lab, model = Lab(folder), str(folder / "model")
+    lab, model = Lab(Path(__file__), folder), str(folder / "model")
     prepared = lab.run("prepare", model=model, data=arguments.data, rows=arguments.rows, seed=arguments.seed)
     rows = prepared["rows"]
     common = {"model": model, "rows": rows, "steps": arguments.steps}

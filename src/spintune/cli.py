@@ -100,7 +100,7 @@ def inspect(
     """Show the exact tokens of some training rows, the trained ones coloured."""
     from spintune.models.loading import is_encoder_decoder, load_tokenizer
     from spintune.recipe import load_recipe
-    from spintune.stages.data import read_data
+    from spintune.stages.data import mixture_of, read_data
     from spintune.tokens.chat import render
     from spintune.tokens.rendering import build_renderer
 
@@ -111,7 +111,8 @@ def inspect(
         tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=_cache())
     )
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
-    found = read_data(recipe.model_copy(update={"data": data}), tokenizer)
+    whole = recipe.model_copy(update={"data": data})
+    found = read_data(whole, mixture_of(whole, _cache()))
     longest = (data.max_length, data.max_target_length, None, data.max_input_length)
     rendered = render(found.train, renderer, *longest)
     lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
@@ -171,14 +172,13 @@ def mix(
         return
     if path is None:
         raise RecipeError("spintune mix needs a recipe with data.mixture, or --show TASK; see spintune mix --help")
-    from spintune.models.loading import load_tokenizer
     from spintune.recipe import load_recipe
-    from spintune.stages.data import read_data
+    from spintune.stages.data import mixture_of, read_data
 
     recipe = load_recipe(path, (words or [])[1:])
     if recipe.data.mixture is None:
         raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
-    mixed = read_data(recipe, load_tokenizer(recipe.model, cache=_cache()))
+    mixed = read_data(recipe, mixture_of(recipe, _cache()))
     if json:
         _print_json(mixed.facts["mixture"])
     else:

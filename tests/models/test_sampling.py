@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from spintune.models.sampling import Sampling, choose, stream_keys, uniforms
+from spintune.models.sampling import Sampling, choose, penalise, stream_keys, uniforms
 
 DRAWS = 10_000
 GRID = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
@@ -121,3 +121,10 @@ def test_keys_depend_on_seed_prompt_and_repetition_not_on_place():
     assert len(set(keys)) == 3
     assert stream_keys([b, a, a], seed=4) == [keys[1], keys[0], keys[2]]
     assert not set(keys) & set(stream_keys([a, b, a], seed=5))
+
+
+def test_penalties_are_taken_off_what_was_written_once_or_for_each_time() -> None:
+    """Token 1 twice and token 2 once, presence 0.5 and frequency 0.25: off come 0.5 + 2·0.25 and 0.5 + 0.25."""
+    sampling = Sampling(4, presence_penalty=0.5, frequency_penalty=0.25)
+    found = penalise(torch.zeros(2, 4), [[1, 2, 1], []], sampling)
+    assert found.tolist() == [[0.0, -1.0, -0.75, 0.0], [0.0] * 4]

@@ -320,7 +320,7 @@ def test_an_address_where_nobody_answers_is_named(questions: Questions, serve: A
     url = url.format(port=server.port)
     if url.startswith("http:"):
         server.stop()  # else: a server that does not speak TLS
-    with pytest.raises(TeacherError, match=r"cannot connect .*; check base_url and that the server runs") as caught:
+    with pytest.raises(TeacherError, match=r"cannot connect .*; check the url and that the server runs") as caught:
         list((teacher := teacher_at(url)).ask(questions(1)))
     assert str(caught.value).startswith(url)
     assert teacher.usage == Usage()
@@ -525,7 +525,7 @@ def test_addresses_that_need_no_other_key_are_fine(url: str, variable: str | Non
     ],
 )
 def test_what_is_no_plain_address_is_refused_without_repeating_secrets(url: str) -> None:
-    with pytest.raises(TeacherError, match="base_url") as caught:
+    with pytest.raises(TeacherError, match="url") as caught:
         EndpointTeacher(Endpoint(url, "gem"), {})
     assert KEY not in str(caught.value)
 

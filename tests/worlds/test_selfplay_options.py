@@ -588,3 +588,10 @@ def test_the_time_of_every_kind_of_work_is_told(run: Run, tmp_path: Path) -> Non
     assert set(entry["pairs"]["seconds"]) == {"generate", "score"}
     assert set(entry["seconds"]) == {"generate", "score", "train"}  # a stretch is answered while the player trains
     assert min(*entry["pairs"]["seconds"].values(), *entry["seconds"].values(), results["sft"]["seconds"]["train"]) > 0
+
+
+def test_generated_answers_are_no_longer_than_real_ones_may_be(run: Run, tmp_path: Path) -> None:
+    """Else length alone would tell them apart."""
+    run(tmp_path / "run", **SHORT, data={"max_target_length": 4}, spin={"iterations": 1, "max_new_tokens": 12})
+    lengths = [len(pair["generated"][0]["ids"]) for pair in rows(tmp_path / "run/spin/iterate-1/pairs/answers.jsonl")]
+    assert max(lengths) == 4

@@ -49,6 +49,9 @@ class Server(http.server.ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/v1"
 
+    def handle_error(self, *_: Any) -> None:
+        """A client that went away says so on its own side."""
+
     def stop(self) -> None:
         self.shutdown()
         self.server_close()
@@ -198,8 +201,38 @@ def test_examples_that_touch_evaluation_data_are_taken_out_and_named(run: Run, s
     card = json.loads((tmp_path / "run/synth/card.json").read_text())
     (removed,) = card["decontaminated"]
     assert removed["instruction"] == leaked["instruction"]
-    assert removed["evaluation"] == "exam.jsonl"
+    assert removed["evaluation"] == str(tmp_path / "exam.jsonl")
     assert leaked["instruction"] not in (tmp_path / "run/synth/examples.jsonl").read_text()
+
+
+def test_a_short_prompt_is_found_whatever_its_answer_and_files_of_one_name_are_two_files(
+    run: Run, server: Server, tmp_path: Path
+) -> None:
+    """Seven words are fewer than 13, so the prompt is looked up whole; each file knows one of the leaked prompts."""
+    run(tmp_path / "first", synth=section(server), **ALONE)
+    written = rows(tmp_path / "first/synth/examples.jsonl")
+    files = []
+    for place, leaked in enumerate((written[2], written[7])):
+        files.append(tmp_path / f"{place}" / "exam.jsonl")
+        files[-1].parent.mkdir()
+        filler = {"instruction": f"something else entirely {place}", "output": "other"}
+        item = {"instruction": leaked["instruction"], "output": "an answer of a great many other words " * 5}
+        files[-1].write_text(json.dumps(filler) + "\n" + json.dumps(item) + "\n")
+    clean = section(server, decontaminate={"files": [str(file) for file in files]})
+    results = run(tmp_path / "run", synth=clean, **ALONE)
+    assert results["synth"]["examples"] == 10
+    card = json.loads((tmp_path / "run/synth/card.json").read_text())
+    assert [(one["evaluation"], one["item"]) for one in card["decontaminated"]] == [(str(file), 1) for file in files]
+
+
+def test_a_broken_evaluation_file_shows_before_anything_is_asked(run: Run, server: Server, tmp_path: Path) -> None:
+    from spintune.errors import DataError
+
+    (tmp_path / "exam.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": 3, "output": "b"}\n')
+    broken = section(server, decontaminate={"files": [str(tmp_path / "exam.jsonl")]})
+    with pytest.raises(DataError, match=r"exam.jsonl:2: 'instruction' is a number"):
+        run(tmp_path / "run", synth=broken, **ALONE)
+    assert sum(server.asked.values()) == 0
 
 
 def test_a_model_on_this_machine_is_the_teacher_by_default(

@@ -30,6 +30,7 @@ from spintune.errors import ModelError, NonFiniteError
 from spintune.models.generation import Generator
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.sampling import Sampling
+from spintune.models.stopping import StopTexts
 from spintune.progress import Progress
 from spintune.tokens.templates import template_source, with_fixed_date
 
@@ -220,7 +221,7 @@ class HarnessModel(TemplateLM):
         return Order(tuple(self._ids(context, special)[-room:]), sampling, tuple(text for text in until if text))
 
     def _write(self, orders: Sequence[Order], sampling: Sampling) -> list[str]:
-        stops = [_Stop(self.tokenizer.decode, order.until) for order in orders]
+        stops = [StopTexts(self.tokenizer.decode, order.until) for order in orders]
         # of tokens, because the number of an answer's tokens is not known before its end
         with self.progress.task(self.title, len(orders) * sampling.max_new_tokens, "tokens at most") as task:
 
@@ -242,21 +243,6 @@ class Order:
     prompt: Ids
     sampling: Sampling
     until: tuple[str, ...]
-
-
-class _Stop:
-    """Watches one answer for the texts that end it, control tokens written out among them."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], texts: Sequence[str]) -> None:
-        self.decode, self.texts = decode, texts
-        self.ids: list[int] = []
-        # a token is a byte at least, and one more may begin before the text
-        self.reach = max((len(text.encode()) for text in texts), default=0) + 1
-
-    def after(self, token: int) -> bool:
-        self.ids.append(token)
-        recent = self.decode(self.ids[-self.reach :])
-        return any(text in recent for text in self.texts)
 
 
 # Requests that begin alike -------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import orjson
 
 from spintune.models.generation import Generator as Writer
 from spintune.models.sampling import Sampling
+from spintune.models.stopping import StopTexts
 from spintune.progress import Progress, Silent
 from spintune.records import Completion, Example, Message
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request
@@ -26,6 +27,8 @@ class LocalTeacher:
     Args:
         identity: what decides its answers: model, precision, template.
         longest: tokens that the model reads and writes at most; None where it sets no limit.
+        continues: whether it can go on from the beginning of an answer. An encoder-decoder is only told what the
+            messages tell it.
     """
 
     def __init__(
@@ -35,10 +38,11 @@ class LocalTeacher:
         writer: Writer,
         renderer: RowRenderer,
         longest: int | None,
+        continues: bool = True,
         progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
     ) -> None:
         self._name, self._identity, self.writer, self.renderer, self.longest = name, identity, writer, renderer, longest
-        self.progress = progress
+        self.continues, self.progress = continues, progress
 
     @property
     def name(self) -> str:
@@ -52,7 +56,7 @@ class LocalTeacher:
         """Yields outcomes, those of equal decoding settings together."""
         groups: dict[Sampling, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
         for index, request in enumerate(requests):
-            prompt = _prompt(self.renderer, request)
+            prompt = _prompt(self.renderer, request, self.continues)
             if self.longest is not None and len(prompt) + request.max_tokens > self.longest:
                 detail = f"{len(prompt)} tokens of prompt and {request.max_tokens} of answer; it reads {self.longest}"
                 yield index, Failure("too_long", detail)
@@ -67,7 +71,7 @@ class LocalTeacher:
         self, requests: Sequence[Request], part: Sequence[tuple[int, tuple[int, ...]]], sampling: Sampling
     ) -> Generator[tuple[int, Outcome], None, None]:
         keys = [hashlib.sha256(orjson.dumps(request.to_json())).digest()[:16] for request in requests]
-        stops = [_Stop(self.writer.decode, request.stop) for request in requests]
+        stops = [StopTexts(self.writer.decode, request.stop) for request in requests]
         prompts = [prompt for _, prompt in part]
         most = sum(request.max_tokens for request in requests)
         with self.progress.task(f"{self.name} answers {len(requests)} requests", most, "tokens at most") as bar:
@@ -81,34 +85,16 @@ class LocalTeacher:
             yield index, _reply(completion, stop, len(prompt))
 
 
-class _Stop:
-    """Watches one answer for the texts that end it."""
-
-    def __init__(self, decode: Callable[[Sequence[int]], str], texts: Sequence[str]) -> None:
-        self.decode, self.texts = decode, texts
-        self.ids: list[int] = []
-        # a token is a byte at least, and one more may begin before the text
-        self.reach = max((len(text.encode()) for text in texts), default=0) + 1
-
-    def after(self, token: int) -> bool:
-        self.ids.append(token)
-        return bool(self.texts) and self.found(self.decode(self.ids[-self.reach :])) is not None
-
-    def found(self, text: str) -> int | None:
-        """Where the first of the texts begins."""
-        return min((at for stop in self.texts if (at := text.find(stop)) >= 0), default=None)
-
-
-def _reply(completion: Completion, stop: _Stop, prompt_tokens: int) -> Reply:
+def _reply(completion: Completion, stop: StopTexts, prompt_tokens: int) -> Reply:
     at = stop.found(completion.text)
     ended = at is not None or completion.finish_reason == "stop"
     return Reply(completion.text[:at], "stop" if ended else "length", prompt_tokens, len(completion.ids))
 
 
-def _prompt(renderer: RowRenderer, request: Request) -> tuple[int, ...]:
+def _prompt(renderer: RowRenderer, request: Request, continues: bool) -> tuple[int, ...]:
     """The conversation, and the beginning of its answer as if the model had written it."""
     prompt = renderer.prompt(request.messages)
-    if not request.begin:
+    if not (request.begin and continues):
         return prompt
     row = renderer.row(Example((*request.messages, Message("assistant", request.begin))))
     return prompt + row.response_ids[: len(row.response_ids) - len(renderer.end_ids)]

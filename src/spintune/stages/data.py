@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from spintune.data.sources import Collection, Source, read_sources, source_digest
 from spintune.data.split import split_examples
 from spintune.mixtures.mixture import Mixture, load_mixture, materialise
@@ -30,10 +28,8 @@ class Data:
 
 def data_stage(bench: Workbench) -> dict[str, Any]:
     """Writes data/train.jsonl and data/heldout.jsonl; how many rows went where."""
-    recipe, mixture = bench.recipe, None
-    tokenizer = load_tokenizer(recipe.model, cache=bench.cache) if recipe.data.mixture else None
-    if tokenizer:
-        mixture = mixture_of(recipe, tokenizer)
+    recipe = bench.recipe
+    mixture = mixture_of(recipe, bench.cache)
     inputs = {
         "data": bench.settings["data"]["train"],
         "fraction": recipe.data.eval_fraction,
@@ -43,7 +39,7 @@ def data_stage(bench: Workbench) -> dict[str, Any]:
     }
     facts = bench.run.finished("data", inputs)
     if facts is None:
-        data = read_data(recipe, tokenizer, bench.progress)
+        data = read_data(recipe, mixture, bench.progress)
         write_records(bench.train_file, data.train)
         write_records(bench.heldout_file, data.heldout)
         facts = data.facts
@@ -53,16 +49,15 @@ def data_stage(bench: Workbench) -> dict[str, Any]:
 
 def read_data(
     recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase | None,
+    mixture: Mixture | None,
     progress: Progress = Silent(),  # noqa: B008
 ) -> Data:
-    """The examples of a recipe. A mixture counts its prompts' tokens with ``tokenizer``."""
+    """The examples of a recipe: of its sources, and of its mixture, which :func:`mixture_of` gives."""
     sources = _sources(recipe)
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
     train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed)
     facts: dict[str, Any] = {}
-    if recipe.data.mixture:
-        mixture = mixture_of(recipe, tokenizer)
+    if recipe.data.mixture and mixture:
         mixed = materialise(mixture, recipe.data.mixture.examples, progress)
         train += mixed.examples
         heldout += [rendered.example() for rendered in mixture.heldout(recipe.data.mixture.heldout_rows)]
@@ -79,13 +74,15 @@ def read_data(
     return Data(train, heldout, facts)
 
 
-def mixture_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> Mixture:
-    """The mixture that a recipe with one asks for."""
+def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
+    """The mixture that a recipe asks for, which counts tokens with its model's tokenizer; None where it has none."""
     data = recipe.data
-    assert data.mixture is not None and tokenizer is not None  # noqa: S101, PT018 -- the caller looked
+    if data.mixture is None:
+        return None
+    tokenizer = load_tokenizer(recipe.model, cache=cache).backend_tokenizer
 
     def count_tokens(text: str) -> int:
-        return len(tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     longest = data.max_input_length or data.max_length
     return load_mixture(data.mixture, recipe.seed, data.eval_fraction, longest, count_tokens)

@@ -197,7 +197,7 @@ class Play:
                 player.generator,
                 [rows[place] for place in places],
                 answers,
-                section.max_new_tokens,
+                self._longest,
                 bench.recipe.data.max_length,
                 str(section.generated),
             )
@@ -212,7 +212,7 @@ class Play:
     ) -> list[Pair]:
         section, recipe = self.section, self.bench.recipe
         seed = int(digest_json(["opponent", recipe.seed, *stream])[:12], 16)
-        sampling = Sampling(section.max_new_tokens, section.temperature, section.top_p, section.top_k, seed)
+        sampling = Sampling(self._longest, section.temperature, section.top_p, section.top_k, seed)
         return write_answers(
             player.generator,
             rows,
@@ -244,6 +244,11 @@ class Play:
             return self.bench.heldout
         trained = {turn.prompt for turn in self.played}
         return [turn for turn in _every_turn(self.bench.heldout) if turn.prompt not in trained]
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of a written answer: no more than a real one may have."""
+        return min(self.section.max_new_tokens, self.bench.recipe.data.max_target_length or self.section.max_new_tokens)
 
     @property
     def draws_plainly(self) -> bool:

@@ -37,7 +37,7 @@ from spintune.synthesis.self_instruct import (
     Instances,
     self_instruct_method,
 )
-from spintune.synthesis.tasks import Written, read_seeds
+from spintune.synthesis.tasks import Task, Written, read_seeds
 from spintune.teachers.asking import Asker
 from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Teacher
@@ -63,13 +63,15 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
     facts = bench.run.finished("synth", inputs)
     if facts is not None:
         return facts
+    # a mistake in these shows now, not after everything is paid for
+    seeds, evaluation = read_seeds(section.seeds), _evaluation_texts(section)
     clock = Stopwatch()
     with clock("write"), Replies(folder / "replies.sqlite") as replies:
         teacher = _teacher(bench, section.teacher, base, replies)
         asker = Asker(teacher, replies)
-        written, funnels, stopped = _write(bench, section, asker)
+        written, funnels, stopped = _write(bench, section, seeds, asker)
         spent = asker.spent
-    written, removed = _clean(section, written, funnels)
+    written, removed = _clean(section, evaluation, written, funnels)
     if not written and asker.exhausted:
         raise BudgetError(f"no example was finished: {asker.exhausted}")
     if not written:
@@ -86,7 +88,6 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
         "cost": {**asdict(spent), "dollars": budget.cost(spent)},
         "seconds": clock.seconds,
     }
-    seeds = read_seeds(section.seeds)
     told = {key: value for key, value in facts.items() if key not in ("seconds", "funnel")} | {
         "decontaminated": removed
     }
@@ -112,7 +113,13 @@ def _teacher(bench: Workbench, section: TeacherSection | None, base: Iterate, re
         identity = {"kind": "local", "model": base.digest, "precision": bench.recipe.precision}
         identity["template"] = bench.recipe.data.template
         return LocalTeacher(
-            bench.recipe.model, identity, player.generator, player.renderer("last"), longest, bench.progress
+            bench.recipe.model,
+            identity,
+            player.generator,
+            player.renderer("last"),
+            longest,
+            not player.loaded.encoder_decoder,
+            bench.progress,
         )
     endpoint = Endpoint(
         base_url=section.url,
@@ -137,9 +144,11 @@ def _budget(section: TeacherSection | None) -> Budget:
 # What is written ----------------------------------------------------------------------------------------------------
 
 
-def _write(bench: Workbench, section: SynthSection, asker: Asker) -> tuple[list[Written], list[Funnel], str | None]:
+def _write(
+    bench: Workbench, section: SynthSection, seeds: Sequence[Task], asker: Asker
+) -> tuple[list[Written], list[Funnel], str | None]:
+    """What the teacher wrote and was kept, what became of everything else, and why it ended early, if it did."""
     filters, recipe = section.filters, bench.recipe
-    seeds = read_seeds(section.seeds)
     unicode = filters.novelty_tokens == "unicode"
     rules = Rules(
         fewest=filters.fewest_words,
@@ -188,23 +197,35 @@ def _evaluation(section: SynthSection) -> list[str]:
     return section.decontaminate.files if section.decontaminate else []
 
 
+def _evaluation_texts(section: SynthSection) -> dict[str, list[str]]:
+    """Two texts of each item of every evaluation file: its prompt, and prompt and answer together.
+
+    The prompt counts by itself, because one that is shorter than an n-gram is looked up whole: with its answer behind
+    it, it would be found only where a teacher gave the same answer.
+    """
+    return {
+        path: [
+            text
+            for example in read_sources([Source(path)], 0).examples
+            for text in ("\n\n".join(message.content for message in example.prompt), text_of(example))
+        ]
+        for path in _evaluation(section)
+    }
+
+
 def _clean(
-    section: SynthSection, written: list[Written], funnels: list[Funnel]
+    section: SynthSection, evaluation: Mapping[str, Sequence[str]], written: list[Written], funnels: list[Funnel]
 ) -> tuple[list[Written], list[dict[str, Any]]]:
     """Takes out what shares a run of words with evaluation data, and says what that was."""
     if section.decontaminate is None:
         return written, []
-    evaluation: Mapping[str, Sequence[str]] = {
-        Path(path).name: [text_of(example) for example in read_sources([Source(path)], 0).examples]
-        for path in section.decontaminate.files
-    }
     _, removed = decontaminate([one.example for one in written], evaluation, section.decontaminate.ngram)
     gone = {one.row for one in removed}
     funnel = Funnel("decontamination", "examples")
     funnel.drop("in_evaluation_data", len(gone))
     funnel.keep(len(written) - len(gone))
     funnels.append(funnel)
-    rows = [{**asdict(one), "instruction": written[one.row].task.instruction} for one in removed]
+    rows = [{**asdict(one), "item": one.item // 2, "instruction": written[one.row].task.instruction} for one in removed]
     return [one for place, one in enumerate(written) if place not in gone], rows
 
 

@@ -261,13 +261,11 @@ class EndpointTeacher:
             case 404:
                 raise TeacherError(
                     f"{self._url}: status 404: no such model ({self._endpoint.model}) or address{quoted}; "
-                    "check the teacher's model and base_url, which usually ends with /v1"
+                    "check the teacher's model and url, which usually ends with /v1"
                 )
             case code if 300 <= code < 400:
                 target = one_line(error.response.headers.get("location", "another address"))
-                raise TeacherError(
-                    f"{self._url}: redirects to {target}, which is not followed; give the final base_url"
-                )
+                raise TeacherError(f"{self._url}: redirects to {target}, which is not followed; give the final url")
             case 408:
                 return Failure("timeout", says)
             case 429:
@@ -290,7 +288,7 @@ class EndpointTeacher:
                 through = " through the proxy" if self._proxy else ""
                 why = one_line(str(cause)) or type(cause).__name__
                 raise TeacherError(
-                    f"{self._url}: cannot connect{through} ({why}); check base_url and that the server runs"
+                    f"{self._url}: cannot connect{through} ({why}); check the url and that the server runs"
                 ) from None
             case httpx2.TimeoutException():
                 return Failure("timeout", f"no answer in {self._endpoint.timeout_seconds:g} s")

@@ -122,14 +122,16 @@ def checked_url(base_url: str) -> httpx2.URL:
     try:
         url = httpx2.URL(base_url.rstrip("/"))
     except httpx2.InvalidURL as error:
-        raise TeacherError(f"base_url {base_url!r}: not an address ({error})") from None
+        raise TeacherError(f"teacher's url {base_url!r}: not an address ({error})") from None
     if url.userinfo or url.query or url.fragment:
         # not repeated in the message: this is where people put secrets
-        raise TeacherError("base_url: give scheme, host and path only; a key belongs in an environment variable")
+        raise TeacherError("teacher's url: give scheme, host and path only; a key belongs in an environment variable")
     if url.scheme not in ("http", "https") or not url.host:
-        raise TeacherError(f"base_url {base_url!r}: not an address that begins with https:// or http://")
+        raise TeacherError(f"teacher's url {base_url!r}: not an address that begins with https:// or http://")
     if (address := _address(url.host)) and address.is_link_local:
-        raise TeacherError(f"base_url {base_url!r}: a link-local address; machines of a cloud keep credentials there")
+        raise TeacherError(
+            f"teacher's url {base_url!r}: a link-local address; machines of a cloud keep credentials there"
+        )
     return url
 
 
