@@ -234,8 +234,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not (arguments.role or arguments.report):
-        if not arguments.data or min(arguments.questions - WARM_UP, arguments.repeats) < 1:
-            parser.error(f"--data is needed, more than {WARM_UP} --questions, and 1 of --repeats")
+        fewest = max(WARM_UP, EXEMPLARS) + 1  # an exemplar is another question than the one asked
+        if not arguments.data or arguments.questions < fewest or arguments.repeats < 1:
+            parser.error(f"--data is needed, {fewest} or more --questions, and 1 of --repeats")
         if unknown := set(arguments.cases) - CASES.keys():
             parser.error(f"--cases takes {', '.join(CASES)}, not {', '.join(sorted(unknown))}")
         arguments.data = str(Path(arguments.data).resolve())
