@@ -152,15 +152,23 @@ class Mixture:
             yield self.element(position)
             position += world
 
-    def heldout(self, rows: int) -> list[Rendered]:
+    def heldout(self, rows: int | Mapping[str, int]) -> list[Rendered]:
         """Test prompts: of each task up to ``rows`` rows that are not trained on, in every quadrant the task has.
 
+        ``rows`` may differ by selector: the first that means a task counts, and a task that none means is not asked.
         Straight phrasings only, with the options. Exemplars come from rows that are not asked.
+
+        Raises RecipeError for a selector that means no task.
         """
+        tasks = [pool.task for pool in self.pools]
+        wanted: dict[str, int] = {}
+        for selector, count in {"*": rows}.items() if isinstance(rows, int) else rows.items():
+            for task in select([selector], tasks, "heldout_rows"):
+                wanted.setdefault(task.name, count)
         return [
             self._render(pool, pool.task.items[index], quadrant, 0.0, 0.0, "heldout", place)
             for pool in self.pools
-            for place, index in enumerate(pool.heldout[:rows])
+            for place, index in enumerate(pool.heldout[: wanted.get(pool.task.name, 0)])
             for quadrant in pool.quadrants
         ]
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from spintune.recipe.section import Count, NonNegative, Positive, Section, Share
 
+Rows = Annotated[int, Field(ge=0)]
 QuadrantName = Literal["zero_direct", "few_direct", "zero_cot", "few_cot"]
 
 
@@ -122,8 +123,10 @@ class MixtureSection(PromptingSection):
         default=[],
         description="Tasks that are only tested: names, with * and ?, or cluster:, collection:, family:NAME.",
     )
-    heldout_rows: Count = Field(
-        50, description="Test rows of a task, each asked in every quadrant the task has. [rows] Keeps evaluation short."
+    heldout_rows: Rows | dict[str, Rows] = Field(
+        50,
+        description="Test rows of a task, each asked in every quadrant the task has; or by selector, the first that "
+        "means a task counts, as in {qasc: 50, 'cluster:sentiment': 4, '*': 1}. [rows] Keeps evaluation short.",
     )
 
     @field_validator("tasks", mode="before")
