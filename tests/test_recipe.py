@@ -52,9 +52,9 @@ def sections() -> list[type[BaseModel]]:
 
 
 def test_every_setting_is_described() -> None:
-    # source, data, recipe; budget, teacher, filters, decontaminate, synth; quadrants, weighing, group, prompting,
-    # mixture; what training shares, sft, stop, spin, lora
-    assert len(sections()) == 3 + 5 + 5 + 5
+    # source, data, recipe; evaluation, judge; budget, endpoint, teacher, filters, decontaminate, synth; quadrants,
+    # weighing, group, prompting, mixture; what training shares, sft, stop, spin, lora
+    assert len(sections()) == 3 + 2 + 6 + 5 + 5
     for section in sections():
         for name, field in section.model_fields.items():
             if section is Recipe and name == "data":
@@ -109,7 +109,12 @@ def test_a_recipe_is_frozen() -> None:
         ({"data": {"train": []}}, "data.train: name at least one source"),
         ({"data": {"train": "x", "eval_fraction": 1}}, "data.eval_fraction: Input should be less than 1"),
         ({"data": {"train": [{"path": "x", "weight": 0}]}}, "data.train.0.weight: Input should be greater than 0"),
-        ({"eval": ["ifeval"]}, "eval.0: Input should be 'heldout' (given: 'ifeval')"),
+        ({"eval": [1]}, "eval.0: Input should be a valid string (given: 1)"),
+        ({"eval": ["ifeval"]}, "eval names ifeval; give its file as evaluation.ifeval"),
+        ({"evaluation": {"questions": "q"}}, "evaluation.questions would do nothing here"),
+        ({"evaluation": {"rivals": ["q"]}}, "evaluation.rivals answer the questions"),
+        ({"eval": ["arc_easy"], "judge": {"model": "m"}}, "the judge has nothing to judge"),
+        ({"judge": {"model": "m", "timeout_seconds": 3.0}}, "judge: timeout_seconds is for an endpoint"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_key_and_what_was_given(given: dict[str, Any], words: str) -> None:
@@ -142,11 +147,15 @@ def test_an_unknown_key_comes_with_a_suggestion(given: dict[str, Any], words: st
 
 def test_what_is_missing_is_told_with_its_description() -> None:
     with pytest.raises(RecipeError) as caught:
-        parse_recipe({"out": "o", "data": {}}, "test")
-    assert str(caught.value).splitlines() == [
-        "test: model is missing; Alias, local folder, GGUF file, or hub id[@revision].",
-        "test: data: name data to train on: train (a source or a list of them), or a mixture of tasks",
-    ]
+        parse_recipe({"out": "o"}, "test")
+    assert str(caught.value) == "test: model is missing; Alias, local folder, GGUF file, or hub id[@revision]."
+
+
+def test_what_trains_or_holds_out_needs_data_and_a_benchmark_alone_does_not() -> None:
+    for trained in ({}, {"eval": [], "sft": {}}, {"eval": ["arc_easy"], "spin": {}}):
+        with pytest.raises(RecipeError, match=r"test: data: name what to train on: train"):
+            parse_recipe({"out": "o", "model": "m", **trained}, "test")
+    assert parse_recipe({"out": "o", "model": "m", "eval": ["arc_easy"]}, "test").data.train == []
 
 
 @pytest.mark.parametrize("written", ["2e-5", "2.e-5", "2.0e-5", "0.2E-4", "+2e-05"])

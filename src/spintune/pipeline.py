@@ -1,6 +1,6 @@
 """A recipe's stages, in order.
 
-    synth -> data -> sft -> spin/iterate-1/pairs -> spin/iterate-1 -> spin/iterate-2/pairs ... -> eval/heldout
+    synth -> data -> sft -> spin/iterate-1/pairs -> spin/iterate-1 -> spin/iterate-2/pairs ... -> eval, judge
 
 A stage whose manifest names the same inputs is not run again, so one command starts, resumes and repeats a run.
 """
@@ -19,7 +19,8 @@ from spintune.progress import Progress
 from spintune.recipe import Recipe
 from spintune.run import Run
 from spintune.stages.data import data_stage
-from spintune.stages.judging import judge_all
+from spintune.stages.evaluating import evaluate
+from spintune.stages.evaluations import Evaluation, evaluations_of
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
@@ -45,15 +46,16 @@ def run_recipe(
     """
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)  # a mistake in it shows now, not after SFT
+    chosen = evaluations_of(recipe) if until == "eval" else []  # the same holds for benchmarks
     with Run(recipe) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
-            return _execute(Workbench(recipe, run, cache, progress, metrics, environment), until)
+            return _execute(Workbench(recipe, run, cache, progress, metrics, environment), until, chosen)
         finally:
             metrics.close()
 
 
-def _execute(bench: Workbench, until: Stage) -> dict[str, Any]:
+def _execute(bench: Workbench, until: Stage, chosen: list[Evaluation]) -> dict[str, Any]:
     recipe = bench.recipe
     base = Iterate("base", recipe.model, model_identity(recipe.model, bench.cache))
     iterates = [base]
@@ -72,11 +74,8 @@ def _execute(bench: Workbench, until: Stage) -> dict[str, Any]:
         results |= {"spin": outcome.iterations, "best": outcome.best, "stopped": outcome.stopped}
         if outcome.baseline:
             results["baseline"] = outcome.baseline
-    if "heldout" in recipe.eval and until == "eval":
-        if bench.heldout:
-            results |= judge_all(bench, iterates, results.get("best", {}).get("name"))
-        else:
-            bench.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
+    if recipe.eval and until == "eval":
+        results |= evaluate(bench, iterates, chosen, results.get("best", {}).get("name"))
     results["models"] = {iterate.name: iterate.location for iterate in iterates}
     return _remember(bench.run.folder / "results.json", results)
 

@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 
+BASE, SFT, BASELINE = "base", "sft", "sft-more"
+"""Names of models in a run: the recipe's, after SFT, and after further SFT instead of self-play."""
+
 
 class Run:
     """One run folder, held by one process at a time. Use it as a context manager.
@@ -190,7 +193,7 @@ def _claim_of(identity: dict[str, Any]) -> dict[str, Any]:
     spin = identity["spin"]
     free = ("iterations", "stop", "metric", "baseline", "baseline_learning_rate")
     fixed = spin and {key: value for key, value in spin.items() if key not in free}
-    return {**identity, "synth": None, "spin": fixed, "eval": None}
+    return {**identity, "synth": None, "spin": fixed, **dict.fromkeys(("eval", "evaluation", "judge"))}
 
 
 def _describe(file: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,11 @@ def test_the_summary_is_nats_over_tokens_and_means_over_items() -> None:
     rows = [ITEM, replace(ITEM, id="2", nll=1.0, reference_tokens=5, finish_reason="length", exact_match=True)]
     summary = summarise(rows)
     assert summary["nll_per_token"].mean == pytest.approx((8 + 1) / (4 + 5))
-    means = {name: interval.mean for name, interval in summary.items() if name != "nll_per_token"}
+    assert summary["perplexity_per_token"].mean == pytest.approx(math.e)
+    size = len(ITEM.reference.encode())
+    assert summary["nll_per_byte"].mean == pytest.approx((8 + 1) / (size + size))
+    assert summary["perplexity_per_byte"].mean == pytest.approx(math.exp(9 / (2 * size)))
+    means = {name: interval.mean for name, interval in summary.items() if "per_" not in name}
     assert means == {"rouge_l": 0.5, "exact_match": 0.5, "answer_tokens": 3, "finished": 0.5}
 
 

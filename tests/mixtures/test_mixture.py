@@ -423,7 +423,9 @@ def test_test_rows_may_differ_by_selector_and_the_first_that_means_a_task_counts
     mixed: Callable[..., Mixture],
 ) -> None:
     mixture = mixed(held_out=["c"], eval_fraction=0.4)
-    asked = {name: {r.row for r in mixture.heldout({"a": 3, "family:*": 1, "*": 9}) if r.task == name} for name in "abc"}
+    asked = {
+        name: {r.row for r in mixture.heldout({"a": 3, "family:*": 1, "*": 9}) if r.task == name} for name in "abc"
+    }
     assert [len(asked[name]) for name in "abc"] == [3, 1, 1]
     assert {rendered.task for rendered in mixture.heldout({"b": 2, "c": 0})} == {"b"}
     with pytest.raises(RecipeError, match=r"heldout_rows: there is no task d"):

@@ -82,6 +82,7 @@ class Answered:
         doc_hash: SHA-256 of the document; pair two models on it.
         prompt_hash: SHA-256 of the first prompt, which other exemplars or another chat template change.
         target_hash: SHA-256 of the right answer.
+        text: all texts of the document, for finding it in training data.
         scores: by ``name,filter``, as the harness computes them: mostly one number, for perplexities the
             log-probability and its words or bytes.
         responses: log-probability (nats) and greedy flag of each continuation; or the text, or the log-probability.
@@ -92,6 +93,7 @@ class Answered:
     doc_hash: str
     prompt_hash: str
     target_hash: str
+    text: str
     scores: dict[str, Any]
     responses: list[Any]
 
@@ -165,6 +167,23 @@ class Report:
         }
 
 
+def check_benchmarks(chosen: Sequence[Benchmark], data_dir: Path | None = None) -> dict[str, str]:
+    """The titles of benchmarks, by what they were asked for as, and nothing that a user mistyped in them.
+
+    Raises as :func:`run_benchmarks` does, before anything is computed.
+    """
+    if chosen:
+        _need_harness()
+    with tempfile.TemporaryDirectory(prefix="spintune-tasks-") as temporary:
+        library = _Library(chosen, data_dir, Path(temporary))
+        return {benchmark.task: library.title(benchmark) for benchmark in chosen}
+
+
+def _need_harness() -> None:
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingExtraError("benchmarks need lm-evaluation-harness; pip install 'spintune[eval]'")
+
+
 def run_benchmarks(
     model: InMemory,
     chosen: Sequence[Benchmark],
@@ -195,8 +214,7 @@ def run_benchmarks(
         RecipeError: no such task, a file that is no task, or a folder of data that belongs to none.
         DataError: a broken row of a user's own task.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise MissingExtraError("benchmarks need lm-evaluation-harness; pip install 'spintune[eval]'")
+    _need_harness()
     import lm_eval
 
     from spintune.evaluation.harness_model import HarnessModel
@@ -412,12 +430,23 @@ def _rows(task: str, samples: Sequence[dict[str, Any]]) -> list[Answered]:
                 doc_hash=sample["doc_hash"],
                 prompt_hash=sample["prompt_hash"],
                 target_hash=sample["target_hash"],
+                text="\n\n".join(_texts(sample["doc"])),
                 scores={},
                 responses=[_plain(response) for responses in sample["resps"] for response in responses],
             ),
         )
         row.scores.update(scores)
     return list(rows.values())
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a document, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for each in value.values() for text in _texts(each))
+    elif isinstance(value, list | tuple):
+        yield from (text for each in value for text in _texts(each))
 
 
 def _plain(value: Any) -> Any:

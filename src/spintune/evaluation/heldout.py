@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import TypeVar
 
 import orjson
 
+from spintune.evaluation.answering import write_answers
 from spintune.evaluation.measures import Interval, bootstrap, exact_match, rouge_l
 from spintune.models.generation import Generator
 from spintune.models.logprobs import LogProbEngine
-from spintune.models.sampling import Sampling
 from spintune.progress import Progress
 from spintune.records import Example
 from spintune.storage import atomic_file
@@ -73,17 +74,8 @@ def answer_heldout(
     name: str,
 ) -> list[Judged]:
     """Greedy answers to held-out examples; ``rows`` are the examples as tokens, one for one."""
-    with progress.task(f"{name}: held-out answers", len(rows), "answers") as task:
-        left = [max_new_tokens] * len(rows)
-        stops: frozenset[int] = getattr(generator, "stop_ids", frozenset())
-
-        def count(index: int, token: int) -> None:
-            left[index] -= 1
-            if left[index] == 0 or token in stops:
-                task.advance()
-
-        sampling = Sampling(max_new_tokens, temperature=0)
-        completions = generator.generate([row.prompt_ids for row in rows], sampling, on_token=count)
+    prompts = [row.prompt_ids for row in rows]
+    completions = write_answers(generator, prompts, max_new_tokens, progress, f"{name}: held-out answers")
     return [
         Judged(
             id=example.id,
@@ -101,15 +93,21 @@ def answer_heldout(
     ]
 
 
-MEASURES = ("nll_per_token", "rouge_l", "exact_match", "answer_tokens", "finished")
+MEASURES = ("nll_per_token", "nll_per_byte", "rouge_l", "exact_match", "answer_tokens", "finished")
+_LIKELIHOODS = ("nll_per_token", "nll_per_byte")
 
 
 def summarise(judged: Sequence[Judged]) -> dict[str, Interval]:
-    """Each measure with its 95 % interval."""
-    return {
-        "nll_per_token": bootstrap([j.nll for j in judged], [j.reference_tokens for j in judged]),
-        **{name: bootstrap(_values(judged, name)) for name in MEASURES[1:]},
+    """Each measure with its 95 % interval, and the perplexities exp(nll) by the token and by the byte.
+
+    Models of different tokenizers are comparable by the byte (UTF-8, of the reference).
+    """
+    likelihoods = {name: bootstrap([j.nll for j in judged], _denominators(judged, name)) for name in _LIKELIHOODS}
+    perplexities = {
+        name.replace("nll", "perplexity"): Interval(math.exp(nll.mean), math.exp(nll.low), math.exp(nll.high))
+        for name, nll in likelihoods.items()
     }
+    return {**likelihoods, **perplexities, **{name: bootstrap(_values(judged, name)) for name in MEASURES[2:]}}
 
 
 def compare(judged: Sequence[Judged], against: Sequence[Judged]) -> dict[str, Interval]:
@@ -118,10 +116,17 @@ def compare(judged: Sequence[Judged], against: Sequence[Judged]) -> dict[str, In
         raise ValueError("a paired comparison needs the same items in the same order")
     differences = {
         name: bootstrap([a - b for a, b in zip(_values(judged, name), _values(against, name), strict=True)])
-        for name in MEASURES[1:]
+        for name in MEASURES[2:]
     }
-    nll = bootstrap([a.nll - b.nll for a, b in zip(judged, against, strict=True)], [j.reference_tokens for j in judged])
-    return {"nll_per_token": nll, **differences}
+    nll = [a.nll - b.nll for a, b in zip(judged, against, strict=True)]
+    return {**{name: bootstrap(nll, _denominators(judged, name)) for name in _LIKELIHOODS}, **differences}
+
+
+def _denominators(judged: Sequence[Judged], name: str) -> list[int]:
+    """Tokens or bytes of each reference; an empty one still has its end to be likely, and counts one byte."""
+    if name == "nll_per_token":
+        return [j.reference_tokens for j in judged]
+    return [max(1, len(j.reference.encode())) for j in judged]
 
 
 def _values(judged: Sequence[Judged], name: str) -> list[float]:

@@ -1,5 +1,7 @@
 """The recipe: one closed, typed configuration of a run, read from YAML with dotted overrides."""
 
+from spintune.recipe.endpoint import EndpointSection
+from spintune.recipe.evaluation import HELDOUT, IFEVAL, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.reading import load_recipe, parse_recipe, read_yaml, recipe_schema
 from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
@@ -9,9 +11,16 @@ from spintune.recipe.training import LAMBDAS, LoraSection, SftSection, SpinSecti
 
 __all__ = [
     "DEFAULT_MODEL",
+    "HELDOUT",
+    "IFEVAL",
     "LAMBDAS",
+    "MT_BENCH",
+    "QUESTIONS",
     "SYNTH",
     "DataSection",
+    "EndpointSection",
+    "EvaluationSection",
+    "JudgeSection",
     "LoraSection",
     "MixtureSection",
     "Recipe",

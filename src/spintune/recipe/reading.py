@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from spintune.errors import RecipeError
+from spintune.recipe.evaluation import FILES_OF, HELDOUT
 from spintune.recipe.recipe import Recipe
 from spintune.recipe.section import Section
 
@@ -49,9 +50,28 @@ def recipe_schema() -> dict[str, Any]:
     train = schema["$defs"]["DataSection"]["properties"]["train"]
     train.pop("items")
     train.pop("type")
-    schema["$defs"]["DataSection"]["anyOf"] = [{"required": ["train"]}, {"required": ["mixture"]}]
     train["anyOf"] = [*source["anyOf"], {"type": "array", "items": source}]
+    schema["allOf"] = [_data_rule(), *(_file_rule(name, key) for name, key in FILES_OF.items())]
     return schema
+
+
+def _data_rule() -> dict[str, Any]:
+    """What trains, or judges held-out examples, needs data; the default of eval does."""
+    trains = [{"required": [name], "properties": {name: {"type": "object"}}} for name in ("sft", "spin")]
+    data = {"anyOf": [{"required": ["train"]}, {"required": ["mixture"]}]}
+    return {
+        "if": {"anyOf": [*trains, {"not": {"required": ["eval"]}}, _names(HELDOUT)]},
+        "then": {"required": ["data"], "properties": {"data": data}},
+    }
+
+
+def _file_rule(name: str, key: str) -> dict[str, Any]:
+    file = {"required": [key], "properties": {key: {"type": "string"}}}
+    return {"if": _names(name), "then": {"required": ["evaluation"], "properties": {"evaluation": file}}}
+
+
+def _names(name: str) -> dict[str, Any]:
+    return {"required": ["eval"], "properties": {"eval": {"type": "array", "contains": {"const": name}}}}
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,7 +146,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     values = read_yaml(path, "recipe")
-    for section in ("synth", "sft", "spin", "lora"):
+    for section in ("synth", "sft", "spin", "lora", "judge"):
         if section in values and values[section] is None:
             raise RecipeError(f"{path}: {section} is empty; write {section}: {{}} for its defaults, or leave it out")
     return values
@@ -192,12 +212,13 @@ def _keys(section: type[BaseModel]) -> dict[str, str]:
 
 def _suggestion(location: tuple[Any, ...]) -> str:
     keys = _keys(_section_of(location))
-    close = difflib.get_close_matches(str(location[-1]), keys, 1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    sections = {name: _section_in(Recipe.model_fields[name].annotation) for name in ("data", "synth", "sft", "spin")}
+    names = ("data", "synth", "sft", "spin", "evaluation", "judge")
+    sections = {name: _section_in(Recipe.model_fields[name].annotation) for name in names}
     elsewhere = [f"{name}.{location[-1]}" for name, found in sections.items() if found and location[-1] in _keys(found)]
-    return f"; did you mean {elsewhere[0]}?" if elsewhere else f"; known here: {', '.join(keys)}"
+    close = difflib.get_close_matches(str(location[-1]), keys, 1)
+    if meant := elsewhere if len(location) == 1 else close or elsewhere:
+        return f"; did you mean {meant[0]}?"
+    return f"; did you mean {close[0]}?" if close else f"; known here: {', '.join(keys)}"
 
 
 def _description(location: tuple[Any, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.section import Count, Positive, Section
 from spintune.recipe.synthesis import SynthSection
@@ -66,12 +67,6 @@ class DataSection(Section):
             raise ValueError("name at least one source")
         return [{"path": source} if isinstance(source, str) else source for source in sources]
 
-    @model_validator(mode="after")
-    def _something_to_train_on(self) -> DataSection:
-        if not self.train and self.mixture is None:
-            raise ValueError("name data to train on: train (a source or a list of them), or a mixture of tasks")
-        return self
-
 
 class Recipe(Section):
     out: str = Field(description="The run folder. [path]")
@@ -88,11 +83,43 @@ class Recipe(Section):
         default=[], description="Besides metrics.jsonl, which is always kept."
     )
     synth: SynthSection | None = Field(None, description="Written instruction data; leave out to skip it.")
-    data: DataSection
+    data: DataSection = Field(default=DataSection.model_validate({}), description="What to train on and to hold out.")
     lora: LoraSection | None = Field(None, description="Low-rank adapters; leave out to train all weights.")
     sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
     spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
-    eval: list[Literal["heldout"]] = Field(default=["heldout"], description="What judges every model of the run.")
+    eval: list[str] = Field(
+        default=[HELDOUT],
+        description="What judges every model of the run: heldout, ifeval, questions, mt-bench, spin-paper (six "
+        "standard benchmarks), any other task of lm-evaluation-harness, or the YAML file of a task of one's own.",
+    )
+    evaluation: EvaluationSection = Field(
+        default=EvaluationSection.model_validate({}), description="Files and settings of what eval names."
+    )
+    judge: JudgeSection | None = Field(None, description="A model as judge of answers; leave out to go without.")
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> Recipe:
+        if not self.data.train and self.data.mixture is None and (self.sft or self.spin or HELDOUT in self.eval):
+            raise ValueError("data: name what to train on: train (a source or a list of them), or a mixture of tasks")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_have_their_files(self) -> Recipe:
+        for name, key in FILES_OF.items():
+            there = getattr(self.evaluation, key) is not None
+            if name in self.eval and not there:
+                raise ValueError(f"eval names {name}; give its file as evaluation.{key}")
+            if there and name not in self.eval:
+                raise ValueError(f"evaluation.{key} would do nothing here: eval does not name {name}")
+        if self.evaluation.rivals and QUESTIONS not in self.eval:
+            raise ValueError("evaluation.rivals answer the questions; give evaluation.questions and eval: [questions]")
+        if MT_BENCH in self.eval and self.judge is None:
+            raise ValueError("eval: mt-bench is rated by a judge; give a judge section")
+        if self.judge and not {HELDOUT, QUESTIONS, MT_BENCH} & set(self.eval):
+            raise ValueError(f"the judge has nothing to judge; eval needs {HELDOUT}, {QUESTIONS} or {MT_BENCH}")
+        if repeated := [name for name in self.eval if self.eval.count(name) > 1]:
+            raise ValueError(f"eval names {repeated[0]} twice")
+        return self
 
     @model_validator(mode="after")
     def _written_data_is_written(self) -> Recipe:
@@ -110,9 +137,16 @@ class Recipe(Section):
     def identity(self) -> dict[str, Any]:
         """What decides the results: everything but where they go, who watches, and how often state is saved."""
         unsaved = {"checkpoint_minutes"}
-        manner = {"teacher": {"concurrency", "timeout_seconds", "max_retries", "budget"}}
+        asking = {"concurrency", "timeout_seconds", "max_retries", "budget"}
         return self.model_dump(
             mode="json",
             by_alias=True,
-            exclude={"out": True, "tracking": True, "synth": manner, "sft": unsaved, "spin": unsaved},
+            exclude={
+                "out": True,
+                "tracking": True,
+                "synth": {"teacher": asking},
+                "judge": asking,
+                "sft": unsaved,
+                "spin": unsaved,
+            },
         )

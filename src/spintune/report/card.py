@@ -10,10 +10,11 @@ import yaml
 
 from spintune import __version__
 from spintune.errors import ModelError
-from spintune.report.facts import BASE, BASELINE, SFT, RunFacts
+from spintune.report.facts import RunFacts
 from spintune.report.findings import answer, contenders
 from spintune.report.tables import counted, recipe_text
 from spintune.report.views import Table, view
+from spintune.run import BASE, BASELINE, SFT
 from spintune.storage import read_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")

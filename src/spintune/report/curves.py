@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spintune.report.facts import BASELINE, Facts, RunFacts
+from spintune.report.facts import Facts, RunFacts
 from spintune.report.figures import Figure, Series, draw
 from spintune.report.findings import NLL, contenders, estimate, measured
+from spintune.run import BASELINE
 
 Points = list[tuple[float, float]]
 

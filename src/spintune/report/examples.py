@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spintune.report.facts import BASELINE, Answered, Model, RunFacts
+from spintune.report.facts import Answered, Model, RunFacts
 from spintune.report.findings import Contender, contenders
+from spintune.run import BASELINE
 
 MOST_EXAMPLES = 500
 MOST_CHARACTERS = 4_000

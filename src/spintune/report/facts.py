@@ -18,11 +18,8 @@ import orjson
 from spintune.errors import RunError
 from spintune.evaluation.measures import Interval
 from spintune.records import Example, read_records
-from spintune.run import MANIFEST
+from spintune.run import BASE, BASELINE, MANIFEST, SFT
 from spintune.storage import read_json
-
-BASE, SFT, BASELINE = "base", "sft", "sft-more"
-"""Names of models in a run folder: the recipe's, after SFT, and after further SFT instead of self-play."""
 
 Facts = Mapping[str, Any]
 

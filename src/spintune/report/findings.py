@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spintune.evaluation.measures import Interval, bootstrap
-from spintune.report.facts import BASELINE, Model, RunFacts
+from spintune.report.facts import Model, RunFacts
+from spintune.run import BASELINE
 
 FEW_ITEMS = 50
 """Below this the percentile bootstrap's intervals are too short to lean on: even at 50 items 6 of 100 are wrong."""

@@ -9,9 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from spintune.evaluation.measures import Interval
+from spintune.evaluation.pairs import compared_pairs
 from spintune.evaluation.statistics import wilson
 from spintune.report.curves import Group, curves
-from spintune.report.facts import BASELINE, RunFacts
+from spintune.report.facts import RunFacts
 from spintune.report.findings import (
     EXACT_MATCH,
     MEASURES,
@@ -232,12 +233,8 @@ def _cell(found: Interval, measure: Measure, items: int) -> Cell:
 def _differences(run: RunFacts, models: Sequence[Contender]) -> Table | None:
     """The pairs that the end of a run compares, of what is measured already."""
     by_name = {one.model.name: one for one in models}
-    start, baseline = by_name.get(run.start), by_name.get(BASELINE)
-    pairs = [(one, start) for one in models if start and one is not start]
-    iterates = [one for one in models if one.model.name.startswith("iterate-")]
-    if baseline and iterates:
-        rivals = [iterates[-1], by_name.get(run.best["name"], iterates[-1]) if run.best else iterates[-1]]
-        pairs += [(rival, baseline) for rival in {rival.label: rival for rival in rivals}.values()]
+    wanted = compared_pairs(list(by_name), run.best["name"] if run.best else None)
+    pairs = [(by_name[one], by_name[other]) for one, other in wanted if one in by_name and other in by_name]
     columns = [[_paired(one, other, measure) for one, other in pairs] for measure in MEASURES]
     digits = [
         decimals([found for found in column if found], measure)

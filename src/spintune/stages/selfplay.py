@@ -35,7 +35,7 @@ from spintune.selfplay.spin import (
     standing,
     train_iteration,
 )
-from spintune.stages.judging import likelihood_stage, metric_difference
+from spintune.stages.heldout import likelihood_stage, metric_difference
 from spintune.stages.play import NothingToLearnError, Play, training_settings
 from spintune.stages.sft import baseline_stage
 from spintune.stages.workbench import Iterate, Player, Workbench, delete

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from spintune.recipe import SftSection, SpinSection
-from spintune.stages.workbench import BASELINE, Iterate, Workbench, delete
+from spintune.run import BASELINE
+from spintune.stages.workbench import Iterate, Workbench, delete
 from spintune.training.sft import run_sft, steps_of_epochs, steps_of_tokens
 
 

@@ -21,8 +21,8 @@ from spintune.data.contamination import decontaminate, text_of
 from spintune.data.novelty import NoveltyIndex
 from spintune.data.sources import Source, read_sources, source_digest
 from spintune.errors import BudgetError, DataError
-from spintune.models.teacher import LocalTeacher
-from spintune.recipe import SynthSection, TeacherSection
+from spintune.recipe import SynthSection
+from spintune.stages.asking import budget_of, endpoint_teacher, local_teacher
 from spintune.stages.workbench import Iterate, Workbench
 from spintune.storage import atomic_file, write_json
 from spintune.synthesis.alpaca import ALPACA_DECODING, alpaca_method
@@ -39,8 +39,6 @@ from spintune.synthesis.self_instruct import (
 )
 from spintune.synthesis.tasks import Task, Written, read_seeds
 from spintune.teachers.asking import Asker
-from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
-from spintune.teachers.protocol import Teacher
 from spintune.teachers.replies import Replies
 from spintune.tracking import Stopwatch
 
@@ -67,7 +65,11 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
     seeds, evaluation = read_seeds(section.seeds), _evaluation_texts(section)
     clock = Stopwatch()
     with clock("write"), Replies(folder / "replies.sqlite") as replies:
-        teacher = _teacher(bench, section.teacher, base, replies)
+        teacher = (
+            endpoint_teacher(bench, section.teacher, section.teacher.url, replies)
+            if section.teacher
+            else local_teacher(bench, bench.recipe.model, bench.load(base))
+        )
         asker = Asker(teacher, replies)
         written, funnels, stopped = _write(bench, section, seeds, asker)
         spent = asker.spent
@@ -76,7 +78,7 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
         raise BudgetError(f"no example was finished: {asker.exhausted}")
     if not written:
         raise DataError(f"{folder}: none of the teacher's tasks is of use; the replies are kept in replies.sqlite")
-    budget = _budget(section.teacher)
+    budget = budget_of(section.teacher)
     facts = {
         "teacher": teacher.name,
         "method": section.method,
@@ -101,44 +103,6 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
 def examples_file(folder: Path) -> Path:
     """What the stage of a run folder wrote."""
     return folder / "synth" / "examples.jsonl"
-
-
-# Who writes ---------------------------------------------------------------------------------------------------------
-
-
-def _teacher(bench: Workbench, section: TeacherSection | None, base: Iterate, replies: Replies) -> Teacher:
-    if section is None:
-        player = bench.load(base)
-        longest = getattr(player.loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        identity = {"kind": "local", "model": base.digest, "precision": bench.recipe.precision}
-        identity["template"] = bench.recipe.data.template
-        return LocalTeacher(
-            bench.recipe.model,
-            identity,
-            player.generator,
-            player.renderer("last"),
-            longest,
-            not player.loaded.encoder_decoder,
-            bench.progress,
-        )
-    endpoint = Endpoint(
-        base_url=section.url,
-        model=section.model,
-        style=section.style,
-        key_variable=section.key_variable,
-        concurrency=section.concurrency,
-        timeout_seconds=section.timeout_seconds,
-        max_retries=section.max_retries,
-        budget=_budget(section),
-        extra=section.extra,
-        max_tokens_field=section.max_tokens_field,
-    )
-    identity = EndpointTeacher(endpoint, bench.environment).identity
-    return EndpointTeacher(endpoint, bench.environment, spent=replies.spent(identity))
-
-
-def _budget(section: TeacherSection | None) -> Budget:
-    return Budget(**section.budget.model_dump()) if section else Budget()
 
 
 # What is written ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from spintune.errors import DataError, ModelError
 from spintune.models.generation import build_generator
-from spintune.models.loading import ALIASES, LoadedModel, load_model, locate_model, save_folder
+from spintune.models.loading import ALIASES, LoadedModel, load_model, locate_model, model_identity, save_folder
 from spintune.models.logprobs import LogProbEngine
 from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
 from spintune.progress import Progress
@@ -26,9 +26,6 @@ from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport
 
 _RENDERING = ("max_length", "max_input_length", "max_target_length", "template", "turns")
-
-BASELINE = "sft-more"
-"""Name of the model that SFT trained further instead of self-play."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +126,15 @@ class Workbench:
         if self._player is None or self._player.iterate != iterate:
             self._player = None
             self._player = self._read(iterate)
+        return self._player
+
+    def guest(self, name: str) -> Player:
+        """A model that is none of the run's, such as a judge, in memory: as it is, with a template of its own."""
+        iterate = Iterate("guest", name, model_identity(name, self.cache))
+        if self._player is None or self._player.iterate != iterate:
+            self._player = None
+            loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
+            self._player = Player(iterate, loaded, "tokenizer")
         return self._player
 
     def _read(self, iterate: Iterate) -> Player:

@@ -19,7 +19,7 @@ from spintune.evaluation.heldout import (
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.records import Example
 from spintune.stages.tasks import judge_tasks
-from spintune.stages.workbench import BASELINE, Iterate, Workbench
+from spintune.stages.workbench import Iterate, Workbench
 from spintune.tokens.chat import Row, RowRenderer, fit
 
 HELDOUT_TOKENS = 256
@@ -57,25 +57,15 @@ def judge_stage(bench: Workbench, iterate: Iterate) -> list[Judged]:
     return read_rows(path, Judged)
 
 
-def judge_all(bench: Workbench, iterates: Sequence[Iterate], best: str | None = None) -> dict[str, Any]:
-    """Every iterate's measures ("heldout"), and each one's paired "differences" from where self-play started.
-
-    With a baseline also those of the last iterate and the best one from it; with a mixture the accuracies on its
-    "tasks".
-    """
+def heldout_results(
+    bench: Workbench, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
+) -> dict[str, Any]:
+    """Every iterate's measures ("heldout"), the paired "differences" of ``pairs``, and with a mixture its "tasks"."""
     judged = {iterate.name: judge_stage(bench, iterate) for iterate in iterates}
-    reference = "sft" if "sft" in judged else "base"
-    measures = {name: _plain(summarise(rows)) for name, rows in judged.items()}
-    differences = {
-        f"{name} - {reference}": _plain(compare(rows, judged[reference]))
-        for name, rows in judged.items()
-        if name != reference
+    found = {
+        "heldout": {name: _plain(summarise(rows)) for name, rows in judged.items()},
+        "differences": {f"{one} - {other}": _plain(compare(judged[one], judged[other])) for one, other in pairs},
     }
-    if BASELINE in judged:
-        last = [name for name in judged if name.startswith("iterate-")][-1]
-        for rival in dict.fromkeys((last, best or last)):
-            differences[f"{rival} - {BASELINE}"] = _plain(compare(judged[rival], judged[BASELINE]))
-    found = {"heldout": measures, "differences": differences}
     if bench.recipe.data.mixture:
         found["tasks"] = judge_tasks(bench, bench.recipe.data.mixture, judged, reference)
     return found

@@ -1,0 +1,22 @@
+"""Which models of a run are compared with which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spintune.run import BASE, BASELINE, SFT
+
+
+def start_of(names: Sequence[str]) -> str:
+    """Where self-play starts, and what all others are compared with."""
+    return SFT if SFT in names else BASE
+
+
+def compared_pairs(names: Sequence[str], best: str | None) -> list[tuple[str, str]]:
+    """Each model with where self-play starts; with a baseline also the last iterate and the best one with it."""
+    start = start_of(names)
+    pairs = [(name, start) for name in names if name != start]
+    iterates = [name for name in names if name.startswith("iterate-")]
+    if BASELINE in names and iterates:
+        pairs += [(rival, BASELINE) for rival in dict.fromkeys((iterates[-1], best or iterates[-1]))]
+    return pairs

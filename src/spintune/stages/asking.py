@@ -1,0 +1,45 @@
+"""Who is asked: an endpoint, or a model of this machine."""
+
+from __future__ import annotations
+
+from spintune.models.teacher import LocalTeacher
+from spintune.recipe import EndpointSection
+from spintune.stages.workbench import Player, Workbench
+from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
+from spintune.teachers.protocol import Teacher
+from spintune.teachers.replies import Replies
+
+
+def endpoint_teacher(bench: Workbench, section: EndpointSection, url: str, replies: Replies) -> Teacher:
+    """An endpoint that goes on with the budget that earlier attempts left of it."""
+    endpoint = Endpoint(
+        base_url=url,
+        model=section.model,
+        style=section.style,
+        key_variable=section.key_variable,
+        concurrency=section.concurrency,
+        timeout_seconds=section.timeout_seconds,
+        max_retries=section.max_retries,
+        budget=budget_of(section),
+        extra=section.extra,
+        max_tokens_field=section.max_tokens_field,
+    )
+    identity = EndpointTeacher(endpoint, bench.environment).identity
+    return EndpointTeacher(endpoint, bench.environment, spent=replies.spent(identity))
+
+
+def budget_of(section: EndpointSection | None) -> Budget:
+    return Budget(**section.budget.model_dump()) if section else Budget()
+
+
+def local_teacher(bench: Workbench, name: str, player: Player) -> Teacher:
+    """A model of this machine, in memory."""
+    identity = {
+        "kind": "local",
+        "model": player.iterate.digest,
+        "precision": bench.recipe.precision,
+        "template": player.template,
+    }
+    longest = getattr(player.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    whole = not player.loaded.encoder_decoder
+    return LocalTeacher(name, identity, player.generator, player.renderer("last"), longest, whole, bench.progress)
