@@ -91,6 +91,36 @@ def spin(words: Words = None, model: Model = None, data: Data = None, out: Out =
     _execute(recipe, "spin" if words and _recipe_path(words) else "eval", json)
 
 
+@app.command("eval")
+def evaluate(
+    words: Words = None,
+    model: Annotated[str | None, typer.Option(help="Alias, model or run folder, GGUF file, or hub id.")] = None,
+    data: Data = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(help="ifeval, questions, heldout, spin-paper, a task of lm-evaluation-harness or a YAML file."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Judge a recipe's models by what its eval names, or a model by flags alone: --model M --on TASK."""
+    from spintune.errors import RecipeError
+    from spintune.pipeline import final_model
+    from spintune.recipe import load_recipe
+
+    words = words or []
+    path = _recipe_path(words)
+    if model and (Path(model) / "recipe.json").is_file():
+        model = final_model(Path(model))
+    flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
+    if path is None and not (model and on):
+        raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
+    base: dict[str, Any] = {"out": "runs/eval"}
+    recipe = load_recipe(path, [*_overrides(flags), *words[1 if path else 0 :]], None if path else base)
+    _execute(recipe, "eval", json)
+
+
 @app.command()
 def inspect(
     words: Annotated[list[str], typer.Argument(help="A recipe and overrides.", metavar="RECIPE [KEY=VALUE]...")],
@@ -228,23 +258,26 @@ def chat(
 def compare(
     names: Annotated[
         list[str],
-        typer.Argument(help="Run folders (all their models), RUN:MODEL, or answer files of runs.", metavar="RUN..."),
+        typer.Argument(help="Run folders (all their models), RUN:MODEL, or files of answers.", metavar="NAME..."),
     ],
     against: Annotated[str | None, typer.Option(help="Compare each with this one alone, as it is named here.")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Good answers to what is asked, for files of answers without them.")
+    ] = None,
     level: Annotated[float, typer.Option(help="Of significance, over all comparisons.", min=0.0001, max=0.5)] = 0.05,
     json: Json = False,
 ) -> None:
-    """Compare models on the same held-out examples: paired tests, intervals, and a plain conclusion."""
+    """Compare models on the same items: paired tests, intervals, and a plain conclusion."""
     from spintune.errors import RecipeError
     from spintune.evaluation.comparison import compare as compare_tables
-    from spintune.evaluation.comparison import heldout_tables
+    from spintune.evaluation.contenders import tables
 
-    files = _answer_files(names)
-    if len(files) < 2:
-        raise RecipeError(f"one model ({', '.join(files)}) has nothing to be compared with; name another run or model")
-    if against is not None and against not in files:
-        raise RecipeError(f"--against {against} is none of {', '.join(files)}")
-    comparison = compare_tables(heldout_tables(files), level, against)
+    found = tables(names, references)
+    if len(found) < 2:
+        raise RecipeError(f"one model ({', '.join(found)}) has nothing to be compared with; name another run or model")
+    if against is not None and against not in found:
+        raise RecipeError(f"--against {against} is none of {', '.join(found)}")
+    comparison = compare_tables(found, level, against)
     if json:
         _print_json(comparison.to_json())
     else:
@@ -267,6 +300,23 @@ def report(
         _print_json({"file": str(path)})
     else:
         print(path)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there yet.")],
+    model: Annotated[str | None, typer.Option(help="sft, iterate-1, ...; the best by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a model of a run as a Hugging Face folder with its model card, ready to be used or uploaded."""
+    from spintune.report.export import export_model
+
+    name = export_model(run, out, model)
+    if json:
+        _print_json({"model": name, "folder": str(out)})
+    else:
+        print(f"{name} of {run} is in {out}, with its card in README.md")
 
 
 @app.command()
@@ -372,25 +422,6 @@ def _stage_recipe(stage: str, words: list[str] | None, model: str | None, data: 
     section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
     base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
     return load_recipe(None, words, base)
-
-
-def _answer_files(names: list[str]) -> dict[str, Path]:
-    """The held-out answers of every model that is meant, by a name that tells them apart."""
-    from spintune.errors import DataError
-    from spintune.evaluation.answers import answered_models, run_answers
-
-    files: dict[str, Path] = {}
-    runs = {name.partition(":")[0] for name in names}
-    for name in names:
-        folder, _, model = name.partition(":")
-        if Path(name).is_file():
-            files[name] = Path(name)
-            continue
-        if not (Path(folder) / "recipe.json").is_file():
-            raise DataError(f"{name}: no run folder and no file of answers; name a run, RUN:MODEL, or a file")
-        for found in [model] if model else answered_models(Path(folder)):
-            files[found if len(runs) == 1 else f"{folder}:{found}"] = run_answers(Path(folder), found)
-    return files
 
 
 def _overrides(flags: dict[str, Any]) -> list[str]:

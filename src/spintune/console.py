@@ -200,6 +200,18 @@ def print_results(results: dict[str, Any], folder: str) -> None:
         console.print(_differences(results["differences"]))
     if results.get("tasks"):
         console.print(_accuracy_table(results["tasks"]))
+    for table in _benchmark_tables(results.get("benchmarks", {})):
+        console.print(table)
+    if failed := results.get("failed"):
+        console.print(f"Could not be run: {', '.join(failed)}; why is told above.", soft_wrap=True)
+    for line in results.get("conclusions", []):
+        console.print(line, soft_wrap=True)
+    if judge := results.get("judge"):
+        console.print(f"\nThe judge, {judge['judge']}:")
+        for line in (*judge["words"], *(f"not done: {problem}" for problem in judge["problems"])):
+            console.print(f"  {line}", soft_wrap=True)
+    if contamination := results.get("contamination"):
+        console.print(_contamination(contamination), soft_wrap=True)
     if seconds := _seconds(results):
         shares = ", ".join(f"{work} {_duration(taken)}" for work, taken in seconds.items())
         console.print(f"\nTime: {shares}", soft_wrap=True)
@@ -211,6 +223,8 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     )
     if best := results.get("best"):
         console.print(f"Best is {best['name']}: {best['why']}.", soft_wrap=True)
+    if len(results["models"]) == 1:
+        return
     talker = results["best"]["name"] if results.get("best") else list(results["models"])[-1]
     console.print(f"Talk to {talker}:  spintune chat {folder}", soft_wrap=True)
 
@@ -338,6 +352,31 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table
+
+
+def _benchmark_tables(benchmarks: dict[str, Any]) -> Iterator[Table]:
+    """A table an evaluation: its measures for every model; without contaminated items in further rows."""
+    for evaluation, found in benchmarks.items():
+        measures = list(found["measures"])
+        counts = set(found["items"].values())
+        items = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
+        table = _table(f"{evaluation}, {items} items; 95 % intervals", ("model", *measures))
+        for suffix, scores in (("", found["scores"]), (" (clean items)", found.get("clean", {}))):
+            for model, values in scores.items():
+                cells = [values.get(measure) for measure in measures]
+                table.add_row(model + suffix, *(_estimate(cell, "{:.3g}", True) if cell else "-" for cell in cells))
+        yield table
+
+
+def _contamination(found: dict[str, Any]) -> str:
+    """How much of each evaluation stands in the training data."""
+    sets = [
+        f"{name}: {one['13']} of {one['items']} share 13 words, {one['8']} share 8"
+        for name, one in found["sets"].items()
+    ]
+    return f"\nContamination, items with a run of words that {found['training_rows']:,} training rows have: " + (
+        "; ".join(sets)
+    )
 
 
 def _differences(differences: dict[str, Any]) -> str:

@@ -89,7 +89,10 @@ def test_standing_by_hand(random_player):
         pair(*sides[1], real_2 - 1.5, generated_2 + 0.5, real_complete=False),
     ]
     gains = [math.log(2) - math.log1p(math.exp(0.5)), math.log(2) - math.log1p(math.exp(-4))]
-    result = standing(engine, pairs, objective, 100).to_json()
+    found = standing(engine, pairs, objective, 100)
+    assert [one["margin"] for one in found.each] == pytest.approx([-0.25, 2], abs=1e-5)
+    assert [one["loss"] for one in found.each] == pytest.approx([math.log(2) - gain for gain in gains], abs=1e-5)
+    result = found.to_json()
     assert result == pytest.approx(
         {
             "pairs": 2,

@@ -37,7 +37,7 @@ def test_what_cannot_be_compared_is_one_line(finished: Path, spintune: Spintune,
     for arguments, words in (
         ((str(tmp_path),), "no run folder and no file of answers"),
         ((f"{finished}:sft",), "nothing to be compared with"),
-        ((f"{finished}:nobody",), "no held-out answers of 'nobody'; use one of: base, iterate-1, iterate-2, sft"),
+        ((f"{finished}:nobody",), "nothing was measured of 'nobody'; use one of: base, iterate-1, iterate-2, sft"),
         ((str(finished), "--against", "nobody"), "--against nobody is none of base"),
         ((str(finished),), "items"),  # 8 held-out examples are too few for any test
     ):
@@ -55,3 +55,66 @@ def test_a_report_is_one_file_with_the_numbers_of_the_run(finished: Path, spintu
     loss = json.loads((finished / "results.json").read_text())["heldout"]["sft"]["nll_per_token"]["mean"]
     assert f"{loss:.3f}" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def asked(path: Path, answers: list[str], **more: Any) -> str:
+    rows = [{"instruction": f"Say it {n} times", "output": text, **more} for n, text in enumerate(answers)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_saved_answers_of_anybody_are_compared_against_references_from_a_file(
+    spintune: Spintune, tmp_path: Path
+) -> None:
+    good = asked(tmp_path / "good.jsonl", [f"say say {n}" for n in range(40)])
+    right = asked(tmp_path / "right.jsonl", [f"say say {n}" if n % 2 else "no" for n in range(40)])
+    wrong = asked(tmp_path / "wrong.jsonl", ["no"] * 40)
+    found = spintune("compare", right, wrong, "--references", good, "--json")
+    assert found.code == 0, found.err
+    differences = {one["measure"]: one for one in json.loads(found.out)["differences"]}
+    assert differences["exact_match"]["values"] == [0.5, 0.0]
+    # McNemar: 20 items that only one has right, 2 * (1/2)^20
+    assert abs(differences["exact_match"]["p"] - 2 * 0.5**20) < 1e-12
+    assert differences["exact_match"]["finding"] == "better"
+    assert "exact_match" not in spintune("compare", right, wrong).out  # nothing says what is right
+    missing = spintune("compare", right, asked(tmp_path / "x.jsonl", ["a"] * 40), "--references", str(tmp_path / "no"))
+    assert missing.code == 3
+    assert "does not exist" in missing.err
+
+
+def test_a_model_is_judged_by_flags_alone_and_compared_by_what_judged_it(
+    tiny_model: Path, spintune: Spintune, tmp_path: Path
+) -> None:
+    questions = asked(tmp_path / "questions.jsonl", [f"say say {n}" for n in range(12)])
+    for name in ("one", "two"):
+        result = spintune(
+            "eval", "--model", str(tiny_model), "--on", "questions", "--out", str(tmp_path / name),
+            f"evaluation.questions={questions}", "evaluation.max_new_tokens=6",
+        )  # fmt: skip
+        assert result.code == 0, result.err
+        assert "questions, 12 items" in result.out
+    compared = spintune("compare", str(tmp_path / "one"), str(tmp_path / "two"))
+    assert "cannot be told apart" in compared.out or "too few items differ" in compared.out
+    limited = spintune("eval", "--model", str(tiny_model), "--on", "questions", "--out", str(tmp_path / "three"))
+    assert limited.code == 2
+    assert "give its file as evaluation.questions" in limited.err
+    assert spintune("eval", "--on", "questions").code == 2
+
+
+def test_a_model_is_exported_with_its_card_and_is_a_model(finished: Path, spintune: Spintune, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = tmp_path / "hub" / "mine"
+    result = spintune("export", str(finished), str(out), "--model", "iterate-1")
+    assert result.code == 0, result.err
+    assert (out / "README.md").read_text().startswith("---\nlicense: unknown\n")
+    assert "1 iteration of self-play" in (out / "README.md").read_text()
+    weights = (out / "model.safetensors").read_bytes()
+    assert weights == (finished / "spin/iterate-1/model/model.safetensors").read_bytes()
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 2
+    assert AutoTokenizer.from_pretrained(out).chat_template
+    again = spintune("export", str(finished), str(out))
+    assert again.code != 0
+    assert "is there already" in again.err
+    assert "has no model nobody" in spintune("export", str(finished), str(tmp_path / "x"), "--model", "nobody").err
+    assert not (tmp_path / "x").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -166,9 +167,12 @@ class Standing:
     """Share of real answers that were cut."""
     generated_cut: float
     """Share of the opponent's answers that ran out of room."""
+    each: tuple[dict[str, Any], ...] = ()
+    """The same of every pair: its ``id``, loss, ratios, margin, accuracy and log-probabilities."""
 
     def to_json(self) -> dict[str, float | None]:
-        return asdict(self)
+        """The means, without the pairs."""
+        return {name: value for name, value in asdict(self).items() if name != "each"}
 
     @property
     def learned(self) -> bool:
@@ -199,6 +203,10 @@ def standing(
         generated_tokens=_mean_tokens(generated),
         real_cut=_share_cut(real),
         generated_cut=_share_cut(generated),
+        each=tuple(
+            {"id": pair.example_id, "loss": value, **loss.facts}
+            for pair, value, loss in zip(pairs, values, losses, strict=True)
+        ),
     )
 
 

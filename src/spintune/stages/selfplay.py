@@ -4,6 +4,7 @@
 
     spin/iterate-t/pairs        who answers what: play.py
     spin/iterate-t/model        the player, trained
+    spin/iterate-t/standing.jsonl   loss, ratios, margin and accuracy of every held-out pair
     spin/iterate-t/later.jsonl  pairs that the player itself wrote on the way (refresh)
     spin/iterate-t/diagnosis    how far it moved, and in what direction
     spin/best.json              the iterate to use, and why
@@ -18,6 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from spintune.evaluation.measures import bootstrap
 from spintune.models.logprobs import Query
 from spintune.progress import Progress, Silent
 from spintune.recipe import SpinSection
@@ -29,6 +33,7 @@ from spintune.selfplay.opponent import (
 )
 from spintune.selfplay.spin import (
     Rounds,
+    Standing,
     batches_of,
     default_rate,
     objective_of,
@@ -39,7 +44,7 @@ from spintune.stages.heldout import likelihood_stage, metric_difference
 from spintune.stages.play import NothingToLearnError, Play, training_settings
 from spintune.stages.sft import baseline_stage
 from spintune.stages.workbench import Iterate, Player, Workbench, delete
-from spintune.storage import digest_json, write_json_if_changed
+from spintune.storage import atomic_file, digest_json, write_json_if_changed
 from spintune.tracking import Stopwatch, flat
 from spintune.training.loop import Steps
 
@@ -171,14 +176,17 @@ class _SelfPlay:
                     "kept": sum(len(pairs.kept) for pairs in later.values()),
                     "dropped": dict(sum((pairs.dropped for pairs in later.values()), Counter())),
                 },
-                "heldout": after.to_json() | {"learned": after.learned} if after else None,
+                "heldout": _told(after) if after else None,
                 "seconds": clock.seconds,
             }
             if after:
                 bench.metrics.begin(f"{stage}/heldout", 0)
                 bench.metrics.add(f"{stage}/heldout", 1, **flat(after.to_json()))
             write_records(folder / "later.jsonl", itertools.chain(*(later[n].kept for n in sorted(later))))
-            iterate = bench.publish(player, name, stage, inputs, facts, folder / "later.jsonl")
+            with atomic_file(folder / "standing.jsonl") as file:
+                file.writelines(orjson.dumps(pair) + b"\n" for pair in (after.each if after else ()))
+            written = (folder / "later.jsonl", folder / "standing.jsonl")
+            iterate = bench.publish(player, name, stage, inputs, facts, *written)
         else:
             iterate = bench.published(name, stage)
         delete(folder / "checkpoints")
@@ -315,6 +323,13 @@ class _SelfPlay:
         chosen = {"name": best.name, "model": location, "why": why}
         write_json_if_changed(folder / "spin" / "best.json", chosen)
         return chosen
+
+
+def _told(after: Standing) -> dict[str, Any]:
+    """The means over held-out pairs, with 95 % intervals of those that judge."""
+    judging = ("loss", "margin", "accuracy")
+    intervals = {name: bootstrap([pair[name] for pair in after.each]).to_json() for name in judging}
+    return {**after.to_json(), "learned": after.learned, "intervals": intervals}
 
 
 def _first_ids(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:

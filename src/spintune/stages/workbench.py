@@ -144,7 +144,8 @@ class Workbench:
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
         loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
         longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and recipe.data.max_length > longest:
+        has_rows = recipe.data.train or recipe.data.mixture
+        if longest is not None and has_rows and recipe.data.max_length > longest:
             raise ModelError(
                 f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); "
                 "lower it"

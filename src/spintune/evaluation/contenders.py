@@ -1,0 +1,100 @@
+"""Everything that was measured of a model, for a comparison: of a run, of one of its models, or a file of answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from spintune.errors import DataError
+from spintune.evaluation.answers import Answered, answered_models, file_rows, pair_answers, read_answers
+from spintune.evaluation.comparison import Measure, Table, heldout_tables
+from spintune.evaluation.measures import exact_match, rouge_l
+from spintune.evaluation.scores import finished_scores, read_scores
+from spintune.run import BASE, BASELINE, SFT
+from spintune.storage import digest_json
+
+_OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
+
+
+def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Table]:
+    """The measures of each model that is meant, by a name that tells them apart.
+
+    Args:
+        names: run folders (all of their own models), RUN:MODEL, or files: the answers of a run, or any saved answers.
+        references: good answers to what is asked, for files of answers that have none.
+
+    Raises DataError for a name that is none of these, and for a file or model without anything to compare.
+    """
+    heldout: dict[str, Path] = {}
+    found: dict[str, dict[str, Measure]] = {}
+    good = read_answers(references) if references else []
+    runs = {name.partition(":")[0] for name in names}
+    for name in names:
+        folder, _, model = name.partition(":")
+        if Path(name).is_file():
+            found[name] = {}
+            if _evaluated(Path(name)):
+                heldout[name] = Path(name)
+            else:
+                found[name].update(_saved(Path(name), good))
+            continue
+        if not (Path(folder) / "recipe.json").is_file():
+            raise DataError(
+                f"{name}: no run folder and no file of answers; name a run, RUN:MODEL, or a file (spintune eval makes "
+                "a run of a model)"
+            )
+        for one in [model] if model else _models(Path(folder)):
+            label = one if len(runs) == 1 else f"{folder}:{one}"
+            found[label] = _scores(Path(folder), one)
+            if (path := Path(folder) / "eval" / "heldout" / one / "answers.jsonl").is_file():
+                heldout[label] = path
+            if label not in heldout and not found[label]:
+                known = ", ".join(_models(Path(folder), rivals=True))
+                advice = f"use one of: {known}" if known else "run its recipe first, to the end"
+                raise DataError(f"{folder}: nothing was measured of '{one}'; {advice}")
+    measured = heldout_tables(heldout)
+    return {name: {**measured.get(name, {}), **table} for name, table in found.items()}
+
+
+def _models(folder: Path, rivals: bool = False) -> list[str]:
+    """Models of which a run measured something: its own, or those too whose answers were stored."""
+    scored = {model for models in finished_scores(folder).values() for model in models}
+    return sorted(name for name in {*answered_models(folder), *scored} if rivals or _OF_THE_RUN.fullmatch(name))
+
+
+def _scores(folder: Path, model: str) -> dict[str, Measure]:
+    found: dict[str, Measure] = {}
+    for evaluation, models in finished_scores(folder).items():
+        if model in models:
+            found |= read_scores(models[model]).table(f"{evaluation} ")
+    return found
+
+
+def _evaluated(path: Path) -> bool:
+    """Whether a file is a run's answers to held-out examples, with their likelihood."""
+    return "nll" in next(iter(file_rows(path))).values
+
+
+def _saved(path: Path, good: Sequence[Answered]) -> Mapping[str, Measure]:
+    """Answers of anybody: against their own references or those of a file, and their lengths."""
+    answers = read_answers(path)
+    texts = {_item(one): one.answer.strip() for one in answers}
+    references = {_item(one): one.reference for one in answers if one.reference is not None}
+    if good:
+        pairs = pair_answers(answers, good).pairs
+        references |= {_item(one): other.reference or other.answer for one, other in pairs}
+    measures = {"characters": Measure({item: float(len(text)) for item, text in texts.items()}, better=None)}
+    if references:
+        scored = {item: (reference, texts[item]) for item, reference in references.items()}
+        measures["rouge_l"] = Measure({item: rouge_l(*pair) for item, pair in scored.items()})
+        measures["exact_match"] = Measure(
+            {item: float(exact_match(*pair)) for item, pair in scored.items()}, right_or_wrong=True
+        )
+    return measures
+
+
+def _item(answer: Answered) -> str:
+    """Items of different files are the same when their prompts are, up to white space; without prompts by their ids."""
+    prompt = " ".join(answer.prompt.split())
+    return digest_json(prompt)[:16] if prompt else answer.id
