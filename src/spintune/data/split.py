@@ -13,11 +13,14 @@ from spintune.records import Example, Message
 Prompt = tuple[Message, ...]
 
 
-def split_examples(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
+def split_examples(
+    examples: Sequence[Example], fraction: float, seed: int, most: int | None = None
+) -> tuple[list[Example], list[Example]]:
     """Splits into (train, held-out), each in input order.
 
     Examples with the same prompt form a group and stay together, so that no held-out prompt is trained on. Of n groups
-    the ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out, at least one of two or more.
+    the ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out, at least one of two or more, and no more than
+    ``most``.
 
     The trade-off: a threshold on the hash would never move a group, but leave the size to chance (none of 20, or 6, for
     a fraction of 0.15). Here the size is exact, and groups come and go in one fixed order: when data is added, the old
@@ -35,6 +38,7 @@ def split_examples(examples: Sequence[Example], fraction: float, seed: int) -> t
     size = round(fraction * len(prompts))
     if fraction > 0 and len(prompts) > 1:
         size = max(1, size)
+    size = min(size, len(prompts) if most is None else most)
     if prompts and size == len(prompts):
         raise DataError(
             f"a held-out fraction of {fraction} leaves none of {len(prompts)} distinct prompts to train on; "

@@ -45,6 +45,11 @@ class DataSection(Section):
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Prompts held out from training. [share] Common practice."
     )
+    eval_limit: Count = Field(
+        1000,
+        description="Prompts of train that are held out at most; each is answered by every model. [prompts] Default: a "
+        "share is known to 3 points then.",
+    )
     max_length: Annotated[int, Field(ge=8)] = Field(
         1024, description="Prompt and response together. [tokens] Default: the SPIN authors' training scripts."
     )

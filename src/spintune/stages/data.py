@@ -33,6 +33,7 @@ def data_stage(bench: Workbench) -> dict[str, Any]:
     inputs = {
         "data": bench.settings["data"]["train"],
         "fraction": recipe.data.eval_fraction,
+        "most": recipe.data.eval_limit,
         "seed": recipe.seed,
         "contents": [source_digest(source) for source in _sources(recipe)],
         "mixture": mixture and _settings(bench, mixture),
@@ -55,7 +56,8 @@ def read_data(
     """The examples of a recipe: of its sources, and of its mixture, which :func:`mixture_of` gives."""
     sources = _sources(recipe)
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
-    train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed)
+    fraction, most = recipe.data.eval_fraction, recipe.data.eval_limit
+    train, heldout = split_examples(collection.examples, fraction, recipe.seed, most)
     facts: dict[str, Any] = {}
     if recipe.data.mixture and mixture:
         mixed = materialise(mixture, recipe.data.mixture.examples, progress)
