@@ -386,6 +386,7 @@ def _differences(differences: dict[str, Any]) -> str:
         told = [
             f"{_HEADINGS[measure][0]} {value['mean']:+.3g}"
             for measure, value in measures.items()
+            if measure in _HEADINGS  # the likelihood a byte says the same as that a token
             if value["low"] > 0 or value["high"] < 0
         ]
         lines.append(f"{name}: " + ("; ".join(told) if told else "none; with so few items they cannot be told apart"))

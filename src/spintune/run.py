@@ -131,6 +131,10 @@ class Run:
         """Digest of the contents of a finished stage's outputs."""
         return outputs_digest(self.folder / stage)
 
+    def file_digest(self, stage: str, name: str) -> str:
+        """Digest of the contents of one of a finished stage's outputs."""
+        return str(read_json(self.folder / stage / MANIFEST)["files"][name]["sha256"])
+
     @contextlib.contextmanager
     def log(self, name: str) -> Iterator[StepLog]:
         """Opens a log of JSON lines in the run folder."""

@@ -39,6 +39,8 @@ RECIPE: dict[str, Any] = {
         "max_new_tokens": 48,
     },
     "eval": ["heldout"],
+    "evaluation": {"ifeval": None, "questions": None, "rivals": [], "mt_bench": None},
+    "judge": None,
 }
 
 TOKENS = 10
@@ -172,6 +174,83 @@ class Folder:
         self.lines(f"eval/heldout/{name}/answers.jsonl", judged)
         return self.stage(f"eval/heldout/{name}", items=len(judged))
 
+    # Evaluations beside the held-out examples ------------------------------------------------------------------------
+
+    def scored(
+        self,
+        evaluation: str,
+        model: str,
+        scores: Mapping[str, Sequence[float]],
+        weights: Mapping[str, Sequence[float]] | None = None,
+        **scales: Mapping[str, Any],
+    ) -> Folder:
+        """A model's scores of items 0, 1, ...; ``scales`` of measures that are not simply better when higher."""
+        items = [
+            {
+                "id": str(n),
+                "text": f"{evaluation} {n}",
+                "scores": {key: values[n] for key, values in scores.items()},
+                "weights": {key: values[n] for key, values in (weights or {}).items()},
+            }
+            for n in range(len(next(iter(scores.values()))))
+        ]
+        stage = f"eval/{evaluation}/{model}"
+        measures = {key: {"better": "higher", "right_or_wrong": False, **scales.get(key, {})} for key in scores}
+        return self.lines(f"{stage}/scores.jsonl", items).stage(stage, items=len(items), measures=measures)
+
+    def questions(self, model: str, answers: Sequence[str], reference: str = "a b") -> Folder:
+        rows = [
+            {"id": str(n), "prompt": f"Question {n}?", "reference": reference, "answer": answer}
+            for n, answer in enumerate(answers)
+        ]
+        self.lines(f"eval/questions/{model}/answers.jsonl", rows)
+        scores = {
+            "rouge_l": [rouge_l(reference, answer) for answer in answers],
+            "exact_match": [float(answer == reference) for answer in answers],
+            "characters": [float(len(answer)) for answer in answers],
+        }
+        return self.scored(
+            "questions", model, scores, exact_match={"right_or_wrong": True}, characters={"better": None}
+        )
+
+    def ifeval(self, model: str, strict: Sequence[Sequence[bool]]) -> Folder:
+        rows = [
+            {
+                "id": str(n),
+                "prompt": f"Instruction {n}.",
+                "answer": f"{model} follows",
+                "finish_reason": "length",
+                "answer_tokens": 3,
+                "types": [f"rule:{place}" for place in range(len(follows))],
+                "strict": list(follows),
+            }
+            for n, follows in enumerate(strict)
+        ]
+        self.lines(f"eval/ifeval/{model}/answers.jsonl", rows)
+        scores = {
+            "prompt_strict": [float(all(follows)) for follows in strict],
+            "instruction_strict": [float(sum(follows)) for follows in strict],
+        }
+        weights = {"instruction_strict": [float(len(follows)) for follows in strict]}
+        return self.scored("ifeval", model, scores, weights, prompt_strict={"right_or_wrong": True})
+
+    def mt_bench(self, model: str, ratings: Sequence[tuple[int | None, int | None]] = ()) -> Folder:
+        """Answers to two dialogues of two turns, and what a judge rated them."""
+        stage = "eval/mt-bench-answers"
+        dialogues = [{"id": str(n), "category": "writing", "turns": [f"Write {n}.", "Again?"]} for n in range(2)]
+        rows = [{**row, "answers": [f"{model} writes", f"{model} again"]} for row in dialogues]
+        self.lines(f"{stage}/{model}/answers.jsonl", rows).stage(f"{stage}/{model}")
+        if not ratings:
+            return self
+        told = [
+            {"id": str(n), "turn": turn, "score": score}
+            for n, both in enumerate(ratings)
+            for turn, score in enumerate(both, 1)
+        ]
+        self.lines(f"eval/mt-bench/{model}/ratings.jsonl", told)
+        given = [[score for score in both if score is not None] for both in ratings]
+        return self.scored("mt-bench", model, {"rating": [sum(scores) / len(scores) for scores in given]})
+
     def results(self, names: Sequence[str], start: str = "sft", **more: Any) -> Folder:
         """results.json, worked out from the files as the end of a run does."""
         rows = {name: self._measures(name) for name in names}
@@ -250,6 +329,90 @@ def whole(folder: Callable[..., Folder]) -> Callable[..., Folder]:
     return make
 
 
+JUDGED: dict[str, Any] = {
+    "judge": "wise-1 at example.org",
+    "canary": {
+        "questions": {"judge": "wise-1 at example.org", "items": 4, "preferences": [0.0, 0.0, 0.5, 0.0], "limit": 0.2},
+        "mt-bench": {"judge": "wise-1 at example.org", "items": 2, "preferences": [1.0, 0.5], "limit": 0.2},
+    },
+    "pairs": {
+        "questions": {
+            "sft - base": {
+                "prompt": "judge/pairwise/1",
+                "items": 11,
+                "wins": 6,
+                "losses": 2,
+                "ties": 2,
+                "invalid": 1,
+                "problems": {"budget": 2},
+                "flip_rate": 0.2,
+                "win_rate": {"mean": 0.7, "low": 0.4, "high": 0.9},
+                "length_controlled": {"rate": {"mean": 0.6, "low": 0.3, "high": 0.8}, "weight": 0.5},
+            },
+            "sft - parrot": {
+                "prompt": "judge/pairwise/1",
+                "items": 11,
+                "wins": 0,
+                "losses": 0,
+                "ties": 0,
+                "invalid": 11,
+                "problems": {"refused": 22},
+                "flip_rate": None,
+                "win_rate": None,
+                "length_controlled": None,
+            },
+        }
+    },
+    "ratings": {
+        "sft": {
+            "items": 4,
+            "invalid": 1,
+            "mean": {"mean": 6.0, "low": 5.0, "high": 7.0},
+            "turns": {"1": {"mean": 6.5, "low": 6.0, "high": 7.0}, "2": {"mean": 5.0, "low": 5.0, "high": 5.0}},
+        },
+    },
+    "words": [],
+    "problems": [],
+    "cost": {"requests": 60, "prompt_tokens": 9000, "completion_tokens": 1200, "dollars": 0.25},
+}
+"""What a judge said, as it stands in results.json."""
+
+
+@pytest.fixture
+def everything(folder: Callable[..., Folder]) -> Callable[..., Folder]:
+    """A finished run of SFT without held-out examples, judged by ifeval, questions with a rival, mt-bench and a judge.
+
+    base follows no instruction, sft 3 of 4; sft answers 6 of 12 questions exactly, the rival all of 10.
+    """
+
+    def make(name: str = "run", said: Mapping[str, Any] | None = None, **changes: Any) -> Folder:
+        files = {"ifeval": "i.jsonl", "questions": "q.jsonl", "mt_bench": "m.jsonl", "rivals": ["files/parrot.jsonl"]}
+        settings = {
+            "eval": ["ifeval", "questions", "mt-bench"],
+            "evaluation": files,
+            "data": {"eval_fraction": 0.0},
+            "spin": None,
+            **changes,
+        }
+        made = folder(name, **settings, judge={"model": "wise-1"}).data(0).sft()
+        made.ifeval("base", [(False, False), (False, False)]).ifeval("sft", [(True, True), (True, False)])
+        made.questions("base", ["c d"] * 12).questions("sft", ["a b"] * 6 + ["c d"] * 6).questions(
+            "parrot", ["a b"] * 10
+        )
+        made.mt_bench("base", [(1, 3), (2, 2)]).mt_bench("sft", [(7, 5), (6, None)])
+        sets = {
+            "questions": {"items": 12, "8": 4, "13": 3, "unclean": ["0", "1", "2"]},
+            "ifeval": {"items": 2, "8": 0, "13": 0, "unclean": []},
+        }
+        made.stage("contamination", training_rows=60, sets=sets)
+        scores = {"base": {"rouge_l": {"mean": 0.0, "low": 0.0, "high": 0.0}}}
+        scores["sft"] = {"rouge_l": {"mean": 0.5, "low": 0.125, "high": 0.875}}
+        told = {"benchmarks": {"questions": {"scores": scores}}, "conclusions": ["sft is better than base"]}
+        return made.json("results.json", {**told, "judge": {**JUDGED, **(said or {})}})
+
+    return make
+
+
 # HTML ---------------------------------------------------------------------------------------------------------------
 
 VOID = {"meta", "input", "br", "link", "img", "hr"}
@@ -307,7 +470,7 @@ class Page(HTMLParser):
 
     @property
     def data(self) -> Any:
-        """The examples that the page carries."""
+        """The sets of examples that the page carries."""
         return json.loads(next(text for attributes, text in self.scripts if attributes.get("id") == "examples-data"))
 
 

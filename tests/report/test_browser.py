@@ -119,6 +119,54 @@ def test_models_that_answer_alike_share_a_block(opened: Make, whole: Make) -> No
     assert page.run(NAMES) == ["reference", "sft", "iterate-1"]
 
 
+def test_a_reader_switches_between_evaluations(opened: Make, everything: Make) -> None:
+    page = opened(everything())
+    assert page.run("[...document.getElementById('set').options].map(o => o.textContent)") == [
+        "ifeval",
+        "questions",
+        "mt-bench",
+    ]
+    assert page.run(COUNT) == "2 prompts"
+    assert page.run(NAMES) == ["base", "sft"]  # ifeval has no references
+    assert page.run("document.querySelector('.facts-line').textContent") == (
+        "follows 0 of 2 instructions · 3 tokens · cut for length · not rule:0, rule:1"
+    )
+    page.run("document.querySelectorAll('#models input')[0].click()")
+    choose = "const box = document.getElementById('set'); box.value = '%d'; box.dispatchEvent(new Event('change'))"
+    page.run("{" + choose % 1 + "}")
+    # base stays hidden, and the rival, of whom nobody said anything, is shown
+    assert page.run(NAMES) == ["reference", "sft", "parrot (stored answers)"]
+    page.run("document.getElementById('search').focus()")
+    page.type("question 3")
+    page.wait(f"{CARDS} === 1")
+    assert page.run(COUNT) == "1 of 12 prompts"
+    page.run("{" + choose % 2 + "}")
+    assert page.run(COUNT) == "No prompt matches."  # the search holds for all
+    page.run("location.hash = 'set=mt-bench&show=sft'")
+    page.wait(f"{CARDS} === 2")
+    assert page.run("document.getElementById('search').value") == ""
+    assert page.run(NAMES) == ["sft"]
+    assert page.run("[...document.querySelectorAll('.example:first-child .text')].map(t => t.textContent)") == [
+        "Write 0.",
+        "Again?",
+        "sft writes",
+        "sft again",
+    ]
+    state = page.run("location.hash")
+    page = opened(everything("other"), state=state)  # an address shows the same to someone else
+    assert (
+        page.run("document.querySelector('#answers .about:not([hidden])').textContent.trim().slice(0, 20)")
+        == "Prompts of mt-bench "
+    )
+    assert page.run(NAMES) == ["sft"]
+    page.run("document.getElementById('order').value = 'gains'")
+    assert page.run("document.getElementById('order').selectedOptions[0].textContent").startswith("rating gained most")
+
+
+def test_one_evaluation_needs_no_switch(opened: Make, whole: Make) -> None:
+    assert opened(whole()).run("document.getElementById('sets').offsetParent === null")
+
+
 def test_the_order_follows_what_was_gained(opened: Make, folder: Make) -> None:
     texts = [("Worse?", "a b"), ("Better?", "c d"), ("Same?", "e f")]
     made = folder(spin=None).data(texts).sft()
@@ -146,12 +194,13 @@ def test_a_keyboard_reaches_everything(opened: Make, whole: Make) -> None:
     assert page.run("[...list.children].indexOf(document.activeElement)") == 10
 
 
-def test_a_phone_scrolls_in_one_direction(opened: Make, whole: Make) -> None:
-    page = opened(whole("a-run-with-quite-a-long-name-that-has-no-spaces-in-it"), width=360)
-    assert page.run("document.documentElement.scrollWidth") == 360
-    assert page.run("innerWidth") == 360
-    # every table that is wider scrolls by itself
-    assert page.run("[...document.querySelectorAll('table')].every(t => t.closest('.scroll, .forest'))")
+def test_a_phone_scrolls_in_one_direction(opened: Make, whole: Make, everything: Make) -> None:
+    for make, name in ((whole, "a-run-with-quite-a-long-name-that-has-no-spaces-in-it"), (everything, "judged")):
+        page = opened(make(name), width=360)
+        assert page.run("document.documentElement.scrollWidth") == 360
+        assert page.run("innerWidth") == 360
+        # every table that is wider scrolls by itself
+        assert page.run("[...document.querySelectorAll('table')].every(t => t.closest('.scroll, .forest'))")
 
 
 def test_dark_and_light_are_readable(opened: Make, whole: Make) -> None:

@@ -60,6 +60,27 @@ def test_the_table_has_a_row_for_every_model(whole: Make) -> None:
     assert answer(run).sentence in card
 
 
+def test_benchmarks_stand_beside_where_the_model_starts(everything: Make) -> None:
+    card = model_card(read_run(everything().path), "sft")
+    rows = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith("| ")]
+    assert ["measure", "items", "base", "sft"] in rows
+    (told,) = [row for row in rows if row[0] == "questions: exact match, %"]
+    assert told[1] == "12"
+    assert told[2].startswith("0.0 (")
+    assert told[3].startswith("50.0 (")  # 6 of 12
+    assert "- questions: of 12 items 4 share 8 words in a row, 3 share 13 words in a row" in card
+    assert "- questions: sft is preferred to base in 70 % (40 to 90 %) of 10 contests" in card
+    assert "parrot" not in card.split("## Recipe")[0]
+    assert "- mt-bench: constant nonsense did not lose;" in card
+    assert "Judged with ifeval, questions, mt-bench, and on nothing else" in card
+
+
+def test_a_run_without_benchmarks_has_no_such_table(whole: Make) -> None:
+    card = model_card(read_run(whole().path), "sft")
+    assert "## Benchmarks" not in card
+    assert "## Judge" not in card
+
+
 def test_limits_are_told(whole: Make, folder: Make) -> None:
     card = model_card(read_run(whole().path), "sft")
     assert "Judged on 12 examples held out of its own training data, and on nothing else" in card

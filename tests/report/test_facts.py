@@ -63,6 +63,60 @@ def test_without_held_out_examples_no_answers_are_missing(folder: Make) -> None:
     assert read_run(made.path).missing == ()
 
 
+def test_evaluations_are_missing_until_every_model_has_them(folder: Make) -> None:
+    files = {"ifeval": "i.jsonl", "mt_bench": "m.jsonl"}
+    wanted = ["ifeval", "mt-bench", "spin-paper"]
+    made = folder(data={"eval_fraction": 0.0}, spin=None, eval=wanted, evaluation=files, judge={"model": "wise-1"})
+    made.data(0).sft()
+    paper = ["arc_challenge", "truthfulqa_mc2", "winogrande", "gsm8k", "hellaswag", "mmlu"]  # SPIN's section 6.1
+    last = "the judge's verdicts"
+    everything = [f"{name} of base, sft" for name in ("ifeval", "mt-bench", *paper)]
+    assert read_run(made.path).missing == (*everything, last)
+    made.ifeval("base", [(True,)]).mt_bench("base").mt_bench("sft")
+    assert read_run(made.path).missing == ("ifeval of sft", *everything[2:], last)
+    made.ifeval("sft", [(True,)])
+    for name in paper[1:]:
+        for model in ("base", "sft"):
+            made.scored(name, model, {"acc": [1.0, 0.0]})
+    assert read_run(made.path).missing == ("arc_challenge of base, sft", last)
+    cost = {"requests": 0, "completion_tokens": 0, "dollars": 0.0}
+    judge = {"judge": "wise-1", "canary": {}, "pairs": {}, "ratings": {}, "words": [], "problems": [], "cost": cost}
+    made.json("results.json", {"failed": ["arc_challenge"], "judge": {**judge, "problems": ["nobody answers"]}})
+    run = read_run(made.path)
+    assert run.failed == ("arc_challenge",)
+    assert run.missing == ("a part of the judge's verdicts",)
+    made.json("results.json", {"failed": ["arc_challenge"], "judge": judge, "conclusions": ["they are alike"]})
+    run = read_run(made.path)
+    assert (run.missing, run.conclusions) == ((), ("they are alike",))
+    made.scored("arc_challenge", "base", {"acc": [1.0]}).scored("arc_challenge", "sft", {"acc": [1.0]})
+    assert read_run(made.path).failed == ()  # a later command did it
+
+
+def test_a_task_of_one_s_own_goes_by_the_name_in_its_file(folder: Make, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: quiz\nprompt: '{q}'\n")
+    made = folder(spin=None, sft=None, data={"eval_fraction": 0.0}, eval=[str(tmp_path / "mine.yaml")]).data(0)
+    assert read_run(made.path).missing == ("quiz of base",)
+    made.scored("quiz", "base", {"acc": [1.0]}, acc={"right_or_wrong": True})
+    assert [one.name for one in read_run(made.path).evaluations] == ["quiz"]
+    made.json("results.json", {"benchmarks": {"quiz": {}}})
+    (tmp_path / "mine.yaml").unlink()  # results.json still knows it
+    run = read_run(made.path)
+    assert ([one.name for one in run.evaluations], run.missing) == (["quiz"], ())
+
+
+def test_a_run_that_only_evaluates_needs_no_data(folder: Make) -> None:
+    made = folder(spin=None, sft=None, data={"train": []}, eval=["quiz"])
+    assert read_run(made.path).missing == ("quiz of base",)
+    made.scored("quiz", "base", {"acc": [1.0]})
+    assert read_run(made.path).missing == ()
+
+
+def test_scores_of_an_evaluation_that_the_recipe_no_longer_names_are_left_out(everything: Make) -> None:
+    made = everything()
+    made.scored("old", "base", {"acc": [1.0]})
+    assert [one.name for one in read_run(made.path).evaluations] == ["ifeval", "questions", "mt-bench"]
+
+
 def test_answers_to_other_examples_are_left_out(folder: Make) -> None:
     made = folder(spin=None).data(3).sft().judged("base", 2.0).judged("sft", 2.0).data(2).judged("sft", 2.0)
     run = read_run(made.path)
@@ -120,6 +174,10 @@ def damaged(made: Any) -> None:
         (lambda made: made.stage("sft", rows=3, seconds=4.5), "sft/manifest.json: not as this version"),
         (lambda made: made.stage("sft", rows=3, dropped={}, truncated=0, seconds=4.5), "not as this version"),
         (lambda made: made.json("results.json", {"heldout": {"sft": {"nll": 1}}}), "not as this version"),
+        (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/scores.jsonl", []), "not as this version"),
+        (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/answers.jsonl", [{}]), "not as this"),
+        (lambda made: made.json("results.json", {"judge": {"problems": [], "pairs": {}}}), "not as this version"),
+        (lambda made: made.stage("contamination", training_rows=3, sets={"x": {}}), "not as this version"),
         (damaged, "metrics.jsonl:1: damaged"),
         (lambda made: made.metrics("sft", [{"loss": 1.0}]), "metrics.jsonl: not as this version"),
     ],
@@ -127,7 +185,7 @@ def damaged(made: Any) -> None:
 def test_a_folder_that_is_no_run_of_this_version_is_an_error_of_one_line(
     folder: Make, spoil: Callable[[Any], Any], told: str
 ) -> None:
-    made = folder()
+    made = folder(eval=["ifeval"], evaluation={"ifeval": "i.jsonl"}, judge={"model": "wise-1"})
     spoil(made)
     with pytest.raises(RunError) as caught:
         read_run(made.path)

@@ -113,6 +113,75 @@ def test_accuracies_on_the_tasks_of_a_mixture_are_those_of_results_json(whole: M
     ]
 
 
+def test_benchmarks_judge_and_contamination_stand_in_the_page(everything: Make, page: Make) -> None:
+    made = everything()
+    read = page(write_report([made.path]))
+    text = " ".join(read.text.split())
+    # ifeval: of 2 prompts sft follows 1 in full, and 3 of 4 instructions; questions: 6 of 12; rival: 10 of 10
+    base, sft = read.row("base")[0], read.row("sft")[0]
+    assert base[1].startswith("0.0")
+    assert [cell[:4] for cell in sft[1:5]] == ["50.0", "75.0", "0.50", "50.0"]
+    assert sft[3] == "0.5000.125 to 0.875"  # the interval of results.json
+    assert read.row("parrotstored answers")[0][3:] == [
+        "1.0001.000 to 1.00010 items",
+        "100.072.2 to 100.010 items",
+        "3.003.00 to 3.0010 items",
+        "–",
+    ]
+    assert "sft is better than base." in text
+    assert "questions: constant nonsense lost; it was preferred in 12 % of 4 comparisons" in text.replace("\u00a0", " ")
+    assert "mt-bench: constant nonsense did not lose; it was preferred in 75 % of 2" in text.replace("\u00a0", " ")
+    assert read.row("sft over base") == [
+        ["sft over base", "questions", "7040 to 90", "6030 to 80", "6 / 2 / 2", "20", "1"]
+    ]
+    assert read.row("sft over parrot") == [["sft over parrot", "questions", "–", "–", "0 / 0 / 0", "–", "11"]]
+    assert ["sft", "6.005.00 to 7.00", "6.506.00 to 7.00", "5.005.00 to 5.00", "1"] in read.row("sft")
+    assert read.row("questions") == [["questions", "12", "4 (33.3 %)", "3 (25.0 %)"]]
+    # without questions 0, 1 and 2 sft answers 3 of 9
+    (clean,) = read.row("sftwithout them")
+    assert clean[2].startswith("33.3")
+    assert clean[2].endswith("9 items")
+    assert read.row("judge")[0][:3] == ["judge", "60 requests, $0.25", "1,200"]
+
+
+def test_only_a_run_with_benchmarks_has_their_sections(whole: Make, everything: Make, page: Make) -> None:
+    sections = {"benchmarks", "judge", "contamination"}
+    for made, there in ((whole(), set()), (everything("other"), sections)):
+        read = page(write_report([made.path]))
+        assert {a.get("id") for tag, a in read.tags if tag == "section"} & sections == there
+
+
+def test_a_benchmark_that_could_not_run_and_a_judge_that_stopped_are_told(everything: Make, page: Make) -> None:
+    made = everything(said={"pairs": {}, "ratings": {}, "problems": ["example.org does not answer"]})
+    results = json.loads((made.path / "results.json").read_text())
+    for file in made.path.glob("eval/ifeval/*/manifest.json"):
+        file.unlink()
+    made.json("results.json", {**results, "failed": ["ifeval"]})
+    text = " ".join(page(write_report([made.path])).text.split())
+    assert "Could not be run, and left out: ifeval." in text
+    assert "example.org does not answer" in text
+    assert "Not there yet: a part of the judge's verdicts." in text
+
+
+def test_a_run_that_only_evaluates_has_a_page(folder: Make, page: Make) -> None:
+    made = folder(spin=None, sft=None, data={"train": [], "eval_fraction": 0.0}, eval=["quiz"]).data(0)
+    made.scored("quiz", "base", {"acc": [1.0, 0.0, 1.0, 1.0]}, acc={"right_or_wrong": True})
+    read = page(write_report([made.path]))
+    assert "No held-out example judges the models; quiz does." in " ".join(read.text.split())
+    assert read.row("base")[0][1].startswith("75.0")
+    assert "This run is not finished." not in read.text
+
+
+def test_benchmarks_of_several_runs_stand_side_by_side(everything: Make, page: Make) -> None:
+    one, other = everything("one"), everything("other")
+    other.questions("sft", ["a b"] * 13)
+    read = page(write_report([one.path, other.path]))
+    assert read.row("one / sft")[0][4].startswith("50.0")
+    assert read.row("other / sft")[0][4].startswith("100.0")
+    text = " ".join(read.text.split())
+    assert "Not asked the same in all runs, so that rows of different runs must not be compared: questions." in text
+
+
 # Safety -------------------------------------------------------------------------------------------------------------
 
 
@@ -139,8 +208,9 @@ def test_a_text_of_a_model_stays_text(folder: Make, page: Make) -> None:
     made.judged("base", 1.0, EVIL).judged("sft", 1.0, EVIL[::-1])
     path = write_report([made.path])
     read = page(path)
-    assert [item["answers"][0]["text"][0] for item in read.data["items"]] == EVIL
-    assert [item["prompt"][0][1] for item in read.data["items"]] == [f"{evil} prompt" for evil in EVIL]
+    items = read.data[0]["items"]
+    assert [item["answers"][0]["texts"][0][0] for item in items] == EVIL
+    assert [item["prompt"][0][1] for item in items] == [f"{evil} prompt" for evil in EVIL]
     assert len(read.scripts) == 2
     html = path.read_text("utf-8")
     assert "\u2028" not in html
@@ -159,6 +229,19 @@ def test_a_name_or_a_reason_stays_text(whole: Make, page: Make, evil: str) -> No
     assert not [tag for tag, _ in read.tags if tag == "img"]
 
 
+@pytest.mark.parametrize("evil", EVIL)
+def test_what_a_judge_or_an_evaluation_says_stays_text(everything: Make, page: Make, evil: str) -> None:
+    made = everything(said={"judge": evil, "problems": [evil]})
+    run = read_run(made.path)
+    named = tuple(replace(one, name=evil) for one in run.evaluations)
+    overlaps = tuple(replace(one, evaluation=evil) for one in run.overlaps)
+    html = render([replace(run, evaluations=named, overlaps=overlaps, failed=(evil,), conclusions=(evil,))], run.folder)
+    read = page(html)
+    assert " ".join(read.text.split()).count(" ".join(evil.split())) >= 8
+    assert len(read.scripts) == 2
+    assert not [tag for tag, _ in read.tags if tag == "img"]
+
+
 def test_a_folder_with_a_strange_name_is_linked_right(whole: Make, page: Make, tmp_path: Path) -> None:
     made = whole('a "b" <i> #1 λ')
     read = page(write_report([made.path], tmp_path / "elsewhere" / "page.html"))
@@ -168,8 +251,8 @@ def test_a_folder_with_a_strange_name_is_linked_right(whole: Make, page: Make, t
         assert (tmp_path / "elsewhere" / unquote(urlsplit(link).path)).resolve().exists()
 
 
-def test_anchors_lead_somewhere_and_names_are_unique(whole: Make, page: Make) -> None:
-    for runs in ([whole("one").path], [whole("two").path, whole("three").path]):
+def test_anchors_lead_somewhere_and_names_are_unique(whole: Make, everything: Make, page: Make) -> None:
+    for runs in ([whole("one").path], [whole("two").path, everything("three").path], [everything("four").path]):
         read = page(write_report(runs))
         ids = [a["id"] for _, a in read.tags if "id" in a]
         assert len(ids) == len(set(ids))
@@ -182,6 +265,7 @@ def test_anchors_lead_somewhere_and_names_are_unique(whole: Make, page: Make) ->
 # Size ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_thousand_examples_and_steps_make_a_small_page(folder: Make, page: Make) -> None:
     made = folder(spin=None).data(10_000)
     made.sft(steps=20_000)
@@ -189,7 +273,7 @@ def test_ten_thousand_examples_and_steps_make_a_small_page(folder: Make, page: M
     path = write_report([made.path])
     assert path.stat().st_size < 1_500_000
     read = page(path)
-    assert len(read.data["items"]) == 500
+    assert len(read.data[0]["items"]) == 500
     assert "The first 500 of 10,000" in " ".join(read.text.split())
     assert sum(tag == "circle" for tag, _ in read.tags) < 200
     assert "A line is the mean of stretches of steps" in read.text
@@ -249,8 +333,8 @@ def test_several_runs_stand_side_by_side_on_what_they_share(whole: Make, page: M
     # losses of run one rise by a nat an example, and examples 10 to 19 are shared: 29 + 14.5 nats of 10 tokens
     assert read.row("one / sft")[0][1].startswith("4.350")
     assert ["seed", "7", "8"] in read.row("seed")
-    assert len(read.data["models"]) == 10
-    assert len(read.data["items"]) == 10
+    assert len(read.data[0]["models"]) == 10
+    assert len(read.data[0]["items"]) == 10
 
 
 def test_runs_without_a_common_example_are_not_lined_up(whole: Make, page: Make) -> None:

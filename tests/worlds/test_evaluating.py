@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +119,7 @@ SMALL: dict[str, Any] = {"spin": {"iterations": 1, "max_new_tokens": 8}}
 EVERYTHING = ["heldout", "ifeval", "questions", "mt-bench"]
 
 
+@pytest.mark.slow
 def test_everything_judges_every_model_and_a_second_run_asks_nothing_again(
     run: Run, serve: Callable[..., Judge], files: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -253,3 +255,19 @@ class Notes:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+def test_other_training_data_leaves_what_was_judged_of_the_base_model(
+    run: Run, files: dict[str, Any], tmp_path: Path
+) -> None:
+    """Benchmarks do not depend on the data, and the recipe's model is the same."""
+    kept = {"questions": files["questions"], "max_new_tokens": 8}
+    settings = {"eval": ["questions"], "evaluation": kept, "sft": {"max_steps": 1}, "spin": None}
+    run(tmp_path / "one", **settings)
+    run(tmp_path / "two", until="sft", data={"eval_fraction": 0.5}, **settings)
+    shutil.copytree(tmp_path / "one/eval/questions/base", tmp_path / "two/eval/questions/base")
+    marker = tmp_path / "two/eval/questions/base/manifest.json"
+    before = marker.stat().st_mtime_ns
+    results = run(tmp_path / "two", data={"eval_fraction": 0.5}, **settings)
+    assert marker.stat().st_mtime_ns == before
+    assert set(results["benchmarks"]["questions"]["scores"]) == {"base", "sft"}

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spintune.report.benchmarks import scoreboard
 from spintune.report.card import model_card
 from spintune.report.facts import read_run
 from spintune.report.findings import MEASURES, contenders, difference, estimate, measured
@@ -67,12 +68,39 @@ def test_a_run_of_sft_alone_shows_its_samples(run: Callable[..., dict[str, Any]]
     run(tmp_path / "run", until="sft")
     html = write_report([tmp_path / "run"]).read_text()
     (data,) = re.findall(r'<script type="application/json" id="examples-data">(.*?)</script>', html)
-    shown = json.loads(data)
+    (shown,) = json.loads(data)
     rows = [json.loads(line) for line in (tmp_path / "run/sft/samples.jsonl").read_text().splitlines()]
     last = max(row["step"] for row in rows)
     for place, step in ((0, 0), (1, last)):
-        answers = {item["answers"][place]["text"][0] for item in shown["items"]}
+        answers = {item["answers"][place]["texts"][0][0] for item in shown["items"]}
         assert answers == {row["answer"] for row in rows if row["step"] == step}
+
+
+def test_what_judges_beside_held_out_examples_stands_in_the_page_and_the_card(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = [{"id": f"q{n}", "instruction": f"Say fox {n} times.", "output": "fox " * n} for n in range(1, 13)]
+    for name in ("questions", "parrot"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"questions": str(tmp_path / "questions.jsonl"), "rivals": [str(tmp_path / "parrot.jsonl")]}
+    settings = {"evaluation": {**files, "max_new_tokens": 8}, "eval": ["heldout", "questions"]}
+    results = run(tmp_path / "run", **settings, sft={"max_steps": 1}, spin=None)
+    found = read_run(tmp_path / "run")
+    assert (found.missing, found.rivals, list(found.conclusions)) == ((), ("parrot",), results["conclusions"])
+    (group,), rows_ = (board := scoreboard([found])).groups, board.rows
+    for row in rows_:
+        for measure, cell in zip(group.measures, row.cells, strict=True):
+            told = results["benchmarks"]["questions"]["scores"][row.label][measure.key]
+            assert cell.mean == f"{told['mean'] * measure.factor:.{measure.digits}f}"
+    assert [row.label for row in rows_] == ["base", "sft", "parrot"]
+    html = write_report([tmp_path / "run"]).read_text()
+    (data,) = re.findall(r'<script type="application/json" id="examples-data">(.*?)</script>', html)
+    sets = {one["title"]: one for one in json.loads(data)}
+    answers = (tmp_path / "run/eval/questions/sft/answers.jsonl").read_text().splitlines()
+    assert [item["answers"][1]["texts"][0][0] for item in sets["questions"]["items"]] == [
+        json.loads(line)["answer"] for line in answers
+    ]
+    assert "| questions: exact match, % | 12 |" in model_card(found, "sft")
 
 
 def test_a_card_is_made_of_every_model(finished: Path) -> None:

@@ -19,8 +19,8 @@ def split_examples(
     """Splits into (train, held-out), each in input order.
 
     Examples with the same prompt form a group and stay together, so that no held-out prompt is trained on. Of n groups
-    the ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out, at least one of two or more, and no more than
-    ``most``.
+    the ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out, at least one of two or more, and
+    no more than ``most``.
 
     The trade-off: a threshold on the hash would never move a group, but leave the size to chance (none of 20, or 6, for
     a fraction of 0.15). Here the size is exact, and groups come and go in one fixed order: when data is added, the old

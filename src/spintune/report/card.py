@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import yaml
 
 from spintune import __version__
 from spintune.errors import ModelError
+from spintune.report.benchmarks import belief, scoreboard
 from spintune.report.facts import RunFacts
 from spintune.report.findings import answer, contenders
 from spintune.report.tables import counted, recipe_text
@@ -40,6 +42,8 @@ def model_card(run: RunFacts, name: str) -> str:
         _plain(answer(run).sentence),
         *(_plain(remark) for remark in answer(run).remarks),
         *_tables(shown.table, shown.differences),
+        *_benchmarks(run, name),
+        *_judge(run, name),
         "## Data",
         *_data(run),
         "## Limits",
@@ -102,6 +106,39 @@ def _tables(means: Table | None, differences: Table | None) -> list[str]:
     return found
 
 
+def _benchmarks(run: RunFacts, name: str) -> list[str]:
+    """Scores of the model beside those of where it starts."""
+    board = scoreboard([run])
+    rows = {row.label: row.cells for row in board.rows if row.label in (_origin(run, name), name)} if board else {}
+    if board is None or not rows:
+        return []
+    lines = [["measure", "items", *rows], ["---", *("---:" for _ in ("items", *rows))]]
+    measures = [(group, measure) for group in board.groups for measure in group.measures]
+    for (group, measure), *cells in zip(measures, *rows.values(), strict=True):
+        title = f"{group.name}: {measure.title}" + (f", {measure.unit}" if measure.unit else "")
+        shown = [f"{cell.mean} ({cell.interval})" if cell else "–" for cell in cells]
+        lines.append([_plain(title), f"{group.items:,}", *shown])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return ["## Benchmarks", "95 % intervals in brackets:", table]
+
+
+def _judge(run: RunFacts, name: str) -> list[str]:
+    """What the judge said of the model against where it starts, and where it is not believed."""
+    if run.judging is None:
+        return []
+    told = [f"{pair.words}." for pair in run.judging.pairs if {pair.first, pair.second} == {_origin(run, name), name}]
+    told += [belief(where, canary) for where, canary in run.judging.canaries.items() if not canary.trusted]
+    return ["## Judge", _list(told)] if told else []
+
+
+def _origin(run: RunFacts, name: str) -> str:
+    return BASE if name == run.start else run.start
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {_plain(line)}" for line in lines)
+
+
 def _markdown(table: Table, first: str) -> str:
     heading = [first, *(f"{measure.title}, {measure.unit}" for measure in table.measures)]
     rows = [
@@ -124,23 +161,35 @@ def _data(run: RunFacts) -> list[str]:
         )
     if run.recipe.get("synth"):
         text.append("A part of it was written by a model and checked by nobody; `synth/card.md` describes it.")
+    if run.overlaps:
+        text.append("What judges it was looked for in the training data:")
+        text.append(
+            _list(
+                [
+                    f"{one.evaluation}: of {one.items:,} items "
+                    + ", ".join(f"{touched:,} share {size} words in a row" for size, touched in one.touched.items())
+                    for one in run.overlaps
+                ]
+            )
+        )
     return text
 
 
 def _limits(run: RunFacts) -> list[str]:
     judged = any(one.model.judged for one in contenders([run]))
-    items = len(run.heldout)
+    by = [f"on {len(run.heldout):,} examples held out of its own training data"] if judged else []
+    if benchmarks := [one.name for one in run.evaluations if one.scores]:
+        by.append(f"with {', '.join(benchmarks)}")
     limits = [
-        f"Judged on {items:,} examples held out of its own training data, and on nothing else: not for other tasks, "
-        "safety, bias or truthfulness."
-        if judged
+        f"Judged {', '.join(by)}, and on nothing else: not for other tasks, safety, bias or truthfulness."
+        if by
         else "Not judged: nothing is known of how well it answers.",
         "One seed: another one would give other numbers.",
         "The license of the base model and the terms of the data hold; this card does not know them.",
     ]
     if run.missing:
         limits.append(f"The run was not finished when this was written; missing: {'; '.join(run.missing)}.")
-    return ["\n".join(f"- {_plain(limit)}" for limit in limits)]
+    return [_list(limits)]
 
 
 _CODE = """from transformers import pipeline

@@ -13,11 +13,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import orjson
-
 from spintune.errors import RunError
 from spintune.evaluation.measures import Interval
+from spintune.recipe import HELDOUT
 from spintune.records import Example, read_records
+from spintune.report.evaluated import (
+    Evaluated,
+    Judging,
+    Overlap,
+    lacking,
+    lacking_verdicts,
+    read_evaluations,
+    read_judging,
+    read_overlaps,
+    rivals_of,
+)
+from spintune.report.lines import read_lines
 from spintune.run import BASE, BASELINE, MANIFEST, SFT
 from spintune.storage import read_json
 
@@ -95,6 +106,12 @@ class RunFacts:
         estimates: intervals of results.json, by (model, measure).
         differences: paired ones of results.json, by (model, other model, measure).
         tasks: accuracies on the tasks of a mixture, of results.json; None without one, or while the run goes on.
+        evaluations: what else judges the models, in the recipe's order.
+        rivals: names of those whose stored answers stand beside the models'.
+        conclusions: what all evaluations together say, as sentences of results.json; empty while the run goes on.
+        failed: evaluations that could not be done.
+        judging: what the judge said; None without one, or while the run goes on.
+        overlaps: of evaluations with the training data.
     """
 
     folder: Path
@@ -111,6 +128,12 @@ class RunFacts:
     estimates: Mapping[tuple[str, str], Interval]
     differences: Mapping[tuple[str, str, str], Interval]
     tasks: Facts | None
+    evaluations: tuple[Evaluated, ...]
+    rivals: tuple[str, ...]
+    conclusions: tuple[str, ...]
+    failed: tuple[str, ...]
+    judging: Judging | None
+    overlaps: tuple[Overlap, ...]
 
     @property
     def start(self) -> str:
@@ -165,14 +188,22 @@ def _read(folder: Path) -> RunFacts:
     examples = {example.id: example for example in heldout}
     models = tuple(_model(folder, name, recipe, stages, examples) for name in names)
     answered = {model.name for model in models if model.judged}
-    missing = tuple(_missing(recipe, stages, metrics, bool(heldout), answered, bool(stopped)))
+    expected = _expected(recipe, stages, bool(stopped))
+    unanswered = [name for name in expected if name not in answered]
+    undone = lacking(recipe, stages, expected)
+    failed = [name for name in results.get("failed", []) if name in undone]
+    missing = [
+        *_missing(recipe, stages, metrics, bool(heldout), unanswered, expected),
+        *(f"{name} of {', '.join(without)}" for name, without in undone.items() if name not in failed),
+    ]
+    contamination = stages.get("contamination")
     return RunFacts(
         folder=folder,
         name=folder.resolve().name,
         version=claim["spintune"],
         recipe=recipe,
         stages=MappingProxyType(stages),
-        missing=missing,
+        missing=(*missing, *lacking_verdicts(recipe, results)),
         metrics=MappingProxyType(metrics),
         heldout=heldout,
         models=models,
@@ -193,6 +224,12 @@ def _read(folder: Path) -> RunFacts:
             }
         ),
         tasks=None if missing else results.get("tasks"),
+        evaluations=read_evaluations(folder, recipe, results, stages, names),
+        rivals=tuple(rivals_of(recipe)),
+        conclusions=() if missing else tuple(results.get("conclusions", [])),
+        failed=tuple(failed),
+        judging=read_judging(results["judge"]) if recipe.get("judge") and "judge" in results else None,
+        overlaps=read_overlaps(contamination.facts) if contamination else (),
     )
 
 
@@ -213,7 +250,8 @@ _PATTERNS = (
     "spin/heldout/*",
     "spin/baseline-sft",
     "likelihood/*",
-    "eval/heldout/*",
+    "eval/*/*",
+    "contamination",
 )
 
 
@@ -237,6 +275,7 @@ _NEEDED = {
     "spin/iterate-*/diagnosis": ("kl_opponent", "kl_base", "answers/tokens", "real/tokens"),
     "spin/baseline-sft": ("rows", "dropped", "truncated", "seconds/train"),
     "likelihood/*": ("items", "left_out"),
+    "contamination": ("training_rows", "sets"),
 }
 """What the page needs of each stage's facts."""
 
@@ -274,15 +313,25 @@ def _names(recipe: Facts, stages: Mapping[str, Stage]) -> list[str]:
     return names + [BASELINE] * ("spin/baseline-sft" in stages)
 
 
+def _expected(recipe: Facts, stages: Mapping[str, Stage], stopped: bool) -> list[str]:
+    """The models that a finished run has, and judges."""
+    names = [BASE] + [SFT] * bool(recipe["sft"])
+    if recipe["spin"]:
+        numbers = range(1, recipe["spin"]["iterations"] + 1)
+        names += [f"iterate-{n}" for n in numbers if not stopped or f"spin/iterate-{n}" in stages]
+        names += [BASELINE] * (recipe["spin"]["baseline"] == "sft")
+    return names
+
+
 def _missing(
     recipe: Facts,
     stages: Mapping[str, Stage],
     metrics: Mapping[str, Sequence[Facts]],
     heldout: bool,
-    answered: set[str],
-    stopped: bool,
+    unanswered: Sequence[str],
+    expected: Sequence[str],
 ) -> Iterator[str]:
-    """``answered`` are the models whose answers to the held-out prompts are there."""
+    """``unanswered`` are the expected models whose answers to the held-out prompts are not there."""
 
     def begun(stage: str) -> str:
         steps = metrics.get(stage)
@@ -290,56 +339,32 @@ def _missing(
 
     if recipe.get("synth") and "synth" not in stages:
         yield "written data"
-    if "data" not in stages:
+    if "data" not in stages and (recipe["data"]["train"] or recipe["data"].get("mixture")):
         yield "the data"
-    judged = [BASE]
-    if recipe["sft"]:
-        judged.append(SFT)
-        if "sft" not in stages:
+    for name in expected:
+        if name == SFT and "sft" not in stages:
             yield "SFT" + begun("sft")
-    if recipe["spin"]:
-        for number in range(1, recipe["spin"]["iterations"] + 1):
-            stage = f"spin/iterate-{number}"
-            if stopped and stage not in stages:
-                break
-            judged.append(f"iterate-{number}")
+        elif name == BASELINE and "spin/baseline-sft" not in stages:
+            yield "the baseline of further SFT" + begun("spin/baseline-sft")
+        elif name.startswith("iterate-"):
+            stage, number = f"spin/{name}", name.removeprefix("iterate-")
             if f"{stage}/pairs" not in stages:
                 yield f"the pairs and the training of iteration {number}"
             elif stage not in stages:
                 yield f"the training of iteration {number}{begun(stage)}"
             elif heldout and f"{stage}/diagnosis" not in stages:
                 yield f"the diagnosis of iteration {number}"
-        if recipe["spin"]["baseline"] == "sft":
-            judged.append(BASELINE)
-            if "spin/baseline-sft" not in stages:
-                yield "the baseline of further SFT" + begun("spin/baseline-sft")
-    if "heldout" in recipe["eval"] and (heldout if "data" in stages else recipe["data"]["eval_fraction"]):
-        names = [name for name in judged if name not in answered]
-        if names:
-            yield f"the held-out answers of {', '.join(names)}"
+    judged = heldout if "data" in stages else recipe["data"]["eval_fraction"]
+    if HELDOUT in recipe["eval"] and judged and unanswered:
+        yield f"the held-out answers of {', '.join(unanswered)}"
 
 
-# Rows ---------------------------------------------------------------------------------------------------------------
-
-
-def _rows(path: Path) -> list[Facts]:
-    """A file of JSON lines. A last line without its end is being written, or was torn by a kill; it is left out.
-
-    Raises RunError with ``path:line``.
-    """
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(orjson.loads(line))
-        except orjson.JSONDecodeError as error:
-            raise RunError(f"{path}:{number}: damaged ({error}); run the recipe again") from error
-    return rows
+# Metrics ------------------------------------------------------------------------------------------------------------
 
 
 def _metrics(path: Path) -> dict[str, list[Facts]]:
     by_stage: dict[str, list[Facts]] = {}
-    for number, row in enumerate(_rows(path) if path.is_file() else [], 1):
+    for number, row in enumerate(read_lines(path) if path.is_file() else [], 1):
         stage = row["stage"]
         trained = stage in (SFT, "spin/baseline-sft") or (_iteration_of(stage) or ("", "-"))[1] == ""
         for key in ("step", "tokens", "seconds") if trained else ("step",):
@@ -360,11 +385,11 @@ def _model(
     """``examples`` are the held-out ones by id; what was judged on others is of earlier data, and left out."""
 
     def of(stage: str, file: str) -> list[Facts]:
-        rows = _rows(folder / stage / file) if stage in stages else []
+        rows = read_lines(folder / stage / file) if stage in stages else []
         return rows if all(row["id"] in examples for row in rows) else []
 
     sampled = f"spin/heldout/{name}"
-    answers = _rows(folder / sampled / "answers.jsonl") if sampled in stages else []
+    answers = read_lines(folder / sampled / "answers.jsonl") if sampled in stages else []
     return Model(
         name=name,
         place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
@@ -387,7 +412,7 @@ def _model(
 
 def _during(path: Path, name: str, examples: Mapping[str, Example]) -> dict[str, Answered]:
     """Answers in SFT's samples: those of step 0 are the recipe's model's, those of the last step SFT's."""
-    rows = _rows(path) if name in (BASE, SFT) and path.is_file() else []
+    rows = read_lines(path) if name in (BASE, SFT) and path.is_file() else []
     if not rows:
         return {}
     step = rows[-1]["step"] if name == SFT else 0

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spintune.evaluation.measures import Interval, bootstrap
+from spintune.evaluation.statistics import wilson
+from spintune.recipe import HELDOUT
 from spintune.report.facts import Model, RunFacts
 from spintune.run import BASELINE
 
@@ -183,7 +185,7 @@ def answer(run: RunFacts) -> Answer:
     if len(models) == 1 and not run.missing:
         return Answer(_alone(models[0], measure), remarks)
     if len(models) < 2:
-        return Answer(_unjudged(run), remarks)
+        return Answer(_unjudged(run), (*(f"{said}." for said in run.conclusions), *remarks))
     ids = measured(models[0], measure)
     models = [one for one in models if measured(one, measure) == ids]
     ranking = rank(models, measure, ids)
@@ -197,7 +199,10 @@ def answer_across(runs: Sequence[RunFacts]) -> Answer:
     answers = [answer(run) for run in runs]
     found = [(run, one.ranking) for run, one in zip(runs, answers, strict=True) if one.ranking]
     if len(found) < 2:
-        return Answer("Fewer than two of these runs have judged their models, so there is nothing to compare.", ())
+        held = "Fewer than two of these runs have judged their models on held-out examples"
+        if any(run.evaluations for run in runs):
+            return Answer(f"{held}; what their benchmarks found stands below.", ())
+        return Answer(f"{held}, so there is nothing to compare.", ())
     measure = found[0][1].measure
     if any(ranking.measure is not measure for _, ranking in found):
         return Answer("These runs judge by different measures, so no one model is named the best.", ())
@@ -268,11 +273,14 @@ def _unjudged(run: RunFacts) -> str:
             f"SFT took the held-out loss from {losses[0]['loss']:.3f} to {losses[-1]['loss']:.3f} nats a token in "
             f"{losses[-1]['step']:,} steps. "
         )
-    if "data" not in run.stages:
+    if "data" not in run.stages and not run.evaluations:
         return "Nothing has been trained yet."
-    if not run.heldout:
+    if run.evaluations and (not run.heldout or HELDOUT not in run.recipe["eval"]):
+        names = _listed([one.name for one in run.evaluations])
+        return f"{told}No held-out example judges the models; {names} {'do' if len(run.evaluations) > 1 else 'does'}."
+    if not run.heldout and HELDOUT in run.recipe["eval"]:
         return "No example is held out, so no model is judged: the curves below show training alone."
-    if "heldout" not in run.recipe["eval"]:
+    if not run.recipe["eval"]:
         return told + "The recipe asks for no evaluation, so no model is judged."
     return told + "The models have not been judged against each other yet."
 
@@ -350,6 +358,30 @@ def _listed(names: Sequence[str]) -> str:
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number with its interval, as text.
+
+    Attributes:
+        verdict: better, worse, more or less, where the interval of a difference leaves out 0.
+        note: what else must be known of it.
+    """
+
+    mean: str
+    interval: str
+    verdict: str = ""
+    note: str = ""
+
+
+def cell(found: Interval, measure: Measure, items: int | None, note: str = "") -> Cell:
+    """A mean over so many items with its interval; without ``items`` the interval is no bootstrap's."""
+    ends = found
+    if items and measure.factor == 100 and found.low == found.high:
+        ends = wilson(found.mean * items, items)  # resampling answers that are all alike tells nothing
+    low, high = (shown(end, measure, measure.digits) for end in (ends.low, ends.high))
+    return Cell(shown(found.mean, measure, measure.digits), f"{low} to {high}", note=note)
 
 
 def decimals(intervals: Sequence[Interval], measure: Measure) -> int:

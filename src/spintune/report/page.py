@@ -53,7 +53,7 @@ def render(runs: Sequence[RunFacts], beside: Path) -> str:
             title=" · ".join(run.name for run in runs),
             answer=several.answer if several else views[0].answer,
             examples=browsed,
-            data=Markup(embedded(browsed.to_json())),  # noqa: S704 -- escaped for where it stands
+            data=Markup(embedded([one.to_json() for one in browsed])),  # noqa: S704 -- escaped for where it stands
             style=Markup(style),  # noqa: S704 -- our own files
             script=Markup(script),  # noqa: S704
             style_hash=_hash(style),

@@ -16,8 +16,9 @@
   const element = document.getElementById("examples-data");
   const list = document.getElementById("list");
   if (!element || !list) return;
-  const { models, items } = JSON.parse(element.textContent);
+  const sets = JSON.parse(element.textContent);
   const PAGE = 10;
+  const choice = document.getElementById("set");
   const search = document.getElementById("search");
   const order = document.getElementById("order");
   const differ = document.getElementById("differ");
@@ -34,26 +35,33 @@
 
   // State: in the address behind "#", so that a view can be sent to someone -------------------------------------------
 
-  const state = { q: "", show: models.map((model) => model.shown), order: "data", differ: false, pages: 1 };
+  // "show" has what a reader chose, by the model's name: one choice holds for all evaluations that have the model
+  const state = { set: sets[0], q: "", show: new Map(), order: "data", differ: false, pages: 1 };
+
+  const visible = (model) => (state.show.has(model.name) ? state.show.get(model.name) : model.shown);
 
   const read = () => {
     const hash = location.hash.slice(1);
     if (!hash.includes("=")) return; // an anchor
     const given = new URLSearchParams(hash);
-    if (given.has("q")) state.q = given.get("q");
+    state.set = sets.find((set) => set.title === given.get("set")) || sets[0];
+    state.q = given.get("q") || "";
+    state.show.clear();
     if (given.has("show")) {
       const names = given.getAll("show");
-      state.show = models.map((model) => names.includes(model.name));
+      for (const model of state.set.models) state.show.set(model.name, names.includes(model.name));
     }
-    if (orders.some(([key]) => key === given.get("order"))) state.order = given.get("order");
+    state.order = orders.some(([key]) => key === given.get("order")) ? given.get("order") : "data";
     state.differ = given.get("differ") === "1";
   };
 
   const write = () => {
     const told = new URLSearchParams();
+    const { models } = state.set;
+    if (state.set !== sets[0]) told.set("set", state.set.title);
     if (state.q) told.set("q", state.q);
-    if (models.some((model, place) => model.shown !== state.show[place])) {
-      models.forEach((model, place) => state.show[place] && told.append("show", model.name));
+    if (models.some((model) => model.shown !== visible(model))) {
+      models.forEach((model) => visible(model) && told.append("show", model.name));
       if (!told.has("show")) told.set("show", "");
     }
     if (state.order !== "data") told.set("order", state.order);
@@ -64,39 +72,39 @@
 
   // Which examples, in which order ------------------------------------------------------------------------------------
 
-  const rouge = (item, place) => (item.answers[place] ? item.answers[place].rouge : undefined);
+  const score = (item, place) => (item.answers[place] ? item.answers[place].score : undefined);
   const gain = (item) => {
-    const places = shown().filter((place) => rouge(item, place) !== undefined);
-    return places.length < 2 ? 0 : rouge(item, places[places.length - 1]) - rouge(item, places[0]);
+    const places = shown().filter((place) => score(item, place) !== undefined);
+    return places.length < 2 ? 0 : score(item, places[places.length - 1]) - score(item, places[0]);
   };
   const orders = [
     ["data", "as in the data", null],
-    ["gains", "ROUGE-L gained most, first to last shown model", (a, b) => gain(b) - gain(a)],
-    ["losses", "ROUGE-L lost most, first to last shown model", (a, b) => gain(a) - gain(b)],
+    ["gains", "gained most, first to last shown model", (a, b) => gain(b) - gain(a)],
+    ["losses", "lost most, first to last shown model", (a, b) => gain(a) - gain(b)],
   ];
-  const shown = () => models.map((_, place) => place).filter((place) => state.show[place]);
+  const shown = () => state.set.models.map((_, place) => place).filter((place) => visible(state.set.models[place]));
 
   const pattern = () => {
     const words = state.q.trim();
     return words ? new RegExp(words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu") : null;
   };
 
+  const answers = (item) => shown().flatMap((place) => (item.answers[place] ? [item.answers[place].texts] : []));
+
   const texts = (item) => [
     ...item.prompt.map((message) => message[1]),
-    item.reference[0],
-    ...shown().flatMap((place) => (item.answers[place] ? [item.answers[place].text[0]] : [])),
+    ...(item.reference ? [item.reference[0]] : []),
+    ...answers(item).flatMap((turns) => turns.map((turn) => turn[0])),
   ];
 
   const chosen = () => {
     const wanted = pattern();
-    const found = items.filter((item) => {
+    const found = state.set.items.filter((item) => {
       if (wanted && !texts(item).some((text) => text.search(wanted) >= 0)) return false;
-      if (!state.differ) return true;
-      const answers = shown().flatMap((place) => (item.answers[place] ? [item.answers[place].text[0]] : []));
-      return new Set(answers).size > 1;
+      return !state.differ || new Set(answers(item).map((turns) => JSON.stringify(turns))).size > 1;
     });
     const compare = orders.find(([key]) => key === state.order)[2];
-    return compare ? [...found].sort(compare) : found;
+    return compare && state.set.measure ? [...found].sort(compare) : found;
   };
 
   // The page ----------------------------------------------------------------------------------------------------------
@@ -119,63 +127,61 @@
     return [block, make("span", "rest", `… cut here: ${format.format(left)} more characters in ${file}`)];
   };
 
-  const facts = (answer) => {
-    const told = [];
-    if (answer.rouge !== undefined) told.push(`ROUGE-L ${answer.rouge.toFixed(3)}`);
-    if (answer.exact) told.push("exact match");
-    if (answer.tokens !== undefined) told.push(`${format.format(answer.tokens)} token${answer.tokens === 1 ? "" : "s"}`);
-    if (answer.finished === false) told.push("cut for length");
-    return told.join(" · ");
-  };
-
   // Models that answer alike share a block.
   const blocks = (item) => {
     const together = new Map();
     for (const place of shown()) {
       const answer = item.answers[place];
-      const key = JSON.stringify([answer && [answer.text, facts(answer)], models[place].kind]);
+      const key = JSON.stringify([answer && [answer.texts, answer.facts], state.set.models[place].kind]);
       together.set(key, [...(together.get(key) || []), place]);
     }
     return [...together.values()];
   };
 
   const column = (item, places, wanted) => {
+    const { models } = state.set;
     const { kind, file } = models[places[0]];
     const answer = item.answers[places[0]];
     const names = places.flatMap((place, number) => [...(number ? [", "] : []), make("bdi", "", models[place].name)]);
     const block = make("div", "", make("h3", "", ...names, kind === "greedy" ? "" : ` (${kind})`));
     if (!answer) block.append(make("p", "none", "no answer to this prompt"));
-    else if (!answer.text[0]) block.append(make("p", "none", "an empty answer"));
-    else block.append(...text(answer.text, wanted, file));
-    if (answer && facts(answer)) block.append(make("p", "facts-line", facts(answer)));
+    (answer ? answer.texts : []).forEach((turn, number) => {
+      if (answer.texts.length > 1) block.append(make("p", "turn-line", `turn ${number + 1}`));
+      block.append(...(turn[0] ? text(turn, wanted, file) : [make("p", "none", "an empty answer")]));
+    });
+    if (answer && answer.facts.length) block.append(make("p", "facts-line", answer.facts.join(" · ")));
     return block;
   };
 
   const card = (item, wanted) => {
     const block = make("article", "example");
+    const { file } = state.set;
     for (const [role, ...words] of item.prompt) {
       const heading = item.prompt.length === 1 ? "prompt" : role;
-      block.append(make("div", `turn ${role}`, make("h3", "", heading), ...text(words, wanted, "data/heldout.jsonl")));
+      const style = role === "system" ? "turn system" : "turn";
+      block.append(make("div", style, make("h3", "", heading), ...text(words, wanted, file)));
     }
-    const reference = make("div", "reference", make("h3", "", "reference"));
-    reference.append(...text(item.reference, wanted, "data/heldout.jsonl"));
-    const answers = blocks(item).map((places) => column(item, places, wanted));
-    block.append(make("div", "answers", reference, ...answers));
+    const columns = blocks(item).map((places) => column(item, places, wanted));
+    if (item.reference) {
+      columns.unshift(make("div", "reference", make("h3", "", "reference"), ...text(item.reference, wanted, file)));
+    }
+    block.append(make("div", "answers", ...columns));
     return block;
   };
 
   const render = () => {
     const wanted = pattern();
     const found = chosen();
-    const visible = found.slice(0, PAGE * state.pages);
-    list.replaceChildren(...visible.map((item) => card(item, wanted)));
-    const of = found.length === items.length ? "" : ` of ${format.format(items.length)}`;
+    const page = found.slice(0, PAGE * state.pages);
+    list.replaceChildren(...page.map((item) => card(item, wanted)));
+    const all = state.set.items.length;
+    const of = found.length === all ? "" : ` of ${format.format(all)}`;
     count.textContent = found.length
       ? `${format.format(found.length)}${of} prompt${found.length === 1 && !of ? "" : "s"}` +
-        (visible.length < found.length ? `, ${format.format(visible.length)} shown` : "")
+        (page.length < found.length ? `, ${format.format(page.length)} shown` : "")
       : "No prompt matches.";
-    more.hidden = visible.length === found.length;
-    more.textContent = `Show ${format.format(Math.min(PAGE, found.length - visible.length))} more`;
+    more.hidden = page.length === found.length;
+    more.textContent = `Show ${format.format(Math.min(PAGE, found.length - page.length))} more`;
   };
 
   // Controls ----------------------------------------------------------------------------------------------------------
@@ -187,30 +193,48 @@
   };
 
   const show = () => {
-    search.value = state.q;
-    order.value = state.order;
-    differ.checked = state.differ;
-    document.querySelectorAll("#models input").forEach((box, place) => {
-      box.checked = state.show[place];
+    const { set } = state;
+    choice.value = String(sets.indexOf(set));
+    document.querySelectorAll("#answers .about").forEach((about, place) => {
+      about.hidden = sets[place] !== set;
     });
+    search.value = state.q;
+    order.replaceChildren(
+      ...orders.filter((one) => set.measure || !one[2]).map(([key, name, compare]) => {
+        const option = make("option", "", compare ? `${set.measure} ${name}` : name);
+        option.value = key;
+        return option;
+      }),
+    );
+    order.value = set.measure ? state.order : "data";
+    differ.checked = state.differ;
+    document.getElementById("models").replaceChildren(
+      ...set.models.map((model) => {
+        const box = make("input", "");
+        box.type = "checkbox";
+        box.checked = visible(model);
+        box.addEventListener("change", () => {
+          state.show.set(model.name, box.checked);
+          change();
+        });
+        const label = make("label", "", box);
+        label.append(make("bdi", "", model.name));
+        return label;
+      }),
+    );
   };
 
-  models.forEach((model, place) => {
-    const box = make("input", "");
-    box.type = "checkbox";
-    box.addEventListener("change", () => {
-      state.show[place] = box.checked;
-      change();
-    });
-    const label = make("label", "", box);
-    label.append(make("bdi", "", model.name));
-    document.getElementById("models").append(label);
+  sets.forEach((set, place) => {
+    const option = make("option", "", set.title);
+    option.value = String(place);
+    choice.append(option);
   });
-  for (const [key, name] of orders) {
-    const option = make("option", "", name);
-    option.value = key;
-    order.append(option);
-  }
+  document.getElementById("sets").hidden = sets.length < 2;
+  choice.addEventListener("change", () => {
+    state.set = sets[Number(choice.value)];
+    show();
+    change();
+  });
   let timer = 0;
   search.addEventListener("input", () => {
     clearTimeout(timer);

@@ -153,8 +153,7 @@ def costs(run: RunFacts) -> list[Cost]:
     found = []
     if facts := run.facts_of("synth"):
         spent = facts["cost"]
-        did = f"{spent['requests']:,} requests" + (f", ${spent['dollars']:,.2f}" if spent["dollars"] else "")
-        found.append(Cost("writing data", did, spent["completion_tokens"], None, facts["seconds"]))
+        found.append(Cost("writing data", _asked(spent), spent["completion_tokens"], None, facts["seconds"]))
     if "sft" in run.stages:
         found.append(_training(run, "sft", "SFT"))
     for number in range(1, run.iterations + 1):
@@ -166,7 +165,14 @@ def costs(run: RunFacts) -> list[Cost]:
             found.append(_training(run, stage, f"iteration {number}: training"))
     if "spin/baseline-sft" in run.stages:
         found.append(_training(run, "spin/baseline-sft", "further SFT"))
+    if run.judging:
+        spent = run.judging.cost
+        found.append(Cost("judge", _asked(spent), spent["completion_tokens"], None, {}))
     return found
+
+
+def _asked(spent: Facts) -> str:
+    return f"{spent['requests']:,} requests" + (f", ${spent['dollars']:,.2f}" if spent["dollars"] else "")
 
 
 def _training(run: RunFacts, stage: str, name: str) -> Cost:
@@ -297,6 +303,13 @@ def files(run: RunFacts) -> list[File]:
     wanted += [("data/train.jsonl", "training examples"), ("data/heldout.jsonl", "held-out examples")]
     wanted += [(model.place, f"{model.name}, a Hugging Face folder") for model in run.models[1:]]
     wanted += [(f"eval/heldout/{model.name}/answers.jsonl", f"answers of {model.name}") for model in run.models]
+    for one in run.evaluations:
+        places = dict.fromkeys([f"eval/{one.name}", *filter(None, [one.place])])
+        wanted += [(place, f"{one.name}: items of every model") for place in places]
+    wanted += [
+        ("judge", "replies and verdicts of the judge"),
+        ("contamination/contamination.json", "overlaps, by item"),
+    ]
     numbers = range(1, run.iterations + 1)
     wanted += [(f"spin/iterate-{n}/pairs/train.jsonl", f"pairs of iteration {n}") for n in numbers]
     there = [(path, what) for path, what in wanted if (run.folder / path).exists()]
@@ -304,7 +317,7 @@ def files(run: RunFacts) -> list[File]:
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def differing(recipes: Sequence[Facts]) -> list[tuple[str, list[str]]]:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from spintune.evaluation.measures import Interval
 from spintune.evaluation.pairs import compared_pairs
-from spintune.evaluation.statistics import wilson
+from spintune.report.benchmarks import Judged, Scoreboard, judged, overlaps, scoreboard, unlike, without_overlaps
 from spintune.report.curves import Group, curves
 from spintune.report.facts import RunFacts
 from spintune.report.findings import (
@@ -18,11 +18,13 @@ from spintune.report.findings import (
     MEASURES,
     NLL,
     Answer,
+    Cell,
     Contender,
     Measure,
     Ranking,
     answer,
     answer_across,
+    cell,
     comparable,
     contenders,
     decimals,
@@ -45,19 +47,6 @@ from spintune.report.tables import (
     recipe_text,
     versions,
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number with its interval, as text.
-
-    Attributes:
-        verdict: better, worse, more or less, where the interval of a difference leaves out 0.
-    """
-
-    mean: str
-    interval: str
-    verdict: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +97,7 @@ class View:
 
     Attributes:
         prefix: keeps the anchors of several runs apart.
+        scores, judged, overlaps, clean: of evaluations beside the held-out examples.
         iterations: heading of each iteration, and rows of (quantity, unit, a text for each iteration).
         seconds: of all stages, by kind of work.
         files: with their links.
@@ -122,6 +112,10 @@ class View:
     table: Table | None
     differences: Table | None
     tasks: Accuracies | None
+    scores: Scoreboard | None
+    judged: Judged | None
+    overlaps: tuple[tuple[str, int, tuple[str, ...]], ...]
+    clean: Scoreboard | None
     mixture: tuple[tuple[str, tuple[str, ...]], ...]
     funnels: tuple[Funnel, ...]
     costs: tuple[Cost, ...]
@@ -133,11 +127,18 @@ class View:
 
 @dataclass(frozen=True)
 class Several:
-    """What stands above several runs; ``settings`` are those in which their recipes differ."""
+    """What stands above several runs.
+
+    Attributes:
+        unlike: evaluations that were done on other items in one run than in another.
+        settings: those in which their recipes differ.
+    """
 
     answer: Answer
     table: Table | None
     note: str
+    scores: Scoreboard | None
+    unlike: tuple[str, ...]
     settings: tuple[tuple[str, list[str]], ...]
 
 
@@ -160,6 +161,10 @@ def view(run: RunFacts, beside: Path, prefix: str) -> View:
         table=_table(models),
         differences=_differences(run, models),
         tasks=_accuracies(run),
+        scores=scoreboard([run]),
+        judged=judged(run),
+        overlaps=tuple(overlaps(run)),
+        clean=without_overlaps(run),
         mixture=tuple(mixture(run)),
         funnels=tuple(funnels(run)),
         costs=tuple(spent),
@@ -183,7 +188,7 @@ def compare(runs: Sequence[RunFacts]) -> Several:
     models = [one for one in contenders(runs) if measured(one, NLL)]
     sets = [set(measured(one, NLL)) for one in models]
     common = set.intersection(*sets) if sets else set()
-    ids = [example.id for example in runs[0].heldout if example.id in common]
+    ids = [example.id for example in models[0].run.heldout if example.id in common] if models else []
     notes = []
     if not models:
         notes.append("No model of these runs has been judged on held-out examples yet.")
@@ -201,7 +206,14 @@ def compare(runs: Sequence[RunFacts]) -> Several:
     if len({(run.recipe["spin"] or {}).get("max_new_tokens") for run in runs}) > 1:
         notes.append("The runs give answers different room (spin.max_new_tokens), which moves all measures of answers.")
     table = _table(models, ids) if ids else _table(models)
-    return Several(answer_across(runs), table, " ".join(notes), tuple(differing([run.recipe for run in runs])))
+    return Several(
+        answer=answer_across(runs),
+        table=table,
+        note=" ".join(notes),
+        scores=scoreboard(runs),
+        unlike=tuple(unlike(runs)),
+        settings=tuple(differing([run.recipe for run in runs])),
+    )
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -215,19 +227,11 @@ def _table(models: Sequence[Contender], only: Sequence[str] | None = None) -> Ta
         for measure in MEASURES:
             own = dict.fromkeys(measured(one, measure))
             ids = list(own) if only is None else [id for id in only if id in own]
-            cells.append(_cell(estimate(one, measure, ids), measure, len(ids)) if ids else None)
+            cells.append(cell(estimate(one, measure, ids), measure, len(ids)) if ids else None)
         if any(cells):
             rows.append((one.label, tuple(cells)))
     items = max((len(measured(one, NLL)) for one in models), default=0) if only is None else len(only)
     return Table(MEASURES, tuple(rows), items) if rows else None
-
-
-def _cell(found: Interval, measure: Measure, items: int) -> Cell:
-    ends = found
-    if measure.factor == 100 and found.low == found.high:
-        ends = wilson(round(found.mean * items), items)  # resampling answers that are all alike tells nothing
-    low, high = (shown(end, measure, measure.digits) for end in (ends.low, ends.high))
-    return Cell(shown(found.mean, measure, measure.digits), f"{low} to {high}")
 
 
 def _differences(run: RunFacts, models: Sequence[Contender]) -> Table | None:
@@ -280,7 +284,7 @@ def _accuracies(run: RunFacts) -> Accuracies | None:
         found = [means.get(group) for means in accuracy.values()]
         items = max(one["items"] for one in found if one)
         cells = [
-            _cell(Interval(one["mean"], one["low"], one["high"]), EXACT_MATCH, one["items"]) if one else None
+            cell(Interval(one["mean"], one["low"], one["high"]), EXACT_MATCH, one["items"]) if one else None
             for one in found
         ]
         rows.append((group, items, tuple(cells)))

@@ -82,7 +82,7 @@ def _evaluated(
 ) -> bool:
     """One evaluation of one model, done now or before; False where it cannot be done."""
     stage = f"eval/{evaluation.name}/{iterate.name}"
-    inputs = bench.inputs(iterate, **evaluation.inputs)
+    inputs = bench.reading(iterate, **evaluation.inputs)
     facts = bench.run.finished(stage, inputs)
     if facts is None:
         outcome = evaluation.judge(bench, bench.load(iterate))

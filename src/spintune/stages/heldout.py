@@ -30,7 +30,7 @@ def likelihood_stage(bench: Workbench, iterate: Iterate) -> list[Likelihood]:
     """The log-probability of every held-out reference under an iterate."""
     stage = f"likelihood/{iterate.name}"
     path = bench.run.folder / stage / "likelihood.jsonl"
-    inputs = bench.inputs(iterate)
+    inputs = bench.judging(iterate)
     if bench.run.finished(stage, inputs) is None:
         player = bench.load(iterate)
         _, rows = _whole_rows(bench, player.renderer("last"))
@@ -47,7 +47,7 @@ def judge_stage(bench: Workbench, iterate: Iterate) -> list[Judged]:
     stage = f"eval/heldout/{iterate.name}"
     path = bench.run.folder / stage / "answers.jsonl"
     longest = bench.recipe.spin.max_new_tokens if bench.recipe.spin else HELDOUT_TOKENS
-    inputs = bench.inputs(iterate, max_new_tokens=longest)
+    inputs = bench.judging(iterate, max_new_tokens=longest)
     if bench.run.finished(stage, inputs) is None:
         player = bench.load(iterate)
         examples, rows = _whole_rows(bench, player.renderer("last"))

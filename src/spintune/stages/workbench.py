@@ -194,10 +194,17 @@ class Workbench:
     # Stages ----------------------------------------------------------------------------------------------------
 
     def inputs(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
-        """What every stage with a model depends on."""
+        """What every stage that trains depends on."""
+        return {"data": self.run.digest("data"), **self.reading(iterate, **more)}
+
+    def judging(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
+        """What judging on held-out examples depends on: these, and not what else was trained on."""
+        return {"heldout": self.run.file_digest("data", self.heldout_file.name), **self.reading(iterate, **more)}
+
+    def reading(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
+        """What everything that a model reads and writes depends on."""
         return {
             "model": iterate.digest,
-            "data": self.run.digest("data"),
             "rendering": {key: self.settings["data"][key] for key in _RENDERING},
             "seed": self.recipe.seed,
             "precision": self.recipe.precision,
