@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 Run = Callable[..., dict[str, Any]]
 Spintune = Callable[..., Any]
 
@@ -25,6 +27,7 @@ def test_models_of_a_run_are_compared_on_the_same_items(run: Run, spintune: Spin
     assert "16 items" in text
 
 
+@pytest.mark.slow
 def test_two_runs_are_told_apart_by_their_folders(run: Run, spintune: Spintune, tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 0)):
         run(tmp_path / name, data={"eval_fraction": 0.4}, spin=None, seed=seed)
@@ -73,6 +76,7 @@ def test_saved_answers_of_anybody_are_compared_against_references_from_a_file(
     assert found.code == 0, found.err
     differences = {one["measure"]: one for one in json.loads(found.out)["differences"]}
     assert differences["exact_match"]["values"] == [0.5, 0.0]
+    assert (differences["exact_match"]["first"], differences["exact_match"]["second"]) == ("right", "wrong")
     # McNemar: 20 items that only one has right, 2 * (1/2)^20
     assert abs(differences["exact_match"]["p"] - 2 * 0.5**20) < 1e-12
     assert differences["exact_match"]["finding"] == "better"

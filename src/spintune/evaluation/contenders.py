@@ -29,15 +29,16 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
     heldout: dict[str, Path] = {}
     found: dict[str, dict[str, Measure]] = {}
     good = read_answers(references) if references else []
-    runs = {name.partition(":")[0] for name in names}
+    runs = {name.partition(":")[0] for name in names if not Path(name).is_file()}
+    short = _short([*runs, *(name for name in names if Path(name).is_file())])
     for name in names:
         folder, _, model = name.partition(":")
         if Path(name).is_file():
-            found[name] = {}
+            found[short[name]] = {}
             if _evaluated(Path(name)):
-                heldout[name] = Path(name)
+                heldout[short[name]] = Path(name)
             else:
-                found[name].update(_saved(Path(name), good))
+                found[short[name]].update(_saved(Path(name), good))
             continue
         if not (Path(folder) / "recipe.json").is_file():
             raise DataError(
@@ -45,7 +46,7 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
                 "a run of a model)"
             )
         for one in [model] if model else _models(Path(folder)):
-            label = one if len(runs) == 1 else f"{folder}:{one}"
+            label = one if len(runs) == 1 else f"{short[folder]}:{one}"
             found[label] = _scores(Path(folder), one)
             if (path := Path(folder) / "eval" / "heldout" / one / "answers.jsonl").is_file():
                 heldout[label] = path
@@ -55,6 +56,12 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
                 raise DataError(f"{folder}: nothing was measured of '{one}'; {advice}")
     measured = heldout_tables(heldout)
     return {name: {**measured.get(name, {}), **table} for name, table in found.items()}
+
+
+def _short(paths: Sequence[str]) -> dict[str, str]:
+    """Each path as the name of its folder or file without what comes before, where that tells it apart."""
+    stems = {path: Path(path).stem if Path(path).is_file() else Path(path).name for path in paths}
+    return {path: stem if list(stems.values()).count(stem) == 1 else path for path, stem in stems.items()}
 
 
 def _models(folder: Path, rivals: bool = False) -> list[str]:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from spintune.models.attention import Branch, PackedLayout, disable_layouts, enable_layouts
+from spintune.models.products import fast_training
 from spintune.models.seq2seq import EncoderDecoder
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class LogProbEngine:
         """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
-        with precision(self.model, self.autocast):
+        with precision(self.model, self.autocast), fast_training(self.model, self.autocast):
             if self.packed:
                 token_M = self._packed_tokens(queries, _TokenLogProb.apply)
             else:
@@ -170,7 +171,7 @@ class LogProbEngine:
         """Like :meth:`score`, with each number whether every scored token is the likeliest one where it stands."""
         scores: list[list[tuple[float, bool]]] = []
         for run in pack(queries, lambda q: q.tokens, budget):
-            with precision(self.model, self.autocast):
+            with precision(self.model, self.autocast), fast_training(self.model, self.autocast):
                 tokens = self._packed_tokens if self.packed else self._plain_tokens
                 sum_N2, count_N = _sums(tokens(run, _logprob_and_greedy), run)
             pairs = zip(*sum_N2.T.tolist(), count_N.tolist(), strict=True)
@@ -202,7 +203,8 @@ class LogProbEngine:
         )
 
     def _head_piece(self, hidden_MD: Tensor, target_M: Tensor, read: Reading) -> Tensor:
-        return read(_at_least_float32(head_logits(self.model, hidden_MD)), target_M)
+        with fast_training(self.model.get_output_embeddings(), self.autocast):  # backward may compute it once more
+            return read(_at_least_float32(head_logits(self.model, hidden_MD)), target_M)
 
     def _plain_tokens(self, queries: Sequence[Query], read: Reading) -> Tensor:
         """The definition: one forward a response, with the model's own attention and head."""

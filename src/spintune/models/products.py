@@ -1,0 +1,109 @@
+"""Fast matrix products of linear layers on a CPU, for reading and for training.
+
+torch hands float32 products to MKL, which keeps to half of the vector width on AMD's processors: 108 GFLOP/s a core
+were measured on an EPYC (Zen 5), where oneDNN, which torch carries as well, reaches 250. With the weights in oneDNN's
+own order, products of few rows gain most: 8 rows run at 188 GFLOP/s, and at 101 without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int) -> Iterator[None]:
+    """Inside, linear layers of ``model`` that are on a CPU run in oneDNN. No gradients, and no change of weights.
+
+    Args:
+        autocast: type of the products, or None for the weights' own. float32 and bfloat16 are taken over.
+        copy_bytes: the weights are put into oneDNN's order if the copies fit into this; otherwise used as they are.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_run(layer, autocast)]
+    total = sum(layer.weight.numel() * (autocast or layer.weight.dtype).itemsize for layer in layers)
+    for layer in layers:
+        layer.forward = _product(layer, autocast, total <= copy_bytes)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
+    # a subclass, or a forward put in its place, computes something else
+    if type(layer) is not nn.Linear or "forward" in layer.__dict__ or layer.weight.device.type != "cpu":
+        return False
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    dtype = autocast or layer.weight.dtype
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> Callable[[Tensor], Tensor]:
+    dtype = autocast or layer.weight.dtype
+    weight = layer.weight.detach().to(dtype)
+    bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    if reorder:
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+
+    def forward(x: Tensor) -> Tensor:
+        # "none": no activation behind the product
+        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
+
+    return forward
+
+
+@contextmanager
+def fast_training(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
+    """Inside, linear layers of ``model`` that are on a CPU in float32 run in oneDNN, forwards and backwards.
+
+    torch hands bfloat16 to oneDNN by itself, so with ``autocast`` nothing changes. What was computed inside may be
+    differentiated outside.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_run(layer, None)]
+    layers = [layer for layer in layers if autocast is None and layer.weight.dtype == torch.float32]
+    for layer in layers:
+        layer.forward = _differentiable(layer)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _differentiable(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        return _LinearProduct.apply(x, layer.weight, layer.bias)
+
+    return forward
+
+
+class _LinearProduct(torch.autograd.Function):
+    """y = x Wᵀ + b, with dx = g W, dW = gᵀ x and db = Σ g: three products, all of them oneDNN's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        # rows of all batches one below the other; transposed views are not copied
+        grad_TN, x_TK = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grads[0], x))
+        return (
+            _onednn(grads[0], weight.t()) if needs_x else None,
+            _onednn(grad_TN.t(), x_TK.t()) if needs_weight else None,
+            grad_TN.sum(0) if needs_bias else None,
+        )
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b. "none": no activation behind the product."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
