@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from spintune.evaluation.heldout import Judged
 from spintune.evaluation.measures import bootstrap
+from spintune.evaluation.scores import SCORES, Scale, Scored, write_scores
 from spintune.mixtures.answers import correct
 from spintune.mixtures.rendering import Provenance, provenance
 from spintune.mixtures.shares import select
@@ -25,7 +27,8 @@ def judge_tasks(
 ) -> dict[str, Any]:
     """Accuracy of every model in every group of questions, and each one's paired difference from ``reference``.
 
-    An answer is right by the rules of :func:`spintune.mixtures.answers.correct`.
+    An answer is right by the rules of :func:`spintune.mixtures.answers.correct`. Whether it is stands in
+    eval/tasks/MODEL for comparisons.
     """
     folder = Path(section.folder).expanduser() if section.folder else None
     loaded = load_tasks(section.tasks, folder).tasks
@@ -37,14 +40,18 @@ def judge_tasks(
         if (found := provenance(example.source)) and found.task in tasks
     }
     groups: dict[str, list[str]] = defaultdict(list)
+    quadrants: dict[str, str] = {}
     for id, (task, found) in questions.items():
         trained = "held-out tasks" if task.name in held_out else "trained tasks"
         kind = (
             f"{'few-shot' if found.shots else 'zero-shot'}, {'chain of thought' if found.kind == 'cot' else 'direct'}"
         )
-        for group in (trained, f"{trained}, {kind}", f"cluster {task.cluster}", f"task {task.name}"):
+        quadrants[id] = f"{trained}, {kind}"
+        for group in (trained, quadrants[id], f"cluster {task.cluster}", f"task {task.name}"):
             groups[group].append(id)
     right = {name: _right(rows, questions) for name, rows in judged.items()}
+    for name, answers in right.items():
+        _keep(bench, name, {row.id: f"{row.prompt}\n\n{row.reference}" for row in judged[name]}, answers, quadrants)
     return {
         "accuracy": {name: _means(groups, answers) for name, answers in right.items()},
         "differences": {
@@ -53,6 +60,17 @@ def judge_tasks(
             if name != reference
         },
     }
+
+
+def _keep(bench: Workbench, name: str, texts: Mapping[str, str], answers: Right, quadrants: Mapping[str, str]) -> None:
+    """Writes which questions a model answered rightly, a measure for each kind of question."""
+    stage = f"eval/tasks/{name}"
+    inputs = {"answers": bench.run.digest(f"eval/heldout/{name}"), "quadrants": quadrants}
+    if bench.run.finished(stage, inputs) is None:
+        path = bench.run.folder / stage / SCORES
+        write_scores(path, (Scored(id, texts[id], {quadrants[id]: float(right)}) for id, right in answers.items()))
+        measures = {quadrant: asdict(Scale(right_or_wrong=True)) for quadrant in sorted(set(quadrants.values()))}
+        bench.run.finish(stage, inputs, [path], {"items": len(answers), "measures": measures})
 
 
 def _right(rows: Sequence[Judged], questions: Mapping[str, tuple[Task, Provenance]]) -> Right:
