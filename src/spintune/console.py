@@ -390,7 +390,10 @@ def _differences(differences: dict[str, Any]) -> str:
             if value["low"] > 0 or value["high"] < 0
         ]
         lines.append(f"{name}: " + ("; ".join(told) if told else "none; with so few items they cannot be told apart"))
-    return "Paired differences whose 95 % interval leaves out 0:\n  " + "\n  ".join(lines)
+    head = (
+        "Paired differences whose 95 % interval leaves out 0, each by itself (spintune compare weighs them together):"
+    )
+    return "\n  ".join([head, *lines])
 
 
 def print_comparison(comparison: Comparison) -> None:

@@ -63,8 +63,16 @@ def check(results: dict[str, Any], out: Path) -> None:
     answers = rows(out / "eval/heldout/sft/answers.jsonl")
     assert [row["id"] for row in answers] == [row["id"] for row in rows(out / "eval/heldout/base/answers.jsonl")]
     assert set(results["tasks"]["differences"]) == {"base - sft"}
+    # what a comparison of runs reads: every question under its kind
+    kept = rows(out / "eval/tasks/sft/scores.jsonl")
+    assert {row["id"] for row in kept} == {row["id"] for row in answers}
+    kind = "held-out tasks, zero-shot, direct"
+    direct = [row["scores"][kind] for row in kept if kind in row["scores"]]
+    group = accuracy["sft"][kind]
+    assert (group["items"], group["mean"]) == (len(direct), pytest.approx(sum(direct) / len(direct)))
 
 
+@pytest.mark.slow
 def test_a_decoder_trains_on_a_mixture_and_is_judged_on_held_out_tasks(
     run: Run, tasks: list[str], tmp_path: Path
 ) -> None:
@@ -72,6 +80,7 @@ def test_a_decoder_trains_on_a_mixture_and_is_judged_on_held_out_tasks(
     check(run(out, data={**DATA, "mixture": mixture(tasks)}, spin=None), out)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_does_so_with_limits_for_input_and_target(
     run: Run, tasks: list[str], tiny_t5: Path, tmp_path: Path
 ) -> None:
