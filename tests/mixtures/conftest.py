@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spintune.mixtures.tasks import Task, load_tasks
+from spintune.mixtures.tasks import Task, TaskSet, load_tasks
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -21,6 +22,12 @@ def shared() -> Path:
     if not (SHARED / "flan_cot").is_dir():
         pytest.skip("no real data beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def real(shared: Path) -> Callable[[str], TaskSet]:
+    """What a built-in task makes of the real data, read once."""
+    return functools.cache(lambda name: load_tasks([name], shared))
 
 
 SUMS: dict[str, Any] = {

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from spintune.mixtures.answers import chosen, correct, number
-from spintune.mixtures.tasks import Item, Task
+from spintune.mixtures.tasks import Item, Task, TaskSet
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,15 @@ CAPITALS = ["Washington", "D.C.", "New York", "Boston"]
         ("+", ["+", "-"], 0),
         ("?", ["!", "?"], 1),
         ("12", ["1", "2", "12"], 2),
+        ("1.5", ["1", "2"], None),
+        ("1/11", ["1", "11"], None),
+        ("12,000", ["12", "7"], None),
+        ("It must be -5", ["5", "7"], None),
+        ("It must be 5, I think", ["5", "7"], 0),
+        ("8!", ["8", "8!", "7!"], 1),
+        ("The answer is 8.", ["8", "8!", "7!"], 0),
+        ("The answer is 8!", ["8", "9"], 0),  # no factorial among them
+        ("(0, 1].", ["[0, 1]", "(0, 1]"], 1),
         ("xyz", ["x", "y"], None),
     ],
 )
@@ -106,6 +115,38 @@ def test_an_option_counts_by_label_and_by_text(news: Callable[..., Task]) -> Non
 
 def test_a_digit_label_is_right_even_where_another_option_reads_the_same(news: Callable[..., Task]) -> None:
     assert check(news(4), "1", "1", "2", "1")
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("-12", "12"),
+        ("9", "-9"),
+        ("-f(x)", "f(x)"),
+        ("x+1", "x-1"),
+        ("x < y", "x > y"),
+        ("11/1", "1/11"),
+        ("8!", "8"),
+        ("27(26^3)  + 26^5", "27(26^3 + 26^5)"),
+        ("x^2-2x+10", "x^2+2x+10"),
+    ],
+)
+@pytest.mark.parametrize("said", ["{}", "The answer is {}.", "It is {}"])
+def test_options_that_differ_in_signs_alone_are_told_apart(
+    news: Callable[..., Task], right: str, wrong: str, said: str
+) -> None:
+    algebra = news(4)
+    for options in ((right, wrong), (wrong, right)):
+        item = Item(1, {"answer": right}, options, options.index(right))
+        for target in (right, f"({'AB'[item.choice or 0]})", f"Thus it holds. The answer is {right}."):
+            assert correct(algebra, target, said.format(right), item)
+            assert not correct(algebra, target, said.format(wrong), item)
+
+
+def test_options_that_read_the_same_are_the_same_answer(news: Callable[..., Task]) -> None:
+    item = Item(1, {"answer": "12"}, ("12", "27", "12."), 2)
+    assert correct(news(4), "(C)", "12", item)
+    assert not correct(news(4), "(C)", "27", item)
 
 
 def test_without_the_row_the_target_alone_counts(news: Callable[..., Task]) -> None:
@@ -141,3 +182,19 @@ def test_a_number_is_compared_by_value_and_not_by_its_rationale(task: Callable[.
     assert correct(maths, target, "48 + 24 = 72.0")
     assert not correct(maths, target, "She sold 48 and then 24. The answer is 73.")
     assert not correct(maths, target, "")
+
+
+@pytest.mark.parametrize(("name", "repeated"), [("aqua", 19), pytest.param("qasc", 7, marks=pytest.mark.slow)])
+def test_every_option_of_the_real_rows_is_judged_as_the_row_says(
+    real: Callable[[str], TaskSet], name: str, repeated: int
+) -> None:
+    (loaded,) = real(f"builtin:{name}").tasks
+    rows_with_the_answer_twice = 0
+    for item in loaded.items:
+        readings = [" ".join(option.casefold().split()).rstrip(".") for option in item.options]
+        same = [reading == readings[item.choice or 0] for reading in readings]
+        rows_with_the_answer_twice += sum(same) > 1
+        for target in (item.answer, f"({'ABCDEFGH'[item.choice or 0]})"):
+            judged = [correct(loaded, target, f"The answer is {option}.", item) for option in item.options]
+            assert judged == same, item
+    assert rows_with_the_answer_twice == repeated

@@ -16,7 +16,7 @@ from spintune.mixtures.mixture import Mixture, materialise
 from spintune.mixtures.options import STYLES, styles_for
 from spintune.mixtures.phrasings import Phrasing
 from spintune.mixtures.rendering import FRAMES, render
-from spintune.mixtures.tasks import Item, Task, builtin_tasks, load_tasks
+from spintune.mixtures.tasks import Item, Task, TaskSet, builtin_tasks, load_tasks
 
 MADE: dict[str, str] = {
     "aqua.tsv": "One half of {0}?\\nOptions:\\n(A) {1}\\n(B) {0}\\n(C) 7{0}\\n(D) 8{0}\\n(E) 9{0}\t(A)\t{0} / 2 = {1}.",
@@ -84,8 +84,8 @@ def test_every_phrasing_of_every_task_over_made_rows(made: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("name", builtin_tasks())
-def test_every_phrasing_of_every_task_over_the_real_rows(shared: Path, name: str) -> None:
-    for task in load_tasks([name], shared).tasks:
+def test_every_phrasing_of_every_task_over_the_real_rows(real: Callable[[str], TaskSet], name: str) -> None:
+    for task in real(name).tasks:
         step = max(1, len(task.items) // 5)
         check_every_phrasing(task, list(task.items[::step][:5]))
 
@@ -95,14 +95,14 @@ def test_every_phrasing_of_every_task_over_the_real_rows(shared: Path, name: str
     # flan_collection_info.csv of google-research/FLAN, and openai/grade-school-math
     [("gsm8k", 7473), ("strategyqa", 2061), ("creak", 6915), ("qasc", 1084), ("sensemaking", 6070), ("aqua", 2728)],
 )
-def test_no_row_of_the_real_sets_is_lost(shared: Path, name: str, rows: int) -> None:
-    task = load_tasks([f"builtin:{name}"], shared).tasks[0]
+def test_no_row_of_the_real_sets_is_lost(real: Callable[[str], TaskSet], name: str, rows: int) -> None:
+    task = real(f"builtin:{name}").tasks[0]
     assert (task.read, len(task.items), dict(task.dropped)) == (rows, rows, {})
 
 
-def test_real_rows_are_taken_apart_as_they_read(shared: Path) -> None:
+def test_real_rows_are_taken_apart_as_they_read(real: Callable[[str], TaskSet]) -> None:
     def item(name: str, number: int) -> Item:
-        return load_tasks([f"builtin:{name}"], shared).tasks[0].items[number - 1]
+        return real(f"builtin:{name}").tasks[0].items[number - 1]
 
     gsm8k = item("gsm8k", 1)
     assert gsm8k.answer == "72"
@@ -118,8 +118,8 @@ def test_real_rows_are_taken_apart_as_they_read(shared: Path) -> None:
     )
 
 
-def test_t0_files_without_answers_are_left_out_and_named(shared: Path) -> None:
-    found = load_tasks(["builtin:t0"], shared)
+def test_t0_files_without_answers_are_left_out_and_named(real: Callable[[str], TaskSet]) -> None:
+    found = real("builtin:t0")
     assert len(found.tasks) + len(found.unusable) == 114
     assert found.unusable["t0/trec_trec1"] == "200 read, 200 empty_answer"
     assert {task.cluster for task in found.tasks} == {
@@ -133,6 +133,7 @@ def test_t0_files_without_answers_are_left_out_and_named(shared: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_all_quadrants_of_all_real_tasks_in_one_mixture(shared: Path) -> None:
     tasks = load_tasks(builtin_tasks(), shared).tasks
     report = materialise(Mixture(tasks, 7), 600).report

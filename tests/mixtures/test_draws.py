@@ -39,7 +39,7 @@ def test_visits_grows_by_one_exactly_where_the_point_is_inside(position: int, st
 def test_an_interval_gets_its_share_to_within_a_few_points(share: float, count: int) -> None:
     start = draws.integer("test")
     got = draws.visits(count, start, draws.CIRCLE // 7, draws.CIRCLE // 7 + round(share / 2 * draws.CIRCLE))
-    # a point set with discrepancy c log n; c = 2 is generous for the golden ratio (Niederreiter 1992, theorem 3.4)
+    # half of log_φ n is how many Fibonacci blocks n falls into, and a block is below 2 off; 1 / ln φ = 2.08
     assert abs(got - share / 2 * count) <= 2 * (1 + math.log(count))
 
 

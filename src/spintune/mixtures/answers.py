@@ -6,8 +6,10 @@
 2. number: what stands behind the last "=" of the sentence, if there is one, else its first number; in a text without
    announcement, the last number. 1,000 = 1000.0 = $1000; 3/4 = 0.75; 1 1/2 = 1.5; a percent sign is ignored.
 3. option: the option whose text the answer is or begins with, else the one whose label it begins with, else the only
-   one that it contains in whole words. A longer option goes before a shorter one inside it ("not equivalent" before
-   "equivalent"). Without the row, and where it is the target word by word, the rule for text holds.
+   one that it contains in whole words or numbers. A longer option goes before a shorter one inside it ("not equivalent"
+   before "equivalent"). Options that read the same are the same answer. An answer that names another option is right
+   only where it is the target itself (the label "1" of 2, though 1 is an option too); one that names none, or comes
+   without the row, falls under the rule for text.
 4. text: equal without case, punctuation, articles and extra white space (SQuAD's normalisation, Rajpurkar et al. 2016);
    more sentences may follow.
 """
@@ -29,12 +31,13 @@ _NUMBER = re.compile(
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
 )
 _LABEL = re.compile(
-    r"^[\s\"'*]*(?:option|choice|letter|number)?\s*[(\[]?(?P<label>[A-Z]|\d{1,2})(?:[)\].:,]|\s*$|\s+[-–—]\s)",
+    r"^[\s\"'*]*(?:option|choice|letter|number)?\s*[(\[]?(?P<label>[A-Z]|\d{1,2})(?:[)\]]|[.:,](?!\d)|\s*$|\s+[-–—]\s)",
     re.IGNORECASE,
 )
 _DIGITS = 1000  # a model that repeats a digit for ever gives no number; Python refuses to read more than 4300
 _VULGAR = re.compile("([\u00bc-\u00be\u2150-\u215e])")
 _AROUND = string.whitespace + "\"'`*.,;:!?()[]{}"
+_AROUND_MATHS = string.whitespace + "\"'`*.,;:"  # "8!" is not 8, nor "(0, 1]" the same as "[0, 1]"
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -51,11 +54,14 @@ def correct(task: Task, target: str, prediction: str, item: Item | None = None) 
     if task.check == "number":
         expected = number(target)
         return expected is not None and expected == number(prediction)
-    if _same_text(_answers(target)[0], _answers(prediction)[0]):
-        return True
+    wanted, given = _answers(target)[0], _answers(prediction)[0]
     if task.check == "option" and item is not None and item.choice is not None:
-        return chosen(prediction, item.options) == item.choice
-    return False
+        place = chosen(prediction, item.options)
+        if place is not None:
+            around = _around(item.options)
+            plain = [_plain(text, around) for text in (item.options[place], item.options[item.choice], wanted, given)]
+            return plain[0] == plain[1] or plain[2] == plain[3]
+    return _same_text(wanted, given)
 
 
 def _answers(text: str) -> list[str]:
@@ -106,19 +112,20 @@ def chosen(text: str, options: Sequence[str]) -> int | None:
 
 
 def _named(text: str, options: Sequence[str]) -> int | None:
-    answer, plain = _plain(text), [_plain(option) for option in options]
+    around = _around(options)
+    answer, plain = _plain(text, around), [_plain(option, around) for option in options]
     if answer in plain:
         return plain.index(answer)
     by_length = sorted(range(len(options)), key=lambda place: -len(plain[place]))
     for place in by_length:
-        if re.match(re.escape(plain[place]) + r"(?!\w)", answer):
+        if re.match(_whole(plain[place]), answer):
             return place
     label = _LABEL.match(text)
     if label and 0 <= (place := _place(label["label"])) < len(options):
         return place
     named, rest = [], answer
     for place in by_length:
-        whole = r"(?<!\w)" + re.escape(plain[place]) + r"(?!\w)"
+        whole = _whole(plain[place])
         if re.search(whole, rest):
             named.append(place)
             rest = re.sub(whole, "\n", rest)
@@ -129,10 +136,22 @@ def _place(label: str) -> int:
     return int(label) - 1 if label.isdigit() else ord(label.lower()) - ord("a")
 
 
-def _plain(text: str) -> str:
+def _whole(option: str) -> str:
+    """A pattern for an option in whole words; 5 is not in "2.5", "3/5", "5,000" or "-5"."""
+    before = r"(?<!\w)" + (r"(?<!\d[.,/])(?<![-\u2212])" if option[:1].isdigit() else "")
+    after = r"(?!\w)" + (r"(?![.,/]\d)" if option[-1:].isdigit() else "")
+    return before + re.escape(option) + after
+
+
+def _around(options: Sequence[str]) -> str:
+    """What may be taken off around an answer: less where that is all in which two options differ ("8" and "8!")."""
+    return max((_AROUND, _AROUND_MATHS), key=lambda around: len({_plain(option, around) for option in options}))
+
+
+def _plain(text: str, around: str) -> str:
     """Without case, runs of white space, and what stands around an answer."""
     folded = " ".join(text.casefold().split())
-    return folded.strip(_AROUND) or folded
+    return folded.strip(around) or folded
 
 
 def _same_text(wanted: str, given: str) -> bool:
