@@ -81,6 +81,7 @@ def test_overlaps_are_those_of_the_brute_force(items: list[str], text: str, n: i
     assert [(o.start, o.item) for o in found] == sorted((o.start, o.item) for o in found)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     first=st.lists(few, max_size=4),
@@ -128,6 +129,7 @@ def covered(tokens: list[str], grams: set[tuple[str, ...]]) -> int:
     return len(inside)
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(items=st.lists(few, max_size=5), rows=st.lists(unknown, max_size=6), n=st.integers(1, 6))
 def test_decontamination_removes_the_rows_that_touch_an_item_and_no_others(
@@ -217,6 +219,7 @@ def test_sizes_below_one_are_an_error(n: int, shortest: int) -> None:
 # Texts made to break it ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ten_megabytes_of_one_word_match_a_repeated_item_once() -> None:
     index = NgramIndex(["ab " * 1000, "ab " * 7, "ba " * 9], 8)
     found = index.overlaps("ab " * (10_000_000 // 3))
@@ -255,6 +258,7 @@ def test_the_seed_task_that_is_an_evaluation_item_is_found() -> None:
     assert set(twice) <= {item.item for item in found.touched}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside the repository")
 def test_the_pairs_of_gsm8k_train_and_test_are_those_of_a_dictionary_of_tuples() -> None:
     rows = [f"{row['question']} {row['answer']}" for row in read("gsm8k_train.jsonl")]

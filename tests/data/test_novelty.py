@@ -121,13 +121,16 @@ class BruteForce:
         return verdicts
 
 
+SLOW = pytest.mark.slow
+
+
 @functools.cache
 def all_pairs(texts: tuple[str, ...], tokeniser: Tokeniser) -> BruteForce:
     return BruteForce.of([tokenise(text, tokeniser) for text in texts])
 
 
 @pytest.mark.parametrize("ties", ["keep", "float"])
-@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.7, 0.9])
+@pytest.mark.parametrize("threshold", [0.3, pytest.param(0.6, marks=SLOW), 0.7, pytest.param(0.9, marks=SLOW)])
 @pytest.mark.parametrize("tokeniser", ["reference", "unicode"])
 def test_verdicts_on_2000_instructions_equal_brute_force(threshold: float, ties: Ties, tokeniser: Tokeniser) -> None:
     texts = instructions(2000) if tokeniser == "reference" else chinese(2000)
@@ -236,6 +239,7 @@ def test_verdicts_on_any_texts_equal_brute_force(texts: list[str], threshold: fl
     assert NoveltyIndex(threshold, ties=ties).extend(texts) == expected
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(texts=st.lists(few_letters | many_words, min_size=1, max_size=14), k=st.integers(1, 16))
 def test_nearest_on_any_texts_equals_brute_force(texts: list[str], k: int) -> None:

@@ -29,6 +29,7 @@ def test_rouge_l_by_hand() -> None:
     assert rouge_l((), ()) == rouge_l(("a",), ()) == rouge_l((), ("a",)) == rouge_l(("a",), ("b",)) == 0
 
 
+@pytest.mark.slow
 def test_scores_of_real_instructions_equal_rouge_score_to_the_last_bit() -> None:
     """Built-in seeds, each against others of which a share of its words was mixed in."""
     texts = [example.prompt[-1].content for example in read_source(Source("builtin:seeds")).examples]

@@ -281,6 +281,7 @@ def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
     assert error(path) == f"{path}: cannot be read (Permission denied); check its permissions"
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_one_error_line_and_no_torch() -> None:
     pytest.importorskip("datasets")
     code = (

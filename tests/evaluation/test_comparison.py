@@ -368,6 +368,7 @@ def shares(items: int, repeats: int, seed: int, shift: float = 0.0) -> tuple[flo
     return anything / repeats, rouge / repeats, detectable / repeats
 
 
+@pytest.mark.slow
 def test_equal_models_seldom_differ_in_any_of_five_measures() -> None:
     """Five in a hundred comparisons at most, where single tests at 5 % each would find something in about 20."""
     assert shares(20, 150, 1)[0] <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)

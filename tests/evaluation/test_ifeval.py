@@ -253,6 +253,7 @@ def test_the_official_prompts_have_541_prompts_and_834_instructions_of_25_types(
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data is not beside the repository")
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_verdicts_are_the_recorded_ones_except_where_chance_decided(model: str) -> None:
     pytest.importorskip("langdetect")

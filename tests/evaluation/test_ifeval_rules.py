@@ -183,7 +183,15 @@ def test_every_type_has_a_case_that_follows_and_one_that_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 200_000, "<" * 200_000, "\n" * 200_000, "*" * 200_000, " \t" * 100_000, "?" * 50_000]
+    "text",
+    [
+        "[" * 200_000,
+        "<" * 200_000,
+        pytest.param("\n" * 200_000, marks=pytest.mark.slow),
+        "*" * 200_000,
+        " \t" * 100_000,
+        pytest.param("?" * 50_000, marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_that_repeats_one_character_is_judged_all_the_same(text: str) -> None:
     """A pattern that is searched again from every position would take minutes here."""

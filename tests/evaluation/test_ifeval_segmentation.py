@@ -44,6 +44,7 @@ go!) so?* "Go." go." (go.) **go.** (go?!) (e.g.) a.b.c. www.x.org. Q: A: {z.} *w
 chunks = st.lists(st.tuples(st.sampled_from(CHUNKS.split()), st.sampled_from([" ", "\n", "\n\n"])), max_size=12)
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(chunks)
 def test_sentences_are_those_of_punkt(parts: list[tuple[str, str]]) -> None:
@@ -78,6 +79,7 @@ spaced = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(spaced)
 def test_capital_words_are_those_of_the_nltk_word_tokenizer(parts: list[tuple[str, str]]) -> None:

@@ -7,13 +7,17 @@ from collections import Counter
 import pytest
 import torch
 
-from spintune.models.generation import BatchGenerator, PlainGenerator, build_generator
+from spintune.models.generation import BatchGenerator, PlainGenerator, build_generator, shared_length
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.sampling import Sampling
+from spintune.models.slots import GROUP
 
 NEW = 12
 # ragged, one of a single token, one longer than the window of 5
 PROMPTS = [(5, 17, 88, 2, 60, 31, 9, 44, 71), (63,), (8, 90, 33, 12), (21, 34), (77, 3, 52, 40, 18, 66), (50, 50, 51)]
+
+# all begin with the same seven tokens; one ends there, and two are the same
+SHARING = [(9, 4, 61, 30, 2, 88, 17, *rest) for rest in ((5, 12, 80), (), (5, 12), (33,) * 9, (70,), (70,))]
 
 
 def transformers_greedy(model, prompt, stop_ids) -> tuple[int, ...]:
@@ -41,21 +45,69 @@ def with_slots(generator, slots, prefill_tokens=1024):
     )
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, SHARING], ids=["unlike", "alike"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gemma3_text"])
-def test_greedy_equals_transformers_generate_token_for_token(family, build, words):
+def test_greedy_equals_transformers_generate_token_for_token(family, prompts, build, words):
     reference = build(family)
-    free = [transformers_greedy(reference, prompt, frozenset()) for prompt in PROMPTS]
+    free = [transformers_greedy(reference, prompt, frozenset()) for prompt in prompts]
     # tokens that are really written, early in one completion and late in another
     stop_ids = frozenset({free[0][2], free[4][7]})
-    expected = [transformers_greedy(reference, prompt, stop_ids) for prompt in PROMPTS]
+    expected = [transformers_greedy(reference, prompt, stop_ids) for prompt in prompts]
     assert any(len(ids) < NEW for ids in expected)
 
     engine = LogProbEngine(build(family))
     assert isinstance(build_generator(engine, words, stop_ids), BatchGenerator)
     for slots, prefill_tokens in ((2, 1024), (4, 5)):
         generator = BatchGenerator(engine.model, words, stop_ids, slots=slots, prefill_tokens=prefill_tokens)
-        completions = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+        completions = generator.generate(prompts, Sampling(NEW, temperature=0))
         assert [completion.ids for completion in completions] == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("megabytes", [0, 1], ids=["weights as they are", "weights in oneDNN's order"])
+def test_in_float32_greedy_equals_transformers_in_float64(megabytes, family, build, words):
+    reference = build(family)
+    expected = [transformers_greedy(reference, prompt, frozenset()) for prompt in PROMPTS]
+    model = LogProbEngine(build(family, dtype=torch.float32)).model
+    generator = BatchGenerator(model, words, frozenset(), cache_megabytes=megabytes)
+    completions = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+    assert [completion.ids for completion in completions] == expected
+
+
+def test_what_all_prompts_begin_with_is_read_once(generator):
+    read = []
+    watch = generator.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    generator.generate(SHARING, Sampling(1))
+    watch.remove()
+    # six tokens once, and of 7 + (3, 0, 2, 9, 1, 1) tokens what comes behind them
+    assert read == [6, 6 + 16]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "length"),
+    [
+        ([(1, 2, 3)], 0),
+        ([(1, 2, 3), (1, 2, 4, 5)], 2),
+        ([(1, 2, 3), (1, 2, 3, 4)], 2),
+        ([(1, 2, 3), (1, 2, 3)], 2),
+        ([(1, 2), (1, 3), (2, 2)], 0),
+        ([(7,), (7, 8)], 0),
+    ],
+)
+def test_shared_length_stops_before_the_end_of_the_shortest_prompt(prompts, length):
+    assert shared_length(prompts) == length
+    assert shared_length(prompts[::-1]) == length
+
+
+def test_groups_of_slots_with_unlike_lengths_write_what_one_slot_writes(generator):
+    draw = torch.Generator().manual_seed(9)
+    lengths = torch.randint(1, 30, (2 * GROUP + 5,), generator=draw).tolist()
+    prompts = [tuple(torch.randint(97, (length,), generator=draw).tolist()) for length in lengths]
+    alone = with_slots(generator, 1).generate(prompts, Sampling(NEW, seed=5))
+    together = with_slots(generator, 2 * GROUP + 1).generate(prompts, Sampling(NEW, seed=5))
+    assert [completion.ids for completion in together] == [completion.ids for completion in alone]
 
 
 @pytest.mark.parametrize("family", ["bloom", "mamba"])
@@ -165,3 +217,8 @@ def test_on_token_reports_exactly_the_ids(generator):
 def test_nothing_to_write_gives_empty_completions(generator):
     assert generator.generate([], Sampling(NEW)) == []
     assert [c.ids for c in generator.generate(PROMPTS[:2], Sampling(0))] == [(), ()]
+
+
+def test_a_prompt_without_any_token_is_refused(generator):
+    with pytest.raises(ValueError, match="at least one token"):
+        generator.generate([PROMPTS[0], ()], Sampling(NEW))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from spintune.errors import NonFiniteError
 from spintune.models.sampling import Sampling, choose, penalise, stream_keys, uniforms
 
 DRAWS = 10_000
@@ -89,6 +90,34 @@ def test_the_largest_uniform_draws_the_last_possible_token_however_sums_round():
 )
 def test_truncated_distributions_by_hand(sampling, expected):
     assert frequencies(FOUR, sampling).tolist() == pytest.approx(expected, abs=1.01 / DRAWS)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.5), (0, 0.95), (700, 0.0001), (700, 0.9), (2, 1.0), (3000, 1.0)])
+def test_truncation_of_a_large_vocabulary_keeps_what_full_sorting_keeps(spread, top_k, top_p):
+    logits = torch.randn(5, 4001, generator=torch.Generator().manual_seed(6)) * spread
+    ordered, tokens = logits.double().sort(-1, descending=True)
+    ordered[:, top_k or 4001 :] = -math.inf
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    ordered[:, 1:][before[:, 1:] >= top_p] = -math.inf
+    expected = torch.zeros(5, 4001, dtype=torch.float64).scatter(1, tokens, ordered.softmax(-1))
+    uniform = torch.tensor([0.0, 0.3, 0.6, 0.9, BELOW_ONE], dtype=torch.float64)
+    drawn, logprobs = choose(logits, uniform, Sampling(1, top_k=top_k, top_p=top_p))
+    probability = expected[range(5), drawn]
+    assert logprobs.tolist() == pytest.approx(probability.log().tolist(), abs=1e-4)
+    # inversion in the order of the vocabulary
+    upper = expected.cumsum(-1)[range(5), drawn]
+    assert (uniform < upper + 1e-5).all()
+    assert (upper - probability - 1e-5 <= uniform).all()
+
+
+@pytest.mark.parametrize("damage", [math.nan, math.inf])
+@pytest.mark.parametrize("sampling", [Sampling(1, temperature=0), Sampling(1), Sampling(1, top_k=2, top_p=0.5)])
+def test_scores_that_are_not_finite_are_refused(sampling, damage):
+    logits = torch.zeros(3, 700)
+    logits[1, 400] = damage
+    with pytest.raises(NonFiniteError, match="diverged"):
+        choose(logits, torch.zeros(3, dtype=torch.float64), sampling)
 
 
 def test_greedy_takes_the_most_likely_token_and_reports_the_models_own_log_probability():

@@ -249,7 +249,9 @@ def transformers_greedy(model, prompt, stop_ids):
     return tuple(output[0, 1:].tolist())
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "bart"])
+@pytest.mark.parametrize(
+    "name", ["t5", "flan-t5", "bart", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mt5", "umt5"))]
+)
 def test_greedy_equals_transformers_generate_token_for_token(name, words):
     reference = build(name)
     free = [transformers_greedy(reference, prompt, frozenset()) for prompt in PROMPTS]

@@ -214,6 +214,7 @@ def test_other_texts_are_broken_blocks(text: str) -> None:
     assert parsed.dropped == {"broken_block": 1}
 
 
+@pytest.mark.slow
 def test_ten_megabytes_of_one_character_are_read_in_no_time() -> None:
     """No pattern may go back over a long text again and again."""
     long = "#" * 10_000_000

@@ -18,6 +18,14 @@ from spintune.records import Message
 from spintune.teachers.protocol import Request
 
 
+@pytest.fixture(scope="package", autouse=True)
+def no_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """To read all certificates takes longer than most of these tests, whose server speaks plain HTTP."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("certificates")))
+        yield
+
+
 @dataclass(frozen=True)
 class Received:
     """A request as the server saw it."""

@@ -213,6 +213,7 @@ with Replies(Path(sys.argv[2])) as replies:
 """
 
 
+@pytest.mark.slow
 def test_a_client_that_is_killed_at_any_moment_asks_nothing_again_that_had_come(
     serve: Any, sent: Any, chat_answer: Any, path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_a_script_that_is_missing_empty_or_does_not_fit_is_an_error(tmp_path: Pa
         list(teacher.ask(questions(1)))
 
 
+@pytest.mark.slow
 def test_nothing_about_teachers_imports_torch() -> None:
     program = (
         "import importlib, pkgutil, sys, spintune.teachers as t\n"

@@ -74,6 +74,7 @@ def test_a_missing_data_file(spintune: Spintune, recipe: Callable[..., Path], tm
     only_complete(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_after_a_mended_recipe_the_same_folder_goes_on(
     spintune: Spintune, recipe: Callable[..., Path], alpaca_file: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_max_length_longer_than_the_model_reads(spintune: Spintune, recipe: Call
     one_line(spintune("run", recipe(data={"max_length": 513})), 4, "513", "512", "lower")
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_template_needs_one_and_then_keeps_it(
     spintune: Spintune, recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_tokenizer_without_a_template_needs_one_and_then_keeps_it(
         assert tokenizer.apply_chat_template(conversation, tokenize=False) == "Hi\n\nHo<|im_end|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stages", [("sft",), ("spin",)])
 def test_weights_that_are_not_numbers(
     spintune: Spintune, recipe: Callable[..., Path], tiny_model: Path, tmp_path: Path, stages: tuple[str, ...]
@@ -282,6 +285,7 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kilobytes", [160, *(pytest.param(size, marks=pytest.mark.slow) for size in (4, 12, 24, 40, 80, 240, 320))]
 )

@@ -63,6 +63,7 @@ def test_the_tables_show_the_numbers_of_the_results(
     assert f"spintune chat {tmp_path / 'out'}" in result.out.replace("\n", "")
 
 
+@pytest.mark.slow
 def test_sft_stops_after_sft_and_run_goes_on_from_there(
     spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path, finished: Path, contents: Callable[[Path], Any]
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_command_whose_section_the_recipe_lacks_says_so(
     assert f"has no {command} section" in result.err
 
 
+@pytest.mark.slow
 def test_self_play_from_flags_alone(
     spintune: Spintune, tiny_model: Path, alpaca_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def steps(out: Path, stage: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["stage"] == stage]
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_through_the_command_line_and_its_model_chats(
     spintune: Callable[..., Any],
     values: Callable[..., dict[str, Any]],
@@ -116,6 +117,7 @@ def test_the_opponent_scores_its_draws_as_transformers_does(finished_t5: Path) -
     assert all(pair.real.ids[-1] == EOS for pair in pairs if pair.real.complete)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(
     run: Callable[..., Any], tiny_t5: Path, finished_t5: Path, contents: Callable[[Path], Any], tmp_path: Path
 ) -> None:
@@ -142,6 +144,7 @@ def test_a_finished_model_is_an_ordinary_folder(finished_t5: Path, tmp_path: Pat
     assert score == pytest.approx(logits.log_softmax(-1)[range(len(written)), written].sum().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_lora_trains_it_as_well(run: Callable[..., Any], tiny_t5: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, model=str(tiny_t5), lora={"rank": 2}, spin={"iterations": 1}, eval=[])

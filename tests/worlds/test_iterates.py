@@ -142,7 +142,7 @@ def test_identical_and_empty_answers_are_counted_and_left_out(
     results = run(
         tmp_path / "run",
         data={"train": str(data), "eval_fraction": 0.0},
-        sft={"epochs": 60.0, "learning_rate": 1e-2, "checkpoint_minutes": 10.0, "tokens_per_step": 64},
+        sft={"epochs": 40.0, "learning_rate": 1e-2, "checkpoint_minutes": 10.0, "tokens_per_step": 64},
         spin={"iterations": 1, "temperature": 0.7},
     )
     facts = results["spin"][0]["pairs"]["train"]

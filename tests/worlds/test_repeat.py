@@ -132,8 +132,9 @@ def test_changed_data_makes_everything_run_again(
     data.write_text(data.read_text().replace("fox", "FOX"))
     run(tmp_path / "run", data={"train": str(data)})
     every = {str(path.parent.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("manifest.json")}
-    # data, sft; 2 iterations with pairs and diagnosis, 3 players' held-out answers; 4 models' likelihoods and answers
-    assert len(every) == 2 + 2 * 3 + 3 + 4 * 2
+    # data, contamination, sft; 2 iterations with pairs and diagnosis, 3 players' held-out answers;
+    # 4 models' likelihoods and answers
+    assert len(every) == 3 + 2 * 3 + 3 + 4 * 2
     assert rewritten(tmp_path / "run", before) == every
     for stage in every:
         assert f"{tmp_path / 'run' / stage} was made from other data or another model; it is made again" in caplog.text
@@ -178,7 +179,9 @@ def test_without_held_out_rows_nothing_is_judged_and_the_reader_is_told(run: Run
     assert any("eval_fraction" in note for note in watching.notes)
 
 
-@pytest.mark.parametrize("left_out", ["sft", pytest.param("spin", marks=pytest.mark.slow), "both"])
+@pytest.mark.parametrize(
+    "left_out", [pytest.param("sft", marks=pytest.mark.slow), pytest.param("spin", marks=pytest.mark.slow), "both"]
+)
 def test_stages_that_a_recipe_leaves_out_are_skipped(run: Run, tmp_path: Path, left_out: str) -> None:
     changes = {key: None for key in ("sft", "spin") if left_out in (key, "both")}
     results = run(tmp_path / "run", **changes)

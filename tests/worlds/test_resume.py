@@ -76,6 +76,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opponent, "SHARD", 8)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_shards")
 def test_a_run_stopped_at_many_points_equals_an_uninterrupted_one(
     run: Callable[..., Any], contents: Callable[[Path], Any], tmp_path: Path

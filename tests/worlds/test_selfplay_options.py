@@ -53,7 +53,7 @@ STARTS = {
 
 
 @pytest.mark.parametrize(
-    "loss", [name if name in ("space", "ipo") else pytest.param(name, marks=pytest.mark.slow) for name in STARTS]
+    "loss", [name if name == "ipo" else pytest.param(name, marks=pytest.mark.slow) for name in STARTS]
 )
 def test_every_loss_starts_each_iteration_at_its_known_value(run: Run, tmp_path: Path, loss: str) -> None:
     options = {"shift": 2.0} if loss.startswith("gsil_") else {}
@@ -67,6 +67,7 @@ def test_the_losses_with_a_lambda_of_their_own_are_those_of_their_papers() -> No
     assert {value for name, value in LAMBDAS.items() if name.startswith("gsil")} == {0.01}
 
 
+@pytest.mark.slow
 def test_t_spin_looks_back_to_iterate_0s_own_answers(run: Run, tmp_path: Path, tiny_model: Path) -> None:
     out = tmp_path / "run"
     run(out, **SHORT, spin={"loss": "t_spin"})
@@ -79,6 +80,7 @@ def test_t_spin_looks_back_to_iterate_0s_own_answers(run: Run, tmp_path: Path, t
     assert pair["first"]["opponent"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_replay_adds_the_earlier_pairs_scored_by_the_current_opponent(run: Run, tmp_path: Path) -> None:
     """The paper trains on the answers of two opponents, and takes log-probabilities from the last one alone."""
     out = tmp_path / "run"
@@ -96,6 +98,7 @@ def test_replay_adds_the_earlier_pairs_scored_by_the_current_opponent(run: Run, 
     assert entry["pairs_seen"] == len(earlier) + entry["pairs"]["train"]["kept"]
 
 
+@pytest.mark.slow
 def test_a_reference_mixture_is_scored_under_iterate_0_and_moves_the_start(run: Run, tmp_path: Path) -> None:
     """θ equals the opponent at the start, so r = α (log p_θt - log p_θ0), and the loss is no longer ln 2."""
     out = tmp_path / "run"
@@ -114,6 +117,7 @@ def test_a_reference_mixture_is_scored_under_iterate_0_and_moves_the_start(run: 
     assert first_loss(out, 2) == pytest.approx(mean, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_history_of_opponents_shares_the_prompts(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(out, spin={"history": 2, "temperature": 0.0}, eval=[])
@@ -137,7 +141,7 @@ def test_several_negatives_a_prompt(run: Run, tmp_path: Path) -> None:
     assert first_loss(out, 1) == pytest.approx(math.log(2), abs=1e-4)
 
 
-@pytest.mark.parametrize("refresh", [2, "step"])
+@pytest.mark.parametrize("refresh", [2, pytest.param("step", marks=pytest.mark.slow)])
 def test_each_stretch_begins_at_ln_2_with_answers_of_the_newest_player(run: Run, tmp_path: Path, refresh: Any) -> None:
     out = tmp_path / "run"
     results = run(out, **SHORT, spin={"iterations": 1, "refresh": refresh, "pairs_per_step": 8})
@@ -181,7 +185,7 @@ def test_every_assistant_turn_can_be_played(run: Run, tmp_path: Path) -> None:
     assert longer[len(every[0]["prompt_ids"]) :][: len(every[0]["real"]["ids"])] == every[0]["real"]["ids"]
 
 
-@pytest.mark.parametrize("between", ["continue", "merge"])
+@pytest.mark.parametrize("between", ["continue", pytest.param("merge", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "flavour", [{}, pytest.param({"dropout": 0.2, "rslora": True, "dora": True}, marks=pytest.mark.slow)]
 )
@@ -192,7 +196,8 @@ def test_with_lora_the_opponent_of_the_second_iteration_is_the_first_iterate_and
     the base model instead, whatever the iteration)."""
     out = tmp_path / "run"
     lora = {"rank": 4, "alpha": 16.0, "between": between, **flavour}
-    run(out, lora=lora, spin={"learning_rate": 1e-2}, eval=[])
+    sft = {"learning_rate": 1e-2, "tokens_per_step": 512}
+    run(out, lora=lora, sft=sft, spin={"learning_rate": 1e-2, "pairs_per_step": 32}, eval=[])
     for iteration, opponent in ((1, "sft"), (2, "spin/iterate-1")):
         far = []
         for pair in pairs(out, iteration)[:4]:
@@ -206,6 +211,7 @@ def test_with_lora_the_opponent_of_the_second_iteration_is_the_first_iterate_and
     assert config["architectures"] == ["LlamaForCausalLM"]
 
 
+@pytest.mark.slow
 def test_lora_trains_its_adapter_alone(run: Run, tmp_path: Path, tiny_model: Path) -> None:
     """What is merged differs from the base by a matrix of the adapter's rank; embeddings and norms are untouched."""
     from safetensors.torch import load_file
@@ -223,6 +229,7 @@ def test_lora_trains_its_adapter_alone(run: Run, tmp_path: Path, tiny_model: Pat
             assert not change.any(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -250,6 +257,7 @@ def test_a_run_of_any_kind_stopped_at_many_points_equals_an_uninterrupted_one(
     no_leftovers(tmp_path / "stopped")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", ["continue", "merge"])
 def test_in_bfloat16_the_merged_model_is_the_one_that_was_trained(run: Run, tmp_path: Path, between: str) -> None:
     """Merging into bfloat16 weights would round most of a small update away."""
@@ -271,6 +279,7 @@ def test_in_bfloat16_the_merged_model_is_the_one_that_was_trained(run: Run, tmp_
     assert (change - b @ a).norm() < 0.01 * (b @ a).norm()
 
 
+@pytest.mark.slow
 def test_a_fresh_adapter_goes_on_the_merged_model_and_not_on_its_rounding(run: Run, tmp_path: Path) -> None:
     """In bfloat16 too: what iteration 1 adds to the SFT model is its adapter's product, and nothing of it is lost."""
     from safetensors.torch import load_file
@@ -286,6 +295,7 @@ def test_a_fresh_adapter_goes_on_the_merged_model_and_not_on_its_rounding(run: R
     assert (change - b @ a).norm() < 0.01 * (b @ a).norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_only_one_model_is_ever_in_memory(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
@@ -311,6 +321,7 @@ def test_only_one_model_is_ever_in_memory(
     assert len(alive) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dora", [False, True])
 def test_dropout_of_adapters_changes_what_they_learn(run: Run, tmp_path: Path, dora: bool) -> None:
     weights = set()
@@ -321,12 +332,14 @@ def test_dropout_of_adapters_changes_what_they_learn(run: Run, tmp_path: Path, d
     assert len(weights) == 2
 
 
+@pytest.mark.slow
 def test_replay_goes_on_when_the_loss_no_longer_looks_back(run: Run, tmp_path: Path) -> None:
     loss = ["t_spin", "t_spin", "logistic"]
     run(tmp_path / "run", **SHORT, spin={"iterations": 3, "loss": loss, "replay": 1})
     assert first_loss(tmp_path / "run", 3) == pytest.approx(math.log(2), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_all_answers_ends_self_play_and_loses_nothing(run: Run, tmp_path: Path) -> None:
     """SPACE learns from answers that equal the real ones, the logistic loss of iteration 2 cannot."""
     data = tmp_path / "data.jsonl"
@@ -363,6 +376,7 @@ def test_a_held_out_turn_is_never_a_training_prompt_and_weights_count_for_turns(
 # In and out ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_exported_pairs_come_back_as_the_same_pairs(
     run: Run, spintune: Callable[..., Any], tmp_path: Path, tiny_model: Path, alpaca_file: Path
 ) -> None:
@@ -388,6 +402,7 @@ def test_exported_pairs_come_back_as_the_same_pairs(
         assert again["real"]["ids"] == pair["real"]["ids"]
 
 
+@pytest.mark.slow
 def test_pairs_of_data_that_changed_since_are_not_exported(
     run: Run, spintune: Callable[..., Any], tmp_path: Path, alpaca_file: Path
 ) -> None:
@@ -430,6 +445,7 @@ def test_rows_of_the_spin_authors_give_examples_and_answers(run: Run, tmp_path: 
     ]
 
 
+@pytest.mark.slow
 def test_another_iteration_goes_on_in_the_same_folder(
     run: Run, contents: Callable[[Path], Any], tmp_path: Path
 ) -> None:
@@ -449,6 +465,7 @@ def test_another_iteration_goes_on_in_the_same_folder(
 # Judging, stopping, comparing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_best_iterate_is_the_last_that_is_better_beyond_its_interval(run: Run, tmp_path: Path) -> None:
     """A rate that ruins the model: nothing is better than iterate 0, and the run says so and offers it."""
     from spintune.pipeline import final_model
@@ -464,12 +481,14 @@ def test_the_best_iterate_is_the_last_that_is_better_beyond_its_interval(run: Ru
     assert iterate > sft
 
 
+@pytest.mark.slow
 def test_self_play_stops_when_real_answers_become_unlikely(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", spin={"learning_rate": 0.3, "stop": {"real_logprob_drop": 1.0}}, eval=[])
     assert len(results["spin"]) == 1
     assert "real answers lost" in results["stopped"]
 
 
+@pytest.mark.slow
 def test_self_play_stops_when_the_loss_does_not_leave_its_start(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", spin={"learning_rate": 1e-12, "stop": {"start_loss": True}}, eval=[])
     assert len(results["spin"]) == 1
@@ -477,6 +496,7 @@ def test_self_play_stops_when_the_loss_does_not_leave_its_start(run: Run, tmp_pa
     assert results["spin"][0]["diagnosis"]["identical_to_opponent"] == 1.0
 
 
+@pytest.mark.slow
 def test_without_stop_rules_every_iteration_is_played(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", spin={"learning_rate": 1e-12}, eval=[])
     assert len(results["spin"]) == 2
@@ -497,6 +517,7 @@ def test_the_divergence_from_opponent_and_base_is_that_of_plain_forwards(finishe
         assert facts[key]["mean"] == pytest.approx(sum(differences) / len(differences), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_baseline_takes_as_many_steps_and_tokens_as_self_play(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", spin={"baseline": "sft"}, eval=["heldout"])
     metrics = rows(tmp_path / "run/metrics.jsonl")
@@ -574,6 +595,7 @@ def test_a_file_without_answers_to_these_prompts_is_refused(run: Run, tmp_path: 
         run(tmp_path / "run2", **SHORT, spin={"generated": str(file)})
 
 
+@pytest.mark.slow
 def test_the_baseline_has_a_rate_of_its_own(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", **SHORT, spin={"baseline": "sft", "baseline_learning_rate": 3e-3, "iterations": 1})
     rates = [r["learning_rate"] for r in rows(tmp_path / "run/metrics.jsonl") if r["stage"] == "spin/baseline-sft"]
@@ -582,6 +604,7 @@ def test_the_baseline_has_a_rate_of_its_own(run: Run, tmp_path: Path) -> None:
     assert results["baseline"]["learning_rate"] == 3e-3
 
 
+@pytest.mark.slow
 def test_the_time_of_every_kind_of_work_is_told(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", spin={"iterations": 1, "refresh": 2}, eval=[])
     (entry,) = results["spin"]

@@ -107,6 +107,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 ALONE = {"data": {"train": "synth"}, "sft": None, "spin": None, "eval": []}
 
 
+@pytest.mark.slow
 def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: Server, tmp_path: Path) -> None:
     results = run(tmp_path / "run", synth=section(server), data={"train": "synth"}, spin={"iterations": 1})
     examples = rows(tmp_path / "run/synth/examples.jsonl")

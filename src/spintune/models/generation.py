@@ -1,12 +1,13 @@
 """Writes completions: continuous batching over stock transformers models, with a preallocated key-value cache.
 
-Every call of a decoder-only model is one packed row: the next token of each running sequence, then the whole prompts of
-the sequences that start. (Encoder-decoder models: ``seq2seq_generation.py``.) A finished sequence gives its place to
-the next prompt at once.
+Every call of a decoder-only model is one packed row: the next token of each running sequence, then the prompts of the
+sequences that start, without what all prompts have in common: that was read once, before. (Encoder-decoder models:
+``seq2seq_generation.py``.) A finished sequence gives its place to the next prompt at once.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,11 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from spintune.models.attention import Rule, attention
+from spintune.models.attention import Layout
 from spintune.models.logprobs import LogProbEngine, head_logits, precision
+from spintune.models.products import fast_linears
 from spintune.models.sampling import Sampling, choose, penalise, stream_keys, uniforms
 from spintune.models.seq2seq import start_token
 from spintune.models.seq2seq_generation import Seq2SeqDecoding
+from spintune.models.slots import SlotCache
 from spintune.records import Completion
 
 Prompt = tuple[int, ...]
@@ -56,9 +59,16 @@ class Running:
     index: int
     prompt: Prompt
     uniforms: list[float]
+    shared: int = 0
+    """Tokens that all prompts begin with."""
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     ended: bool = False
+
+    @property
+    def cached(self) -> int:
+        """Tokens in its slot: all that was read behind the shared ones; the last one written is not."""
+        return len(self.prompt) - self.shared + len(self.ids) - 1
 
 
 class Decoding(Protocol):
@@ -74,88 +84,11 @@ class Decoding(Protocol):
         """Gives the sequence of one slot another slot, whose own sequence is finished."""
 
 
-class SlotCache:
-    """Keys and values of up to ``slots`` sequences, and the layout of the row that is being computed.
-
-    Slot i belongs to the i-th running sequence; running sequences fill the slots from 0 without gaps, so the running
-    part of the cache is a plain slice and is never copied to be read.
-    """
-
-    def __init__(self, slots: int, room: int, device: torch.device) -> None:
-        self.slots, self.room, self.device = slots, room, device
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.lengths = torch.zeros(0, dtype=torch.long)
-        self.prefill: list[int] = []
-        self._masks: dict[int | None, Tensor] = {}
-
-    def plan(self, lengths: Sequence[int], prefill: Sequence[int]) -> None:
-        """Sets up one call: one more token for slots of ``lengths``, then prompts of ``prefill`` tokens behind them."""
-        self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.device)
-        self.prefill = list(prefill)
-        self._masks.clear()
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first ``length`` positions of one slot over another."""
-        for store in (*self.keys.values(), *self.values.values()):
-            store[target, :, :length] = store[source, :, :length]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        keys, values = self._store(self.keys, layer, k), self._store(self.values, layer, v)
-        running = len(self.lengths)
-        pieces = [running, *self.prefill]
-        queries, new_keys, new_values = q.split(pieces, 2), k.split(pieces, 2), v.split(pieces, 2)
-        outputs = [queries[0]]
-        if running:
-            slots = torch.arange(running, device=self.device)
-            keys[slots, :, self.lengths] = new_keys[0][0].transpose(0, 1)
-            values[slots, :, self.lengths] = new_values[0][0].transpose(0, 1)
-            outputs = [self._attend_cache(queries[0], keys[:running], values[:running], rule)]
-        prompts = zip(self.prefill, queries[1:], new_keys[1:], new_values[1:], strict=True)
-        for slot, (length, query, key, value) in enumerate(prompts, running):
-            keys[slot, :, :length], values[slot, :, :length] = key[0], value[0]
-            outputs.append(attention(query, key, value, rule, _window_mask(length, rule.window, self.device)))
-        return torch.cat(outputs, 2)
-
-    def _attend_cache(self, q_1HBD: Tensor, keys_BKSD: Tensor, values_BKSD: Tensor, rule: Rule) -> Tensor:
-        heads, running, width = q_1HBD.shape[1:]
-        groups = heads // keys_BKSD.shape[1]
-        # the query heads that share a key head stand as rows of one query block: grouped attention without copies
-        q_BKGD = q_1HBD[0].transpose(0, 1).reshape(running, -1, groups, width)
-        mask_B11S = self._mask(rule.window)
-        used = mask_B11S.shape[-1]
-        mask_BKGS = mask_B11S.expand(-1, q_BKGD.shape[1], groups, -1)
-        out_BKGD = attention(q_BKGD, keys_BKSD[:, :, :used], values_BKSD[:, :, :used], rule, mask_BKGS)
-        return out_BKGD.reshape(running, heads, -1).transpose(0, 1)[None]
-
-    def _mask(self, window: int | None) -> Tensor:
-        if window not in self._masks:
-            position = torch.arange(int(self.lengths.max()) + 1, device=self.device)
-            distance = self.lengths[:, None] - position[None, :]
-            visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            self._masks[window] = visible[:, None, None, :]
-        return self._masks[window]
-
-    def _store(self, stores: dict[int, Tensor], layer: int, sample: Tensor) -> Tensor:
-        if layer not in stores:
-            shape = (self.slots, sample.shape[1], self.room, sample.shape[3])
-            stores[layer] = torch.zeros(shape, dtype=sample.dtype, device=sample.device)
-        return stores[layer]
-
-
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    if window is None or window >= length:
-        return None
-    position = torch.arange(length, device=device)
-    distance = position[:, None] - position[None, :]
-    return (distance >= 0) & (distance < window)
-
-
 class DecoderDecoding:
     """Decoder-only models: every call is one packed row.
 
     Args:
-        room: tokens of the longest prompt and answer together.
+        room: tokens of the longest prompt, without those that all share, and answer together.
         slots: sequences that run at once; fewer when the cache would pass ``cache_bytes``.
     """
 
@@ -171,27 +104,32 @@ class DecoderDecoding:
         self._cache = SlotCache(self.slots, room, model.device)
 
     def forward(self, running: Sequence[Running], started: Sequence[Running]) -> Tensor:
-        device = self.model.device
-        lengths = [len(s.prompt) + len(s.ids) - 1 for s in running]
-        self._cache.plan(lengths, [len(s.prompt) for s in started])
-        ids = [s.ids[-1] for s in running]
-        positions = list(lengths)
-        last = list(range(len(running)))
-        for sequence in started:
-            ids.extend(sequence.prompt)
-            positions.extend(range(len(sequence.prompt)))
-            last.append(len(ids) - 1)
         with precision(self.model, self.autocast):
-            hidden = self.model.base_model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                layout=self._cache,
-                use_cache=False,
-            ).last_hidden_state[0]
-            return head_logits(self.model, hidden[torch.tensor(last, device=device)])
+            if started and started[0].shared > self._cache.prefix.length:
+                shared = started[0].shared
+                self._hidden(started[0].prompt[:shared], range(shared), self._cache.prefix)
+            self._cache.plan([s.cached for s in running], [len(s.prompt) - s.shared for s in started])
+            ids = [s.ids[-1] for s in running]
+            positions = [s.shared + s.cached for s in running]
+            last = list(range(len(running)))
+            for sequence in started:
+                ids.extend(sequence.prompt[sequence.shared :])
+                positions.extend(range(sequence.shared, len(sequence.prompt)))
+                last.append(len(ids) - 1)
+            hidden_TD = self._hidden(ids, positions, self._cache)
+            return head_logits(self.model, hidden_TD[torch.tensor(last, device=self.model.device)])
+
+    def _hidden(self, ids: Sequence[int], positions: Sequence[int], layout: Layout) -> Tensor:
+        device = self.model.device
+        return self.model.base_model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            layout=layout,
+            use_cache=False,
+        ).last_hidden_state[0]
 
     def move(self, source: int, target: int, sequence: Running) -> None:
-        self._cache.move(source, target, len(sequence.prompt) + len(sequence.ids) - 1)
+        self._cache.move(source, target, sequence.cached)
 
 
 class BatchGenerator:
@@ -201,6 +139,7 @@ class BatchGenerator:
         stop_ids: tokens that end a completion.
         slots: sequences that run at once; fewer when the cache would pass ``cache_megabytes``.
         prefill_tokens: prompt tokens computed beside the running sequences in one call.
+        cache_megabytes: for keys and values; a copy of the weights (see :func:`fast_linears`) may take half as much.
     """
 
     def __init__(
@@ -209,7 +148,7 @@ class BatchGenerator:
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: frozenset[int],
         autocast: torch.dtype | None = None,
-        slots: int = 64,
+        slots: int = 128,
         prefill_tokens: int = 1024,
         cache_megabytes: int = 4096,
     ) -> None:
@@ -227,11 +166,24 @@ class BatchGenerator:
         """Completions of ``prompts``, in their order. See :class:`Generator`."""
         if not prompts or sampling.max_new_tokens < 1:
             return [Completion((), "", "length", 0.0) for _ in prompts]
-        waiting = _sequences(prompts, sampling, keys)
-        waiting.reverse()
-        decoding = self._decoding(max(map(len, prompts)), sampling.max_new_tokens, min(len(prompts), self.slots))
+        if not all(prompts):
+            raise ValueError("a prompt needs at least one token to predict from")
+        # for a single row the weights' own order is as good
+        copy_bytes = self.cache_bytes // 2 if len(prompts) > 1 else 0
+        with fast_linears(self.model, self.autocast, copy_bytes):
+            return self._generate(_sequences(prompts, sampling, keys), sampling, on_token)
+
+    def _generate(self, sequences: Sequence[Running], sampling: Sampling, on_token: OnToken | None) -> list[Completion]:
+        if not self.model.config.is_encoder_decoder:
+            shared = shared_length([sequence.prompt for sequence in sequences])
+            for sequence in sequences:
+                sequence.shared = shared
+        # taken from the end, the longest first: sequences of like length stand beside each other in the cache
+        waiting = sorted(sequences, key=lambda sequence: (len(sequence.prompt), -sequence.index))
+        longest = max(len(sequence.prompt) - sequence.shared for sequence in sequences)
+        decoding = self._decoding(longest, sampling.max_new_tokens, min(len(sequences), self.slots))
         running: list[Running] = []
-        finished: list[Completion | None] = [None] * len(prompts)
+        finished: list[Completion | None] = [None] * len(sequences)
         while running or waiting:
             started = self._admit(waiting, decoding.slots - len(running))
             logits = decoding.forward(running, started)
@@ -253,7 +205,7 @@ class BatchGenerator:
         started: list[Running] = []
         tokens = 0
         while waiting and len(started) < free:
-            tokens += len(waiting[-1].prompt)
+            tokens += len(waiting[-1].prompt) - waiting[-1].shared
             if started and tokens > self.prefill_tokens:
                 break
             started.append(waiting.pop())
@@ -342,6 +294,16 @@ class PlainGenerator:
             ),
             (start_token(self.model),),
         )
+
+
+def shared_length(prompts: Sequence[Prompt]) -> int:
+    """Tokens that several prompts all begin with, short of the whole of one."""
+    if len(prompts) == 1:
+        return 0
+    # the first and the last in the order of a dictionary differ no later than any two
+    first, last = min(prompts), max(prompts)
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
 
 
 def _sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[Running]:

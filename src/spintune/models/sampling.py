@@ -14,6 +14,8 @@ from torch import Tensor
 from spintune.errors import NonFiniteError
 
 _BLOCK = 256
+_CANDIDATES, _GROWTH = 256, 8
+"""Tokens that top-p looks at first, and how many times more when their probability does not reach it."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,16 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Te
     Greedy choices report the model's own log-probability. ``uniform_B`` (float64) decides each draw by inversion of
     the cumulative distribution.
     """
-    logits_BV = logits_BV.float()
-    if sampling.greedy:
-        token_B = logits_BV.argmax(-1)
-    else:
-        logits_BV = _truncate(logits_BV / sampling.temperature, sampling)
-    normaliser_B = torch.logsumexp(logits_BV, -1)
-    if not normaliser_B.isfinite().all():
-        raise NonFiniteError("the model's scores of the next token are not numbers; it is damaged or has diverged")
+    logits_BC, ids_BC = logits_BV.float(), None
     if not sampling.greedy:
-        token_B = _invert((logits_BV - normaliser_B[:, None]).exp_(), uniform_B)
-    return token_B, logits_BV.gather(1, token_B[:, None])[:, 0] - normaliser_B
+        logits_BC, ids_BC = _kept(logits_BC / sampling.temperature, sampling)
+    probability_BC = logits_BC.softmax(-1)
+    # one score that is not finite makes its whole row not a number
+    if not probability_BC[:, 0].isfinite().all():
+        raise NonFiniteError("the model's scores of the next token are not numbers; it is damaged or has diverged")
+    choice_B = logits_BC.argmax(-1) if sampling.greedy else _invert(probability_BC, uniform_B)
+    logprob_B = probability_BC.gather(1, choice_B[:, None])[:, 0].log()
+    return choice_B if ids_BC is None else ids_BC.gather(1, choice_B[:, None])[:, 0], logprob_B
 
 
 def penalise(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
@@ -92,33 +93,52 @@ def penalise(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Samp
     return logits_BV
 
 
-def _truncate(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """Puts what top-k and top-p leave out at minus infinity. Top-p looks at what top-k kept."""
-    if 0 < sampling.top_k < logits_BV.shape[1]:
-        kept = logits_BV.topk(sampling.top_k, dim=-1)
-        logits_BV = torch.full_like(logits_BV, float("-inf")).scatter(1, kept.indices, kept.values)
-    if sampling.top_p < 1:
-        ordered = logits_BV.sort(-1, descending=True)
-        probability_BV = ordered.values.softmax(-1)
-        # a token stays while the ones before it do not yet reach top_p; the first always stays
-        before_BV = probability_BV.cumsum(-1) - probability_BV
-        values = ordered.values.masked_fill(before_BV >= sampling.top_p, float("-inf"))
-        logits_BV = torch.full_like(logits_BV, float("-inf")).scatter(1, ordered.indices, values)
-    return logits_BV
+def _kept(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Logits that top-k and top-p keep, with their tokens in the order of the vocabulary; None where that is all.
 
-
-def _invert(probability_BV: Tensor, uniform_B: Tensor) -> Tensor:
-    """Token whose cumulative probability first exceeds the uniform number, in float64.
-
-    First the block of 256 tokens, then the token in it: one pass over the vocabulary instead of a full cumulative sum.
+    Top-p looks at what top-k kept. Its leavings among the candidates are at minus infinity.
     """
-    rows = torch.arange(len(probability_BV), device=probability_BV.device)
-    padding = -probability_BV.shape[1] % _BLOCK
-    blocks = torch.nn.functional.pad(probability_BV, (0, padding)).unflatten(1, (-1, _BLOCK))
-    mass = blocks.sum(-1, dtype=torch.float64)
-    block_B, rest_B = _first_above(mass, uniform_B.to(mass.device) * mass.sum(-1))
-    token_B, _ = _first_above(blocks[rows, block_B].double(), rest_B)
-    return block_B * _BLOCK + token_B
+    vocabulary = logits_BV.shape[1]
+    limit = min(sampling.top_k or vocabulary, vocabulary)
+    if sampling.top_p < 1:
+        logits_BC, ids_BC = _nucleus(logits_BV, limit, sampling.top_p)
+    elif limit < vocabulary:
+        logits_BC, ids_BC = logits_BV.topk(limit)
+    else:
+        return logits_BV, None
+    ids_BC, order_BC = ids_BC.sort(-1)
+    return logits_BC.gather(1, order_BC), ids_BC
+
+
+def _nucleus(logits_BV: Tensor, limit: int, top_p: float) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens, ``limit`` at most, until their probability reaches ``top_p``; none is sorted in vain."""
+    among_BV = logits_BV if limit == logits_BV.shape[1] else logits_BV.topk(limit).values
+    whole_B1 = among_BV.logsumexp(-1, keepdim=True)
+    count = min(_CANDIDATES, limit)
+    while True:
+        logits_BC, ids_BC = logits_BV.topk(count)
+        probability_BC = (logits_BC - whole_B1).exp()
+        # a token stays while the ones before it do not yet reach top_p; the first always stays
+        out_BC = probability_BC.cumsum(-1) - probability_BC >= top_p
+        if count == limit or out_BC[:, -1].all():
+            return logits_BC.masked_fill(out_BC, float("-inf")), ids_BC
+        count = min(_GROWTH * count, limit)
+
+
+def _invert(probability_BC: Tensor, uniform_B: Tensor) -> Tensor:
+    """Place whose cumulative probability first exceeds the uniform number, in float64.
+
+    First the block of 256 places, then the place in it: one pass over the vocabulary instead of a full cumulative sum.
+    """
+    rows = torch.arange(len(probability_BC), device=probability_BC.device)
+    padding = -probability_BC.shape[1] % _BLOCK
+    if padding:  # pad copies even where there is nothing to add
+        probability_BC = torch.nn.functional.pad(probability_BC, (0, padding))
+    blocks = probability_BC.unflatten(1, (-1, _BLOCK))
+    mass_BN = blocks.sum(-1).double()
+    block_B, rest_B = _first_above(mass_BN, uniform_B.to(mass_BN.device) * mass_BN.sum(-1))
+    place_B, _ = _first_above(blocks[rows, block_B].double(), rest_B)
+    return block_B * _BLOCK + place_B
 
 
 def _first_above(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
