@@ -184,7 +184,8 @@ def print_results(results: dict[str, Any], folder: str) -> None:
         if synth["stopped"]:
             console.print(f"It stopped early: {synth['stopped']}", soft_wrap=True)
         console.print(f"They are in {folder}/synth; read card.md there before you train on them.", soft_wrap=True)
-    if data := results.get("data"):
+    data = results.get("data")
+    if data and (data["train"] or data["heldout"]):
         console.print(
             f"\nData: {data['read']} read, {data['train']} to train on, {data['heldout']} held out; "
             f"dropped: {_counts(data['dropped'])}"
@@ -217,14 +218,15 @@ def print_results(results: dict[str, Any], folder: str) -> None:
         console.print(f"\nTime: {shares}", soft_wrap=True)
     if "models" not in results:
         return
+    if len(results["models"]) == 1:
+        console.print(f"\nEverything is in {folder}; spintune report {folder} makes a page of it.", soft_wrap=True)
+        return
     console.print(
         f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.",
         soft_wrap=True,
     )
     if best := results.get("best"):
         console.print(f"Best is {best['name']}: {best['why']}.", soft_wrap=True)
-    if len(results["models"]) == 1:
-        return
     talker = results["best"]["name"] if results.get("best") else list(results["models"])[-1]
     console.print(f"Talk to {talker}:  spintune chat {folder}", soft_wrap=True)
 

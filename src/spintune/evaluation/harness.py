@@ -353,7 +353,7 @@ def _reason(error: Exception) -> str:
     line = lines[0] if lines else type(error).__name__
     if not isinstance(error, ConnectionError):
         return line
-    return f"{line}; connect, or give a data_dir with its splits: TASK/SPLIT.jsonl"
+    return f"{line}; connect, or give its data as TASK/SPLIT.jsonl in a folder (evaluation.folder)"
 
 
 @contextlib.contextmanager
