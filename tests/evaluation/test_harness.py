@@ -671,7 +671,7 @@ def test_gsm8k_runs_on_local_files_with_the_harness_own_definition(
     assert set(result.metrics) == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert set(result.rows[0].scores) == set(result.metrics)
     assert notes.notes == [f"hellaswag left out: {report.failed['hellaswag']}"]
-    assert "connect, or give a data_dir" in report.failed["hellaswag"]
+    assert "connect, or give its data" in report.failed["hellaswag"]
 
 
 @pytest.mark.slow
