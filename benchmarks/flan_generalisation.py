@@ -45,7 +45,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -63,6 +62,7 @@ from typing import Any
 import torch
 import yaml
 from machine import describe
+from seeds import Interval
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.utils import logging as transformers_logging
@@ -162,8 +162,6 @@ EXAMPLES = 20
 LONGEST = 160
 ANSWER_TOKENS = 8
 
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""0.975 quantiles of Student's t with 1, 2, ... degrees of freedom; the last serves, a little wide, for all beyond."""
 
 QUESTIONS = 160
 """Of each group."""
@@ -418,28 +416,6 @@ def measure(lot: Lot, arm: Arm, questions: Sequence[Question], folder: Path, see
 
 
 # Report ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its 95 % t-interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        mean = statistics.fmean(values)
-        if len(values) < 2:
-            return cls(mean, -math.inf, math.inf)
-        quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
-        half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-        return cls(mean, mean - half, mean + half)
-
-    def told(self, sign: str = "") -> str:
-        spread = f" ({self.low:{sign}.2f} to {self.high:{sign}.2f})" if math.isfinite(self.low) else ""
-        return f"{self.mean:{sign}.2f}{spread}"
 
 
 Results = Mapping[str, Mapping[str, Any]]

@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from seeds import Interval
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
@@ -71,9 +72,6 @@ RATES = {
     "b": {"SPIN λ=0.1": 3e-5, "SPIN λ=1": 1e-3, "SPACE": 1e-3, "more SFT": 1e-3},
 }
 """Peak learning rates, chosen on seed 100, which is not reported: docs/spin-experiments.md."""
-
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
-"""0.975 quantiles of Student's t with 1, 2, ... degrees of freedom; the last serves, a little wide, for all beyond."""
 
 
 # The world ---------------------------------------------------------------------------------------------------------
@@ -299,32 +297,11 @@ class Seed:
 # Report ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds with its 95 % t-interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        mean = statistics.fmean(values)
-        if len(values) < 2:
-            return cls(mean, -math.inf, math.inf)
-        quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES)) - 1]
-        half = quantile * statistics.stdev(values) / math.sqrt(len(values))
-        return cls(mean, mean - half, mean + half)
-
-    @property
-    def verdict(self) -> str:
-        """What a difference in KL says: less is closer to the truth."""
-        if self.low == self.high == 0:
-            return "the same"
-        return "closer" if self.high < 0 else "farther" if self.low > 0 else "cannot be told"
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+def verdict(gap: Interval) -> str:
+    """What a difference in KL says: less is closer to the truth."""
+    if gap.low == gap.high == 0:
+        return "the same"
+    return "closer" if gap.high < 0 else "farther" if gap.low > 0 else "cannot be told"
 
 
 TITLES = {"a": "Start a: SFT at its least held-out loss", "b": "Start b: SFT that ended too early"}
@@ -368,8 +345,8 @@ def difference(results: Sequence[Mapping[str, Measured]], name: str, reference: 
 def conclude(start: str, results: Sequence[Mapping[str, Measured]]) -> None:
     """Words that follow from the intervals of KL(p_data || p_model) alone."""
     for name in finals(results[0]):
-        found = {other: difference(results, name, other, "kl").verdict for other in REFERENCES}
-        details = "; ".join(f"against {other}: {verdict}" for other, verdict in found.items())
+        found = {other: verdict(difference(results, name, other, "kl")) for other in REFERENCES}
+        details = "; ".join(f"against {other}: {told}" for other, told in found.items())
         print(f"- start {start}, {name}: **{overall(found)}** ({details})")
 
 

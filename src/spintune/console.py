@@ -372,13 +372,10 @@ def _benchmark_tables(benchmarks: dict[str, Any]) -> Iterator[Table]:
 
 def _contamination(found: dict[str, Any]) -> str:
     """How much of each evaluation stands in the training data."""
-    sets = [
-        f"{name}: {one['13']} of {one['items']} share 13 words, {one['8']} share 8"
-        for name, one in found["sets"].items()
-    ]
-    return f"\nContamination, items with a run of words that {found['training_rows']:,} training rows have: " + (
-        "; ".join(sets)
+    shared = "; ".join(
+        f"{name} {one['13']} of {one['items']} items ({one['8']} by 8 words)" for name, one in found["sets"].items()
     )
+    return f"\nAlso in the {found['training_rows']:,} training rows, by 13 words in a row: {shared}"
 
 
 def _differences(differences: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from spintune.models.loading import model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
 from spintune.run import Run
+from spintune.stages.asking import check_judge
 from spintune.stages.data import data_stage
 from spintune.stages.evaluating import evaluate
 from spintune.stages.evaluations import Evaluation, evaluations_of
@@ -57,6 +58,8 @@ def run_recipe(
 
 def _execute(bench: Workbench, until: Stage, chosen: list[Evaluation]) -> dict[str, Any]:
     recipe = bench.recipe
+    if recipe.judge and until == "eval":
+        check_judge(bench, recipe.judge)
     base = Iterate("base", recipe.model, model_identity(recipe.model, bench.cache))
     iterates = [base]
     results: dict[str, Any] = {}

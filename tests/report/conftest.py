@@ -43,6 +43,8 @@ RECIPE: dict[str, Any] = {
     "judge": None,
 }
 
+HARDWARE = {"share_of_peak": 0.62, "best_gflops": 400.0, "joules": None}
+
 TOKENS = 10
 """Scored tokens of every reference here."""
 
@@ -98,7 +100,7 @@ class Folder:
         self.metrics("sft", [training(loss=3 - 0.1 * n) for n in range(steps)])
         self.metrics("sft/heldout", [{"loss": 3.2}, {"loss": 2.75}])
         facts = {"rows": 48, "dropped": {}, "truncated": 2, "steps": steps, "heldout_loss": 2.75}
-        return self.stage("sft", **facts, learning_rate=2e-5, seconds={"train": 30.5})
+        return self.stage("sft", **facts, learning_rate=2e-5, seconds={"train": 30.5}, hardware=HARDWARE)
 
     def pairs(self, number: int, **changes: Any) -> Folder:
         stage = f"spin/iterate-{number}/pairs"
@@ -125,6 +127,7 @@ class Folder:
             later={"kept": 0, "dropped": {}},
             heldout=after,
             seconds={"train": 20.0},
+            hardware=HARDWARE,
         )
 
     def diagnosis(self, number: int) -> Folder:
@@ -146,7 +149,7 @@ class Folder:
     def baseline(self) -> Folder:
         self.metrics("spin/baseline-sft", [training(loss=2.5)] * 8)
         facts = {"rows": 48, "dropped": {}, "truncated": 0, "steps": 8, "heldout_loss": 2.6, "learning_rate": 2e-5}
-        return self.stage("spin/baseline-sft", **facts, seconds={"train": 18.0})
+        return self.stage("spin/baseline-sft", **facts, seconds={"train": 18.0}, hardware=HARDWARE)
 
     def judged(self, name: str, nll: float | Sequence[float], answers: Sequence[str] | None = None) -> Folder:
         """A model's likelihoods, ``nll`` nats an example, and its greedy answers."""

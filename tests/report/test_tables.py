@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from spintune.report.facts import read_run
+from spintune.report.page import render
 from spintune.report.tables import (
     costs,
     counted,
@@ -150,3 +151,24 @@ def test_only_files_that_are_there_are_listed(whole: Make) -> None:
     assert found["sft/model"] == (made.path / "sft/model/config.json").stat().st_size
     assert "spin/iterate-1/model" not in found
     assert versions(read_run(made.path)) == [("spintune", "0.1.0"), ("transformers", "5.1.2")]
+
+
+def test_training_tells_its_share_of_the_peak_and_energy_where_it_is_known(whole: Make) -> None:
+    made = whole()
+    made.stage(
+        "sft",
+        rows=48,
+        dropped={},
+        truncated=2,
+        steps=5,
+        heldout_loss=2.75,
+        learning_rate=2e-5,
+        seconds={"train": 30.5},
+        hardware={"share_of_peak": 0.437, "best_gflops": 400.0, "joules": 12_345.0},
+    )
+    found = {cost.stage: cost for cost in costs(read_run(made.path))}
+    assert (found["SFT"].share_of_peak, found["SFT"].joules) == (0.437, 12_345.0)
+    assert found["iteration 1: pairs"].share_of_peak is None
+    page = render([read_run(made.path)], made.path)
+    assert "<td>44</td><td>12.3</td>" in page
+    assert "not measured" not in page

@@ -104,5 +104,5 @@ def contents() -> Callable[[Path], Tree]:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key != "seconds"}
+        return {key: _timeless(item) for key, item in value.items() if key not in ("seconds", "hardware")}
     return [_timeless(item) for item in value] if isinstance(value, list) else value

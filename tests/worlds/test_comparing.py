@@ -86,6 +86,20 @@ def test_saved_answers_of_anybody_are_compared_against_references_from_a_file(
     assert "does not exist" in missing.err
 
 
+def test_a_prompt_that_comes_twice_is_two_items_with_a_reference_each(spintune: Spintune, tmp_path: Path) -> None:
+    def twice(name: str, answers: list[str]) -> str:
+        rows = [{"instruction": f"Say it {n // 2} times", "output": text} for n, text in enumerate(answers)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    good = twice("good.jsonl", [f"word {n}" for n in range(20)])
+    right = twice("right.jsonl", [f"word {n}" for n in range(20)])
+    half = twice("half.jsonl", [f"word {n}" if n % 2 else "no" for n in range(20)])
+    found = spintune("compare", right, half, "--references", good, "--json")
+    (match,) = [one for one in json.loads(found.out)["differences"] if one["measure"] == "exact_match"]
+    assert (match["items"], match["values"]) == (20, [1.0, 0.5])
+
+
 def test_a_model_is_judged_by_flags_alone_and_compared_by_what_judged_it(
     tiny_model: Path, spintune: Spintune, tmp_path: Path
 ) -> None:

@@ -180,3 +180,12 @@ def test_what_an_encoder_decoder_cannot_do_is_one_line(
     assert ended.code > 1
     (line,) = [line for line in ended.err.splitlines() if line.startswith("spintune:")]
     assert message in line
+
+
+@pytest.mark.slow
+def test_it_is_exported_with_a_card_that_says_how_to_load_it(finished_t5: Path, tmp_path: Path) -> None:
+    from spintune.report.export import export_model
+
+    assert export_model(finished_t5, tmp_path / "hub", "iterate-1") == "iterate-1"
+    assert "AutoModelForSeq2SeqLM" in (tmp_path / "hub/README.md").read_text()
+    assert AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "hub").config.is_encoder_decoder

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from spintune.errors import DataError, RecipeError
+from spintune.errors import DataError, ModelError, RecipeError, TeacherError
 
 Run = Callable[..., dict[str, Any]]
 Spintune = Callable[..., Any]
@@ -242,6 +242,11 @@ def test_mistakes_show_before_anything_is_trained(run: Run, files: dict[str, Any
     same.write_text(Path(files["rivals"][0]).read_text())
     with pytest.raises(RecipeError, match=r"sft\.jsonl has the name of a model of the run"):
         run(out, eval=["questions"], evaluation={"questions": files["questions"], "rivals": [str(same)]})
+    settings = {"eval": ["questions"], "evaluation": {"questions": files["questions"]}}
+    with pytest.raises(ModelError, match="no model 'nosuchmodel'"):
+        run(out, judge={"model": "nosuchmodel"}, **settings)
+    with pytest.raises(TeacherError, match="JUDGE_KEY"):
+        run(out, judge={"model": "m", "url": "https://127.0.0.1:9/v1", "key_variable": "JUDGE_KEY"}, **settings)
     assert not (out / "sft").exists()
 
 

@@ -19,7 +19,7 @@ which is why ``instruction`` and ``input`` come first: an item is what is asked,
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +100,20 @@ def _answers(row: Row) -> Iterator[Answered]:
 
 def _id_of(prompt: str) -> str:
     return digest_json(_words(prompt))[:16]
+
+
+def item_ids(answers: Sequence[Answered]) -> list[str]:
+    """An id of each answer's item that is the same in every file: of its prompt, else its own.
+
+    A prompt that comes again gets a number: equal places belong together.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for answer in answers:
+        item = _id_of(answer.prompt) if answer.prompt.strip() else answer.id
+        seen[item] += 1
+        found.append(item if seen[item] == 1 else f"{item}/{seen[item]}")
+    return found
 
 
 def _id(row: Row) -> str | None:

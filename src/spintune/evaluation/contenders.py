@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spintune.errors import DataError
-from spintune.evaluation.answers import Answered, answered_models, file_rows, pair_answers, read_answers
+from spintune.evaluation.answers import Answered, answered_models, file_rows, item_ids, pair_answers, read_answers
 from spintune.evaluation.comparison import Measure, Table, heldout_tables
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.scores import finished_scores, read_scores
 from spintune.run import BASE, BASELINE, SFT
-from spintune.storage import digest_json
 
 _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
 
@@ -86,11 +85,13 @@ def _evaluated(path: Path) -> bool:
 def _saved(path: Path, good: Sequence[Answered]) -> Mapping[str, Measure]:
     """Answers of anybody: against their own references or those of a file, and their lengths."""
     answers = read_answers(path)
-    texts = {_item(one): one.answer.strip() for one in answers}
-    references = {_item(one): one.reference for one in answers if one.reference is not None}
+    items = item_ids(answers)
+    texts = {items[place]: one.answer.strip() for place, one in enumerate(answers)}
+    references = {items[place]: one.reference for place, one in enumerate(answers) if one.reference is not None}
     if good:
+        places = {id(one): place for place, one in enumerate(answers)}
         pairs = pair_answers(answers, good).pairs
-        references |= {_item(one): other.reference or other.answer for one, other in pairs}
+        references |= {items[places[id(one)]]: other.reference or other.answer for one, other in pairs}
     measures = {"characters": Measure({item: float(len(text)) for item, text in texts.items()}, better=None)}
     if references:
         scored = {item: (reference, texts[item]) for item, reference in references.items()}
@@ -99,9 +100,3 @@ def _saved(path: Path, good: Sequence[Answered]) -> Mapping[str, Measure]:
             {item: float(exact_match(*pair)) for item, pair in scored.items()}, right_or_wrong=True
         )
     return measures
-
-
-def _item(answer: Answered) -> str:
-    """Items of different files are the same when their prompts are, up to white space; without prompts by their ids."""
-    prompt = " ".join(answer.prompt.split())
-    return digest_json(prompt)[:16] if prompt else answer.id

@@ -52,8 +52,7 @@ def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> C
         weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def forward(x: Tensor) -> Tensor:
-        # "none": no activation behind the product
-        return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
+        return _onednn(x.to(dtype), weight, bias)
 
     return forward
 
@@ -88,7 +87,8 @@ class _LinearProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # a frozen weight, as under LoRA, needs no input kept
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _onednn(x, weight, bias)
 
     @staticmethod
@@ -96,10 +96,10 @@ class _LinearProduct(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         # rows of all batches one below the other; transposed views are not copied
-        grad_TN, x_TK = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (grads[0], x))
+        grad_TN = grads[0].reshape(-1, grads[0].shape[-1])
         return (
             _onednn(grads[0], weight.t()) if needs_x else None,
-            _onednn(grad_TN.t(), x_TK.t()) if needs_weight else None,
+            _onednn(grad_TN.t(), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
             grad_TN.sum(0) if needs_bias else None,
         )
 

@@ -1,7 +1,15 @@
 """The recipe: one closed, typed configuration of a run, read from YAML with dotted overrides."""
 
 from spintune.recipe.endpoint import EndpointSection
-from spintune.recipe.evaluation import HELDOUT, IFEVAL, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
+from spintune.recipe.evaluation import (
+    HELDOUT,
+    IFEVAL,
+    MT_BENCH,
+    MT_BENCH_ANSWERS,
+    QUESTIONS,
+    EvaluationSection,
+    JudgeSection,
+)
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.reading import load_recipe, parse_recipe, read_yaml, recipe_schema
 from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
@@ -15,6 +23,7 @@ __all__ = [
     "IFEVAL",
     "LAMBDAS",
     "MT_BENCH",
+    "MT_BENCH_ANSWERS",
     "QUESTIONS",
     "SYNTH",
     "DataSection",

@@ -12,6 +12,9 @@ from spintune.recipe.section import Count, Section
 HELDOUT, IFEVAL, QUESTIONS, MT_BENCH = "heldout", "ifeval", "questions", "mt-bench"
 """What eval may name besides standard benchmarks and files of one's own."""
 
+MT_BENCH_ANSWERS = "mt-bench-answers"
+"""Folder of what the judge rates; its ratings are the evaluation."""
+
 FILES_OF = {IFEVAL: "ifeval", QUESTIONS: "questions", MT_BENCH: "mt_bench"}
 """The keys of :class:`EvaluationSection` with the files that these need."""
 

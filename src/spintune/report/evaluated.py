@@ -21,14 +21,14 @@ from spintune.evaluation.harness import benchmarks
 from spintune.evaluation.judge import Canary, in_words
 from spintune.evaluation.measures import Interval
 from spintune.evaluation.scores import SCORES, Scores, read_scores
-from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, QUESTIONS, read_yaml
+from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, read_yaml
 from spintune.report.lines import read_lines
 
 Facts = Mapping[str, Any]
 Known = Mapping[tuple[str, str], Interval]
 """Intervals of results.json by (model, measure)."""
 
-_ANSWERS_OF = {IFEVAL: IFEVAL, QUESTIONS: QUESTIONS, MT_BENCH: "mt-bench-answers"}
+_ANSWERS_OF = {IFEVAL: IFEVAL, QUESTIONS: QUESTIONS, MT_BENCH: MT_BENCH_ANSWERS}
 """The folders with answers of evaluations that keep them."""
 
 

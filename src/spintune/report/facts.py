@@ -263,7 +263,7 @@ def _finished(folder: Path) -> list[str]:
 _NEEDED = {
     "synth": ("funnel", "cost/requests", "cost/completion_tokens", "cost/dollars", "seconds/write"),
     "data": ("read", "repeated", "dropped", "train", "heldout"),
-    "sft": ("rows", "dropped", "truncated", "seconds/train"),
+    "sft": ("rows", "dropped", "truncated", "seconds/train", "hardware/share_of_peak", "hardware/joules"),
     "spin/iterate-*/pairs": (
         *(f"train/{key}" for key in ("prompts", "played", "kept", "answers", "dropped", "replayed")),
         "train/real_cut",
@@ -271,9 +271,9 @@ _NEEDED = {
         "warnings",
         "seconds/score",
     ),
-    "spin/iterate-*": ("steps", "seconds/train"),
+    "spin/iterate-*": ("steps", "seconds/train", "hardware/share_of_peak", "hardware/joules"),
     "spin/iterate-*/diagnosis": ("kl_opponent", "kl_base", "answers/tokens", "real/tokens"),
-    "spin/baseline-sft": ("rows", "dropped", "truncated", "seconds/train"),
+    "spin/baseline-sft": ("rows", "dropped", "truncated", "seconds/train", "hardware/share_of_peak", "hardware/joules"),
     "likelihood/*": ("items", "left_out"),
     "contamination": ("training_rows", "sets"),
 }

@@ -139,6 +139,8 @@ class Cost:
         tokens: it trained on, or wrote.
         rate: tokens a second of the steps alone, None where no step was timed.
         seconds: by kind of work.
+        share_of_peak: how near its products came to the machine's best one; None where that is not known.
+        joules: of the processors; None where the system does not say.
     """
 
     stage: str
@@ -146,6 +148,8 @@ class Cost:
     tokens: int
     rate: float | None
     seconds: Mapping[str, float]
+    share_of_peak: float | None = None
+    joules: float | None = None
 
 
 def costs(run: RunFacts) -> list[Cost]:
@@ -178,8 +182,15 @@ def _asked(spent: Facts) -> str:
 def _training(run: RunFacts, stage: str, name: str) -> Cost:
     rows = run.metrics.get(stage, [])
     tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
+    facts = run.stages[stage].facts
     return Cost(
-        name, f"{len(rows):,} steps", tokens, tokens / seconds if seconds else None, run.stages[stage].facts["seconds"]
+        name,
+        f"{len(rows):,} steps",
+        tokens,
+        tokens / seconds if seconds else None,
+        facts["seconds"],
+        facts["hardware"]["share_of_peak"],
+        facts["hardware"]["joules"],
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from spintune.models.loading import model_identity
 from spintune.models.teacher import LocalTeacher
-from spintune.recipe import EndpointSection
+from spintune.recipe import EndpointSection, JudgeSection
 from spintune.stages.workbench import Player, Workbench
 from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Teacher
@@ -12,7 +13,21 @@ from spintune.teachers.replies import Replies
 
 def endpoint_teacher(bench: Workbench, section: EndpointSection, url: str, replies: Replies) -> Teacher:
     """An endpoint that goes on with the budget that earlier attempts left of it."""
-    endpoint = Endpoint(
+    endpoint = _endpoint(section, url)
+    identity = EndpointTeacher(endpoint, bench.environment).identity
+    return EndpointTeacher(endpoint, bench.environment, spent=replies.spent(identity))
+
+
+def check_judge(bench: Workbench, section: JudgeSection) -> None:
+    """Raises what asking the judge would raise at once: ModelError for no such model, TeacherError without its key."""
+    if section.url is None:
+        model_identity(section.model, bench.cache)
+    else:
+        EndpointTeacher(_endpoint(section, section.url), bench.environment)
+
+
+def _endpoint(section: EndpointSection, url: str) -> Endpoint:
+    return Endpoint(
         base_url=url,
         model=section.model,
         style=section.style,
@@ -24,8 +39,6 @@ def endpoint_teacher(bench: Workbench, section: EndpointSection, url: str, repli
         extra=section.extra,
         max_tokens_field=section.max_tokens_field,
     )
-    identity = EndpointTeacher(endpoint, bench.environment).identity
-    return EndpointTeacher(endpoint, bench.environment, spent=replies.spent(identity))
 
 
 def budget_of(section: EndpointSection | None) -> Budget:

@@ -18,7 +18,7 @@ from spintune.data.contamination import text_of
 from spintune.errors import DataError
 from spintune.evaluation.comparison import compare
 from spintune.evaluation.pairs import compared_pairs, start_of
-from spintune.evaluation.scores import SCORES, Scores, finished_scores, read_scores, write_scores
+from spintune.evaluation.scores import SCORES, Scores, read_scores, write_scores
 from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
 from spintune.stages.contamination import contamination_stage
 from spintune.stages.evaluations import Evaluation, Outcome
@@ -60,9 +60,9 @@ def evaluate(
     if recipe.judge:
         judged = _judged_pairs(chosen, names, pairs, best, heldout)
         results["judge"] = judging_stage(bench, recipe.judge, names, judged)
-        scores[MT_BENCH] = {
-            name: read_scores(folder) for name, folder in finished_scores(bench.run.folder).get(MT_BENCH, {}).items()
-        }
+        # those that were rated now: ratings of earlier judges may lie beside
+        rated = [name for name in results["judge"]["ratings"] if (bench.run.folder / "eval" / MT_BENCH / name).exists()]
+        scores[MT_BENCH] = {name: read_scores(bench.run.folder / "eval" / MT_BENCH / name) for name in rated}
     scores = {name: models for name, models in scores.items() if any(one.items for one in models.values())}
     if scores:
         results["benchmarks"] = {name: _summaries(models) for name, models in scores.items()}

@@ -4,7 +4,7 @@
 
     eval/ifeval/MODEL/         answers.jsonl, scores.jsonl
     eval/questions/MODEL/      answers.jsonl, scores.jsonl     MODEL may be a rival, whose answers were stored
-    eval/mt-bench/MODEL/       answers.jsonl; the judge's ratings make its scores
+    eval/mt-bench-answers/MODEL/   answers.jsonl, which the judge rates (judge.py)
     eval/TASK/MODEL/           rows.jsonl, scores.jsonl        a benchmark of lm-evaluation-harness, or of one's own
 
 Files are read before anything is trained, so that a mistake in one shows at once.
@@ -27,14 +27,11 @@ from spintune.evaluation.ifeval.scoring import check
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.rating import Question, read_questions
 from spintune.evaluation.scores import Scale, Scored, Scores
-from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, QUESTIONS, EvaluationSection, Recipe
+from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, EvaluationSection, Recipe
 from spintune.records import Message
 from spintune.run import BASE, BASELINE, SFT
 from spintune.stages.workbench import Player, Workbench
 from spintune.storage import digest_file
-
-MT_BENCH_ANSWERS = "mt-bench-answers"
-"""What the judge rates; its ratings are the evaluation."""
 
 Row = dict[str, Any]
 

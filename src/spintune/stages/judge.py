@@ -25,9 +25,8 @@ from spintune.evaluation.judge import Canary, Contest, Judgement, canary, contes
 from spintune.evaluation.rating import Dialogue, Question, Rating, rate, rating_canary, read_questions
 from spintune.evaluation.rating import summary as rating_summary
 from spintune.evaluation.scores import SCORES, Scale, Scored, Scores, write_scores
-from spintune.recipe import MT_BENCH, JudgeSection
+from spintune.recipe import MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
 from spintune.stages.asking import budget_of, endpoint_teacher, local_teacher
-from spintune.stages.evaluations import MT_BENCH_ANSWERS
 from spintune.stages.workbench import Workbench
 from spintune.storage import atomic_file, digest_json, write_json
 from spintune.teachers.asking import Asker
@@ -37,7 +36,7 @@ _SCALES = {"rating": Scale()}
 
 
 @dataclass
-class Bench:
+class Judging:
     """What judging works with."""
 
     bench: Workbench
@@ -66,7 +65,7 @@ def judging_stage(
             teacher = endpoint_teacher(bench, section, section.url, replies)
         else:
             teacher = local_teacher(bench, section.model, bench.guest(section.model))
-        judging = Bench(bench, section, Asker(teacher, replies))
+        judging = Judging(bench, section, Asker(teacher, replies))
         found["judge"] = teacher.name
         try:
             for evaluation, wanted in pairs.items():
@@ -86,7 +85,7 @@ def judging_stage(
 # Pairs --------------------------------------------------------------------------------------------------------------
 
 
-def _compare(judging: Bench, evaluation: str, wanted: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
+def _compare(judging: Judging, evaluation: str, wanted: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
     staged = {pair: _contests(judging, evaluation, *pair) for pair in wanted}
     some = next(iter(staged.values()), [])
     if not some:
@@ -101,7 +100,7 @@ def _compare(judging: Bench, evaluation: str, wanted: Sequence[tuple[str, str]],
         found["words"].append(f"{evaluation}: {in_words(said, first, second, judging.asker.teacher.name)}")
 
 
-def _contests(judging: Bench, evaluation: str, first: str, second: str) -> list[Contest]:
+def _contests(judging: Judging, evaluation: str, first: str, second: str) -> list[Contest]:
     """Answers of two models to the same items; as many as the recipe asks for, drawn by the seed."""
     folder = judging.bench.run.folder
     one, other = (read_answers(answers_file(folder, evaluation, name)) for name in (first, second))
@@ -115,7 +114,9 @@ def answers_file(folder: Path, evaluation: str, name: str) -> Path:
     return folder / "eval" / evaluation / name / "answers.jsonl"
 
 
-def _judgements(judging: Bench, evaluation: str, first: str, second: str, items: Sequence[Contest]) -> list[Judgement]:
+def _judgements(
+    judging: Judging, evaluation: str, first: str, second: str, items: Sequence[Contest]
+) -> list[Judgement]:
     stage = f"judge/{evaluation}/{first}-vs-{second}"
     run = judging.bench.run
     path = run.folder / stage / "judgements.jsonl"
@@ -132,7 +133,7 @@ def _judgements(judging: Bench, evaluation: str, first: str, second: str, items:
 # Ratings ------------------------------------------------------------------------------------------------------------
 
 
-def _rate(judging: Bench, names: Sequence[str], found: dict[str, Any]) -> None:
+def _rate(judging: Judging, names: Sequence[str], found: dict[str, Any]) -> None:
     questions = {
         question.id: question for question in read_questions(Path(judging.bench.recipe.evaluation.mt_bench or ""))
     }
@@ -150,13 +151,13 @@ def _rate(judging: Bench, names: Sequence[str], found: dict[str, Any]) -> None:
         found["ratings"][name] = rating_summary(_ratings(judging, name, said))
 
 
-def _dialogues(judging: Bench, name: str, questions: Mapping[str, Question]) -> list[Dialogue]:
+def _dialogues(judging: Judging, name: str, questions: Mapping[str, Question]) -> list[Dialogue]:
     path = answers_file(judging.bench.run.folder, MT_BENCH_ANSWERS, name)
     rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
     return [Dialogue(questions[row["id"]], tuple(row["answers"])) for row in rows]
 
 
-def _ratings(judging: Bench, name: str, dialogues: Sequence[Dialogue]) -> list[Rating]:
+def _ratings(judging: Judging, name: str, dialogues: Sequence[Dialogue]) -> list[Rating]:
     stage = f"eval/{MT_BENCH}/{name}"
     run = judging.bench.run
     folder = run.folder / stage
@@ -188,7 +189,7 @@ def _scores(dialogues: Sequence[Dialogue], ratings: Sequence[Rating]) -> Scores:
 # What they share ----------------------------------------------------------------------------------------------------
 
 
-def _believed(judging: Bench, evaluation: str, tested: Canary, found: dict[str, Any]) -> bool:
+def _believed(judging: Judging, evaluation: str, tested: Canary, found: dict[str, Any]) -> bool:
     write_json(judging.bench.run.folder / "judge" / "canary" / f"{evaluation}.json", tested.to_json())
     found["canary"][evaluation] = tested.to_json()
     found["words"].append(f"{evaluation}: {tested}")
@@ -197,7 +198,7 @@ def _believed(judging: Bench, evaluation: str, tested: Canary, found: dict[str, 
     return tested.trusted
 
 
-def _inputs(judging: Bench, items: Any) -> dict[str, Any]:
+def _inputs(judging: Judging, items: Any) -> dict[str, Any]:
     return {
         "judge": judging.asker.teacher.identity,
         "items": digest_json(items),

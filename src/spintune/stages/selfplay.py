@@ -41,6 +41,7 @@ from spintune.selfplay.spin import (
     train_iteration,
 )
 from spintune.stages.heldout import likelihood_stage, metric_difference
+from spintune.stages.metering import Meter
 from spintune.stages.play import NothingToLearnError, Play, training_settings
 from spintune.stages.sft import baseline_stage
 from spintune.stages.workbench import Iterate, Player, Workbench, delete
@@ -149,6 +150,7 @@ class _SelfPlay:
                     f"warning, iteration {iteration}: only {len(batches)} steps, which will hardly move the player; "
                     "lower spin.pairs_per_step, raise spin.epochs, or give more data"
                 )
+            meter = Meter(player.engine)
             with clock("train"):
                 train_iteration(
                     player.engine,
@@ -160,7 +162,7 @@ class _SelfPlay:
                     checkpoints,
                     bench.progress,
                     lambda step: bench.metrics.begin(stage, step),
-                    bench.step_logger(stage),
+                    bench.step_logger(stage, meter),
                 )
             objective = objective_of(section, iteration)
             heldout = read_records(folder / "pairs" / "heldout.jsonl", Pair)
@@ -178,6 +180,7 @@ class _SelfPlay:
                 },
                 "heldout": _told(after) if after else None,
                 "seconds": clock.seconds,
+                "hardware": meter.facts(),
             }
             if after:
                 bench.metrics.begin(f"{stage}/heldout", 0)

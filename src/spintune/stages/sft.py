@@ -8,6 +8,7 @@ from typing import Any
 
 from spintune.recipe import SftSection, SpinSection
 from spintune.run import BASELINE
+from spintune.stages.metering import Meter
 from spintune.stages.workbench import Iterate, Workbench, delete
 from spintune.training.sft import run_sft, steps_of_epochs, steps_of_tokens
 
@@ -82,6 +83,7 @@ def _train(
             example = prompts[row.example_id]
             samples.append(stage, step, prompt=example.prompt[-1].content, reference=example.answer, answer=answer)
 
+    meter = Meter(player.engine)
     started = time.monotonic()
     with bench.run.log(f"{stage}/samples.jsonl") as samples:
         run_sft(
@@ -97,7 +99,7 @@ def _train(
             bench.progress,
             _title(name),
             begin,
-            bench.step_logger(stage),
+            bench.step_logger(stage, meter),
             evaluated,
         )
     facts = {
@@ -108,6 +110,7 @@ def _train(
         "heldout_loss": losses[-1] if losses else None,
         "learning_rate": section.learning_rate,
         "seconds": {"train": time.monotonic() - started},
+        "hardware": meter.facts(),
     }
     iterate = bench.publish(player, name, stage, inputs, facts)
     delete(folder / "checkpoints")

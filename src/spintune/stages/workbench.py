@@ -18,6 +18,7 @@ from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.records import Example, read_records
 from spintune.run import Run
+from spintune.stages.metering import Meter
 from spintune.storage import digest_json
 from spintune.tokens.chat import Rendered, Row, RowRenderer, Turns, render
 from spintune.tokens.templates import template_source
@@ -221,10 +222,11 @@ class Workbench:
                 delete(other)
         return Checkpoints(folder / "checkpoints" / tag, section.checkpoint_minutes)
 
-    def step_logger(self, stage: str) -> Callable[[StepReport], None]:
-        """Writes each step's report into the run's metrics."""
+    def step_logger(self, stage: str, meter: Meter) -> Callable[[StepReport], None]:
+        """Writes each step's report into the run's metrics, and shows it to the meter."""
 
         def write(report: StepReport) -> None:
+            meter.step(report)
             self.metrics.add(
                 stage,
                 report.step,
@@ -232,6 +234,7 @@ class Workbench:
                 grad_norm=report.grad_norm,
                 learning_rate=report.learning_rate,
                 tokens=report.tokens,
+                scored=report.scored,
                 seconds=report.seconds,
                 **report.facts,
             )

@@ -49,6 +49,8 @@ class StepReport:
     learning_rate: float
     tokens: int
     """Tokens the model read."""
+    scored: int
+    """Those whose log-probability was needed."""
     seconds: float
     facts: dict[str, float]
     """The objective's own numbers, mean over the step's weight."""
@@ -96,7 +98,7 @@ def train(
             measured = _accumulate(engine, batch, objective, tokens_per_forward)
         if known:
             _check_start(measured, known, engine)
-        loss, facts, tokens = measured.loss, measured.facts, measured.tokens
+        loss, facts = measured.loss, measured.facts
         norm = gradient_norm(model)
         if not (math.isfinite(loss) and norm.isfinite()):
             model.zero_grad()
@@ -111,17 +113,18 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        on_step(StepReport(step + 1, loss, norm.item(), rate, tokens, seconds, facts))
+        on_step(StepReport(step + 1, loss, norm.item(), rate, measured.tokens, measured.scored, seconds, facts))
         if checkpoints.due() and step + 1 < len(batches):
             checkpoints.save(step + 1, model, optimizer)
 
 
 class _Measured(NamedTuple):
-    """Means over a step's weight, and how many tokens were read."""
+    """Means over a step's weight, and how many tokens were read and scored."""
 
     loss: float
     facts: dict[str, float]
-    tokens: int
+    tokens: int = 0
+    scored: int = 0
 
 
 def _accumulate(
@@ -138,7 +141,8 @@ def _accumulate(
         total += result.total.item()
         facts.update(result.facts)
     tokens = sum(query.tokens for _, query in queries)
-    return _Measured(total / weight, {name: value / weight for name, value in facts.items()}, tokens)
+    scored = sum(sum(response) for _, query in queries for response in query.counted)
+    return _Measured(total / weight, {name: value / weight for name, value in facts.items()}, tokens, scored)
 
 
 def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | None:
@@ -147,7 +151,7 @@ def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | Non
     if logprobs is None:
         return None
     result, weight = objective(batch, logprobs), sum(map(objective.weight, batch))
-    return _Measured(result.total.item() / weight, {name: value / weight for name, value in result.facts.items()}, 0)
+    return _Measured(result.total.item() / weight, {name: value / weight for name, value in result.facts.items()})
 
 
 def _check_start(measured: _Measured, known: _Measured, engine: LogProbEngine) -> None:

@@ -73,7 +73,8 @@ def require_langdetect(prompts: Iterable[Prompt]) -> None:
 def _prompt(row: Row) -> Prompt:
     key = row.values.get("key")
     if isinstance(key, bool) or not isinstance(key, int | str):
-        raise DataError(f"{row.where}: 'key' is {kind_of(key)}, not a number or text; give every prompt a key")
+        found = kind_of(key) if "key" in row.values else "missing"
+        raise DataError(f"{row.where}: 'key' is {found}, not a number or text; give every prompt a key")
     types, parameters = _list(row, "instruction_id_list"), _list(row, "kwargs")
     if len(types) != len(parameters) or not types:
         raise DataError(

@@ -1,0 +1,43 @@
+"""What the processors have used, where the system says so: Linux's powercap counters (Intel and AMD RAPL)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+class EnergyMeter:
+    """Adds up the counters of all processor packages.
+
+    They start again from 0 every hour or so: call :meth:`read` more often than that.
+    """
+
+    def __init__(self, folder: Path = POWERCAP) -> None:
+        self._counters = [path for path in sorted(folder.glob("intel-rapl:*/energy_uj")) if ":" not in _zone(path)]
+        self._last = [_number(path) for path in self._counters]
+        self._microjoules = 0
+
+    def read(self) -> float | None:
+        """Joules since the beginning; None where nothing is known, or may not be read."""
+        for place, path in enumerate(self._counters):
+            now, before = _number(path), self._last[place]
+            if now is None or before is None:
+                return None
+            if now < before:
+                before -= _number(path.with_name("max_energy_range_uj")) or 0
+            self._microjoules += now - before
+            self._last[place] = now
+        return self._microjoules / 1e6 if self._counters else None
+
+
+def _zone(path: Path) -> str:
+    """Of intel-rapl:0 it is 0, a package; of intel-rapl:0:1, a part of one, 0:1."""
+    return path.parent.name.partition(":")[2]
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # mostly for root alone
+        return None
