@@ -10,6 +10,11 @@ from spintune.models.products import fast_linears, fast_training
 
 ENOUGH = 2**20
 
+pytestmark = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"),
+    reason="this torch has no oneDNN",
+)
+
 
 class Doubled(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
