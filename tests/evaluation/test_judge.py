@@ -400,7 +400,6 @@ def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], Asker]) -> 
 
     found = canary(judge(opinion), TWENTY, 1, Silent())
     assert (found.items, found.rate, found.trusted) == (16, 0, True)
-    found.check()
     assert str(found) == "script prefers constant nonsense to real answers in 0 % of 16 comparisons"
     assert {seen.count(nonsense) for nonsense in CANARIES} == {16}  # half of 16 contests, in two orders each
     assert seen.count("good") == 32
@@ -419,18 +418,14 @@ def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], Asker]) -> 
 def test_a_judge_that_nonsense_can_win_is_not(judge: Callable[[Opinion], Asker], opinion: Opinion, rate: float) -> None:
     found = canary(judge(opinion), TWENTY, 1, Silent())
     assert (found.rate, found.trusted) == (rate, False)
-    with pytest.raises(
-        TeacherError, match=rf"script prefers constant nonsense .* {100 * rate:.0f} % of 16 comparisons"
-    ):
-        found.check()
+    assert f"in {100 * rate:.0f} % of 16 comparisons: its verdicts mean nothing" in str(found)
     assert found.to_json()["trusted"] is False
 
 
 def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], Asker]) -> None:
     found = canary(judge(lambda _: "Hm."), TWENTY, 1, Silent(), count=4)
     assert (found.rate, found.trusted) == (None, False)
-    with pytest.raises(TeacherError, match="gives a verdict on 0 of 4 comparisons"):
-        found.check()
+    assert "gives a verdict on 0 of 4 comparisons" in str(found)
 
 
 def test_the_canary_is_set_against_references_first_and_nobody_is_told(judge: Callable[[Opinion], Asker]) -> None:

@@ -215,8 +215,7 @@ def test_a_judge_must_rate_nonsense_below_the_reference_or_the_real_answer(judge
 def test_a_judge_with_one_rating_for_everything_is_not_trusted(judge: Callable[[Opinion], Asker], score: int) -> None:
     found = rating_canary(judge(lambda _, code: f"[[{code}:{score}]]"), [dialogue("real")], 1, Silent())
     assert (found.rate, found.trusted) == (0.5, False)
-    with pytest.raises(TeacherError, match="prefers constant nonsense"):
-        found.check()
+    assert "prefers constant nonsense" in str(found)
 
 
 def test_a_judge_that_nonsense_impresses_is_not_trusted(judge: Callable[[Opinion], Asker]) -> None:

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from typing import Any, Literal
 
-from spintune.errors import TeacherError
 from spintune.evaluation.answers import Answered
 from spintune.evaluation.judge_prompts import PAIRWISE, TIE, pairwise_prompt
 from spintune.evaluation.statistics import length_controlled_win_rate, wilson, win_rate
@@ -301,11 +300,6 @@ class Canary:
             found = f"prefers constant nonsense to real answers in {100 * self.rate:.0f} % of {judged} comparisons"
         return f"{self.judge} {found}" + ("" if self.trusted else ": its verdicts mean nothing")
 
-    def check(self) -> None:
-        """Raises TeacherError when the judge is not to be believed."""
-        if not self.trusted:
-            raise TeacherError(f"{self} ({100 * self.limit:.0f} % at most is allowed); give a more capable judge")
-
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "rate": self.rate, "trusted": self.trusted}
 
@@ -325,7 +319,7 @@ def canary(
     and the first model's where there is none, which may be nonsense itself when the model is weak; contests with a
     reference are taken first. The :data:`CANARIES` take turns.
 
-    Raises TeacherError as :func:`judge_pairs` does; for the finding see :meth:`Canary.check`.
+    Raises TeacherError as :func:`judge_pairs` does; for the finding see :attr:`Canary.trusted`.
     """
     drawn = sorted(items, key=lambda item: (item.reference is None, digest_json([seed, "canary", item.id])))[:count]
     staged = [
