@@ -12,11 +12,11 @@ Pair        one prompt with its real and its generated responses
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 
 import orjson
 
@@ -166,10 +166,19 @@ class Pair:
         )
 
 
-Record = TypeVar("Record", Example, Completion, Pair)
+class Storable(Protocol):
+    """What is stored as a line of JSON."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self: ...
 
 
-def write_records(path: Path, records: Iterable[Example | Completion | Pair]) -> None:
+Record = TypeVar("Record", bound=Storable)
+
+
+def write_records(path: Path, records: Iterable[Storable]) -> None:
     """Writes all records to ``path`` as JSON lines; the file is complete or absent."""
     with atomic_file(path) as file:
         for record in records:
@@ -177,19 +186,19 @@ def write_records(path: Path, records: Iterable[Example | Completion | Pair]) ->
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
-    """Reads a file of :func:`write_records`.
+    """Reads a file of :func:`write_records` into memory. ``RecordFile`` leaves it on disk.
 
     Raises RunError with ``path:line`` for a row that is not such a record.
     """
-    return list(_records(path, kind))
-
-
-def _records(path: Path, kind: type[Record]) -> Iterator[Record]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield kind.from_json(orjson.loads(line))
-            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                raise RunError(
-                    f"{path}:{number}: not a {kind.__name__} record ({error}); delete the file and run again"
-                ) from error
+        return [parse_record(line, kind, path, number) for number, line in enumerate(file, 1)]
+
+
+def parse_record(line: bytes, kind: type[Record], path: Path, number: int) -> Record:
+    """The record that line ``number`` of a file holds. Raises RunError when it holds none."""
+    try:
+        return kind.from_json(orjson.loads(line))
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path}:{number}: not a {kind.__name__} record ({error}); delete the file and run again"
+        ) from error

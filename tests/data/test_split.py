@@ -40,7 +40,7 @@ def test_a_prompt_is_on_one_side_only_and_no_example_is_lost(letters: list[str],
     examples = [ask(letter, str(number)) for number, letter in enumerate(letters)]
     train, held = split_examples(examples, fraction, seed)
     assert not {e.prompt for e in train} & {e.prompt for e in held}
-    assert sorted(train + held, key=examples.index) == examples
+    assert sorted([*train, *held], key=examples.index) == examples
 
 
 @given(st.integers(0, 5), st.integers(0, 50))

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import self_play_grammar as grammar
 
 
-@pytest.fixture(scope="module")
-def grammar() -> ModuleType:
-    """The benchmark, imported by its path."""
-    path = Path(__file__).resolve().parents[2] / "benchmarks" / "self_play_grammar.py"
-    spec = importlib.util.spec_from_file_location("self_play_grammar", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_answers_of_a_prompt_have_probability_one(grammar: ModuleType) -> None:
+def test_the_answers_of_a_prompt_have_probability_one() -> None:
     world = grammar.World()
     answers = list(world.answers(3))
     assert len(answers) == len(set(answers))
@@ -35,7 +20,7 @@ def test_the_answers_of_a_prompt_have_probability_one(grammar: ModuleType) -> No
     assert math.fsum(math.exp(world.log_probability(3, answer)) for answer in answers) == pytest.approx(1, abs=1e-12)
 
 
-def test_an_answer_of_another_form_has_probability_zero(grammar: ModuleType) -> None:
+def test_an_answer_of_another_form_has_probability_zero() -> None:
     world = grammar.World()
     first = next(iter(world.next(3, ())))
     strange = next(word for word in grammar.WORDS if word not in world.next(3, (first,)))
@@ -44,7 +29,7 @@ def test_an_answer_of_another_form_has_probability_zero(grammar: ModuleType) -> 
     assert world.log_probability(3, ("nowhere", first)) == -math.inf
 
 
-def test_samples_come_as_often_as_the_probability_says(grammar: ModuleType) -> None:
+def test_samples_come_as_often_as_the_probability_says() -> None:
     world, count = grammar.World(), 4000
     random = np.random.default_rng(0)
     (answer, seen), *_ = Counter(tuple(world.sample(3, random)) for _ in range(count)).most_common(1)
@@ -52,7 +37,7 @@ def test_samples_come_as_often_as_the_probability_says(grammar: ModuleType) -> N
     assert seen / count == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / count))
 
 
-def test_a_model_is_no_closer_to_the_truth_than_the_truth(grammar: ModuleType, tmp_path: Path) -> None:
+def test_a_model_is_no_closer_to_the_truth_than_the_truth(tmp_path: Path) -> None:
     world = grammar.World()
     rows = grammar.draw(world, seed=0, count=100)
     assert len({row.prompt for row in rows}) == 100

@@ -30,7 +30,9 @@ import orjson
 from spintune.data.formats import AUTO, FORMATS, Format, Row, flaw, format_named, kind_of, recognise
 from spintune.errors import DataError
 from spintune.progress import Progress, Silent
+from spintune.record_files import Joined, Selection, Spool
 from spintune.records import Example
+from spintune.storage import digest_file
 
 _BUILTIN = "builtin:"
 _SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -40,6 +42,7 @@ _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-
 _HEAD = 10  # rows whose keys are looked at to recognise a format
 _STRIDE = 1000  # rows between two reports of progress
 _SILENT = Silent()
+_DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """What one source gave: ``len(examples) + dropped.total() == read + repeated``.
+    """What one source gave: ``len(examples) + dropped.total() == read + repeated``. The examples stay on disk.
 
     read:      conversations found (a row of seed tasks holds one an instance)
     dropped:   conversations left out, by reason: empty_prompt, empty_answer, duplicate, over_limit, weight
@@ -71,7 +74,7 @@ class SourceResult:
 
     source: Source
     format: str
-    examples: list[Example]
+    examples: Sequence[Example]
     read: int
     dropped: Counter[str]
     repeated: int = 0
@@ -84,8 +87,8 @@ class Collection:
     sources: tuple[SourceResult, ...]
 
     @cached_property
-    def examples(self) -> list[Example]:
-        return [example for result in self.sources for example in result.examples]
+    def examples(self) -> Sequence[Example]:
+        return Joined(result.examples for result in self.sources)
 
     @property
     def read(self) -> int:
@@ -110,8 +113,8 @@ def read_sources(sources: Iterable[Source], seed: int, progress: Progress = _SIL
 
     Raises DataError like :func:`read_source`, and when nothing is left.
     """
-    seen: set[str] = set()
-    results = [_weigh(_unseen(read_source(source, progress), seen), seed) for source in sources]
+    earlier: set[int] = set()
+    results = [_weigh(read_source(source, progress, earlier), seed) for source in sources]
     collection = Collection(tuple(results))
     if not collection.examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(collection.dropped.items()))
@@ -120,10 +123,11 @@ def read_sources(sources: Iterable[Source], seed: int, progress: Progress = _SIL
     return collection
 
 
-def read_source(source: Source, progress: Progress = _SILENT) -> SourceResult:
+def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] | None = None) -> SourceResult:
     """Reads one source, without its weight: the distinct usable examples, in file order.
 
     ``limit`` takes the first N of them. The rows behind are still read and checked, and counted as ``over_limit``.
+    Those in ``earlier``, which holds ids as numbers, are dropped as duplicates, and the others are added to it.
 
     Raises DataError for a source that is not there, cannot be read, is empty or of an unknown format, and for the first
     broken row (invalid JSON or UTF-8, a missing key, a wrong type, an unknown role, a conversation without an answer).
@@ -132,23 +136,30 @@ def read_source(source: Source, progress: Progress = _SILENT) -> SourceResult:
     chosen = None if source.format == AUTO else format_named(source.format)
     table = _open(source)
     chosen, rows = (chosen, table.rows) if chosen else _recognised(source.path, table.rows)
-    examples: list[Example] = []
+    earlier = set() if earlier is None else earlier
+    examples = Spool(Example)
     dropped: Counter[str] = Counter()
-    seen: set[str] = set()
+    seen: set[int] = set()  # as numbers: half the memory of texts
     done = 0
     with progress.task(f"reading {source.path}", table.total, "rows") as task:
         for done, (number, value) in enumerate(rows, 1):
             for conversation in chosen.conversations(Row.of(value, table.where(number))):
                 example = Example(conversation, f"{source.path}:{number}")
-                if reason := _drop_reason(example, seen, len(examples), source.limit):
+                identity = int(example.id, 16)
+                if reason := _drop_reason(example, identity in seen, len(seen), source.limit):
                     dropped[reason] += 1
+                    continue
+                seen.add(identity)
+                if identity in earlier:
+                    dropped[_DUPLICATE] += 1
                 else:
-                    examples.append(example)
-                    seen.add(example.id)
+                    examples.add(example)
             if done % _STRIDE == 0:
                 task.advance(_STRIDE)
         task.advance(done % _STRIDE)
-    return SourceResult(source, chosen.name, examples, len(examples) + dropped.total(), dropped)
+    earlier |= seen
+    kept = examples.records()
+    return SourceResult(source, chosen.name, kept, len(kept) + dropped.total(), dropped)
 
 
 def rows_of(source: Source) -> Iterator[Row]:
@@ -159,11 +170,11 @@ def rows_of(source: Source) -> Iterator[Row]:
         yield Row.of(value, table.where(number))
 
 
-def _drop_reason(example: Example, seen: set[str], kept: int, limit: int | None) -> str | None:
+def _drop_reason(example: Example, seen: bool, kept: int, limit: int | None) -> str | None:
     if reason := flaw(example.messages):
         return reason
-    if example.id in seen:
-        return "duplicate"
+    if seen:
+        return _DUPLICATE
     return "over_limit" if limit is not None and kept >= limit else None
 
 
@@ -187,31 +198,25 @@ def _recognised(path: str, rows: Iterator[tuple[int, Any]]) -> tuple[Format, Ite
     return found, itertools.chain(head, rows)
 
 
-def _unseen(result: SourceResult, seen: set[str]) -> SourceResult:
-    """Drops the examples that ``seen`` holds, and adds the others to it."""
-    fresh = [example for example in result.examples if example.id not in seen]
-    seen.update(example.id for example in fresh)
-    return replace(result, examples=fresh, dropped=result.dropped + _count(duplicate=len(result.examples) - len(fresh)))
-
-
 def _weigh(result: SourceResult, seed: int) -> SourceResult:
     """Uses the examples ``weight`` times, see :func:`read_sources`."""
     distinct = len(result.examples)
     wanted = round(result.source.weight * distinct)
     copies, rest = divmod(wanted, distinct) if distinct else (0, 0)
+    positions = itertools.chain(*[range(distinct)] * copies, _sample(result.examples, rest, seed))
     return replace(
         result,
-        examples=result.examples * copies + _sample(result.examples, rest, seed),
+        examples=Selection(result.examples, positions),
         dropped=result.dropped + _count(weight=max(0, distinct - wanted)),
         repeated=max(0, wanted - distinct),
     )
 
 
-def _sample(examples: list[Example], size: int, seed: int) -> list[Example]:
-    def draw(position: int) -> bytes:
-        return hashlib.sha256(f"weight:{seed}:{examples[position].id}".encode()).digest()
-
-    return [examples[position] for position in sorted(sorted(range(len(examples)), key=draw)[:size])]
+def _sample(examples: Sequence[Example], size: int, seed: int) -> list[int]:
+    if not size:
+        return []
+    draws = [hashlib.sha256(f"weight:{seed}:{example.id}".encode()).digest() for example in examples]
+    return sorted(sorted(range(len(examples)), key=draws.__getitem__)[:size])
 
 
 def _count(**reasons: int) -> Counter[str]:
@@ -238,7 +243,7 @@ def _open(source: Source) -> _Table:
     file = Path(path).expanduser()
     hub_id = _HUB_ID.fullmatch(path)
     if path.startswith(_BUILTIN):
-        table = _json_table(path, _builtin(path.removeprefix(_BUILTIN)).read_bytes())
+        table = _json_table(path, _builtin(path.removeprefix(_BUILTIN)))
     elif file.is_dir():
         raise DataError(f"{path} is a folder; name a {_either(_SUFFIXES)} file in it")
     elif file.exists():
@@ -257,7 +262,7 @@ def source_digest(source: Source) -> str | None:
     file = Path(source.path).expanduser()
     if source.path.startswith(_BUILTIN):
         return hashlib.sha256(_builtin(source.path.removeprefix(_BUILTIN)).read_bytes()).hexdigest()
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+    return digest_file(file) if file.is_file() else None
 
 
 def _builtin(name: str) -> Traversable:
@@ -283,35 +288,50 @@ def _file_table(path: str, file: Path) -> _Table:
     if suffix not in _SUFFIXES:
         raise DataError(f"{path}: '{suffix or file.name}' is no known kind of data file; use {_either(_SUFFIXES)}")
     try:
-        data = file.read_bytes()
+        file.open("rb").close()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    return _parquet_table(path, data) if suffix == ".parquet" else _json_table(path, data)
+    return _parquet_table(path, file) if suffix == ".parquet" else _json_table(path, file)
 
 
-def _json_table(path: str, data: bytes) -> _Table:
+def _json_table(path: str, file: Path | Traversable) -> _Table:
     """JSON or JSON lines, told apart by what the bytes are, whatever the file is called.
 
-    A first line that is complete JSON with more to follow cannot begin one document, so those are JSON lines.
+    A first line that is complete JSON with more to follow cannot begin one document, so those are JSON lines. Only
+    they are read line by line; a document has to be in memory as a whole.
     """
-    data = data.removeprefix(codecs.BOM_UTF8)
-    _check_utf8(path, data)
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
-    if not lines:
+    count = 0
+    first, first_number = b"", 0
+    for number, line in _lines(file):
+        count += 1
+        if count == 1:
+            first, first_number = line, number
+    if not count:
         return _Table(path, iter(()), 0)
-    if len(lines) > 1 and _is_json(lines[0][1]):
-        return _lines_table(path, lines)
+    if count > 1 and _is_json(first):
+        return _lines_table(path, file, count)
+    data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    _check_utf8(path, data)
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         # Broken either way: its name and first byte decide whose line number helps.
-        if path.lower().endswith(".jsonl") and not lines[0][1].lstrip().startswith(b"["):
-            return _lines_table(path, lines)
+        if path.lower().endswith(".jsonl") and not first.lstrip().startswith(b"["):
+            return _lines_table(path, file, count)
         raise _invalid_json(f"{path}:{error.lineno}", error) from error
     if isinstance(document, dict) and recognise([document]):
-        return _Table(path, iter([(lines[0][0], document)]), 1, lines=True)
+        return _Table(path, iter([(first_number, document)]), 1, lines=True)
     rows = _rows_of(path, document)
     return _Table(path, enumerate(rows, 1), len(rows))
+
+
+def _lines(file: Path | Traversable) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, with their numbers."""
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            if text.strip():
+                yield number, text
 
 
 def _rows_of(path: str, document: Any) -> list[Any]:
@@ -331,15 +351,16 @@ def _is_list_of_objects(value: Any) -> bool:
     return isinstance(value, list) and (not value or any(isinstance(item, dict) for item in value))
 
 
-def _lines_table(path: str, lines: Sequence[tuple[int, bytes]]) -> _Table:
+def _lines_table(path: str, file: Path | Traversable, count: int) -> _Table:
     def rows() -> Iterator[tuple[int, Any]]:
-        for number, line in lines:
+        for number, line in _lines(file):
             try:
                 yield number, orjson.loads(line)
             except orjson.JSONDecodeError as error:
+                _check_utf8(path, line, number)
                 raise _invalid_json(f"{path}:{number}", error) from error
 
-    return _Table(path, rows(), len(lines), lines=True)
+    return _Table(path, rows(), count, lines=True)
 
 
 def _is_json(text: bytes) -> bool:
@@ -354,24 +375,34 @@ def _invalid_json(where: str, error: orjson.JSONDecodeError) -> DataError:
     return DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); mend or delete the row")
 
 
-def _check_utf8(path: str, data: bytes) -> None:
+def _check_utf8(path: str, data: bytes, first_line: int = 1) -> None:
     try:
         data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         raise DataError(f"{path}:{line}: not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8") from error
 
 
-def _parquet_table(path: str, data: bytes) -> _Table:
+def _parquet_table(path: str, file: Path) -> _Table:
     import pyarrow
     import pyarrow.parquet
 
+    def unreadable(error: Exception) -> DataError:
+        return DataError(f"{path}: not a readable parquet file ({_first_line(error)}); write it again")
+
     try:
-        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
+        table = pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({_first_line(error)}); write it again") from error
-    rows = (value for batch in table.to_batches(_STRIDE) for value in batch.to_pylist())
-    return _Table(path, enumerate(rows, 1), table.num_rows)
+        raise unreadable(error) from error
+
+    def rows() -> Iterator[Any]:
+        try:
+            for batch in table.iter_batches(_STRIDE):
+                yield from batch.to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise unreadable(error) from error
+
+    return _Table(path, enumerate(rows(), 1), table.metadata.num_rows)
 
 
 def _hub_table(path: str, name: str, revision: str | None, split: str) -> _Table:

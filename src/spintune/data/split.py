@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 
 import orjson
 
 from spintune.errors import DataError
+from spintune.record_files import Selection
 from spintune.records import Example, Message
 
 Prompt = tuple[Message, ...]
@@ -15,7 +17,7 @@ Prompt = tuple[Message, ...]
 
 def split_examples(
     examples: Sequence[Example], fraction: float, seed: int, most: int | None = None
-) -> tuple[list[Example], list[Example]]:
+) -> tuple[Selection[Example], Selection[Example]]:
     """Splits into (train, held-out), each in input order.
 
     Examples with the same prompt form a group and stay together, so that no held-out prompt is trained on. Of n groups
@@ -34,7 +36,9 @@ def split_examples(
     """
     if not 0 <= fraction < 1:
         raise DataError(f"a held-out fraction of {fraction} is of no use; give 0 or more, and less than 1")
-    prompts = sorted({example.prompt for example in examples}, key=lambda prompt: _draw(prompt, seed))
+    # equal for equal prompts; the prompts themselves need not stay in memory
+    draws = [_draw(example.prompt, seed) for example in examples]
+    prompts = sorted(set(draws))
     size = round(fraction * len(prompts))
     if fraction > 0 and len(prompts) > 1:
         size = max(1, size)
@@ -45,10 +49,10 @@ def split_examples(
             "lower it or add examples"
         )
     heldout = set(prompts[:size])
-    return (
-        [example for example in examples if example.prompt not in heldout],
-        [example for example in examples if example.prompt in heldout],
-    )
+    sides = (array("q"), array("q"))
+    for place, draw in enumerate(draws):
+        sides[draw in heldout].append(place)
+    return Selection(examples, sides[0]), Selection(examples, sides[1])
 
 
 def _draw(prompt: Prompt, seed: int) -> bytes:

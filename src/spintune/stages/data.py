@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from spintune.mixtures.mixture import Mixture, load_mixture, materialise
 from spintune.models.loading import load_tokenizer
 from spintune.progress import Progress, Silent
 from spintune.recipe import SYNTH, Recipe
+from spintune.record_files import Joined, Selection
 from spintune.records import Example, write_records
 from spintune.stages.synth import examples_file
 from spintune.stages.workbench import Workbench
@@ -21,8 +23,8 @@ from spintune.stages.workbench import Workbench
 class Data:
     """Examples to train on and to judge by, and what became of everything that was read."""
 
-    train: list[Example]
-    heldout: list[Example]
+    train: Sequence[Example]
+    heldout: Sequence[Example]
     facts: dict[str, Any]
 
 
@@ -57,15 +59,17 @@ def read_data(
     sources = _sources(recipe)
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
     fraction, most = recipe.data.eval_fraction, recipe.data.eval_limit
+    train: Sequence[Example]
+    heldout: Sequence[Example]
     train, heldout = split_examples(collection.examples, fraction, recipe.seed, most)
     facts: dict[str, Any] = {}
     if recipe.data.mixture and mixture:
         mixed = materialise(mixture, recipe.data.mixture.examples, progress)
-        train += mixed.examples
-        heldout += [rendered.example() for rendered in mixture.heldout(recipe.data.mixture.heldout_rows)]
+        tested = mixture.heldout(recipe.data.mixture.heldout_rows)
+        train, heldout = Joined([train, mixed.examples]), Joined([heldout, [element.example() for element in tested]])
         facts["mixture"] = mixed.report
     # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
-    heldout = list({example.id: example for example in heldout}.values())
+    heldout = _distinct(heldout)
     facts |= {
         "read": collection.read,
         "repeated": collection.repeated,
@@ -74,6 +78,13 @@ def read_data(
         "heldout": len(heldout),
     }
     return Data(train, heldout, facts)
+
+
+def _distinct(examples: Sequence[Example]) -> Sequence[Example]:
+    places: dict[str, int] = {}
+    for place, example in enumerate(examples):
+        places.setdefault(example.id, place)
+    return Selection(examples, places.values())
 
 
 def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:

@@ -233,7 +233,7 @@ class Play:
         return self.bench.render(examples, player.renderer("last"), self.section.max_new_tokens)
 
     @property
-    def played(self) -> list[Example]:
+    def played(self) -> Sequence[Example]:
         """What is played: the last assistant turn of each training example, or every one by itself."""
         return _every_turn(self.bench.train) if self.section.turns == "all" else self.bench.train
 

@@ -16,10 +16,12 @@ from spintune.models.logprobs import LogProbEngine
 from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
 from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
+from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
 from spintune.run import Run
 from spintune.stages.metering import Meter
 from spintune.storage import digest_json
+from spintune.tokens.cache import TokenCache
 from spintune.tokens.chat import Rendered, Row, RowRenderer, Turns, render
 from spintune.tokens.templates import template_source
 from spintune.tracking import Metrics
@@ -99,8 +101,9 @@ class Workbench:
         return self.run.folder / "data" / "heldout.jsonl"
 
     @cached_property
-    def train(self) -> list[Example]:
-        return read_records(self.train_file, Example)
+    def train(self) -> Sequence[Example]:
+        """They stay on disk."""
+        return RecordFile(self.train_file, Example)
 
     @cached_property
     def heldout(self) -> list[Example]:
@@ -109,11 +112,19 @@ class Workbench:
     def render(self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None) -> Rendered:
         data = self.recipe.data
         longest = min(filter(None, (max_response, data.max_target_length)), default=None)
-        return render(examples, renderer, data.max_length, longest, self.progress, data.max_input_length)
+
+        def tokenize() -> Rendered:
+            return render(examples, renderer, data.max_length, longest, self.progress, data.max_input_length)
+
+        if not isinstance(examples, RecordFile):
+            return tokenize()
+        lengths = [data.max_length, longest, data.max_input_length]
+        content = {"examples": examples.digest(), "renderer": renderer.fingerprint(), "lengths": lengths}
+        return TokenCache(self.cache / "tokens").rendered(content, tokenize)
 
     def render_heldout(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None
-    ) -> list[Row]:
+    ) -> Sequence[Row]:
         """The rows of held-out examples that fit. Raises DataError when there are examples and none does."""
         try:
             return self.render(examples, renderer, max_response).rows if examples else []

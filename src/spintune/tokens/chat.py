@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jinja2
 import orjson
 
 from spintune.errors import DataError, ModelError
 from spintune.progress import Progress, Silent
+from spintune.record_files import Spool
 from spintune.records import ROLES, Example, Message
 from spintune.tokens.layout import Control, Dialect, Part, Span, Turn, lay_out, split_controls
 from spintune.tokens.plain import PlainEncoder, Position
@@ -60,6 +61,16 @@ class Row:
     response_ids: tuple[int, ...]
     trained: tuple[bool, ...]
     complete: bool
+
+    def to_json(self) -> dict[str, Any]:
+        # nearly always all of them are
+        return {**vars(self), "trained": None if all(self.trained) else self.trained}
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Row:
+        response = tuple(row["response_ids"])
+        trained = (True,) * len(response) if row["trained"] is None else tuple(row["trained"])
+        return cls(row["example_id"], tuple(row["prompt_ids"]), response, trained, row["complete"])
 
 
 class RowRenderer(Protocol):
@@ -385,13 +396,13 @@ class Rendered:
     """Examples as rows that fit.
 
     Attributes:
-        rows: the kept rows, in the order of the examples.
+        rows: the kept rows, in the order of the examples. They stay on disk.
         dropped: how many examples were dropped, by reason; with ``rows`` they add up to ``read``.
         truncated: how many of the kept rows had their response cut.
         read: how many examples came in.
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
     dropped: Counter[str]
     truncated: int
     read: int
@@ -429,7 +440,8 @@ def render(
 
     Raises DataError when no row is left, and where :meth:`RowRenderer.row` does.
     """
-    rows: list[Row] = []
+    spool = Spool(Row)
+    truncated = 0
     dropped: Counter[str] = Counter()
     shortest_prompt: int | None = None
     with (progress or Silent()).task("tokenize", len(examples), "examples") as task:
@@ -438,15 +450,17 @@ def render(
             for row in batch:
                 fitted = fit(row, max_length, max_response, max_prompt)
                 if isinstance(fitted, Row):
-                    rows.append(fitted)
+                    spool.add(fitted)
+                    truncated += not fitted.complete
                 else:
                     dropped[fitted] += 1
             shortest = min(len(row.prompt_ids) for row in batch)
             shortest_prompt = shortest if shortest_prompt is None else min(shortest, shortest_prompt)
             task.advance(len(batch))
+    rows = spool.records()
     if not rows:
         raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt, max_prompt))
-    return Rendered(rows, dropped, sum(not row.complete for row in rows), len(examples))
+    return Rendered(rows, dropped, truncated, len(examples))
 
 
 class _RefusedError(Exception):

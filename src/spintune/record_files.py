@@ -1,0 +1,180 @@
+"""Sequences of records that stay on disk, so that memory does not grow with the data.
+
+===========  ================================================================
+RecordFile   the records of a file of JSON lines; 8 bytes of memory a record
+Spool        takes records one by one, and gives them back as a RecordFile
+Selection    some records of a sequence, in any order; 8 bytes a record
+Joined       several sequences, one behind the other
+===========  ================================================================
+
+They are compared, sliced and indexed like lists, and read only. A record is decoded whenever it is asked for.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+import tempfile
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Generic, TypeVar, overload
+
+import orjson
+
+from spintune.records import Storable, parse_record
+
+R = TypeVar("R")
+S = TypeVar("S", bound=Storable)
+
+_READ = 1 << 20  # bytes
+
+
+class _Lazy(Sequence[R], Generic[R]):
+    """What a sequence needs besides its length and one item: slices and equality with any sequence."""
+
+    def _item(self, position: int) -> R:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, position: int) -> R: ...
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[R]: ...
+    def __getitem__(self, position: int | slice) -> R | Sequence[R]:
+        if isinstance(position, slice):
+            return Selection(self, range(len(self))[position])
+        place = position + len(self) if position < 0 else position
+        if not 0 <= place < len(self):
+            raise IndexError(f"record {position} of {len(self)}")
+        return self._item(place)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class RecordFile(_Lazy[S], Generic[S]):
+    """The records of a file that :func:`spintune.records.write_records` or a :class:`Spool` wrote.
+
+    The file must not change while this is in use. Raises RunError with ``path:line`` where a line that is asked for is
+    not such a record.
+    """
+
+    def __init__(self, path: Path, kind: type[S], _file: BinaryIO | None = None) -> None:
+        self.path, self._kind = path, kind
+        self._file = _file or path.open("rb")
+        weakref.finalize(self, self._file.close)
+        self._ends = _line_ends(self._file.fileno())
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[S]:
+        """From the first to the last, which is faster than asking for one after the other."""
+        number = 0
+        for block, ends in self._blocks():
+            begin = 0
+            for end in ends:
+                number += 1
+                yield parse_record(block[begin:end], self._kind, self.path, number)
+                begin = end
+
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes."""
+        sha = hashlib.sha256()
+        for block in _read(self._file.fileno()):
+            sha.update(block)
+        return sha.hexdigest()
+
+    def _item(self, position: int) -> S:
+        begin = self._ends[position - 1] if position else 0
+        line = _at(self._file.fileno(), begin, self._ends[position] - begin)
+        return parse_record(line, self._kind, self.path, position + 1)
+
+    def _blocks(self) -> Iterator[tuple[bytes, list[int]]]:
+        """Runs of whole lines of about a megabyte, and where in them each line ends."""
+        begin = first = 0
+        while first < len(self._ends):
+            last = max(first + 1, bisect.bisect_right(self._ends, begin + _READ, first))
+            end = self._ends[last - 1]
+            yield _at(self._file.fileno(), begin, end - begin), [place - begin for place in self._ends[first:last]]
+            begin, first = end, last
+
+
+class Spool(Generic[S]):
+    """Takes records and keeps them in a temporary file that goes away with the last sequence that reads it."""
+
+    def __init__(self, kind: type[S]) -> None:
+        self._kind = kind
+        # the file has no name, so nothing is left of it when the process dies; who reads it closes it
+        self._file: BinaryIO = tempfile.TemporaryFile("w+b", prefix="spintune-")  # noqa: SIM115
+
+    def add(self, record: S) -> None:
+        self._file.write(orjson.dumps(record.to_json()) + b"\n")
+
+    def records(self) -> RecordFile[S]:
+        """What was added, in that order. Nothing can be added any more."""
+        self._file.flush()
+        return RecordFile(Path("temporary file"), self._kind, self._file)
+
+
+class Selection(_Lazy[R], Generic[R]):
+    """The records of ``base`` at ``positions``, which may repeat."""
+
+    def __init__(self, base: Sequence[R], positions: Iterable[int]) -> None:
+        self._base, self._positions = base, array("q", positions)
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def _item(self, position: int) -> R:
+        return self._base[self._positions[position]]
+
+
+class Joined(_Lazy[R], Generic[R]):
+    """Several sequences, one behind the other."""
+
+    def __init__(self, parts: Iterable[Sequence[R]]) -> None:
+        self._parts = [part for part in parts if len(part)]
+        self._ends = list(itertools.accumulate(map(len, self._parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[R]:
+        for part in self._parts:
+            yield from part
+
+    def _item(self, position: int) -> R:
+        number = bisect.bisect_right(self._ends, position)
+        before = self._ends[number - 1] if number else 0
+        return self._parts[number][position - before]
+
+
+def _line_ends(descriptor: int) -> array[int]:
+    """Where each line ends, its newline included."""
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        return array("q", itertools.accumulate(map(len, file)))
+
+
+def _read(descriptor: int) -> Iterator[bytes]:
+    begin = 0
+    while block := os.pread(descriptor, _READ, begin):
+        yield block
+        begin += len(block)
+
+
+def _at(descriptor: int, begin: int, size: int) -> bytes:
+    """Bytes at a place. Not mapped into memory: pages of a map would count as the process's."""
+    parts = []
+    while size > 0 and (part := os.pread(descriptor, size, begin)):
+        parts.append(part)
+        begin, size = begin + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
