@@ -37,10 +37,17 @@ def nothing_waits_for_the_disk() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def cache() -> Path:
-    """The user's own model cache, so that the alias is fetched once for all test runs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of the tests' own, also for the commands they start; models are the user's, fetched once."""
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune" / "models"
+    users.mkdir(parents=True, exist_ok=True)
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "spintune").mkdir()
+    (folder / "spintune" / "models").symlink_to(users)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "spintune"
 
 
 @pytest.fixture(scope="session")

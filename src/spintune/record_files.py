@@ -26,6 +26,7 @@ from typing import BinaryIO, Generic, TypeVar, overload
 import orjson
 
 from spintune.records import Storable, parse_record
+from spintune.storage import atomic_file
 
 R = TypeVar("R")
 S = TypeVar("S", bound=Storable)
@@ -84,6 +85,12 @@ class RecordFile(_Lazy[S], Generic[S]):
                 number += 1
                 yield parse_record(block[begin:end], self._kind, self.path, number)
                 begin = end
+
+    def copy_to(self, path: Path) -> None:
+        """Writes the same file once more; it is complete or absent."""
+        with atomic_file(path) as file:
+            for block in _read(self._file.fileno()):
+                file.write(block)
 
     def digest(self) -> str:
         """SHA-256 of the file's bytes."""

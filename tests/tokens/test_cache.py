@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spintune.record_files import RecordFile
+from spintune.record_files import Spool
 from spintune.tokens import cache
 from spintune.tokens.cache import TokenCache
 from spintune.tokens.chat import Rendered, Row
@@ -24,7 +24,10 @@ def render() -> Callable[[], Rendered]:
 
     def make() -> Rendered:
         make.calls += 1  # type: ignore[attr-defined]
-        return Rendered(ROWS, Counter(prompt_too_long=2), 1, 4)
+        spool = Spool(Row)
+        for row in ROWS:
+            spool.add(row)
+        return Rendered(spool.records(), Counter(prompt_too_long=2), 1, 4)
 
     make.calls = 0  # type: ignore[attr-defined]
     return make
@@ -34,8 +37,8 @@ def test_the_second_time_the_same_comes_from_disk(tmp_path: Path, render: Callab
     kept = TokenCache(tmp_path / "tokens")
     first, second = kept.rendered(CONTENT, render), kept.rendered(CONTENT, render)
     assert render.calls == 1  # type: ignore[attr-defined]
-    assert first == second == Rendered(ROWS, Counter(prompt_too_long=2), 1, 4)
-    assert isinstance(second.rows, RecordFile)
+    assert first == second
+    assert (second.rows, second.dropped, second.truncated, second.read) == (ROWS, {"prompt_too_long": 2}, 1, 4)
     assert [row.trained for row in second.rows] == [(True, True), (True, False, True)]
 
 

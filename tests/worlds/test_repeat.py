@@ -190,3 +190,13 @@ def test_stages_that_a_recipe_leaves_out_are_skipped(run: Run, tmp_path: Path, l
     # compared with where self-play starts: sft if there is one
     reference = "base" if left_out != "spin" else "sft"
     assert list(results["differences"]) == [f"{name} - {reference}" for name in models if name != reference]
+
+
+def test_a_run_on_the_same_data_tokenizes_them_no_more_and_trains_on_the_same(
+    run: Run, tmp_path: Path, contents: Contents
+) -> None:
+    first, second = Watching(), Watching()
+    for watching, out in ((first, tmp_path / "first"), (second, tmp_path / "second")):
+        run(out, progress=watching, data={"max_length": 95})  # which no other test asks for
+    assert first.tasks.count("tokenize") > second.tasks.count("tokenize")
+    assert contents(tmp_path / "first") == contents(tmp_path / "second")

@@ -172,8 +172,9 @@ def check_benchmarks(chosen: Sequence[Benchmark], data_dir: Path | None = None) 
 
     Raises as :func:`run_benchmarks` does, before anything is computed.
     """
-    if chosen:
-        _need_harness()
+    if not chosen:  # importing the harness takes a second
+        return {}
+    _need_harness()
     with tempfile.TemporaryDirectory(prefix="spintune-tasks-") as temporary:
         library = _Library(chosen, data_dir, Path(temporary))
         return {benchmark.task: library.title(benchmark) for benchmark in chosen}

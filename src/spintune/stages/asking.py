@@ -6,16 +6,15 @@ from spintune.models.loading import model_identity
 from spintune.models.teacher import LocalTeacher
 from spintune.recipe import EndpointSection, JudgeSection
 from spintune.stages.workbench import Player, Workbench
-from spintune.teachers.endpoint import Budget, Endpoint, EndpointTeacher
-from spintune.teachers.protocol import Teacher
+from spintune.teachers.budget import Budget
+from spintune.teachers.protocol import Teacher, Usage
 from spintune.teachers.replies import Replies
 
 
 def endpoint_teacher(bench: Workbench, section: EndpointSection, url: str, replies: Replies) -> Teacher:
     """An endpoint that goes on with the budget that earlier attempts left of it."""
-    endpoint = _endpoint(section, url)
-    identity = EndpointTeacher(endpoint, bench.environment).identity
-    return EndpointTeacher(endpoint, bench.environment, spent=replies.spent(identity))
+    identity = _ask(bench, section, url).identity
+    return _ask(bench, section, url, replies.spent(identity))
 
 
 def check_judge(bench: Workbench, section: JudgeSection) -> None:
@@ -23,11 +22,14 @@ def check_judge(bench: Workbench, section: JudgeSection) -> None:
     if section.url is None:
         model_identity(section.model, bench.cache)
     else:
-        EndpointTeacher(_endpoint(section, section.url), bench.environment)
+        _ask(bench, section, section.url)
 
 
-def _endpoint(section: EndpointSection, url: str) -> Endpoint:
-    return Endpoint(
+def _ask(bench: Workbench, section: EndpointSection, url: str, spent: Usage = Usage()) -> Teacher:  # noqa: B008
+    # the client takes a third of a second to import, which runs without an endpoint are spared
+    from spintune.teachers.endpoint import Endpoint, EndpointTeacher
+
+    endpoint = Endpoint(
         base_url=url,
         model=section.model,
         style=section.style,
@@ -39,6 +41,7 @@ def _endpoint(section: EndpointSection, url: str) -> Endpoint:
         extra=section.extra,
         max_tokens_field=section.max_tokens_field,
     )
+    return EndpointTeacher(endpoint, bench.environment, spent)
 
 
 def budget_of(section: EndpointSection | None) -> Budget:

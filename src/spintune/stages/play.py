@@ -167,7 +167,7 @@ class Play:
         """Everything that is written in an iteration before it trains, in the order of the prompts."""
         bench, section = self.bench, self.section
         rendered = self.rows(bench.load(self.iterates[-1]), self.played)
-        rows = rendered.rows
+        rows: Sequence[Row] = rendered.rows
         if section.refresh != 1:  # the first stretch alone; the newest player answers the others
             stretch = Rounds(len(rows), section, iteration, bench.recipe.seed, _nothing, _nothing)
             rows = [rows[prompt] for prompt in stretch.prompts_of(0)]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from spintune.record_files import RecordFile
-from spintune.records import write_records
 from spintune.storage import atomic_folder, digest_json, read_json, write_json
 from spintune.tokens.chat import Rendered, Row
 
@@ -44,7 +43,7 @@ class TokenCache:
         # a name of its own until it is complete: another process may be writing the same
         own = entry.with_name(f"{entry.name}-{os.getpid()}")
         with atomic_folder(own) as folder:
-            write_records(folder / "rows.jsonl", rendered.rows)
+            rendered.rows.copy_to(folder / "rows.jsonl")
             facts = {"dropped": rendered.dropped, "truncated": rendered.truncated, "read": rendered.read}
             write_json(folder / "facts.json", facts)
         try:

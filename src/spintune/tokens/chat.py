@@ -12,10 +12,10 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import jinja2
@@ -23,7 +23,7 @@ import orjson
 
 from spintune.errors import DataError, ModelError
 from spintune.progress import Progress, Silent
-from spintune.record_files import Spool
+from spintune.record_files import RecordFile, Spool
 from spintune.records import ROLES, Example, Message
 from spintune.tokens.layout import Control, Dialect, Part, Span, Turn, lay_out, split_controls
 from spintune.tokens.plain import PlainEncoder, Position
@@ -402,7 +402,7 @@ class Rendered:
         read: how many examples came in.
     """
 
-    rows: Sequence[Row]
+    rows: RecordFile[Row]
     dropped: Counter[str]
     truncated: int
     read: int
@@ -445,8 +445,7 @@ def render(
     dropped: Counter[str] = Counter()
     shortest_prompt: int | None = None
     with (progress or Silent()).task("tokenize", len(examples), "examples") as task:
-        for begin in range(0, len(examples), _BATCH):
-            batch = renderer.rows(examples[begin : begin + _BATCH])
+        for batch in map(renderer.rows, _batches(examples)):
             for row in batch:
                 fitted = fit(row, max_length, max_response, max_prompt)
                 if isinstance(fitted, Row):
@@ -461,6 +460,12 @@ def render(
     if not rows:
         raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt, max_prompt))
     return Rendered(rows, dropped, truncated, len(examples))
+
+
+def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
+    rest = iter(examples)
+    while batch := [*islice(rest, _BATCH)]:
+        yield batch
 
 
 class _RefusedError(Exception):
