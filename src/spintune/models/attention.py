@@ -25,6 +25,13 @@ from spintune.errors import ModelError
 
 NAME = "spintune_layout"
 
+_BLOCK = 512
+"""Keys that torch's fused kernel of a CPU takes at a time: shorter causal rows are computed in full."""
+
+_SHORT = 512
+"""Up to so many keys a CPU computes bfloat16 attention in float32: torch's fused kernel takes longer in bfloat16, six
+times as long for 48 tokens, 3.5 times for 150, 1.3 times for 320 (benchmarks/products.py)."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -113,6 +120,40 @@ class Branch:
         return visible if window is None else visible & (distance < window)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Responses of a branch that attend in one call, to the prompt and to themselves.
+
+    Attributes:
+        responses: their lengths.
+        whole: the prompt's queries are computed with them. Attention is then plainly causal, which needs no mask and
+            skips what is not seen; the prompt's own outputs are taken from the first piece only.
+    """
+
+    responses: tuple[int, ...]
+    whole: bool
+
+
+def pieces(branch: Branch) -> list[Piece]:
+    """How a branch is computed with little waste.
+
+    Together, its tokens would make products with all tokens of all siblings only to mask them: twice to three times
+    what is needed where responses are longer than the prompt. So only the first response goes with the prompt. Others
+    go with fewer than P tokens at a time, and see P + R tokens each; a long one goes with the prompt's queries, since
+    causal kernels then skip about half, but no less than a block.
+    """
+    first, *others = branch.responses or (0,)
+    found = [Piece((first,), True)]
+    for response in others:
+        if response >= branch.prompt and branch.prompt + response > _BLOCK:
+            found.append(Piece((response,), True))
+        elif not found[-1].whole and sum(found[-1].responses) + response < branch.prompt:
+            found[-1] = Piece((*found[-1].responses, response), False)
+        else:
+            found.append(Piece((response,), False))
+    return found
+
+
 @dataclass
 class PackedLayout:
     """Branches packed end to end into one row; each attends by itself, so nothing is padded."""
@@ -121,7 +162,15 @@ class PackedLayout:
     device: torch.device
     windows: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of every layer that attended."""
-    _masks: dict[tuple[int, int | None], Tensor | None] = field(default_factory=dict)
+    _masks: dict[tuple[int, Piece, int | None], Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._pieces = [pieces(branch) for branch in self.branches]
+        self._lengths = [
+            (0 if number else branch.prompt) + sum(piece.responses)
+            for branch, found in zip(self.branches, self._pieces, strict=True)
+            for number, piece in enumerate(found)
+        ]
 
     def positions(self) -> Tensor:
         """Position ids ``[1, T]``."""
@@ -129,21 +178,31 @@ class PackedLayout:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         self.windows[layer] = rule.window
-        lengths = [branch.length for branch in self.branches]
         # split, not slices: its backward is one concatenation instead of a zero-filled row for each piece
-        pieces = zip(q.split(lengths, 2), k.split(lengths, 2), v.split(lengths, 2), strict=True)
-        return torch.cat([attention(*piece, rule, self._mask(i, rule.window)) for i, piece in enumerate(pieces)], dim=2)
+        parts = zip(q.split(self._lengths, 2), k.split(self._lengths, 2), v.split(self._lengths, 2), strict=True)
+        outputs = []
+        for branch, found in zip(self.branches, self._pieces, strict=True):
+            first = next(parts)
+            outputs.append(attention(*first, rule, self._mask(branch.prompt, found[0], rule.window)))
+            prompt = [x[:, :, : branch.prompt] for x in first]
+            for piece in found[1:]:
+                mine = next(parts)
+                keys, values = (torch.cat([prompt[i], mine[i]], 2) for i in (1, 2))
+                queries = torch.cat([prompt[0], mine[0]], 2) if piece.whole else mine[0]
+                output = attention(queries, keys, values, rule, self._mask(branch.prompt, piece, rule.window))
+                outputs.append(output[:, :, branch.prompt :] if piece.whole else output)
+        return torch.cat(outputs, dim=2)
 
-    def _mask(self, index: int, window: int | None) -> Tensor | None:
-        """The branch's mask; None where it is plainly causal."""
-        branch = self.branches[index]
-        if window is not None and window >= branch.length:
+    def _mask(self, prompt: int, piece: Piece, window: int | None) -> Tensor | None:
+        """What the queries of a piece see; None where it is plainly causal."""
+        if window is not None and window >= prompt + max(piece.responses):
             window = None
-        if window is None and len(branch.responses) <= 1:
+        if window is None and piece.whole:
             return None
-        key = (index, window)
+        key = (prompt, piece, window)
         if key not in self._masks:
-            self._masks[key] = branch.visible(window).to(self.device)
+            visible = Branch(prompt, piece.responses).visible(window)
+            self._masks[key] = (visible if piece.whole else visible[prompt:]).to(self.device)
         return self._masks[key]
 
 
@@ -156,9 +215,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, rule: Rule, mask: Tensor | None) 
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     if rule.softcap is None:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scale)
+        # queries and keys come in float32 from rotary embeddings; autocast would round them before the kernel
+        if v.device.type == "cpu" and v.dtype == torch.bfloat16 and v.shape[2] <= _SHORT:
+            with torch.autocast("cpu", enabled=False):
+                return _fused(q.float(), k.float(), v.float(), rule, mask).to(v.dtype)
+        return _fused(q, k, v, rule, mask)
     # soft-capped scores (Gemma 2, arXiv 2408.00118, section 2) have no fused kernel here
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     scores = rule.softcap * torch.tanh(q @ k.transpose(2, 3) * (rule.scale / rule.softcap))
     return scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, rule: Rule, mask: Tensor | None) -> Tensor:
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=rule.scale)

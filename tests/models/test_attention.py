@@ -1,0 +1,89 @@
+"""Attention of packed rows is masked attention over everything, however it is cut into calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from spintune.models import attention
+from spintune.models.attention import Branch, PackedLayout, Rule, pieces
+
+lengths = st.integers(1, 6)
+branches = st.lists(st.builds(Branch, lengths, st.lists(lengths, max_size=4).map(tuple)), min_size=1, max_size=3)
+
+
+def by_definition(q: Tensor, k: Tensor, v: Tensor, rule: Rule, layout: PackedLayout) -> Tensor:
+    """Every query against every key of the row, then a mask."""
+    visible = torch.block_diag(*[branch.visible(rule.window).double() for branch in layout.branches]).bool()
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    scores = q @ k.transpose(2, 3) * rule.scale
+    if rule.softcap:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
+
+
+def drawn(total: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(total)
+    return [
+        torch.randn(1, heads, total, 8, dtype=torch.float64, generator=draw).to(dtype).requires_grad_()
+        for heads in (4, 2, 2)
+    ]
+
+
+@given(
+    branches=branches,
+    block=st.sampled_from([2, 6, 512]),
+    rule=st.builds(Rule, st.just(0.3), st.sampled_from([None, 1, 3, 50]), st.sampled_from([None, 5.0])),
+)
+def test_a_packed_row_attends_as_its_mask_says(branches: list[Branch], block: int, rule: Rule) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "_BLOCK", block)
+        layout = PackedLayout(branches, torch.device("cpu"))
+        mine, wanted = (drawn(sum(branch.length for branch in branches)) for _ in range(2))
+        found = layout.attend(0, *mine, rule)
+        expected = by_definition(*wanted, rule, layout)
+        torch.testing.assert_close(found, expected)
+        weight = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).reshape(found.shape)
+        (found * weight).sum().backward()
+        (expected * weight).sum().backward()
+    tolerance = 1e-5 if rule.softcap else 1e-9  # soft-capped scores go through a float32 softmax
+    for one, other in zip(mine, wanted, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=tolerance, atol=tolerance)
+    assert layout.windows == {0: rule.window}
+
+
+@given(branch=st.builds(Branch, st.integers(1, 900), st.lists(st.integers(1, 900), max_size=6).map(tuple)))
+def test_pieces_hold_every_response_once_and_in_order(branch: Branch) -> None:
+    found = pieces(branch)
+    assert [length for piece in found for length in piece.responses if length] == list(branch.responses)
+    masked = [piece for piece in found if not piece.whole]
+    assert all(len(piece.responses) == 1 or sum(piece.responses) < branch.prompt for piece in masked)
+
+
+def test_a_long_response_goes_with_its_prompt_and_short_ones_together() -> None:
+    assert [(piece.responses, piece.whole) for piece in pieces(Branch(100, (500, 500, 30, 40, 50, 200)))] == [
+        ((500,), True),
+        ((500,), True),  # 600 tokens are more than a block
+        ((30, 40), False),
+        ((50,), False),  # with it they would be more than the prompt
+        ((200,), False),
+    ]
+
+
+@pytest.mark.parametrize("rounded_early", [True, False])
+def test_short_bfloat16_attention_is_float32_attention_of_the_same_numbers(rounded_early: bool) -> None:
+    branch = Branch(5, (7, 3))
+    q, k, v = drawn(branch.length, torch.bfloat16)
+    if not rounded_early:  # as rotary embeddings leave queries and keys under autocast
+        q, k = q.detach().float() * 1.001, k.detach().float() * 0.999
+    layout = PackedLayout([branch], torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layout.attend(0, q, k, v, Rule(0.3))
+    expected = by_definition(q.float(), k.float(), v.float(), Rule(0.3), layout)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, expected.to(torch.bfloat16), rtol=2**-7, atol=1e-6)
+    if not rounded_early:
+        assert (found.float() - expected).abs().max() < 2**-8 * expected.abs().max()
