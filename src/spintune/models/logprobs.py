@@ -303,23 +303,30 @@ def precision(model: PreTrainedModel, autocast: torch.dtype | None) -> contextli
 
 
 class _TokenLogProb(torch.autograd.Function):
-    """``log softmax(logits)[target]``, whose gradient overwrites the logits instead of taking a second buffer."""
+    """``log softmax(logits)[target]``, whose gradient overwrites the logits instead of taking a second buffer.
+
+    Some rows at a time, so that what is between stays in a processor's cache: a third of the time of ``logsumexp`` over
+    all of them, and of its derivative.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> Tensor:
-        normaliser_M = torch.logsumexp(logits_MV, -1)
         # saved the ordinary way, so that checkpoint() can drop the logits of a piece until backward
-        ctx.save_for_backward(logits_MV, normaliser_M, target_M)
-        return logits_MV.gather(1, target_M[:, None])[:, 0] - normaliser_M
+        ctx.save_for_backward(logits_MV, target_M)
+        return torch.cat([_logprob(logits, target) for logits, target in _rows(logits_MV, target_M)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits_MV, normaliser_M, target_M = ctx.saved_tensors
-        grad_M = grads[0]
-        probability_MV = logits_MV.sub_(normaliser_M[:, None]).exp_()
-        gradient_MV = probability_MV.mul_(-grad_M[:, None])
-        gradient_MV.scatter_add_(1, target_M[:, None], grad_M[:, None])
-        return gradient_MV, None
+        logits_MV, target_M = ctx.saved_tensors
+        for logits, grad in _rows(logits_MV, grads[0]):
+            torch.mul(logits.softmax(-1), -grad[:, None], out=logits)
+        return logits_MV.scatter_add_(1, target_M[:, None], grads[0][:, None]), None
+
+
+def _rows(logits_MV: Tensor, other_M: Tensor) -> zip[tuple[Tensor, Tensor]]:
+    """Runs of rows of about 4 MB of float32 on a processor, of 1 GB on a GPU, where few large calls are best."""
+    rows = max(1, 2 ** (20 if logits_MV.device.type == "cpu" else 28) // logits_MV.shape[1])
+    return zip(logits_MV.split(rows), other_M.split(rows), strict=True)
 
 
 def _logprob(logits_MV: Tensor, target_M: Tensor) -> Tensor:
