@@ -24,7 +24,7 @@ check: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/everything.py --out benchmark-results
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -121,6 +121,7 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
 
     reports: list[StepReport] = []
     ends: list[float] = []
+    started = time.perf_counter()
 
     def report(step: StepReport) -> None:
         reports.append(step)
@@ -137,6 +138,7 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
     )
     return {
         **result,
+        "first_seconds": ends[0] - started,
         "seconds": [end - begin for begin, end in itertools.pairwise(ends)],
         "losses": [step.loss for step in reports],
         "grad_norms": [step.grad_norm for step in reports],

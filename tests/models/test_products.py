@@ -55,6 +55,18 @@ def test_bfloat16_products_agree_with_autocast(weights, copy_bytes):
     torch.testing.assert_close(found.float(), expected.float(), rtol=0, atol=2**-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("copy_bytes", [0, ENOUGH], ids=["weights as they are", "weights rounded once"])
+def test_on_a_gpu_products_are_those_of_autocast(copy_bytes):
+    model = layers(torch.float32).cuda()
+    x = torch.randn(7, 48, generator=torch.Generator().manual_seed(1)).cuda()
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        expected = model(x)
+        with fast_linears(model, torch.bfloat16, copy_bytes):
+            assert ("forward" in model[0].__dict__) == bool(copy_bytes)
+            torch.testing.assert_close(model(x), expected)
+
+
 def test_only_plain_layers_of_supported_types_are_changed_and_all_are_restored_even_after_an_error():
     model = layers(torch.float32)
     changed = []

@@ -6,8 +6,8 @@ over T x T but a *layout*: an object that receives queries, keys and values of e
     :func:`enable_layouts`  points a model at the attention function of this module
     :class:`PackedLayout`   prompts, each with its responses (training, scoring)
 
-The generator's key-value cache is a layout as well (``slots.py``). A back-end for variable-length flash attention
-is one more class with an ``attend`` method.
+The generator's key-value cache is a layout as well (``slots.py``), and so is variable-length flash attention on GPUs
+(``varlen.py``).
 """
 
 from __future__ import annotations

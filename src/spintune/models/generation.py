@@ -48,8 +48,11 @@ class Generator(Protocol):
 
 def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> Generator:
     """The fastest generator that is right for the engine's model."""
-    kind = BatchGenerator if engine.packed else PlainGenerator
-    return kind(engine.model, tokenizer, stop_ids, engine.autocast)
+    if not engine.packed:
+        return PlainGenerator(engine.model, tokenizer, stop_ids, engine.autocast)
+    device = engine.model.device
+    room = torch.cuda.get_device_properties(device).total_memory // 2**22 if device.type == "cuda" else 4096
+    return BatchGenerator(engine.model, tokenizer, stop_ids, engine.autocast, cache_megabytes=room)
 
 
 @dataclass

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from spintune.models.attention import Branch, PackedLayout, disable_layouts, enable_layouts
 from spintune.models.products import fast_training
 from spintune.models.seq2seq import EncoderDecoder
+from spintune.models.varlen import VarlenLayout, flash_kernel
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +258,9 @@ class Decoder:
     def hidden(self, queries: Sequence[Query]) -> Tensor:
         """A prompt is computed once for all of its responses."""
         device = self.model.device
-        layout = PackedLayout([Branch(len(q.prompt), tuple(map(len, q.branches))) for q in queries], device)
+        branches = [Branch(len(q.prompt), tuple(map(len, q.branches))) for q in queries]
+        kernel = flash_kernel(device)
+        layout = VarlenLayout(branches, device, kernel) if kernel else PackedLayout(branches, device)
         ids = [token for q in queries for part in (q.prompt, *q.branches) for token in part]
         hidden_1TD = self.model.base_model(
             input_ids=torch.tensor([ids], device=device),

@@ -19,12 +19,17 @@ from torch import Tensor, nn
 def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int) -> Iterator[None]:
     """Inside, linear layers of ``model`` that are on a CPU run in oneDNN. No gradients, and no change of weights.
 
+    On a GPU they get weights in ``autocast``'s type, which autocast itself would make anew for every token.
+
     Args:
         autocast: type of the products, or None for the weights' own. float32 and bfloat16 are taken over.
         copy_bytes: the weights are put into oneDNN's order if the copies fit into this; otherwise used as they are.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_run(layer, autocast)]
+    linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in linears if _can_run(layer, autocast) or _is_rounded(layer, autocast)]
     total = sum(layer.weight.numel() * (autocast or layer.weight.dtype).itemsize for layer in layers)
+    if total > copy_bytes:
+        layers = [layer for layer in layers if layer.weight.device.type == "cpu"]
     for layer in layers:
         layer.forward = _product(layer, autocast, total <= copy_bytes)  # type: ignore[method-assign,assignment]
     try:
@@ -44,10 +49,18 @@ def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def _is_rounded(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
+    """Does autocast round the weights of a plain layer on a GPU?"""
+    plain = type(layer) is nn.Linear and "forward" not in layer.__dict__ and layer.weight.device.type == "cuda"
+    return plain and autocast is not None and layer.weight.dtype != autocast
+
+
 def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> Callable[[Tensor], Tensor]:
     dtype = autocast or layer.weight.dtype
     weight = layer.weight.detach().to(dtype)
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+    if weight.device.type != "cpu":
+        return lambda x: nn.functional.linear(x.to(dtype), weight, bias)
     if reorder:
         weight = torch.ops.mkldnn._reorder_linear_weight(weight)
 
