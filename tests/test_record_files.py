@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import resource
+import signal
 import tracemalloc
 from collections.abc import Sequence
 from itertools import chain
@@ -15,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune import record_files
-from spintune.errors import RunError
+from spintune.errors import RunError, StorageError
 from spintune.record_files import Joined, RecordFile, Selection, Spool
 from spintune.records import Example, Message, write_records
 
@@ -113,3 +115,15 @@ def test_a_record_on_disk_costs_eight_bytes_of_memory(tmp_path: Path) -> None:
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 8 * count * 1.2 + 100_000
+
+
+def test_no_room_for_temporary_files_is_one_line_that_says_what_to_do() -> None:
+    allowed, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, most))
+    try:
+        with pytest.raises(StorageError, match=r"temporary files .* set TMPDIR"):
+            spooled([example("long " * 200)] * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, most))
+        signal.signal(signal.SIGXFSZ, before)

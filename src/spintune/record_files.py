@@ -13,6 +13,7 @@ They are compared, sliced and indexed like lists, and read only. A record is dec
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
@@ -25,6 +26,7 @@ from typing import BinaryIO, Generic, TypeVar, overload
 
 import orjson
 
+from spintune.errors import StorageError
 from spintune.records import Storable, parse_record
 from spintune.storage import atomic_file
 
@@ -115,20 +117,37 @@ class RecordFile(_Lazy[S], Generic[S]):
 
 
 class Spool(Generic[S]):
-    """Takes records and keeps them in a temporary file that goes away with the last sequence that reads it."""
+    """Takes records and keeps them in a temporary file that goes away with the last sequence that reads it.
+
+    Raises StorageError when the temporary folder has no room for it.
+    """
 
     def __init__(self, kind: type[S]) -> None:
         self._kind = kind
-        # the file has no name, so nothing is left of it when the process dies; who reads it closes it
-        self._file: BinaryIO = tempfile.TemporaryFile("w+b", prefix="spintune-")  # noqa: SIM115
+        with _temporary_room():
+            # the file has no name, so nothing is left of it when the process dies; who reads it closes it
+            self._file: BinaryIO = tempfile.TemporaryFile("w+b", prefix="spintune-")  # noqa: SIM115
 
     def add(self, record: S) -> None:
-        self._file.write(orjson.dumps(record.to_json()) + b"\n")
+        with _temporary_room():
+            self._file.write(orjson.dumps(record.to_json()) + b"\n")
 
     def records(self) -> RecordFile[S]:
         """What was added, in that order. Nothing can be added any more."""
-        self._file.flush()
+        with _temporary_room():
+            self._file.flush()
         return RecordFile(Path("temporary file"), self._kind, self._file)
+
+
+@contextlib.contextmanager
+def _temporary_room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the folder for temporary files cannot hold what is read ({error.strerror or error}); free some space "
+            "there, or set TMPDIR to a folder that has more"
+        ) from error
 
 
 class Selection(_Lazy[R], Generic[R]):

@@ -90,3 +90,13 @@ def test_one_entry_larger_than_the_whole_cache_is_kept(tmp_path: Path, render: C
     kept.rendered(CONTENT, render)
     kept.rendered(CONTENT, render)
     assert render.calls == 1  # type: ignore[attr-defined]
+
+
+def test_where_nothing_can_be_kept_the_rows_come_all_the_same_with_a_warning(
+    tmp_path: Path, render: Callable[[], Rendered], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tokens").write_text("a file where the folder should be")
+    found = TokenCache(tmp_path / "tokens").rendered(CONTENT, render)
+    assert found.rows == ROWS
+    assert "will tokenize again" in caplog.text
+    assert (tmp_path / "tokens").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 from collections import Counter
@@ -13,9 +14,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from spintune.errors import StorageError
 from spintune.record_files import RecordFile
 from spintune.storage import atomic_folder, digest_json, read_json, write_json
 from spintune.tokens.chat import Rendered, Row
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,10 @@ class TokenCache:
         found = _read(entry)
         if found is None:
             found = render()
-            self._keep(entry, found)
+            try:
+                self._keep(entry, found)
+            except StorageError as error:  # a full disk here is no reason to stop
+                log.warning("the next run will tokenize again: %s", str(error).partition(";")[0])
         return found
 
     def _keep(self, entry: Path, rendered: Rendered) -> None:
@@ -68,6 +75,8 @@ def _read(entry: Path) -> Rendered | None:
         os.utime(entry)  # used just now
     except FileNotFoundError:
         shutil.rmtree(entry, ignore_errors=True)  # somebody deleted a part of it
+        return None
+    except OSError:  # not ours to read
         return None
     return Rendered(rows, Counter(facts["dropped"]), facts["truncated"], facts["read"])
 
