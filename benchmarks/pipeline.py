@@ -75,10 +75,8 @@ def spintune(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
     from spintune.models.loading import load_model
     from spintune.models.logprobs import LogProbEngine
     from spintune.models.sampling import Sampling
-    from spintune.training.loop import keep_freed_memory
 
     torch.set_num_threads(threads())
-    keep_freed_memory()
     loaded = load_model(workload.model, cache=Path(spec["cache"]), precision=spec["precision"])
     generator = build_generator(LogProbEngine(loaded.model, loaded.autocast), loaded.tokenizer, frozenset(spec["stop"]))
     prompts = [tuple(pair.prompt) for pair in workload.pairs]

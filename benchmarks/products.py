@@ -25,8 +25,8 @@ from spintune.data.sources import Source, read_sources
 from spintune.models import logprobs
 from spintune.models.loading import load_model
 from spintune.models.logprobs import LogProbEngine, pack
+from spintune.models.memory import keep_freed_memory
 from spintune.tokens.chat import Renderer
-from spintune.training.loop import keep_freed_memory
 from spintune.training.objectives import NegativeLogLikelihood
 
 SHAPES = ((976, 576, 1536), (976, 1536, 576), (976, 576, 576), (976, 576, 192), (627, 576, 49152))

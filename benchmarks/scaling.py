@@ -24,8 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from workload import ModelShape, PreferencePair, Workload, step_operations
 
 from spintune.models.logprobs import LogProbEngine, pack
+from spintune.models.memory import keep_freed_memory
 from spintune.records import Answer, Pair
-from spintune.training.loop import keep_freed_memory
 from spintune.training.objectives import SelfPlay
 
 TOKENS_PER_FORWARD = 1024

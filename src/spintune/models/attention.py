@@ -29,8 +29,8 @@ _BLOCK = 512
 """Keys that torch's fused kernel of a CPU takes at a time: shorter causal rows are computed in full."""
 
 _SHORT = 512
-"""Up to so many keys a CPU computes bfloat16 attention in float32: torch's fused kernel takes longer in bfloat16, six
-times as long for 48 tokens, 3.5 times for 150, 1.3 times for 320 (benchmarks/products.py)."""
+"""Up to so many keys a CPU computes bfloat16 attention in float32: torch's fused kernel takes longer in bfloat16, 3.7
+times as long for 48 tokens and 1.8 times for 150 on one thread (benchmarks/products.py), more on two."""
 
 
 @dataclass(frozen=True)

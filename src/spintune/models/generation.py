@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spintune.models.attention import Layout
 from spintune.models.logprobs import LogProbEngine, head_logits, precision
+from spintune.models.memory import keep_freed_memory
 from spintune.models.products import fast_linears
 from spintune.models.sampling import Sampling, choose, penalise, stream_keys, uniforms
 from spintune.models.seq2seq import start_token
@@ -171,6 +172,7 @@ class BatchGenerator:
             return [Completion((), "", "length", 0.0) for _ in prompts]
         if not all(prompts):
             raise ValueError("a prompt needs at least one token to predict from")
+        keep_freed_memory()
         # for a single row the weights' own order is as good
         copy_bytes = self.cache_bytes // 2 if len(prompts) > 1 else 0
         with fast_linears(self.model, self.autocast, copy_bytes):

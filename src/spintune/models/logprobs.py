@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from spintune.models.attention import Branch, PackedLayout, disable_layouts, enable_layouts
+from spintune.models.memory import keep_freed_memory
 from spintune.models.products import fast_training
 from spintune.models.seq2seq import EncoderDecoder
 from spintune.models.varlen import VarlenLayout, flash_kernel
@@ -158,6 +159,7 @@ class LogProbEngine:
 
         ``budget`` is the number of tokens computed at once; ``done`` is told how many queries are finished.
         """
+        keep_freed_memory()
         scores: list[list[float]] = []
         for run in pack(queries, lambda q: q.tokens, budget):
             sums = iter(self(run).sum_N.tolist())
@@ -170,6 +172,7 @@ class LogProbEngine:
         self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
     ) -> list[list[tuple[float, bool]]]:
         """Like :meth:`score`, with each number whether every scored token is the likeliest one where it stands."""
+        keep_freed_memory()
         scores: list[list[tuple[float, bool]]] = []
         for run in pack(queries, lambda q: q.tokens, budget):
             with precision(self.model, self.autocast), fast_training(self.model, self.autocast):
