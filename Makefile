@@ -12,9 +12,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# what every commit passes
+# what every commit passes: about a minute on two cores
 quick: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check .
