@@ -19,6 +19,7 @@ import itertools
 import os
 import tempfile
 import weakref
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,8 +40,9 @@ _READ = 1 << 20  # bytes
 class _Lazy(Sequence[R], Generic[R]):
     """What a sequence needs besides its length and one item: slices and equality with any sequence."""
 
+    @abstractmethod
     def _item(self, position: int) -> R:
-        raise NotImplementedError
+        """The record at a position that is there."""
 
     @overload
     def __getitem__(self, position: int) -> R: ...
