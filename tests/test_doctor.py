@@ -17,13 +17,17 @@ Spintune = Callable[..., Any]
 def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     result = spintune("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(result.out)}
-    assert {*doctor.REQUIRED, *doctor.OPTIONAL, "python", "processor", "memory", "gpu", "cache", "here"} == set(
-        findings
-    )
+    own = {"python", "processor", "attention", "memory", "gpu", "cache", "here"}
+    assert {*doctor.REQUIRED, *doctor.OPTIONAL, *own} == set(findings)
     assert result.code == (0 if all(finding["fine"] for finding in findings.values()) else 1)
     import torch
 
     assert findings["torch"]["text"] == torch.__version__
+
+
+def test_attention_that_is_not_compiled_is_said(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPINTUNE_KERNELS", "off")
+    assert "ok    attention: torch's own, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spintune.errors import SpintuneError
+from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
     from spintune.pipeline import Stage
@@ -139,13 +140,13 @@ def inspect(
 
     path = _recipe_path(words)
     recipe = load_recipe(path, words[1:] if path else words)
-    tokenizer = load_tokenizer(recipe.model, cache=_cache())
+    tokenizer = load_tokenizer(recipe.model, cache=cache_folder())
     renderer = build_renderer(
-        tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=_cache())
+        tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=cache_folder())
     )
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
     whole = recipe.model_copy(update={"data": data})
-    found = read_data(whole, mixture_of(whole, _cache()))
+    found = read_data(whole, mixture_of(whole, cache_folder()))
     longest = (data.max_length, data.max_target_length, None, data.max_input_length)
     rendered = render(found.train, renderer, *longest)
     lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
@@ -211,7 +212,7 @@ def mix(
     recipe = load_recipe(path, (words or [])[1:])
     if recipe.data.mixture is None:
         raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
-    mixed = read_data(recipe, mixture_of(recipe, _cache()))
+    mixed = read_data(recipe, mixture_of(recipe, cache_folder()))
     if json:
         _print_json(mixed.facts["mixture"])
     else:
@@ -344,7 +345,7 @@ def doctor(json: Json = False) -> None:
     """Say what is installed, what each part can use, and what is wrong."""
     from spintune.doctor import examine
 
-    findings = examine(_cache())
+    findings = examine(cache_folder())
     if json:
         _print_json([finding.to_json() for finding in findings])
     else:
@@ -402,7 +403,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
             from spintune.pipeline import run_recipe
 
         _quiet_libraries()
-        results = run_recipe(recipe, _cache(), progress, until, os.environ)
+        results = run_recipe(recipe, cache_folder(), progress, until, os.environ)
     if as_json:
         _print_json(results)
     else:
@@ -454,7 +455,7 @@ def _speaker(model: str, template: str, sampling: Any) -> Any:
     from spintune.records import Message
 
     _quiet_libraries()
-    loaded = load_model(model, cache=_cache())
+    loaded = load_model(model, cache=cache_folder())
     renderer = loaded.renderer(template)
     generator = build_generator(LogProbEngine(loaded.model, loaded.autocast), loaded.tokenizer, renderer.stop_ids)
 
@@ -503,10 +504,6 @@ def _lasting_imports() -> Iterator[None]:
     finally:
         gc.enable()
         gc.freeze()
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
 
 
 def _print_json(value: Any) -> None:

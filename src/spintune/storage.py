@@ -22,6 +22,11 @@ from spintune.errors import RunError, StorageError
 _TEMPORARY = ".partial"
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: models, tokens, compiled code."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turns the operating system's refusals to write into one clear line."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from spintune.errors import ModelError
+from spintune.models.native.attention import Plan, attend_runs, can_attend
 
 NAME = "spintune_layout"
 
@@ -120,6 +121,28 @@ class Branch:
         return visible if window is None else visible & (distance < window)
 
 
+class Run(NamedTuple):
+    """``tokens`` of a row from ``begin`` on, which see ``before`` tokens from ``prefix`` on, then themselves, causally."""
+
+    begin: int
+    tokens: int
+    prefix: int
+    before: int
+
+
+def runs(branches: Sequence[Branch]) -> list[list[Run]]:
+    """Causal runs of each branch: its prompt with the first response, then every other response."""
+    found, begin = [], 0
+    for branch in branches:
+        first, *others = branch.responses or (0,)
+        mine = [Run(begin, branch.prompt + first, begin, 0)]
+        for response in others:
+            mine.append(Run(mine[-1].begin + mine[-1].tokens, response, begin, branch.prompt))
+        found.append(mine)
+        begin += branch.length
+    return found
+
+
 @dataclass(frozen=True)
 class Piece:
     """Responses of a branch that attend in one call, to the prompt and to themselves.
@@ -156,13 +179,18 @@ def pieces(branch: Branch) -> list[Piece]:
 
 @dataclass
 class PackedLayout:
-    """Branches packed end to end into one row; each attends by itself, so nothing is padded."""
+    """Branches packed end to end into one row; each attends by itself, so nothing is padded.
+
+    On a CPU with compiled code all of it is one call (``native``). Otherwise torch's fused attention is called for
+    every piece of a branch.
+    """
 
     branches: Sequence[Branch]
     device: torch.device
     windows: dict[int, int | None] = field(default_factory=dict)
     """The sliding window of every layer that attended."""
     _masks: dict[tuple[int, Piece, int | None], Tensor | None] = field(default_factory=dict)
+    _plan: Plan | None = None
 
     def __post_init__(self) -> None:
         self._pieces = [pieces(branch) for branch in self.branches]
@@ -178,6 +206,12 @@ class PackedLayout:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         self.windows[layer] = rule.window
+        if can_attend(q, k, v, rule.softcap):
+            self._plan = self._plan or Plan(runs(self.branches))
+            return attend_runs(q, k, v, self._plan, rule.scale, rule.window)
+        return self._attend_pieces(q, k, v, rule)
+
+    def _attend_pieces(self, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         # split, not slices: its backward is one concatenation instead of a zero-filled row for each piece
         parts = zip(q.split(self._lengths, 2), k.split(self._lengths, 2), v.split(self._lengths, 2), strict=True)
         outputs = []

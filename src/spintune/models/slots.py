@@ -8,6 +8,7 @@ Both are layouts (``attention.py``): the prefix of the call that reads it, the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from spintune.models.attention import Rule, attention
+from spintune.models.native.attention import Plan, attend_runs, attend_slots, can_attend
 
 GROUP = 32
 """Slots that attend in one product, as far as the longest of them."""
@@ -30,6 +32,8 @@ class Prefix:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         self.length = q.shape[2]
         self._pairs[layer] = k, v
+        if can_attend(q, k, v, rule.softcap):
+            return attend_runs(q, k, v, Plan([[(0, self.length, 0, 0)]]), rule.scale, rule.window)
         return attention(q, k, v, rule, _visible(0, self.length, rule.window, q.device))
 
     def of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,8 +45,8 @@ class SlotCache:
     """Keys and values of up to ``slots`` sequences, and the layout of the row that is being computed.
 
     Slot i belongs to the i-th running sequence; running sequences fill the slots from 0 without gaps, so the running
-    part of the cache is a plain slice and is never copied to be read. Keys lie with their positions last, as the
-    product with a query reads them.
+    part of the cache is a plain slice and is never copied to be read. Compiled code (``native``) reads of each slot
+    what it has; torch's products read groups of slots, as far as the longest of a group.
 
     Args:
         room: tokens of a sequence behind the prefix.
@@ -51,10 +55,11 @@ class SlotCache:
     def __init__(self, slots: int, room: int, device: torch.device) -> None:
         self.slots, self.room, self.device = slots, room, device
         self.prefix = Prefix()
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.stores: dict[int, tuple[Tensor, Tensor]] = {}
+        """Keys and values ``[S, K, R, D]`` of each layer."""
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.prefill: list[int] = []
+        self._plan = Plan([])
         self._groups: list[tuple[slice, int]] = []
         self._biases: dict[int | None, Tensor] = {}
 
@@ -65,6 +70,9 @@ class SlotCache:
         """
         self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.device)
         self.prefill = list(prefill)
+        begins = itertools.accumulate(prefill[:-1], initial=0)
+        whole = [[(begin, length, 0, self.prefix.length)] for begin, length in zip(begins, prefill, strict=False)]
+        self._plan = Plan(whole)
         ends = [min(begin + GROUP, len(lengths)) for begin in range(0, len(lengths), GROUP)]
         self._groups = [
             (slice(begin, end), max(lengths[begin:end]) + 1) for begin, end in zip([0, *ends], ends, strict=False)
@@ -73,43 +81,51 @@ class SlotCache:
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` positions of one slot over another."""
-        for keys_SKDR in self.keys.values():
-            keys_SKDR[target, :, :, :length] = keys_SKDR[source, :, :, :length]
-        for values_SKRD in self.values.values():
-            values_SKRD[target, :, :length] = values_SKRD[source, :, :length]
+        for stores in self.stores.values():
+            for store_SKRD in stores:
+                store_SKRD[target, :, :length] = store_SKRD[source, :, :length]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
-        keys, values = self._stores(layer, k, v)
-        first_keys, first_values = self.prefix.of(layer, k, v)
+        native = can_attend(q, k, v, rule.softcap)
+        keys, values = self._stores(layer, k, v, native)
+        prefix = self.prefix.of(layer, k, v)
         running = len(self.lengths)
         pieces = [running, *self.prefill]
         queries, new_keys, new_values = q.split(pieces, 2), k.split(pieces, 2), v.split(pieces, 2)
         outputs = [queries[0]]
-        if running:
+        if running and native:
+            stores = keys, values
+            token = queries[0], new_keys[0], new_values[0]
+            outputs = [attend_slots(*token, prefix, stores, self.lengths, rule.scale, rule.window)]
+        elif running:
             slots = torch.arange(running, device=self.device)
-            keys[slots, :, :, self.lengths] = new_keys[0][0].transpose(0, 1)
+            keys[slots, :, self.lengths] = new_keys[0][0].transpose(0, 1)
             values[slots, :, self.lengths] = new_values[0][0].transpose(0, 1)
-            outputs = [self._attend_slots(queries[0], keys, values, first_keys[0], first_values[0], rule)]
+            outputs = [self._attend_slots(queries[0], keys, values, prefix[0][0], prefix[1][0], rule)]
         prompts = zip(self.prefill, queries[1:], new_keys[1:], new_values[1:], strict=True)
         for slot, (length, query, key, value) in enumerate(prompts, running):
-            keys[slot, :, :, :length], values[slot, :, :length] = key[0].transpose(1, 2), value[0]
-            whole = torch.cat([first_keys, key], 2), torch.cat([first_values, value], 2)
-            mask = _visible(self.prefix.length, length, rule.window, self.device)
-            outputs.append(attention(query, *whole, rule, mask))
+            keys[slot, :, :length], values[slot, :, :length] = key[0], value[0]
+            if not native:
+                whole = torch.cat([prefix[0], key], 2), torch.cat([prefix[1], value], 2)
+                mask = _visible(self.prefix.length, length, rule.window, self.device)
+                outputs.append(attention(query, *whole, rule, mask))
+        if self.prefill and native:
+            rows = [x[:, :, running:] for x in (q, k, v)]
+            outputs.append(attend_runs(*rows, self._plan, rule.scale, rule.window, prefix))
         return torch.cat(outputs, 2)
 
     def _attend_slots(
-        self, q_1HBD: Tensor, keys_SKDR: Tensor, values_SKRD: Tensor, keys_KPD: Tensor, values_KPD: Tensor, rule: Rule
+        self, q_1HBD: Tensor, keys_SKRD: Tensor, values_SKRD: Tensor, keys_KPD: Tensor, values_KPD: Tensor, rule: Rule
     ) -> Tensor:
         heads, running, width = q_1HBD.shape[1:]
         shared, prefix = keys_KPD.shape[:2]
-        # the query heads that share a key head stand as rows of one matrix: grouped attention without copies
+        # the query heads that share a key head stand as columns of one matrix: grouped attention without copies
         q_BKGD = q_1HBD[0].transpose(0, 1).reshape(running, shared, heads // shared, width)
         bias_B11R = self._bias(rule.window)
         outputs = []
         for slots, used in self._groups:
             query = q_BKGD[slots]
-            own = query @ keys_SKDR[slots, :, :, :used]
+            own = (keys_SKRD[slots, :, :used] @ query.transpose(2, 3)).transpose(2, 3)
             scores = torch.cat([_rows_at_once(query, keys_KPD.transpose(1, 2)), own], -1)
             scale = rule.scale
             if rule.softcap is not None:  # Gemma 2, arXiv 2408.00118, section 2
@@ -133,13 +149,18 @@ class SlotCache:
             self._biases[window] = bias[:, None, None, :]
         return self._biases[window]
 
-    def _stores(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        if layer not in self.keys:
-            shape = (self.slots, k.shape[1], k.shape[3], self.room)
-            self.keys[layer] = torch.zeros(shape, dtype=k.dtype, device=self.device)
-            shape = (self.slots, v.shape[1], self.room, v.shape[3])
-            self.values[layer] = torch.zeros(shape, dtype=v.dtype, device=self.device)
-        return self.keys[layer], self.values[layer]
+    def _stores(self, layer: int, k: Tensor, v: Tensor, native: bool) -> tuple[Tensor, Tensor]:
+        if layer not in self.stores:
+            keys, values = (
+                torch.zeros(
+                    (self.slots, x.shape[1], self.room, x.shape[3]),
+                    dtype=torch.float32 if native else x.dtype,
+                    device=self.device,
+                )
+                for x in (k, v)
+            )
+            self.stores[layer] = keys, values
+        return self.stores[layer]
 
 
 def _rows_at_once(x_BKGC: Tensor, y_KCE: Tensor) -> Tensor:

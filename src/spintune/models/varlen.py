@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spintune.models.attention import Branch, PackedLayout, Rule
+from spintune.models.attention import Branch, PackedLayout, Rule, runs
 
 _HALF = (torch.bfloat16, torch.float16)
 _WIDEST = 256  # of a head, for flash attention
@@ -59,21 +59,13 @@ class VarlenLayout:
 
     def __init__(self, branches: Sequence[Branch], device: torch.device, kernel: Kernel) -> None:
         self._plain, self._kernel = PackedLayout(branches, device), kernel
-        queries, keys, gathered, begin = [0], [0], [], 0
-        for branch in branches:
-            first, *others = branch.responses or (0,)
-            after = begin + branch.prompt
-            runs = [(first, [*range(begin, after + first)])]
-            after += first
-            for response in others:
-                own = range(after, after + response)
-                runs.append((response, [*range(begin, begin + branch.prompt), *own]))
-                after += response
-            for number, (response, places) in enumerate(runs):
-                gathered.extend(places)
-                queries.append(queries[-1] + response + (0 if number else branch.prompt))
-                keys.append(len(gathered))
-            begin = after
+        queries, keys = [0], [0]
+        gathered: list[int] = []
+        for run in itertools.chain.from_iterable(runs(branches)):
+            gathered.extend(range(run.prefix, run.prefix + run.before))
+            gathered.extend(range(run.begin, run.begin + run.tokens))
+            queries.append(run.begin + run.tokens)
+            keys.append(len(gathered))
         self._gathered = torch.tensor(gathered, device=device)
         self._cu_queries, self._cu_keys = (torch.tensor(cu, dtype=torch.int32, device=device) for cu in (queries, keys))
         self._longest_query, self._longest_key = (

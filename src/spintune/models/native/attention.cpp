@@ -1,0 +1,381 @@
+// Attention of packed rows and of slots on a CPU, in float32. Called from attention.py, compiled by build.py.
+//
+// Queries, keys and values are read where the model left them: element (t, h, d) lies at t * token + h * head + d.
+// Vectors are the compiler's own (GCC and Clang), so the same text is AVX-512, AVX2 or NEON.
+
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int VEC = 16, WIDE = 4;  // floats of a vector; vectors of a panel: what registers hold for four rows
+#elif defined(__AVX__)
+constexpr int VEC = 8, WIDE = 2;
+#else
+constexpr int VEC = 4, WIDE = 4;
+#endif
+constexpr long ROWS = 4;     // rows of a product that share what is loaded of its right side
+constexpr long QUERIES = 32; // queries whose scores are in the cache at a time
+constexpr long CHUNK = 128;  // queries of a run that one thread takes
+
+using vec = float __attribute__((vector_size(4 * VEC), aligned(4), may_alias));
+using ints = int __attribute__((vector_size(4 * VEC), aligned(4), may_alias));
+using lanes = std::make_integer_sequence<int, VEC>;
+
+vec load(const float *at) { return *reinterpret_cast<const vec *>(at); }
+void store(float *at, vec x) { *reinterpret_cast<vec *>(at) = x; }
+long up(long n) { return (n + VEC - 1) / VEC * VEC; }
+
+template <int... I> vec pick(vec a, vec b) {
+#if defined(__clang__)
+    return __builtin_shufflevector(a, b, I...);
+#else
+    return __builtin_shuffle(a, b, ints{I...});
+#endif
+}
+template <int... I> vec low(vec a, vec b, std::integer_sequence<int, I...>) { return pick<I / 2 + I % 2 * VEC...>(a, b); }
+template <int... I> vec high(vec a, vec b, std::integer_sequence<int, I...>) {
+    return pick<VEC / 2 + I / 2 + I % 2 * VEC...>(a, b);
+}
+template <int HALF, int... I> vec fold(vec x, std::integer_sequence<int, I...>) { return x + pick<(I ^ HALF)...>(x, x); }
+
+float sum(vec x) {
+    if constexpr (VEC > 8) x = fold<8>(x, lanes{});
+    if constexpr (VEC > 4) x = fold<4>(x, lanes{});
+    return fold<1>(fold<2>(x, lanes{}), lanes{})[0];
+}
+
+float largest(vec x) {
+    float top = x[0];
+    for (int i = 1; i < VEC; i++) top = x[i] > top ? x[i] : top;
+    return top;
+}
+
+// e^x for x <= 0, to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2, e^r by Cephes' polynomial. Below e^-87: 0.
+vec exponential(vec x) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the lowest bits
+    const vec inside = x < -87.0f ? vec{} - 87.0f : x;
+    const vec shifted = inside * 1.44269504f + magic;
+    const vec n = shifted - magic;
+    const vec r = inside - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    const vec scaled = reinterpret_cast<vec>(reinterpret_cast<ints>(p) + (reinterpret_cast<ints>(shifted) << 23));
+    return x <= -87.0f ? vec{} : x == x ? scaled : x;  // what is no number stays none
+}
+
+// The product that all else is made of: C = A B, or C += A B. Element (i, k) of A lies at i * ai + k * ak.
+struct Left {
+    const float *at;
+    long ai, ak;
+};
+
+template <int M, int W> void tile(Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add) {
+    vec total[M][W];
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < W; j++) total[i][j] = add ? load(c + i * ldc + j * VEC) : vec{};
+    for (long k = 0; k < inner; k++) {
+        vec line[W];
+        for (int j = 0; j < W; j++) line[j] = load(b + k * ldb + j * VEC);
+        for (int i = 0; i < M; i++)
+            for (int j = 0; j < W; j++) total[i][j] += a.at[i * a.ai + k * a.ak] * line[j];
+    }
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < W; j++) store(c + i * ldc + j * VEC, total[i][j]);
+}
+
+template <int W> void strip(long rows, Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add) {
+    for (; rows >= ROWS; rows -= ROWS, a.at += ROWS * a.ai, c += ROWS * ldc) tile<ROWS, W>(a, inner, b, ldb, c, ldc, add);
+    if (rows == 3) tile<3, W>(a, inner, b, ldb, c, ldc, add);
+    if (rows == 2) tile<2, W>(a, inner, b, ldb, c, ldc, add);
+    if (rows == 1) tile<1, W>(a, inner, b, ldb, c, ldc, add);
+}
+
+// `columns` is a multiple of VEC.
+void product(long rows, long columns, long inner, Left a, const float *b, long ldb, float *c, long ldc, bool add) {
+    for (; columns >= WIDE * VEC; columns -= WIDE * VEC, b += WIDE * VEC, c += WIDE * VEC)
+        strip<WIDE>(rows, a, inner, b, ldb, c, ldc, add);
+    if (WIDE > 3 && columns == 3 * VEC) strip<3>(rows, a, inner, b, ldb, c, ldc, add);
+    if (WIDE > 2 && columns == 2 * VEC) strip<2>(rows, a, inner, b, ldb, c, ldc, add);
+    if (columns == VEC) strip<1>(rows, a, inner, b, ldb, c, ldc, add);
+}
+
+// Rows of `width` floats as columns of `to`: to[d * ld + i] = from[i * token + d]; up to the next whole vector, zeros.
+void transpose(const float *from, long token, long count, long width, float *to, long ld) {
+    for (long i = 0; i < count; i += VEC)
+        for (long d = 0; d < width; d += VEC) {
+            vec x[VEC];
+            for (int j = 0; j < VEC; j++) x[j] = i + j < count ? load(from + (i + j) * token + d) : vec{};
+            for (int stage = 1; stage < VEC; stage *= 2) {  // log2(VEC) perfect shuffles are a transposition
+                vec y[VEC];
+                for (int j = 0; j < VEC / 2; j++) {
+                    y[2 * j] = low(x[j], x[j + VEC / 2], lanes{});
+                    y[2 * j + 1] = high(x[j], x[j + VEC / 2], lanes{});
+                }
+                for (int j = 0; j < VEC; j++) x[j] = y[j];
+            }
+            for (int j = 0; j < VEC; j++) store(to + (d + j) * ld + i, x[j]);
+        }
+}
+
+struct Scratch {
+    float *at;
+    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
+    ~Scratch() { std::free(at); }
+    Scratch(const Scratch &) = delete;
+};
+
+}  // namespace
+
+struct Rows {  // of a tensor: where it begins and how far tokens and heads are apart
+    const float *at;
+    long token, head;
+    const float *of(long t, long h) const { return at + t * token + h * head; }
+};
+
+struct Run {  // queries `begin` to `begin + count`, which see `before` tokens from `prefix` on, then themselves, causally
+    long begin, count, prefix, before;
+};
+
+struct Shape {
+    long heads, shared, width;  // query heads, key heads, floats of one
+    long window;                // tokens that one sees, itself included
+    float scale;
+    int threads;
+};
+
+namespace {
+
+// Keys (or values) of a run as columns: those before it, then its own up to `count`.
+void columns(const Rows &before, const Rows &own, const Run &run, long count, long head, long width, float *to, long ld) {
+    transpose(own.of(run.begin, head), own.token, count, width, to + run.before, ld);
+    // whole vectors are written, so what stands behind comes first; and the last one of these goes through a copy
+    const long whole = run.before / VEC * VEC;
+    transpose(before.of(run.prefix, head), before.token, whole, width, to, ld);
+    for (long i = whole; i < run.before; i++)
+        for (long d = 0; d < width; d++) to[d * ld + i] = before.of(run.prefix + i, head)[d];
+}
+
+// Rows times the keys (or values) of a run, as they lie.
+void weigh(long rows, Left a, long from, long to, const Rows &before, const Rows &own, const Run &run, long head,
+           const Shape &shape, float *c, long ldc) {
+    const long first = from < run.before ? from : run.before, split = to < run.before ? to : run.before;
+    product(rows, shape.width, split - first, {a.at + first * a.ak, a.ai, a.ak}, before.of(run.prefix + first, head),
+            before.token, c, ldc, false);
+    const long start = from > run.before ? from : run.before;
+    if (to > start)
+        product(rows, shape.width, to - start, {a.at + start * a.ak, a.ai, a.ak},
+                own.of(run.begin + start - run.before, head), own.token, c, ldc, true);
+}
+
+// What the query at `position` sees of a row of scores in [begin, end), both multiples of VEC; minus infinity elsewhere.
+void hide(float *scores, long begin, long end, long position, long window) {
+    const long from = position - window + 1;
+    for (long j = begin; j < from && j < end; j++) scores[j] = -INFINITY;
+    for (long j = position + 1; j < end; j++) scores[j] = -INFINITY;
+}
+
+long first_seen(long position, long window) {
+    const long from = position - window + 1;
+    return from > 0 ? from / VEC * VEC : 0;
+}
+
+// Scores of G queries with keys one after the other; `next` is read soon after, and is on its way by then.
+template <int G>
+void dots(const float *q, long head, const float *k, long token, long count, long width, const float *next, float *scores,
+          long ld) {
+    for (long i = 0; i < count; i++, k += token, next += token) {
+        vec total[G] = {};
+        for (long d = 0; d < width; d += VEC) {
+            const vec line = load(k + d);
+            __builtin_prefetch(next + d);
+            for (int g = 0; g < G; g++) total[g] += load(q + g * head + d) * line;
+        }
+        for (int g = 0; g < G; g++) scores[g * ld + i] = sum(total[g]);
+    }
+}
+
+void dots(long groups, const float *q, long head, const float *k, long token, long count, long width, const float *next,
+          float *scores, long ld) {
+    for (; groups >= 4; groups -= 4, q += 4 * head, scores += 4 * ld)
+        dots<4>(q, head, k, token, count, width, next, scores, ld);
+    if (groups == 3) dots<3>(q, head, k, token, count, width, next, scores, ld);
+    if (groups == 2) dots<2>(q, head, k, token, count, width, next, scores, ld);
+    if (groups == 1) dots<1>(q, head, k, token, count, width, next, scores, ld);
+}
+
+// Scores to e^(scale (score - largest)); returns their sum, and scale times the largest.
+std::pair<float, float> softmax(float *scores, long begin, long end, float scale) {
+    vec top = load(scores + begin);
+    for (long j = begin + VEC; j < end; j += VEC) top = load(scores + j) > top ? load(scores + j) : top;
+    const float most = largest(top);
+    vec total{};
+    for (long j = begin; j < end; j += VEC) {
+        const vec weight = exponential((load(scores + j) - most) * scale);
+        store(scores + j, weight);
+        total += weight;
+    }
+    return {sum(total), scale * most};
+}
+
+}  // namespace
+
+extern "C" {
+
+int vector_floats() { return VEC; }
+
+// out (T, heads, width) and, for the backward pass, the logarithm of each softmax's denominator: lse (heads, T).
+void attend_runs(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v, const Run *runs,
+                 long count, const Shape *shape, long tokens, float *out, float *lse) {
+    const long groups = shape->heads / shape->shared, width = shape->width;
+    long longest = 0, chunks = 0;
+    for (long r = 0; r < count; r++) {
+        const long keys = runs[r].before + runs[r].count;
+        longest = keys > longest ? keys : longest;
+        chunks += (runs[r].count + CHUNK - 1) / CHUNK;
+    }
+    auto *parts = new std::pair<long, long>[chunks];  // a run, and its first query
+    chunks = 0;
+    for (long r = 0; r < count; r++)
+        for (long i = 0; i < runs[r].count; i += CHUNK) parts[chunks++] = {r, i};
+    const long ld = up(longest) + VEC;
+#pragma omp parallel num_threads(shape->threads)
+    {
+        Scratch keys(width * ld), scores(QUERIES * ld);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < chunks * shape->shared; task++) {
+            const Run run = runs[parts[task / shape->shared].first];
+            const long head = task % shape->shared, first = parts[task / shape->shared].second;
+            const long last = first + CHUNK < run.count ? first + CHUNK : run.count;
+            columns(*before_k, *k, run, last, head, width, keys.at, ld);
+            for (long h = head * groups; h < (head + 1) * groups; h++)
+                for (long i = first; i < last; i += QUERIES) {
+                    const long rows = i + QUERIES < last ? QUERIES : last - i, position = run.before + i;
+                    const long begin = first_seen(position, shape->window), end = up(position + rows);
+                    const Left query{q->of(run.begin + i, h), q->token, 1};
+                    product(rows, end - begin, width, query, keys.at + begin, ld, scores.at + begin, ld, false);
+                    float *target = out + ((run.begin + i) * shape->heads + h) * width;
+                    float denominator[QUERIES];
+                    for (long row = 0; row < rows; row++) {
+                        float *mine = scores.at + row * ld;
+                        hide(mine, begin, end, position + row, shape->window);
+                        const auto [total, most] = softmax(mine, begin, end, shape->scale);
+                        denominator[row] = total;
+                        lse[h * tokens + run.begin + i + row] = most + std::log(total);
+                    }
+                    weigh(rows, {scores.at, ld, 1}, begin, position + rows, *before_v, *v, run, head, *shape, target,
+                          shape->heads * width);
+                    for (long row = 0; row < rows; row++)
+                        for (long d = 0; d < width; d++) target[row * shape->heads * width + d] /= denominator[row];
+                }
+        }
+    }
+    delete[] parts;
+}
+
+// Gradients (T, heads, width) from that of `out`; those of keys and values, (T, shared, width), are added to. Runs of a
+// branch, from branches[b] to branches[b + 1], share a prefix and are one thread's, since they add to its gradient.
+void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run *runs, const long *branches, long count,
+                          const Shape *shape, long tokens, const float *out, const float *lse, const Rows *grad,
+                          float *grad_q, float *grad_k, float *grad_v) {
+    const long groups = shape->heads / shape->shared, width = shape->width, token = shape->shared * width;
+    long longest = 0;
+    for (long r = 0; r < branches[count]; r++)
+        longest = runs[r].before + runs[r].count > longest ? runs[r].before + runs[r].count : longest;
+    const long ld = up(longest) + VEC;
+#pragma omp parallel num_threads(shape->threads)
+    {
+        Scratch keys(width * ld), values(width * ld), scores(QUERIES * ld), slopes(QUERIES * ld);
+#pragma omp for schedule(dynamic)
+        for (long task = 0; task < count * shape->shared; task++) {
+            const long head = task % shape->shared, branch = task / shape->shared;
+            for (long r = branches[branch]; r < branches[branch + 1]; r++) {
+                const Run run = runs[r];
+                columns(*k, *k, run, run.count, head, width, keys.at, ld);
+                columns(*v, *v, run, run.count, head, width, values.at, ld);
+                for (long h = head * groups; h < (head + 1) * groups; h++)
+                    for (long i = 0; i < run.count; i += QUERIES) {
+                        const long rows = i + QUERIES < run.count ? QUERIES : run.count - i, position = run.before + i;
+                        const long begin = first_seen(position, shape->window), seen = position + rows, end = up(seen);
+                        const long at = run.begin + i;
+                        product(rows, end - begin, width, {q->of(at, h), q->token, 1}, keys.at + begin, ld,
+                                scores.at + begin, ld, false);
+                        product(rows, end - begin, width, {grad->of(at, h), grad->token, 1}, values.at + begin, ld,
+                                slopes.at + begin, ld, false);
+                        for (long row = 0; row < rows; row++) {
+                            float *weight = scores.at + row * ld, *slope = slopes.at + row * ld;
+                            const float *y = out + ((at + row) * shape->heads + h) * width, *dy = grad->of(at + row, h);
+                            vec dot{};
+                            for (long d = 0; d < width; d += VEC) dot += load(y + d) * load(dy + d);
+                            const float mean = sum(dot), logarithm = lse[h * tokens + at + row];
+                            hide(weight, begin, end, position + row, shape->window);
+                            for (long j = begin; j < end; j += VEC) {
+                                const vec p = exponential(load(weight + j) * shape->scale - logarithm);
+                                store(weight + j, p);
+                                store(slope + j, p * (load(slope + j) - mean) * shape->scale);
+                            }
+                        }
+                        weigh(rows, {slopes.at, ld, 1}, begin, seen, *k, *k, run, head, *shape,
+                              grad_q + (at * shape->heads + h) * width, shape->heads * width);
+                        // transposed: a key's gradient adds up over the queries that see it
+                        const auto collect = [&](const Scratch &weights, const Rows &x, float *to) {
+                            const long split = begin < run.before ? begin : run.before, until = seen;
+                            const long middle = until < run.before ? until : run.before;
+                            product(middle - split, width, rows, {weights.at + split, 1, ld}, x.of(at, h), x.token,
+                                    to + (run.prefix + split) * token + head * width, token, true);
+                            const long start = begin > run.before ? begin : run.before;
+                            product(until - start, width, rows, {weights.at + start, 1, ld}, x.of(at, h), x.token,
+                                    to + (run.begin + start - run.before) * token + head * width, token, true);
+                        };
+                        collect(slopes, *q, grad_k);
+                        collect(scores, *grad, grad_v);
+                    }
+            }
+        }
+    }
+}
+
+// The next token of each slot: its key and value go behind the `lengths` ones in the slot's store, (slots, shared, room,
+// width), and its queries see the prefix that all share, the store and themselves. out (slots, heads, width).
+void attend_slots(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v, long prefix,
+                  float *keys, float *values, long room, const long *lengths, long slots, const Shape *shape, float *out) {
+    const long groups = shape->heads / shape->shared, width = shape->width, ld = up(prefix + room) + VEC;
+#pragma omp parallel num_threads(shape->threads)
+    {
+        Scratch scores(groups * ld);
+#pragma omp for schedule(dynamic, 8)
+        for (long task = 0; task < slots * shape->shared; task++) {
+            const long slot = task / shape->shared, head = task % shape->shared;
+            const long position = prefix + lengths[slot], from = first_seen(position, shape->window);
+            float *mine_k = keys + task * room * width, *mine_v = values + task * room * width;
+            std::memcpy(mine_k + lengths[slot] * width, k->of(slot, head), width * sizeof(float));
+            std::memcpy(mine_v + lengths[slot] * width, v->of(slot, head), width * sizeof(float));
+            const long first = from < prefix ? from : prefix, skip = from > prefix ? from - prefix : 0;
+            const long shared = prefix - first, own = lengths[slot] + 1 - skip, all = shared + own;
+            const float *query = q->of(slot, head * groups);
+            dots(groups, query, q->head, before_k->of(first, head), before_k->token, shared, width,
+                 before_v->of(first, head), scores.at, ld);
+            dots(groups, query, q->head, mine_k + skip * width, width, own, width, mine_v + skip * width,
+                 scores.at + shared, ld);
+            float *target = out + (slot * shape->heads + head * groups) * width;
+            float denominator[64];
+            for (long g = 0; g < groups; g++) {
+                hide(scores.at + g * ld - from, from, from + up(all), position, shape->window);
+                denominator[g] = softmax(scores.at + g * ld, 0, up(all), shape->scale).first;
+            }
+            product(groups, width, shared, {scores.at, ld, 1}, before_v->of(first, head), before_v->token, target, width,
+                    false);
+            product(groups, width, own, {scores.at + shared, ld, 1}, mine_v + skip * width, width, target, width, true);
+            for (long g = 0; g < groups; g++)
+                for (long d = 0; d < width; d++) target[g * width + d] /= denominator[g];
+        }
+    }
+}
+}

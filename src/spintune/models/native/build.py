@@ -1,0 +1,117 @@
+"""Compiles the C++ beside this file with the machine's own compiler, once, into the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch  # noqa: F401 - its OpenMP, in memory from here on, is the one that the compiled code calls
+
+from spintune.storage import cache_folder
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("attention.cpp")
+SWITCH = "SPINTUNE_KERNELS"
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC")
+_LIMIT = 120  # seconds for a compilation that takes less than one
+
+
+class NoKernelsError(Exception):
+    """Why there is no compiled code here, in a few words."""
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """The compiled code, or None where there is none to be had: no Linux, no compiler, or switched off.
+
+    Threads are torch's own. With a second OpenMP beside it, the idle threads of one would wait in a loop on the
+    processors that the other needs; so the code is linked without any, and finds torch's in memory.
+    """
+    try:
+        return _load()
+    except NoKernelsError as error:
+        log.info("attention runs in torch's own code: %s", error)
+        return None
+
+
+def why_not() -> str | None:
+    """The reason why :func:`kernels` is None; None where it is not."""
+    try:
+        _load()
+    except NoKernelsError as error:
+        return str(error)
+    return None
+
+
+def _load() -> ctypes.CDLL:
+    if os.environ.get(SWITCH, "").lower() in ("0", "off", "no"):
+        raise NoKernelsError(f"switched off by {SWITCH}")
+    if sys.platform != "linux":
+        raise NoKernelsError("compiled on Linux only")
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
+    compiler = next(filter(None, map(shutil.which, wanted)), None)
+    if compiler is None:
+        raise NoKernelsError(f"there is no C++ compiler ({' or '.join(wanted)}); install g++")
+    kept = cache_folder() / "kernels" / f"attention-{_key(compiler)}.so"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            built = _compile(compiler, Path(folder))
+            try:
+                _publish(built, kept)
+            except OSError:  # a full or read-only disk is no reason to go without
+                return _open(built)
+    return _open(kept)
+
+
+def _key(compiler: str) -> str:
+    """Digest of all that decides the code: text, flags, compiler and processor (a home may be shared by several)."""
+    answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    try:
+        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line[:5] in ("flags", "Featu"))
+    except (OSError, StopIteration):
+        cpu = platform.processor()
+    parts = (SOURCE.read_text(), *_FLAGS, compiler, answer.stdout, platform.machine(), cpu)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, folder: Path) -> Path:
+    compiled, linked = folder / "attention.o", folder / "attention.so"
+    for command in (
+        [compiler, *_FLAGS, "-c", str(SOURCE), "-o", str(compiled)],
+        [compiler, "-shared", str(compiled), "-o", str(linked)],
+    ):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise NoKernelsError(f"{compiler} does not run ({error})") from error
+        if done.returncode:
+            line = next((text for text in done.stderr.splitlines() if "error" in text), "no message")
+            raise NoKernelsError(f"{compiler} cannot compile it: {line}")
+    return linked
+
+
+def _publish(built: Path, kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    own = kept.with_name(f"{kept.name}-{os.getpid()}")  # another process may be at it as well
+    try:
+        shutil.copyfile(built, own)
+        own.replace(kept)
+    finally:
+        own.unlink(missing_ok=True)
+
+
+def _open(library: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:  # a torch without OpenMP, or a damaged file
+        raise NoKernelsError(f"{library} cannot be loaded: {error}") from error
