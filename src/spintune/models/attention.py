@@ -122,7 +122,7 @@ class Branch:
 
 
 class Run(NamedTuple):
-    """``tokens`` of a row from ``begin`` on, which see ``before`` tokens from ``prefix`` on, then themselves, causally."""
+    """``tokens`` of a row from ``begin`` on: they see ``before`` tokens from ``prefix`` on, and themselves, causally."""
 
     begin: int
     tokens: int
