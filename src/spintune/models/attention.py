@@ -122,7 +122,7 @@ class Branch:
 
 
 class Run(NamedTuple):
-    """``tokens`` of a row from ``begin`` on: they see ``before`` tokens from ``prefix`` on, and themselves, causally."""
+    """``tokens`` of a row from ``begin`` on. They see ``before`` tokens from ``prefix`` on, then themselves."""
 
     begin: int
     tokens: int

@@ -1,4 +1,4 @@
-"""Fast matrix products of linear layers on a CPU, for reading and for training.
+"""Fast layers for the length of a call, in reading and in training; of matrix products in linear layers most of all.
 
 torch hands float32 products to MKL, which keeps to half of the vector width on AMD's processors: 108 GFLOP/s a core
 were measured on an EPYC (Zen 5), where oneDNN, which torch carries as well, reaches 250. With the weights in oneDNN's
@@ -7,18 +7,22 @@ own order, products of few rows gain most: 8 rows run at 188 GFLOP/s, and at 101
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spintune.models.fused import Forward, fused_layers, replaced, tied_lookup
+from spintune.models.native.layers import transposed
+
 
 @contextmanager
 def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int) -> Iterator[None]:
-    """Inside, linear layers of ``model`` that are on a CPU run in oneDNN. No gradients, and no change of weights.
+    """Inside, linear layers of ``model`` that are on a CPU run in oneDNN, and others compiled (:mod:`.fused`).
 
+    No gradients, and no change of weights.
     On a GPU they get weights in ``autocast``'s type, which autocast itself would make anew for every token.
 
     Args:
@@ -30,13 +34,9 @@ def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int
     total = sum(layer.weight.numel() * (autocast or layer.weight.dtype).itemsize for layer in layers)
     if total > copy_bytes:
         layers = [layer for layer in layers if layer.weight.device.type == "cpu"]
-    for layer in layers:
-        layer.forward = _product(layer, autocast, total <= copy_bytes)  # type: ignore[method-assign,assignment]
-    try:
+    products: dict[nn.Module, Forward] = {layer: _product(layer, autocast, total <= copy_bytes) for layer in layers}
+    with replaced({**fused_layers(model), **products}):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
 def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
@@ -55,7 +55,7 @@ def _is_rounded(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
     return plain and autocast is not None and layer.weight.dtype != autocast
 
 
-def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> Callable[[Tensor], Tensor]:
+def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> Forward:
     dtype = autocast or layer.weight.dtype
     weight = layer.weight.detach().to(dtype)
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
@@ -72,23 +72,19 @@ def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> C
 
 @contextmanager
 def fast_training(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
-    """Inside, linear layers of ``model`` that are on a CPU in float32 run in oneDNN, forwards and backwards.
+    """Inside, layers of ``model`` that are on a CPU in float32 run in oneDNN or compiled, forwards and backwards.
 
     torch hands bfloat16 to oneDNN by itself, so with ``autocast`` nothing changes. What was computed inside may be
     differentiated outside.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_run(layer, None)]
     layers = [layer for layer in layers if autocast is None and layer.weight.dtype == torch.float32]
-    for layer in layers:
-        layer.forward = _differentiable(layer)  # type: ignore[method-assign,assignment]
-    try:
+    products: dict[nn.Module, Forward] = {layer: _differentiable(layer) for layer in layers}
+    with replaced({**fused_layers(model), **tied_lookup(model), **products}):
         yield
-    finally:
-        for layer in layers:
-            del layer.forward
 
 
-def _differentiable(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+def _differentiable(layer: nn.Linear) -> Forward:
     def forward(x: Tensor) -> Tensor:
         return _LinearProduct.apply(x, layer.weight, layer.bias)
 
@@ -108,11 +104,11 @@ class _LinearProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        # rows of all batches one below the other; transposed views are not copied
+        # rows of all batches one below the other; of transposed views, the right one goes in as it is
         grad_TN = grads[0].reshape(-1, grads[0].shape[-1])
         return (
             _onednn(grads[0], weight.t()) if needs_x else None,
-            _onednn(grad_TN.t(), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
+            _onednn(transposed(grad_TN), x.reshape(-1, x.shape[-1]).t()) if needs_weight else None,
             grad_TN.sum(0) if needs_bias else None,
         )
 

@@ -110,8 +110,8 @@ class SlotCache:
                 mask = _visible(self.prefix.length, length, rule.window, self.device)
                 outputs.append(attention(query, *whole, rule, mask))
         if self.prefill and native:
-            rows = [x[:, :, running:] for x in (q, k, v)]
-            outputs.append(attend_runs(*rows, self._plan, rule.scale, rule.window, prefix))
+            query, key, value = (x[:, :, running:] for x in (q, k, v))
+            outputs.append(attend_runs(query, key, value, self._plan, rule.scale, rule.window, prefix))
         return torch.cat(outputs, 2)
 
     def _attend_slots(
@@ -151,16 +151,15 @@ class SlotCache:
 
     def _stores(self, layer: int, k: Tensor, v: Tensor, native: bool) -> tuple[Tensor, Tensor]:
         if layer not in self.stores:
-            keys, values = (
-                torch.zeros(
-                    (self.slots, x.shape[1], self.room, x.shape[3]),
-                    dtype=torch.float32 if native else x.dtype,
-                    device=self.device,
-                )
-                for x in (k, v)
-            )
+            keys, values = (self._store(x, native) for x in (k, v))
             self.stores[layer] = keys, values
         return self.stores[layer]
+
+    def _store(self, like: Tensor, native: bool) -> Tensor:
+        shape = (self.slots, like.shape[1], self.room, like.shape[3])
+        if native:  # reads no more than was written
+            return torch.empty(shape)
+        return torch.zeros(shape, dtype=like.dtype, device=self.device)
 
 
 def _rows_at_once(x_BKGC: Tensor, y_KCE: Tensor) -> Tensor:

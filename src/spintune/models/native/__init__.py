@@ -1,1 +1,1 @@
-"""Attention on a CPU in C++, compiled where it runs; everything that it does, torch does as well, slower."""
+"""Attention and other layers on a CPU in C++, compiled where it runs. All that it does, torch does as well, slower."""

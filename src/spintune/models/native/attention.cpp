@@ -1,75 +1,19 @@
 // Attention of packed rows and of slots on a CPU, in float32. Called from attention.py, compiled by build.py.
 //
 // Queries, keys and values are read where the model left them: element (t, h, d) lies at t * token + h * head + d.
-// Vectors are the compiler's own (GCC and Clang), so the same text is AVX-512, AVX2 or NEON.
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 
+#include "vectors.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int VEC = 16, WIDE = 4;  // floats of a vector; vectors of a panel: what registers hold for four rows
-#elif defined(__AVX__)
-constexpr int VEC = 8, WIDE = 2;
-#else
-constexpr int VEC = 4, WIDE = 4;
-#endif
 constexpr long ROWS = 4;     // rows of a product that share what is loaded of its right side
 constexpr long QUERIES = 32; // queries whose scores are in the cache at a time
 constexpr long CHUNK = 128;  // queries of a run that one thread takes
-
-using vec = float __attribute__((vector_size(4 * VEC), aligned(4), may_alias));
-using ints = int __attribute__((vector_size(4 * VEC), aligned(4), may_alias));
-using lanes = std::make_integer_sequence<int, VEC>;
-
-vec load(const float *at) { return *reinterpret_cast<const vec *>(at); }
-void store(float *at, vec x) { *reinterpret_cast<vec *>(at) = x; }
-long up(long n) { return (n + VEC - 1) / VEC * VEC; }
-
-template <int... I> vec pick(vec a, vec b) {
-#if defined(__clang__)
-    return __builtin_shufflevector(a, b, I...);
-#else
-    return __builtin_shuffle(a, b, ints{I...});
-#endif
-}
-template <int... I> vec low(vec a, vec b, std::integer_sequence<int, I...>) { return pick<I / 2 + I % 2 * VEC...>(a, b); }
-template <int... I> vec high(vec a, vec b, std::integer_sequence<int, I...>) {
-    return pick<VEC / 2 + I / 2 + I % 2 * VEC...>(a, b);
-}
-template <int HALF, int... I> vec fold(vec x, std::integer_sequence<int, I...>) { return x + pick<(I ^ HALF)...>(x, x); }
-
-float sum(vec x) {
-    if constexpr (VEC > 8) x = fold<8>(x, lanes{});
-    if constexpr (VEC > 4) x = fold<4>(x, lanes{});
-    return fold<1>(fold<2>(x, lanes{}), lanes{})[0];
-}
-
-float largest(vec x) {
-    float top = x[0];
-    for (int i = 1; i < VEC; i++) top = x[i] > top ? x[i] : top;
-    return top;
-}
-
-// e^x for x <= 0, to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2, e^r by Cephes' polynomial. Below e^-87: 0.
-vec exponential(vec x) {
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the lowest bits
-    const vec inside = x < -87.0f ? vec{} - 87.0f : x;
-    const vec shifted = inside * 1.44269504f + magic;
-    const vec n = shifted - magic;
-    const vec r = inside - n * 0.693359375f + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    const vec scaled = reinterpret_cast<vec>(reinterpret_cast<ints>(p) + (reinterpret_cast<ints>(shifted) << 23));
-    return x <= -87.0f ? vec{} : x == x ? scaled : x;  // what is no number stays none
-}
 
 // The product that all else is made of: C = A B, or C += A B. Element (i, k) of A lies at i * ai + k * ak.
 struct Left {
@@ -105,24 +49,6 @@ void product(long rows, long columns, long inner, Left a, const float *b, long l
     if (WIDE > 3 && columns == 3 * VEC) strip<3>(rows, a, inner, b, ldb, c, ldc, add);
     if (WIDE > 2 && columns == 2 * VEC) strip<2>(rows, a, inner, b, ldb, c, ldc, add);
     if (columns == VEC) strip<1>(rows, a, inner, b, ldb, c, ldc, add);
-}
-
-// Rows of `width` floats as columns of `to`: to[d * ld + i] = from[i * token + d]; up to the next whole vector, zeros.
-void transpose(const float *from, long token, long count, long width, float *to, long ld) {
-    for (long i = 0; i < count; i += VEC)
-        for (long d = 0; d < width; d += VEC) {
-            vec x[VEC];
-            for (int j = 0; j < VEC; j++) x[j] = i + j < count ? load(from + (i + j) * token + d) : vec{};
-            for (int stage = 1; stage < VEC; stage *= 2) {  // log2(VEC) perfect shuffles are a transposition
-                vec y[VEC];
-                for (int j = 0; j < VEC / 2; j++) {
-                    y[2 * j] = low(x[j], x[j + VEC / 2], lanes{});
-                    y[2 * j + 1] = high(x[j], x[j + VEC / 2], lanes{});
-                }
-                for (int j = 0; j < VEC; j++) x[j] = y[j];
-            }
-            for (int j = 0; j < VEC; j++) store(to + (d + j) * ld + i, x[j]);
-        }
 }
 
 struct Scratch {

@@ -1,0 +1,94 @@
+// What stands between the matrix products of a layer, each in one pass over its numbers. Called from layers.py.
+
+#include <cmath>
+#include <vector>
+
+#include "vectors.h"
+
+namespace {
+
+constexpr long CHUNK = 64;  // rows that a thread takes: the same for any number of threads, so that sums are too
+
+// 1 / (1 + e^-x), by the exponential that cannot overflow
+vec sigmoid(vec x) {
+    const vec e = exponential(x < 0.0f ? x : -x);
+    return (x < 0.0f ? e : vec{} + 1.0f) / (1.0f + e);
+}
+
+}  // namespace
+
+extern "C" {
+
+// to (columns, rows) = from (rows, columns) transposed.
+void transpose_matrix(const float *from, long rows, long columns, float *to, int threads) {
+    const long whole = rows / VEC * VEC, inside = columns / VEC * VEC;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long d = 0; d < inside; d += VEC) {
+        transpose(from + d, columns, whole, VEC, to + d * rows, rows);
+        for (long i = whole; i < rows; i++)
+            for (long j = d; j < d + VEC; j++) to[j * rows + i] = from[i * columns + j];
+    }
+    for (long j = inside; j < columns; j++)
+        for (long i = 0; i < rows; i++) to[j * rows + i] = from[i * columns + j];
+}
+
+// y = w x / sqrt(mean(x^2) + epsilon); `inverse` (rows) keeps the divisor's for the backward pass.
+void rms_norm(const float *x, const float *w, long rows, long width, float epsilon, float *y, float *inverse, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long row = 0; row < rows; row++) {
+        const float *mine = x + row * width;
+        vec squares{};
+        for (long d = 0; d < width; d += VEC) squares += load(mine + d) * load(mine + d);
+        const float factor = 1.0f / std::sqrt(sum(squares) / width + epsilon);
+        for (long d = 0; d < width; d += VEC) store(y + row * width + d, load(w + d) * (load(mine + d) * factor));
+        inverse[row] = factor;
+    }
+}
+
+// With n = x * inverse and g = w dy: dx = inverse (g - n mean(g n)), dw = sum over rows of n dy.
+void rms_norm_backward(const float *x, const float *w, const float *inverse, const float *dy, long rows, long width,
+                       float *dx, float *dw, int threads) {
+    const long chunks = (rows + CHUNK - 1) / CHUNK;
+    std::vector<float> parts(chunks * width);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long chunk = 0; chunk < chunks; chunk++) {
+        float *part = parts.data() + chunk * width;
+        for (long row = chunk * CHUNK; row < rows && row < (chunk + 1) * CHUNK; row++) {
+            const float *mine = x + row * width, *slope = dy + row * width;
+            const float factor = inverse[row];
+            vec products{};
+            for (long d = 0; d < width; d += VEC) products += load(w + d) * load(slope + d) * load(mine + d);
+            const float mean = sum(products) * factor / width;
+            for (long d = 0; d < width; d += VEC) {
+                const vec n = load(mine + d) * factor, g = load(w + d) * load(slope + d);
+                store(dx + row * width + d, factor * (g - n * mean));
+                store(part + d, load(part + d) + n * load(slope + d));
+            }
+        }
+    }
+    for (long d = 0; d < width; d += VEC) {
+        vec total{};
+        for (long chunk = 0; chunk < chunks; chunk++) total += load(parts.data() + chunk * width + d);
+        store(dw + d, total);
+    }
+}
+
+// y = gate sigmoid(gate) up; `count` is a multiple of VEC, as in the backward pass.
+void swiglu(const float *gate, const float *up, long count, float *y, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < count; i += VEC) {
+        const vec x = load(gate + i);
+        store(y + i, x * sigmoid(x) * load(up + i));
+    }
+}
+
+void swiglu_backward(const float *gate, const float *up, const float *dy, long count, float *dgate, float *dup,
+                     int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long i = 0; i < count; i += VEC) {
+        const vec x = load(gate + i), s = sigmoid(x), slope = load(dy + i);
+        store(dup + i, slope * x * s);
+        store(dgate + i, slope * load(up + i) * s * (1.0f + x * (1.0f - s)));
+    }
+}
+}

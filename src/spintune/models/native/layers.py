@@ -1,0 +1,112 @@
+"""The compiled layers as functions of tensors. Formulas: ``layers.cpp``.
+
+All tensors are float32 on a CPU; :func:`can_compute` says whether they fit. Nothing depends on how many threads there
+are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spintune.models.native.build import kernels, why_not
+
+
+def can_compute(*tensors: Tensor) -> bool:
+    """Is there compiled code for these tensors? The last dimension must fill whole vectors."""
+    return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and (
+        kernels() is not None and all(x.shape[-1] % _vector_floats() == 0 for x in tensors)
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """``weight * x / sqrt(mean(x²) + epsilon)`` over the last dimension (arXiv 1910.07467, equation 4)."""
+    return _RmsNorm.apply(x, weight, epsilon)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``gate * sigmoid(gate) * up`` (arXiv 2002.05202, equation 6)."""
+    return _SwiGlu.apply(gate, up)
+
+
+def transposed(x_RC: Tensor) -> Tensor:
+    """A copy with rows and columns exchanged, contiguous, in a quarter of torch's time."""
+    if x_RC.dtype != torch.float32 or x_RC.device.type != "cpu" or not x_RC.is_contiguous() or kernels() is None:
+        return x_RC.t().contiguous()
+    rows, columns = x_RC.shape
+    result = torch.empty(columns, rows)
+    _library().transpose_matrix(x_RC.data_ptr(), rows, columns, result.data_ptr(), torch.get_num_threads())
+    return result
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        width = x.shape[-1]
+        rows = x.numel() // width
+        y, inverse = torch.empty_like(x), torch.empty(rows)
+        _call("rms_norm", x, weight, rows, width, ctypes.c_float(epsilon), y, inverse)
+        ctx.save_for_backward(x, weight, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+        sizes = len(inverse), x.shape[-1]
+        _call("rms_norm_backward", x, weight, inverse, grads[0].contiguous(), *sizes, grad_x, grad_weight)
+        return grad_x, grad_weight, None
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up)
+        y = torch.empty_like(gate)
+        _call("swiglu", gate, up, gate.numel(), y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        _call("swiglu_backward", gate, up, grads[0].contiguous(), gate.numel(), grad_gate, grad_up)
+        return grad_gate, grad_up
+
+
+def _call(name: str, *arguments: Any) -> None:
+    values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
+    getattr(_library(), name)(*values, torch.get_num_threads())
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = kernels()
+    if library is None:
+        raise RuntimeError(f"no compiled layers here ({why_not()}); ask can_compute first")
+    pointer, number, real, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+    signatures = {
+        "transpose_matrix": [pointer, number, number, pointer],
+        "rms_norm": [pointer, pointer, number, number, real, pointer, pointer],
+        "rms_norm_backward": [*4 * [pointer], number, number, pointer, pointer],
+        "swiglu": [pointer, pointer, number, pointer],
+        "swiglu_backward": [*3 * [pointer], number, pointer, pointer],
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = [*arguments, threads], None
+    return library
+
+
+@cache
+def _vector_floats() -> int:
+    return int(_library().vector_floats())
