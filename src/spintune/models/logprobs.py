@@ -21,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from spintune.models.attention import Branch, PackedLayout, disable_layouts, enable_layouts
+from spintune.models.fused import replaced
 from spintune.models.memory import keep_freed_memory
 from spintune.models.products import fast_training
+from spintune.models.recompute import recomputed
 from spintune.models.seq2seq import EncoderDecoder
 from spintune.models.varlen import VarlenLayout, flash_kernel
 
@@ -124,17 +126,26 @@ class LogProbEngine:
         model: a causal or a sequence-to-sequence language model of transformers.
         autocast: type of matrix products (bfloat16), or None for the weights' own.
         head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
+        recompute: share of the layers that backward computes once more, for less memory.
 
     At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
     it does not hold (recurrent layers, attention outside the attention interface, encoder-decoders that are not of the
     T5 kind) is scored one response at a time, with a warning: slower, never wrong.
     """
 
-    def __init__(self, model: PreTrainedModel, autocast: torch.dtype | None = None, head_megabytes: int = 512) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        autocast: torch.dtype | None = None,
+        head_megabytes: int = 512,
+        recompute: float = 0.0,
+    ) -> None:
         self.model = model
         self.autocast = autocast
+        self.recompute = recompute
         self.head_bytes = head_megabytes * 2**20
         self.backbone: Backbone = EncoderDecoder(model) if model.config.is_encoder_decoder else Decoder(model)
+        recomputed(model, recompute, autocast)  # an architecture that cannot is refused here, not at the first step
         self.packed = self._packing_is_exact()
         if not self.packed:
             log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
@@ -143,7 +154,8 @@ class LogProbEngine:
         """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
-        with precision(self.model, self.autocast), fast_training(self.model, self.autocast):
+        again = recomputed(self.model, self.recompute if torch.is_grad_enabled() else 0.0, self.autocast)
+        with precision(self.model, self.autocast), fast_training(self.model, self.autocast), replaced(again):
             if self.packed:
                 token_M = self._packed_tokens(queries, _TokenLogProb.apply)
             else:

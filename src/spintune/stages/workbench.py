@@ -51,9 +51,11 @@ class Iterate:
 class Player:
     """An iterate in memory, with what reads, scores and writes for it."""
 
-    def __init__(self, iterate: Iterate, loaded: LoadedModel, template: str, adapted: Any = None) -> None:
+    def __init__(
+        self, iterate: Iterate, loaded: LoadedModel, template: str, adapted: Any = None, recompute: float = 0.0
+    ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
-        self.engine = LogProbEngine(loaded.model, loaded.autocast)
+        self.engine = LogProbEngine(loaded.model, loaded.autocast, recompute=recompute)
         self.generator = build_generator(self.engine, loaded.tokenizer, self.renderer("last").stop_ids)
 
     def renderer(self, turns: Turns) -> RowRenderer:
@@ -169,7 +171,7 @@ class Workbench:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
         # iterates of this run carry their template with them
         template = recipe.data.template if location == recipe.model else "tokenizer"
-        return Player(iterate, loaded, template, adapted)
+        return Player(iterate, loaded, template, adapted, recipe.recompute)
 
     def publish(
         self, player: Player, name: str, stage: str, inputs: dict[str, Any], facts: dict[str, Any], *more: Path

@@ -7,8 +7,9 @@ are.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,12 +27,32 @@ def can_compute(*tensors: Tensor) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """``weight * x / sqrt(mean(x²) + epsilon)`` over the last dimension (arXiv 1910.07467, equation 4)."""
-    return _RmsNorm.apply(x, weight, epsilon)
+    x, weight = x.contiguous(), weight.contiguous()
+    return _made_of(_RmsNorm.apply(x, weight, epsilon), lambda x, w: _norm(x, w, epsilon)[0], x, weight)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``gate * sigmoid(gate) * up`` (arXiv 2002.05202, equation 6)."""
-    return _SwiGlu.apply(gate, up)
+    gate, up = gate.contiguous(), up.contiguous()
+    return _made_of(_SwiGlu.apply(gate, up), _gate, gate, up)
+
+
+class Origin(NamedTuple):
+    """How a tensor is made again from others that are kept anyway: nobody needs to keep it for a backward pass."""
+
+    make: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+def origin(x: Tensor) -> Origin | None:
+    """Of what :func:`rms_norm` and :func:`swiglu` returned."""
+    return getattr(x, "_origin", None)
+
+
+def _made_of(y: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    if y.requires_grad:
+        y._origin = Origin(make, inputs)  # type: ignore[attr-defined]
+    return y
 
 
 def transposed(x_RC: Tensor) -> Tensor:
@@ -47,11 +68,7 @@ def transposed(x_RC: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        x, weight = x.contiguous(), weight.contiguous()
-        width = x.shape[-1]
-        rows = x.numel() // width
-        y, inverse = torch.empty_like(x), torch.empty(rows)
-        _call("rms_norm", x, weight, rows, width, ctypes.c_float(epsilon), y, inverse)
+        y, inverse = _norm(x, weight, epsilon)
         ctx.save_for_backward(x, weight, inverse)
         return y
 
@@ -68,11 +85,8 @@ class _RmsNorm(torch.autograd.Function):
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
         ctx.save_for_backward(gate, up)
-        y = torch.empty_like(gate)
-        _call("swiglu", gate, up, gate.numel(), y)
-        return y
+        return _gate(gate, up)
 
     @staticmethod
     @once_differentiable
@@ -81,6 +95,20 @@ class _SwiGlu(torch.autograd.Function):
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         _call("swiglu_backward", gate, up, grads[0].contiguous(), gate.numel(), grad_gate, grad_up)
         return grad_gate, grad_up
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """The normalised rows, and what each was multiplied with."""
+    rows = x.numel() // x.shape[-1]
+    y, inverse = torch.empty_like(x), torch.empty(rows)
+    _call("rms_norm", x, weight, rows, x.shape[-1], ctypes.c_float(epsilon), y, inverse)
+    return y, inverse
+
+
+def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    _call("swiglu", gate, up, gate.numel(), y)
+    return y
 
 
 def _call(name: str, *arguments: Any) -> None:
