@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from spintune.models.fused import fused_layers, replaced, tied_lookup
 from spintune.models.logprobs import LogProbEngine
@@ -140,3 +141,20 @@ def test_a_tied_embedding_has_its_whole_gradient(build, queries, plain) -> None:
 
 def test_an_embedding_of_its_own_is_left_alone(build) -> None:
     assert not tied_lookup(build("llama", torch.float32))
+
+
+@pytest.mark.slow
+def test_torch_compiles_the_same_for_all_numbers_of_tokens(build, queries, plain) -> None:
+    changes = {"hidden_size": 64, "intermediate_size": 96}
+    engine = LogProbEngine(build("llama", **changes), compiled=True)  # float64, for which there is no code of ours
+    assert len(fused_layers(engine.model, compiled=True)) == 7
+    reference = build("llama", **changes)
+    compilations = counters["stats"]["unique_graphs"]
+    for part in (queries, queries[:1], queries[1:]):
+        found, expected = engine(part).sum_N, plain(reference, part)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # norms are float32 inside, as Llama's
+        found.sum().backward()
+        expected.sum().backward()
+    for one, other in zip(engine.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] - compilations <= 4  # two formulas, the norm's also for one token's row

@@ -7,7 +7,14 @@ from collections import Counter
 import pytest
 import torch
 
-from spintune.models.generation import BatchGenerator, PlainGenerator, build_generator, shared_length
+from spintune.models import replay
+from spintune.models.generation import (
+    BatchGenerator,
+    DecoderDecoding,
+    PlainGenerator,
+    build_generator,
+    shared_length,
+)
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.sampling import Sampling
 from spintune.models.slots import GROUP
@@ -57,10 +64,38 @@ def test_greedy_equals_transformers_generate_token_for_token(family, prompts, bu
 
     engine = LogProbEngine(build(family))
     assert isinstance(build_generator(engine, words, stop_ids), BatchGenerator)
-    for slots, prefill_tokens in ((2, 1024), (4, 5)):
-        generator = BatchGenerator(engine.model, words, stop_ids, slots=slots, prefill_tokens=prefill_tokens)
+    for slots, prefill_tokens, fixed in ((2, 1024, False), (4, 5, False), (4, 1024, True), (8, 5, True)):
+        generator = BatchGenerator(
+            engine.model, words, stop_ids, slots=slots, prefill_tokens=prefill_tokens, fixed=fixed
+        )
         completions = generator.generate(prompts, Sampling(NEW, temperature=0))
         assert [completion.ids for completion in completions] == expected
+
+
+def test_fixed_shapes_reach_from_one_bucket_into_the_next(build, words, monkeypatch):
+    monkeypatch.setattr(replay, "_BUCKET", 4)
+    model = LogProbEngine(build("llama")).model
+    buckets = []
+    compute = DecoderDecoding._one_more
+    monkeypatch.setattr(DecoderDecoding, "_one_more", lambda *a: buckets.append(a[-1]) or compute(*a))
+    results = [
+        BatchGenerator(model, words, frozenset(), slots=8, fixed=fixed).generate(PROMPTS, Sampling(NEW, seed=3))
+        for fixed in (True, False)
+    ]
+    assert [c.ids for c in results[0]] == [c.ids for c in results[1]]
+    assert [c.logprob for c in results[0]] == pytest.approx([c.logprob for c in results[1]])
+    assert sorted(set(buckets)) == [12, 16, 20]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_step_writes_what_single_launches_write(build, words, caplog):
+    model = LogProbEngine(build("llama", dtype=torch.float32).to("cuda")).model
+    results = [
+        BatchGenerator(model, words, frozenset(), slots=4, fixed=fixed).generate(PROMPTS, Sampling(NEW, temperature=0))
+        for fixed in (True, False)
+    ]
+    assert [c.ids for c in results[0]] == [c.ids for c in results[1]]
+    assert "cannot be recorded" not in caplog.text
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

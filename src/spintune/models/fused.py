@@ -1,4 +1,6 @@
-"""Layers of stock transformers models that have compiled code: RMSNorm and gated feed-forward blocks with SiLU.
+"""Layers of stock transformers models in fewer passes: RMSNorm and gated feed-forward blocks with SiLU.
+
+On a CPU they have compiled code of our own (``native``); on a GPU torch.compile makes it where a recipe asks for that.
 
 Architectures write them in their own words (Llama's, Qwen's and Mistral's are alike; Gemma's norm adds 1 to its
 weights). So a class is recognised by what it computes: its parts must be there, and its numbers the same.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,16 +36,20 @@ def replaced(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
             del module.forward
 
 
-def fused_layers(model: nn.Module) -> dict[nn.Module, Forward]:
-    """Functions that compute what the layers of ``model`` do, in fewer passes, differentiable."""
+def fused_layers(model: nn.Module, compiled: bool = False) -> dict[nn.Module, Forward]:
+    """Functions that compute what the layers of ``model`` do, in fewer passes, differentiable.
+
+    Args:
+        compiled: what has no compiled code of ours goes through torch.compile, once for all numbers of tokens.
+    """
     found: dict[nn.Module, Forward] = {}
     for module in model.modules():
         if "forward" in module.__dict__:  # somebody else's
             continue
-        if _is_rms_norm(module):
-            found[module] = _norm(module)
-        elif _is_swiglu(module):
-            found[module] = _gated(module)
+        if _is_rms_norm(module, compiled):
+            found[module] = _norm(module, compiled)
+        elif _is_swiglu(module, compiled):
+            found[module] = _gated(module, compiled)
     return found
 
 
@@ -67,49 +74,76 @@ def _epsilon(norm: nn.Module) -> Any:
     return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
 
 
-def _norm(norm: Any) -> Forward:
+def _norm(norm: Any, compiled: bool) -> Forward:
     own = norm.forward
 
     def forward(x: Tensor) -> Tensor:
-        return rms_norm(x, norm.weight, _epsilon(norm)) if can_compute(x, norm.weight) else own(x)
+        if can_compute(x, norm.weight):
+            return rms_norm(x, norm.weight, _epsilon(norm))
+        return _compiled(_norm_formula)(x, norm.weight, _epsilon(norm)) if compiled else own(x)
 
     return forward
 
 
-def _gated(block: Any) -> Forward:
+def _gated(block: Any, compiled: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
         gate, up = block.gate_proj(x), block.up_proj(x)
-        return block.down_proj(swiglu(gate, up) if can_compute(gate, up) else block.act_fn(gate) * up)
+        if can_compute(gate, up):
+            return block.down_proj(swiglu(gate, up))
+        return block.down_proj(_compiled(_gate_formula)(gate, up) if compiled else block.act_fn(gate) * up)
 
     return forward
 
 
-def _is_rms_norm(module: Any) -> bool:
+def _norm_formula(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def _gate_formula(gate: Tensor, up: Tensor) -> Tensor:
+    return nn.functional.silu(gate) * up
+
+
+@cache
+def _compiled(formula: Forward) -> Forward:
+    return torch.compile(formula, dynamic=True, fullgraph=True)
+
+
+def _is_rms_norm(module: Any, compiled: bool) -> bool:
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(_epsilon(module), float):
         return False
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or not can_compute(weight):
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or not (compiled or can_compute(weight)):
         return False
-    return _same((type(module),), module, _norm(module), len(weight))
+
+    def formula(x: Tensor) -> Tensor:
+        return _norm_formula(x, weight, _epsilon(module))
+
+    return _same((type(module),), module, formula, weight)
 
 
-def _is_swiglu(module: Any) -> bool:
+def _is_swiglu(module: Any, compiled: bool) -> bool:
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
     if not all(isinstance(part, nn.Module) for part in parts):
         return False
     weight = getattr(parts[0], "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not can_compute(weight):
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not (compiled or can_compute(weight)):
         return False
-    return _same((type(module), type(parts[3])), module, _gated(module), weight.shape[1])
+
+    def formula(x: Tensor) -> Tensor:
+        return module.down_proj(_gate_formula(module.gate_proj(x), module.up_proj(x)))
+
+    return _same((type(module), type(parts[3])), module, formula, weight)
 
 
 @torch.no_grad()
-def _same(kind: tuple[type, ...], module: nn.Module, forward: Forward, width: int) -> bool:
-    """Does ``forward`` compute what the class does? Asked once for each, with one module of it."""
+def _same(kind: tuple[type, ...], module: nn.Module, formula: Forward, weight: Tensor) -> bool:
+    """Does the class compute the formula? Asked once for each, with one module of it."""
     if kind not in _known:
-        x = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(3, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
+        tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 0.05
         try:
-            _known[kind] = torch.allclose(module(x), forward(x), rtol=1e-4, atol=1e-5)
+            _known[kind] = torch.allclose(module(x), formula(x), rtol=tolerance, atol=tolerance)
         except (TypeError, ValueError, RuntimeError):  # it wants something else than hidden states
             _known[kind] = False
     return _known[kind]

@@ -20,6 +20,7 @@ from spintune.models.attention import Layout
 from spintune.models.logprobs import LogProbEngine, head_logits, precision
 from spintune.models.memory import keep_freed_memory
 from spintune.models.products import fast_linears
+from spintune.models.replay import Replay
 from spintune.models.sampling import Sampling, choose, penalise, stream_keys, uniforms
 from spintune.models.seq2seq import start_token
 from spintune.models.seq2seq_generation import Seq2SeqDecoding
@@ -53,7 +54,9 @@ def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, s
         return PlainGenerator(engine.model, tokenizer, stop_ids, engine.autocast)
     device = engine.model.device
     room = torch.cuda.get_device_properties(device).total_memory // 2**22 if device.type == "cuda" else 4096
-    return BatchGenerator(engine.model, tokenizer, stop_ids, engine.autocast, cache_megabytes=room)
+    return BatchGenerator(
+        engine.model, tokenizer, stop_ids, engine.autocast, cache_megabytes=room, compiled=engine.compiled
+    )
 
 
 @dataclass
@@ -94,10 +97,11 @@ class DecoderDecoding:
     Args:
         room: tokens of the longest prompt, without those that all share, and answer together.
         slots: sequences that run at once; fewer when the cache would pass ``cache_bytes``.
+        fixed: calls without new prompts have the same shapes every time, and are recorded on a GPU.
     """
 
     def __init__(
-        self, model: PreTrainedModel, autocast: torch.dtype | None, room: int, slots: int, cache_bytes: int
+        self, model: PreTrainedModel, autocast: torch.dtype | None, room: int, slots: int, cache_bytes: int, fixed: bool
     ) -> None:
         self.model, self.autocast = model, autocast
         config = model.config.get_text_config()
@@ -106,8 +110,12 @@ class DecoderDecoding:
         per_slot = 2 * config.num_hidden_layers * heads * width * room * model.dtype.itemsize
         self.slots = max(1, min(slots, cache_bytes // per_slot))
         self._cache = SlotCache(self.slots, room, model.device)
+        self._replay = Replay(self._one_more, self.slots, room, model.device) if fixed else None
 
     def forward(self, running: Sequence[Running], started: Sequence[Running]) -> Tensor:
+        if self._replay and not started:
+            ids, lengths = [s.ids[-1] for s in running], [s.cached for s in running]
+            return self._replay(ids, [s.shared + s.cached for s in running], lengths)
         with precision(self.model, self.autocast):
             if started and started[0].shared > self._cache.prefix.length:
                 shared = started[0].shared
@@ -123,14 +131,21 @@ class DecoderDecoding:
             hidden_TD = self._hidden(ids, positions, self._cache)
             return head_logits(self.model, hidden_TD[torch.tensor(last, device=self.model.device)])
 
+    def _one_more(self, ids_S: Tensor, positions_S: Tensor, lengths_S: Tensor, used: int) -> Tensor:
+        """Logits ``[S, V]`` of one more token in every slot. Nothing here waits for a GPU."""
+        self._cache.plan_all(lengths_S, used)
+        with precision(self.model, self.autocast):
+            return head_logits(self.model, self._read(ids_S, positions_S, self._cache))
+
     def _hidden(self, ids: Sequence[int], positions: Sequence[int], layout: Layout) -> Tensor:
         device = self.model.device
-        return self.model.base_model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=torch.tensor([positions], device=device),
-            layout=layout,
-            use_cache=False,
-        ).last_hidden_state[0]
+        return self._read(torch.tensor(ids, device=device), torch.tensor(positions, device=device), layout)
+
+    def _read(self, ids_T: Tensor, positions_T: Tensor, layout: Layout) -> Tensor:
+        hidden = self.model.base_model(
+            input_ids=ids_T[None], position_ids=positions_T[None], layout=layout, use_cache=False
+        )
+        return hidden.last_hidden_state[0]
 
     def move(self, source: int, target: int, sequence: Running) -> None:
         self._cache.move(source, target, sequence.cached)
@@ -144,6 +159,9 @@ class BatchGenerator:
         slots: sequences that run at once; fewer when the cache would pass ``cache_megabytes``.
         prefill_tokens: prompt tokens computed beside the running sequences in one call.
         cache_megabytes: for keys and values; a copy of the weights (see :func:`fast_linears`) may take half as much.
+        fixed: decoder-only models compute calls without new prompts in fixed shapes, recorded on a GPU
+            (:class:`Replay`); None: on GPUs.
+        compiled: layers between the products go through torch.compile, for GPUs.
     """
 
     def __init__(
@@ -155,7 +173,11 @@ class BatchGenerator:
         slots: int = 128,
         prefill_tokens: int = 1024,
         cache_megabytes: int = 4096,
+        fixed: bool | None = None,
+        compiled: bool = False,
     ) -> None:
+        self.compiled = compiled
+        self.fixed = model.device.type == "cuda" if fixed is None else fixed
         self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
         self.slots, self.prefill_tokens, self.cache_bytes = slots, prefill_tokens, cache_megabytes * 2**20
 
@@ -175,7 +197,7 @@ class BatchGenerator:
         keep_freed_memory()
         # for a single row the weights' own order is as good
         copy_bytes = self.cache_bytes // 2 if len(prompts) > 1 else 0
-        with fast_linears(self.model, self.autocast, copy_bytes):
+        with fast_linears(self.model, self.autocast, copy_bytes, self.compiled):
             return self._generate(_sequences(prompts, sampling, keys), sampling, on_token)
 
     def _generate(self, sequences: Sequence[Running], sampling: Sampling, on_token: OnToken | None) -> list[Completion]:
@@ -203,7 +225,8 @@ class BatchGenerator:
     def _decoding(self, longest_prompt: int, longest_answer: int, slots: int) -> Decoding:
         if self.model.config.is_encoder_decoder:
             return Seq2SeqDecoding(self.model, self.autocast, longest_prompt, longest_answer, slots, self.cache_bytes)
-        return DecoderDecoding(self.model, self.autocast, longest_prompt + longest_answer, slots, self.cache_bytes)
+        room = longest_prompt + longest_answer
+        return DecoderDecoding(self.model, self.autocast, room, slots, self.cache_bytes, self.fixed)
 
     def _admit(self, waiting: list[Running], free: int) -> list[Running]:
         """Takes the next prompts that fit into the free slots and into one call."""

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -127,6 +127,7 @@ class LogProbEngine:
         autocast: type of matrix products (bfloat16), or None for the weights' own.
         head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
         recompute: share of the layers that backward computes once more, for less memory.
+        compiled: layers between the products go through torch.compile, for GPUs.
 
     At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
     it does not hold (recurrent layers, attention outside the attention interface, encoder-decoders that are not of the
@@ -139,10 +140,11 @@ class LogProbEngine:
         autocast: torch.dtype | None = None,
         head_megabytes: int = 512,
         recompute: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.autocast = autocast
-        self.recompute = recompute
+        self.recompute, self.compiled = recompute, compiled
         self.head_bytes = head_megabytes * 2**20
         self.backbone: Backbone = EncoderDecoder(model) if model.config.is_encoder_decoder else Decoder(model)
         recomputed(model, recompute, autocast)  # an architecture that cannot is refused here, not at the first step
@@ -154,8 +156,8 @@ class LogProbEngine:
         """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
-        again = recomputed(self.model, self.recompute if torch.is_grad_enabled() else 0.0, self.autocast)
-        with precision(self.model, self.autocast), fast_training(self.model, self.autocast), replaced(again):
+        share = self.recompute if torch.is_grad_enabled() else 0.0
+        with self._fast(), replaced(recomputed(self.model, share, self.autocast, self.compiled)):
             if self.packed:
                 token_M = self._packed_tokens(queries, _TokenLogProb.apply)
             else:
@@ -187,7 +189,7 @@ class LogProbEngine:
         keep_freed_memory()
         scores: list[list[tuple[float, bool]]] = []
         for run in pack(queries, lambda q: q.tokens, budget):
-            with precision(self.model, self.autocast), fast_training(self.model, self.autocast):
+            with self._fast():
                 tokens = self._packed_tokens if self.packed else self._plain_tokens
                 sum_N2, count_N = _sums(tokens(run, _logprob_and_greedy), run)
             pairs = zip(*sum_N2.T.tolist(), count_N.tolist(), strict=True)
@@ -195,6 +197,11 @@ class LogProbEngine:
             scores.extend([next(answers) for _ in query.responses] for query in run)
             done(len(run))
         return scores
+
+    @contextlib.contextmanager
+    def _fast(self) -> Iterator[None]:
+        with precision(self.model, self.autocast), fast_training(self.model, self.autocast, self.compiled):
+            yield
 
     def _packed_tokens(self, queries: Sequence[Query], read: Reading) -> Tensor:
         counted = [

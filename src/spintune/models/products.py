@@ -19,7 +19,9 @@ from spintune.models.native.layers import Origin, origin, transposed
 
 
 @contextmanager
-def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int) -> Iterator[None]:
+def fast_linears(
+    model: nn.Module, autocast: torch.dtype | None, copy_bytes: int, compiled: bool = False
+) -> Iterator[None]:
     """Inside, linear layers of ``model`` that are on a CPU run in oneDNN, and others compiled (:mod:`.fused`).
 
     No gradients, and no change of weights.
@@ -28,6 +30,7 @@ def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int
     Args:
         autocast: type of the products, or None for the weights' own. float32 and bfloat16 are taken over.
         copy_bytes: the weights are put into oneDNN's order if the copies fit into this; otherwise used as they are.
+        compiled: see :func:`.fused.fused_layers`.
     """
     linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     layers = [layer for layer in linears if _can_run(layer, autocast) or _is_rounded(layer, autocast)]
@@ -35,7 +38,7 @@ def fast_linears(model: nn.Module, autocast: torch.dtype | None, copy_bytes: int
     if total > copy_bytes:
         layers = [layer for layer in layers if layer.weight.device.type == "cpu"]
     products: dict[nn.Module, Forward] = {layer: _product(layer, autocast, total <= copy_bytes) for layer in layers}
-    with replaced({**fused_layers(model), **products}):
+    with replaced({**fused_layers(model, compiled), **products}):
         yield
 
 
@@ -71,7 +74,7 @@ def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> F
 
 
 @contextmanager
-def fast_training(model: nn.Module, autocast: torch.dtype | None) -> Iterator[None]:
+def fast_training(model: nn.Module, autocast: torch.dtype | None, compiled: bool = False) -> Iterator[None]:
     """Inside, layers of ``model`` that are on a CPU in float32 run in oneDNN or compiled, forwards and backwards.
 
     torch hands bfloat16 to oneDNN by itself, so with ``autocast`` nothing changes. What was computed inside may be
@@ -80,7 +83,7 @@ def fast_training(model: nn.Module, autocast: torch.dtype | None) -> Iterator[No
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_run(layer, None)]
     layers = [layer for layer in layers if autocast is None and layer.weight.dtype == torch.float32]
     products: dict[nn.Module, Forward] = {layer: _differentiable(layer) for layer in layers}
-    with replaced({**fused_layers(model), **tied_lookup(model), **products}):
+    with replaced({**fused_layers(model, compiled), **tied_lookup(model), **products}):
         yield
 
 

@@ -15,7 +15,9 @@ from spintune.models.fused import Forward
 from spintune.models.products import fast_training
 
 
-def recomputed(model: nn.Module, share: float, autocast: torch.dtype | None) -> dict[nn.Module, Forward]:
+def recomputed(
+    model: nn.Module, share: float, autocast: torch.dtype | None, compiled: bool = False
+) -> dict[nn.Module, Forward]:
     """Functions in place of a ``share`` of the model's layers, evenly spread. No result changes, not by a bit.
 
     Raises:
@@ -25,7 +27,7 @@ def recomputed(model: nn.Module, share: float, autocast: torch.dtype | None) -> 
     if share and not layers:
         raise ModelError(f"recompute: {type(model).__name__} does not say what its layers are; leave recompute out")
     chosen = [layer for i, layer in enumerate(layers) if math.floor((i + 1) * share) > math.floor(i * share)]
-    return {layer: _again(layer, autocast) for layer in chosen}
+    return {layer: _again(layer, autocast, compiled) for layer in chosen}
 
 
 def _owns_bias(layer: nn.Module) -> bool:
@@ -33,14 +35,16 @@ def _owns_bias(layer: nn.Module) -> bool:
     return any(hasattr(module, "relative_attention_bias") for module in layer.modules())
 
 
-def _again(layer: nn.Module, autocast: torch.dtype | None) -> Forward:
+def _again(layer: nn.Module, autocast: torch.dtype | None, compiled: bool) -> Forward:
     own = layer.forward
 
     def compute(*arguments: Any, **options: Any) -> Any:
-        with fast_training(layer, autocast):  # backward comes when the call that was around the first time is over
+        with fast_training(
+            layer, autocast, compiled
+        ):  # backward comes when the call that was around the first time is over
             return own(*arguments, **options)
 
     def forward(*arguments: Any, **options: Any) -> Tensor:
-        return checkpoint(compute, *arguments, use_reentrant=False, **options)  # type: ignore[no-any-return]
+        return checkpoint(compute, *arguments, use_reentrant=False, **options)
 
     return forward

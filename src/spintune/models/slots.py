@@ -60,6 +60,7 @@ class SlotCache:
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.prefill: list[int] = []
         self._plan = Plan([])
+        self._end = 0
         self._groups: list[tuple[slice, int]] = []
         self._biases: dict[int | None, Tensor] = {}
 
@@ -77,6 +78,12 @@ class SlotCache:
         self._groups = [
             (slice(begin, end), max(lengths[begin:end]) + 1) for begin, end in zip([0, *ends], ends, strict=False)
         ]
+        self._end = max(lengths, default=0) + 1
+        self._biases.clear()
+
+    def plan_all(self, lengths_S: Tensor, used: int) -> None:
+        """Sets up one call of fixed shapes: one more token for every slot, none of which gets more than ``used``."""
+        self.lengths, self.prefill, self._groups, self._end = lengths_S, [], [(slice(0, self.slots), used)], used
         self._biases.clear()
 
     def move(self, source: int, target: int, length: int) -> None:
@@ -142,7 +149,7 @@ class SlotCache:
         """
         if window not in self._biases:
             own_B = self.lengths + self.prefix.length
-            position = torch.arange(int(own_B.max()) + 1, device=self.device)
+            position = torch.arange(self.prefix.length + self._end, device=self.device)
             distance = own_B[:, None] - position[None, :]
             visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
             bias = torch.zeros(visible.shape, device=self.device).masked_fill_(~visible, float("-inf"))

@@ -86,8 +86,12 @@ class Recipe(Section):
     )
     recompute: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Share of the layers that are computed once more in the backward pass instead of kept; saves memory, "
-        "costs up to a third of the time, changes no result.",
+        description="Share of the layers that are computed once more in the backward pass instead of kept; saves "
+        "memory, costs up to a third of the time, changes no result.",
+    )
+    compile: bool = Field(
+        False,
+        description="On a GPU: what stands between matrix products goes through torch.compile, once for all lengths.",
     )
     tracking: list[Literal["tensorboard"]] = Field(
         default=[], description="Besides metrics.jsonl, which is always kept."

@@ -52,10 +52,16 @@ class Player:
     """An iterate in memory, with what reads, scores and writes for it."""
 
     def __init__(
-        self, iterate: Iterate, loaded: LoadedModel, template: str, adapted: Any = None, recompute: float = 0.0
+        self,
+        iterate: Iterate,
+        loaded: LoadedModel,
+        template: str,
+        adapted: Any = None,
+        recompute: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
-        self.engine = LogProbEngine(loaded.model, loaded.autocast, recompute=recompute)
+        self.engine = LogProbEngine(loaded.model, loaded.autocast, recompute=recompute, compiled=compiled)
         self.generator = build_generator(self.engine, loaded.tokenizer, self.renderer("last").stop_ids)
 
     def renderer(self, turns: Turns) -> RowRenderer:
@@ -164,6 +170,8 @@ class Workbench:
                 f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); "
                 "lower it"
             )
+        if recipe.compile and loaded.model.device.type == "cpu":
+            raise ModelError("compile is of GPUs alone, a CPU has compiled layers without it; leave it out")
         adapted = None
         if recipe.lora and iterate.adapter:
             adapted = load_adapter(loaded.model, iterate.adapter)
@@ -171,7 +179,7 @@ class Workbench:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
         # iterates of this run carry their template with them
         template = recipe.data.template if location == recipe.model else "tokenizer"
-        return Player(iterate, loaded, template, adapted, recipe.recompute)
+        return Player(iterate, loaded, template, adapted, recipe.recompute, recipe.compile)
 
     def publish(
         self, player: Player, name: str, stage: str, inputs: dict[str, Any], facts: dict[str, Any], *more: Path
@@ -223,6 +231,7 @@ class Workbench:
             "seed": self.recipe.seed,
             "precision": self.recipe.precision,
             "tokens_per_forward": self.recipe.tokens_per_forward,
+            **({"compile": True} if self.recipe.compile else {}),
             "lora": self.settings["lora"],
             **more,
         }
