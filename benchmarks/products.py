@@ -1,10 +1,10 @@
-"""torch's own float32 products beside oneDNN's, in training's shapes and in a step, and attention in both precisions.
+"""The parts of a step on a CPU, torch's beside those that spintune takes: products, attention, layers, all together.
 
-    python benchmarks/products.py [--threads 1] [--repeats 3]      two minutes
+    python benchmarks/products.py [--threads 1] [--repeats 3]      three minutes
 
-The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M, once
-with the products that spintune uses and once with torch's; gradients are compared. Times are processor seconds of
-alternating calls, so that other work on the machine disturbs them little.
+The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: with
+torch's products, with oneDNN's, and with compiled layers besides, as spintune computes; gradients are compared. Times
+are processor seconds of alternating calls, so that other work on the machine disturbs them little.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 from machine import describe
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from spintune.data.sources import Source, read_sources
-from spintune.models import logprobs
+from spintune.models import attention, fused, logprobs, products, slots
 from spintune.models.loading import load_model
 from spintune.models.logprobs import LogProbEngine, pack
 from spintune.models.memory import keep_freed_memory
+from spintune.models.native import attention as native
+from spintune.models.native import layers as native_layers
+from spintune.storage import cache_folder
 from spintune.tokens.chat import Renderer
 from spintune.training.objectives import NegativeLogLikelihood
 
@@ -45,7 +48,7 @@ def seconds(call: Callable[[], object], times: int) -> float:
     return (time.process_time() - began) / times
 
 
-def products(repeats: int) -> None:
+def matrices(repeats: int) -> None:
     print("\nProducts in float32, GFLOP/s: torch, oneDNN\n")
     print("| rows x in x out | forward | gradient of the input | gradient of the weight |\n|---|---|---|---|")
     for rows, inside, outside in SHAPES:
@@ -60,8 +63,18 @@ def products(repeats: int) -> None:
         print(f"| {rows} x {inside} x {outside} | {' | '.join(cells)} |")
 
 
+@contextlib.contextmanager
+def without_compiled_layers() -> Iterator[None]:
+    """Attention, norms, gates and transposed copies by torch, as where there is no compiler."""
+    with contextlib.ExitStack() as stack:
+        for module, name in ((attention, "can_attend"), (slots, "can_attend"), (fused, "can_compute")):
+            stack.enter_context(mock.patch.object(module, name, lambda *_: False))
+        stack.enter_context(mock.patch.object(products, "transposed", lambda x: x.t()))
+        yield
+
+
 def step(repeats: int) -> None:
-    loaded = load_model("smollm2-135m-instruct", cache=Path.home() / ".cache" / "spintune", precision="float32")
+    loaded = load_model("smollm2-135m-instruct", cache=cache_folder(), precision="float32")
     engine, objective = LogProbEngine(loaded.model), NegativeLogLikelihood()
     examples = read_sources([Source("builtin:seeds")], seed=0).examples[:24]
     rows = Renderer(loaded.tokenizer).rows(examples)
@@ -72,34 +85,96 @@ def step(repeats: int) -> None:
         (-engine(queries).sum_N.sum()).backward()
         return torch.cat([weight.grad.flatten() for weight in loaded.model.parameters()])
 
-    ways = {"torch's products": lambda *_: contextlib.nullcontext(), "spintune": logprobs.fast_training}
+    def torchs() -> contextlib.AbstractContextManager[object]:
+        stack = contextlib.ExitStack()
+        stack.enter_context(without_compiled_layers())
+        stack.enter_context(mock.patch.object(logprobs, "fast_training", lambda *_: contextlib.nullcontext()))
+        return stack
+
+    ways = {"torch": torchs, "oneDNN's products": without_compiled_layers, "spintune": contextlib.nullcontext}
     times: dict[str, list[float]] = {name: [] for name in ways}
     gradients = {}
     for _ in range(repeats):
         for name, way in ways.items():
-            logprobs.fast_training = way
-            times[name].append(seconds(run, 1))
-            gradients[name] = run()
-    one, other = gradients.values()
+            with way():
+                times[name].append(seconds(run, 1))
+                gradients[name] = run()
     print(f"\nA step of {sum(query.tokens for query in queries)} tokens in float32, processor seconds:")
     for name, found in times.items():
-        print(f"  {statistics.median(found):.2f}  {name}")
-    print(f"  gradients differ by {((one - other).norm() / one.norm()).item():.1e} of their norm")
+        apart = (gradients[name] - gradients["torch"]).norm() / gradients["torch"].norm()
+        print(f"  {statistics.median(found):.2f}  {name}; gradient {apart.item():.1e} of its norm from torch's")
 
 
-def attention(repeats: int) -> None:
-    print("\nFused attention of 9 query and 3 key heads of 64, forward and backward, ms\n")
-    print("| tokens | float32 | bfloat16 |\n|---|---|---|")
+def compare(title: str, calls: dict[str, Callable[[], object]], repeats: int) -> str:
+    cells = [1000 * min(seconds(call, 8) for _ in range(repeats)) for call in calls.values()]
+    return f"| {title} | {' | '.join(f'{cell:.2f}' for cell in cells)} |"
+
+
+def attending(repeats: int) -> None:
+    print("\nAttention of 9 query and 3 key heads of 64, forward and backward, ms: torch's fused one, and compiled\n")
+    print("| tokens | float32 | bfloat16 | compiled |\n|---|---|---|---|")
     for length in LENGTHS:
-        cells = []
-        for dtype in (torch.float32, torch.bfloat16):
-            q, k, v = (torch.randn(1, heads, length, 64, dtype=dtype, requires_grad=True) for heads in (9, 3, 3))
+        plan = native.Plan([[(0, length, 0, 0)]])
 
-            def run(q: Tensor = q, k: Tensor = k, v: Tensor = v) -> None:
-                scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
+        def torchs(q: Tensor, k: Tensor, v: Tensor) -> None:
+            scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
 
-            cells.append(f"{1000 * min(seconds(run, 8) for _ in range(repeats)):.1f}")
-        print(f"| {length} | {' | '.join(cells)} |")
+        def compiled(q: Tensor, k: Tensor, v: Tensor, plan: native.Plan = plan) -> None:
+            native.attend_runs(q, k, v, plan, 0.125, None).sum().backward()
+
+        def of(dtype: torch.dtype, length: int = length) -> list[Tensor]:
+            return [torch.randn(1, heads, length, 64, dtype=dtype, requires_grad=True) for heads in (9, 3, 3)]
+
+        wide, half = of(torch.float32), of(torch.bfloat16)
+        calls = {
+            "float32": lambda x=wide: torchs(*x),
+            "bfloat16": lambda x=half: torchs(*x),
+            "compiled": lambda x=wide, c=compiled: c(*x),
+        }
+        print(compare(str(length), calls, repeats))
+
+
+def layers(repeats: int) -> None:
+    print("\nLayers of 976 tokens, forward and backward, ms: torch's, and compiled\n")
+    print("| layer | torch | compiled |\n|---|---|---|")
+    x, weight = (torch.randn(shape, requires_grad=True) for shape in ((976, 576), (576,)))
+    gate, up = (torch.randn(976, 1536, requires_grad=True) for _ in range(2))
+    norms = {
+        "torch": lambda: (weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5))).sum().backward(),
+        "compiled": lambda: native_layers.rms_norm(x, weight, 1e-5).sum().backward(),
+    }
+    gates = {
+        "torch": lambda: (silu(gate) * up).sum().backward(),
+        "compiled": lambda: native_layers.swiglu(gate, up).sum().backward(),
+    }
+    flat = gate.detach()
+    copies = {"torch": lambda: flat.t().contiguous(), "compiled": lambda: native_layers.transposed(flat)}
+    for title, calls in (("norm of 576", norms), ("gate of 1,536", gates), ("transposed copy, 1,536", copies)):
+        print(compare(title, calls, repeats))
+
+
+def one_more_token(repeats: int) -> None:
+    print("\nOne more token for 128 sequences of 60 to 200, a layer, ms: torch's products in groups, and compiled\n")
+    print("| | torch | compiled |\n|---|---|---|")
+    lengths = torch.linspace(60, 200, 128).long().tolist()
+    cache = slots.SlotCache(128, 256, torch.device("cpu"))
+    q, k, v = (torch.randn(1, heads, 128, 64) for heads in (9, 3, 3))
+    rule = attention.Rule(0.125)
+    cache.plan(lengths, [])
+    with torch.inference_mode():
+        for layer in range(30):  # as many as a model has, so that no cache holds them all
+            cache.attend(layer, q, k, v, rule)
+
+        def layer_after_layer() -> None:
+            for layer in range(30):
+                cache.attend(layer, q, k, v, rule)
+
+        def torchs() -> None:
+            with without_compiled_layers():
+                layer_after_layer()
+
+        times = [min(seconds(call, 2) for _ in range(repeats)) for call in (torchs, layer_after_layer)]
+        print(f"| attention of slots | {' | '.join(f'{1000 * time / 30:.2f}' for time in times)} |")
 
 
 def main() -> None:
@@ -110,8 +185,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     print(f"{describe()['processor']['name']}, {options.threads} threads")
-    products(options.repeats)
-    attention(options.repeats)
+    matrices(options.repeats)
+    attending(options.repeats)
+    layers(options.repeats)
+    one_more_token(options.repeats)
     step(options.repeats)
 
 

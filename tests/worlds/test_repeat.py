@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spintune.errors import ModelError
 from spintune.progress import Silent
 
 Run = Callable[..., dict[str, Any]]
@@ -169,6 +170,22 @@ def test_tokens_computed_at_once_change_no_result_beyond_rounding(run: Run, fini
     one, other = (load_file(out / "sft/model/model.safetensors") for out in (tmp_path / "run", finished))
     # after 10 steps of AdamW at 1e-3; a wrong mean over micro-batches moves weights by more than 1e-3
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-4
+
+
+@pytest.mark.slow
+def test_layers_computed_again_change_no_bit(run: Run, finished: Path, contents: Contents, tmp_path: Path) -> None:
+    run(tmp_path / "run", recompute=0.5)
+    found, expected = (
+        {name: digest for name, digest in contents(out).items() if name.endswith(".safetensors")}
+        for out in (tmp_path / "run", finished)
+    )
+    assert len(expected) >= 3
+    assert found == expected
+
+
+def test_compile_is_refused_on_a_processor(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="compile is of GPUs alone"):
+        run(tmp_path / "run", compile=True)
 
 
 def test_without_held_out_rows_nothing_is_judged_and_the_reader_is_told(run: Run, tmp_path: Path) -> None:
