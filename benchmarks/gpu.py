@@ -9,7 +9,8 @@ answers of 32 to 512. spintune computes as a recipe with ``precision: auto`` wou
 weights, variable-length flash attention over packed rows). TRL 1.x runs with bfloat16 autocast, rows sorted by length
 and padded, no gradient checkpointing, and the fastest of the batch sizes tried that fits; its steps are timed without
 the scoring by the reference model, as are spintune's.
-transformers ``generate`` writes in bfloat16 with the fastest batch of those tried.
+transformers ``generate`` writes in bfloat16 with the fastest batch of those tried. spintune's own choices are timed
+beside each other: recorded steps of generation or single launches, ``compile``, and ``recompute`` with its memory.
 
 Checked: the packed log-probabilities against one row at a time (in the engine, when the model is loaded, and here on
 real lengths), SPIN's loss of ln 2 at the start, and TRL's first losses against spintune's.
@@ -47,6 +48,12 @@ from spintune.training.optimization import Optimization, build_optimizer
 BATCHES = (2, 4, 8, 16, 32)
 GENERATION_BATCHES = (32, 64, 128, 256)
 BETA = 0.1
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compile: true": {"compiled": True},
+    "recompute: 0.5": {"recompute": 0.5},
+    "recompute: 1": {"recompute": 1.0},
+}
+"""What recipes can ask for besides, timed on SFT."""
 MOST_DIFFERENCE = 0.05
 """Nats a token that bfloat16 may move a response's log-probability by."""
 
@@ -203,7 +210,29 @@ def training(size: Size, options: argparse.Namespace, device: torch.device, best
         }
         if name == "spin" and abs(losses[0] - math.log(2)) > 0.02:
             raise SystemExit(f"SPIN's first loss is {losses[0]}, not ln 2")
+    found["options"] = {
+        name: _with_option(LogProbEngine(model, torch.bfloat16, **settings), rows, options, device)
+        for name, settings in OPTIONS.items()
+    }
     return found
+
+
+def _with_option(
+    engine: LogProbEngine, rows: Sequence[Row], options: argparse.Namespace, device: torch.device
+) -> dict[str, float]:
+    """Seconds and peak memory of an SFT step of an engine with another recipe's settings."""
+    optimizer = build_optimizer(engine.model, Optimization(1e-6, schedule="constant", warmup=0.0))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+    def step() -> float:
+        return train_step(engine, NegativeLogLikelihood(), rows, options.budget, optimizer)
+
+    seconds = statistics.median(timed(step, options.repeats, device))
+    return {
+        "seconds": seconds,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else 0.0,
+    }
 
 
 @torch.no_grad()
@@ -313,9 +342,10 @@ def generation(size: Size, options: argparse.Namespace, device: torch.device) ->
         tuple(draw.choices(range(3, size.vocabulary), k=draw.randint(size.shortest, size.longest)))
         for _ in range(options.prompts)
     ]
-    seconds = _written(size, options, device, prompts)
+    launched = _written(size, options, device, prompts, fixed=False)
+    seconds = _written(size, options, device, prompts, fixed=True)
     written = options.prompts * options.new_tokens
-    found: dict[str, Any] = {"seconds": seconds, "tokens_per_second": written / seconds}
+    found: dict[str, Any] = {"seconds": seconds, "tokens_per_second": written / seconds, "not_recorded": launched}
     peer = build(size, device).to(torch.bfloat16)
     config = GenerationConfig(do_sample=False, max_new_tokens=options.new_tokens, pad_token_id=0, eos_token_id=None)
     peer.generation_config = config
@@ -341,12 +371,14 @@ def generation(size: Size, options: argparse.Namespace, device: torch.device) ->
 
 
 def _written(
-    size: Size, options: argparse.Namespace, device: torch.device, prompts: Sequence[tuple[int, ...]]
+    size: Size, options: argparse.Namespace, device: torch.device, prompts: Sequence[tuple[int, ...]], fixed: bool
 ) -> float:
-    """Seconds of spintune; its model is gone afterwards."""
+    """Seconds of spintune, its steps recorded or not; its model is gone afterwards."""
     model = build(size, device)
     LogProbEngine(model, torch.bfloat16)  # turns packed attention on
-    generator = BatchGenerator(model, made_up_tokenizer(size), frozenset(), torch.bfloat16, cache_megabytes=16384)
+    generator = BatchGenerator(
+        model, made_up_tokenizer(size), frozenset(), torch.bfloat16, cache_megabytes=16384, fixed=fixed
+    )
     sampling = Sampling(options.new_tokens, temperature=0)
     return statistics.median(timed(lambda: generator.generate(prompts, sampling), options.repeats, device))
 
@@ -385,11 +417,16 @@ def main() -> None:
         )
         if peer and peer["batch"] and task == "sft" and ours["rows"] % peer["batch"] == 0:
             print(f"  TRL's first loss {peer['first_loss']:.4f}")
+    for name, option in facts["options"].items():
+        print(
+            f"sft with {name}: {option['seconds'] / facts['sft']['seconds']:.2f} x the time, {option['peak_gb']:.1f} GB"
+        )
     facts["generation"] = generation(size, options, device)
     ours = facts["generation"]
     print(
         f"generation: {ours['tokens_per_second']:.0f} tokens/s, {ours['peer']['seconds'] / ours['seconds']:.2f} x "
-        f"transformers generate (batch {ours['peer']['batch']})"
+        f"transformers generate (batch {ours['peer']['batch']}), {ours['not_recorded'] / ours['seconds']:.2f} x itself "
+        "without recorded steps"
     )
     if options.report:
         options.report.write_text(json.dumps(facts, indent=1))

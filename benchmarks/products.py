@@ -68,7 +68,7 @@ def without_compiled_layers() -> Iterator[None]:
     """Attention, norms, gates and transposed copies by torch, as where there is no compiler."""
     with contextlib.ExitStack() as stack:
         for module, name in ((attention, "can_attend"), (slots, "can_attend"), (fused, "can_compute")):
-            stack.enter_context(mock.patch.object(module, name, lambda *_: False))
+            stack.enter_context(mock.patch.object(module, name, return_value=False))
         stack.enter_context(mock.patch.object(products, "transposed", lambda x: x.t()))
         yield
 
@@ -88,7 +88,7 @@ def step(repeats: int) -> None:
     def torchs() -> contextlib.AbstractContextManager[object]:
         stack = contextlib.ExitStack()
         stack.enter_context(without_compiled_layers())
-        stack.enter_context(mock.patch.object(logprobs, "fast_training", lambda *_: contextlib.nullcontext()))
+        stack.enter_context(mock.patch.object(logprobs, "fast_training", return_value=contextlib.nullcontext()))
         return stack
 
     ways = {"torch": torchs, "oneDNN's products": without_compiled_layers, "spintune": contextlib.nullcontext}
