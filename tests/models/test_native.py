@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -240,3 +241,20 @@ def test_threads_are_torchs_own() -> None:
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=True)
     assert found.stdout.split() == ["1"]
     assert native.kernels() is not None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of other processors")
+@pytest.mark.parametrize(("processor", "floats"), [("x86-64-v3", 8), ("x86-64", 4)])
+def test_older_processors_compute_the_same_with_narrower_vectors(processor: str, floats: int) -> None:
+    """The tests of this file and of the other layers, compiled for less than this machine has."""
+    folder = Path(__file__).parent
+    program = (
+        "import sys, pytest; from spintune.models.native import attention, build;"
+        f"build._FLAGS = tuple(f.replace('native', '{processor}') for f in build._FLAGS);"
+        f"assert attention._vector_floats() == {floats};"
+        "sys.exit(pytest.main(['-q', '-m', 'not slow', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    )
+    files = [folder / "test_native.py", folder / "test_fused.py"]
+    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
