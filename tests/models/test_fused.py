@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -143,7 +145,11 @@ def test_an_embedding_of_its_own_is_left_alone(build) -> None:
     assert not tied_lookup(build("llama", torch.float32))
 
 
+@compiled
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists(), reason="torch.compile needs Python's headers"
+)
 def test_torch_compiles_the_same_for_all_numbers_of_tokens(build, queries, plain) -> None:
     changes = {"hidden_size": 64, "intermediate_size": 96}
     engine = LogProbEngine(build("llama", **changes), compiled=True)  # float64, for which there is no code of ours
