@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from spintune.models.logprobs import Query
+from spintune.models.native.build import SWITCH, why_not
 
 VOCABULARY = 97
 
@@ -61,6 +66,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def compiled(cache: Path) -> None:
+    """Skips where there is no compiler; where there is one, it must do."""
+    absent = sys.platform != "linux" or not any(map(shutil.which, ("g++", "c++")))
+    if absent or os.environ.get(SWITCH):
+        pytest.skip("no compiler here, or switched off")
+    assert why_not() is None
 
 
 Build = Callable[..., PreTrainedModel]

@@ -15,11 +15,10 @@ from torch._dynamo.utils import counters
 
 from spintune.models.fused import fused_layers, replaced, tied_lookup
 from spintune.models.logprobs import LogProbEngine
-from spintune.models.native.build import why_not
 from spintune.models.native.layers import can_compute, rms_norm, swiglu, transposed
 from spintune.models.products import fast_linears
 
-compiled = pytest.mark.skipif(why_not() is not None, reason=f"no compiled code: {why_not()}")
+compiled = pytest.mark.usefixtures("compiled")
 
 shapes = st.tuples(st.sampled_from([1, 2, 7]), st.sampled_from([1, 5, 64, 65, 200]), st.sampled_from([16, 48, 64, 160]))
 

@@ -23,7 +23,7 @@ from spintune.models.native import build
 from spintune.models.native.attention import Plan, attend_runs, attend_slots, can_attend
 from spintune.models.sampling import Sampling
 
-pytestmark = pytest.mark.skipif(build.why_not() is not None, reason=f"no compiled code: {build.why_not()}")
+pytestmark = pytest.mark.usefixtures("compiled")
 
 lengths = st.integers(1, 6) | st.sampled_from([15, 16, 17, 31, 33, 64, 129, 150])
 branches = st.lists(st.builds(Branch, lengths, st.lists(lengths, max_size=3).map(tuple)), min_size=1, max_size=3)
@@ -226,6 +226,27 @@ def test_without_a_compiler_the_reason_is_said(tmp_path: Path) -> None:
     assert not list((tmp_path / "spintune").glob("kernels/*"))
 
 
+def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+    assert reason(tmp_path) is None
+    (kept,) = (tmp_path / "spintune" / "kernels").iterdir()
+    whole = kept.stat().st_size
+    kept.unlink()  # another file: the old one is in memory
+    kept.write_bytes(b"not a library")
+    assert reason(tmp_path) is None
+    assert kept.stat().st_size == whole
+
+
+@pytest.mark.parametrize(("compiler", "level"), [("false", "WARNING"), ("no-such-compiler", "INFO")])
+def test_a_compiler_that_fails_is_warned_of_and_none_is_not(
+    compiler: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    with caplog.at_level("INFO"):
+        assert build.kernels.__wrapped__() is None
+    assert [record.levelname for record in caplog.records] == [level]
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "spintune").write_text("a file where the folder should be")
     assert reason(tmp_path) is None
@@ -252,7 +273,7 @@ def test_older_processors_compute_the_same_with_narrower_vectors(processor: str,
     program = (
         "import sys, pytest; from spintune.models.native import attention, build;"
         f"build._FLAGS = tuple(f.replace('native', '{processor}') for f in build._FLAGS);"
-        f"assert attention._vector_floats() == {floats};"
+        f"assert build.vector_floats() == {floats};"
         "sys.exit(pytest.main(['-q', '-m', 'not slow', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     )
     files = [folder / "test_native.py", folder / "test_fused.py"]

@@ -12,7 +12,7 @@ from spintune.errors import ModelError
 from spintune.models import products
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.lora import dropout
-from spintune.models.native.build import why_not
+from spintune.models.native.layers import origin, rms_norm
 
 CHANGES = {"hidden_size": 64, "head_dim": 16, "num_hidden_layers": 4}
 
@@ -67,7 +67,7 @@ def test_an_architecture_without_layers_is_refused_at_once(build) -> None:
         LogProbEngine(model, recompute=0.5)
 
 
-@pytest.mark.skipif(why_not() is not None, reason=f"no compiled code: {why_not()}")
+@pytest.mark.usefixtures("compiled")
 def test_norms_and_gated_products_are_not_kept(build, queries, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = LogProbEngine(build("llama", torch.float32, **CHANGES, intermediate_size=96))
 
@@ -92,3 +92,15 @@ def test_norms_and_gated_products_are_not_kept(build, queries, monkeypatch: pyte
     tokens = sum(query.tokens for query in queries)
     # of each layer two norms and one gated product
     assert much - little == 4 * tokens * 4 * (2 * 64 + 96)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_was_changed_in_place_is_kept_as_it_is() -> None:
+    x, weight = torch.randn(3, 16, requires_grad=True), torch.ones(16)
+    y = rms_norm(x, weight, 1e-5)
+    made = origin(y)
+    assert made
+    assert torch.equal(made.make(*made.inputs), y)
+    y.mul_(2)
+    assert origin(y) is None
+    assert origin(rms_norm(x.detach(), weight, 1e-5)) is None

@@ -18,6 +18,9 @@ from torch import Tensor
 from spintune.models.attention import Rule, attention
 from spintune.models.native.attention import Plan, attend_runs, attend_slots, can_attend
 
+Pair = tuple[Tensor, Tensor]
+"""Keys and values."""
+
 GROUP = 32
 """Slots that attend in one product, as far as the longest of them."""
 
@@ -55,7 +58,7 @@ class SlotCache:
     def __init__(self, slots: int, room: int, device: torch.device) -> None:
         self.slots, self.room, self.device = slots, room, device
         self.prefix = Prefix()
-        self.stores: dict[int, tuple[Tensor, Tensor]] = {}
+        self.stores: dict[int, Pair] = {}
         """Keys and values ``[S, K, R, D]`` of each layer."""
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.prefill: list[int] = []
@@ -94,38 +97,45 @@ class SlotCache:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
         native = can_attend(q, k, v, rule.softcap)
-        keys, values = self._stores(layer, k, v, native)
-        prefix = self.prefix.of(layer, k, v)
+        stores, prefix = self._stores(layer, k, v, native), self.prefix.of(layer, k, v)
         running = len(self.lengths)
-        pieces = [running, *self.prefill]
-        queries, new_keys, new_values = q.split(pieces, 2), k.split(pieces, 2), v.split(pieces, 2)
-        outputs = [queries[0]]
-        if running and native:
-            stores = keys, values
-            token = queries[0], new_keys[0], new_values[0]
-            outputs = [attend_slots(*token, prefix, stores, self.lengths, rule.scale, rule.window)]
-        elif running:
-            slots = torch.arange(running, device=self.device)
-            keys[slots, :, self.lengths] = new_keys[0][0].transpose(0, 1)
-            values[slots, :, self.lengths] = new_values[0][0].transpose(0, 1)
-            outputs = [self._attend_slots(queries[0], keys, values, prefix[0][0], prefix[1][0], rule)]
-        prompts = zip(self.prefill, queries[1:], new_keys[1:], new_values[1:], strict=True)
-        for slot, (length, query, key, value) in enumerate(prompts, running):
-            keys[slot, :, :length], values[slot, :, :length] = key[0], value[0]
-            if not native:
-                whole = torch.cat([prefix[0], key], 2), torch.cat([prefix[1], value], 2)
-                mask = _visible(self.prefix.length, length, rule.window, self.device)
-                outputs.append(attention(query, *whole, rule, mask))
-        if self.prefill and native:
-            query, key, value = (x[:, :, running:] for x in (q, k, v))
-            outputs.append(attend_runs(query, key, value, self._plan, rule.scale, rule.window, prefix))
+        tokens, prompts = ([x[:, :, part] for x in (q, k, v)] for part in (slice(running), slice(running, None)))
+        outputs = []
+        if running:
+            attend_tokens = self._tokens_compiled if native else self._tokens
+            outputs.append(attend_tokens(tokens, prefix, stores, rule))
+        if self.prefill:
+            for store_SKRD, new in zip(stores, prompts[1:], strict=True):
+                for slot, new_1KLD in enumerate(new.split(self.prefill, 2), running):
+                    store_SKRD[slot, :, : new_1KLD.shape[2]] = new_1KLD[0]
+            attend_prompts = self._prompts_compiled if native else self._prompts
+            outputs.append(attend_prompts(prompts, prefix, rule))
         return torch.cat(outputs, 2)
 
-    def _attend_slots(
-        self, q_1HBD: Tensor, keys_SKRD: Tensor, values_SKRD: Tensor, keys_KPD: Tensor, values_KPD: Tensor, rule: Rule
-    ) -> Tensor:
+    def _tokens_compiled(self, qkv: Sequence[Tensor], prefix: Pair, stores: Pair, rule: Rule) -> Tensor:
+        query, key, value = qkv
+        return attend_slots(query, key, value, prefix, stores, self.lengths, rule.scale, rule.window)
+
+    def _prompts_compiled(self, qkv: Sequence[Tensor], prefix: Pair, rule: Rule) -> Tensor:
+        query, key, value = qkv
+        return attend_runs(query, key, value, self._plan, rule.scale, rule.window, prefix)
+
+    def _prompts(self, qkv: Sequence[Tensor], prefix: Pair, rule: Rule) -> Tensor:
+        outputs = []
+        for query, *pair in zip(*(x.split(self.prefill, 2) for x in qkv), strict=True):
+            keys, values = (torch.cat([first, own], 2) for first, own in zip(prefix, pair, strict=True))
+            mask = _visible(self.prefix.length, query.shape[2], rule.window, self.device)
+            outputs.append(attention(query, keys, values, rule, mask))
+        return torch.cat(outputs, 2)
+
+    def _tokens(self, qkv: Sequence[Tensor], prefix: Pair, stores: Pair, rule: Rule) -> Tensor:
+        q_1HBD, *pair = qkv
+        (keys_KPD, values_KPD), (keys_SKRD, values_SKRD) = (x[0] for x in prefix), stores
+        places = torch.arange(len(self.lengths), device=self.device)
+        for store_SKRD, new_1KBD in zip(stores, pair, strict=True):
+            store_SKRD[places, :, self.lengths] = new_1KBD[0].transpose(0, 1)
         heads, running, width = q_1HBD.shape[1:]
-        shared, prefix = keys_KPD.shape[:2]
+        shared, before = keys_KPD.shape[:2]
         # the query heads that share a key head stand as columns of one matrix: grouped attention without copies
         q_BKGD = q_1HBD[0].transpose(0, 1).reshape(running, shared, heads // shared, width)
         bias_B11R = self._bias(rule.window)
@@ -137,8 +147,8 @@ class SlotCache:
             scale = rule.scale
             if rule.softcap is not None:  # Gemma 2, arXiv 2408.00118, section 2
                 scores, scale = torch.tanh(scores * (rule.scale / rule.softcap)), rule.softcap
-            weights = torch.add(bias_B11R[slots, :, :, : prefix + used], scores, alpha=scale).softmax(-1)
-            first, own = weights.to(query.dtype).split([prefix, used], -1)
+            weights = torch.add(bias_B11R[slots, :, :, : before + used], scores, alpha=scale).softmax(-1)
+            first, own = weights.to(query.dtype).split([before, used], -1)
             outputs.append(_rows_at_once(first, values_KPD) + own @ values_SKRD[slots, :, :used])
         return torch.cat(outputs).reshape(running, heads, -1).transpose(0, 1)[None]
 
@@ -156,7 +166,7 @@ class SlotCache:
             self._biases[window] = bias[:, None, None, :]
         return self._biases[window]
 
-    def _stores(self, layer: int, k: Tensor, v: Tensor, native: bool) -> tuple[Tensor, Tensor]:
+    def _stores(self, layer: int, k: Tensor, v: Tensor, native: bool) -> Pair:
         if layer not in self.stores:
             keys, values = (self._store(x, native) for x in (k, v))
             self.stores[layer] = keys, values

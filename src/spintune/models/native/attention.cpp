@@ -2,10 +2,12 @@
 //
 // Queries, keys and values are read where the model left them: element (t, h, d) lies at t * token + h * head + d.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "vectors.h"
 
@@ -92,10 +94,10 @@ void columns(const Rows &before, const Rows &own, const Run &run, long count, lo
 // Rows times the keys (or values) of a run, as they lie.
 void weigh(long rows, Left a, long from, long to, const Rows &before, const Rows &own, const Run &run, long head,
            const Shape &shape, float *c, long ldc) {
-    const long first = from < run.before ? from : run.before, split = to < run.before ? to : run.before;
+    const long first = std::min(from, run.before), split = std::min(to, run.before);
     product(rows, shape.width, split - first, {a.at + first * a.ak, a.ai, a.ak}, before.of(run.prefix + first, head),
             before.token, c, ldc, false);
-    const long start = from > run.before ? from : run.before;
+    const long start = std::max(from, run.before);
     if (to > start)
         product(rows, shape.width, to - start, {a.at + start * a.ak, a.ai, a.ak},
                 own.of(run.begin + start - run.before, head), own.token, c, ldc, true);
@@ -161,29 +163,26 @@ int vector_floats() { return VEC; }
 void attend_runs(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v, const Run *runs,
                  long count, const Shape *shape, long tokens, float *out, float *lse) {
     const long groups = shape->heads / shape->shared, width = shape->width;
-    long longest = 0, chunks = 0;
+    long longest = 0;
+    std::vector<std::pair<long, long>> parts;  // a run, and its first query
     for (long r = 0; r < count; r++) {
-        const long keys = runs[r].before + runs[r].count;
-        longest = keys > longest ? keys : longest;
-        chunks += (runs[r].count + CHUNK - 1) / CHUNK;
+        longest = std::max(longest, runs[r].before + runs[r].count);
+        for (long i = 0; i < runs[r].count; i += CHUNK) parts.emplace_back(r, i);
     }
-    auto *parts = new std::pair<long, long>[chunks];  // a run, and its first query
-    chunks = 0;
-    for (long r = 0; r < count; r++)
-        for (long i = 0; i < runs[r].count; i += CHUNK) parts[chunks++] = {r, i};
+    const long tasks = static_cast<long>(parts.size()) * shape->shared;
     const long ld = up(longest) + VEC;
 #pragma omp parallel num_threads(shape->threads)
     {
         Scratch keys(width * ld), scores(QUERIES * ld);
 #pragma omp for schedule(dynamic)
-        for (long task = 0; task < chunks * shape->shared; task++) {
+        for (long task = 0; task < tasks; task++) {
             const Run run = runs[parts[task / shape->shared].first];
             const long head = task % shape->shared, first = parts[task / shape->shared].second;
-            const long last = first + CHUNK < run.count ? first + CHUNK : run.count;
+            const long last = std::min(first + CHUNK, run.count);
             columns(*before_k, *k, run, last, head, width, keys.at, ld);
             for (long h = head * groups; h < (head + 1) * groups; h++)
                 for (long i = first; i < last; i += QUERIES) {
-                    const long rows = i + QUERIES < last ? QUERIES : last - i, position = run.before + i;
+                    const long rows = std::min(QUERIES, last - i), position = run.before + i;
                     const long begin = first_seen(position, shape->window), end = up(position + rows);
                     const Left query{q->of(run.begin + i, h), q->token, 1};
                     product(rows, end - begin, width, query, keys.at + begin, ld, scores.at + begin, ld, false);
@@ -203,7 +202,6 @@ void attend_runs(const Rows *q, const Rows *k, const Rows *v, const Rows *before
                 }
         }
     }
-    delete[] parts;
 }
 
 // Gradients (T, heads, width) from that of `out`; those of keys and values, (T, shared, width), are added to. Runs of a
@@ -214,7 +212,7 @@ void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run
     const long groups = shape->heads / shape->shared, width = shape->width, token = shape->shared * width;
     long longest = 0;
     for (long r = 0; r < branches[count]; r++)
-        longest = runs[r].before + runs[r].count > longest ? runs[r].before + runs[r].count : longest;
+        longest = std::max(longest, runs[r].before + runs[r].count);
     const long ld = up(longest) + VEC;
 #pragma omp parallel num_threads(shape->threads)
     {
@@ -228,7 +226,7 @@ void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run
                 columns(*v, *v, run, run.count, head, width, values.at, ld);
                 for (long h = head * groups; h < (head + 1) * groups; h++)
                     for (long i = 0; i < run.count; i += QUERIES) {
-                        const long rows = i + QUERIES < run.count ? QUERIES : run.count - i, position = run.before + i;
+                        const long rows = std::min(QUERIES, run.count - i), position = run.before + i;
                         const long begin = first_seen(position, shape->window), seen = position + rows, end = up(seen);
                         const long at = run.begin + i;
                         product(rows, end - begin, width, {q->of(at, h), q->token, 1}, keys.at + begin, ld,
@@ -252,12 +250,11 @@ void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run
                               grad_q + (at * shape->heads + h) * width, shape->heads * width);
                         // transposed: a key's gradient adds up over the queries that see it
                         const auto collect = [&](const Scratch &weights, const Rows &x, float *to) {
-                            const long split = begin < run.before ? begin : run.before, until = seen;
-                            const long middle = until < run.before ? until : run.before;
+                            const long split = std::min(begin, run.before), middle = std::min(seen, run.before);
                             product(middle - split, width, rows, {weights.at + split, 1, ld}, x.of(at, h), x.token,
                                     to + (run.prefix + split) * token + head * width, token, true);
-                            const long start = begin > run.before ? begin : run.before;
-                            product(until - start, width, rows, {weights.at + start, 1, ld}, x.of(at, h), x.token,
+                            const long start = std::max(begin, run.before);
+                            product(seen - start, width, rows, {weights.at + start, 1, ld}, x.of(at, h), x.token,
                                     to + (run.begin + start - run.before) * token + head * width, token, true);
                         };
                         collect(slopes, *q, grad_k);
@@ -276,14 +273,14 @@ void attend_slots(const Rows *q, const Rows *k, const Rows *v, const Rows *befor
 #pragma omp parallel num_threads(shape->threads)
     {
         Scratch scores(groups * ld);
-#pragma omp for schedule(dynamic, 8)
+#pragma omp for schedule(dynamic)
         for (long task = 0; task < slots * shape->shared; task++) {
             const long slot = task / shape->shared, head = task % shape->shared;
             const long position = prefix + lengths[slot], from = first_seen(position, shape->window);
             float *mine_k = keys + task * room * width, *mine_v = values + task * room * width;
             std::memcpy(mine_k + lengths[slot] * width, k->of(slot, head), width * sizeof(float));
             std::memcpy(mine_v + lengths[slot] * width, v->of(slot, head), width * sizeof(float));
-            const long first = from < prefix ? from : prefix, skip = from > prefix ? from - prefix : 0;
+            const long first = std::min(from, prefix), skip = std::max(from - prefix, 0L);
             const long shared = prefix - first, own = lengths[slot] + 1 - skip, all = shared + own;
             const float *query = q->of(slot, head * groups);
             dots(groups, query, q->head, before_k->of(first, head), before_k->token, shared, width,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spintune.models.native.build import kernels, why_not
+from spintune.models.native.build import kernels, require, vector_floats
 
 _MOST_GROUPS = 64
 _NO_WINDOW = 2**40
@@ -46,7 +46,7 @@ def can_attend(q: Tensor, k: Tensor, v: Tensor, softcap: float | None) -> bool:
         and q.shape[3] == v.shape[3]
         and q.shape[1] // k.shape[1] <= _MOST_GROUPS
         and kernels() is not None
-        and q.shape[3] % _vector_floats() == 0
+        and q.shape[3] % vector_floats() == 0
     )
 
 
@@ -177,9 +177,7 @@ def _pointer(x: Tensor) -> int:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = kernels()
-    if library is None:
-        raise RuntimeError(f"no compiled attention here ({why_not()}); ask can_attend first")
+    library = require()
     rows, pointer, number, shape = ctypes.POINTER(_Rows), ctypes.c_void_p, ctypes.c_long, ctypes.POINTER(_Shape)
     library.attend_runs.argtypes = [*5 * [rows], pointer, number, shape, number, pointer, pointer]
     library.attend_runs_backward.argtypes = [
@@ -191,8 +189,3 @@ def _library() -> ctypes.CDLL:
     for function in (library.attend_runs, library.attend_runs_backward, library.attend_slots):
         function.restype = None
     return library
-
-
-@cache
-def _vector_floats() -> int:
-    return int(_library().vector_floats())

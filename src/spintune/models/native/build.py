@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import torch  # noqa: F401 - its OpenMP, in memory from here on, is the one that the compiled code calls
 
-from spintune.storage import cache_folder
+from spintune.errors import StorageError
+from spintune.storage import atomic_file, cache_folder, storage_errors
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,11 @@ _LIMIT = 120  # seconds, for each of what takes less than one
 
 
 class NoKernelsError(Exception):
-    """Why there is no compiled code here, in a few words."""
+    """Why there is no compiled code here, in a few words. Unexpected: there is a compiler, and it fails."""
+
+    def __init__(self, reason: str, unexpected: bool = False) -> None:
+        super().__init__(reason)
+        self.unexpected = unexpected
 
 
 @cache
@@ -41,8 +47,23 @@ def kernels() -> ctypes.CDLL | None:
     try:
         return _load()
     except NoKernelsError as error:
-        log.info("layers run in torch's own code: %s", error)
+        # who has a compiler expects it to do
+        log.log(logging.WARNING if error.unexpected else logging.INFO, "layers run in torch's own code: %s", error)
         return None
+
+
+def require() -> ctypes.CDLL:
+    """The compiled code, where :func:`kernels` has it."""
+    library = kernels()
+    if library is None:
+        raise RuntimeError(f"there is no compiled code here ({why_not()})")
+    return library
+
+
+@cache
+def vector_floats() -> int:
+    """Floats that the processor computes at once: widths must be multiples of it."""
+    return int(require().vector_floats())
 
 
 def why_not() -> str | None:
@@ -64,14 +85,15 @@ def _load() -> ctypes.CDLL:
     if compiler is None:
         raise NoKernelsError(f"there is no C++ compiler ({' or '.join(wanted)}); install g++")
     kept = cache_folder() / "kernels" / f"{_key(compiler)}.so"
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            built = _compile(compiler, Path(folder))
-            try:
-                _publish(built, kept)
-            except OSError:  # a full or read-only disk is no reason to go without
-                return _open(built)
-    return _open(kept)
+    if kept.exists():
+        with contextlib.suppress(NoKernelsError):  # damaged: made anew
+            return _open(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        built = _compile(compiler, Path(folder))
+        library = _open(built)
+        with contextlib.suppress(StorageError):  # a full or read-only disk is no reason to go without
+            _publish(built, kept)
+    return library
 
 
 def _key(compiler: str) -> str:
@@ -102,25 +124,23 @@ def _compile(compiler: str, folder: Path) -> Path:
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoKernelsError(f"{compiler} does not run ({error})") from error
+            raise NoKernelsError(f"{compiler} does not run ({error})", unexpected=True) from error
         if done.returncode:
             line = next((text for text in done.stderr.splitlines() if "error" in text), "no message")
-            raise NoKernelsError(f"{compiler} cannot compile it: {line}")
+            raise NoKernelsError(f"{compiler} cannot compile it: {line}", unexpected=True)
     return linked
 
 
 def _publish(built: Path, kept: Path) -> None:
-    kept.parent.mkdir(parents=True, exist_ok=True)
     own = kept.with_name(f"{kept.name}-{os.getpid()}")  # another process may be at it as well
-    try:
-        shutil.copyfile(built, own)
+    with atomic_file(own) as file:
+        file.write(built.read_bytes())
+    with storage_errors(kept):
         own.replace(kept)
-    finally:
-        own.unlink(missing_ok=True)
 
 
 def _open(library: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:  # a torch without OpenMP, or a damaged file
-        raise NoKernelsError(f"{library} cannot be loaded: {error}") from error
+        raise NoKernelsError(f"{library} cannot be loaded: {error}", unexpected=True) from error

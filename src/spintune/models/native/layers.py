@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from spintune.models.native.build import kernels, why_not
+from spintune.models.native.build import kernels, require, vector_floats
 
 
 def can_compute(*tensors: Tensor) -> bool:
     """Is there compiled code for these tensors? The last dimension must fill whole vectors."""
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and (
-        kernels() is not None and all(x.shape[-1] % _vector_floats() == 0 for x in tensors)
+        kernels() is not None and all(x.shape[-1] % vector_floats() == 0 for x in tensors)
     )
 
 
@@ -42,16 +42,19 @@ class Origin(NamedTuple):
 
     make: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
+    version: int
+    """Of the tensor: it goes up with every change in place."""
 
 
 def origin(x: Tensor) -> Origin | None:
-    """Of what :func:`rms_norm` and :func:`swiglu` returned."""
-    return getattr(x, "_origin", None)
+    """Of what :func:`rms_norm` and :func:`swiglu` returned, unless it was changed since."""
+    made: Origin | None = getattr(x, "_origin", None)
+    return made if made is not None and made.version == x._version else None
 
 
 def _made_of(y: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if y.requires_grad:
-        y._origin = Origin(make, inputs)  # type: ignore[attr-defined]
+        y._origin = Origin(make, inputs, y._version)  # type: ignore[attr-defined]
     return y
 
 
@@ -118,9 +121,7 @@ def _call(name: str, *arguments: Any) -> None:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = kernels()
-    if library is None:
-        raise RuntimeError(f"no compiled layers here ({why_not()}); ask can_compute first")
+    library = require()
     pointer, number, real, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     signatures = {
         "transpose_matrix": [pointer, number, number, pointer],
@@ -133,8 +134,3 @@ def _library() -> ctypes.CDLL:
         function = getattr(library, name)
         function.argtypes, function.restype = [*arguments, threads], None
     return library
-
-
-@cache
-def _vector_floats() -> int:
-    return int(_library().vector_floats())
