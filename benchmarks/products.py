@@ -3,8 +3,8 @@
     python benchmarks/products.py [--threads 1] [--repeats 3]      three minutes
 
 The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: with
-torch's products, with oneDNN's, and with compiled layers besides, as spintune computes; gradients are compared. Times
-are processor seconds of alternating calls, so that other work on the machine disturbs them little.
+torch's products, with oneDNN's, and with compiled products and layers, as spintune computes; gradients are compared.
+Times are processor seconds of alternating calls, so that other work on the machine disturbs them little.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from spintune.models.logprobs import LogProbEngine, pack
 from spintune.models.memory import keep_freed_memory
 from spintune.models.native import attention as native
 from spintune.models.native import layers as native_layers
+from spintune.models.native import products as native_products
 from spintune.storage import cache_folder
 from spintune.tokens.chat import Renderer
 from spintune.training.objectives import NegativeLogLikelihood
@@ -40,6 +41,10 @@ def onednn(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
+def compiled(x: Tensor, weight: Tensor) -> Tensor:
+    return native_products.product(x, weight.t())
+
+
 def seconds(call: Callable[[], object], times: int) -> float:
     call()
     began = time.process_time()
@@ -49,27 +54,27 @@ def seconds(call: Callable[[], object], times: int) -> float:
 
 
 def matrices(repeats: int) -> None:
-    print("\nProducts in float32, GFLOP/s: torch, oneDNN\n")
+    print("\nProducts in float32, GFLOP/s: torch, oneDNN, compiled\n")
     print("| rows x in x out | forward | gradient of the input | gradient of the weight |\n|---|---|---|---|")
     for rows, inside, outside in SHAPES:
         x, weight, grad = torch.randn(rows, inside), torch.randn(outside, inside), torch.randn(rows, outside)
         cells = []
         for a, b in ((x, weight), (grad, weight.t()), (grad.t(), x.t())):
-            rates = [
-                2e-9 * rows * inside * outside / min(seconds(lambda f=f, a=a, b=b: f(a, b), 8) for _ in range(repeats))
-                for f in (linear, onednn)
-            ]
+            times = {f: [] for f in (linear, onednn, compiled)}
+            for f in list(times) * repeats:
+                times[f].append(seconds(lambda f=f, a=a, b=b: f(a, b), 8))
+            rates = [2e-9 * rows * inside * outside / min(found) for found in times.values()]
             cells.append(", ".join(f"{rate:.0f}" for rate in rates))
         print(f"| {rows} x {inside} x {outside} | {' | '.join(cells)} |")
 
 
 @contextlib.contextmanager
 def without_compiled_layers() -> Iterator[None]:
-    """Attention, norms, gates and transposed copies by torch, as where there is no compiler."""
+    """As where there is no compiler: products by oneDNN, and the rest by torch."""
+    compiled = ((attention, "can_attend"), (slots, "can_attend"), (fused, "can_compute"), (products, "can_multiply"))
     with contextlib.ExitStack() as stack:
-        for module, name in ((attention, "can_attend"), (slots, "can_attend"), (fused, "can_compute")):
+        for module, name in compiled:
             stack.enter_context(mock.patch.object(module, name, return_value=False))
-        stack.enter_context(mock.patch.object(products, "transposed", lambda x: x.t()))
         yield
 
 
@@ -147,9 +152,7 @@ def layers(repeats: int) -> None:
         "torch": lambda: (silu(gate) * up).sum().backward(),
         "compiled": lambda: native_layers.swiglu(gate, up).sum().backward(),
     }
-    flat = gate.detach()
-    copies = {"torch": lambda: flat.t().contiguous(), "compiled": lambda: native_layers.transposed(flat)}
-    for title, calls in (("norm of 576", norms), ("gate of 1,536", gates), ("transposed copy, 1,536", copies)):
+    for title, calls in (("norm of 576", norms), ("gate of 1,536", gates)):
         print(compare(title, calls, repeats))
 
 

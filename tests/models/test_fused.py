@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from spintune.models.fused import fused_layers, replaced, tied_lookup
 from spintune.models.logprobs import LogProbEngine
-from spintune.models.native.layers import can_compute, rms_norm, swiglu, transposed
+from spintune.models.native.layers import can_compute, rms_norm, swiglu
 from spintune.models.products import fast_linears
 
 compiled = pytest.mark.usefixtures("compiled")
@@ -62,13 +62,6 @@ def test_extreme_gates_and_what_is_no_number() -> None:
     up = torch.ones(16)
     torch.testing.assert_close(swiglu(gate, up), nn.functional.silu(gate), equal_nan=True)
     assert rms_norm(gate, up, 1e-5).isnan().any()
-
-
-@given(rows=st.integers(1, 70), columns=st.integers(1, 70))
-def test_a_transposed_copy(rows: int, columns: int) -> None:
-    (x,) = drawn((rows, columns))
-    assert torch.equal(transposed(x.detach()), x.t())
-    assert transposed(x.detach()).is_contiguous()
 
 
 @compiled

@@ -276,6 +276,17 @@ def test_older_processors_compute_the_same_with_narrower_vectors(processor: str,
         f"assert build.vector_floats() == {floats};"
         "sys.exit(pytest.main(['-q', '-m', 'not slow', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
     )
-    files = [folder / "test_native.py", folder / "test_fused.py"]
+    files = [folder / "test_native.py", folder / "test_fused.py", folder / "test_native_products.py"]
     done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_without_compiled_code_everything_is_computed_all_the_same() -> None:
+    folder = Path(__file__).parent
+    files = [folder / name for name in ("test_products.py", "test_logprobs.py", "test_fused.py", "test_recompute.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files],
+        capture_output=True, text=True, check=False, env={**os.environ, build.SWITCH: "off"},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout

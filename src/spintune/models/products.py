@@ -2,7 +2,8 @@
 
 torch hands float32 products to MKL, which keeps to half of the vector width on AMD's processors: 108 GFLOP/s a core
 were measured on an EPYC (Zen 5), where oneDNN, which torch carries as well, reaches 250. With the weights in oneDNN's
-own order, products of few rows gain most: 8 rows run at 188 GFLOP/s, and at 101 without.
+own order, products of few rows gain most: 8 rows run at 188 GFLOP/s, and at 101 without. Training takes compiled
+products of our own (``native``) where there are any, whose head is faster and whose right sides need no copy.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from spintune.models.fused import Forward, fused_layers, replaced, tied_lookup
-from spintune.models.native.layers import Origin, origin, transposed
+from spintune.models.native.layers import Origin, origin
+from spintune.models.native.products import can_multiply, product
 
 
 @contextmanager
@@ -43,8 +45,7 @@ def fast_linears(
 
 
 def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
-    # a subclass, or a forward put in its place, computes something else
-    if type(layer) is not nn.Linear or "forward" in layer.__dict__ or layer.weight.device.type != "cpu":
+    if not _is_plain(layer) or layer.weight.device.type != "cpu":
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
@@ -52,10 +53,15 @@ def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def _is_plain(layer: nn.Linear) -> bool:
+    """A subclass, or a forward put in its place, computes something else."""
+    return type(layer) is nn.Linear and "forward" not in layer.__dict__
+
+
 def _is_rounded(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
     """Does autocast round the weights of a plain layer on a GPU?"""
-    plain = type(layer) is nn.Linear and "forward" not in layer.__dict__ and layer.weight.device.type == "cuda"
-    return plain and autocast is not None and layer.weight.dtype != autocast
+    on_gpu = _is_plain(layer) and layer.weight.device.type == "cuda"
+    return on_gpu and autocast is not None and layer.weight.dtype != autocast
 
 
 def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> Forward:
@@ -75,16 +81,20 @@ def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> F
 
 @contextmanager
 def fast_training(model: nn.Module, autocast: torch.dtype | None, compiled: bool = False) -> Iterator[None]:
-    """Inside, layers of ``model`` that are on a CPU in float32 run in oneDNN or compiled, forwards and backwards.
+    """Inside, layers of ``model`` that are on a CPU in float32 run compiled or in oneDNN, forwards and backwards.
 
     torch hands bfloat16 to oneDNN by itself, so with ``autocast`` nothing changes. What was computed inside may be
     differentiated outside.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_run(layer, None)]
-    layers = [layer for layer in layers if autocast is None and layer.weight.dtype == torch.float32]
-    products: dict[nn.Module, Forward] = {layer: _differentiable(layer) for layer in layers}
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_train(layer)]
+    products: dict[nn.Module, Forward] = {layer: _differentiable(layer) for layer in layers if autocast is None}
     with replaced({**fused_layers(model, compiled), **tied_lookup(model), **products}):
         yield
+
+
+def _can_train(layer: nn.Linear) -> bool:
+    compiled = _is_plain(layer) and can_multiply(layer.weight)
+    return compiled or (layer.weight.dtype == torch.float32 and _can_run(layer, None))
 
 
 def _differentiable(layer: nn.Linear) -> Forward:
@@ -95,7 +105,7 @@ def _differentiable(layer: nn.Linear) -> Forward:
 
 
 class _LinearProduct(torch.autograd.Function):
-    """y = x Wᵀ + b, with dx = g W, dW = gᵀ x and db = Σ g: three products, all of them oneDNN's.
+    """y = x Wᵀ + b, with dx = g W, dW = gᵀ x and db = Σ g: three products.
 
     Where x is made of what is kept anyway (a norm, a gated product), it is made again: a third of all that a layer
     keeps, for half a percent of its time.
@@ -107,20 +117,28 @@ class _LinearProduct(torch.autograd.Function):
         # a frozen weight, as under LoRA, needs no input kept
         inputs = () if not ctx.needs_input_grad[1] else made.inputs if made else (x,)
         ctx.save_for_backward(weight, *inputs)
-        return _onednn(x, weight, bias)
+        y = _times(x, weight.t())
+        return y if bias is None else y.add_(bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         weight, *inputs = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        # rows of all batches one below the other; of transposed views, the right one goes in as it is
-        grad_TN = grads[0].reshape(-1, grads[0].shape[-1])
-        grad_x = _onednn(grads[0], weight.t()) if needs_x else None
-        grad_weight = None
-        if needs_weight:
-            x = ctx.make(*inputs)
-            grad_weight = _onednn(transposed(grad_TN), x.reshape(-1, x.shape[-1]).t())
+        grad_TN = _rows(grads[0])
+        grad_x = _times(grads[0], weight) if needs_x else None
+        grad_weight = _times(grad_TN.t(), _rows(ctx.make(*inputs))) if needs_weight else None
         return grad_x, grad_weight, grad_TN.sum(0) if needs_bias else None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Of all batches, one below the other."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _times(x: Tensor, right_KN: Tensor) -> Tensor:
+    if not can_multiply(x, right_KN):
+        return _onednn(x, right_KN.t())
+    return product(_rows(x), right_KN).view(*x.shape[:-1], right_KN.shape[1])
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

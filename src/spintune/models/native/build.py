@@ -22,7 +22,7 @@ from spintune.storage import atomic_file, cache_folder, storage_errors
 
 log = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.cpp", "products.cpp")]
 HEADER = Path(__file__).with_name("vectors.h")
 SWITCH = "SPINTUNE_KERNELS"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC")

@@ -19,19 +19,6 @@ vec sigmoid(vec x) {
 
 extern "C" {
 
-// to (columns, rows) = from (rows, columns) transposed.
-void transpose_matrix(const float *from, long rows, long columns, float *to, int threads) {
-    const long whole = rows / VEC * VEC, inside = columns / VEC * VEC;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (long d = 0; d < inside; d += VEC) {
-        transpose(from + d, columns, whole, VEC, to + d * rows, rows);
-        for (long i = whole; i < rows; i++)
-            for (long j = d; j < d + VEC; j++) to[j * rows + i] = from[i * columns + j];
-    }
-    for (long j = inside; j < columns; j++)
-        for (long i = 0; i < rows; i++) to[j * rows + i] = from[i * columns + j];
-}
-
 // y = w x / sqrt(mean(x^2) + epsilon); `inverse` (rows) keeps the divisor's for the backward pass.
 void rms_norm(const float *x, const float *w, long rows, long width, float epsilon, float *y, float *inverse, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)

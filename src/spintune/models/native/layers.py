@@ -58,16 +58,6 @@ def _made_of(y: Tensor, make: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return y
 
 
-def transposed(x_RC: Tensor) -> Tensor:
-    """A copy with rows and columns exchanged, contiguous, in a quarter of torch's time."""
-    if x_RC.dtype != torch.float32 or x_RC.device.type != "cpu" or not x_RC.is_contiguous() or kernels() is None:
-        return x_RC.t().contiguous()
-    rows, columns = x_RC.shape
-    result = torch.empty(columns, rows)
-    _library().transpose_matrix(x_RC.data_ptr(), rows, columns, result.data_ptr(), torch.get_num_threads())
-    return result
-
-
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -124,7 +114,6 @@ def _library() -> ctypes.CDLL:
     library = require()
     pointer, number, real, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     signatures = {
-        "transpose_matrix": [pointer, number, number, pointer],
         "rms_norm": [pointer, pointer, number, number, real, pointer, pointer],
         "rms_norm_backward": [*4 * [pointer], number, number, pointer, pointer],
         "swiglu": [pointer, pointer, number, pointer],
