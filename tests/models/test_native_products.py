@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spintune.models.native.products import product
+from spintune.models.native.products import can_round, product
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -52,33 +52,54 @@ def test_any_two_matrices(rows: int, columns: int, inner: int, left: str, right:
     agrees(total, a, b, before)
 
 
+@given(rows=lengths, columns=lengths, inner=lengths, left=ways, right=ways)
+@example(rows=9, columns=50, inner=5001, left="rows", right="columns")
+@example(rows=130, columns=50, inner=2201, left="columns", right="rows")
+@example(rows=140, columns=2000, inner=901, left="columns", right="columns")
+def test_rounded_to_bfloat16_first(rows: int, columns: int, inner: int, left: str, right: str) -> None:
+    if not can_round():
+        pytest.skip("this processor gains nothing by rounding")
+    a, b = drawn(rows, inner, left), drawn(inner, columns, right, 1)
+    total = drawn(rows, columns, "rows", 2)
+    before = total.double()
+    agrees(product(a, b, rounded=True), a.bfloat16(), b.bfloat16())
+    agrees(product(a, b, total, rounded=True), a.bfloat16(), b.bfloat16(), before)
+
+
 def test_no_terms_are_a_sum_of_zero() -> None:
     assert torch.equal(product(torch.ones(3, 0), torch.ones(0, 20)), torch.zeros(3, 20))
     assert torch.equal(product(torch.ones(3, 0), torch.ones(0, 20), torch.ones(3, 20)), torch.ones(3, 20))
     assert product(torch.ones(0, 5), torch.ones(5, 20)).shape == (0, 20)
 
 
+@pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("way", ["rows", "columns"])
-def test_neither_threads_nor_other_rows_change_a_bit(way: str) -> None:
+def test_neither_threads_nor_other_rows_change_a_bit(way: str, rounded: bool) -> None:
+    if rounded and not can_round():
+        pytest.skip("this processor gains nothing by rounding")
     a, b = drawn(77, 1500, way), drawn(1500, 150, "columns", 1)
-    alone = product(a[13:14], b)
+    alone = product(a[13:14], b, rounded=rounded)
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3, 6, 64):
             torch.set_num_threads(threads)
-            results.append(product(a, b))
+            results.append(product(a, b, rounded=rounded))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.equal(results[0][13:14], alone)
 
 
-def test_what_is_no_number_stays_in_its_row_and_column() -> None:
+@pytest.mark.parametrize("rounded", [False, True])
+def test_what_is_no_number_stays_in_its_row_and_column(rounded: bool) -> None:
+    if rounded and not can_round():
+        pytest.skip("this processor gains nothing by rounding")
     a, b = drawn(20, 30, "rows"), drawn(30, 37, "rows", 1)
+    a, b = (x.bfloat16().float() if rounded else x for x in (a, b))
     expected = a @ b
     a[3, 5], b[7, 11] = torch.nan, torch.inf
     expected[3] = torch.nan
-    found = product(a, b)
+    found = product(a, b, rounded=rounded)
     assert found[3].isnan().all()
     assert not found[:3].isfinite()[:, 11].any()
     elsewhere = torch.ones(20, 37, dtype=torch.bool)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from spintune.models.native.products import can_round
 from spintune.models.products import fast_linears, fast_training
 
 ENOUGH = 2**20
@@ -125,7 +126,35 @@ def test_frozen_weights_get_no_gradients_and_inputs_none_that_want_none():
     assert x.grad is None
 
 
-def test_what_torch_gives_to_onednn_itself_is_left_alone():
-    for model, autocast in ((layers(torch.float32), torch.bfloat16), (layers(torch.float64), None)):
+def test_what_has_no_faster_product_is_left_alone():
+    rounded = None if can_round() else torch.bfloat16
+    for dtype, autocast in ((torch.float32, rounded or torch.float16), (torch.float64, None), (torch.bfloat16, None)):
+        model = layers(dtype)
         with fast_training(model, autocast):
             assert not any("forward" in layer.__dict__ for layer in model)
+
+
+def bfloat16_exactly(x: torch.Tensor) -> torch.Tensor:
+    return x.bfloat16().double()
+
+
+@pytest.mark.parametrize("shape", [(1, 48), (9, 48), (2, 3, 48)])
+def test_rounded_layers_round_what_they_multiply_and_nothing_else(shape):
+    if not can_round():
+        pytest.skip("this processor gains nothing by rounding, or there is no compiler")
+    layer = layers(torch.float32)[0]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    slope = torch.randn((*shape[:-1], 33), generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", torch.bfloat16), fast_training(layer, torch.bfloat16):
+        y = layer(x)
+    y.backward(slope)
+    assert {t.dtype for t in (y, x.grad, layer.weight.grad)} == {torch.float32}
+    w, inputs, g = (bfloat16_exactly(t.detach()) for t in (layer.weight, x, slope))
+    rows, slopes = inputs.reshape(-1, 48), g.reshape(-1, 33)
+    for found, expected in (
+        (y, inputs @ w.t() + layer.bias.detach().double()),
+        (x.grad, g @ w),
+        (layer.weight.grad, slopes.t() @ rows),
+        (layer.bias.grad, slope.double().reshape(-1, 33).sum(0)),
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)

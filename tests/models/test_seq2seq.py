@@ -59,11 +59,11 @@ UNTIED = ("flan-t5", "mt5")
 PROMPTS = [(5, 17, 88, 2, 60, 31, 9, 44, 71), (63,), (8, 90, 33, 12), tuple(range(20, 47)), (77, 3, 52, 40, 18, 66)]
 
 
-def build(name, dtype=torch.float64):
+def build(name, dtype=torch.float64, seed=3):
     """A fresh random model; equal arguments give equal weights."""
     family, values = {**FAMILIES, **OTHERS}[name]
     with torch.random.fork_rng():
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         model = AutoModelForSeq2SeqLM.from_config(AutoConfig.for_model(family, **values), dtype=torch.float64).eval()
         if name in UNTIED:
             model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
@@ -329,12 +329,14 @@ def test_weights_kept_in_float16_are_computed_in_float32(words, tmp_path):
 
 
 def test_bfloat16_products_stay_near_float32(queries):
-    exact = LogProbEngine(build("flan-t5", torch.float32))(queries)
-    rounded_engine = LogProbEngine(build("flan-t5", torch.float32), autocast=torch.bfloat16)
-    assert rounded_engine.packed
-    rounded = rounded_engine(queries)
-    per_token = (exact.sum_N - rounded.sum_N).abs().sum() / exact.count_N.sum()
-    assert 0 < per_token < 0.1
+    apart = []
+    for seed in range(8):  # models this wild differ in how they take rounding, by a factor of five
+        exact = LogProbEngine(build("flan-t5", torch.float32, seed))(queries)
+        rounded_engine = LogProbEngine(build("flan-t5", torch.float32, seed), autocast=torch.bfloat16)
+        assert rounded_engine.packed
+        rounded = rounded_engine(queries)
+        apart.append(((exact.sum_N - rounded.sum_N).abs().sum() / exact.count_N.sum()).item())
+    assert 0 < sum(apart) / len(apart) < 0.1  # nats a token
 
 
 def test_a_folder_without_the_decoder_is_refused(words, tmp_path):

@@ -3,7 +3,8 @@
 torch hands float32 products to MKL, which keeps to half of the vector width on AMD's processors: 108 GFLOP/s a core
 were measured on an EPYC (Zen 5), where oneDNN, which torch carries as well, reaches 250. With the weights in oneDNN's
 own order, products of few rows gain most: 8 rows run at 188 GFLOP/s, and at 101 without. Training takes compiled
-products of our own (``native``) where there are any, whose head is faster and whose right sides need no copy.
+products of our own (``native``) where there are any: the head's are faster, no side is copied first, and in bfloat16
+sums stay in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from spintune.models.fused import Forward, fused_layers, replaced, tied_lookup
 from spintune.models.native.layers import Origin, origin
-from spintune.models.native.products import can_multiply, product
+from spintune.models.native.products import can_multiply, can_round, product
+from spintune.models.rotary import fast_rotation
 
 
 @contextmanager
@@ -40,7 +42,7 @@ def fast_linears(
     if total > copy_bytes:
         layers = [layer for layer in layers if layer.weight.device.type == "cpu"]
     products: dict[nn.Module, Forward] = {layer: _product(layer, autocast, total <= copy_bytes) for layer in layers}
-    with replaced({**fused_layers(model, compiled), **products}):
+    with replaced({**fused_layers(model, compiled), **products}), fast_rotation(model):
         yield
 
 
@@ -83,23 +85,29 @@ def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> F
 def fast_training(model: nn.Module, autocast: torch.dtype | None, compiled: bool = False) -> Iterator[None]:
     """Inside, layers of ``model`` that are on a CPU in float32 run compiled or in oneDNN, forwards and backwards.
 
-    torch hands bfloat16 to oneDNN by itself, so with ``autocast`` nothing changes. What was computed inside may be
-    differentiated outside.
+    With ``autocast`` to bfloat16, linear layers round what they multiply, and all else is float32, where the processor
+    gains by that (:func:`.native.products.can_round`); elsewhere torch's own autocast is left alone. What was computed
+    inside may be differentiated outside.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_train(layer)]
-    products: dict[nn.Module, Forward] = {layer: _differentiable(layer) for layer in layers if autocast is None}
-    with replaced({**fused_layers(model, compiled), **tied_lookup(model), **products}):
+    rounded = autocast is not None
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_train(layer, autocast)]
+    products: dict[nn.Module, Forward] = {layer: _differentiable(layer, rounded) for layer in layers}
+    forwards = {**fused_layers(model, compiled), **tied_lookup(model), **products}
+    with replaced(forwards), fast_rotation(model):
         yield
 
 
-def _can_train(layer: nn.Linear) -> bool:
+def _can_train(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
+    if autocast is not None:
+        return autocast == torch.bfloat16 and _is_plain(layer) and can_multiply(layer.weight) and can_round()
     compiled = _is_plain(layer) and can_multiply(layer.weight)
     return compiled or (layer.weight.dtype == torch.float32 and _can_run(layer, None))
 
 
-def _differentiable(layer: nn.Linear) -> Forward:
+def _differentiable(layer: nn.Linear, rounded: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
-        return _LinearProduct.apply(x, layer.weight, layer.bias, origin(x))
+        # autocast's own operations, before this one, return bfloat16
+        return _LinearProduct.apply(x.to(layer.weight.dtype), layer.weight, layer.bias, origin(x), rounded)
 
     return forward
 
@@ -112,22 +120,22 @@ class _LinearProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, made: Origin | None) -> Tensor:
-        ctx.make = made.make if made else lambda x: x
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, made: Origin | None, rounded: bool) -> Tensor:
+        ctx.make, ctx.rounded = made.make if made else lambda x: x, rounded
         # a frozen weight, as under LoRA, needs no input kept
         inputs = () if not ctx.needs_input_grad[1] else made.inputs if made else (x,)
         ctx.save_for_backward(weight, *inputs)
-        y = _times(x, weight.t())
+        y = _times(x, weight.t(), rounded)
         return y if bias is None else y.add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, *inputs = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_TN = _rows(grads[0])
-        grad_x = _times(grads[0], weight) if needs_x else None
-        grad_weight = _times(grad_TN.t(), _rows(ctx.make(*inputs))) if needs_weight else None
-        return grad_x, grad_weight, grad_TN.sum(0) if needs_bias else None, None
+        grad_x = _times(grads[0], weight, ctx.rounded) if needs_x else None
+        grad_weight = _times(grad_TN.t(), _rows(ctx.make(*inputs)), ctx.rounded) if needs_weight else None
+        return grad_x, grad_weight, grad_TN.sum(0) if needs_bias else None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -135,10 +143,10 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def _times(x: Tensor, right_KN: Tensor) -> Tensor:
+def _times(x: Tensor, right_KN: Tensor, rounded: bool) -> Tensor:
     if not can_multiply(x, right_KN):
         return _onednn(x, right_KN.t())
-    return product(_rows(x), right_KN).view(*x.shape[:-1], right_KN.shape[1])
+    return product(_rows(x), right_KN, rounded=rounded).view(*x.shape[:-1], right_KN.shape[1])
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

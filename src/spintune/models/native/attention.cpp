@@ -13,8 +13,8 @@
 
 namespace {
 
-constexpr long ROWS = 4;     // rows of a product that share what is loaded of its right side
-constexpr long QUERIES = 32; // queries whose scores are in the cache at a time
+constexpr long ROWS = 6;     // rows of a product that share what is loaded of its right side
+constexpr long QUERIES = 30; // queries whose scores are in the cache at a time
 constexpr long CHUNK = 128;  // queries of a run that one thread takes
 
 // The product that all else is made of: C = A B, or C += A B. Element (i, k) of A lies at i * ai + k * ak.
@@ -23,25 +23,33 @@ struct Left {
     long ai, ak;
 };
 
+// I is 0 to M W - 1: written out, since a compiler keeps an array in registers only where it sees no loop over it.
+template <int M, int W, int... I>
+void tile(Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add, std::integer_sequence<int, I...>) {
+    vec total[M * W];
+    ((total[I] = add ? load(c + I / W * ldc + I % W * VEC) : vec{}), ...);
+    for (long k = 0; k < inner; k++, b += ldb)
+        ((total[I] += a.at[I / W * a.ai + k * a.ak] * load(b + I % W * VEC)), ...);
+    (store(c + I / W * ldc + I % W * VEC, total[I]), ...);
+}
+
 template <int M, int W> void tile(Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add) {
-    vec total[M][W];
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < W; j++) total[i][j] = add ? load(c + i * ldc + j * VEC) : vec{};
-    for (long k = 0; k < inner; k++) {
-        vec line[W];
-        for (int j = 0; j < W; j++) line[j] = load(b + k * ldb + j * VEC);
-        for (int i = 0; i < M; i++)
-            for (int j = 0; j < W; j++) total[i][j] += a.at[i * a.ai + k * a.ak] * line[j];
+    tile<M, W>(a, inner, b, ldb, c, ldc, add, std::make_integer_sequence<int, M * W>{});
+}
+
+template <int M, int W> void fewer(long rows, Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add) {
+    if constexpr (M > 0) {
+        if (rows >= M) {
+            tile<M, W>(a, inner, b, ldb, c, ldc, add);
+            rows -= M, a.at += M * a.ai, c += M * ldc;
+        }
+        fewer<M / 2, W>(rows, a, inner, b, ldb, c, ldc, add);
     }
-    for (int i = 0; i < M; i++)
-        for (int j = 0; j < W; j++) store(c + i * ldc + j * VEC, total[i][j]);
 }
 
 template <int W> void strip(long rows, Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add) {
     for (; rows >= ROWS; rows -= ROWS, a.at += ROWS * a.ai, c += ROWS * ldc) tile<ROWS, W>(a, inner, b, ldb, c, ldc, add);
-    if (rows == 3) tile<3, W>(a, inner, b, ldb, c, ldc, add);
-    if (rows == 2) tile<2, W>(a, inner, b, ldb, c, ldc, add);
-    if (rows == 1) tile<1, W>(a, inner, b, ldb, c, ldc, add);
+    fewer<4, W>(rows, a, inner, b, ldb, c, ldc, add);
 }
 
 // `columns` is a multiple of VEC.

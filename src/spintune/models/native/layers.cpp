@@ -78,4 +78,23 @@ void swiglu_backward(const float *gate, const float *up, const float *dy, long c
         store(dgate + i, slope * load(up + i) * s * (1.0f + x * (1.0f - s)));
     }
 }
+
+// y (tokens, heads, width) = x with each pair (i, i + width / 2) turned by its token's angle, whose cosines and sines are
+// (tokens, width). Element (t, h, d) of x lies at t * token + h * head + d. `back`: the gradient, turned the other way.
+void rotate(const float *x, long token, long head, const float *cosine, const float *sine, long tokens, long heads,
+            long width, bool back, float *y, int threads) {
+    const long half = width / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long t = 0; t < tokens; t++)
+        for (long h = 0; h < heads; h++) {
+            const float *from = x + t * token + h * head, *c = cosine + t * width, *s = sine + t * width;
+            float *to = y + (t * heads + h) * width;
+            for (long d = 0; d < half; d += VEC) {
+                const vec one = load(from + d), other = load(from + half + d);
+                const vec s1 = load(s + d), s2 = load(s + half + d);
+                store(to + d, one * load(c + d) + other * (back ? s2 : -s1));
+                store(to + half + d, other * load(c + half + d) + one * (back ? -s1 : s2));
+            }
+        }
+}
 }

@@ -37,6 +37,22 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _made_of(_SwiGlu.apply(gate, up), _gate, gate, up)
 
 
+def can_rotate(x: Tensor, cosine: Tensor) -> bool:
+    """Has :func:`rotate` compiled code for ``x [1, H, T, D]`` and angles ``[1, T, D]``?"""
+    return (
+        x.ndim == 4
+        and cosine.shape == (1, *x.shape[2:])
+        and x.shape[0] == 1
+        and can_compute(x, cosine)
+        and x.shape[3] % (2 * vector_floats()) == 0
+    )
+
+
+def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864, equation 34) of ``[1, H, T, D]``, pairs being (i, i + D / 2)."""
+    return _Rotation.apply(x, cosine.contiguous(), sine.contiguous())
+
+
 class Origin(NamedTuple):
     """How a tensor is made again from others that are kept anyway: nobody needs to keep it for a backward pass."""
 
@@ -90,6 +106,26 @@ class _SwiGlu(torch.autograd.Function):
         return grad_gate, grad_up
 
 
+class _Rotation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotated(x, cosine, sine, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(grads[0], *ctx.saved_tensors, back=True), None, None
+
+
+def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
+    x = x if x.stride(3) == 1 else x.contiguous()
+    _, heads, tokens, width = x.shape
+    y = torch.empty(tokens, heads, width)
+    _call("rotate", x, x.stride(2), x.stride(1), cosine, sine, tokens, heads, width, back, y)
+    return y.transpose(0, 1)[None]
+
+
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The normalised rows, and what each was multiplied with."""
     rows = x.numel() // x.shape[-1]
@@ -118,6 +154,7 @@ def _library() -> ctypes.CDLL:
         "rms_norm_backward": [*4 * [pointer], number, number, pointer, pointer],
         "swiglu": [pointer, pointer, number, pointer],
         "swiglu_backward": [*3 * [pointer], number, pointer, pointer],
+        "rotate": [pointer, number, number, pointer, pointer, *3 * [number], ctypes.c_bool, pointer],
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)

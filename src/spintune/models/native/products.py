@@ -17,7 +17,13 @@ def can_multiply(*tensors: Tensor) -> bool:
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and kernels() is not None
 
 
-def product(left_MK: Tensor, right_KN: Tensor, total_MN: Tensor | None = None) -> Tensor:
+@cache
+def can_round() -> bool:
+    """Does the processor multiply bfloat16 in vectors, faster? Matrix units it may have are left to torch's products."""
+    return kernels() is not None and bool(require().rounds())
+
+
+def product(left_MK: Tensor, right_KN: Tensor, total_MN: Tensor | None = None, rounded: bool = False) -> Tensor:
     """``left @ right``, of matrices or of their transposed views as they are; float32 on a CPU.
 
     A row of the result depends on nothing but its own row of the left side: neither on the others nor on how many
@@ -25,6 +31,7 @@ def product(left_MK: Tensor, right_KN: Tensor, total_MN: Tensor | None = None) -
 
     Args:
         total_MN: contiguous; the product is added to it, and it is returned.
+        rounded: both sides are rounded to bfloat16, their products added up in float32. Needs :func:`can_round`.
     """
     left, right = _aligned(left_MK), _aligned(right_KN)
     (rows, inner), columns = left.shape, right.shape[1]
@@ -32,8 +39,8 @@ def product(left_MK: Tensor, right_KN: Tensor, total_MN: Tensor | None = None) -
     if not inner:
         return result.zero_() if total_MN is None else result
     sides = [number for side in (left, right) for number in (side.data_ptr(), *side.stride())]
-    adds = total_MN is not None
-    _function()(rows, columns, inner, *sides, result.data_ptr(), adds, torch.get_num_threads())
+    how = total_MN is not None, rounded, torch.get_num_threads()
+    _function()(rows, columns, inner, *sides, result.data_ptr(), *how)
     return result
 
 
@@ -47,7 +54,8 @@ def _function() -> Any:
     function = require().product
     pointer, number = ctypes.c_void_p, ctypes.c_long
     function.argtypes = [
-        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool, ctypes.c_int,
+        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool,
+        ctypes.c_bool, ctypes.c_int,
     ]  # fmt: skip
     function.restype = None
     return function

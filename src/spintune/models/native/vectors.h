@@ -66,12 +66,13 @@ inline vec exponential(vec x) {
     return x <= -87.0f ? vec{} : x == x ? scaled : x;  // what is no number stays none
 }
 
-// Rows of `width` floats as columns of `to`: to[d * ld + i] = from[i * token + d]; up to the next whole vector, zeros.
-inline void transpose(const float *from, long token, long count, long width, float *to, long ld) {
+// Vectors line(i, d), of VEC floats from column d of row i on, as columns of `to`: to[d * ld + i]. Both counts are whole
+// vectors.
+template <class Line> inline void transpose_lines(const Line &line, long count, long width, float *to, long ld) {
     for (long i = 0; i < count; i += VEC)
         for (long d = 0; d < width; d += VEC) {
             vec x[VEC];
-            for (int j = 0; j < VEC; j++) x[j] = i + j < count ? load(from + (i + j) * token + d) : vec{};
+            for (int j = 0; j < VEC; j++) x[j] = line(i + j, d);
             for (int stage = 1; stage < VEC; stage *= 2) {  // log2(VEC) perfect shuffles are a transposition
                 vec y[VEC];
                 for (int j = 0; j < VEC / 2; j++) {
@@ -82,6 +83,11 @@ inline void transpose(const float *from, long token, long count, long width, flo
             }
             for (int j = 0; j < VEC; j++) store(to + (d + j) * ld + i, x[j]);
         }
+}
+
+// Rows of `width` floats as columns of `to`: to[d * ld + i] = from[i * token + d]; up to the next whole vector, zeros.
+inline void transpose(const float *from, long token, long count, long width, float *to, long ld) {
+    transpose_lines([&](long i, long d) { return i < count ? load(from + i * token + d) : vec{}; }, up(count), width, to, ld);
 }
 
 }  // namespace
