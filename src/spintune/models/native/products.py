@@ -19,7 +19,7 @@ def can_multiply(*tensors: Tensor) -> bool:
 
 @cache
 def can_round() -> bool:
-    """Does the processor multiply bfloat16 in vectors, faster? Matrix units it may have are left to torch's products."""
+    """Does the processor multiply bfloat16 in vectors, faster? What matrix units it has are left to torch."""
     return kernels() is not None and bool(require().rounds())
 
 
