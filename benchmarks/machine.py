@@ -79,11 +79,13 @@ def children_seconds() -> float:
 def matmul_peak(hidden: int, inner: int, vocabulary: int, precision: str) -> dict[str, float]:
     """GFLOP/s of matrix products: square ones of 2048, and a thousand tokens times the model's own matrices.
 
-    The best of 10 calls each of torch's own product and, in float32, of oneDNN's, which torch has but does not use for
-    it (on AMD's processors it is twice as fast). Backward's shapes are measured as well, for libraries differ most
-    there.
+    The best of 10 calls each of torch's own product, in float32 of oneDNN's, which torch has but does not use for it (on
+    AMD's processors it is twice as fast), and of spintune's. Backward's shapes are measured as well, for libraries
+    differ most there.
     """
     import torch
+
+    from spintune.models.native.products import can_multiply, can_round, product
 
     torch.set_num_threads(threads())
     dtype = getattr(torch, precision)
@@ -100,6 +102,9 @@ def matmul_peak(hidden: int, inner: int, vocabulary: int, precision: str) -> dic
         calls = [lambda a=a, b=b: torch.nn.functional.linear(a, b)]
         if precision == "float32" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             calls.append(lambda a=a, b=b: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""))
+        a32, b32, rounded = a.float(), b.float().t(), precision == "bfloat16"
+        if can_multiply(a32) and (can_round() or not rounded):
+            calls.append(lambda a=a32, b=b32, rounded=rounded: product(a, b, rounded=rounded))
         seconds = min(_best(call, 10) for call in calls)
         rates[f"{m} x {k} x {n}"] = 2 * m * k * n / seconds / 1e9
     return rates

@@ -110,12 +110,12 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, sine)
-        return _rotated(x, cosine, sine, back=False)
+        return _rotated(x, cosine, sine, False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grads[0], *ctx.saved_tensors, back=True), None, None
+        return _rotated(grads[0], *ctx.saved_tensors, True), None, None
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
