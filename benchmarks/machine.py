@@ -79,8 +79,8 @@ def children_seconds() -> float:
 def matmul_peak(hidden: int, inner: int, vocabulary: int, precision: str) -> dict[str, float]:
     """GFLOP/s of matrix products: square ones of 2048, and a thousand tokens times the model's own matrices.
 
-    The best of 10 calls each of torch's own product, in float32 of oneDNN's, which torch has but does not use for it (on
-    AMD's processors it is twice as fast), and of spintune's. Backward's shapes are measured as well, for libraries
+    The best of 10 calls each of torch's own product, in float32 of oneDNN's, which torch has but does not use for it
+    (on AMD's processors it is twice as fast), and of spintune's. Backward's shapes are measured as well, for libraries
     differ most there.
     """
     import torch

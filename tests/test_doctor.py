@@ -28,7 +28,7 @@ def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
 
 def test_attention_that_is_not_compiled_is_said(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPINTUNE_KERNELS", "off")
-    assert "ok    attention: torch's own, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
+    assert "ok    layers: torch's own, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])

@@ -69,7 +69,7 @@ def _hardware() -> list[Finding]:
         Finding("processor", f"{torch.get_num_threads()} threads, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")
     ]
     reason = why_not()
-    findings.append(Finding("attention", f"torch's own, slower: {reason}" if reason else "compiled for this processor"))
+    findings.append(Finding("layers", f"torch's own, slower: {reason}" if reason else "compiled for this processor"))
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         findings.append(Finding("memory", f"{memory:.0f} GiB", memory >= 4))

@@ -26,9 +26,10 @@ Rotary = Callable[..., tuple[Tensor, Tensor]]
 def fast_rotation(model: nn.Module) -> Iterator[None]:
     """Inside, queries and keys of ``model`` are turned by compiled code."""
     own: dict[ModuleType, Rotary] = {}
-    for file in {sys.modules[type(module).__module__] for module in model.modules()}:
+    names = {type(module).__module__ for module in model.modules()} if kernels() is not None else set()
+    for file in filter(None, map(sys.modules.get, names)):
         function = vars(file).get(_NAME)
-        if function is not None and not hasattr(function, "_own") and kernels() is not None and _is_rotary(function):
+        if function is not None and not hasattr(function, "_own") and _is_rotary(function):
             own[file] = function
     for file, function in own.items():
         setattr(file, _NAME, _fast(function))

@@ -1,1 +1,1 @@
-"""Attention and other layers on a CPU in C++, compiled where it runs. All that it does, torch does as well, slower."""
+"""Matrix products, attention and other layers on a CPU in C++, compiled where it runs. torch does the same, slower."""

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -60,13 +59,6 @@ void product(long rows, long columns, long inner, Left a, const float *b, long l
     if (WIDE > 2 && columns == 2 * VEC) strip<2>(rows, a, inner, b, ldb, c, ldc, add);
     if (columns == VEC) strip<1>(rows, a, inner, b, ldb, c, ldc, add);
 }
-
-struct Scratch {
-    float *at;
-    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
-    ~Scratch() { std::free(at); }
-    Scratch(const Scratch &) = delete;
-};
 
 }  // namespace
 

@@ -7,7 +7,6 @@
 // 2008): a tile of the result in registers, the right side packed into panels in the cache.
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <utility>
 
@@ -35,13 +34,6 @@ constexpr long INNER = 1024;                     // terms of a sum between two v
 constexpr long SECOND = 160'000, THIRD = 1'500'000; // floats that second- and third-level caches keep for a thread
 constexpr long ROWS = 16 * TALL;                 // of a left side that is packed, at a time
 constexpr long AHEAD = 8;                        // lines fetched before they are packed
-
-struct Scratch {
-    float *at;
-    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
-    ~Scratch() { std::free(at); }
-    Scratch(const Scratch &) = delete;
-};
 
 constexpr long parts(long whole, long most) { return (whole + most - 1) / most; }
 

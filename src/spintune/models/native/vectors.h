@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdlib>
 #include <utility>
 
 namespace {
@@ -89,5 +90,13 @@ template <class Line> inline void transpose_lines(const Line &line, long count, 
 inline void transpose(const float *from, long token, long count, long width, float *to, long ld) {
     transpose_lines([&](long i, long d) { return i < count ? load(from + i * token + d) : vec{}; }, up(count), width, to, ld);
 }
+
+// Memory for the length of a call.
+struct Scratch {
+    float *at;
+    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
+    ~Scratch() { std::free(at); }
+    Scratch(const Scratch &) = delete;
+};
 
 }  // namespace
