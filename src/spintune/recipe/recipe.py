@@ -78,7 +78,9 @@ class Recipe(Section):
     model: str = Field(description="Alias, local folder, GGUF file, or hub id[@revision].")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="Decides split, order and sampling.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Type of matrix products: auto is bfloat16 on a GPU that has it, float32 elsewhere."
+        "auto",
+        description="Type of matrix products: auto is bfloat16 on a GPU that has it, float32 elsewhere. Weights stay "
+        "float32.",
     )
     tokens_per_forward: Count = Field(
         1024,
