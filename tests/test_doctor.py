@@ -17,7 +17,7 @@ Spintune = Callable[..., Any]
 def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     result = spintune("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(result.out)}
-    own = {"python", "processor", "attention", "memory", "gpu", "cache", "here"}
+    own = {"python", "processor", "layers", "memory", "gpu", "cache", "here"}
     assert {*doctor.REQUIRED, *doctor.OPTIONAL, *own} == set(findings)
     assert result.code == (0 if all(finding["fine"] for finding in findings.values()) else 1)
     import torch
@@ -26,7 +26,7 @@ def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     assert findings["torch"]["text"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
-def test_attention_that_is_not_compiled_is_said(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_are_not_compiled_are_told_of(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPINTUNE_KERNELS", "off")
     assert "ok    layers: torch's own, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
 

@@ -115,7 +115,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(grads[0], *ctx.saved_tensors, True), None, None
+        cosine, sine = ctx.saved_tensors
+        return _rotated(grads[0], cosine, sine, True), None, None
 
 
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
