@@ -46,7 +46,7 @@ def compiled(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def seconds(call: Callable[[], object], times: int) -> float:
-    """Of the processor, a call; the mean of ``times``, or of as many as take a fifth of a second: its clock is coarse."""
+    """Of the processor, a call; of ``times``, or as many as take a fifth of a second, since its clock is coarse."""
     call()
     began, done = time.process_time(), 0
     while done < times or time.process_time() - began < 0.2:
