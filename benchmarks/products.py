@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from spintune.data.sources import Source, read_sources
-from spintune.models import attention, fused, logprobs, products, slots
+from spintune.models import attention, fused, logprobs, products, rotary, slots
 from spintune.models.loading import load_model
 from spintune.models.logprobs import LogProbEngine, pack
 from spintune.models.memory import keep_freed_memory
@@ -73,7 +73,13 @@ def matrices(repeats: int) -> None:
 @contextlib.contextmanager
 def without_compiled_layers() -> Iterator[None]:
     """As where there is no compiler: products by oneDNN, and the rest by torch."""
-    compiled = ((attention, "can_attend"), (slots, "can_attend"), (fused, "can_compute"), (products, "can_multiply"))
+    compiled = (
+        (attention, "can_attend"),
+        (slots, "can_attend"),
+        (fused, "can_compute"),
+        (products, "can_multiply"),
+        (rotary, "can_rotate"),
+    )
     with contextlib.ExitStack() as stack:
         for module, name in compiled:
             stack.enter_context(mock.patch.object(module, name, return_value=False))
