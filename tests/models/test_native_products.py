@@ -31,10 +31,9 @@ def drawn(rows: int, columns: int, way: str, seed: int = 0) -> Tensor:
     return torch.randn(2 * rows, 2 * columns, generator=draw)[::2, ::2]
 
 
-def agrees(found: Tensor, left: Tensor, right: Tensor, more: Tensor | float = 0.0) -> None:
+def agrees(found: Tensor, left: Tensor, right: Tensor) -> None:
     """Each number within the rounding of its own terms (N. Higham, Accuracy and stability, equation 3.5)."""
-    exact = left.double() @ right.double() + more
-    terms = left.double().abs() @ right.double().abs() + (more.abs() if isinstance(more, Tensor) else 0.0)
+    exact, terms = left.double() @ right.double(), left.double().abs() @ right.double().abs()
     assert ((found.double() - exact).abs() <= (left.shape[1] + 2) * 2.0**-24 * terms).all()
 
 
@@ -46,10 +45,6 @@ def agrees(found: Tensor, left: Tensor, right: Tensor, more: Tensor | float = 0.
 def test_any_two_matrices(rows: int, columns: int, inner: int, left: str, right: str) -> None:
     a, b = drawn(rows, inner, left), drawn(inner, columns, right, 1)
     agrees(product(a, b), a, b)
-    total = drawn(rows, columns, "rows", 2)
-    before = total.double()
-    assert product(a, b, total) is total
-    agrees(total, a, b, before)
 
 
 @given(rows=lengths, columns=lengths, inner=lengths, left=ways, right=ways)
@@ -60,15 +55,11 @@ def test_rounded_to_bfloat16_first(rows: int, columns: int, inner: int, left: st
     if not can_round():
         pytest.skip("this processor gains nothing by rounding")
     a, b = drawn(rows, inner, left), drawn(inner, columns, right, 1)
-    total = drawn(rows, columns, "rows", 2)
-    before = total.double()
     agrees(product(a, b, rounded=True), a.bfloat16(), b.bfloat16())
-    agrees(product(a, b, total, rounded=True), a.bfloat16(), b.bfloat16(), before)
 
 
 def test_no_terms_are_a_sum_of_zero() -> None:
     assert torch.equal(product(torch.ones(3, 0), torch.ones(0, 20)), torch.zeros(3, 20))
-    assert torch.equal(product(torch.ones(3, 0), torch.ones(0, 20), torch.ones(3, 20)), torch.ones(3, 20))
     assert product(torch.ones(0, 5), torch.ones(5, 20)).shape == (0, 20)
 
 

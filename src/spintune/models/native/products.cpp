@@ -186,8 +186,8 @@ template <class Way> Left pack_rows(Matrix a, long rows, long inner, float *to) 
     return {to, 0, true};
 }
 
-// What one thread does: c (M, N) = a (M, K) b (K, N), or += a b.
-template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc, bool add) {
+// What one thread does: c (M, N) = a (M, K) b (K, N).
+template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     constexpr long STEP = Way::NUMBERS;
     const bool as_it_is = STEP == 1 && a.column == 1;
     const long deep = parts(parts(K, STEP), parts(parts(K, STEP), INNER));  // words
@@ -210,7 +210,7 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
                         x.at += m * (x.packed ? words : x.row);
                         for (long n = begin; n < std::min(width, begin + narrow); n += PANEL)
                             tiles<Way>(std::min<long>(TALL, rows - m), std::min(PANEL, width - n), x, words,
-                                       right.at + n * words, c + (m0 + m) * ldc + n0 + n, ldc, add || k);
+                                       right.at + n * words, c + (m0 + m) * ldc + n0 + n, ldc, k > 0);
                     }
             }
         }
@@ -229,10 +229,10 @@ int rounds() {
 #endif
 }
 
-// c (M, N) = a (M, K) b (K, N), or += a b; rows of c are contiguous. Threads share out rows and columns, never a sum,
+// c (M, N) = a (M, K) b (K, N); rows of c are contiguous. Threads share out rows and columns, never a sum,
 // so that no bit depends on how many there are.
 void product(long M, long N, long K, const float *a_at, long a_row, long a_column, const float *b_at, long b_row,
-             long b_column, float *c, bool add, bool rounded, int threads) {
+             long b_column, float *c, bool rounded, int threads) {
     const Matrix a{a_at, a_row, a_column}, b{b_at, b_row, b_column};
     const long tall = parts(M, TALL), wide = parts(N, PANEL);
     // of all grids of threads the one whose largest share takes least, what each of them packs for itself included
@@ -254,11 +254,11 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
         if (rows <= 0 || columns <= 0) continue;
 #if defined(__AVX512BF16__)
         if (rounded) {
-            share<Rounded>(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N, add);
+            share<Rounded>(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
             continue;
         }
 #endif
-        share<Exact>(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N, add);
+        share<Exact>(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
     }
 }
 }

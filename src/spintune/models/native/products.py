@@ -23,24 +23,22 @@ def can_round() -> bool:
     return kernels() is not None and bool(require().rounds())
 
 
-def product(left_MK: Tensor, right_KN: Tensor, total_MN: Tensor | None = None, rounded: bool = False) -> Tensor:
+def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
     """``left @ right``, of matrices or of their transposed views as they are; float32 on a CPU.
 
     A row of the result depends on nothing but its own row of the left side: neither on the others nor on how many
     threads there are does a single bit.
 
     Args:
-        total_MN: contiguous; the product is added to it, and it is returned.
         rounded: both sides are rounded to bfloat16, their products added up in float32. Needs :func:`can_round`.
     """
     left, right = _aligned(left_MK), _aligned(right_KN)
     (rows, inner), columns = left.shape, right.shape[1]
-    result = torch.empty(rows, columns) if total_MN is None else total_MN
     if not inner:
-        return result.zero_() if total_MN is None else result
+        return torch.zeros(rows, columns)
+    result = torch.empty(rows, columns)
     sides = [number for side in (left, right) for number in (side.data_ptr(), *side.stride())]
-    how = total_MN is not None, rounded, torch.get_num_threads()
-    _function()(rows, columns, inner, *sides, result.data_ptr(), *how)
+    _function()(rows, columns, inner, *sides, result.data_ptr(), rounded, torch.get_num_threads())
     return result
 
 
@@ -54,8 +52,7 @@ def _function() -> Any:
     function = require().product
     pointer, number = ctypes.c_void_p, ctypes.c_long
     function.argtypes = [
-        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool,
-        ctypes.c_bool, ctypes.c_int,
+        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool, ctypes.c_int,
     ]  # fmt: skip
     function.restype = None
     return function
