@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from spintune.data.preferences import read_answers
 from spintune.errors import ModelError
-from spintune.models.loading import model_identity
+from spintune.models.loading import default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
 from spintune.run import Run
@@ -45,6 +45,8 @@ def run_recipe(
 
     Raises SpintuneError for everything that is the user's to mend.
     """
+    if recipe.compile and default_device().type == "cpu":
+        raise ModelError("compile is of GPUs alone, a CPU has compiled layers without it; leave it out")
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)  # a mistake in it shows now, not after SFT
     chosen = evaluations_of(recipe) if until == "eval" else []  # the same holds for benchmarks

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spintune.errors import ModelError
 from spintune.progress import Silent
@@ -183,9 +184,11 @@ def test_layers_computed_again_change_no_bit(run: Run, finished: Path, contents:
     assert found == expected
 
 
-def test_compile_is_refused_on_a_processor(run: Run, tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles")
+def test_compile_is_refused_on_a_processor_before_anything_is_written(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="compile is of GPUs alone"):
         run(tmp_path / "run", compile=True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_held_out_rows_nothing_is_judged_and_the_reader_is_told(run: Run, tmp_path: Path) -> None:

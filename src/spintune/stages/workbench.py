@@ -170,8 +170,6 @@ class Workbench:
                 f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); "
                 "lower it"
             )
-        if recipe.compile and loaded.model.device.type == "cpu":
-            raise ModelError("compile is of GPUs alone, a CPU has compiled layers without it; leave it out")
         adapted = None
         if recipe.lora and iterate.adapter:
             adapted = load_adapter(loaded.model, iterate.adapter)
