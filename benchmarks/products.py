@@ -2,8 +2,8 @@
 
     python benchmarks/products.py [--threads 1] [--repeats 3]      three minutes
 
-The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: with
-torch's products, with oneDNN's, and with compiled products and layers, as spintune computes; gradients are compared.
+The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: by torch
+alone, and with compiled products and layers, as spintune computes; gradients are compared.
 Times are processor seconds of alternating calls, so that other work on the machine disturbs them little.
 """
 
@@ -104,7 +104,7 @@ def step(repeats: int) -> None:
         stack.enter_context(mock.patch.object(logprobs, "fast_training", return_value=contextlib.nullcontext()))
         return stack
 
-    ways = {"torch": torchs, "oneDNN's products": without_compiled_layers, "spintune": contextlib.nullcontext}
+    ways = {"torch": torchs, "spintune": contextlib.nullcontext}
     times: dict[str, list[float]] = {name: [] for name in ways}
     gradients = {}
     for _ in range(repeats):
