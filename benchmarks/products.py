@@ -2,9 +2,9 @@
 
     python benchmarks/products.py [--threads 1] [--repeats 3]      three minutes
 
-The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: by torch
-alone, and with compiled products and layers, as spintune computes; gradients are compared.
-Times are processor seconds of alternating calls, so that other work on the machine disturbs them little.
+The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: by
+torch alone, and with compiled products and layers, as spintune computes; gradients are compared. Times are processor
+seconds of alternating calls, so that other work on the machine disturbs them little.
 """
 
 from __future__ import annotations
