@@ -16,7 +16,8 @@ from transformers.models.llama import modeling_llama
 
 from spintune.models.logprobs import LogProbEngine, Query
 from spintune.models.native.layers import can_rotate, rotate
-from spintune.models.rotary import fast_rotation
+from spintune.models.products import fast_linears, fast_training
+from spintune.models.rotary import FastRotary, fast_rotation
 
 Build = Callable[..., Any]
 
@@ -86,6 +87,9 @@ def test_the_replacement_agrees_and_leaves_to_the_function_what_it_cannot(build:
 
 def test_a_model_whose_heads_are_wide_enough_computes_what_transformers_does(build: Build) -> None:
     changes = {"hidden_size": 128, "head_dim": 32, "intermediate_size": 64}
+    for fast in (fast_training, lambda model, autocast: fast_linears(model, autocast, 0)):
+        with fast(build("llama", **changes), None):
+            assert isinstance(modeling_llama.apply_rotary_pos_emb, FastRotary)
     query = Query((5, 17, 80, 2), ((60, 31, 9), (44, 71)))
     engine = LogProbEngine(build("llama", **changes).float())
     assert engine.packed

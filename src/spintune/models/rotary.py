@@ -1,7 +1,7 @@
 """Rotary position embeddings of stock transformers models in one pass, on a CPU.
 
 Models call a function of their own file for it, ``apply_rotary_pos_emb``. It is recognised by what it computes, as
-layers are (:mod:`.fused`), and stands in for itself wherever compiled code does not fit.
+layers are (:mod:`.fused`), and is still called for tensors that compiled code does not take.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 
@@ -22,6 +23,18 @@ _NAME = "apply_rotary_pos_emb"
 Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class FastRotary:
+    """Stands in for a file's own function."""
+
+    own: Rotary
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        if unsqueeze_dim == 1 and can_rotate(q, cos) and can_rotate(k, cos):
+            return rotate(q, cos, sin), rotate(k, cos, sin)
+        return self.own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+
 @contextmanager
 def fast_rotation(model: nn.Module) -> Iterator[None]:
     """Inside, queries and keys of ``model`` are turned by compiled code."""
@@ -29,26 +42,15 @@ def fast_rotation(model: nn.Module) -> Iterator[None]:
     names = {type(module).__module__ for module in model.modules()} if kernels() is not None else set()
     for file in filter(None, map(sys.modules.get, names)):
         function = vars(file).get(_NAME)
-        if function is not None and not hasattr(function, "_own") and _is_rotary(function):
+        if function is not None and not isinstance(function, FastRotary) and _is_rotary(function):
             own[file] = function
     for file, function in own.items():
-        setattr(file, _NAME, _fast(function))
+        setattr(file, _NAME, FastRotary(function))
     try:
         yield
     finally:
         for file, function in own.items():
             setattr(file, _NAME, function)
-
-
-@cache
-def _fast(own: Rotary) -> Rotary:
-    def rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        if unsqueeze_dim == 1 and can_rotate(q, cos) and can_rotate(k, cos):
-            return rotate(q, cos, sin), rotate(k, cos, sin)
-        return own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
-
-    rotary._own = own  # type: ignore[attr-defined]
-    return rotary
 
 
 @cache
