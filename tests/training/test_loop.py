@@ -43,8 +43,18 @@ def run(engine, rows, steps, objective, folder, *, minutes=NEVER, tokens=1000, r
     return reports
 
 
+def without_ties(pairs):
+    """Scores off by up to a hundredth of a nat: a player that equals its opponent has margins of 0, and accuracy would
+    depend on the last bit of each."""
+    return [
+        replace(pair, real=replace(pair.real, opponent=pair.real.opponent + 0.01 * (-1) ** place))
+        for place, pair in enumerate(pairs)
+    ]
+
+
 @pytest.mark.parametrize("kind", ["sft", "spin"])
 def test_tokens_per_forward_changes_nothing(kind, player, rows, pairs, tmp_path):
+    pairs = without_ties(pairs)
     items, objective = (rows, NegativeLogLikelihood()) if kind == "sft" else (pairs, SelfPlay("logistic", 0.5))
     steps = steps_by_rows(len(items), 8, 2, seed=0)
     assert [len(step) for step in steps] == [8, 3, 8, 3]  # short last windows included
