@@ -41,14 +41,14 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
 
     from spintune.data.sources import Source, read_sources
     from spintune.data.split import split_examples
+    from spintune.engine.query import pack
     from spintune.models.loading import load_tokenizer
-    from spintune.models.logprobs import pack
     from spintune.record_files import RecordFile
     from spintune.records import Example, write_records
-    from spintune.tokens.chat import render
     from spintune.tokens.rendering import build_renderer
+    from spintune.tokens.rows import render
+    from spintune.training.batches import Batches, steps_by_tokens
     from spintune.training.objectives import NegativeLogLikelihood
-    from spintune.training.order import Batches, steps_by_tokens
 
     tokenizer = load_tokenizer(spec["model"], cache=Path.home() / ".cache" / "spintune")
     renderer = build_renderer(tokenizer, "tokenizer", "last", encoder_decoder=False)

@@ -34,14 +34,14 @@ import torch
 from self_play_grammar import SFT, Row, World, draw, write_model
 from transformers.utils import logging as transformers_logging
 
+from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.comparison import Comparison, Difference, compare, heldout_tables
-from spintune.evaluation.heldout import Judged, score_heldout, write_rows
+from spintune.evaluation.heldout import HeldoutAnswer, score_heldout, write_rows
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.statistics import wilson
-from spintune.models.generation import build_generator
+from spintune.generation.build import build_generator
+from spintune.generation.sampling import Sampling
 from spintune.models.loading import load_model
-from spintune.models.logprobs import LogProbEngine
-from spintune.models.sampling import Sampling
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
@@ -88,14 +88,14 @@ class Checkpoint:
         self.likelihoods = score_heldout(engine, rendered, 4096, Silent(), "references")
         self.generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)
 
-    def answers(self, items: Sequence[int], seed: int) -> list[Judged]:
+    def answers(self, items: Sequence[int], seed: int) -> list[HeldoutAnswer]:
         written = self.generator.generate([self.prompts[item] for item in items], Sampling(LONGEST, seed=seed))
         judged = []
         for item, completion in zip(items, written, strict=True):
             row, likelihood = self.rows[item], self.likelihoods[item]
             reference = " ".join(row.words)
             judged.append(
-                Judged(
+                HeldoutAnswer(
                     id=str(item),
                     prompt=row.prompt,
                     reference=reference,
@@ -123,11 +123,11 @@ def checkpoints(folder: Path, seed: int) -> tuple[Checkpoint, Checkpoint]:
 class Repeat:
     """Answers of both checkpoints to the same prompts, for each of two systems, and coins that say whom it asks."""
 
-    early: tuple[list[Judged], list[Judged]]
-    late: tuple[list[Judged], list[Judged]]
+    early: tuple[list[HeldoutAnswer], list[HeldoutAnswer]]
+    late: tuple[list[HeldoutAnswer], list[HeldoutAnswer]]
     coins: list[list[float]]
 
-    def system(self, side: int, late: float) -> list[Judged]:
+    def system(self, side: int, late: float) -> list[HeldoutAnswer]:
         """What a system answers that asks the late checkpoint with this probability."""
         both = zip(self.early[side], self.late[side], self.coins[side], strict=True)
         return [second if coin < late else first for first, second, coin in both]
@@ -155,7 +155,9 @@ Found = dict[str, Difference]
 """What one comparison says of each measure."""
 
 
-def comparisons(folder: Path, pairs: Sequence[tuple[list[Judged], list[Judged]]], items: int) -> list[Found]:
+def comparisons(
+    folder: Path, pairs: Sequence[tuple[list[HeldoutAnswer], list[HeldoutAnswer]]], items: int
+) -> list[Found]:
     """Each pair of saved answers, compared on the first items."""
     found = []
     for number, pair in enumerate(pairs):
@@ -305,7 +307,7 @@ def main() -> None:
         folder = Path(temporary)
         early, late = checkpoints(folder, arguments.seed)
         drawn = repeats(early, late, count, max(items), arguments.seed)
-        pairs: Mapping[str, list[tuple[list[Judged], list[Judged]]]] = {
+        pairs: Mapping[str, list[tuple[list[HeldoutAnswer], list[HeldoutAnswer]]]] = {
             "same model": [one.early for one in drawn],
             "same coin": [(one.system(0, 0.5), one.system(1, 0.5)) for one in drawn],
             "different": [(one.early[0], one.late[1]) for one in drawn[: count // 2]],

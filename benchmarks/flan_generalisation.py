@@ -67,14 +67,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.generation.build import build_generator
+from spintune.generation.sampling import Sampling
 from spintune.mixtures.answers import correct
 from spintune.mixtures.mixture import Mixture, Prompting
-from spintune.mixtures.rendering import FRAMES, Rendered
-from spintune.mixtures.tasks import Task, load_tasks
-from spintune.models.generation import build_generator
+from spintune.mixtures.rendering import FRAMES, RenderedPrompt
+from spintune.mixtures.tasks import MixtureTask, load_tasks
 from spintune.models.loading import load_model
-from spintune.models.logprobs import LogProbEngine
-from spintune.models.sampling import Sampling
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
@@ -321,8 +321,8 @@ def write_model(folder: Path, seed: int) -> None:
 @dataclass(frozen=True)
 class Question:
     group: str
-    task: Task
-    rendered: Rendered
+    task: MixtureTask
+    rendered: RenderedPrompt
 
 
 def ask(lot: Lot, folder: Path, seed: int) -> list[Question]:

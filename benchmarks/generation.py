@@ -157,10 +157,10 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
     """spintune's side."""
     import torch
 
-    from spintune.models.generation import build_generator
+    from spintune.engine.logprobs import LogProbEngine
+    from spintune.generation.build import build_generator
+    from spintune.generation.sampling import Sampling
     from spintune.models.loading import load_model
-    from spintune.models.logprobs import LogProbEngine
-    from spintune.models.sampling import Sampling
 
     torch.set_num_threads(threads())
     loaded = load_model(spec["model"], cache=Path(spec["folder"]), precision=spec["precision"])

@@ -37,11 +37,12 @@ import torch
 from machine import describe
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spintune.models.generation import BatchGenerator
-from spintune.models.logprobs import LogProbEngine, Query, pack
-from spintune.models.sampling import Sampling
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query, pack
+from spintune.generation.batch import BatchGenerator
+from spintune.generation.sampling import Sampling
 from spintune.records import Answer, Pair
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood, SelfPlay
 from spintune.training.optimization import Optimization, build_optimizer
 
@@ -119,21 +120,21 @@ def peak(device: torch.device, size: Size) -> float:
     return best
 
 
-def rows_of(size: Size, tokens: int) -> list[Row]:
+def rows_of(size: Size, tokens: int) -> list[TokenRow]:
     """Rows of random ids, of ``tokens`` tokens together."""
     draw = random.Random(0)
-    rows: list[Row] = []
+    rows: list[TokenRow] = []
     while tokens > 0:
         prompt, answer = (
             tuple(draw.choices(range(3, size.vocabulary), k=draw.randint(size.shortest, size.longest)))
             for _ in range(2)
         )
-        rows.append(Row(str(len(rows)), prompt, answer, (True,) * len(answer), True))
+        rows.append(TokenRow(str(len(rows)), prompt, answer, (True,) * len(answer), True))
         tokens -= len(prompt) + len(answer)
     return rows
 
 
-def pairs_of(size: Size, rows: Sequence[Row], engine: LogProbEngine, budget: int) -> list[Pair]:
+def pairs_of(size: Size, rows: Sequence[TokenRow], engine: LogProbEngine, budget: int) -> list[Pair]:
     """A pair of each row, with another answer that is drawn, both scored by the engine's own model."""
     draw = random.Random(1)
     objective = SelfPlay()
@@ -218,7 +219,7 @@ def training(size: Size, options: argparse.Namespace, device: torch.device, best
 
 
 def _with_option(
-    engine: LogProbEngine, rows: Sequence[Row], options: argparse.Namespace, device: torch.device
+    engine: LogProbEngine, rows: Sequence[TokenRow], options: argparse.Namespace, device: torch.device
 ) -> dict[str, float]:
     """Seconds and peak memory of an SFT step of an engine with another recipe's settings."""
     optimizer = build_optimizer(engine.model, Optimization(1e-6, schedule="constant", warmup=0.0))
@@ -236,7 +237,7 @@ def _with_option(
 
 
 @torch.no_grad()
-def packed_difference(engine: LogProbEngine, rows: Sequence[Row]) -> float:
+def packed_difference(engine: LogProbEngine, rows: Sequence[TokenRow]) -> float:
     """Largest difference a token [nats] of packed log-probabilities from one row at a time."""
     queries = [
         Query(row.prompt_ids, (row.response_ids, row.response_ids[: len(row.response_ids) // 2])) for row in rows

@@ -92,10 +92,10 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
 
 def spintune(spec: dict[str, Any]) -> dict[str, Any]:
     """spintune's side."""
+    from spintune.engine.logprobs import LogProbEngine
     from spintune.evaluation.harness_model import HarnessModel, InMemory
-    from spintune.models.generation import build_generator
+    from spintune.generation.build import build_generator
     from spintune.models.loading import load_model
-    from spintune.models.logprobs import LogProbEngine
     from spintune.progress import Silent
     from spintune.recipe import Recipe
 
@@ -120,10 +120,10 @@ def score(lm: Any, spec: dict[str, Any]) -> dict[str, Any]:
     import torch
     from lm_eval.tasks import TaskManager
 
-    from spintune.evaluation.own_tasks import read_own_task
+    from spintune.evaluation.custom_tasks import read_custom_task
 
     torch.set_num_threads(threads())
-    own = read_own_task(Path(spec["tasks"]) / f"{spec['case']}.yaml")
+    own = read_custom_task(Path(spec["tasks"]) / f"{spec['case']}.yaml")
     task = TaskManager(include_defaults=False).load([own.config()])["tasks"][own.name]
     task.set_config(key="num_fewshot", value=own.file.shots)
     task.set_fewshot_seed(seed=1234)

@@ -85,7 +85,7 @@ def matmul_peak(hidden: int, inner: int, vocabulary: int, precision: str) -> dic
     """
     import torch
 
-    from spintune.models.native.products import can_multiply, can_round, product
+    from spintune.kernels.native.products import can_multiply, can_round, product
 
     torch.set_num_threads(threads())
     dtype = getattr(torch, precision)

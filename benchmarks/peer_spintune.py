@@ -13,18 +13,19 @@ from machine import peak_memory
 from workload import BETA, LEARNING_RATE, ModelShape, PreferencePair, TrainingRow, Workload
 
 from spintune.data.sources import Source, read_sources
-from spintune.models.generation import build_generator
+from spintune.engine.logprobs import LogProbEngine
+from spintune.generation.build import build_generator
+from spintune.generation.sampling import Sampling, stream_keys
 from spintune.models.loading import LoadedModel, load_model, locate_model
-from spintune.models.logprobs import LogProbEngine
-from spintune.models.sampling import Sampling, stream_keys
 from spintune.recipe import Recipe
 from spintune.records import Answer, Pair
-from spintune.tokens.chat import Renderer, Row, fit
+from spintune.tokens.chat import Renderer
+from spintune.tokens.rows import TokenRow, fit
+from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, train
 from spintune.training.objectives import NegativeLogLikelihood, Objective, SelfPlay
 from spintune.training.optimization import Optimization
-from spintune.training.order import Batches
 
 MAX_LENGTH = 1024
 TOKENS_PER_FORWARD: int = Recipe.model_fields["tokens_per_forward"].default
@@ -43,7 +44,7 @@ def prepare(spec: dict[str, Any]) -> Workload:
     loaded = load_model(spec["model"], cache=cache, precision="float32")
     renderer = Renderer(loaded.tokenizer)
     examples = read_sources([Source(spec["data"])], seed=0).examples
-    whole = [row for row in (fit(row, MAX_LENGTH) for row in renderer.rows(examples)) if isinstance(row, Row)]
+    whole = [row for row in (fit(row, MAX_LENGTH) for row in renderer.rows(examples)) if isinstance(row, TokenRow)]
     if len(whole) < max(spec["rows"], spec["pairs"]):
         raise SystemExit(f"{spec['data']} has {len(whole)} usable examples; lower --rows and --pairs, or give --data")
     rows = [
@@ -55,7 +56,9 @@ def prepare(spec: dict[str, Any]) -> Workload:
     return Workload(folder, shape_of(loaded), rows, pairs)
 
 
-def _play(loaded: LoadedModel, renderer: Renderer, rows: Sequence[Row], spec: dict[str, Any]) -> list[PreferencePair]:
+def _play(
+    loaded: LoadedModel, renderer: Renderer, rows: Sequence[TokenRow], spec: dict[str, Any]
+) -> list[PreferencePair]:
     longest: int = spec["answer_tokens"]
     engine = LogProbEngine(loaded.model, loaded.autocast)
     generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)
@@ -146,9 +149,10 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
     }
 
 
-def _rows(workload: Workload) -> list[Row]:
+def _rows(workload: Workload) -> list[TokenRow]:
     return [
-        Row(str(i), tuple(r.prompt), tuple(r.response), tuple(r.trained), True) for i, r in enumerate(workload.rows)
+        TokenRow(str(i), tuple(r.prompt), tuple(r.response), tuple(r.trained), True)
+        for i, r in enumerate(workload.rows)
     ]
 
 

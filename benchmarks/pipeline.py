@@ -71,10 +71,10 @@ def spintune(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
     import torch
     from peer_spintune import measure
 
-    from spintune.models.generation import build_generator
+    from spintune.engine.logprobs import LogProbEngine
+    from spintune.generation.build import build_generator
+    from spintune.generation.sampling import Sampling
     from spintune.models.loading import load_model
-    from spintune.models.logprobs import LogProbEngine
-    from spintune.models.sampling import Sampling
 
     torch.set_num_threads(threads())
     loaded = load_model(workload.model, cache=Path(spec["cache"]), precision=spec["precision"])

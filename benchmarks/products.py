@@ -22,13 +22,17 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from spintune.data.sources import Source, read_sources
-from spintune.models import attention, fused, logprobs, products, rotary, slots
+from spintune.engine import attention, logprobs
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import pack
+from spintune.generation import kv_cache as slots
+from spintune.kernels import fused, rotary
+from spintune.kernels import linear as products
+from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.native import attention as native
+from spintune.kernels.native import layers as native_layers
+from spintune.kernels.native import products as native_products
 from spintune.models.loading import load_model
-from spintune.models.logprobs import LogProbEngine, pack
-from spintune.models.memory import keep_freed_memory
-from spintune.models.native import attention as native
-from spintune.models.native import layers as native_layers
-from spintune.models.native import products as native_products
 from spintune.storage import cache_folder
 from spintune.tokens.chat import Renderer
 from spintune.training.objectives import NegativeLogLikelihood
@@ -136,12 +140,12 @@ def attending(repeats: int) -> None:
     print("\nAttention of 9 query and 3 key heads of 64, forward and backward, ms: torch's fused one, and compiled\n")
     print("| tokens | float32 | bfloat16 | compiled |\n|---|---|---|---|")
     for length in LENGTHS:
-        plan = native.Plan([[(0, length, 0, 0)]])
+        plan = native.AttentionPlan([[(0, length, 0, 0)]])
 
         def torchs(q: Tensor, k: Tensor, v: Tensor) -> None:
             scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
 
-        def compiled(q: Tensor, k: Tensor, v: Tensor, plan: native.Plan = plan) -> None:
+        def compiled(q: Tensor, k: Tensor, v: Tensor, plan: native.AttentionPlan = plan) -> None:
             native.attend_runs(q, k, v, plan, 0.125, None).sum().backward()
 
         def of(dtype: torch.dtype, length: int = length) -> list[Tensor]:
@@ -179,7 +183,7 @@ def one_more_token(repeats: int) -> None:
     lengths = torch.linspace(60, 200, 128).long().tolist()
     cache = slots.SlotCache(128, 256, torch.device("cpu"))
     q, k, v = (torch.randn(1, heads, 128, 64) for heads in (9, 3, 3))
-    rule = attention.Rule(0.125)
+    rule = attention.AttentionParams(0.125)
     cache.plan(lengths, [])
     with torch.inference_mode():
         for layer in range(30):  # as many as a model has, so that no cache holds them all
@@ -203,7 +207,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    tune_malloc()
     print(f"{describe()['processor']['name']}, {options.threads} threads")
     matrices(options.repeats)
     attending(options.repeats)

@@ -23,8 +23,9 @@ from machine import describe, matmul_peak, threads
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import ModelShape, PreferencePair, Workload, step_operations
 
-from spintune.models.logprobs import LogProbEngine, pack
-from spintune.models.memory import keep_freed_memory
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import pack
+from spintune.kernels.allocator import tune_malloc
 from spintune.records import Answer, Pair
 from spintune.training.objectives import SelfPlay
 
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(threads())
-    keep_freed_memory()
+    tune_malloc()
     precision = "bfloat16" if options.bfloat16 else "float32"
     autocast = torch.bfloat16 if options.bfloat16 else None
     middle = Point()

@@ -40,10 +40,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from spintune.models.generation import build_generator
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
+from spintune.generation.build import build_generator
+from spintune.generation.sampling import Sampling
 from spintune.models.loading import load_model
-from spintune.models.logprobs import LogProbEngine, Query
-from spintune.models.sampling import Sampling
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe

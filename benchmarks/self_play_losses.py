@@ -15,9 +15,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spintune.console import open_progress
-from spintune.evaluation.heldout import Judged, compare, read_rows, summarise
+from spintune.evaluation.heldout import HeldoutAnswer, compare, read_rows, summarise
 from spintune.pipeline import run_recipe
+from spintune.progress_display import open_progress
 from spintune.recipe import parse_recipe
 
 MEASURES = {"nll_per_token": "loss, nats/token", "rouge_l": "ROUGE-L", "exact_match": "exact match"}
@@ -36,7 +36,7 @@ def main() -> None:
     }
     sft = {"epochs": arguments.sft_epochs, "learning_rate": 5e-5, "tokens_per_step": 2048, "samples": 0}
     start = {**common, "out": str(arguments.out / "sft"), "model": arguments.model, "sft": sft}
-    judged: dict[str, list[Judged]] = {}
+    judged: dict[str, list[HeldoutAnswer]] = {}
     results: dict[str, Any] = {}
     with open_progress(False) as progress:
         run_recipe(parse_recipe(start, "sft"), cache, progress)
@@ -65,11 +65,11 @@ def main() -> None:
     report(judged, results)
 
 
-def answers(run: Path, name: str) -> list[Judged]:
-    return read_rows(run / "eval" / "heldout" / name / "answers.jsonl", Judged)
+def answers(run: Path, name: str) -> list[HeldoutAnswer]:
+    return read_rows(run / "eval" / "heldout" / name / "answers.jsonl", HeldoutAnswer)
 
 
-def report(judged: dict[str, list[Judged]], results: dict[str, Any]) -> None:
+def report(judged: dict[str, list[HeldoutAnswer]], results: dict[str, Any]) -> None:
     print(f"\n{len(judged['sft'])} held-out examples\n")
     table("model", {name: summarise(rows) for name, rows in judged.items()})
     for reference in ("sft", "more SFT"):

@@ -21,10 +21,10 @@ from novelty import candidates, clauses
 from spintune.data.novelty import NoveltyIndex
 from spintune.progress import Silent
 from spintune.synthesis.alpaca import alpaca_method
-from spintune.synthesis.bootstrap import Pool, bootstrap
-from spintune.synthesis.filters import KEYWORDS, Rules
-from spintune.synthesis.tasks import read_seeds
-from spintune.teachers.asking import Asker
+from spintune.synthesis.bootstrap import BootstrapResult, bootstrap
+from spintune.synthesis.examples import read_seeds
+from spintune.synthesis.filters import KEYWORDS, FilterRules
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
@@ -44,7 +44,7 @@ def reply(number: int, instructions: list[str]) -> str:
     return "\n###\n".join(blocks)
 
 
-def run(folder: Path, instructions: list[str], wanted: int) -> tuple[Pool, float]:
+def run(folder: Path, instructions: list[str], wanted: int) -> tuple[BootstrapResult, float]:
     def script(request: Request) -> str:
         first = request.draw * BLOCKS
         return reply(request.draw, [instructions[place % len(instructions)] for place in range(first, first + BLOCKS)])
@@ -52,10 +52,10 @@ def run(folder: Path, instructions: list[str], wanted: int) -> tuple[Pool, float
     with Replies(folder / "replies.sqlite") as replies:
         started = time.perf_counter()
         pool = bootstrap(
-            Asker(ScriptedTeacher(script, "script"), replies),
+            CachedTeacher(ScriptedTeacher(script, "script"), replies),
             alpaca_method(),
             read_seeds("builtin:seeds"),
-            Rules(keywords=KEYWORDS["alpaca"]),
+            FilterRules(keywords=KEYWORDS["alpaca"]),
             NoveltyIndex(0.7),
             wanted,
             PER_ROUND,

@@ -59,8 +59,8 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
 
     from spintune.data.sources import Source, read_sources
-    from spintune.tokens.chat import fit
-    from spintune.tokens.seq2seq import TextToText, flatten
+    from spintune.tokens.rows import fit
+    from spintune.tokens.seq2seq import Seq2SeqRenderer, flatten
 
     examples = read_sources([Source(spec["data"])], seed=0).examples
     backend = Tokenizer(models.Unigram())
@@ -79,7 +79,7 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     model.save_pretrained(spec["model"])
     tokenizer.save_pretrained(spec["model"])
 
-    rows = [fit(row, 2 * LONGEST, LONGEST, LONGEST) for row in TextToText(tokenizer).rows(examples)]
+    rows = [fit(row, 2 * LONGEST, LONGEST, LONGEST) for row in Seq2SeqRenderer(tokenizer).rows(examples)]
     kept = [row for row in rows if not isinstance(row, str)]
     count = min(spec["rows"], len(kept))
     chosen = [kept[index * len(kept) // count] for index in range(count)]
@@ -94,22 +94,22 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
     """spintune's side."""
     import torch
 
+    from spintune.engine.logprobs import LogProbEngine
     from spintune.models.loading import load_model
-    from spintune.models.logprobs import LogProbEngine
     from spintune.recipe import Recipe
-    from spintune.tokens.chat import Row
+    from spintune.tokens.rows import TokenRow
+    from spintune.training.batches import Batches
     from spintune.training.checkpoint import Checkpoints
     from spintune.training.loop import StepReport, train
     from spintune.training.objectives import NegativeLogLikelihood
     from spintune.training.optimization import Optimization
-    from spintune.training.order import Batches
 
     torch.set_num_threads(threads())
     loaded = load_model(spec["model"], cache=Path(spec["folder"]), precision="float32")
     engine = LogProbEngine(loaded.model)
     if not engine.packed:
         raise SystemExit("spintune fell back to one response at a time")
-    rows = [Row("", tuple(prompt), tuple(answer), (True,) * len(answer), True) for prompt, answer in spec["rows"]]
+    rows = [TokenRow("", tuple(prompt), tuple(answer), (True,) * len(answer), True) for prompt, answer in spec["rows"]]
     ends, reports = [time.perf_counter()], []
 
     def note(report: StepReport) -> None:

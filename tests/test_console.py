@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from spintune import console
-from spintune.console import JsonProgress, LineProgress, open_progress, print_tokens
+from spintune import progress_display
+from spintune.console import print_tokens
+from spintune.progress_display import JsonProgress, LineProgress, open_progress
 
 
 def test_json_progress_is_one_object_an_event() -> None:
@@ -29,7 +30,7 @@ def test_json_progress_is_one_object_an_event() -> None:
 def test_line_progress_speaks_every_ten_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """100 steps of one second: a line at 10, 20, ... 100 seconds; the last is the end's as well."""
     clock = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(progress_display.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
     with LineProgress(stream).task("SFT", 100, "steps") as task:
         for _ in range(100):
@@ -45,7 +46,7 @@ def test_line_progress_speaks_every_ten_seconds_and_at_the_end(monkeypatch: pyte
     ("seconds", "shown"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (3599, "59:59 min"), (3660, "1:01 h")]
 )
 def test_durations(seconds: float, shown: str) -> None:
-    assert console._duration(seconds) == shown
+    assert progress_display.duration_text(seconds) == shown
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:

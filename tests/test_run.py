@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe, parse_recipe
-from spintune.run import Run, StepLog
+from spintune.run import RunFolder, StepLog
 
 
 def recipe(out: Path, **changes: Any) -> Recipe:
     return parse_recipe({"out": str(out), "model": "m", "data": {"train": "x.json"}, **changes}, "test")
 
 
-def finish(run: Run, content: bytes = b"weights", stage: str = "sft") -> str:
+def finish(run: RunFolder, content: bytes = b"weights", stage: str = "sft") -> str:
     folder = run.folder / stage
     (folder / "model").mkdir(parents=True, exist_ok=True)
     (folder / "model" / "a").write_bytes(content)
@@ -31,7 +31,7 @@ def finish(run: Run, content: bytes = b"weights", stage: str = "sft") -> str:
 
 
 def test_a_finished_stage_gives_its_facts_back_for_its_inputs_only(tmp_path: Path) -> None:
-    with Run(recipe(tmp_path)) as run:
+    with RunFolder(recipe(tmp_path)) as run:
         assert run.finished("sft", {"x": 1}) is None
         finish(run)
         assert run.finished("sft", {"x": 1}) == {"rows": 3}
@@ -41,7 +41,7 @@ def test_a_finished_stage_gives_its_facts_back_for_its_inputs_only(tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["model/a", "b"])
 def test_an_output_that_is_gone_or_other_makes_a_stage_unfinished(tmp_path: Path, name: str) -> None:
-    with Run(recipe(tmp_path)) as run:
+    with RunFolder(recipe(tmp_path)) as run:
         for damage in (b"weightz", b"longer than before", None):
             finish(run)
             path = tmp_path / "sft" / name
@@ -56,15 +56,15 @@ def test_an_output_that_is_gone_or_other_makes_a_stage_unfinished(tmp_path: Path
 
 
 def test_the_digest_depends_on_what_was_written_and_on_nothing_else(tmp_path: Path) -> None:
-    with Run(recipe(tmp_path / "a")) as run, Run(recipe(tmp_path / "b", seed=1)) as other:
+    with RunFolder(recipe(tmp_path / "a")) as run, RunFolder(recipe(tmp_path / "b", seed=1)) as other:
         assert finish(run) == finish(other) == run.digest("sft")
         assert finish(run) != finish(other, b"others")
 
 
 def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom pathlib import Path\nfrom spintune.recipe import parse_recipe\nfrom spintune.run import Run\n"
-        "with Run(parse_recipe({'out': sys.argv[1], 'model': 'm', 'data': {'train': 'x.json'}}, 't')):\n"
+        "import sys\nfrom spintune.recipe import parse_recipe\nfrom spintune.run import RunFolder\n"
+        "with RunFolder(parse_recipe({'out': sys.argv[1], 'model': 'm', 'data': {'train': 'x.json'}}, 't')):\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     holder = subprocess.Popen(
@@ -72,41 +72,41 @@ def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(RunError, match="in use by another spintune process"), Run(recipe(tmp_path)):
+    with pytest.raises(RunError, match="in use by another spintune process"), RunFolder(recipe(tmp_path)):
         pass
     holder.kill()  # the lock dies with its holder
     holder.wait()
     holder.stdout.close()
-    with Run(recipe(tmp_path)):
+    with RunFolder(recipe(tmp_path)):
         pass
 
 
 def test_a_folder_with_work_in_it_belongs_to_its_recipe(tmp_path: Path) -> None:
-    with Run(recipe(tmp_path)) as run:
+    with RunFolder(recipe(tmp_path)) as run:
         finish(run)
-    with pytest.raises(RunError, match=r"another recipe \(seed 0 there, 3 here\)"), Run(recipe(tmp_path, seed=3)):
+    with pytest.raises(RunError, match=r"another recipe \(seed 0 there, 3 here\)"), RunFolder(recipe(tmp_path, seed=3)):
         pass
-    with Run(recipe(tmp_path, tracking=["tensorboard"])):  # who watches does not matter
+    with RunFolder(recipe(tmp_path, tracking=["tensorboard"])):  # who watches does not matter
         pass
 
 
 def test_a_folder_in_which_only_data_was_read_may_be_taken_over(tmp_path: Path) -> None:
-    with Run(recipe(tmp_path)) as run:
+    with RunFolder(recipe(tmp_path)) as run:
         finish(run, stage="data")
-    with Run(recipe(tmp_path, seed=3)):
+    with RunFolder(recipe(tmp_path, seed=3)):
         assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["seed"] == 3
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(RunError, match="another recipe"), Run(recipe(tmp_path, seed=4)):
+    with pytest.raises(RunError, match="another recipe"), RunFolder(recipe(tmp_path, seed=4)):
         pass
 
 
 def test_partial_files_are_removed_on_entry_but_not_from_under_another_process(tmp_path: Path) -> None:
-    with Run(recipe(tmp_path)):
+    with RunFolder(recipe(tmp_path)):
         (tmp_path / "x.partial").write_text("")
-        with pytest.raises(RunError), Run(recipe(tmp_path)):
+        with pytest.raises(RunError), RunFolder(recipe(tmp_path)):
             pass
         assert (tmp_path / "x.partial").exists()
-    with Run(recipe(tmp_path)):
+    with RunFolder(recipe(tmp_path)):
         assert not (tmp_path / "x.partial").exists()
 
 

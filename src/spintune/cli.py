@@ -135,8 +135,8 @@ def inspect(
     from spintune.models.loading import is_encoder_decoder, load_tokenizer
     from spintune.recipe import load_recipe
     from spintune.stages.data import mixture_of, read_data
-    from spintune.tokens.chat import render
     from spintune.tokens.rendering import build_renderer
+    from spintune.tokens.rows import render
 
     path = _recipe_path(words)
     recipe = load_recipe(path, words[1:] if path else words)
@@ -231,7 +231,7 @@ def chat(
     template: Annotated[str, typer.Option(help="Chat template: tokenizer, alpaca, chatml or plain.")] = "tokenizer",
 ) -> None:
     """Talk to a model or to the last iterate of a run. /reset starts afresh, /exit or Ctrl-D ends."""
-    from spintune.models.sampling import Sampling
+    from spintune.generation.sampling import Sampling
     from spintune.pipeline import final_model
 
     if (Path(model) / "recipe.json").is_file():
@@ -314,7 +314,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a model of a run as a Hugging Face folder with its model card, ready to be used or uploaded."""
-    from spintune.report.export import export_model
+    from spintune.export.model import export_model
 
     name = export_model(run, out, model)
     if json:
@@ -394,7 +394,8 @@ def _fail(message: str, code: int) -> None:
 def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
     import logging
 
-    from spintune.console import open_progress, print_results
+    from spintune.console import print_results
+    from spintune.progress_display import open_progress
 
     with open_progress(as_json) as progress:
         logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -449,9 +450,9 @@ def _recipe_path(words: list[str]) -> Path | None:
 
 def _speaker(model: str, template: str, sampling: Any) -> Any:
     """A function that answers a conversation, writing the answer as it comes."""
-    from spintune.models.generation import build_generator
+    from spintune.engine.logprobs import LogProbEngine
+    from spintune.generation.build import build_generator
     from spintune.models.loading import load_model
-    from spintune.models.logprobs import LogProbEngine
     from spintune.records import Message
 
     _quiet_libraries()

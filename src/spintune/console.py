@@ -2,167 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, TextIO
+from typing import Any
 
-import orjson
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from spintune.evaluation.comparison import HEADER, Comparison, table_rows
-from spintune.progress import Progress, Task
-
-SECONDS_BETWEEN_LINES = 10.0
-WIDTH_OF_FILES = 120
-"""Columns of tables that do not go to a terminal."""
-
-
-def open_progress(as_json: bool) -> contextlib.AbstractContextManager[Progress]:
-    """Bars on a terminal, a line now and then elsewhere, JSON events for machines. All of it on standard error."""
-    if as_json:
-        return contextlib.nullcontext(JsonProgress(sys.stderr))
-    console = Console(stderr=True)
-    return _bars(console) if console.is_terminal else contextlib.nullcontext(LineProgress(sys.stderr))
-
-
-@contextlib.contextmanager
-def _bars(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}  {task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[facts]}", style="dim", markup=False),
-    )
-    with Bars(*columns, console=console) as bars:
-        yield BarProgress(bars)
-
-
-class BarProgress:
-    """Live bars."""
-
-    def __init__(self, bars: Bars) -> None:
-        self._bars = bars
-
-    @contextlib.contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[Task]:
-        handle = self._bars.add_task(name, total=total, unit=unit, rate="", facts="")
-        yield _Bar(self._bars, handle, unit)
-        self._bars.update(handle, completed=total)
-
-    def note(self, text: str) -> None:
-        self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-class _Bar:
-    def __init__(self, bars: Bars, handle: TaskID, unit: str) -> None:
-        self._bars, self._handle, self._unit = bars, handle, unit
-        self._started, self._done = time.monotonic(), 0.0
-
-    def advance(self, amount: float = 1, **facts: Any) -> None:
-        self._done += amount
-        rate = self._done / max(1e-6, time.monotonic() - self._started)
-        shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
-        self._bars.update(self._handle, advance=amount, rate=shown, facts=_facts(facts))
-
-
-class LineProgress:
-    """Plain lines for logs: when a task begins, every ten seconds, and when it ends."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    @contextlib.contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[Task]:
-        line = _Line(self, name, total, unit)
-        yield line
-        line.close()
-
-    def note(self, text: str) -> None:
-        self._stream.write(text + "\n")
-        self._stream.flush()
-
-
-class _Line:
-    _reported = -1.0
-
-    def __init__(self, progress: LineProgress, name: str, total: float, unit: str) -> None:
-        self._progress, self._name, self._total, self._unit = progress, name, total, unit
-        self._started = self._shown = time.monotonic()
-        self._done, self._facts = 0.0, ""
-
-    def advance(self, amount: float = 1, **facts: Any) -> None:
-        self._done += amount
-        self._facts = _facts(facts)
-        if time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
-            self.report()
-
-    def close(self) -> None:
-        if self._reported != self._done:
-            self.report()
-
-    def report(self) -> None:
-        self._shown, self._reported = time.monotonic(), self._done
-        seconds = self._shown - self._started
-        rate = self._done / max(1e-6, seconds)
-        left = f", {_duration((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
-        self._progress.note(
-            f"{self._name}: {self._done:g}/{self._total:g} {self._unit} in {_duration(seconds)}{left}"
-            + (f"  {self._facts}" if self._facts else "")
-        )
-
-
-class JsonProgress:
-    """One JSON object an event."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    @contextlib.contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[Task]:
-        yield _JsonTask(self, name, total, unit)
-
-    def note(self, text: str) -> None:
-        self.emit({"note": text})
-
-    def emit(self, event: dict[str, Any]) -> None:
-        self._stream.write(orjson.dumps(event).decode() + "\n")
-        self._stream.flush()
-
-
-class _JsonTask:
-    def __init__(self, progress: JsonProgress, name: str, total: float, unit: str) -> None:
-        self._progress, self._event, self._done = progress, {"task": name, "total": total, "unit": unit}, 0.0
-
-    def advance(self, amount: float = 1, **facts: Any) -> None:
-        self._done += amount
-        self._progress.emit({**self._event, "done": self._done, **facts})
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    return "  ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
-    )
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
-
+from spintune.progress_display import WIDTH_OF_FILES, duration_text
 
 # Results -----------------------------------------------------------------------------------------------------------
 
@@ -214,7 +64,7 @@ def print_results(results: dict[str, Any], folder: str) -> None:
     if contamination := results.get("contamination"):
         console.print(_contamination(contamination), soft_wrap=True)
     if seconds := _seconds(results):
-        shares = ", ".join(f"{work} {_duration(taken)}" for work, taken in seconds.items())
+        shares = ", ".join(f"{work} {duration_text(taken)}" for work, taken in seconds.items())
         console.print(f"\nTime: {shares}", soft_wrap=True)
     if "models" not in results:
         return

@@ -26,7 +26,7 @@ OPTIONAL = {"tensorboard": "tracking: [tensorboard]", "trl": "benchmarks/trainin
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     subject: str
     text: str
     fine: bool = True
@@ -35,13 +35,13 @@ class Finding:
         return asdict(self)
 
 
-def examine(cache: Path) -> list[Finding]:
+def examine(cache: Path) -> list[DoctorFinding]:
     """Looks at packages, processor, memory, accelerator and disk. Takes a few seconds."""
-    findings = [Finding("python", platform.python_version())]
+    findings = [DoctorFinding("python", platform.python_version())]
     findings += [_package(name) for name in REQUIRED]
     for name, use in OPTIONAL.items():
         version = _version(name)
-        findings.append(Finding(name, version or f"not installed; only {use} needs it"))
+        findings.append(DoctorFinding(name, version or f"not installed; only {use} needs it"))
     if _version("torch"):
         findings += _hardware()
     findings += [_disk("cache", cache), _disk("here", Path.cwd())]
@@ -55,29 +55,33 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _package(name: str) -> Finding:
+def _package(name: str) -> DoctorFinding:
     version = _version(name)
-    return Finding(name, version or f"missing; pip install {name}", version is not None)
+    return DoctorFinding(name, version or f"missing; pip install {name}", version is not None)
 
 
-def _hardware() -> list[Finding]:
+def _hardware() -> list[DoctorFinding]:
     import torch
 
-    from spintune.models.native.build import why_not
+    from spintune.kernels.native.build import why_not
 
     findings = [
-        Finding("processor", f"{torch.get_num_threads()} threads, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")
+        DoctorFinding(
+            "processor", f"{torch.get_num_threads()} threads, {_gemm_rate(torch.float32):.0f} GFLOP/s float32"
+        )
     ]
     reason = why_not()
-    findings.append(Finding("layers", f"torch's own, slower: {reason}" if reason else "compiled for this processor"))
+    findings.append(
+        DoctorFinding("layers", f"torch's own, slower: {reason}" if reason else "compiled for this processor")
+    )
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        findings.append(Finding("memory", f"{memory:.0f} GiB", memory >= 4))
+        findings.append(DoctorFinding("memory", f"{memory:.0f} GiB", memory >= 4))
     if torch.cuda.is_available():
         kind = "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-        findings.append(Finding("gpu", f"{torch.cuda.get_device_name()}; precision auto is {kind}"))
+        findings.append(DoctorFinding("gpu", f"{torch.cuda.get_device_name()}; precision auto is {kind}"))
     else:
-        findings.append(Finding("gpu", "none; precision auto is float32"))
+        findings.append(DoctorFinding("gpu", "none; precision auto is float32"))
     return findings
 
 
@@ -94,9 +98,9 @@ def _gemm_rate(dtype: Any) -> float:
     return 8 * 2 * size**3 / (time.perf_counter() - started) / 1e9
 
 
-def _disk(subject: str, folder: Path) -> Finding:
+def _disk(subject: str, folder: Path) -> DoctorFinding:
     existing = next(parent for parent in [folder, *folder.parents] if parent.exists())
     free = shutil.disk_usage(existing).free / 2**30
     writable = os.access(existing, os.W_OK)
     text = f"{folder}, {free:.0f} GiB free" + ("" if writable else ", not writable")
-    return Finding(subject, text, writable and free >= 2)
+    return DoctorFinding(subject, text, writable and free >= 2)

@@ -17,15 +17,15 @@ from spintune.errors import ModelError
 from spintune.models.loading import default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
-from spintune.run import Run
-from spintune.stages.asking import check_judge
+from spintune.run import RunFolder
+from spintune.stages.context import Iterate, RunContext
 from spintune.stages.data import data_stage
-from spintune.stages.evaluating import evaluate
-from spintune.stages.evaluations import Evaluation, evaluations_of
+from spintune.stages.endpoints import check_judge
+from spintune.stages.evaluate import evaluate
+from spintune.stages.registry import Evaluation, evaluations_of
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
-from spintune.stages.workbench import Iterate, Workbench
 from spintune.storage import read_json, write_json_if_changed
 from spintune.tracking import Metrics
 
@@ -50,39 +50,39 @@ def run_recipe(
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)  # a mistake in it shows now, not after SFT
     chosen = evaluations_of(recipe) if until == "eval" else []  # the same holds for benchmarks
-    with Run(recipe) as run:
+    with RunFolder(recipe) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
-            return _execute(Workbench(recipe, run, cache, progress, metrics, environment), until, chosen)
+            return _execute(RunContext(recipe, run, cache, progress, metrics, environment), until, chosen)
         finally:
             metrics.close()
 
 
-def _execute(bench: Workbench, until: Stage, chosen: list[Evaluation]) -> dict[str, Any]:
-    recipe = bench.recipe
+def _execute(context: RunContext, until: Stage, chosen: list[Evaluation]) -> dict[str, Any]:
+    recipe = context.recipe
     if recipe.judge and until == "eval":
-        check_judge(bench, recipe.judge)
-    base = Iterate("base", recipe.model, model_identity(recipe.model, bench.cache))
+        check_judge(context, recipe.judge)
+    base = Iterate("base", recipe.model, model_identity(recipe.model, context.cache))
     iterates = [base]
     results: dict[str, Any] = {}
     if recipe.synth:
-        results["synth"] = synth_stage(bench, recipe.synth, base)
+        results["synth"] = synth_stage(context, recipe.synth, base)
         if until == "synth":
-            return _remember(bench.run.folder / "results.json", results)
-    results["data"] = data_stage(bench)
+            return _remember(context.run.folder / "results.json", results)
+    results["data"] = data_stage(context)
     if recipe.sft:
-        iterate, results["sft"] = sft_stage(bench, recipe.sft, base)
+        iterate, results["sft"] = sft_stage(context, recipe.sft, base)
         iterates.append(iterate)
     if recipe.spin and until != "sft":
-        outcome = selfplay_stage(bench, recipe.spin, iterates[-1])
+        outcome = selfplay_stage(context, recipe.spin, iterates[-1])
         iterates += outcome.iterates
         results |= {"spin": outcome.iterations, "best": outcome.best, "stopped": outcome.stopped}
         if outcome.baseline:
             results["baseline"] = outcome.baseline
     if recipe.eval and until == "eval":
-        results |= evaluate(bench, iterates, chosen, results.get("best", {}).get("name"))
+        results |= evaluate(context, iterates, chosen, results.get("best", {}).get("name"))
     results["models"] = {iterate.name: iterate.location for iterate in iterates}
-    return _remember(bench.run.folder / "results.json", results)
+    return _remember(context.run.folder / "results.json", results)
 
 
 def _remember(path: Path, results: dict[str, Any]) -> dict[str, Any]:

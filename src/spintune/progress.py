@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 
-class Task(Protocol):
+class ProgressTask(Protocol):
     """One counted piece of work."""
 
     def advance(self, amount: float = 1, **facts: Any) -> None:
@@ -17,7 +17,7 @@ class Task(Protocol):
 class Progress(Protocol):
     """Receives what happens, in order."""
 
-    def task(self, name: str, total: float, unit: str) -> contextlib.AbstractContextManager[Task]:
+    def task(self, name: str, total: float, unit: str) -> contextlib.AbstractContextManager[ProgressTask]:
         """Begins a counted piece of work of ``total`` ``unit``s."""
 
     def note(self, text: str) -> None:
@@ -33,7 +33,7 @@ class Silent:
     """Progress that nobody watches."""
 
     @contextlib.contextmanager
-    def task(self, name: str, total: float, unit: str) -> Iterator[Task]:
+    def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:
         yield _SilentTask()
 
     def note(self, text: str) -> None:

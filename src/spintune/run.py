@@ -38,7 +38,7 @@ BASE, SFT, BASELINE = "base", "sft", "sft-more"
 """Names of models in a run: the recipe's, after SFT, and after further SFT instead of self-play."""
 
 
-class Run:
+class RunFolder:
     """One run folder, held by one process at a time. Use it as a context manager.
 
     Raises RunError when another process holds the folder or it belongs to another recipe, StorageError when it cannot
@@ -50,7 +50,7 @@ class Run:
         self.recipe = recipe
         self._lock: BinaryIO | None = None
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> RunFolder:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "run.lock").open("ab")

@@ -18,7 +18,7 @@ from rapidfuzz.process import cdist
 from rouge_score import scoring
 from rouge_score.rouge_scorer import RougeScorer
 
-from spintune.data.novelty import NoveltyIndex, Ties, Verdict
+from spintune.data.novelty import NoveltyIndex, NoveltyResult, Ties
 from spintune.data.rouge import Tokeniser, tokenise
 from spintune.data.sources import Source, read_source
 from spintune.errors import DataError
@@ -100,7 +100,7 @@ class BruteForce:
         scores[some] = 2 * precision * recall / (precision + recall)
         return scores
 
-    def extend(self, threshold: float, ties: Ties) -> list[Verdict]:
+    def extend(self, threshold: float, ties: Ties) -> list[NoveltyResult]:
         exact = Fraction(str(threshold))
         pool: list[int] = []
         verdicts = []
@@ -114,9 +114,9 @@ class BruteForce:
                 above = 2 * self.common[text, others] * exact.denominator > exact.numerator * lengths
             if above.any():
                 nearest = int(np.argmax(np.where(above, score, -1)))
-                verdicts.append(Verdict(False, nearest, score[nearest]))
+                verdicts.append(NoveltyResult(False, nearest, score[nearest]))
             else:
-                verdicts.append(Verdict(True))
+                verdicts.append(NoveltyResult(True))
                 pool.append(text)
         return verdicts
 
@@ -150,7 +150,7 @@ def test_a_pool_built_by_rouge_score_itself_is_the_same(ties: Ties) -> None:
         scores = [scorer.score(other, text)["rougeL"].fmeasure for other in pool]
         exact = [Fraction(score).limit_denominator(1000) for score in scores]
         above = [s for s, e in zip(scores, exact, strict=True) if (s > 0.7 if ties == "float" else e > Fraction(7, 10))]
-        expected.append(Verdict(False, scores.index(max(above)), max(above)) if above else Verdict(True))
+        expected.append(NoveltyResult(False, scores.index(max(above)), max(above)) if above else NoveltyResult(True))
         if not above:
             pool.append(text)
     assert NoveltyIndex(0.7, ties=ties).extend(texts) == expected
@@ -180,8 +180,8 @@ def test_of_531_ties_at_0_7_floats_reject_272_and_exact_arithmetic_none() -> Non
         exact, rounded = NoveltyIndex(0.7, ties="keep"), NoveltyIndex(0.7, ties="float")
         exact.add(left)
         rounded.add(left)
-        assert exact.verdict(right) == Verdict(True)
-        assert rounded.verdict(right) == (Verdict(False, 0, score) if score > 0.7 else Verdict(True))
+        assert exact.verdict(right) == NoveltyResult(True)
+        assert rounded.verdict(right) == (NoveltyResult(False, 0, score) if score > 0.7 else NoveltyResult(True))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_any_threshold_is_read_as_the_decimal_number_that_it_prints_as(threshold
             index.add(left)
             score = scoring.fmeasure(lcs / m, lcs / n)
             above = score > threshold if ties == "float" else Fraction(2 * lcs, m + n) > Fraction(str(threshold))
-            assert index.verdict(right) == (Verdict(False, 0, score) if above else Verdict(True))
+            assert index.verdict(right) == (NoveltyResult(False, 0, score) if above else NoveltyResult(True))
 
 
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.9])
@@ -277,10 +277,10 @@ def test_the_nearest_scores_are_those_of_rouge_score() -> None:
 def test_texts_are_numbered_in_the_order_in_which_they_came_in() -> None:
     index = NoveltyIndex()
     assert [index.add("one two three four"), index.add("one two three four"), index.add("five six")] == [0, 1, 2]
-    assert index.admit("seven eight nine") == Verdict(True)
+    assert index.admit("seven eight nine") == NoveltyResult(True)
     assert len(index) == 4
-    assert index.verdict("seven eight nine") == Verdict(False, 3, 1.0)
-    assert index.verdict("ONE, two; three: four!") == Verdict(False, 0, 1.0)  # the first of two equals
+    assert index.verdict("seven eight nine") == NoveltyResult(False, 3, 1.0)
+    assert index.verdict("ONE, two; three: four!") == NoveltyResult(False, 0, 1.0)  # the first of two equals
 
 
 def test_a_verdict_leaves_the_pool_as_it_is() -> None:
@@ -289,7 +289,7 @@ def test_a_verdict_leaves_the_pool_as_it_is() -> None:
     assert (
         index.verdict("name a lake in northern italy")
         == index.verdict("name a lake in northern italy")
-        == Verdict(True)
+        == NoveltyResult(True)
     )
     assert index.nearest("italy") == []
     assert len(index) == 1
@@ -299,14 +299,14 @@ def test_words_that_the_pool_lacks_do_not_match_each_other() -> None:
     """Five common words of 5 and 10: F = 2 * 5 / 15."""
     index = NoveltyIndex(0.6)
     index.add("a b c d e")
-    assert index.verdict("a b c d e v w x y z") == Verdict(False, 0, pytest.approx(2 / 3))
-    assert index.verdict("p p p p p") == Verdict(True)
+    assert index.verdict("a b c d e v w x y z") == NoveltyResult(False, 0, pytest.approx(2 / 3))
+    assert index.verdict("p p p p p") == NoveltyResult(True)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "?!", "写一首诗"])
 def test_a_text_without_words_is_novel_however_often_it_comes(text: str) -> None:
     index = NoveltyIndex()
-    assert index.extend([text, "one two three", text]) == [Verdict(True)] * 3
+    assert index.extend([text, "one two three", text]) == [NoveltyResult(True)] * 3
     assert index.nearest(text, 3) == []
 
 
@@ -314,14 +314,14 @@ def test_the_unicode_tokeniser_rejects_the_repeated_texts_that_the_reference_let
     texts = ["写一首关于春天的诗", "写一首关于秋天的诗", "写一首关于春天的诗"]
     assert [verdict.novel for verdict in NoveltyIndex(0.7, "reference").extend(texts)] == [True, True, True]
     assert NoveltyIndex(0.7, "unicode").extend(texts) == [
-        Verdict(True),
-        Verdict(False, 0, pytest.approx(8 / 9)),  # one character of nine differs
-        Verdict(False, 0, 1.0),
+        NoveltyResult(True),
+        NoveltyResult(False, 0, pytest.approx(8 / 9)),  # one character of nine differs
+        NoveltyResult(False, 0, 1.0),
     ]
 
 
 def test_an_empty_pool_finds_everything_novel() -> None:
-    assert NoveltyIndex().verdict("one two three") == Verdict(True)
+    assert NoveltyIndex().verdict("one two three") == NoveltyResult(True)
     assert NoveltyIndex().nearest("one two three", 5) == []
 
 
@@ -340,7 +340,7 @@ def test_a_text_of_300_000_words_is_compared_with_none_that_is_too_short() -> No
     index.extend(instructions(200))
     before = index.compared
     long = "word and another " * 100_000
-    assert index.verdict(long) == Verdict(True)
+    assert index.verdict(long) == NoveltyResult(True)
     assert index.compared == before
     index.add(long)
     assert index.verdict(long).nearest == len(index) - 1
@@ -354,8 +354,8 @@ def test_words_coded_as_surrogates_are_words_like_others() -> None:
         index.add(" ".join(f"w{number}" for number in range(start, start + 10)))
     for start in (55_280, 55_290, 56_320, 57_340):
         words = [f"w{number}" for number in range(start, start + 10)]
-        assert index.verdict(" ".join([*words[:-1], "new"])) == Verdict(False, start // 10, pytest.approx(0.9))
-        assert index.verdict(" ".join(words[::-1])) == Verdict(True)  # one word in order: 0.1
+        assert index.verdict(" ".join([*words[:-1], "new"])) == NoveltyResult(False, start // 10, pytest.approx(0.9))
+        assert index.verdict(" ".join(words[::-1])) == NoveltyResult(True)  # one word in order: 0.1
         assert index.nearest(" ".join(words[::-1])) == [(start // 10, pytest.approx(0.1))]
 
 
@@ -366,7 +366,7 @@ def test_there_may_be_more_words_than_there_are_characters() -> None:
         index.add(" ".join(f"w{number}" for number in range(start, start + 1000)))
     for start in (0, 0x110000 // 1000 * 1000):  # all words of the one are characters, of the other some are
         words = [f"w{number}" for number in range(start, start + 1000)]
-        assert index.verdict(" ".join(words[100:])) == Verdict(False, start // 1000, pytest.approx(1800 / 1900))
+        assert index.verdict(" ".join(words[100:])) == NoveltyResult(False, start // 1000, pytest.approx(1800 / 1900))
         assert index.verdict(" ".join(words)).score == 1
         assert index.nearest(" ".join(words[::-1])) == [(start // 1000, pytest.approx(0.001))]
         last = " ".join(words[-2:])

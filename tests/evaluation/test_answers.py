@@ -10,7 +10,7 @@ import pytest
 
 from spintune.errors import DataError
 from spintune.evaluation.answers import (
-    Answered,
+    StoredAnswer,
     answered_models,
     pair_answers,
     read_answers,
@@ -25,7 +25,7 @@ def written(path: Path, *rows: Any) -> Path:
     return path
 
 
-def texts(answers: list[Answered]) -> list[tuple[str, str, str | None]]:
+def texts(answers: list[StoredAnswer]) -> list[tuple[str, str, str | None]]:
     return [(one.prompt, one.answer, one.reference) for one in answers]
 
 
@@ -114,11 +114,11 @@ def test_the_answers_of_a_run_are_found_by_the_models_name(tmp_path: Path) -> No
 # Pairing -------------------------------------------------------------------------------------------------------------
 
 
-def answer(id: str, prompt: str, text: str = "") -> Answered:
-    return Answered(id, prompt, text or f"{id}/{prompt}", where=f"f.jsonl:{id}")
+def answer(id: str, prompt: str, text: str = "") -> StoredAnswer:
+    return StoredAnswer(id, prompt, text or f"{id}/{prompt}", where=f"f.jsonl:{id}")
 
 
-def paired(first: list[Answered], second: list[Answered]) -> list[tuple[str, str]]:
+def paired(first: list[StoredAnswer], second: list[StoredAnswer]) -> list[tuple[str, str]]:
     return [(one.answer, other.answer) for one, other in pair_answers(first, second).pairs]
 
 
@@ -144,7 +144,7 @@ def test_a_prompt_that_comes_several_times_is_paired_by_id_and_then_in_order() -
 
 
 def test_ids_decide_only_where_there_are_no_prompts() -> None:
-    bare = [Answered("2", "", "two"), Answered("1", "", "one")]
+    bare = [StoredAnswer("2", "", "two"), StoredAnswer("1", "", "one")]
     assert paired([answer("1", "p", "a"), answer("2", "q", "b")], bare) == [("a", "one"), ("b", "two")]
     with pytest.raises(DataError, match="0 of them are the same"):
         pair_answers([answer("1", "p")], [answer("1", "q")])

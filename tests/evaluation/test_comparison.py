@@ -19,7 +19,7 @@ from spintune.evaluation.comparison import (
     HEADER,
     Comparison,
     Difference,
-    Measure,
+    MeasuredItems,
     compare,
     heldout_tables,
     random_signs,
@@ -33,8 +33,8 @@ def by_item(values: Any) -> dict[str, float]:
     return {f"i{number}": float(value) for number, value in enumerate(values)}
 
 
-def right(values: Any) -> Measure:
-    return Measure(by_item(values), right_or_wrong=True)
+def right(values: Any) -> MeasuredItems:
+    return MeasuredItems(by_item(values), right_or_wrong=True)
 
 
 def only(comparison: Comparison) -> Difference:
@@ -87,7 +87,7 @@ def test_a_ratio_of_sums_by_hand() -> None:
     tokens = random.integers(3, 90, 60)
     first, second = tokens * random.gamma(9, 0.1, 60), tokens * random.gamma(9, 0.1, 60) + tokens
     weights = by_item(tokens)
-    measures = [Measure(by_item(nats), "lower", weights=weights) for nats in (first, second)]
+    measures = [MeasuredItems(by_item(nats), "lower", weights=weights) for nats in (first, second)]
     found = only(compare({"a": {"nll": measures[0]}, "b": {"nll": measures[1]}}))
     assert found.values == pytest.approx((first.sum() / tokens.sum(), second.sum() / tokens.sum()))
     difference = (first - second).tolist()
@@ -104,7 +104,7 @@ def test_a_ratio_of_sums_by_hand() -> None:
 @pytest.mark.parametrize(("better", "finding"), [("higher", "worse"), ("lower", "better"), (None, "different")])
 def test_what_is_better_depends_on_the_measure(better: Any, finding: str) -> None:
     random = np.random.default_rng(1)
-    measures = [Measure(by_item(random.normal(mean, 1, 50)), better) for mean in (0, 3)]
+    measures = [MeasuredItems(by_item(random.normal(mean, 1, 50)), better) for mean in (0, 3)]
     found = compare({"a": {"m": measures[0]}, "b": {"m": measures[1]}})
     assert only(found).finding == finding
     word = "different from" if better is None else f"{finding} than"
@@ -112,7 +112,7 @@ def test_what_is_better_depends_on_the_measure(better: Any, finding: str) -> Non
 
 
 def test_equal_models_are_equal() -> None:
-    table = {"m": Measure(by_item([0.5] * 12)), "r": right([1, 0] * 6)}
+    table = {"m": MeasuredItems(by_item([0.5] * 12)), "r": right([1, 0] * 6)}
     found = compare({"a": table, "b": table})
     assert {one.measure: one.adjusted for one in found.differences} == {"m": 1, "r": 1}
     assert {one.measure: one.detectable for one in found.differences} == {
@@ -134,16 +134,18 @@ def test_equal_models_are_equal() -> None:
 )
 def test_a_measure_is_checked(values: list[float], options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"right or wrong|ratio|finite"):
-        Measure(by_item(values), **options)
+        MeasuredItems(by_item(values), **options)
 
 
 # Several measures and models -----------------------------------------------------------------------------------------
 
 
-def shifted(seed: int, shift: float, items: int = 80) -> Measure:
+def shifted(seed: int, shift: float, items: int = 80) -> MeasuredItems:
     random = np.random.default_rng([seed, 0])
     base = random.normal(0, 1, items)
-    return Measure(by_item(base + shift + np.random.default_rng([seed, 1, round(shift * 100)]).normal(0, 1, items)))
+    return MeasuredItems(
+        by_item(base + shift + np.random.default_rng([seed, 1, round(shift * 100)]).normal(0, 1, items))
+    )
 
 
 def test_holm_counts_every_measure_of_every_pair_that_differs_at_all() -> None:
@@ -186,8 +188,8 @@ def test_a_comparison_is_the_same_again_and_fits_into_json() -> None:
 
 def test_other_splits_are_compared_on_what_they_share() -> None:
     """Items 0 to 59 and 30 to 89: 30 in common, on which the first is right 30 times and the second never."""
-    first = Measure({f"i{n}": float(n >= 30) for n in range(60)}, right_or_wrong=True)
-    second = Measure({f"i{n}": float(n >= 60) for n in range(30, 90)}, right_or_wrong=True)
+    first = MeasuredItems({f"i{n}": float(n >= 30) for n in range(60)}, right_or_wrong=True)
+    second = MeasuredItems({f"i{n}": float(n >= 60) for n in range(30, 90)}, right_or_wrong=True)
     found = compare({"a": {"r": first}, "b": {"r": second}})
     assert (found.items, found.sizes) == ({"r": 30}, {"a": {"r": 60}, "b": {"r": 60}})
     assert only(found).values == (1, 0)
@@ -196,8 +198,8 @@ def test_other_splits_are_compared_on_what_they_share() -> None:
 
 def test_too_few_common_items_are_an_error_with_counts() -> None:
     named = {
-        "a": {"r": Measure({f"i{n}": 1.0 for n in range(20)})},
-        "b": {"r": Measure({f"i{n}": 0.0 for n in range(15, 40)})},
+        "a": {"r": MeasuredItems({f"i{n}": 1.0 for n in range(20)})},
+        "b": {"r": MeasuredItems({f"i{n}": 0.0 for n in range(15, 40)})},
     }
     with pytest.raises(DataError, match=r"r: 5 items in common \(a 20, b 25\), and fewer than 10 say nothing"):
         compare(named)
@@ -210,14 +212,14 @@ def test_what_cannot_be_compared_is_left_out_with_the_reason() -> None:
     weights = by_item([2] * 20)
     a = {
         "m": shifted(0, 0, 20),
-        "nll": Measure(by_item([1] * 20), "lower", weights=weights),
+        "nll": MeasuredItems(by_item([1] * 20), "lower", weights=weights),
         "x": shifted(0, 0, 20),
-        "kind": Measure(by_item([1] * 20), "lower"),
+        "kind": MeasuredItems(by_item([1] * 20), "lower"),
     }
     b = {
         "m": shifted(1, 0, 20),
         "nll": replace(a["nll"], weights={**weights, "i3": 5.0}),
-        "kind": Measure(by_item([1] * 20)),
+        "kind": MeasuredItems(by_item([1] * 20)),
     }
     found = compare({"a": a, "b": b})
     assert [one.measure for one in found.differences] == ["m"]
@@ -242,7 +244,7 @@ def test_a_conclusion_says_what_is_better_worse_and_open_and_what_would_have_bee
     up, down = [1] * 50 + [0] * 100, [0] * 150
     first = {"up": right(up), "down": right(down), "open": right(([1] * 15 + [0] * 15) * 5)}
     second = {"up": right(down), "down": right(up), "open": right(([0] * 3 + [1] * 12 + [1] * 3 + [0] * 12) * 5)}
-    first["length"], second["length"] = (Measure(by_item(np.arange(150.0) * k), None) for k in (1, 2))
+    first["length"], second["length"] = (MeasuredItems(by_item(np.arange(150.0) * k), None) for k in (1, 2))
     found = compare({"iterate-1": first, "sft": second})
     assert found.conclusions == (
         "iterate-1 is better than sft on 1 of 4 measures (up), worse than sft on 1 (down) and different from sft on 1 "
@@ -258,8 +260,8 @@ def test_a_conclusion_says_what_is_better_worse_and_open_and_what_would_have_bee
 
 def test_a_conclusion_says_where_too_few_items_differ() -> None:
     """Three items that differ have p = 2/2³ at best."""
-    changed = Measure(by_item([0.0] * 17 + [0.4, 0.5, 0.6]))
-    found = compare({"a": {"rouge_l": Measure(by_item([0.0] * 20))}, "b": {"rouge_l": changed}})
+    changed = MeasuredItems(by_item([0.0] * 17 + [0.4, 0.5, 0.6]))
+    found = compare({"a": {"rouge_l": MeasuredItems(by_item([0.0] * 20))}, "b": {"rouge_l": changed}})
     assert found.conclusions == (
         "a and b cannot be told apart with 20 items (too few items differ in rouge_l to tell)",
     )
@@ -335,7 +337,7 @@ def test_a_row_that_is_no_held_out_answer_is_named(tmp_path: Path, change: dict[
 # How often is it wrong, and how often does it find something? --------------------------------------------------------
 
 
-def draw(random: np.random.Generator, items: int, shift: float = 0.0) -> list[dict[str, Measure]]:
+def draw(random: np.random.Generator, items: int, shift: float = 0.0) -> list[dict[str, MeasuredItems]]:
     """Two models on the same items, equal but for the shift of one score, in five measures as a run has them."""
     hard = random.gamma(2, 1, items)
     tokens = random.integers(3, 80, items)
@@ -344,9 +346,11 @@ def draw(random: np.random.Generator, items: int, shift: float = 0.0) -> list[di
     for side in range(2):
         tables.append(
             {
-                "nll": Measure(by_item(tokens * hard * random.gamma(9, 0.1, items)), "lower", weights=by_item(tokens)),
-                "rouge_l": Measure(by_item(overlap + random.normal(0, 0.15, items) + shift * (side == 0))),
-                "tokens": Measure(by_item(random.lognormal(4, 1, items)), None),
+                "nll": MeasuredItems(
+                    by_item(tokens * hard * random.gamma(9, 0.1, items)), "lower", weights=by_item(tokens)
+                ),
+                "rouge_l": MeasuredItems(by_item(overlap + random.normal(0, 0.15, items) + shift * (side == 0))),
+                "tokens": MeasuredItems(by_item(random.lognormal(4, 1, items)), None),
                 "exact": right(random.random(items) < 0.2),
                 "finished": right(random.random(items) < 0.8),
             }

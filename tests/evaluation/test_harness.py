@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.errors import DataError, MissingExtraError, ModelError, RecipeError
-from spintune.evaluation.harness import Answered, Benchmark, Report, benchmarks, run_benchmarks
-from spintune.evaluation.own_tasks import read_own_task
+from spintune.evaluation.custom_tasks import read_custom_task
+from spintune.evaluation.harness import Benchmark, benchmarks, run_benchmarks
+from spintune.evaluation.harness_results import HarnessItem, HarnessReport
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -75,7 +76,7 @@ QUIZ = [
 
 
 def test_rows_become_prompts_and_choices_and_their_braces_stay(tmp_path: Path) -> None:
-    first, second = read_own_task(written_to(tmp_path, QUIZ, MULTIPLE_CHOICE)).items
+    first, second = read_custom_task(written_to(tmp_path, QUIZ, MULTIPLE_CHOICE)).items
     assert (first.prompt, first.choices, first.place) == ("Q: Who barks?\nA:", ("the fox", "the dog"), 1)
     assert (second.prompt, second.place) == ("Q: Who jumps {{over}}?\nA:", 2)
     assert second.choices == ("{% if %}", "the dog", "the quick fox")
@@ -91,7 +92,7 @@ def test_choices_can_be_listed_and_answered_by_letter_and_named_by_labels(tmp_pa
         "answer": "key",
         "say": "letter",
     }
-    (item,) = read_own_task(written_to(tmp_path, [row], task)).items
+    (item,) = read_custom_task(written_to(tmp_path, [row], task)).items
     assert item.prompt == "Who barks?\nA. fox\nB. dog\nAnswer:"
     assert (item.choices, item.place, item.answers) == (("A", "B"), 1, ("B",))
 
@@ -112,7 +113,7 @@ def test_choices_can_be_listed_and_answered_by_letter_and_named_by_labels(tmp_pa
 def test_a_task_file_that_is_wrong_is_named_with_its_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     task = {key: value for key, value in {**MULTIPLE_CHOICE, **change}.items() if value is not None}
     with pytest.raises(RecipeError, match=message):
-        read_own_task(written_to(tmp_path, QUIZ, task))
+        read_custom_task(written_to(tmp_path, QUIZ, task))
 
 
 @pytest.mark.parametrize(
@@ -133,14 +134,14 @@ def test_a_task_file_that_is_wrong_is_named_with_its_key(tmp_path: Path, change:
 )
 def test_a_broken_row_is_named_with_its_line(tmp_path: Path, row: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_own_task(written_to(tmp_path, [*QUIZ, row], MULTIPLE_CHOICE))
+        read_custom_task(written_to(tmp_path, [*QUIZ, row], MULTIPLE_CHOICE))
 
 
 def test_a_task_without_data_is_told_of(tmp_path: Path) -> None:
     path = written_to(tmp_path, QUIZ, MULTIPLE_CHOICE)
     (tmp_path / "quiz.jsonl").unlink()
     with pytest.raises(DataError, match=r"quiz\.jsonl"):
-        read_own_task(path)
+        read_custom_task(path)
 
 
 # Requests that begin alike -----------------------------------------------------------------------------------------
@@ -149,13 +150,13 @@ def test_a_task_without_data_is_told_of(tmp_path: Path) -> None:
 @pytest.fixture
 def share() -> Callable[..., Any]:
     pytest.importorskip("lm_eval")
-    from spintune.evaluation.harness_model import Asked, share
+    from spintune.evaluation.harness_model import TokenRequest, share
 
     def grouped(
         requests: list[tuple[list[int], list[int]]], width: int = 1000, most: int = 1000, whole: bool = False
     ) -> list[tuple[int, tuple[int, ...], int]]:
         """Of each group the tokens that all begin with, the requests, and the tokens that are read."""
-        asked = [Asked(tuple(context), tuple(continuation)) for context, continuation in requests]
+        asked = [TokenRequest(tuple(context), tuple(continuation)) for context, continuation in requests]
         return [(len(group.shared), group.members, group.tokens) for group in share(asked, width, most, whole)]
 
     return grouped
@@ -205,9 +206,9 @@ TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 @given(requests=st.lists(st.tuples(TOKENS, TOKENS), max_size=8), width=st.sampled_from([1, 10, 1000]))
 def test_every_request_is_read_whole_exactly_once(requests: list[tuple[list[int], list[int]]], width: int) -> None:
     pytest.importorskip("lm_eval")
-    from spintune.evaluation.harness_model import Asked, share
+    from spintune.evaluation.harness_model import TokenRequest, share
 
-    asked = [Asked(tuple(context), tuple(continuation)) for context, continuation in requests]
+    asked = [TokenRequest(tuple(context), tuple(continuation)) for context, continuation in requests]
     groups = share(asked, width, most=20)
     assert sorted(member for group in groups for member in group.members) == list(range(len(asked)))
     for group in groups:
@@ -229,9 +230,9 @@ class Pair:
     def __init__(self, model: Any, tokenizer: Any, stop_ids: frozenset[int], packed: bool = True) -> None:
         from lm_eval.models.huggingface import HFLM
 
+        from spintune.engine.logprobs import LogProbEngine
         from spintune.evaluation.harness_model import HarnessModel, InMemory
-        from spintune.models.generation import build_generator
-        from spintune.models.logprobs import LogProbEngine
+        from spintune.generation.build import build_generator
         from spintune.progress import Silent
 
         model = model.double().eval()
@@ -489,7 +490,7 @@ def test_multiple_choice_gives_the_harness_numbers_for_every_document(
     path = written_to(tmp_path, questions(20), {**MULTIPLE_CHOICE, "shots": 2})
     report = run_benchmarks(pair.memory, [Benchmark(str(path))], chat=chat)
     (result,) = report.results
-    expected = reference(pair, read_own_task(path).config(), shots=2, chat=chat)
+    expected = reference(pair, read_custom_task(path).config(), shots=2, chat=chat)
     for metric in ("acc,none", "acc_norm,none"):
         assert result.metrics[metric].value == expected["results"]["quiz"][metric]
     samples = expected["samples"]["quiz"]
@@ -546,7 +547,7 @@ def test_what_counts_as_the_right_answer(
 ) -> None:
     task = {"kind": "generate", "prompt": "{ask}", "answer": "gold", "check": check}
     path = written_to(tmp_path, [{"ask": "x", "gold": reference_}], task | ({"extract": extract} if extract else {}))
-    measure = read_own_task(path).config()["process_results"]
+    measure = read_custom_task(path).config()["process_results"]
     assert measure({"answers": [reference_]}, [text])["exact_match"] == right
 
 
@@ -584,7 +585,7 @@ def test_exemplars_from_a_file_are_its_first_rows(tiny_model: Path, tmp_path: Pa
 
     written_to(tmp_path, questions(6)[::-1], MULTIPLE_CHOICE, name="other")
     path = written_to(tmp_path, questions(3), {**MULTIPLE_CHOICE, "shots": 1, "shots_data": "other.jsonl"})
-    task = TaskManager(include_defaults=False).load([read_own_task(path).config()])["tasks"]["quiz"]
+    task = TaskManager(include_defaults=False).load([read_custom_task(path).config()])["tasks"]["quiz"]
     task.set_fewshot_seed(seed=1234)
     prompt = task.fewshot_context(task.eval_docs[0], 1)
     assert prompt == "Q: Who fox 5?\nA: quick\n\nQ: Who fox 0?\nA:"
@@ -612,7 +613,7 @@ def test_rows_and_report_are_json_and_rows_come_back(tiny_model: Path, tmp_path:
     path = written_to(tmp_path, questions(3), MULTIPLE_CHOICE)
     report = run_benchmarks(loaded(tiny_model).memory, [Benchmark(str(path))])
     for row in report.results[0].rows:
-        assert Answered.from_json(orjson.loads(orjson.dumps(row.to_json()))) == row
+        assert HarnessItem.from_json(orjson.loads(orjson.dumps(row.to_json()))) == row
     document = orjson.loads(orjson.dumps(report.to_json()))
     assert document["results"][0]["documents"] == 3
     assert document["results"][0]["metrics"]["acc,none"]["value"] == report.results[0].metrics["acc,none"].value
@@ -688,7 +689,7 @@ def test_a_group_is_the_mean_over_the_documents_of_its_parts(tiny_model: Path, t
     rows = [{"question": f"Who {word}?", "choices": ANIMALS[:4], "answer": i % 4} for i, word in enumerate(ANIMALS)]
     for number, part in enumerate(parts):
         standard_data(tmp_path, part, test=rows[: 1 + number % 3], dev=rows)
-    report: Report = run_benchmarks(loaded(tiny_model).memory, benchmarks(["mmlu_stem"]), data_dir=tmp_path)
+    report: HarnessReport = run_benchmarks(loaded(tiny_model).memory, benchmarks(["mmlu_stem"]), data_dir=tmp_path)
     (result,) = report.results
     assert {row.task for row in result.rows} == set(parts)
     assert len(parts) > 10

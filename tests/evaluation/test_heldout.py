@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spintune.evaluation.heldout import (
-    Judged,
+    HeldoutAnswer,
     answer_heldout,
     compare,
     read_rows,
@@ -20,10 +20,10 @@ from spintune.evaluation.heldout import (
 )
 from spintune.evaluation.measures import bootstrap
 
-ITEM = Judged("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, 0.5, False)
+ITEM = HeldoutAnswer("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, 0.5, False)
 
 
-def items(count: int, seed: int) -> list[Judged]:
+def items(count: int, seed: int) -> list[HeldoutAnswer]:
     """Items whose difficulty varies much more than a model does."""
     difficulty = np.random.default_rng(0).normal(20, 10, size=count)
     noise = np.random.default_rng(seed).normal(seed, 0.5, size=count)
@@ -70,16 +70,16 @@ def test_other_items_or_another_order_cannot_be_compared() -> None:
 def test_judged_items_come_back(tmp_path: Path) -> None:
     rows = [*items(3, 1), replace(ITEM, answer="a\u2028b\u0085\n")]
     write_rows(tmp_path / "answers.jsonl", rows)
-    assert read_rows(tmp_path / "answers.jsonl", Judged) == rows
+    assert read_rows(tmp_path / "answers.jsonl", HeldoutAnswer) == rows
 
 
 def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from spintune.models.generation import build_generator
+    from spintune.engine.logprobs import LogProbEngine
+    from spintune.generation.build import build_generator
     from spintune.models.loading import load_model
-    from spintune.models.logprobs import LogProbEngine
     from spintune.progress import Silent
     from spintune.records import Example, Message
     from spintune.tokens.chat import Renderer

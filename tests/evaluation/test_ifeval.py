@@ -13,7 +13,7 @@ import pytest
 from spintune.errors import DataError, MissingExtraError
 from spintune.evaluation.ifeval.language import _detector
 from spintune.evaluation.ifeval.prompts import Instruction, Prompt, read_prompts, require_langdetect
-from spintune.evaluation.ifeval.scoring import TypeCount, Verdict, aggregate, by_type, check, compare
+from spintune.evaluation.ifeval.scoring import InstructionsFollowed, TypeCount, aggregate, by_type, check, compare
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -22,8 +22,8 @@ def prompt(*instructions: tuple[str, dict[str, Any]]) -> Prompt:
     return Prompt("1", "Say it.", tuple(Instruction(name, parameters) for name, parameters in instructions))
 
 
-def verdict(key: str, *followed: bool, loose: tuple[bool, ...] | None = None) -> Verdict:
-    return Verdict(key, ("punctuation:no_comma",) * len(followed), followed, loose or followed)
+def verdict(key: str, *followed: bool, loose: tuple[bool, ...] | None = None) -> InstructionsFollowed:
+    return InstructionsFollowed(key, ("punctuation:no_comma",) * len(followed), followed, loose or followed)
 
 
 # Prompts -------------------------------------------------------------------------------------------------------------
@@ -179,8 +179,10 @@ def test_loose_does_not_take_a_variant_that_is_blank() -> None:
 
 def test_a_verdict_goes_through_json() -> None:
     found = check(prompt(("punctuation:no_comma", {}), ("startend:quotation", {})), "*a*, b")
-    assert found == Verdict("1", ("punctuation:no_comma", "startend:quotation"), (False, False), (False, False))
-    assert Verdict.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert found == InstructionsFollowed(
+        "1", ("punctuation:no_comma", "startend:quotation"), (False, False), (False, False)
+    )
+    assert InstructionsFollowed.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 # Accuracies ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 
 from spintune.errors import MissingExtraError
 from spintune.evaluation.ifeval.language import LANGUAGES, _detector, detect
-from spintune.evaluation.ifeval.rules import RULES
+from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
 
 GERMAN = "Der Hund läuft schnell durch den Wald und sucht nach einem alten Knochen."
 ENGLISH = "the dog runs quickly through the forest and looks for an old bone"
@@ -169,17 +169,19 @@ CASES: list[Case] = [
 
 @pytest.mark.parametrize(("name", "parameters", "response", "followed"), CASES)
 def test_a_response_follows_or_does_not(name: str, parameters: dict[str, Any], response: str, followed: bool) -> None:
-    if RULES[name].needs_langdetect:
+    if INSTRUCTION_RULES[name].needs_langdetect:
         pytest.importorskip("langdetect")
-    assert RULES[name].followed(response, **parameters) is followed
+    assert INSTRUCTION_RULES[name].followed(response, **parameters) is followed
 
 
 def test_every_type_has_a_case_that_follows_and_one_that_does_not() -> None:
-    assert len(RULES) == 25
-    assert {(name, followed) for name, _, _, followed in CASES} == {(name, f) for name in RULES for f in (True, False)}
+    assert len(INSTRUCTION_RULES) == 25
+    assert {(name, followed) for name, _, _, followed in CASES} == {
+        (name, f) for name in INSTRUCTION_RULES for f in (True, False)
+    }
     for name, parameters, _, _ in CASES:
-        assert all(RULES[name].parameters[key].fits(value) for key, value in parameters.items())
-        assert parameters.keys() == RULES[name].parameters.keys()
+        assert all(INSTRUCTION_RULES[name].parameters[key].fits(value) for key, value in parameters.items())
+        assert parameters.keys() == INSTRUCTION_RULES[name].parameters.keys()
 
 
 @pytest.mark.parametrize(
@@ -196,8 +198,8 @@ def test_every_type_has_a_case_that_follows_and_one_that_does_not() -> None:
 def test_a_model_that_repeats_one_character_is_judged_all_the_same(text: str) -> None:
     """A pattern that is searched again from every position would take minutes here."""
     for name, parameters, _, _ in CASES:
-        if not RULES[name].needs_langdetect:
-            assert RULES[name].followed(text, **parameters) in (True, False)
+        if not INSTRUCTION_RULES[name].needs_langdetect:
+            assert INSTRUCTION_RULES[name].followed(text, **parameters) in (True, False)
 
 
 # Language ------------------------------------------------------------------------------------------------------------
@@ -226,11 +228,11 @@ def test_without_langdetect_the_error_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "langdetect", None)
     _detector.cache_clear()
     with pytest.raises(MissingExtraError) as caught:
-        RULES["language:response_language"].followed(GERMAN, language="de")
+        INSTRUCTION_RULES["language:response_language"].followed(GERMAN, language="de")
     assert str(caught.value) == (
         "IFEval's language and letter-case instructions need langdetect, which is not installed; "
         "run: pip install 'spintune[eval]'"
     )
-    assert not RULES["change_case:english_capital"].followed(
+    assert not INSTRUCTION_RULES["change_case:english_capital"].followed(
         "Mixed",
     )  # decided without asking for the language

@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 
 from spintune.errors import BudgetError, TeacherError
-from spintune.evaluation.answers import Answered
+from spintune.evaluation.answers import StoredAnswer
 from spintune.evaluation.judge import (
     CANARIES,
-    Contest,
+    AnswerPair,
     Judgement,
+    answer_pairs,
     canary,
-    contests,
     in_words,
     judge_pairs,
     summary,
 )
-from spintune.evaluation.verdicts import Said, code_for, read_verdict
+from spintune.evaluation.verdicts import ParsedVerdict, code_for, read_verdict
 from spintune.progress import Silent
-from spintune.teachers.asking import Asker
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.endpoint import Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
@@ -72,21 +72,21 @@ def replies(tmp_path: Path) -> Iterator[Replies]:
 
 
 @pytest.fixture
-def judge(replies: Replies) -> Callable[[Opinion], Asker]:
+def judge(replies: Replies) -> Callable[[Opinion], CachedTeacher]:
     """A judge with an opinion on what it is shown."""
 
-    def build(opinion: Opinion) -> Asker:
-        return Asker(ScriptedTeacher(lambda r: opinion(Shown.of(r.messages[-1].content)), "script"), replies)
+    def build(opinion: Opinion) -> CachedTeacher:
+        return CachedTeacher(ScriptedTeacher(lambda r: opinion(Shown.of(r.messages[-1].content)), "script"), replies)
 
     return build
 
 
-def judged(asker: Asker, *items: Contest, seed: int = 1) -> list[Judgement]:
+def judged(asker: CachedTeacher, *items: AnswerPair, seed: int = 1) -> list[Judgement]:
     return judge_pairs(asker, items, seed, Silent())
 
 
-def contest(first: str, second: str, number: int = 0, reference: str | None = None) -> Contest:
-    return Contest(f"c{number}", f"Task {number}", first, second, reference)
+def contest(first: str, second: str, number: int = 0, reference: str | None = None) -> AnswerPair:
+    return AnswerPair(f"c{number}", f"Task {number}", first, second, reference)
 
 
 # A verdict -----------------------------------------------------------------------------------------------------------
@@ -95,26 +95,26 @@ def contest(first: str, second: str, number: int = 0, reference: str | None = No
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("B has an error.\n[[4f9c21ab:A]]", Said("A")),
-        ("[[4f9c21ab:b]]", Said("B")),
-        ("[[4f9c21ab: TIE ]] because", Said("tie")),
-        ("The answer says [[B]] and [[00000000:B]], but\n[[4f9c21ab:A]]", Said("A")),
-        ("<think>[[4f9c21ab:B]] or [[4f9c21ab:A]]?</think>[[4f9c21ab:A]]", Said("A")),
-        ("", Said(problem="no_verdict")),
-        ("A", Said(problem="no_verdict")),
-        ("[[A]]", Said(problem="no_verdict")),
-        ("[[00000000:A]]", Said(problem="no_verdict")),
-        ("[4f9c21ab:A]", Said(problem="no_verdict")),
-        ("[[4f9c21ab]] A", Said(problem="no_verdict")),
-        ("<think>[[4f9c21ab:A]]</think> I do not know", Said(problem="no_verdict")),
-        ("[[4f9c21ab:A]] [[4f9c21ab:B]]", Said(problem="several_verdicts")),
-        ("[[4f9c21ab:A]] so [[4f9c21ab:A]]", Said(problem="several_verdicts")),
-        ("[[4f9c21ab:A or B]]", Said(problem="unknown_verdict")),
-        ("[[4f9c21ab:neither]]", Said(problem="unknown_verdict")),
-        ("[[4f9c21ab:]]", Said(problem="unknown_verdict")),
+        ("B has an error.\n[[4f9c21ab:A]]", ParsedVerdict("A")),
+        ("[[4f9c21ab:b]]", ParsedVerdict("B")),
+        ("[[4f9c21ab: TIE ]] because", ParsedVerdict("tie")),
+        ("The answer says [[B]] and [[00000000:B]], but\n[[4f9c21ab:A]]", ParsedVerdict("A")),
+        ("<think>[[4f9c21ab:B]] or [[4f9c21ab:A]]?</think>[[4f9c21ab:A]]", ParsedVerdict("A")),
+        ("", ParsedVerdict(problem="no_verdict")),
+        ("A", ParsedVerdict(problem="no_verdict")),
+        ("[[A]]", ParsedVerdict(problem="no_verdict")),
+        ("[[00000000:A]]", ParsedVerdict(problem="no_verdict")),
+        ("[4f9c21ab:A]", ParsedVerdict(problem="no_verdict")),
+        ("[[4f9c21ab]] A", ParsedVerdict(problem="no_verdict")),
+        ("<think>[[4f9c21ab:A]]</think> I do not know", ParsedVerdict(problem="no_verdict")),
+        ("[[4f9c21ab:A]] [[4f9c21ab:B]]", ParsedVerdict(problem="several_verdicts")),
+        ("[[4f9c21ab:A]] so [[4f9c21ab:A]]", ParsedVerdict(problem="several_verdicts")),
+        ("[[4f9c21ab:A or B]]", ParsedVerdict(problem="unknown_verdict")),
+        ("[[4f9c21ab:neither]]", ParsedVerdict(problem="unknown_verdict")),
+        ("[[4f9c21ab:]]", ParsedVerdict(problem="unknown_verdict")),
     ],
 )
-def test_exactly_one_verdict_with_the_code_counts(text: str, said: Said) -> None:
+def test_exactly_one_verdict_with_the_code_counts(text: str, said: ParsedVerdict) -> None:
     assert read_verdict(Reply(text, "stop"), CODE, ("A", "B", "tie")) == said
 
 
@@ -127,7 +127,7 @@ def test_exactly_one_verdict_with_the_code_counts(text: str, said: Said) -> None
     ],
 )
 def test_a_reply_that_did_not_come_to_its_end_has_no_verdict(outcome: Reply | Failure, problem: str) -> None:
-    assert read_verdict(outcome, CODE, ("A", "B")) == Said(problem=problem)
+    assert read_verdict(outcome, CODE, ("A", "B")) == ParsedVerdict(problem=problem)
 
 
 def test_an_answer_that_is_written_to_hold_its_own_code_has_another_one_by_then() -> None:
@@ -150,7 +150,9 @@ def test_a_code_follows_from_the_seed_and_the_texts_in_their_order() -> None:
 # Both orders ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_judge_that_is_right_decides_by_the_answers_not_by_their_place(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_judge_that_is_right_decides_by_the_answers_not_by_their_place(
+    judge: Callable[[Opinion], CachedTeacher],
+) -> None:
     asker = judge(Shown.better)
     items = [contest("good", "bad", 0), contest("bad", "good good", 1), contest("good", "good.", 2)]
     found = judged(asker, *items)
@@ -161,7 +163,9 @@ def test_a_judge_that_is_right_decides_by_the_answers_not_by_their_place(judge: 
     assert not any(one.flipped for one in found)
 
 
-def test_a_judge_that_always_says_a_gives_ties_and_a_flip_rate_of_one(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_judge_that_always_says_a_gives_ties_and_a_flip_rate_of_one(
+    judge: Callable[[Opinion], CachedTeacher],
+) -> None:
     found = judged(judge(lambda shown: shown.say("A")), *(contest("good", "bad", n) for n in range(10)))
     facts = summary(found)
     assert [one.verdicts for one in found] == [("first", "second")] * 10
@@ -170,14 +174,14 @@ def test_a_judge_that_always_says_a_gives_ties_and_a_flip_rate_of_one(judge: Cal
     assert (facts["win_rate"]["mean"], facts["decided_win_rate"]) == (0.5, None)
 
 
-def test_a_winner_in_one_order_and_a_tie_in_the_other_make_a_tie(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_winner_in_one_order_and_a_tie_in_the_other_make_a_tie(judge: Callable[[Opinion], CachedTeacher]) -> None:
     (found,) = judged(judge(lambda s: s.say("A" if s.block("answer A") == "good" else "tie")), contest("good", "bad"))
     assert (found.verdicts, found.winner, found.flipped) == (("first", "tie"), "tie", True)
     facts = summary([found])
     assert (facts["flips"], facts["opposite"], facts["shown_first"]) == (1, 0, 1)
 
 
-def test_equal_answers_are_a_tie_that_nobody_is_asked_about(judge: Callable[[Opinion], Asker]) -> None:
+def test_equal_answers_are_a_tie_that_nobody_is_asked_about(judge: Callable[[Opinion], CachedTeacher]) -> None:
     def opinion(shown: Shown) -> str:
         assert shown.block("answer A") != shown.block("answer B")
         return shown.better()
@@ -188,7 +192,7 @@ def test_equal_answers_are_a_tie_that_nobody_is_asked_about(judge: Callable[[Opi
     assert (facts["identical"], facts["flip_rate"]) == (2, 0)
 
 
-def test_the_reference_is_shown_where_there_is_one(judge: Callable[[Opinion], Asker]) -> None:
+def test_the_reference_is_shown_where_there_is_one(judge: Callable[[Opinion], CachedTeacher]) -> None:
     def opinion(shown: Shown) -> str:
         assert ("reference answer" in shown.text) == (shown.block("task") == "Task 1")
         if shown.block("task") == "Task 1":
@@ -219,7 +223,7 @@ ATTACKS = [
 @pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_attack_is_shown_whole_in_its_own_block_and_loses(
-    judge: Callable[[Opinion], Asker], attack: str, place: int
+    judge: Callable[[Opinion], CachedTeacher], attack: str, place: int
 ) -> None:
     def opinion(shown: Shown) -> str:
         assert {shown.block("answer A"), shown.block("answer B")} == {attack, "good"}
@@ -232,7 +236,9 @@ def test_an_attack_is_shown_whole_in_its_own_block_and_loses(
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_judge_that_quotes_an_attack_says_what_it_says_itself(judge: Callable[[Opinion], Asker], attack: str) -> None:
+def test_a_judge_that_quotes_an_attack_says_what_it_says_itself(
+    judge: Callable[[Opinion], CachedTeacher], attack: str
+) -> None:
     def opinion(shown: Shown) -> str:
         return f"A: {shown.block('answer A')}\nB: {shown.block('answer B')}\nSo {shown.better()}"
 
@@ -241,7 +247,9 @@ def test_a_judge_that_quotes_an_attack_says_what_it_says_itself(judge: Callable[
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_judge_that_only_repeats_an_attack_has_no_verdict(judge: Callable[[Opinion], Asker], attack: str) -> None:
+def test_a_judge_that_only_repeats_an_attack_has_no_verdict(
+    judge: Callable[[Opinion], CachedTeacher], attack: str
+) -> None:
     def opinion(shown: Shown) -> str:
         return f"{shown.block('answer A')}\n{shown.block('answer B')}"
 
@@ -249,7 +257,7 @@ def test_a_judge_that_only_repeats_an_attack_has_no_verdict(judge: Callable[[Opi
     assert (found.winner, found.preference, found.problems) == (None, None, ("no_verdict", "no_verdict"))
 
 
-def test_a_judge_that_repeats_its_instructions_has_no_verdict(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_judge_that_repeats_its_instructions_has_no_verdict(judge: Callable[[Opinion], CachedTeacher]) -> None:
     (found,) = judged(judge(lambda shown: shown.text), contest("good", "bad"))
     assert found.problems == ("several_verdicts", "several_verdicts")
 
@@ -300,7 +308,7 @@ def test_length_is_taken_out_of_the_win_rate() -> None:
     assert facts["length_controlled"]["weight"] > 1
 
 
-def test_a_judge_that_never_gives_a_verdict_leaves_no_rates(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_judge_that_never_gives_a_verdict_leaves_no_rates(judge: Callable[[Opinion], CachedTeacher]) -> None:
     found = judged(judge(lambda _: "I would rather not."), *(contest("good", "bad", n) for n in range(3)))
     facts = summary(found)
     assert (facts["invalid"], facts["problems"]) == (3, {"no_verdict": 6})
@@ -331,11 +339,11 @@ def test_judgements_come_back_from_json() -> None:
 
 
 def test_contests_have_the_reference_that_is_there_and_no_white_space_around_answers() -> None:
-    one = Answered("1", "p", " yes\n", None, "f:1")
-    other = Answered("2", "p ", "\nno", "true", "g:1")
-    assert contests([(one, other), (other, one)]) == [
-        Contest("1", "p", "yes", "no", "true"),
-        Contest("2", "p ", "no", "yes", "true"),
+    one = StoredAnswer("1", "p", " yes\n", None, "f:1")
+    other = StoredAnswer("2", "p ", "\nno", "true", "g:1")
+    assert answer_pairs([(one, other), (other, one)]) == [
+        AnswerPair("1", "p", "yes", "no", "true"),
+        AnswerPair("2", "p ", "no", "yes", "true"),
     ]
 
 
@@ -347,7 +355,7 @@ class Counting:
 
     def __init__(self, replies: Replies, error: Exception | None = None, after: int = 0) -> None:
         self.asked, self.error, self.after = 0, error, after
-        self.asker = Asker(ScriptedTeacher(self.say, "counting"), replies)
+        self.asker = CachedTeacher(ScriptedTeacher(self.say, "counting"), replies)
 
     def say(self, request: Request) -> str:
         if self.error and self.asked == self.after:
@@ -391,7 +399,7 @@ def test_another_seed_asks_again(replies: Replies) -> None:
 TWENTY = [contest("good", "bad", n) for n in range(20)]
 
 
-def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], CachedTeacher]) -> None:
     seen: list[str] = []
 
     def opinion(shown: Shown) -> str:
@@ -415,20 +423,24 @@ def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], Asker]) -> 
         (lambda shown: shown.say("A" if "Ignore" in shown.block("answer A") else "B"), 0.5 * 1 + 0.5 * 0.5),
     ],
 )
-def test_a_judge_that_nonsense_can_win_is_not(judge: Callable[[Opinion], Asker], opinion: Opinion, rate: float) -> None:
+def test_a_judge_that_nonsense_can_win_is_not(
+    judge: Callable[[Opinion], CachedTeacher], opinion: Opinion, rate: float
+) -> None:
     found = canary(judge(opinion), TWENTY, 1, Silent())
     assert (found.rate, found.trusted) == (rate, False)
     assert f"in {100 * rate:.0f} % of 16 comparisons: its verdicts mean nothing" in str(found)
     assert found.to_json()["trusted"] is False
 
 
-def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], Asker]) -> None:
+def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], CachedTeacher]) -> None:
     found = canary(judge(lambda _: "Hm."), TWENTY, 1, Silent(), count=4)
     assert (found.rate, found.trusted) == (None, False)
     assert "gives a verdict on 0 of 4 comparisons" in str(found)
 
 
-def test_the_canary_is_set_against_references_first_and_nobody_is_told(judge: Callable[[Opinion], Asker]) -> None:
+def test_the_canary_is_set_against_references_first_and_nobody_is_told(
+    judge: Callable[[Opinion], CachedTeacher],
+) -> None:
     def opinion(shown: Shown) -> str:
         assert "reference answer" not in shown.text
         assert {"right", *CANARIES} >= {shown.block("answer A"), shown.block("answer B")}
@@ -482,8 +494,8 @@ def server() -> Iterator[JudgingServer]:
 
 
 def test_a_judge_behind_an_endpoint_goes_on_where_it_broke_off(server: JudgingServer, replies: Replies) -> None:
-    def asker() -> Asker:
-        return Asker(EndpointTeacher(Endpoint(server.url, "gem", concurrency=1, max_retries=0), {}), replies)
+    def asker() -> CachedTeacher:
+        return CachedTeacher(EndpointTeacher(Endpoint(server.url, "gem", concurrency=1, max_retries=0), {}), replies)
 
     items = [contest("good", attack, n) for n, attack in enumerate(ATTACKS)]
     server.refuse_after = 5

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from spintune.mixtures.tasks import Task, TaskSet, load_tasks
+from spintune.mixtures.tasks import MixtureTask, TaskSet, load_tasks
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -62,30 +62,30 @@ def declare(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def task(declare: Callable[..., Path]) -> Callable[..., Task]:
+def task(declare: Callable[..., Path]) -> Callable[..., MixtureTask]:
     """A task read from files that :func:`declare` writes."""
 
-    def load(name: str = "sums", rows: list[dict[str, Any]] | None = None, **changes: Any) -> Task:
+    def load(name: str = "sums", rows: list[dict[str, Any]] | None = None, **changes: Any) -> MixtureTask:
         return load_tasks([str(declare(name, rows, **changes))]).tasks[0]
 
     return load
 
 
 @pytest.fixture
-def additions(task: Callable[..., Task]) -> Callable[..., Task]:
+def additions(task: Callable[..., MixtureTask]) -> Callable[..., MixtureTask]:
     """A task of so many sums, with rationales."""
 
-    def load(count: int, name: str = "sums", **changes: Any) -> Task:
+    def load(count: int, name: str = "sums", **changes: Any) -> MixtureTask:
         return task(name, sums(count), **changes)
 
     return load
 
 
 @pytest.fixture
-def news(task: Callable[..., Task]) -> Callable[..., Task]:
+def news(task: Callable[..., MixtureTask]) -> Callable[..., MixtureTask]:
     """A task of so many headlines with four options and no rationales."""
 
-    def load(count: int, name: str = "news", **changes: Any) -> Task:
+    def load(count: int, name: str = "news", **changes: Any) -> MixtureTask:
         kinds = ["world", "sports", "business", "science"]
         rows = [{"text": f"Headline number {n}", "kind": kinds[n % 4]} for n in range(count)]
         settings: dict[str, Any] = {

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 
 from spintune.mixtures.answers import chosen, correct, number
-from spintune.mixtures.tasks import Item, Task, TaskSet
+from spintune.mixtures.tasks import MixtureTask, TaskItem, TaskSet
 
 
 @pytest.mark.parametrize(
@@ -99,12 +99,12 @@ def test_the_option_that_a_text_chooses(text: str, options: list[str], expected:
     assert chosen(text, options) == expected
 
 
-def check(task: Task, target: str, prediction: str, *options: str) -> bool:
-    item = Item(1, {"answer": target}, options, 0) if options else None
+def check(task: MixtureTask, target: str, prediction: str, *options: str) -> bool:
+    item = TaskItem(1, {"answer": target}, options, 0) if options else None
     return correct(task, target, prediction, item)
 
 
-def test_an_option_counts_by_label_and_by_text(news: Callable[..., Task]) -> None:
+def test_an_option_counts_by_label_and_by_text(news: Callable[..., MixtureTask]) -> None:
     task = news(4)
     assert check(task, "(A)", "rain", "rain", "snow")
     assert check(task, "rain", "(A)", "rain", "snow")
@@ -113,7 +113,7 @@ def test_an_option_counts_by_label_and_by_text(news: Callable[..., Task]) -> Non
     assert not check(task, "(A)", "B", "rain", "snow")
 
 
-def test_a_digit_label_is_right_even_where_another_option_reads_the_same(news: Callable[..., Task]) -> None:
+def test_a_digit_label_is_right_even_where_another_option_reads_the_same(news: Callable[..., MixtureTask]) -> None:
     assert check(news(4), "1", "1", "2", "1")
 
 
@@ -133,23 +133,23 @@ def test_a_digit_label_is_right_even_where_another_option_reads_the_same(news: C
 )
 @pytest.mark.parametrize("said", ["{}", "The answer is {}.", "It is {}"])
 def test_options_that_differ_in_signs_alone_are_told_apart(
-    news: Callable[..., Task], right: str, wrong: str, said: str
+    news: Callable[..., MixtureTask], right: str, wrong: str, said: str
 ) -> None:
     algebra = news(4)
     for options in ((right, wrong), (wrong, right)):
-        item = Item(1, {"answer": right}, options, options.index(right))
+        item = TaskItem(1, {"answer": right}, options, options.index(right))
         for target in (right, f"({'AB'[item.choice or 0]})", f"Thus it holds. The answer is {right}."):
             assert correct(algebra, target, said.format(right), item)
             assert not correct(algebra, target, said.format(wrong), item)
 
 
-def test_options_that_read_the_same_are_the_same_answer(news: Callable[..., Task]) -> None:
-    item = Item(1, {"answer": "12"}, ("12", "27", "12."), 2)
+def test_options_that_read_the_same_are_the_same_answer(news: Callable[..., MixtureTask]) -> None:
+    item = TaskItem(1, {"answer": "12"}, ("12", "27", "12."), 2)
     assert correct(news(4), "(C)", "12", item)
     assert not correct(news(4), "(C)", "27", item)
 
 
-def test_without_the_row_the_target_alone_counts(news: Callable[..., Task]) -> None:
+def test_without_the_row_the_target_alone_counts(news: Callable[..., MixtureTask]) -> None:
     assert check(news(4), "(A)", "a")
     assert not check(news(4), "(A)", "rain")
 
@@ -172,11 +172,13 @@ def test_without_the_row_the_target_alone_counts(news: Callable[..., Task]) -> N
         ("?", "?", True),
     ],
 )
-def test_texts_are_compared_as_squad_does(task: Callable[..., Task], target: str, prediction: str, right: bool) -> None:
+def test_texts_are_compared_as_squad_does(
+    task: Callable[..., MixtureTask], target: str, prediction: str, right: bool
+) -> None:
     assert check(task(check="text"), target, prediction) == right
 
 
-def test_a_number_is_compared_by_value_and_not_by_its_rationale(task: Callable[..., Task]) -> None:
+def test_a_number_is_compared_by_value_and_not_by_its_rationale(task: Callable[..., MixtureTask]) -> None:
     maths = task()
     target = "She sold 48 and then 24. The answer is 72."
     assert correct(maths, target, "48 + 24 = 72.0")

@@ -16,7 +16,7 @@ from spintune.mixtures.mixture import Mixture, materialise
 from spintune.mixtures.options import STYLES, styles_for
 from spintune.mixtures.phrasings import Phrasing
 from spintune.mixtures.rendering import FRAMES, render
-from spintune.mixtures.tasks import Item, Task, TaskSet, builtin_tasks, load_tasks
+from spintune.mixtures.tasks import MixtureTask, TaskItem, TaskSet, builtin_tasks, load_tasks
 
 MADE: dict[str, str] = {
     "aqua.tsv": "One half of {0}?\\nOptions:\\n(A) {1}\\n(B) {0}\\n(C) 7{0}\\n(D) 8{0}\\n(E) 9{0}\t(A)\t{0} / 2 = {1}.",
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_every_phrasing(task: Task, items: list[Item]) -> None:
+def check_every_phrasing(task: MixtureTask, items: list[TaskItem]) -> None:
     """Renders each row in each phrasing, with and without exemplars, in several styles, and checks what comes out."""
     for way in task.phrasings:
         for place, item in enumerate(items):
@@ -66,7 +66,9 @@ def check_every_phrasing(task: Task, items: list[Item]) -> None:
                     check_answers(task, way, item, element.target, items, style)
 
 
-def check_answers(task: Task, way: Phrasing, item: Item, target: str, items: list[Item], style: Any) -> None:
+def check_answers(
+    task: MixtureTask, way: Phrasing, item: TaskItem, target: str, items: list[TaskItem], style: Any
+) -> None:
     """The target answers itself, and no target with another answer does."""
     assert correct(task, target, target, item)
     if way.kind == "cot":
@@ -101,7 +103,7 @@ def test_no_row_of_the_real_sets_is_lost(real: Callable[[str], TaskSet], name: s
 
 
 def test_real_rows_are_taken_apart_as_they_read(real: Callable[[str], TaskSet]) -> None:
-    def item(name: str, number: int) -> Item:
+    def item(name: str, number: int) -> TaskItem:
         return real(f"builtin:{name}").tasks[0].items[number - 1]
 
     gsm8k = item("gsm8k", 1)
@@ -142,7 +144,7 @@ def test_all_quadrants_of_all_real_tasks_in_one_mixture(shared: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((BUILTIN / "phrasings").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_family_has_about_ten_distinct_phrasings_over_made_rows(path: Path, task: Callable[..., Task]) -> None:
+def test_a_family_has_about_ten_distinct_phrasings_over_made_rows(path: Path, task: Callable[..., MixtureTask]) -> None:
     names = sorted(set(re.findall(r"\{(\w+)\}", path.read_text())) - {"options", "answer"})
     rows = [{name: f"{name} number {n}" for name in names} | {"answer": "yes" if n % 2 else "no"} for n in range(6)]
     options = {"fixed": ["yes", "no"], "optional": True} if "{options}" in path.read_text() else None

@@ -11,16 +11,16 @@ import pytest
 
 from spintune.mixtures.mixture import Mixture, Prompting
 from spintune.mixtures.options import STYLES
-from spintune.mixtures.rendering import FRAMES, Budget, Rendered, render
+from spintune.mixtures.rendering import FRAMES, PromptBudget, RenderedPrompt, render
 from spintune.mixtures.shares import load_preset
-from spintune.mixtures.tasks import Task
+from spintune.mixtures.tasks import MixtureTask
 from spintune.recipe.mixture import WeighingSection
 
-TaskOf = Callable[..., Task]
+TaskOf = Callable[..., MixtureTask]
 TEN = [{"input": f"[{n}] {{question}}", "target": "{answer}"} for n in range(10)]
 
 
-def elements(mixture: Mixture, count: int) -> list[Rendered]:
+def elements(mixture: Mixture, count: int) -> list[RenderedPrompt]:
     return list(itertools.islice(mixture.stream(), count))
 
 
@@ -84,14 +84,14 @@ def test_separators_differ_within_one_run(additions: TaskOf) -> None:
 def test_the_budget_counts_separators(additions: TaskOf) -> None:
     """There: inputs and targets only."""
     for limit in range(40, 160, 10):
-        prompting = Prompting(shots=(5, 5), budget=Budget(limit, len))
+        prompting = Prompting(shots=(5, 5), budget=PromptBudget(limit, len))
         mixture = Mixture([additions(20, cot=None)], 3, only(few_direct=1.0), prompting)
         assert all(len(element.prompt) <= limit for element in elements(mixture, 50))
 
 
 def test_rows_that_no_exemplar_fits_beside_stay(additions: TaskOf) -> None:
     """There: dropped without a word."""
-    prompting = Prompting(shots=(1, 1), budget=Budget(10, len))
+    prompting = Prompting(shots=(1, 1), budget=PromptBudget(10, len))
     mixture = Mixture([additions(20, cot=None)], 3, only(few_direct=1.0), prompting)
     made = elements(mixture, 20)
     assert {element.row for element in made} == set(range(1, 21))

@@ -17,18 +17,18 @@ import pytest
 from spintune.errors import DataError, RecipeError
 from spintune.mixtures.declarations import checked
 from spintune.mixtures.mixture import Mixture, Prompting, load_mixture, materialise, show
-from spintune.mixtures.rendering import Budget, Rendered
-from spintune.mixtures.tasks import Task, load_tasks
+from spintune.mixtures.rendering import PromptBudget, RenderedPrompt
+from spintune.mixtures.tasks import MixtureTask, load_tasks
 from spintune.recipe.mixture import MixtureSection, WeighingSection
 
-TaskOf = Callable[..., Task]
+TaskOf = Callable[..., MixtureTask]
 
 
 def weighing(**settings: Any) -> WeighingSection:
     return WeighingSection.model_validate(settings)
 
 
-def first(mixture: Mixture, count: int) -> list[Rendered]:
+def first(mixture: Mixture, count: int) -> list[RenderedPrompt]:
     return list(itertools.islice(mixture.stream(), count))
 
 
@@ -199,7 +199,7 @@ def test_too_small_a_pool_gives_fewer_exemplars_and_says_so(additions: TaskOf) -
 
 
 def test_what_the_budget_drops_is_counted(additions: TaskOf) -> None:
-    words = Budget(30, lambda text: len(text.split()))
+    words = PromptBudget(30, lambda text: len(text.split()))
     mixture = Mixture(
         [additions(40)], 5, weighing(quadrants={"few_direct": 1.0}), Prompting(shots=(5, 5), budget=words)
     )
@@ -216,7 +216,7 @@ def test_few_shot_prompts_without_room_are_counted_as_zero_shot(additions: TaskO
         [_wordy(additions, rows)],
         5,
         weighing(quadrants={"few_direct": 1.0}),
-        Prompting(budget=Budget(60, lambda t: len(t.split()))),
+        Prompting(budget=PromptBudget(60, lambda t: len(t.split()))),
     )
     report = materialise(mixture, 80).report
     assert report["examples"] == 80
@@ -225,13 +225,13 @@ def test_few_shot_prompts_without_room_are_counted_as_zero_shot(additions: TaskO
     assert report["quadrants"]["zero_direct"]["realised"] == left / 80
 
 
-def _wordy(additions: TaskOf, rows: list[dict[str, Any]]) -> Task:
+def _wordy(additions: TaskOf, rows: list[dict[str, Any]]) -> MixtureTask:
     plain = additions(len(rows))
     items = tuple(
         type(item)(item.number, {**item.fields, "question": row["question"]})
         for item, row in zip(plain.items, rows, strict=True)
     )
-    return Task(**{**vars(plain), "items": items})
+    return MixtureTask(**{**vars(plain), "items": items})
 
 
 def test_a_budget_that_never_fits_an_exemplar_is_an_error(additions: TaskOf) -> None:
@@ -239,7 +239,7 @@ def test_a_budget_that_never_fits_an_exemplar_is_an_error(additions: TaskOf) -> 
         [additions(10)],
         5,
         weighing(quadrants={"few_direct": 1.0}),
-        Prompting(budget=Budget(6, lambda t: len(t.split()))),
+        Prompting(budget=PromptBudget(6, lambda t: len(t.split()))),
     )
     with pytest.raises(DataError) as caught:
         materialise(mixture, 10)

@@ -7,16 +7,16 @@ from collections.abc import Callable
 import pytest
 
 from spintune.mixtures.options import OptionStyle
-from spintune.mixtures.rendering import FRAMES, Budget, Frame, Provenance, provenance, render
-from spintune.mixtures.tasks import Task
+from spintune.mixtures.rendering import FRAMES, ExemplarFrame, MixtureProvenance, PromptBudget, provenance, render
+from spintune.mixtures.tasks import MixtureTask
 
-TaskOf = Callable[..., Task]
-QA = Frame("Q: ", "\nA: ", "\n\n")
+TaskOf = Callable[..., MixtureTask]
+QA = ExemplarFrame("Q: ", "\nA: ", "\n\n")
 LETTERS = OptionStyle("", "{label}. {text}", "\n", "upper", "label")
 
 
-def characters(limit: int) -> Budget:
-    return Budget(limit, len)
+def characters(limit: int) -> PromptBudget:
+    return PromptBudget(limit, len)
 
 
 def test_zero_shot_is_the_question_and_its_cue_without_trailing_spaces(task: TaskOf) -> None:
@@ -120,14 +120,14 @@ def test_the_example_is_a_question_and_its_answer(task: TaskOf) -> None:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("mixture:gsm8k/cot/few-shot(3)/template-4:row-17", Provenance("gsm8k", 17, "cot", False, 4, 3)),
-        ("mixture:t0/a_b/direct/zero-shot/template-0:row-1", Provenance("t0/a_b", 1, "direct", False, 0, 0)),
-        ("mixture:x/cot-inverted/zero-shot/template-2:row-9", Provenance("x", 9, "cot", True, 2, 0)),
+        ("mixture:gsm8k/cot/few-shot(3)/template-4:row-17", MixtureProvenance("gsm8k", 17, "cot", False, 4, 3)),
+        ("mixture:t0/a_b/direct/zero-shot/template-0:row-1", MixtureProvenance("t0/a_b", 1, "direct", False, 0, 0)),
+        ("mixture:x/cot-inverted/zero-shot/template-2:row-9", MixtureProvenance("x", 9, "cot", True, 2, 0)),
         ("data.json:17", None),
         ("", None),
     ],
 )
-def test_provenance_reads_a_source(source: str, expected: Provenance | None) -> None:
+def test_provenance_reads_a_source(source: str, expected: MixtureProvenance | None) -> None:
     assert provenance(source) == expected
 
 

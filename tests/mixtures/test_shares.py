@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.errors import RecipeError
-from spintune.mixtures.shares import Plan, fit, load_preset, plan, presets, select
-from spintune.mixtures.tasks import Task
+from spintune.mixtures.shares import MixturePlan, fit, load_preset, plan, presets, select
+from spintune.mixtures.tasks import MixtureTask
 from spintune.recipe.mixture import QuadrantName, WeighingSection
 
-TaskOf = Callable[..., Task]
+TaskOf = Callable[..., MixtureTask]
 ALL: list[QuadrantName] = ["zero_direct", "few_direct", "zero_cot", "few_cot"]
 
 
-def planned(tasks: Sequence[Task], rows: Sequence[int], mixture: Any = None, overall: Any = None) -> Plan:
+def planned(tasks: Sequence[MixtureTask], rows: Sequence[int], mixture: Any = None, overall: Any = None) -> MixturePlan:
     weighing = WeighingSection.model_validate(mixture or {}) if not isinstance(mixture, WeighingSection) else mixture
     supported = {task.name: [key for key in ALL if key.partition("_")[2] in task.kinds] for task in tasks}
     return plan(
@@ -31,16 +31,16 @@ def planned(tasks: Sequence[Task], rows: Sequence[int], mixture: Any = None, ove
     )
 
 
-def shares(made: Plan) -> dict[str, float]:
+def shares(made: MixturePlan) -> dict[str, float]:
     return {share.task: share.share for share in made.tasks}
 
 
-def marginals(made: Plan) -> dict[str, float]:
+def marginals(made: MixturePlan) -> dict[str, float]:
     return {key: math.fsum(share.quadrants.get(key, 0) for share in made.tasks) for key in ALL}
 
 
 @pytest.fixture
-def three(additions: TaskOf, news: TaskOf) -> list[Task]:
+def three(additions: TaskOf, news: TaskOf) -> list[MixtureTask]:
     """a and b have rationales, c has none."""
     return [additions(4, "a"), additions(4, "b"), news(4, "c")]
 
@@ -88,21 +88,21 @@ def three(additions: TaskOf, news: TaskOf) -> list[Task]:
         ),
     ],
 )
-def test_shares_by_hand(three: list[Task], settings: dict[str, Any], expected: list[float]) -> None:
+def test_shares_by_hand(three: list[MixtureTask], settings: dict[str, Any], expected: list[float]) -> None:
     made = planned(three, [100, 200, 300], settings)
     assert list(shares(made).values()) == pytest.approx(expected, abs=1e-12)
     for share in made.tasks:
         assert math.fsum(share.quadrants.values()) == pytest.approx(share.share, abs=1e-12)
 
 
-def test_without_wanted_quadrants_a_task_spreads_over_what_it_has(three: list[Task]) -> None:
+def test_without_wanted_quadrants_a_task_spreads_over_what_it_has(three: list[MixtureTask]) -> None:
     made = planned(three, [1, 1, 2])
     assert made.quadrants is None
     assert made.tasks[0].quadrants == pytest.approx(dict.fromkeys(ALL, 1 / 16))
     assert made.tasks[2].quadrants == pytest.approx({"zero_direct": 0.25, "few_direct": 0.25})
 
 
-def test_wanted_quadrants_and_shares_of_tasks_both_hold_where_that_is_possible(three: list[Task]) -> None:
+def test_wanted_quadrants_and_shares_of_tasks_both_hold_where_that_is_possible(three: list[MixtureTask]) -> None:
     wanted = {"zero_direct": 0.3, "few_direct": 0.3, "zero_cot": 0.3, "few_cot": 0.1}
     made = planned(three, [1, 2, 2], {"quadrants": wanted})
     assert list(shares(made).values()) == pytest.approx([0.2, 0.4, 0.4])
@@ -110,14 +110,14 @@ def test_wanted_quadrants_and_shares_of_tasks_both_hold_where_that_is_possible(t
     assert made.quadrants == pytest.approx(wanted)
 
 
-def test_tasks_keep_their_shares_where_too_few_have_rationales(three: list[Task]) -> None:
+def test_tasks_keep_their_shares_where_too_few_have_rationales(three: list[MixtureTask]) -> None:
     made = planned(three, [1, 1, 8], {"quadrants": {"zero_cot": 0.9, "zero_direct": 0.1}})
     assert list(shares(made).values()) == pytest.approx([0.1, 0.1, 0.8])
     assert marginals(made)["zero_cot"] == pytest.approx(0.2, abs=1e-3)
     assert made.quadrants == pytest.approx({"zero_cot": 0.9, "zero_direct": 0.1, "few_cot": 0.0, "few_direct": 0.0})
 
 
-def test_a_task_without_any_wanted_quadrant_keeps_its_share(three: list[Task]) -> None:
+def test_a_task_without_any_wanted_quadrant_keeps_its_share(three: list[MixtureTask]) -> None:
     made = planned(three, [1, 1, 2], {"quadrants": {"few_cot": 1.0}})
     assert made.tasks[2].quadrants == pytest.approx({"zero_direct": 0.25, "few_direct": 0.25})
 
@@ -167,7 +167,7 @@ def test_fit_meets_tasks_always_and_quadrants_whenever_hall_allows(
     ],
 )
 def test_shares_that_cannot_be_had_are_one_clear_line(
-    three: list[Task], settings: dict[str, Any], expected: str
+    three: list[MixtureTask], settings: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
         planned(three, [1, 1, 1], settings)
@@ -191,7 +191,9 @@ def test_a_quadrant_that_no_task_has_is_an_error(news: TaskOf) -> None:
     ("selectors", "expected"),
     [(["a"], ["a"]), (["c", "a"], ["a", "c"]), (["?"], ["a", "b", "c"]), (["family:*"], ["a", "b", "c"]), ([], [])],
 )
-def test_selectors_mean_tasks_in_their_order(three: list[Task], selectors: list[str], expected: list[str]) -> None:
+def test_selectors_mean_tasks_in_their_order(
+    three: list[MixtureTask], selectors: list[str], expected: list[str]
+) -> None:
     assert [task.name for task in select(selectors, three, "here")] == expected
 
 

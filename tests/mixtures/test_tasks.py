@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from spintune.errors import DataError, RecipeError, SpintuneError
-from spintune.mixtures.tasks import Task, builtin_tasks, load_tasks
+from spintune.mixtures.tasks import MixtureTask, builtin_tasks, load_tasks
 
 Declare = Callable[..., Path]
-TaskOf = Callable[..., Task]
+TaskOf = Callable[..., MixtureTask]
 
 
 def problem(path: Path | str, kind: type[SpintuneError], folder: Path | None = None) -> str:

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5EncoderModel
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
 from spintune.errors import ModelError
 from spintune.models.loading import ALIASES, load_model, load_tokenizer, locate_model, model_identity
-from spintune.models.logprobs import LogProbEngine, Query
 
 
 def test_saved_models_come_back_with_equal_weights_and_tokenizer(tiny_model, tmp_path):

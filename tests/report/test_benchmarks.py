@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spintune.evaluation.judge import Canary
-from spintune.report.benchmarks import belief, scoreboard, unlike, without_overlaps
+from spintune.report.benchmarks import belief, different_items, scoreboard, without_overlaps
 from spintune.report.facts import read_run
 
 Make = Callable[..., Any]
@@ -81,9 +81,9 @@ def test_where_all_was_trained_on_nothing_is_left_to_score(everything: Make) -> 
 
 def test_runs_that_were_asked_other_items_are_named(everything: Make) -> None:
     one, other = everything("one"), everything("other")
-    assert unlike([read_run(one.path), read_run(other.path)]) == []
+    assert different_items([read_run(one.path), read_run(other.path)]) == []
     other.questions("sft", ["a b"] * 13)
-    assert unlike([read_run(one.path), read_run(other.path)]) == ["questions"]
+    assert different_items([read_run(one.path), read_run(other.path)]) == ["questions"]
 
 
 def test_a_damaged_interval_of_results_json_is_no_interval(everything: Make) -> None:

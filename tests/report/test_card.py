@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from spintune.errors import ModelError
-from spintune.report.card import model_card
+from spintune.export.card import model_card
 from spintune.report.facts import read_run
-from spintune.report.findings import answer
+from spintune.report.findings import finding
 
 Make = Callable[..., Any]
 
@@ -57,7 +57,7 @@ def test_the_table_has_a_row_for_every_model(whole: Make) -> None:
         "| sft-more − sft",
         "| iterate-2 − sft-more",
     ]
-    assert answer(run).sentence in card
+    assert finding(run).sentence in card
 
 
 def test_benchmarks_stand_beside_where_the_model_starts(everything: Make) -> None:

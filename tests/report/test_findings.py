@@ -15,12 +15,12 @@ from spintune.report.facts import RunFacts, read_run
 from spintune.report.findings import (
     MEASURES,
     NLL,
-    answer,
-    answer_across,
     contenders,
     decimals,
     difference,
     estimate,
+    finding,
+    finding_across,
     measured,
     rank,
     shown,
@@ -48,7 +48,7 @@ def told_interval(sentence: str) -> tuple[str, float, float, str]:
 def test_a_constant_lead_is_told_with_its_interval(folder: Make) -> None:
     # 5 nats an example of 10 tokens: 0.5 nats a token, whatever is resampled
     run = run_of(folder, {"base": [30.0 + n for n in range(60)], "sft": [25.0 + n for n in range(60)]})
-    assert answer(run).sentence == (
+    assert finding(run).sentence == (
         "sft is the best model: its held-out loss is 0.500 nats a token lower than that of base "
         "(95 % interval 0.500 to 0.500; 60 held-out examples)."
     )
@@ -56,7 +56,7 @@ def test_a_constant_lead_is_told_with_its_interval(folder: Make) -> None:
 
 def test_models_whose_difference_may_be_none_cannot_be_told_apart(folder: Make) -> None:
     swing = [25.0 + (1 if n % 2 else -1.02) for n in range(60)]
-    found = answer(run_of(folder, {"base": 25.0, "sft": swing}))
+    found = finding(run_of(folder, {"base": 25.0, "sft": swing}))
     assert found.sentence == (
         "The models cannot be told apart: on 60 held-out examples, sft has the best held-out loss, but the 95 % "
         "interval of its lead over base includes 0."
@@ -67,7 +67,7 @@ def test_the_best_may_be_several(whole: Make) -> None:
     made = whole(heldout=60)
     made.judged("iterate-2", [28.0 + n + (0.5 if n % 2 else -0.52) for n in range(60)])  # as good as iterate-1
     made.judged("sft-more", [28.5 + n for n in range(60)])
-    found = answer(read_run(made.path))
+    found = finding(read_run(made.path))
     told, low, high, rest = told_interval(found.sentence)
     assert told == (
         "iterate-2 and iterate-1 are the best models and cannot be told apart; the held-out loss of iterate-2 is 0.051 "
@@ -81,7 +81,7 @@ def test_the_best_may_be_several(whole: Make) -> None:
 def test_a_baseline_that_beats_self_play_is_called_the_best(whole: Make) -> None:
     made = whole(heldout=60)
     made.judged("sft-more", [26.0 + n for n in range(60)])  # 1 nat, 0.1 nats a token, better than iterate-2
-    found = answer(read_run(made.path))
+    found = finding(read_run(made.path))
     assert found.sentence.startswith(
         "sft-more is the best model: its held-out loss is 0.100 nats a token lower than that of iterate-2 "
     )
@@ -93,7 +93,7 @@ def test_where_higher_is_better_the_higher_one_is_best(folder: Make) -> None:
     made.pairs(1).iterate(1).diagnosis(1).best("iterate-1")
     right = [example.answer for example in made.examples]
     made.judged("base", 20.0).judged("sft", 20.0).judged("iterate-1", 30.0, [*right[:40], *["no"] * 60])
-    found = answer(read_run(made.path))
+    found = finding(read_run(made.path))
     told, low, high, _ = told_interval(found.sentence)
     assert told == "iterate-1 is the best model: its exact match is 40.0 points higher than that of base"
     spread = 100 * 1.96 * (0.4 * 0.6 / 100) ** 0.5
@@ -146,18 +146,18 @@ def test_a_ranking_holds_every_model_once(whole: Make) -> None:
 
 
 def test_few_examples_are_called_few(folder: Make) -> None:
-    few = answer(run_of(folder, {"base": 30.0, "sft": 25.0}, items=49))
+    few = finding(run_of(folder, {"base": 30.0, "sft": 25.0}, items=49))
     assert any("49 held-out examples are few" in remark for remark in few.remarks)
 
 
 def test_enough_examples_are_not_called_few(folder: Make) -> None:
-    enough = answer(run_of(folder, {"base": 30.0, "sft": 25.0}, items=50))
+    enough = finding(run_of(folder, {"base": 30.0, "sft": 25.0}, items=50))
     assert not any("few" in remark for remark in enough.remarks)
 
 
 def test_a_model_that_is_judged_alone_is_compared_with_nothing(folder: Make) -> None:
     made = folder(sft=None, spin=None).data(50).judged("base", 30.0)
-    assert answer(read_run(made.path)).sentence == (
+    assert finding(read_run(made.path)).sentence == (
         "Only base was judged: its held-out loss is 3.000 nats a token (95 % interval 3.000 to 3.000; "
         "50 held-out examples)."
     )
@@ -166,17 +166,17 @@ def test_a_model_that_is_judged_alone_is_compared_with_nothing(folder: Make) -> 
 def test_an_unfinished_run_says_so_far(whole: Make) -> None:
     made = whole(heldout=60)
     (made.path / "spin/baseline-sft/manifest.json").unlink()
-    assert answer(read_run(made.path)).sentence.startswith("So far, iterate-2 is the best model: ")
+    assert finding(read_run(made.path)).sentence.startswith("So far, iterate-2 is the best model: ")
     for name in ("base", "sft", "iterate-1", "iterate-2"):
         made.judged(name, 1.0)
-    assert answer(read_run(made.path)).sentence.startswith("So far, the models cannot be told apart: ")
+    assert finding(read_run(made.path)).sentence.startswith("So far, the models cannot be told apart: ")
 
 
 def test_before_anything_is_judged_the_sentence_says_what_is_known(folder: Make) -> None:
     made = folder()
-    assert answer(read_run(made.path)).sentence == "Nothing has been trained yet."
+    assert finding(read_run(made.path)).sentence == "Nothing has been trained yet."
     made.data().sft(steps=5)
-    assert answer(read_run(made.path)).sentence == (
+    assert finding(read_run(made.path)).sentence == (
         "SFT took the held-out loss from 3.200 to 2.750 nats a token in 2 steps. The models have not been judged "
         "against each other yet."
     )
@@ -185,13 +185,13 @@ def test_before_anything_is_judged_the_sentence_says_what_is_known(folder: Make)
 def test_a_recipe_that_asks_for_no_evaluation_is_not_told_to_wait_for_one(folder: Make) -> None:
     run = read_run(folder(spin=None, eval=[]).data().sft().path)
     assert run.missing == ()
-    assert answer(run).sentence.endswith("The recipe asks for no evaluation, so no model is judged.")
+    assert finding(run).sentence.endswith("The recipe asks for no evaluation, so no model is judged.")
 
 
 def test_warnings_of_self_play_are_told(whole: Make) -> None:
     made = whole()
     made.pairs(2, warnings=["length alone tells real from generated answers"])
-    remarks = answer(read_run(made.path)).remarks
+    remarks = finding(read_run(made.path)).remarks
     assert "Iteration 2: length alone tells real from generated answers." in remarks
 
 
@@ -204,7 +204,7 @@ def test_the_best_models_of_runs_are_compared_on_the_examples_they_share(whole: 
     for name in ("base", "sft", "iterate-1", "iterate-2", "sft-more"):
         other.judged(name, 20.0)
         one.judged(name, 30.0)
-    found = answer_across([read_run(one.path), read_run(other.path)])
+    found = finding_across([read_run(one.path), read_run(other.path)])
     assert found.sentence == (
         "other / base is the best model: its held-out loss is 1.000 nats a token lower than that of one / base "
         "(95 % interval 1.000 to 1.000; 40 held-out examples)."
@@ -214,7 +214,7 @@ def test_the_best_models_of_runs_are_compared_on_the_examples_they_share(whole: 
 def test_runs_with_other_examples_are_not_compared(whole: Make) -> None:
     texts = [(f"Say word {n}.", f"word {n}") for n in range(20)]
     runs = [read_run(whole("one", texts[:10]).path), read_run(whole("other", texts[10:]).path)]
-    assert answer_across(runs).sentence == (
+    assert finding_across(runs).sentence == (
         "These runs hold out different examples, so their models cannot be compared."
     )
 
@@ -223,7 +223,7 @@ def test_losses_of_other_tokens_are_not_compared(whole: Make) -> None:
     one, other = whole("one"), whole("other")
     for path in other.path.glob("likelihood/*/likelihood.jsonl"):
         path.write_text(path.read_text().replace('"tokens": 10', '"tokens": 9'))
-    found = answer_across([read_run(one.path), read_run(other.path)])
+    found = finding_across([read_run(one.path), read_run(other.path)])
     assert "different tokens" in found.sentence
     assert found.ranking is None
 
@@ -254,5 +254,5 @@ def test_digits_follow_the_narrowest_interval(half: float, digits: int) -> None:
 def test_only_the_run_folder_is_read(whole: Make, tmp_path: Path) -> None:
     made = whole()
     before = sorted(path.stat().st_mtime_ns for path in made.path.rglob("*"))
-    answer(read_run(made.path))
+    finding(read_run(made.path))
     assert sorted(path.stat().st_mtime_ns for path in made.path.rglob("*")) == before

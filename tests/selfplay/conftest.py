@@ -9,8 +9,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from spintune.models.generation import BatchGenerator, build_generator
-from spintune.models.logprobs import LogProbEngine
+from spintune.engine.logprobs import LogProbEngine
+from spintune.generation.batch import BatchGenerator
+from spintune.generation.build import build_generator
 
 VOCABULARY = 23
 STOP = 1

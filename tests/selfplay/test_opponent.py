@@ -9,17 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from spintune.engine.attention import disable_layouts
+from spintune.engine.query import Query
 from spintune.errors import DataError, RunError
-from spintune.models.attention import disable_layouts
-from spintune.models.logprobs import Query
-from spintune.models.sampling import Sampling
+from spintune.generation.sampling import Sampling
 from spintune.progress import Silent
 from spintune.records import Answer, Pair
 from spintune.selfplay.opponent import (
     EMPTY,
     IDENTICAL,
     SHARD,
-    Pairs,
+    FilteredPairs,
     Shards,
     check_sampler,
     draw_writer,
@@ -29,25 +29,25 @@ from spintune.selfplay.opponent import (
     without_degenerate,
     write_answers,
 )
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 
 STOP = 1
 # 5 6 7 stop; 2 stop; 10 11 12 13 10 11 ... for ever
 CHAIN = {5: 6, 6: 7, 7: STOP, 2: STOP, 10: 11, 11: 12, 12: 13, 13: 10}
 
 
-def row(prompt, response, name="row") -> Row:
-    return Row(name, prompt, response, (True,) * len(response), response[-1] == STOP)
+def row(prompt, response, name="row") -> TokenRow:
+    return TokenRow(name, prompt, response, (True,) * len(response), response[-1] == STOP)
 
 
-def play_with(player, rows, folder, *, max_new_tokens=6, max_length=40, tag="tag", seed=0, count=1) -> Pairs:
+def play_with(player, rows, folder, *, max_new_tokens=6, max_length=40, tag="tag", seed=0, count=1) -> FilteredPairs:
     """Answers, without those that cannot teach, scored by who wrote them."""
     engine, generator = player
     shards, sampling = Shards(folder, tag), Sampling(max_new_tokens, seed=seed)
     pairs = without_degenerate(
         write_answers(generator, rows, sampling, count, max_length, "writer", shards, Silent(), "write")
     )
-    return Pairs(score(engine, pairs.kept, "opponent", 200, shards, Silent(), "score"), pairs.dropped)
+    return FilteredPairs(score(engine, pairs.kept, "opponent", 200, shards, Silent(), "score"), pairs.dropped)
 
 
 def written(pair) -> list[tuple[tuple[int, ...], bool]]:

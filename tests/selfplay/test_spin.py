@@ -6,19 +6,19 @@ import math
 
 import pytest
 
-from spintune.models.sampling import Sampling
+from spintune.generation.sampling import Sampling
 from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
 from spintune.selfplay.opponent import Shards, score, without_degenerate, write_answers
-from spintune.selfplay.spin import Rounds, batches_of, default_rate, standing, train_iteration
-from spintune.tokens.chat import Row
+from spintune.selfplay.spin import Rounds, batches_of, default_rate, heldout_pair_metrics, train_iteration
+from spintune.tokens.rows import TokenRow
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import SelfPlay
 
 STOP = 1
 # the real answers count down from the last token of the prompt
-ROWS = [Row(f"row{i}", (2, 20 - i), (*range(19 - i, 15 - i, -1), STOP), (True,) * 5, True) for i in range(12)]
+ROWS = [TokenRow(f"row{i}", (2, 20 - i), (*range(19 - i, 15 - i, -1), STOP), (True,) * 5, True) for i in range(12)]
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def test_an_iteration_starts_at_ln_2_and_learns_to_tell_the_sides_apart(opponent
     engine, pairs = opponent
     section = SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5)
     objective = SelfPlay("logistic", 0.5)
-    before = standing(engine, pairs, objective, 200)
+    before = heldout_pair_metrics(engine, pairs, objective, 200)
     steps, reports = iterate(engine, pairs, section, tmp_path)
-    after = standing(engine, pairs, objective, 200)
+    after = heldout_pair_metrics(engine, pairs, objective, 200)
 
     assert reports[0].loss == pytest.approx(math.log(2), abs=1e-6)
     assert steps == len(reports) == 4 * math.ceil(len(pairs) / 4)
@@ -89,7 +89,7 @@ def test_standing_by_hand(random_player):
         pair(*sides[1], real_2 - 1.5, generated_2 + 0.5, real_complete=False),
     ]
     gains = [math.log(2) - math.log1p(math.exp(0.5)), math.log(2) - math.log1p(math.exp(-4))]
-    found = standing(engine, pairs, objective, 100)
+    found = heldout_pair_metrics(engine, pairs, objective, 100)
     assert [one["margin"] for one in found.each] == pytest.approx([-0.25, 2], abs=1e-5)
     assert [one["loss"] for one in found.each] == pytest.approx([math.log(2) - gain for gain in gains], abs=1e-5)
     result = found.to_json()
@@ -117,15 +117,15 @@ def test_standing_by_hand(random_player):
 
 
 def test_without_pairs_there_is_no_standing(random_player):
-    assert standing(random_player()[0], [], SelfPlay(), 100) is None
+    assert heldout_pair_metrics(random_player()[0], [], SelfPlay(), 100) is None
 
 
 def test_a_player_has_learned_when_its_loss_can_be_told_from_the_start(opponent, tmp_path):
     engine, pairs = opponent
     objective = SelfPlay("logistic", 0.5)
-    assert not standing(engine, pairs, objective, 200).learned
+    assert not heldout_pair_metrics(engine, pairs, objective, 200).learned
     iterate(engine, pairs, SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5), tmp_path)
-    assert standing(engine, pairs, objective, 200).learned
+    assert heldout_pair_metrics(engine, pairs, objective, 200).learned
 
 
 def test_the_default_rate_rises_with_the_inverse_root_of_the_size_up_to_a_limit():
@@ -149,7 +149,7 @@ def test_rounds_split_the_steps_of_spin_into_stretches_each_played_once(tmp_path
     batches, asked = rounds(section)
     whole = batches_of(list(range(10)), section, 1, 0)
     assert len(batches) == len(whole) == 5
-    assert batches.starts == {0, 1, 3}  # 5 steps in 3 stretches
+    assert batches.opponent_resets == {0, 1, 3}  # 5 steps in 3 stretches
     read = [batches[step] for step in range(5)]
     # the same prompts in the same steps as without stretches, but for prompt 4
     assert [[prompt for _, prompt in step] for step in read] == [[p for p in whole[s] if p != 4] for s in range(5)]
@@ -160,12 +160,12 @@ def test_rounds_split_the_steps_of_spin_into_stretches_each_played_once(tmp_path
 
 def test_play_on_the_fly_asks_before_every_step_and_one_stretch_asks_once():
     on_the_fly, asked = rounds(SpinSection(pairs_per_step=4, refresh="step", epochs=2.0))
-    assert on_the_fly.starts == set(range(6))
+    assert on_the_fly.opponent_resets == set(range(6))
     for step in range(6):
         on_the_fly[step]
     assert [len(which) for _, which in asked] == [4, 4, 2, 4, 4, 2]
     once, _ = rounds(SpinSection(pairs_per_step=4, epochs=2.0))
-    assert once.starts == {0}
+    assert once.opponent_resets == {0}
     assert once.prompts_of(0) == list(range(10))
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spintune.synthesis.tasks import Task
-from spintune.teachers.asking import Asker
+from spintune.synthesis.examples import SeedTask
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
@@ -23,12 +23,14 @@ def replies(tmp_path: Path) -> Iterator[Replies]:
 
 
 @pytest.fixture
-def asker_of(replies: Replies) -> Callable[[Script], Asker]:
-    return lambda script: Asker(ScriptedTeacher(script, "script"), replies)
+def asker_of(replies: Replies) -> Callable[[Script], CachedTeacher]:
+    return lambda script: CachedTeacher(ScriptedTeacher(script, "script"), replies)
 
 
 @pytest.fixture
-def seeds() -> list[Task]:
+def seeds() -> list[SeedTask]:
     """Ten of no common words."""
     words = ["amber", "bronze", "cedar", "dusk", "ember", "flint", "garnet", "hazel", "indigo", "jade"]
-    return [Task(f"seed-{w}", f"{w}1 {w}2 {w}3 {w}4", f"in {w}", f"out {w}", i % 3 == 0) for i, w in enumerate(words)]
+    return [
+        SeedTask(f"seed-{w}", f"{w}1 {w}2 {w}3 {w}4", f"in {w}", f"out {w}", i % 3 == 0) for i, w in enumerate(words)
+    ]

@@ -11,12 +11,12 @@ from spintune.data.novelty import NoveltyIndex
 from spintune.errors import BudgetError, TeacherError
 from spintune.progress import Silent
 from spintune.synthesis.alpaca import alpaca_method
-from spintune.synthesis.asking import stream
-from spintune.synthesis.bootstrap import Method, Pool, bootstrap
-from spintune.synthesis.filters import Rules
+from spintune.synthesis.bootstrap import BootstrapMethod, BootstrapResult, bootstrap
+from spintune.synthesis.decoding import stream
+from spintune.synthesis.examples import SeedTask
+from spintune.synthesis.filters import FilterRules
 from spintune.synthesis.self_instruct import self_instruct_method
-from spintune.synthesis.tasks import Task
-from spintune.teachers.asking import Asker
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
@@ -24,9 +24,15 @@ from spintune.teachers.scripted import ScriptedTeacher
 SELF_INSTRUCT, ALPACA = self_instruct_method(), alpaca_method()
 
 
-def grow(asker: Asker, seeds: Sequence[Task], wanted: int, method: Method = SELF_INSTRUCT, per_round: int = 3) -> Pool:
+def grow(
+    asker: CachedTeacher,
+    seeds: Sequence[SeedTask],
+    wanted: int,
+    method: BootstrapMethod = SELF_INSTRUCT,
+    per_round: int = 3,
+) -> BootstrapResult:
     index = NoveltyIndex(0.7, "reference")
-    return bootstrap(asker, method, seeds, Rules(), index, wanted, per_round, 2, 5, lambda _: None, Silent())
+    return bootstrap(asker, method, seeds, FilterRules(), index, wanted, per_round, 2, 5, lambda _: None, Silent())
 
 
 def numbered(request: Request) -> str:
@@ -35,7 +41,9 @@ def numbered(request: Request) -> str:
     return f" p{n}a p{n}b p{n}c p{n}d\n10. q{n}a q{n}b q{n}c q{n}d"
 
 
-def test_it_stops_at_the_wanted_number_and_counts_the_rest(asker_of: Callable[..., Asker], seeds: list[Task]) -> None:
+def test_it_stops_at_the_wanted_number_and_counts_the_rest(
+    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+) -> None:
     """Rounds of 3 requests bring 6 tasks each: 10 are reached in the second, with 2 to spare."""
     pool = grow(asker_of(numbered), seeds, 10)
     assert [one.task.instruction.split()[0] for one in pool.written] == [
@@ -47,7 +55,7 @@ def test_it_stops_at_the_wanted_number_and_counts_the_rest(asker_of: Callable[..
 
 
 def test_a_task_must_be_new_to_seeds_to_the_pool_and_to_its_own_reply(
-    asker_of: Callable[..., Asker], seeds: list[Task]
+    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     """ROUGE-L of four words with three in common is 0.75, above 0.7; with two in common 0.5."""
 
@@ -61,8 +69,8 @@ def test_a_task_must_be_new_to_seeds_to_the_pool_and_to_its_own_reply(
     assert pool.candidates.dropped == {"not_new": 3}
 
 
-def test_eight_tasks_are_shown_two_of_them_the_teachers_own(seeds: list[Task]) -> None:
-    own = [Task(f"own-{n}", f"own task {n}") for n in range(30)]
+def test_eight_tasks_are_shown_two_of_them_the_teachers_own(seeds: list[SeedTask]) -> None:
+    own = [SeedTask(f"own-{n}", f"own task {n}") for n in range(30)]
     names = [task.id for task in SELF_INSTRUCT.show(random.Random(0), seeds, own)]
     assert len(set(names)) == 8
     assert sum(name.startswith("own") for name in names) == 2
@@ -74,15 +82,15 @@ def test_eight_tasks_are_shown_two_of_them_the_teachers_own(seeds: list[Task]) -
     assert len(places) > 4  # shuffled among the seeds
 
 
-def test_alpaca_shows_three_seeds_and_never_its_own(seeds: list[Task]) -> None:
-    own = [Task("own", "own task", "", "out")]
+def test_alpaca_shows_three_seeds_and_never_its_own(seeds: list[SeedTask]) -> None:
+    own = [SeedTask("own", "own task", "", "out")]
     for number in range(20):
         shown = ALPACA.show(stream(1, "show", number), seeds, own)
         assert len({task.id for task in shown} & {seed.id for seed in seeds}) == 3
 
 
 def test_the_request_shows_the_tasks_on_one_line_each_without_a_last_colon() -> None:
-    request = SELF_INSTRUCT.request([Task("a", "Sort\n the list:"), Task("b", "Name a bird.")], 7)
+    request = SELF_INSTRUCT.request([SeedTask("a", "Sort\n the list:"), SeedTask("b", "Name a bird.")], 7)
     assert "\n1. Sort the list\n2. Name a bird." in request.messages[0].content
     assert request.begin == "3."
     assert request.draw == 7
@@ -91,7 +99,7 @@ def test_the_request_shows_the_tasks_on_one_line_each_without_a_last_colon() -> 
 
 
 def test_alpacas_request_has_no_stop_text_and_its_settings() -> None:
-    request = ALPACA.request([Task("a", "Add.", "1, 2", "3"), Task("b", "Name a bird.", "", "A wren.")], 0)
+    request = ALPACA.request([SeedTask("a", "Add.", "1, 2", "3"), SeedTask("b", "Name a bird.", "", "A wren.")], 0)
     text = request.messages[0].content
     assert text.endswith(
         "###\n1. Instruction: Add.\n1. Input:\n1, 2\n1. Output:\n3\n"
@@ -102,7 +110,7 @@ def test_alpacas_request_has_no_stop_text_and_its_settings() -> None:
 
 
 def test_alpacas_outputs_are_judged_before_they_enter_the_pool(
-    asker_of: Callable[..., Asker], seeds: list[Task]
+    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     def script(request: Request) -> str:
         n = request.draw
@@ -125,7 +133,7 @@ def test_alpacas_outputs_are_judged_before_they_enter_the_pool(
 
 
 def test_the_same_text_for_ever_ends_after_some_barren_rounds(
-    asker_of: Callable[..., Asker], seeds: list[Task]
+    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     pool = grow(asker_of(lambda request: " one two three four"), seeds, 50)
     assert len(pool.written) == 1
@@ -147,7 +155,7 @@ def test_the_same_text_for_ever_ends_after_some_barren_rounds(
     ],
 )
 def test_a_teacher_of_no_use_is_one_clear_line(
-    asker_of: Callable[..., Asker], seeds: list[Task], reply: str | Reply | Failure, reason: str
+    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask], reply: str | Reply | Failure, reason: str
 ) -> None:
     with pytest.raises(TeacherError, match=rf"script: no task of use in 6 replies \({reason} 6\)"):
         grow(asker_of(lambda request: reply), seeds, 50)
@@ -170,15 +178,15 @@ class Budgeted(ScriptedTeacher):
 
 
 def test_what_the_budget_paid_for_is_kept_and_a_larger_one_goes_on_from_there(
-    replies: Replies, seeds: list[Task], asker_of: Callable[..., Asker]
+    replies: Replies, seeds: list[SeedTask], asker_of: Callable[..., CachedTeacher]
 ) -> None:
     """The budget ends in the second round of three: its first reply counts, and is not asked for again."""
     poor, rich = Budgeted(4), Budgeted(100)
-    pool = grow(Asker(poor, replies), seeds, 20)
+    pool = grow(CachedTeacher(poor, replies), seeds, 20)
     assert len(pool.written) == 8
     assert pool.stopped == "the budget is used up"
     assert pool.replies.dropped == {"budget": 2}
-    again = grow(Asker(rich, replies), seeds, 20)
+    again = grow(CachedTeacher(rich, replies), seeds, 20)
     assert set(rich.asked).isdisjoint(poor.asked)
     assert len(again.written) == 20
     assert again.written[:8] == pool.written
@@ -186,16 +194,16 @@ def test_what_the_budget_paid_for_is_kept_and_a_larger_one_goes_on_from_there(
     assert [one.task for one in again.written] == [one.task for one in whole.written]
 
 
-def test_a_second_run_asks_nothing_and_finds_the_same(replies: Replies, seeds: list[Task]) -> None:
+def test_a_second_run_asks_nothing_and_finds_the_same(replies: Replies, seeds: list[SeedTask]) -> None:
     teacher = Budgeted(100)
-    first = grow(Asker(teacher, replies), seeds, 20)
+    first = grow(CachedTeacher(teacher, replies), seeds, 20)
     asked = list(teacher.asked)
-    assert grow(Asker(teacher, replies), seeds, 20) == first
+    assert grow(CachedTeacher(teacher, replies), seeds, 20) == first
     assert teacher.asked == asked
 
 
 def test_provenance_names_teacher_prompt_reply_and_demonstrations(
-    replies: Replies, asker_of: Callable[..., Asker], seeds: list[Task]
+    replies: Replies, asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     asker = asker_of(numbered)
     pool = grow(asker, seeds, 4)

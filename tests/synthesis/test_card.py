@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 import pytest
 
 from spintune.synthesis.card import as_markdown, describe, nearest_seed, openings
+from spintune.synthesis.examples import GeneratedExample, SeedTask, SynthesisProvenance
 from spintune.synthesis.figure import openings_figure
-from spintune.synthesis.filters import Funnel
-from spintune.synthesis.tasks import Provenance, Task, Written
+from spintune.synthesis.filters import FilterCounts
 
 TEXTS = ["Write a short poem.", "Write the poem again.", "Write an email!", "Describe your day.", "What's a noun?"]
 
@@ -28,7 +28,7 @@ def test_openings_count_first_words_and_the_next_word_that_says_something() -> N
 
 def test_the_nearest_seed_is_the_one_with_the_largest_overlap() -> None:
     """ "a b c d" shares three of four words with the second seed: 2·3/8 = 0.75; "x y" shares nothing."""
-    seeds = [Task("1", "a b q r"), Task("2", "a b c z")]
+    seeds = [SeedTask("1", "a b q r"), SeedTask("2", "a b c z")]
     found = nearest_seed(["a b c d", "x y"], seeds, "reference")
     assert found["mean"] == pytest.approx(0.375)
     assert [bound["count"] for bound in found["histogram"]] == [1, 0, 0, 0, 0, 0, 0, 1]
@@ -52,8 +52,8 @@ def test_one_word_alone_is_a_whole_ring_and_text_is_escaped() -> None:
 
 
 def test_the_card_is_markdown_in_which_a_teachers_text_stays_text() -> None:
-    task = Task("t", "Say | this.", "# no heading", "1\n```\n</details>")
-    written = [Written(task, Provenance("who", "alpaca", (("p", "k"),), ("s",)))]
+    task = SeedTask("t", "Say | this.", "# no heading", "1\n```\n</details>")
+    written = [GeneratedExample(task, SynthesisProvenance("who", "alpaca", (("p", "k"),), ("s",)))]
     facts = {
         "teacher": "who",
         "method": "alpaca",
@@ -62,7 +62,7 @@ def test_the_card_is_markdown_in_which_a_teachers_text_stays_text() -> None:
         "cost": {"requests": 1, "prompt_tokens": 2, "completion_tokens": 3, "dollars": 0.0},
         "decontaminated": [{"evaluation": "exam", "item": 3, "ngram": "a | b"}],
     }
-    card = describe(written, [task], [Funnel("candidates", "tasks", 1, 1)], "reference", 0, facts)
+    card = describe(written, [task], [FilterCounts("candidates", "tasks", 1, 1)], "reference", 0, facts)
     text = as_markdown(card)
     assert "| exam | 3 | a \\| b |" in text
     assert "\n    input: # no heading\n" in text

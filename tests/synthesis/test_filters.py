@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from spintune.synthesis.filters import KEYWORDS, Funnel, Rules, conflicting
-from spintune.synthesis.tasks import Task, read_seeds
+from spintune.synthesis.examples import SeedTask, read_seeds
+from spintune.synthesis.filters import KEYWORDS, FilterCounts, FilterRules, conflicting
 
-RULES = Rules()
+RULES = FilterRules()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_rules_of_self_instruct(text: str, reason: str | None) -> None:
 
 
 def test_alpaca_has_more_keywords() -> None:
-    assert Rules(keywords=KEYWORDS["alpaca"]).flaw_of_instruction("Explain music theory to a child") == "keyword"
+    assert FilterRules(keywords=KEYWORDS["alpaca"]).flaw_of_instruction("Explain music theory to a child") == "keyword"
     assert set(KEYWORDS["alpaca"]) - set(KEYWORDS["self_instruct"]) == {
         "video",
         "audio",
@@ -50,9 +50,11 @@ def test_alpaca_has_more_keywords() -> None:
 def test_words_of_scripts_without_spaces_count_one_by_one() -> None:
     chinese = "写一首关于秋天的短诗"
     assert RULES.flaw_of_instruction(chinese) == "too_short"
-    assert Rules(tokeniser="unicode", ascii_start=False).flaw_of_instruction(chinese) is None
+    assert FilterRules(tokeniser="unicode", ascii_start=False).flaw_of_instruction(chinese) is None
     assert (
-        Rules(tokeniser="unicode", ascii_start=False, keywords=("图片",)).flaw_of_instruction("描述这张图片里的人")
+        FilterRules(tokeniser="unicode", ascii_start=False, keywords=("图片",)).flaw_of_instruction(
+            "描述这张图片里的人"
+        )
         == "keyword"
     )
 
@@ -75,12 +77,12 @@ def test_words_of_scripts_without_spaces_count_one_by_one() -> None:
 )
 def test_the_rules_of_instances(context: str, output: str, reason: str | None) -> None:
     """The reference keeps empty outputs in Alpaca: 28 of them stand in its data."""
-    assert RULES.flaw_of_instance(Task("t", "Do it.", context, output)) == reason
+    assert RULES.flaw_of_instance(SeedTask("t", "Do it.", context, output)) == reason
 
 
 def test_a_conflict_is_one_input_with_two_outputs() -> None:
     def of(*pairs: tuple[str, str]) -> bool:
-        return conflicting([Task("t", "Do it.", context, output) for context, output in pairs])
+        return conflicting([SeedTask("t", "Do it.", context, output) for context, output in pairs])
 
     assert of(("a", "x"), ("b", "y"), ("a", "z"))
     assert not of(("a", "x"), ("a", "x"))
@@ -93,7 +95,7 @@ def test_three_of_the_175_seeds_of_the_paper_would_not_pass() -> None:
 
 
 def test_a_funnel_loses_nothing() -> None:
-    funnel = Funnel("step", "tasks")
+    funnel = FilterCounts("step", "tasks")
     funnel.keep(3)
     funnel.drop("a", 2)
     funnel.drop("b", 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from spintune.synthesis import parsers
-from spintune.synthesis.tasks import Task
+from spintune.synthesis.examples import SeedTask
 from spintune.teachers.protocol import Failure, Outcome, Reply
 
 
@@ -71,7 +71,7 @@ def test_only_the_item_that_was_cut_is_dropped() -> None:
     ],
 )
 def test_a_reply_without_a_text_has_a_reason_in_every_parser(outcome: Outcome, reason: str) -> None:
-    task = Task("t", "Name a bird.")
+    task = SeedTask("t", "Name a bird.")
     assert parsers.instructions(outcome, "9.").failure == reason
     assert parsers.triples(outcome, "4. Instruction:", 17).failure == reason
     assert parsers.instances_input_first(outcome, "Example 1\n", task).failure == reason
@@ -92,7 +92,7 @@ def test_yes_and_no_are_whole_words(text: str, said: bool | str) -> None:
 
 # Instances ------------------------------------------------------------------------------------------------------------
 
-TASK = Task("t", "Rewrite the text.", classification=False)
+TASK = SeedTask("t", "Rewrite the text.", classification=False)
 
 
 def instances(text: str, ending: str = "stop") -> list[tuple[str, str | None]]:

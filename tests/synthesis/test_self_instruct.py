@@ -7,21 +7,21 @@ from collections.abc import Callable
 import pytest
 
 from spintune.errors import DataError
-from spintune.synthesis.filters import Rules
+from spintune.synthesis.examples import GeneratedExample, SeedTask, SynthesisProvenance, read_seeds
+from spintune.synthesis.filters import FilterRules
 from spintune.synthesis.self_instruct import INSTANCE_DECODING, Instances
-from spintune.synthesis.tasks import Provenance, Task, Written, read_seeds
-from spintune.teachers.asking import Asker
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 
-FROM = Provenance("script", "self_instruct", (("p", "k"),), ())
+FROM = SynthesisProvenance("script", "self_instruct", (("p", "k"),), ())
 
 
-def written(instruction: str, classification: bool | None = None) -> Written:
-    return Written(Task(f"id {instruction}", instruction, classification=classification), FROM)
+def written(instruction: str, classification: bool | None = None) -> GeneratedExample:
+    return GeneratedExample(SeedTask(f"id {instruction}", instruction, classification=classification), FROM)
 
 
-def instances(asker: Asker, task: Written) -> tuple[list[tuple[str, str | None]], dict[str, int]]:
-    writer = Instances(asker, Rules(), INSTANCE_DECODING, 3)
+def instances(asker: CachedTeacher, task: GeneratedExample) -> tuple[list[tuple[str, str | None]], dict[str, int]]:
+    writer = Instances(asker, FilterRules(), INSTANCE_DECODING, 3)
     writer.write([task])
     funnel = writer.instances
     assert funnel.read == funnel.kept + funnel.dropped.total()
@@ -29,17 +29,19 @@ def instances(asker: Asker, task: Written) -> tuple[list[tuple[str, str | None]]
     return [(one.task.input, one.task.output) for one in writer.examples], dict(funnel.dropped)
 
 
-def test_what_cannot_be_read_is_no_classification_task(asker_of: Callable[..., Asker]) -> None:
+def test_what_cannot_be_read_is_no_classification_task(asker_of: Callable[..., CachedTeacher]) -> None:
     said = {"Sort it.": " Yes", "Write it.": " No", "Bend it.": "Maybe", "Lose it.": Failure("timeout")}
     asker = asker_of(lambda request: said[request.messages[0].content.rpartition("Task: ")[2]])
-    writer = Instances(asker, Rules(), INSTANCE_DECODING, 3)
+    writer = Instances(asker, FilterRules(), INSTANCE_DECODING, 3)
     judged, funnel = writer.sort([written(text) for text in said]), writer.sorting
     assert [one.task.classification for one in judged] == [True, False, False, False]
     assert (funnel.read, funnel.kept, funnel.dropped) == (4, 2, {"unparsed": 1, "timeout": 1})
     assert [prompt for prompt, _ in judged[0].provenance.requests] == ["p", "self-instruct/classification/1"]
 
 
-def test_classification_tasks_are_asked_label_first_and_others_input_first(asker_of: Callable[..., Asker]) -> None:
+def test_classification_tasks_are_asked_label_first_and_others_input_first(
+    asker_of: Callable[..., CachedTeacher],
+) -> None:
     asked: list[Request] = []
 
     def script(request: Request) -> str:
@@ -56,12 +58,12 @@ def test_classification_tasks_are_asked_label_first_and_others_input_first(asker
         assert request.stop == ("\nTask:", "\nExample 6")
 
 
-def test_conflicting_outputs_cost_the_whole_task(asker_of: Callable[..., Asker]) -> None:
+def test_conflicting_outputs_cost_the_whole_task(asker_of: Callable[..., CachedTeacher]) -> None:
     text = "Input: a\nOutput: x\nExample 2\nInput: b\nOutput: y\nExample 3\nInput: a\nOutput: z"
     assert instances(asker_of(lambda _: text), written("Map it.")) == ([], {"conflicting_outputs": 3})
 
 
-def test_form_comes_before_conflicts_and_duplicates_are_dropped(asker_of: Callable[..., Asker]) -> None:
+def test_form_comes_before_conflicts_and_duplicates_are_dropped(asker_of: Callable[..., CachedTeacher]) -> None:
     """The second output for "a" ends with a colon: it is dropped first, and conflicts with nothing."""
     text = "Input: a\nOutput: x\nExample 2\nInput: a\nOutput: x\nExample 3\nInput: a\nOutput: see:"
     assert instances(asker_of(lambda _: text), written("Map it.")) == (
@@ -70,7 +72,7 @@ def test_form_comes_before_conflicts_and_duplicates_are_dropped(asker_of: Callab
     )
 
 
-def test_at_most_five_instances_always_the_same(asker_of: Callable[..., Asker]) -> None:
+def test_at_most_five_instances_always_the_same(asker_of: Callable[..., CachedTeacher]) -> None:
     text = "\n".join(f"Example {n}\nInput: in {n}\nOutput: out {n}" for n in range(1, 9))
     first = instances(asker_of(lambda _: text), written("Map it."))
     assert len(first[0]) == 5
@@ -78,7 +80,7 @@ def test_at_most_five_instances_always_the_same(asker_of: Callable[..., Asker]) 
     assert instances(asker_of(lambda _: text), written("Map it.")) == first
 
 
-def test_what_is_copied_from_the_worked_examples_is_dropped(asker_of: Callable[..., Asker]) -> None:
+def test_what_is_copied_from_the_worked_examples_is_dropped(asker_of: Callable[..., CachedTeacher]) -> None:
     text = (
         "Input: She never forgets to water the plants.\nOutput: She never forgot to water the plants.\n"
         "Example 2\nInput: She sings.\nOutput: She sang."
@@ -89,7 +91,7 @@ def test_what_is_copied_from_the_worked_examples_is_dropped(asker_of: Callable[.
     )
 
 
-def test_a_reply_that_ran_out_of_room_loses_its_last_instance(asker_of: Callable[..., Asker]) -> None:
+def test_a_reply_that_ran_out_of_room_loses_its_last_instance(asker_of: Callable[..., CachedTeacher]) -> None:
     cut = Reply("Input: a\nOutput: x\nExample 2\nInput: b\nOutput: y and", "length")
     assert instances(asker_of(lambda _: cut), written("Map it.")) == ([("a", "x")], {"cut_off": 1})
 
@@ -105,8 +107,8 @@ def test_seeds_of_the_papers_form_and_of_alpaca(tmp_path) -> None:  # type: igno
         '{"instruction": "Write a program", "input": "<noinput>", "output": "ok"}\n'
     )
     assert read_seeds(str(path)) == [
-        Task("s", "Sort.", "b a", "a b", True),
-        Task("seed-2", "Write a program", "", "ok", None),
+        SeedTask("s", "Sort.", "b a", "a b", True),
+        SeedTask("seed-2", "Write a program", "", "ok", None),
     ]
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import spintune.teachers.budget
 import spintune.teachers.protocol
 from spintune.records import Message
-from spintune.teachers.budget import Budget, Call, Ledger
+from spintune.teachers.budget import Budget, Ledger, LedgerCall
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage, usage_of
 
 conversations = st.lists(st.text(max_size=50), min_size=1, max_size=5)
@@ -74,7 +74,7 @@ def test_whatever_calls_do_the_ledger_never_passes_its_budget(
     """Six calls, their steps in any order that the rules allow, each using any share of its ceiling."""
     ledger = Ledger(Budget(tokens=limit), Usage())
     requests = [Request((Message("user", "x" * n),), max_tokens=50 * n) for n in range(6)]
-    calls = [Call(request, ledger) for request in requests]
+    calls = [LedgerCall(request, ledger) for request in requests]
     under_way: set[int] = set()
     for n, step in steps:
         if step == "reserve":

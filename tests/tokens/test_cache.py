@@ -11,9 +11,9 @@ import pytest
 from spintune.record_files import Spool
 from spintune.tokens import cache
 from spintune.tokens.cache import TokenCache
-from spintune.tokens.chat import Rendered, Row
+from spintune.tokens.rows import RenderedRows, TokenRow
 
-ROWS = [Row("a", (1, 2), (3, 4), (True, True), True), Row("b", (5,), (6, 7, 8), (True, False, True), False)]
+ROWS = [TokenRow("a", (1, 2), (3, 4), (True, True), True), TokenRow("b", (5,), (6, 7, 8), (True, False, True), False)]
 CONTENT = {"examples": "digest", "lengths": [9, None, None]}
 
 
@@ -22,12 +22,12 @@ class Counting:
 
     calls = 0
 
-    def __call__(self) -> Rendered:
+    def __call__(self) -> RenderedRows:
         self.calls += 1
-        spool = Spool(Row)
+        spool = Spool(TokenRow)
         for row in ROWS:
             spool.add(row)
-        return Rendered(spool.records(), Counter(prompt_too_long=2), 1, 4)
+        return RenderedRows(spool.records(), Counter(prompt_too_long=2), 1, 4)
 
 
 @pytest.fixture

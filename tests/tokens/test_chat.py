@@ -13,7 +13,8 @@ from tokenizers import normalizers
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
-from spintune.tokens.chat import Renderer, Row, fit, render
+from spintune.tokens.chat import Renderer
+from spintune.tokens.rows import TokenRow, fit, render
 
 SYSTEM = Message("system", "You answer in one line.")
 FIRST = (Message("user", "What is two plus two?"), Message("assistant", "Two plus two is four."))
@@ -59,7 +60,7 @@ def decode(tokenizer, ids):
     return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def trained_texts(tokenizer, row: Row):
+def trained_texts(tokenizer, row: TokenRow):
     """The decoded text of each trained stretch."""
     stretches, current = [], []
     for id, trained in zip((*row.response_ids, None), (*row.trained, False), strict=True):
@@ -505,7 +506,7 @@ def test_a_broken_template_is_a_model_error(byte_level, template, message):
 
 
 def row_of(prompt, response, trained=None):
-    return Row("id", tuple(range(prompt)), tuple(range(response)), trained or (True,) * response, complete=True)
+    return TokenRow("id", tuple(range(prompt)), tuple(range(response)), trained or (True,) * response, complete=True)
 
 
 @pytest.mark.parametrize(
@@ -513,10 +514,10 @@ def row_of(prompt, response, trained=None):
     [
         (row_of(4, 6), 10, None, row_of(4, 6)),
         (row_of(4, 6), 4, None, "prompt_too_long"),
-        (row_of(4, 6), 9, None, Row("id", (0, 1, 2, 3), (0, 1, 2, 3, 4), (True,) * 5, complete=False)),
-        (row_of(4, 6), 5, None, Row("id", (0, 1, 2, 3), (0,), (True,), complete=False)),
+        (row_of(4, 6), 9, None, TokenRow("id", (0, 1, 2, 3), (0, 1, 2, 3, 4), (True,) * 5, complete=False)),
+        (row_of(4, 6), 5, None, TokenRow("id", (0, 1, 2, 3), (0,), (True,), complete=False)),
         (row_of(4, 6), 99, 6, row_of(4, 6)),
-        (row_of(4, 6), 99, 2, Row("id", (0, 1, 2, 3), (0, 1), (True, True), complete=False)),
+        (row_of(4, 6), 99, 2, TokenRow("id", (0, 1, 2, 3), (0, 1), (True, True), complete=False)),
         (row_of(4, 6), 99, 0, "nothing_to_train"),
         (row_of(2, 2, (False, False)), 99, None, "nothing_to_train"),
         # The gap between two trained turns is not worth keeping without the second.
@@ -524,7 +525,7 @@ def row_of(prompt, response, trained=None):
             row_of(1, 5, (True, True, False, False, True)),
             5,
             None,
-            Row("id", (0,), (0, 1), (True, True), complete=False),
+            TokenRow("id", (0,), (0, 1), (True, True), complete=False),
         ),
     ],
 )
@@ -549,7 +550,7 @@ def test_kept_and_dropped_add_up_to_what_was_read(family):
     fitted = [fit(row, 40) for row in rows]
     rendered = render(examples, renderer, 40)
     assert rendered.read == len(examples) == len(rendered.rows) + rendered.dropped.total()
-    assert rendered.rows == [row for row in fitted if isinstance(row, Row)]
+    assert rendered.rows == [row for row in fitted if isinstance(row, TokenRow)]
     assert rendered.dropped == {"prompt_too_long": fitted.count("prompt_too_long")}
     assert rendered.dropped.total() > 0
     assert rendered.truncated == sum(not row.complete for row in rendered.rows) > 0

@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerFast
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
-from spintune.tokens.chat import PROMPT_TOO_LONG, Renderer, fit, render
+from spintune.tokens.chat import Renderer
 from spintune.tokens.rendering import build_renderer
-from spintune.tokens.seq2seq import TextToText, flatten
+from spintune.tokens.rows import PROMPT_TOO_LONG, fit, render
+from spintune.tokens.seq2seq import Seq2SeqRenderer, flatten
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 
@@ -25,7 +26,7 @@ def example(question, answer):
 
 @pytest.fixture(scope="module")
 def renderer(t5_tokenizer):
-    return TextToText(t5_tokenizer)
+    return Seq2SeqRenderer(t5_tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -116,25 +117,25 @@ def test_a_conversation_without_question_and_answer_is_refused_with_its_place(re
 )
 def test_what_makes_no_sense_here_is_refused(t5_tokenizer, options, message):
     with pytest.raises(ModelError, match=message):
-        TextToText(t5_tokenizer, *options)
+        Seq2SeqRenderer(t5_tokenizer, *options)
 
 
 def test_a_tokenizer_that_does_not_end_texts_is_refused(t5_tokenizer):
     backend = PreTrainedTokenizerFast(tokenizer_object=t5_tokenizer.backend_tokenizer, eos_token="</s>")
     bare = PreTrainedTokenizerFast(tokenizer_object=_without_processor(backend), eos_token="</s>")
     with pytest.raises(ModelError, match="does not end a text"):
-        TextToText(bare)
+        Seq2SeqRenderer(bare)
 
 
 def test_the_fingerprint_follows_the_tokenizer(t5_tokenizer, renderer):
-    assert TextToText(t5_tokenizer).fingerprint() == renderer.fingerprint()
+    assert Seq2SeqRenderer(t5_tokenizer).fingerprint() == renderer.fingerprint()
     other = type(t5_tokenizer).from_pretrained(t5_tokenizer.name_or_path)
     other.add_tokens([AddedToken("quick", special=False)])
-    assert TextToText(other).fingerprint() != renderer.fingerprint()
+    assert Seq2SeqRenderer(other).fingerprint() != renderer.fingerprint()
 
 
 def test_the_kind_of_model_decides_the_renderer(t5_tokenizer):
-    assert isinstance(build_renderer(t5_tokenizer, "tokenizer", "last", encoder_decoder=True), TextToText)
+    assert isinstance(build_renderer(t5_tokenizer, "tokenizer", "last", encoder_decoder=True), Seq2SeqRenderer)
     assert isinstance(build_renderer(t5_tokenizer, "plain", "last", encoder_decoder=False), Renderer)
 
 

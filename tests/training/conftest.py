@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from spintune.models.logprobs import LogProbEngine, Query
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
 from spintune.records import Answer, Pair
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 
 VOCABULARY = 53
 
@@ -49,14 +50,14 @@ def _ids(count: int, generator: torch.Generator) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Row]:
+def rows() -> list[TokenRow]:
     """Eleven rows of 4 to 20 tokens; in every third one a token of the response is not trained."""
     generator = torch.Generator().manual_seed(8)
     result = []
     for i in range(11):
         response = _ids(2 + i % 5 * 3, generator)
         trained = tuple(i % 3 != 0 or j != 1 for j in range(len(response)))
-        result.append(Row(f"row{i}", _ids(2 + i % 4, generator), response, trained, True))
+        result.append(TokenRow(f"row{i}", _ids(2 + i % 4, generator), response, trained, True))
     return result
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spintune.models.logprobs import LogProbs
+from spintune.engine.query import LogProbs
 from spintune.records import Answer, Pair
+from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import train
 from spintune.training.objectives import SelfPlay
 from spintune.training.optimization import Optimization
-from spintune.training.order import Batches
 
 DATA = torch.tensor([0.4, 0.25, 0.2, 0.1, 0.05], dtype=torch.float64)
 START = torch.tensor([0.1, 0.3, 0.15, 0.05, 0.4], dtype=torch.float64)

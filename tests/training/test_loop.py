@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from spintune.errors import NonFiniteError, RunError
+from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import train
 from spintune.training.objectives import NegativeLogLikelihood, SelfPlay
 from spintune.training.optimization import Optimization
-from spintune.training.order import Batches, steps_by_rows
 
 NEVER = 1e9  # minutes
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spintune.models.logprobs import LogProbs
+from spintune.engine.query import LogProbs
 from spintune.records import Answer, Pair
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood, SelfPlay
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -38,11 +38,11 @@ def by_opponent(pairs) -> LogProbs:
 
 
 def test_likelihood_counts_trained_tokens_only():
-    row = Row("id", (1, 2), (3, 4, 5), (True, False, True), True)
+    row = TokenRow("id", (1, 2), (3, 4, 5), (True, False, True), True)
     objective = NegativeLogLikelihood()
     assert objective.query(row).scored == ((True, False, True),)
     assert objective.weight(row) == 2
-    assert objective.beforehand([row]) is None
+    assert objective.initial_logprobs([row]) is None
     sum_N = torch.tensor([-1.5, -2.0])
     assert objective([row, row], LogProbs(sum_N, torch.tensor([2, 2]), sum_N)).total.item() == 3.5
 

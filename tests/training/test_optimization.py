@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spintune.training.batches import steps_by_rows, steps_by_tokens, steps_of_equal_tokens
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
-from spintune.training.order import steps_by_rows, steps_by_tokens, steps_of_equal_tokens
 
 # --- learning rates ---------------------------------------------------------------------------------------------
 

@@ -14,8 +14,9 @@ import torch
 import yaml
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
 from spintune.models.loading import load_model
-from spintune.models.logprobs import LogProbEngine, Query
 from spintune.progress import Silent
 from spintune.records import Pair, read_records
 
@@ -184,7 +185,7 @@ def test_what_an_encoder_decoder_cannot_do_is_one_line(
 
 @pytest.mark.slow
 def test_it_is_exported_with_a_card_that_says_how_to_load_it(finished_t5: Path, tmp_path: Path) -> None:
-    from spintune.report.export import export_model
+    from spintune.export.model import export_model
 
     assert export_model(finished_t5, tmp_path / "hub", "iterate-1") == "iterate-1"
     assert "AutoModelForSeq2SeqLM" in (tmp_path / "hub/README.md").read_text()

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from spintune.export.card import model_card
 from spintune.report.benchmarks import scoreboard
-from spintune.report.card import model_card
 from spintune.report.facts import read_run
 from spintune.report.findings import MEASURES, contenders, difference, estimate, measured
 from spintune.report.page import write_report
@@ -112,7 +112,7 @@ def test_a_card_is_made_of_every_model(finished: Path) -> None:
 def test_a_report_needs_neither_torch_nor_transformers(finished: Path, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom spintune.report.page import write_report\n"
-        "from spintune.report.card import model_card\n"
+        "from spintune.export.card import model_card\n"
         f"write_report([Path({str(finished)!r})], Path({str(tmp_path / 'page.html')!r}))\n"
         "print(*sorted({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
     )

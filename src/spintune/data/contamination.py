@@ -96,7 +96,7 @@ def text_of(example: Example) -> str:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class SharedNgram:
     """An n-gram that a text shares with an item.
 
     item:   position of the item in the index
@@ -152,13 +152,13 @@ class NgramIndex:
         self._item_P = item_W[place]
         self._start_P = place - self._first_I[self._item_P]
 
-    def overlaps(self, text: str) -> list[Overlap]:
+    def overlaps(self, text: str) -> list[SharedNgram]:
         """Every (item, n-gram) that the text shares, each once, in the order of the text and then of the items."""
         found = {}
         for _, shared in self.shared([words(text)]):
             for item, start, place in zip(shared.item.tolist(), shared.start.tolist(), shared.place, strict=True):
                 found[item, self.ngram(item, start)] = int(place)
-        overlaps = [Overlap(item, place, ngram) for (item, ngram), place in found.items()]
+        overlaps = [SharedNgram(item, place, ngram) for (item, ngram), place in found.items()]
         return sorted(overlaps, key=lambda overlap: (overlap.start, overlap.item))
 
     def ngram(self, item: int, start: int) -> tuple[str, ...]:

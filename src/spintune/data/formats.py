@@ -48,14 +48,14 @@ _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", 
 
 
 @dataclass(frozen=True)
-class Row:
+class FileRow:
     """One object of a file. ``where`` (``file:line`` or ``file: row N``) begins every error about it."""
 
     values: dict[str, Any]
     where: str
 
     @classmethod
-    def of(cls, value: Any, where: str) -> Row:
+    def of(cls, value: Any, where: str) -> FileRow:
         """Raises DataError when ``value`` is not an object with keys."""
         if not isinstance(value, dict):
             raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; mend or delete the row")
@@ -75,7 +75,7 @@ class Row:
         advice = "quote it" if isinstance(value, bool | int | float) else "give it as one text"
         raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a text; {advice}")
 
-    def objects(self, key: str, what: str) -> Iterator[Row]:
+    def objects(self, key: str, what: str) -> Iterator[FileRow]:
         """The objects of the list under ``key``.
 
         Raises DataError when the key is missing or null, the list is empty, or anything in it is not an object.
@@ -87,7 +87,7 @@ class Row:
         if not isinstance(value, list):
             raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a list; give it as a list of objects")
         for number, item in enumerate(value, 1):
-            yield Row.of(item, f"{self.where}: {key} {number}")
+            yield FileRow.of(item, f"{self.where}: {key} {number}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Format:
 
     name: str
     needs: tuple[tuple[str, ...], ...]
-    conversations: Callable[[Row], Iterator[Conversation]]
+    conversations: Callable[[FileRow], Iterator[Conversation]]
 
     def fits(self, values: dict[str, Any]) -> bool:
         return any(all(key in values for key in keys) for keys in self.needs)
@@ -126,7 +126,7 @@ def recognise(rows: Iterable[dict[str, Any]]) -> Format | None:
     return next((known for values in rows for known in FORMATS if known.fits(values)), None)
 
 
-def flaw(conversation: Conversation) -> str | None:
+def drop_reason(conversation: Conversation) -> str | None:
     """Why a well-formed conversation is of no use: "empty_prompt", "empty_answer", or None when it is of use.
 
     White space alone is empty. In a conversation of several turns one empty user or assistant turn is enough, since a
@@ -140,7 +140,7 @@ def _turn(prompt: str, answer: str) -> Conversation:
     return Message("user", prompt), Message("assistant", answer)
 
 
-def _instruction(row: Row, task: Row) -> str:
+def _instruction(row: FileRow, task: FileRow) -> str:
     """The user message of an instruction with an optional input.
 
     An empty instruction stays empty, whatever the input, so that the row is counted as one without a prompt.
@@ -151,42 +151,42 @@ def _instruction(row: Row, task: Row) -> str:
     return instruction if no_context or not instruction.strip() else f"{instruction}\n\n{context}"
 
 
-def _alpaca(row: Row) -> Iterator[Conversation]:
+def _alpaca(row: FileRow) -> Iterator[Conversation]:
     yield _turn(_instruction(row, row), row.text("output", "an answer"))
 
 
-def _seeds(row: Row) -> Iterator[Conversation]:
+def _seeds(row: FileRow) -> Iterator[Conversation]:
     for instance in row.objects("instances", "an answer"):
         yield _turn(_instruction(row, instance), instance.text("output", "an answer"))
 
 
-def _prompt(row: Row) -> Iterator[Conversation]:
+def _prompt(row: FileRow) -> Iterator[Conversation]:
     key = "response" if "response" in row.values and "completion" not in row.values else "completion"
     prompt = row.text("prompt", "a prompt")
     yield _turn(prompt, row.text(key, "an answer").removesuffix(_END_OF_TEXT))
 
 
-def _qa(row: Row) -> Iterator[Conversation]:
+def _qa(row: FileRow) -> Iterator[Conversation]:
     yield _turn(row.text("question", "a prompt"), row.text("answer", "an answer"))
 
 
-def _chat(row: Row) -> Iterator[Conversation]:
+def _chat(row: FileRow) -> Iterator[Conversation]:
     yield _with_prompt(turns_of(row, "messages"), row)
 
 
-def _sharegpt(row: Row) -> Iterator[Conversation]:
+def _sharegpt(row: FileRow) -> Iterator[Conversation]:
     yield _with_prompt(_turns(row, "conversations", "from", "value", _SHAREGPT_ROLES), row)
 
 
-def _spin(row: Row) -> Iterator[Conversation]:
+def _spin(row: FileRow) -> Iterator[Conversation]:
     yield _with_prompt(turns_of(row, "real"), row)
 
 
-def _preference(row: Row) -> Iterator[Conversation]:
+def _preference(row: FileRow) -> Iterator[Conversation]:
     yield _with_prompt(preferred(row, "chosen"), row)
 
 
-def preferred(row: Row, side: str) -> Conversation:
+def preferred(row: FileRow, side: str) -> Conversation:
     """The conversation that ends in one side of a preference row: prompt and answer are texts or lists of messages."""
     prompt, answer = row.values.get("prompt"), row.values.get(side)
     before = turns_of(row, "prompt", answered=False) if isinstance(prompt, list) else None
@@ -201,13 +201,13 @@ def preferred(row: Row, side: str) -> Conversation:
     return said if before is None or said[: len(before)] == before else (*before, *said)
 
 
-def turns_of(row: Row, key: str, answered: bool = True) -> Conversation:
+def turns_of(row: FileRow, key: str, answered: bool = True) -> Conversation:
     """The messages under ``key``. Raises DataError for unknown roles, and where they do not end with an answer."""
     return _turns(row, key, "role", "content", _CHAT_ROLES, answered)
 
 
 def _turns(
-    row: Row, key: str, role_key: str, text_key: str, roles: dict[str, Role], answered: bool = True
+    row: FileRow, key: str, role_key: str, text_key: str, roles: dict[str, Role], answered: bool = True
 ) -> Conversation:
     messages = []
     for turn in row.objects(key, "an answer"):
@@ -223,7 +223,7 @@ def _turns(
     return tuple(messages)
 
 
-def _with_prompt(conversation: Conversation, row: Row) -> Conversation:
+def _with_prompt(conversation: Conversation, row: FileRow) -> Conversation:
     if all(message.role != "user" for message in conversation):
         raise DataError(f"{row.where}: a row without a prompt (no user turn); add one or delete the row")
     return conversation

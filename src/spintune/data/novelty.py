@@ -46,7 +46,7 @@ _Integers = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class NoveltyResult:
     """Whether a text is novel; if not, the most similar text of the pool (the first of several), and their ROUGE-L."""
 
     novel: bool
@@ -54,7 +54,7 @@ class Verdict:
     score: float | None = None
 
 
-_NOVEL = Verdict(novel=True)
+_NOVEL = NoveltyResult(novel=True)
 
 
 class NoveltyIndex:
@@ -109,11 +109,11 @@ class NoveltyIndex:
         """Puts a text into the pool, novel or not; its number."""
         return self._add(tokenise(text, self.tokeniser))
 
-    def verdict(self, text: str) -> Verdict:
+    def verdict(self, text: str) -> NoveltyResult:
         """Whether the text is novel. The pool stays as it is."""
         return self._verdict(tokenise(text, self.tokeniser))
 
-    def admit(self, text: str) -> Verdict:
+    def admit(self, text: str) -> NoveltyResult:
         """Puts a text into the pool if it is novel."""
         words = tokenise(text, self.tokeniser)
         verdict = self._verdict(words)
@@ -121,7 +121,7 @@ class NoveltyIndex:
             self._add(words)
         return verdict
 
-    def extend(self, texts: Iterable[str]) -> list[Verdict]:
+    def extend(self, texts: Iterable[str]) -> list[NoveltyResult]:
         """Admits texts one after the other, so each is compared with those admitted before it as well."""
         return [self.admit(text) for text in texts]
 
@@ -162,11 +162,11 @@ class NoveltyIndex:
         self._longest = max(self._longest, len(words))
         return index
 
-    def _verdict(self, words: Sequence[str]) -> Verdict:
+    def _verdict(self, words: Sequence[str]) -> NoveltyResult:
         codes = self._encode(words)
         twin = self._first.get(_as_text(codes))
         if twin is not None and words and self.threshold < 1:
-            return Verdict(False, twin, 1.0)
+            return NoveltyResult(False, twin, 1.0)
         index_N, needed_N = self._shortlist(codes)
         if not len(index_N):
             return _NOVEL
@@ -177,7 +177,7 @@ class NoveltyIndex:
             length = self._lengths[index]
             score = f_measure(common / len(codes), common / length)
             if self._exceeds(score, common, len(codes) + length) and (best.score is None or score > best.score):
-                best = Verdict(False, index, score)
+                best = NoveltyResult(False, index, score)
         return best
 
     def _exceeds(self, score: float, common: int, lengths: int) -> bool:

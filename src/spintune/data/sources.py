@@ -27,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from spintune.data.formats import AUTO, FORMATS, Format, Row, flaw, format_named, kind_of, recognise
+from spintune.data.formats import AUTO, FORMATS, FileRow, Format, drop_reason, format_named, kind_of, recognise
 from spintune.errors import DataError
 from spintune.progress import Progress, Silent
 from spintune.record_files import Joined, Selection, Spool
@@ -143,7 +143,7 @@ def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] 
     done = 0
     with progress.task(f"reading {source.path}", table.total, "rows") as task:
         for done, (number, value) in enumerate(rows, 1):
-            for conversation in chosen.conversations(Row.of(value, table.where(number))):
+            for conversation in chosen.conversations(FileRow.of(value, table.where(number))):
                 example = Example(conversation, f"{source.path}:{number}")
                 identity = int(example.id, 16)
                 if reason := _drop_reason(example, identity in seen, len(seen), source.limit):
@@ -162,16 +162,16 @@ def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] 
     return SourceResult(source, chosen.name, kept, len(kept) + dropped.total(), dropped)
 
 
-def rows_of(source: Source) -> Iterator[Row]:
+def rows_of(source: Source) -> Iterator[FileRow]:
     """The rows of a source, whatever their keys. Raises DataError as :func:`read_source` does."""
     _check(source)
     table = _open(source)
     for number, value in table.rows:
-        yield Row.of(value, table.where(number))
+        yield FileRow.of(value, table.where(number))
 
 
 def _drop_reason(example: Example, seen: bool, kept: int, limit: int | None) -> str | None:
-    if reason := flaw(example.messages):
+    if reason := drop_reason(example.messages):
         return reason
     if seen:
         return _DUPLICATE

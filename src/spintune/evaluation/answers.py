@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spintune.data.formats import NO_INPUT, Row
+from spintune.data.formats import NO_INPUT, FileRow
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError
 from spintune.storage import digest_json
@@ -36,7 +36,7 @@ _REFERENCES = ("reference", "target")
 
 
 @dataclass(frozen=True)
-class Answered:
+class StoredAnswer:
     """One answer. ``where`` says which row it comes from."""
 
     id: str
@@ -46,7 +46,7 @@ class Answered:
     where: str = ""
 
 
-def read_answers(path: Path) -> list[Answered]:
+def read_answers(path: Path) -> list[StoredAnswer]:
     """The answers of a file, in its order.
 
     An item without an id gets one that follows from its prompt.
@@ -64,20 +64,20 @@ def read_answers(path: Path) -> list[Answered]:
     return answers
 
 
-def file_rows(path: Path) -> Iterator[Row]:
+def file_rows(path: Path) -> Iterator[FileRow]:
     """The rows of a file on this machine. Raises DataError when there is none, or it holds no rows."""
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path")
     return rows_of(Source(str(path)))
 
 
-def _answers(row: Row) -> Iterator[Answered]:
+def _answers(row: FileRow) -> Iterator[StoredAnswer]:
     name = _id(row)
     if "instances" in row.values:
         for place, instance in enumerate(row.objects("instances", "an answer"), 1):
             prompt = _instruction(row, instance)
             number = f"/{place}" if place > 1 else ""
-            yield Answered(
+            yield StoredAnswer(
                 id=f"{name}{number}" if name else _id_of(prompt),
                 prompt=prompt,
                 answer=instance.text("output", "an answer"),
@@ -89,7 +89,7 @@ def _answers(row: Row) -> Iterator[Answered]:
         raise DataError(f"{row.where}: a row without a prompt and without an id; give one of them")
     key = next((key for key in _ANSWERS if key in row.values), _ANSWERS[0])
     reference = next((key for key in _REFERENCES if row.values.get(key) is not None), None)
-    yield Answered(
+    yield StoredAnswer(
         id=name or _id_of(prompt),
         prompt=prompt,
         answer=row.text(key, "an answer"),
@@ -102,7 +102,7 @@ def _id_of(prompt: str) -> str:
     return digest_json(_words(prompt))[:16]
 
 
-def item_ids(answers: Sequence[Answered]) -> list[str]:
+def item_ids(answers: Sequence[StoredAnswer]) -> list[str]:
     """An id of each answer's item that is the same in every file: of its prompt, else its own.
 
     A prompt that comes again gets a number: equal places belong together.
@@ -116,7 +116,7 @@ def item_ids(answers: Sequence[Answered]) -> list[str]:
     return found
 
 
-def _id(row: Row) -> str | None:
+def _id(row: FileRow) -> str | None:
     key = next((key for key in _IDS if row.values.get(key) is not None), None)
     if key is None:
         return None
@@ -124,14 +124,14 @@ def _id(row: Row) -> str | None:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else row.text(key, "an id")
 
 
-def _prompt(row: Row) -> str:
+def _prompt(row: FileRow) -> str:
     if row.values.get("instruction") is not None:
         return _instruction(row, row)
     key = next((key for key in _PROMPTS if row.values.get(key) is not None), None)
     return row.text(key, "a prompt") if key else ""
 
 
-def _instruction(row: Row, task: Row) -> str:
+def _instruction(row: FileRow, task: FileRow) -> str:
     """As a prompt of these rows reads when they are trained on."""
     instruction = row.text("instruction", "a prompt").strip()
     context = "" if task.values.get("input") is None else task.text("input", "an input")
@@ -160,12 +160,12 @@ def answered_models(folder: Path) -> list[str]:
 class Pairing:
     """Answers to the same items, and how many have no partner."""
 
-    pairs: list[tuple[Answered, Answered]]
+    pairs: list[tuple[StoredAnswer, StoredAnswer]]
     only_first: int
     only_second: int
 
 
-def pair_answers(first: Sequence[Answered], second: Sequence[Answered], fewest: int = 1) -> Pairing:
+def pair_answers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], fewest: int = 1) -> Pairing:
     """Pairs of answers to the same item, in the first one's order.
 
     Items are the same when their prompts are equal up to white space, whatever their ids: ids of one file may well mean
@@ -176,10 +176,10 @@ def pair_answers(first: Sequence[Answered], second: Sequence[Answered], fewest: 
     Raises DataError when fewer than ``fewest`` items, or none, are in both.
     """
     by_id = not all(answer.prompt.strip() for answer in (*first, *second))
-    waiting: dict[str, list[Answered]] = defaultdict(list)
+    waiting: dict[str, list[StoredAnswer]] = defaultdict(list)
     for answer in second:
         waiting[_item(answer, by_id)].append(answer)
-    partners: dict[int, Answered] = {}
+    partners: dict[int, StoredAnswer] = {}
     for same_id in (True, False):
         for place, answer in enumerate(first):
             rivals = waiting[_item(answer, by_id)]
@@ -193,7 +193,7 @@ def pair_answers(first: Sequence[Answered], second: Sequence[Answered], fewest: 
     return Pairing(pairs, len(first) - len(pairs), len(second) - len(pairs))
 
 
-def _item(answer: Answered, by_id: bool) -> str:
+def _item(answer: StoredAnswer, by_id: bool) -> str:
     return answer.id if by_id else _words(answer.prompt)
 
 
@@ -202,7 +202,7 @@ def _words(text: str) -> str:
     return " ".join(text.split())
 
 
-def _strangers(first: Sequence[Answered], second: Sequence[Answered], common: int, by_id: bool) -> str:
+def _strangers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], common: int, by_id: bool) -> str:
     kind = "ids" if by_id else "prompts"
     firsts = " and ".join(repr(_item(side[0], by_id)[:60]) for side in (first, second) if side)
     return (
@@ -211,5 +211,5 @@ def _strangers(first: Sequence[Answered], second: Sequence[Answered], common: in
     )
 
 
-def _file(answers: Sequence[Answered]) -> str:
+def _file(answers: Sequence[StoredAnswer]) -> str:
     return answers[0].where.rpartition(":")[0] if answers else "an empty file"

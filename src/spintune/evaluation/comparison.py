@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spintune.data.formats import Row, kind_of
+from spintune.data.formats import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.measures import Interval
@@ -45,7 +45,7 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasuredItems:
     """One measure of one model, item by item.
 
     Attributes:
@@ -74,7 +74,7 @@ class Measure:
             raise ValueError("a ratio needs a weight above 0 for each of its items, and for no others")
 
 
-Table = Mapping[str, Measure]
+Table = Mapping[str, MeasuredItems]
 """The measures of one model, by name."""
 
 
@@ -249,7 +249,7 @@ class _Test:
         return found if found < 1 else None
 
 
-def _test(first: Measure, second: Measure, items: Sequence[str], draws: int, seed: int) -> _Test:
+def _test(first: MeasuredItems, second: MeasuredItems, items: Sequence[str], draws: int, seed: int) -> _Test:
     values = [[measure.values[item] for item in items] for measure in (first, second)]
     weights = None if first.weights is None else [first.weights[item] for item in items]
     value_2N = np.asarray(values, dtype=np.float64)
@@ -290,7 +290,9 @@ def random_signs(differences: Sequence[float], draws: int = _DRAWS, seed: int = 
     return (1 + count) / (1 + draws)
 
 
-def _finding(measure: Measure, difference: float, significant: bool) -> Literal["better", "worse", "different"] | None:
+def _finding(
+    measure: MeasuredItems, difference: float, significant: bool
+) -> Literal["better", "worse", "different"] | None:
     if not significant:
         return None
     if measure.better is None:
@@ -336,7 +338,7 @@ def _heldout_rows(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _number(row: Row, key: str) -> float:
+def _number(row: FileRow, key: str) -> float:
     value = row.values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         found = kind_of(value) if key in row.values else "missing"
@@ -344,7 +346,7 @@ def _number(row: Row, key: str) -> float:
     return value
 
 
-def _flag(row: Row, key: str) -> bool:
+def _flag(row: FileRow, key: str) -> bool:
     value = row.values.get(key)
     if not isinstance(value, bool):
         found = kind_of(value) if key in row.values else "missing"
@@ -352,17 +354,17 @@ def _flag(row: Row, key: str) -> bool:
     return value
 
 
-def _heldout_table(rows: Mapping[str, Mapping[str, float]], same_tokens: bool) -> dict[str, Measure]:
+def _heldout_table(rows: Mapping[str, Mapping[str, float]], same_tokens: bool) -> dict[str, MeasuredItems]:
     def column(key: str) -> dict[str, float]:
         return {item: row[key] for item, row in rows.items()}
 
-    likelihood = Measure(column("nll"), "lower", weights=column("reference_tokens" if same_tokens else "bytes"))
+    likelihood = MeasuredItems(column("nll"), "lower", weights=column("reference_tokens" if same_tokens else "bytes"))
     return {
         "nll_per_token" if same_tokens else "nll_per_byte": likelihood,
-        "rouge_l": Measure(column("rouge_l")),
-        "exact_match": Measure(column("exact_match"), right_or_wrong=True),
-        "answer_tokens": Measure(column("answer_tokens"), better=None),
-        "finished": Measure(column("finished"), right_or_wrong=True),
+        "rouge_l": MeasuredItems(column("rouge_l")),
+        "exact_match": MeasuredItems(column("exact_match"), right_or_wrong=True),
+        "answer_tokens": MeasuredItems(column("answer_tokens"), better=None),
+        "finished": MeasuredItems(column("finished"), right_or_wrong=True),
     }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from spintune.errors import DataError
-from spintune.evaluation.answers import Answered, answered_models, file_rows, item_ids, pair_answers, read_answers
-from spintune.evaluation.comparison import Measure, Table, heldout_tables
+from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows, item_ids, pair_answers, read_answers
+from spintune.evaluation.comparison import MeasuredItems, Table, heldout_tables
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.scores import finished_scores, read_scores
 from spintune.run import BASE, BASELINE, SFT
@@ -26,7 +26,7 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
     Raises DataError for a name that is none of these, and for a file or model without anything to compare.
     """
     heldout: dict[str, Path] = {}
-    found: dict[str, dict[str, Measure]] = {}
+    found: dict[str, dict[str, MeasuredItems]] = {}
     good = read_answers(references) if references else []
     runs = {name.partition(":")[0] for name in names if not Path(name).is_file()}
     short = _short([*runs, *(name for name in names if Path(name).is_file())])
@@ -69,8 +69,8 @@ def _models(folder: Path, rivals: bool = False) -> list[str]:
     return sorted(name for name in {*answered_models(folder), *scored} if rivals or _OF_THE_RUN.fullmatch(name))
 
 
-def _scores(folder: Path, model: str) -> dict[str, Measure]:
-    found: dict[str, Measure] = {}
+def _scores(folder: Path, model: str) -> dict[str, MeasuredItems]:
+    found: dict[str, MeasuredItems] = {}
     for evaluation, models in finished_scores(folder).items():
         if model in models:
             found |= read_scores(models[model]).table(f"{evaluation} ")
@@ -82,7 +82,7 @@ def _evaluated(path: Path) -> bool:
     return "nll" in next(iter(file_rows(path))).values
 
 
-def _saved(path: Path, good: Sequence[Answered]) -> Mapping[str, Measure]:
+def _saved(path: Path, good: Sequence[StoredAnswer]) -> Mapping[str, MeasuredItems]:
     """Answers of anybody: against their own references or those of a file, and their lengths."""
     answers = read_answers(path)
     items = item_ids(answers)
@@ -92,11 +92,11 @@ def _saved(path: Path, good: Sequence[Answered]) -> Mapping[str, Measure]:
         places = {id(one): place for place, one in enumerate(answers)}
         pairs = pair_answers(answers, good).pairs
         references |= {items[places[id(one)]]: other.reference or other.answer for one, other in pairs}
-    measures = {"characters": Measure({item: float(len(text)) for item, text in texts.items()}, better=None)}
+    measures = {"characters": MeasuredItems({item: float(len(text)) for item, text in texts.items()}, better=None)}
     if references:
         scored = {item: (reference, texts[item]) for item, reference in references.items()}
-        measures["rouge_l"] = Measure({item: rouge_l(*pair) for item, pair in scored.items()})
-        measures["exact_match"] = Measure(
+        measures["rouge_l"] = MeasuredItems({item: rouge_l(*pair) for item, pair in scored.items()})
+        measures["exact_match"] = MeasuredItems(
             {item: float(exact_match(*pair)) for item, pair in scored.items()}, right_or_wrong=True
         )
     return measures

@@ -26,11 +26,12 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedTokenizerBase
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
 from spintune.errors import ModelError, NonFiniteError
-from spintune.models.generation import Generator
-from spintune.models.logprobs import LogProbEngine, Query
-from spintune.models.sampling import Sampling
-from spintune.models.stopping import StopTexts
+from spintune.generation.protocol import Generator
+from spintune.generation.sampling import Sampling
+from spintune.generation.stopping import StopTexts
 from spintune.progress import Progress
 from spintune.tokens.templates import template_source, with_fixed_date
 
@@ -58,7 +59,7 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenRequest:
     """The tokens of a request: how likely is the continuation after the context?"""
 
     context: Ids
@@ -152,7 +153,7 @@ class HarnessModel(TemplateLM):
         for _, context, continuation in requests:
             request = self._fit(tuple(context), tuple(continuation))
             # one copy of a context, however many continuations it has
-            asked.append(Asked(contexts.setdefault(request.context, request.context), request.continuation))
+            asked.append(TokenRequest(contexts.setdefault(request.context, request.context), request.continuation))
         width = self.config.get_text_config().hidden_size
         groups = share(asked, width, self.tokens_per_forward, whole=self.model.encoder_decoder)
         queries = [group.query(asked) for group in groups]
@@ -166,7 +167,7 @@ class HarnessModel(TemplateLM):
                 scores[member] = value
         return scores
 
-    def _fit(self, context: Ids, continuation: Ids) -> Asked:
+    def _fit(self, context: Ids, continuation: Ids) -> TokenRequest:
         """Cut on the left to what the model reads. Of a decoder-only model the last token is not read."""
         if not continuation:
             raise ModelError(f"{self.title}: a continuation has no tokens; nothing can be scored")
@@ -178,8 +179,8 @@ class HarnessModel(TemplateLM):
         if not context:  # of white space alone, which belongs to the continuation; the harness's own model fails there
             context = (self.prefix_token_id,)
         if self.model.encoder_decoder:
-            return Asked(context[-self.max_length :], continuation)
-        return Asked((context + continuation)[-(self.max_length + 1) : -len(continuation)], continuation)
+            return TokenRequest(context[-self.max_length :], continuation)
+        return TokenRequest((context + continuation)[-(self.max_length + 1) : -len(continuation)], continuation)
 
     # Generation ------------------------------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class HarnessModel(TemplateLM):
                 texts[number] = text
         return texts
 
-    def _order(self, context: str, options: dict[str, Any]) -> Order:
+    def _order(self, context: str, options: dict[str, Any]) -> GenerationRequest:
         options = normalize_gen_kwargs(options, _ANSWER_TOKENS)
         until = handle_stop_sequences(options.pop("until"), eos=self._end)
         longest = options.pop("max_gen_toks")
@@ -218,9 +219,11 @@ class HarnessModel(TemplateLM):
             )
         # the harness looks for bos_token alone here, even where likelihoods begin with the end-of-text token
         special = self.model.encoder_decoder or not has_bos_prefix(context, self.tokenizer.bos_token)
-        return Order(tuple(self._ids(context, special)[-room:]), sampling, tuple(text for text in until if text))
+        return GenerationRequest(
+            tuple(self._ids(context, special)[-room:]), sampling, tuple(text for text in until if text)
+        )
 
-    def _write(self, orders: Sequence[Order], sampling: Sampling) -> list[str]:
+    def _write(self, orders: Sequence[GenerationRequest], sampling: Sampling) -> list[str]:
         stops = [StopTexts(self.tokenizer.decode, order.until) for order in orders]
         # of tokens, because the number of an answer's tokens is not known before its end
         with self.progress.task(self.title, len(orders) * sampling.max_new_tokens, "tokens at most") as task:
@@ -237,7 +240,7 @@ class HarnessModel(TemplateLM):
 
 
 @dataclass(frozen=True)
-class Order:
+class GenerationRequest:
     """An answer to be written: its prompt, and the texts that end it."""
 
     prompt: Ids
@@ -249,7 +252,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Group:
+class RequestGroup:
     """Requests that are computed together: the tokens they all begin with once, and what follows for each.
 
     Attributes:
@@ -264,7 +267,7 @@ class Group:
     branches: int
     tokens: int
 
-    def query(self, asked: Sequence[Asked]) -> Query:
+    def query(self, asked: Sequence[TokenRequest]) -> Query:
         rests = [asked[member].context[len(self.shared) :] for member in self.members]
         answers = [asked[member].continuation for member in self.members]
         pairs = list(zip(rests, answers, strict=True))
@@ -272,7 +275,7 @@ class Group:
         return Query(self.shared, tuple(rest + answer for rest, answer in pairs), scored, whole=False)
 
 
-def share(asked: Sequence[Asked], width: int, most: int, whole: bool = False) -> list[Group]:
+def share(asked: Sequence[TokenRequest], width: int, most: int, whole: bool = False) -> list[RequestGroup]:
     """Groups requests by how they begin, where that saves work.
 
     First those of one context (a question's choices), then neighbours whose contexts begin alike: the two sentences of
@@ -289,22 +292,22 @@ def share(asked: Sequence[Asked], width: int, most: int, whole: bool = False) ->
     by_context: dict[Ids, dict[Ids, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, request in enumerate(asked):
         by_context[request.context][request.continuation[:-1]].append(number)
-    groups: list[Group] = []
+    groups: list[RequestGroup] = []
     for context, branches in by_context.items():
-        alone = [Group(context, tuple(ms), 1, len(context) + len(branch)) for branch, ms in branches.items()]
+        alone = [RequestGroup(context, tuple(ms), 1, len(context) + len(branch)) for branch, ms in branches.items()]
         groups += _joined(alone, lambda group: _work(group, width))
     if whole:
         return groups
 
-    def cost(group: Group) -> float:
+    def cost(group: RequestGroup) -> float:
         return _work(group, width) if group.tokens <= most else math.inf
 
     return _joined(sorted(groups, key=lambda group: group.shared), cost)
 
 
-def _joined(groups: Sequence[Group], cost: Callable[[Group], float]) -> list[Group]:
+def _joined(groups: Sequence[RequestGroup], cost: Callable[[RequestGroup], float]) -> list[RequestGroup]:
     """Joins each group to the one before it where that saves a tenth of its cost; masked attention is slower."""
-    joined: list[Group] = []
+    joined: list[RequestGroup] = []
     for group in groups:
         together = _join(joined[-1], group) if joined else None
         if together and cost(together) - cost(joined[-1]) < 0.9 * cost(group):
@@ -314,13 +317,13 @@ def _joined(groups: Sequence[Group], cost: Callable[[Group], float]) -> list[Gro
     return joined
 
 
-def _join(left: Group, right: Group) -> Group | None:
+def _join(left: RequestGroup, right: RequestGroup) -> RequestGroup | None:
     common = _common(left.shared, right.shared)
     if not common:
         return None
     # behind what is common, every branch reads the rest of its context by itself
     again = sum((len(group.shared) - common) * (group.branches - 1) for group in (left, right))
-    return Group(
+    return RequestGroup(
         shared=left.shared[:common],
         members=left.members + right.members,
         branches=left.branches + right.branches,
@@ -328,7 +331,7 @@ def _join(left: Group, right: Group) -> Group | None:
     )
 
 
-def _work(group: Group, width: int) -> float:
+def _work(group: RequestGroup, width: int) -> float:
     """Operations, in those that a token costs without attention.
 
     A layer of width d has about 12 d² weights, which is 24 d² operations a token, and 4 d for each token that it

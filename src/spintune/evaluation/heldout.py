@@ -10,21 +10,21 @@ from typing import TypeVar
 
 import orjson
 
-from spintune.evaluation.answering import write_answers
+from spintune.engine.logprobs import LogProbEngine
+from spintune.evaluation.generate_answers import write_answers
 from spintune.evaluation.measures import Interval, bootstrap, exact_match, rouge_l
-from spintune.models.generation import Generator
-from spintune.models.logprobs import LogProbEngine
+from spintune.generation.protocol import Generator
 from spintune.progress import Progress
 from spintune.records import Example
 from spintune.storage import atomic_file
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
 
-Measured = TypeVar("Measured", "Likelihood", "Judged")
+Measured = TypeVar("Measured", "HeldoutLikelihood", "HeldoutAnswer")
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class HeldoutLikelihood:
     """How likely a model finds the reference of one held-out example."""
 
     id: str
@@ -35,7 +35,7 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class Judged:
+class HeldoutAnswer:
     """One held-out example, answered and measured."""
 
     id: str
@@ -45,39 +45,40 @@ class Judged:
     finish_reason: str
     answer_tokens: int
     reference_tokens: int
-    """As in :class:`Likelihood`."""
+    """As in :class:`HeldoutLikelihood`."""
     nll: float
-    """As in :class:`Likelihood`."""
+    """As in :class:`HeldoutLikelihood`."""
     rouge_l: float
     exact_match: bool
 
 
 def score_heldout(
-    engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward: int, progress: Progress, name: str
-) -> list[Likelihood]:
+    engine: LogProbEngine, rows: Sequence[TokenRow], tokens_per_forward: int, progress: Progress, name: str
+) -> list[HeldoutLikelihood]:
     """The likelihood of every row's reference under the model called ``name``."""
     objective = NegativeLogLikelihood()
     with progress.task(f"{name}: held-out likelihood", len(rows), "examples") as task:
         scores = engine.score([objective.query(row) for row in rows], tokens_per_forward, task.advance)
     return [
-        Likelihood(row.example_id, -logprob, sum(row.trained)) for row, (logprob,) in zip(rows, scores, strict=True)
+        HeldoutLikelihood(row.example_id, -logprob, sum(row.trained))
+        for row, (logprob,) in zip(rows, scores, strict=True)
     ]
 
 
 def answer_heldout(
     generator: Generator,
     examples: Sequence[Example],
-    rows: Sequence[Row],
-    likelihoods: Sequence[Likelihood],
+    rows: Sequence[TokenRow],
+    likelihoods: Sequence[HeldoutLikelihood],
     max_new_tokens: int,
     progress: Progress,
     name: str,
-) -> list[Judged]:
+) -> list[HeldoutAnswer]:
     """Greedy answers to held-out examples; ``rows`` are the examples as tokens, one for one."""
     prompts = [row.prompt_ids for row in rows]
     completions = write_answers(generator, prompts, max_new_tokens, progress, f"{name}: held-out answers")
     return [
-        Judged(
+        HeldoutAnswer(
             id=example.id,
             prompt="\n\n".join(message.content for message in example.prompt),
             reference=example.answer,
@@ -97,7 +98,7 @@ MEASURES = ("nll_per_token", "nll_per_byte", "rouge_l", "exact_match", "answer_t
 _LIKELIHOODS = ("nll_per_token", "nll_per_byte")
 
 
-def summarise(judged: Sequence[Judged]) -> dict[str, Interval]:
+def summarise(judged: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
     """Each measure with its 95 % interval, and the perplexities exp(nll) by the token and by the byte.
 
     Models of different tokenizers are comparable by the byte (UTF-8, of the reference).
@@ -110,7 +111,7 @@ def summarise(judged: Sequence[Judged]) -> dict[str, Interval]:
     return {**likelihoods, **perplexities, **{name: bootstrap(_values(judged, name)) for name in MEASURES[2:]}}
 
 
-def compare(judged: Sequence[Judged], against: Sequence[Judged]) -> dict[str, Interval]:
+def compare(judged: Sequence[HeldoutAnswer], against: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
     """Paired differences (first minus second) on the same items, each with its 95 % interval."""
     if [j.id for j in judged] != [j.id for j in against]:
         raise ValueError("a paired comparison needs the same items in the same order")
@@ -122,20 +123,20 @@ def compare(judged: Sequence[Judged], against: Sequence[Judged]) -> dict[str, In
     return {**{name: bootstrap(nll, _denominators(judged, name)) for name in _LIKELIHOODS}, **differences}
 
 
-def _denominators(judged: Sequence[Judged], name: str) -> list[int]:
+def _denominators(judged: Sequence[HeldoutAnswer], name: str) -> list[int]:
     """Tokens or bytes of each reference; an empty one still has its end to be likely, and counts one byte."""
     if name == "nll_per_token":
         return [j.reference_tokens for j in judged]
     return [max(1, len(j.reference.encode())) for j in judged]
 
 
-def _values(judged: Sequence[Judged], name: str) -> list[float]:
+def _values(judged: Sequence[HeldoutAnswer], name: str) -> list[float]:
     if name == "finished":
         return [float(j.finish_reason == "stop") for j in judged]
     return [float(getattr(j, name)) for j in judged]
 
 
-def write_rows(path: Path, rows: Sequence[Likelihood] | Sequence[Judged]) -> None:
+def write_rows(path: Path, rows: Sequence[HeldoutLikelihood] | Sequence[HeldoutAnswer]) -> None:
     """One JSON line for each item; the file is complete or absent."""
     with atomic_file(path) as file:
         file.writelines(orjson.dumps(asdict(row)) + b"\n" for row in rows)

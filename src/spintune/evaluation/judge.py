@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from typing import Any, Literal
 
-from spintune.evaluation.answers import Answered
+from spintune.evaluation.answers import StoredAnswer
 from spintune.evaluation.judge_prompts import PAIRWISE, TIE, pairwise_prompt
 from spintune.evaluation.statistics import length_controlled_win_rate, wilson, win_rate
 from spintune.evaluation.verdicts import code_for, read_verdict
 from spintune.progress import Progress
 from spintune.records import Message
 from spintune.storage import digest_json
-from spintune.teachers.asking import Asker
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Outcome, Request
 
 Side = Literal["first", "second", "tie"]
@@ -46,7 +46,7 @@ CANARIES = (
 
 
 @dataclass(frozen=True)
-class Contest:
+class AnswerPair:
     """Two answers to one prompt, and perhaps an answer that is known to be good."""
 
     id: str
@@ -56,13 +56,13 @@ class Contest:
     reference: str | None = None
 
 
-def contests(pairs: Iterable[tuple[Answered, Answered]]) -> list[Contest]:
+def answer_pairs(pairs: Iterable[tuple[StoredAnswer, StoredAnswer]]) -> list[AnswerPair]:
     """Contests of answers to the same items, with the reference that either of them has.
 
     White space around an answer is left out: completions begin with it where chats do not.
     """
     return [
-        Contest(
+        AnswerPair(
             id=one.id,
             prompt=one.prompt,
             first=one.answer.strip(),
@@ -119,7 +119,7 @@ class Judgement:
 
 
 def judge_pairs(
-    asker: Asker, items: Sequence[Contest], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
+    asker: CachedTeacher, items: Sequence[AnswerPair], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
 ) -> list[Judgement]:
     """A judgement for each contest, in their order.
 
@@ -147,7 +147,7 @@ class _Order:
     sides: dict[str, Side]
 
 
-def _orders(item: Contest, seed: int, max_tokens: int) -> list[_Order]:
+def _orders(item: AnswerPair, seed: int, max_tokens: int) -> list[_Order]:
     """Both orders of a contest, none for equal answers."""
     if item.first == item.second:
         return []
@@ -162,7 +162,9 @@ def _orders(item: Contest, seed: int, max_tokens: int) -> list[_Order]:
     return orders
 
 
-def _judgement(asker: Asker, item: Contest, orders: Sequence[_Order], outcomes: Sequence[Outcome]) -> Judgement:
+def _judgement(
+    asker: CachedTeacher, item: AnswerPair, orders: Sequence[_Order], outcomes: Sequence[Outcome]
+) -> Judgement:
     lengths = len(item.first), len(item.second)
     if not orders:
         return Judgement(item.id, ("tie", "tie"), (None, None), lengths, ())
@@ -305,8 +307,8 @@ class Canary:
 
 
 def canary(
-    asker: Asker,
-    items: Sequence[Contest],
+    asker: CachedTeacher,
+    items: Sequence[AnswerPair],
     seed: int,
     progress: Progress,
     count: int = CANARY_ITEMS,
@@ -323,7 +325,7 @@ def canary(
     """
     drawn = sorted(items, key=lambda item: (item.reference is None, digest_json([seed, "canary", item.id])))[:count]
     staged = [
-        Contest(item.id, item.prompt, nonsense, item.first if item.reference is None else item.reference)
+        AnswerPair(item.id, item.prompt, nonsense, item.first if item.reference is None else item.reference)
         for item, nonsense in zip(drawn, cycle(CANARIES), strict=False)
     ]
     judgements = judge_pairs(asker, staged, seed, progress, max_tokens)

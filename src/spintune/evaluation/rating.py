@@ -13,7 +13,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from spintune.data.formats import Row, kind_of
+from spintune.data.formats import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, CANARY_LIMIT, MAX_TOKENS, Canary
@@ -23,7 +23,7 @@ from spintune.evaluation.verdicts import code_for, read_verdict
 from spintune.progress import Progress
 from spintune.records import Message
 from spintune.storage import digest_json
-from spintune.teachers.asking import Asker
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Request
 
 _SCORES = tuple(str(score) for score in range(WORST, BEST + 1))
@@ -72,7 +72,7 @@ def read_questions(path: Path) -> list[Question]:
     return list(questions.values())
 
 
-def _question(row: Row) -> Question:
+def _question(row: FileRow) -> Question:
     turns = _texts(row, "turns")
     references = _texts(row, "reference") if row.values.get("reference") is not None else [""] * len(turns)
     if not turns or len(references) > len(turns):
@@ -86,7 +86,7 @@ def _question(row: Row) -> Question:
     return Question(str(number), category, tuple(turns), tuple(text or None for text in references))
 
 
-def _texts(row: Row, key: str) -> list[str]:
+def _texts(row: FileRow, key: str) -> list[str]:
     value = row.values.get(key)
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return list(value)
@@ -123,7 +123,7 @@ class Rating:
 
 
 def rate(
-    asker: Asker, dialogues: Sequence[Dialogue], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
+    asker: CachedTeacher, dialogues: Sequence[Dialogue], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
 ) -> list[Rating]:
     """A rating for every turn of every dialogue, in their order.
 
@@ -200,7 +200,7 @@ def _mean(scored: Sequence[Rating]) -> dict[str, float] | None:
 
 
 def rating_canary(
-    asker: Asker,
+    asker: CachedTeacher,
     dialogues: Sequence[Dialogue],
     seed: int,
     progress: Progress,

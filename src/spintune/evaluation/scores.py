@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import orjson
 
-from spintune.evaluation.comparison import Measure, Table
+from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.run import MANIFEST
 from spintune.storage import atomic_file, read_json
@@ -24,7 +24,7 @@ SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True)
-class Scale:
+class ScoreScale:
     """How a measure is read: which way is better (None for neither, as for lengths), and whether it is 0 or 1."""
 
     better: Literal["higher", "lower"] | None = "higher"
@@ -32,7 +32,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ItemScore:
     """One item.
 
     Attributes:
@@ -48,21 +48,21 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreTable:
     """One model in one evaluation."""
 
-    scales: dict[str, Scale]
-    items: tuple[Scored, ...]
+    scales: dict[str, ScoreScale]
+    items: tuple[ItemScore, ...]
 
     def table(self, prefix: str = "") -> Table:
         """The measures as :func:`~spintune.evaluation.comparison.compare` takes them, by ``prefix`` and name."""
         return {f"{prefix}{name}": self._measure(name) for name in self.scales}
 
-    def _measure(self, name: str) -> Measure:
+    def _measure(self, name: str) -> MeasuredItems:
         scale = self.scales[name]
         items = [item for item in self.items if name in item.scores]
         weighted = any(name in item.weights for item in items)
-        return Measure(
+        return MeasuredItems(
             {item.id: item.scores[name] for item in items},
             scale.better,
             scale.right_or_wrong,
@@ -83,17 +83,17 @@ class Scores:
         return {name: asdict(scale) for name, scale in self.scales.items()}
 
 
-def write_scores(path: Path, items: Iterable[Scored]) -> None:
+def write_scores(path: Path, items: Iterable[ItemScore]) -> None:
     """One JSON line an item; the file is complete or absent."""
     with atomic_file(path) as file:
         file.writelines(orjson.dumps(asdict(item)) + b"\n" for item in items)
 
 
-def read_scores(folder: Path) -> Scores:
+def read_scores(folder: Path) -> ScoreTable:
     """What a finished evaluation of a model left in its folder."""
     scales: Mapping[str, Any] = read_json(folder / MANIFEST)["facts"]["measures"]
-    items = tuple(Scored(**orjson.loads(line)) for line in (folder / SCORES).read_bytes().splitlines())
-    return Scores({name: Scale(**scale) for name, scale in scales.items()}, items)
+    items = tuple(ItemScore(**orjson.loads(line)) for line in (folder / SCORES).read_bytes().splitlines())
+    return ScoreTable({name: ScoreScale(**scale) for name, scale in scales.items()}, items)
 
 
 def finished_scores(run: Path) -> dict[str, dict[str, Path]]:

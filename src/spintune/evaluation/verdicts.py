@@ -30,7 +30,7 @@ _THOUGHT_ENDS = "</think>"
 
 
 @dataclass(frozen=True)
-class Said:
+class ParsedVerdict:
     """A verdict, or the reason why there is none."""
 
     verdict: str = ""
@@ -57,19 +57,19 @@ def verdict_form(code: str, verdict: str) -> str:
     return f"[[{code}:{verdict}]]"
 
 
-def read_verdict(outcome: Outcome, code: str, verdicts: Iterable[str]) -> Said:
+def read_verdict(outcome: Outcome, code: str, verdicts: Iterable[str]) -> ParsedVerdict:
     """The one of ``verdicts`` that a reply holds in the form of :func:`verdict_form`; upper and lower case are equal.
 
     What a reasoning model thinks before it answers does not count.
     """
     if isinstance(outcome, Failure):
-        return Said(problem=outcome.reason)
+        return ParsedVerdict(problem=outcome.reason)
     if outcome.ending != "stop":
-        return Said(problem="withheld" if outcome.ending == "refused" else "cut_off")
+        return ParsedVerdict(problem="withheld" if outcome.ending == "refused" else "cut_off")
     answer = outcome.text.rpartition(_THOUGHT_ENDS)[2]
     found = re.findall(rf"\[\[\s*{code}\s*:([^\[\]]*)\]\]", answer)
     if len(found) != 1:
-        return Said(problem="several_verdicts" if found else "no_verdict")
+        return ParsedVerdict(problem="several_verdicts" if found else "no_verdict")
     known = {verdict.lower(): verdict for verdict in verdicts}
     verdict = known.get(found[0].strip().lower())
-    return Said(verdict) if verdict else Said(problem="unknown_verdict")
+    return ParsedVerdict(verdict) if verdict else ParsedVerdict(problem="unknown_verdict")

@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
-from spintune.mixtures.tasks import Item, Task
+from spintune.mixtures.tasks import MixtureTask, TaskItem
 
 _MARK = re.compile(r"\banswers?\b\s*(?:is|are)?\s*[:=]|\banswers?\s+(?:is|are)\b|####", re.IGNORECASE)
 _NUMBER = re.compile(
@@ -42,7 +42,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def correct(task: Task, target: str, prediction: str, item: Item | None = None) -> bool:
+def correct(task: MixtureTask, target: str, prediction: str, item: TaskItem | None = None) -> bool:
     """Whether ``prediction`` answers as ``target`` does.
 
     Args:

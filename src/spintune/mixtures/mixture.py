@@ -21,9 +21,9 @@ from spintune.errors import DataError, RecipeError
 from spintune.mixtures import draws
 from spintune.mixtures.options import OptionStyle, styles_for
 from spintune.mixtures.phrasings import Kind, Phrasing
-from spintune.mixtures.rendering import FRAMES, QUADRANTS, Budget, Frame, Rendered, render
-from spintune.mixtures.shares import Plan, load_preset, plan, select
-from spintune.mixtures.tasks import Item, Task, load_tasks
+from spintune.mixtures.rendering import FRAMES, QUADRANTS, ExemplarFrame, PromptBudget, RenderedPrompt, render
+from spintune.mixtures.shares import MixturePlan, load_preset, plan, select
+from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
 from spintune.progress import Progress, Silent
 from spintune.recipe.mixture import MixtureSection, QuadrantName, WeighingSection
 from spintune.records import Example, Message
@@ -45,11 +45,11 @@ class Prompting:
     inversion: float = 0.23
     no_options: float = 0.5
     shots: tuple[int, int] = (1, 5)
-    budget: Budget | None = None
+    budget: PromptBudget | None = None
 
 
 @dataclass(frozen=True)
-class Pool:
+class TaskPool:
     """A task with its rows on either side, as indices in an order that depends on the seed alone.
 
     train:    rows to train on, and to take exemplars from
@@ -57,7 +57,7 @@ class Pool:
     trained:  False for a task that is only tested
     """
 
-    task: Task
+    task: MixtureTask
     train: array[int]
     heldout: array[int]
     trained: bool
@@ -87,7 +87,7 @@ class Mixture:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[MixtureTask],
         seed: int,
         weighing: WeighingSection | None = None,
         prompting: Prompting | None = None,
@@ -110,7 +110,7 @@ class Mixture:
         self.training = [pool for pool in self.pools if pool.trained]
         rows = {pool.task.name: len(pool.train) for pool in self.training}
         supported = {pool.task.name: pool.quadrants for pool in self.training}
-        self.plan: Plan = plan(trained, rows, supported, weighing or WeighingSection.model_validate({}), overall)
+        self.plan: MixturePlan = plan(trained, rows, supported, weighing or WeighingSection.model_validate({}), overall)
         self.training = [
             replace(pool, train=pool.train[: share.cap])
             for pool, share in zip(self.training, self.plan.tasks, strict=True)
@@ -135,7 +135,7 @@ class Mixture:
         for (place, _), low, high in zip(self._cells, [0, *self._ends], self._ends, strict=False):
             self._intervals[place] = (self._intervals.get(place, (low, low))[0], high)
 
-    def element(self, position: int) -> Rendered:
+    def element(self, position: int) -> RenderedPrompt:
         """Element ``position`` of the stream, from 0."""
         point = draws.point(position, self._start)
         place, quadrant = self._cells[bisect.bisect_right(self._ends, point)]
@@ -145,14 +145,14 @@ class Mixture:
         item = pool.task.items[pool.train[self._order(pool, epoch)[within]]]
         return self._render(pool, item, quadrant, self.prompting.inversion, self.prompting.no_options, "stream", visit)
 
-    def stream(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Rendered]:
+    def stream(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[RenderedPrompt]:
         """The elements of one of ``world`` ranks, from its ``start``-th on: rank, rank + world, rank + 2 world, ..."""
         position = rank + start * world
         while True:
             yield self.element(position)
             position += world
 
-    def heldout(self, rows: int | Mapping[str, int]) -> list[Rendered]:
+    def heldout(self, rows: int | Mapping[str, int]) -> list[RenderedPrompt]:
         """Test prompts: of each task up to ``rows`` rows that are not trained on, in every quadrant the task has.
 
         ``rows`` may differ by selector: the first that means a task counts, and a task that none means is not asked.
@@ -172,7 +172,7 @@ class Mixture:
             for quadrant in pool.quadrants
         ]
 
-    def _order(self, pool: Pool, epoch: int) -> array[int]:
+    def _order(self, pool: TaskPool, epoch: int) -> array[int]:
         """The order of a task's training rows in an epoch; the last one is kept, as the stream asks for it again."""
         name = pool.task.name
         kept = self._epochs.get(name)
@@ -182,13 +182,13 @@ class Mixture:
 
     def _render(
         self,
-        pool: Pool,
-        item: Item,
+        pool: TaskPool,
+        item: TaskItem,
         quadrant: QuadrantName,
         inversion: float,
         no_options: float,
         *stream: object,
-    ) -> Rendered:
+    ) -> RenderedPrompt:
         name = (self.seed, pool.task.name, quadrant, *stream)
         kind: Kind = "cot" if quadrant.endswith("cot") else "direct"
         ways = pool.task.ways(kind)
@@ -197,18 +197,18 @@ class Mixture:
             ways = inverted
         way = ways[draws.below(len(ways), *name, "phrasing")]
         wanted = 0
-        exemplars: list[Item] = []
+        exemplars: list[TaskItem] = []
         if quadrant.startswith("few"):
             fewest, most = self.prompting.shots
             wanted = fewest + draws.below(most - fewest + 1, *name, "shots")
             exemplars = _exemplars(pool, item, way, wanted, *name)
         hidden = pool.task.options_optional and draws.uniform(*name, "options") < no_options
         style = None if hidden else _style(pool.task, [item, *exemplars], *name)
-        frame: Frame = FRAMES[draws.below(len(FRAMES), *name, "frame")]
+        frame: ExemplarFrame = FRAMES[draws.below(len(FRAMES), *name, "frame")]
         return render(pool.task, item, way, style, frame, exemplars, wanted, self.prompting.budget)
 
 
-def _pool(task: Task, trained: bool, fraction: float, seed: int) -> Pool:
+def _pool(task: MixtureTask, trained: bool, fraction: float, seed: int) -> TaskPool:
     """Splits a task's rows by what they ask."""
     questions = [Example((Message("user", task.key(item)), Message("assistant", ""))) for item in task.items]
     try:
@@ -220,16 +220,16 @@ def _pool(task: Task, trained: bool, fraction: float, seed: int) -> Pool:
     sides: tuple[array[int], array[int]] = (array("I"), array("I"))
     for index in draws.order(len(task.items), seed, "rows", task.name):
         sides[questions[index].id in held].append(index)
-    return Pool(task, sides[0], sides[1], trained)
+    return TaskPool(task, sides[0], sides[1], trained)
 
 
-def _exemplars(pool: Pool, item: Item, way: Phrasing, wanted: int, *name: object) -> list[Item]:
+def _exemplars(pool: TaskPool, item: TaskItem, way: Phrasing, wanted: int, *name: object) -> list[TaskItem]:
     """Up to ``wanted`` training rows that ask something else than ``item`` does, drawn without repetition."""
     count = len(pool.train)
     if not count:
         return []
     place, stride = draws.walk(count, *name, "exemplars")
-    found: list[Item] = []
+    found: list[TaskItem] = []
     for _ in range(min(count, 64 + 8 * wanted)):
         other = pool.task.items[pool.train[place]]
         if not _asks_the_same(pool.task, way, item, other):
@@ -240,13 +240,13 @@ def _exemplars(pool: Pool, item: Item, way: Phrasing, wanted: int, *name: object
     return found
 
 
-def _asks_the_same(task: Task, way: Phrasing, a: Item, b: Item) -> bool:
+def _asks_the_same(task: MixtureTask, way: Phrasing, a: TaskItem, b: TaskItem) -> bool:
     if way.inverted and all(a.fields.get(field) == b.fields.get(field) for field in way.input.fields):
         return True
     return task.key(a) == task.key(b)
 
 
-def _style(task: Task, items: Sequence[Item], *name: object) -> OptionStyle:
+def _style(task: MixtureTask, items: Sequence[TaskItem], *name: object) -> OptionStyle:
     styles = styles_for(max(len(item.options) for item in items), task.letters)
     return styles[draws.below(len(styles), *name, "style")]
 
@@ -281,7 +281,7 @@ def load_mixture(
             inversion=_first(own.inversion, base.inversion, default.inversion),
             no_options=_first(own.no_options, base.no_options, default.no_options),
             shots=own.shots or base.shots or default.shots,
-            budget=Budget(tokens, count_tokens),
+            budget=PromptBudget(tokens, count_tokens),
         ),
         overall=section if preset else None,
         held_out=section.held_out,
@@ -295,19 +295,19 @@ def _first(*values: float | None) -> float:
 
 
 @dataclass(frozen=True)
-class Materialised:
+class MaterialisedMixture:
     """The first elements of a mixture as examples, and what they are made of."""
 
     examples: list[Example]
     report: dict[str, Any]
 
 
-def materialise(mixture: Mixture, count: int, progress: Progress = _SILENT) -> Materialised:
+def materialise(mixture: Mixture, count: int, progress: Progress = _SILENT) -> MaterialisedMixture:
     """The first ``count`` elements. More elements later begin with the same ones.
 
     Raises DataError when few-shot prompts are wanted and no exemplar fits in any of them.
     """
-    elements: list[Rendered] = []
+    elements: list[RenderedPrompt] = []
     with progress.task("mixing", count, "examples") as task:
         for position in range(count):
             elements.append(mixture.element(position))
@@ -321,10 +321,10 @@ def materialise(mixture: Mixture, count: int, progress: Progress = _SILENT) -> M
             f"mixture: in none of {len(few)} few-shot prompts does an exemplar fit into {budget.tokens} tokens beside "
             "the question; raise few_shot_tokens (and data.max_length), or set the few-shot quadrants to 0"
         )
-    return Materialised([element.example() for element in elements], report(mixture, elements))
+    return MaterialisedMixture([element.example() for element in elements], report(mixture, elements))
 
 
-def report(mixture: Mixture, elements: Sequence[Rendered]) -> dict[str, Any]:
+def report(mixture: Mixture, elements: Sequence[RenderedPrompt]) -> dict[str, Any]:
     """Wanted and realised shares, and what became of exemplars, rows and files; plain data.
 
     ``planned`` quadrants are what the tasks' rationales allow of the ``wanted`` ones.
@@ -376,7 +376,7 @@ def report(mixture: Mixture, elements: Sequence[Rendered]) -> dict[str, Any]:
     }
 
 
-def show(task: Task, count: int, seed: int, prompting: Prompting | None = None) -> Iterator[dict[str, Any]]:
+def show(task: MixtureTask, count: int, seed: int, prompting: Prompting | None = None) -> Iterator[dict[str, Any]]:
     """Examples of a task for a reader: ``count`` elements of a mixture of it alone."""
     mixture = Mixture([task], seed, prompting=prompting)
     for position in range(count):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from spintune.mixtures.options import PLAIN, OptionStyle
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, Kind, Phrasing
-from spintune.mixtures.tasks import Item, Task
+from spintune.mixtures.tasks import MixtureTask, TaskItem
 from spintune.recipe.mixture import QuadrantName
 from spintune.records import Example, Message
 
@@ -26,7 +26,7 @@ QUADRANTS: tuple[QuadrantName, ...] = ("zero_direct", "few_direct", "zero_cot", 
 
 
 @dataclass(frozen=True)
-class Frame:
+class ExemplarFrame:
     """What stands around exemplars. A phrasing with a cue of its own takes only the separator from it."""
 
     prefix: str
@@ -48,11 +48,13 @@ _AROUND = (
 )
 _SEPARATORS = ("\n\n", "\n\n\n", "\n---\n", "\n\n###\n\n", "\n\n*****\n\n")
 
-FRAMES: tuple[Frame, ...] = tuple(Frame(*around, separator) for around in _AROUND for separator in _SEPARATORS)
+FRAMES: tuple[ExemplarFrame, ...] = tuple(
+    ExemplarFrame(*around, separator) for around in _AROUND for separator in _SEPARATORS
+)
 
 
 @dataclass(frozen=True)
-class Budget:
+class PromptBudget:
     """How long a few-shot prompt may be: ``count(prompt) <= tokens``. The text is counted whole, separators too."""
 
     tokens: int
@@ -60,7 +62,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedPrompt:
     """A prompt, its target, and how they came about.
 
     Attributes:
@@ -110,8 +112,8 @@ class Rendered:
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Where an example of a mixture came from, see :class:`Rendered`."""
+class MixtureProvenance:
+    """Where an example of a mixture came from, see :class:`RenderedPrompt`."""
 
     task: str
     row: int
@@ -127,7 +129,7 @@ _SOURCE = re.compile(
 )
 
 
-def provenance(source: str) -> Provenance | None:
+def provenance(source: str) -> MixtureProvenance | None:
     """Reads an example's ``source``; None when it is not of a mixture.
 
     >>> provenance("mixture:gsm8k/cot/few-shot(3)/template-4:row-17").shots
@@ -136,7 +138,7 @@ def provenance(source: str) -> Provenance | None:
     found = _SOURCE.fullmatch(source)
     if found is None:
         return None
-    return Provenance(
+    return MixtureProvenance(
         found["task"],
         int(found["row"]),
         found["kind"],
@@ -147,15 +149,15 @@ def provenance(source: str) -> Provenance | None:
 
 
 def render(
-    task: Task,
-    item: Item,
+    task: MixtureTask,
+    item: TaskItem,
     way: Phrasing,
     style: OptionStyle | None = PLAIN,
-    frame: Frame = FRAMES[0],
-    exemplars: Sequence[Item] = (),
+    frame: ExemplarFrame = FRAMES[0],
+    exemplars: Sequence[TaskItem] = (),
     wanted_shots: int | None = None,
-    budget: Budget | None = None,
-) -> Rendered:
+    budget: PromptBudget | None = None,
+) -> RenderedPrompt:
     """Puts a row into words, after as many of the exemplars as fit: the first so many.
 
     ``style`` None leaves the options out. Exemplars that ask the same as the row do are skipped, so that no answer is
@@ -173,7 +175,7 @@ def render(
     shots = len(parts)
     while shots and budget and budget.count(_prompt(parts[:shots], question, way, frame)) > budget.tokens:
         shots -= 1
-    return Rendered(
+    return RenderedPrompt(
         prompt=_prompt(parts[:shots], question, way, frame),
         target=answer,
         task=task.name,
@@ -189,7 +191,7 @@ def render(
     )
 
 
-def _worded(item: Item, way: Phrasing, style: OptionStyle | None) -> tuple[str, str]:
+def _worded(item: TaskItem, way: Phrasing, style: OptionStyle | None) -> tuple[str, str]:
     """Input and target. Options that are not shown have no labels to answer with."""
     fields = {**item.fields, OPTIONS: style.render(item.options) if style else ""}
     if style and item.choice is not None and way.asks_with_options:
@@ -197,11 +199,11 @@ def _worded(item: Item, way: Phrasing, style: OptionStyle | None) -> tuple[str, 
     return way.input.fill(fields), way.target.fill(fields)
 
 
-def _answers_with_label(item: Item, way: Phrasing, style: OptionStyle | None) -> bool:
+def _answers_with_label(item: TaskItem, way: Phrasing, style: OptionStyle | None) -> bool:
     return bool(style and style.answer == "label" and item.options and way.asks_with_options)
 
 
-def _prompt(exemplars: Sequence[str], question: str, way: Phrasing, frame: Frame) -> str:
+def _prompt(exemplars: Sequence[str], question: str, way: Phrasing, frame: ExemplarFrame) -> str:
     if not exemplars:
         return (question + way.cue).rstrip(" ")
     prefix, lead = ("", way.cue) if way.cue else (frame.prefix, frame.lead)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from spintune.errors import RecipeError
 from spintune.mixtures.declarations import BUILTIN, PresetFile, read_declaration
-from spintune.mixtures.tasks import Task
+from spintune.mixtures.tasks import MixtureTask
 from spintune.recipe.mixture import GroupSection, QuadrantName, QuadrantsSection, WeighingSection
 
 Quadrants = Mapping[QuadrantName, float]
@@ -26,7 +26,7 @@ _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
-class Share:
+class TaskShare:
     """What a mixture wants of a task.
 
     Attributes:
@@ -43,7 +43,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MixturePlan:
     """The shares of a mixture.
 
     Attributes:
@@ -52,7 +52,7 @@ class Plan:
         absent: groups of a preset that no task belongs to; the others share what they would have had.
     """
 
-    tasks: tuple[Share, ...]
+    tasks: tuple[TaskShare, ...]
     quadrants: Quadrants | None
     absent: tuple[str, ...]
 
@@ -71,7 +71,7 @@ def load_preset(name: str) -> PresetFile:
     return read_declaration(BUILTIN / "presets" / f"{name}.yaml", PresetFile, "preset")
 
 
-def select(selectors: Sequence[str], tasks: Sequence[Task], where: str) -> list[Task]:
+def select(selectors: Sequence[str], tasks: Sequence[MixtureTask], where: str) -> list[MixtureTask]:
     """The tasks that any of the selectors means: a name, a pattern of names, or collection:, cluster: or family:NAME.
 
     Raises RecipeError, which begins with ``where``, for a selector that means none.
@@ -80,7 +80,7 @@ def select(selectors: Sequence[str], tasks: Sequence[Task], where: str) -> list[
     return [task for task in tasks if task.name in found]
 
 
-def _meant(selector: str, tasks: Sequence[Task], where: str) -> list[str]:
+def _meant(selector: str, tasks: Sequence[MixtureTask], where: str) -> list[str]:
     names = _matches(selector, tasks)
     if not names:
         kind, colon, value = selector.partition(":")
@@ -93,24 +93,24 @@ def _meant(selector: str, tasks: Sequence[Task], where: str) -> list[str]:
     return names
 
 
-def _matches(selector: str, tasks: Sequence[Task]) -> list[str]:
+def _matches(selector: str, tasks: Sequence[MixtureTask]) -> list[str]:
     kind, colon, value = selector.partition(":")
     if colon and kind in _SELECTORS:
         return [task.name for task in tasks if fnmatch.fnmatchcase(getattr(task, kind), value)]
     return [task.name for task in tasks if fnmatch.fnmatchcase(task.name, selector)]
 
 
-def _names(tasks: Sequence[Task]) -> set[str]:
+def _names(tasks: Sequence[MixtureTask]) -> set[str]:
     return {task.name for task in tasks}
 
 
 def plan(
-    tasks: Sequence[Task],
+    tasks: Sequence[MixtureTask],
     rows: Mapping[str, int],
     supported: Mapping[str, Sequence[QuadrantName]],
     mixture: WeighingSection,
     overall: WeighingSection | None = None,
-) -> Plan:
+) -> MixturePlan:
     """Works the shares out.
 
     Args:
@@ -152,9 +152,10 @@ def plan(
         wanted = {key: wanted.get(key, 0.0) + part for key, part in parts.items()}
         cells |= fit(members, parts, supported)
     shares = [
-        Share(task.name, leaves[task.name].share, leaves[task.name].settings.cap, cells[task.name]) for task in tasks
+        TaskShare(task.name, leaves[task.name].share, leaves[task.name].settings.cap, cells[task.name])
+        for task in tasks
     ]
-    return Plan(tuple(shares), wanted if None not in asked.values() else None, tuple(resolver.absent))
+    return MixturePlan(tuple(shares), wanted if None not in asked.values() else None, tuple(resolver.absent))
 
 
 def _parts(
@@ -211,7 +212,9 @@ class _Resolver:
         self.seen: list[str] = []
         self.absent: list[str] = []
 
-    def resolve(self, group: WeighingSection, inside: list[Task], share: float, name: str, outer: _Settings) -> None:
+    def resolve(
+        self, group: WeighingSection, inside: list[MixtureTask], share: float, name: str, outer: _Settings
+    ) -> None:
         """Gives the group's share to its tasks."""
         settings = outer.within(group)
         if group.groups is None:
@@ -234,7 +237,7 @@ class _Resolver:
         for key, weight in weights.items():
             self.resolve(group.groups[key], inside, share * weight / total, f"{name}: group {key}", settings)
 
-    def _members(self, group: WeighingSection, inside: list[Task], name: str) -> list[Task]:
+    def _members(self, group: WeighingSection, inside: list[MixtureTask], name: str) -> list[MixtureTask]:
         if group.groups is not None:
             return [task for child in group.groups.values() for task in self._members(child, inside, name)]
         if not isinstance(group, GroupSection) or group.tasks is None:
@@ -243,7 +246,7 @@ class _Resolver:
             return [task for task in inside if any(_matches(selector, [task]) for selector in group.tasks)]
         return select(group.tasks, inside, f"{name}: tasks")
 
-    def _weight(self, group: GroupSection, members: list[Task], settings: _Settings) -> float:
+    def _weight(self, group: GroupSection, members: list[MixtureTask], settings: _Settings) -> float:
         if group.share is not None:
             return group.share
         return math.fsum(self._final(settings).rate(self.rows[task.name]) for task in members)
@@ -252,7 +255,7 @@ class _Resolver:
         return settings.within(self.overall) if self.overall else settings
 
     def _leaves(
-        self, group: WeighingSection, members: list[Task], share: float, name: str, settings: _Settings
+        self, group: WeighingSection, members: list[MixtureTask], share: float, name: str, settings: _Settings
     ) -> None:
         settings = self._final(settings)
         if group.weights is None:
@@ -267,7 +270,7 @@ class _Resolver:
                 raise RecipeError(f"{name}: task {task.name} is in {self.leaves[task.name].group} too; name it once")
             self.leaves[task.name] = _Leaf(share * weights[task.name] / total, settings, name)
 
-    def _fixed(self, weights: Mapping[str, float], members: list[Task], name: str) -> dict[str, float]:
+    def _fixed(self, weights: Mapping[str, float], members: list[MixtureTask], name: str) -> dict[str, float]:
         fixed: dict[str, float] = {}
         for selector, weight in weights.items():
             for key in _meant(selector, members, f"{name}: weights"):

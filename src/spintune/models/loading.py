@@ -25,8 +25,8 @@ from transformers import (
 
 from spintune.errors import ModelError
 from spintune.storage import atomic_folder, digest_file, digest_json, storage_errors
-from spintune.tokens.chat import RowRenderer, Turns
 from spintune.tokens.rendering import build_renderer
+from spintune.tokens.rows import RowRenderer, Turns
 
 log = logging.getLogger(__name__)
 

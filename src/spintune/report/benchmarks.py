@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from spintune.evaluation.judge import Canary
 from spintune.evaluation.measures import Interval, bootstrap
-from spintune.evaluation.scores import Scale
-from spintune.report.evaluated import Evaluated, Verdicts
+from spintune.evaluation.scores import ScoreScale
+from spintune.report.evaluated import EvaluationResult, JudgeVerdicts
 from spintune.report.facts import RunFacts
-from spintune.report.findings import Cell, Measure, cell
+from spintune.report.findings import Cell, MeasureColumn, cell
 
 RIVAL, CLEAN = "stored answers", "without them"
 """What stands under a row's label."""
@@ -21,16 +21,16 @@ _OF_INSTRUCTIONS = ("instruction_strict", "instruction_loose")
 
 
 @dataclass(frozen=True)
-class Group:
+class ScoreboardGroup:
     """An evaluation in the heading of a table; ``items`` is the most that any model has."""
 
     name: str
     items: int
-    measures: tuple[Measure, ...]
+    measures: tuple[MeasureColumn, ...]
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreboardRow:
     """A model; ``note`` stands under its label. None stands for what was not measured."""
 
     label: str
@@ -42,8 +42,8 @@ class Row:
 class Scoreboard:
     """Models by the measures of evaluations: the cells of a row follow the measures of all groups."""
 
-    groups: tuple[Group, ...]
-    rows: tuple[Row, ...]
+    groups: tuple[ScoreboardGroup, ...]
+    rows: tuple[ScoreboardRow, ...]
 
 
 # Scores -------------------------------------------------------------------------------------------------------------
@@ -58,7 +58,7 @@ def scoreboard(runs: Sequence[RunFacts]) -> Scoreboard | None:
             cells = _cells(run, name, groups)
             if any(cells):
                 label = name if len(runs) == 1 else f"{run.name} / {name}"
-                rows.append(Row(label, RIVAL if name in run.rivals else "", cells))
+                rows.append(ScoreboardRow(label, RIVAL if name in run.rivals else "", cells))
     return Scoreboard(groups, tuple(rows)) if rows else None
 
 
@@ -70,12 +70,12 @@ def without_overlaps(run: RunFacts) -> Scoreboard | None:
     for name in _names(run):
         cells = _cells(run, name, groups)
         if any(cells):
-            rows.append(Row(name, RIVAL if name in run.rivals else "", cells))
-            rows.append(Row(name, CLEAN, _cells(run, name, groups, unclean)))
+            rows.append(ScoreboardRow(name, RIVAL if name in run.rivals else "", cells))
+            rows.append(ScoreboardRow(name, CLEAN, _cells(run, name, groups, unclean)))
     return Scoreboard(groups, tuple(rows)) if rows else None
 
 
-def unlike(runs: Sequence[RunFacts]) -> list[str]:
+def different_items(runs: Sequence[RunFacts]) -> list[str]:
     """Evaluations that were done on other items in one run than in another."""
     asked: dict[str, list[set[str]]] = {}
     for run in runs:
@@ -89,7 +89,7 @@ def _names(run: RunFacts) -> list[str]:
     return [*(model.name for model in run.models), *run.rivals]
 
 
-def _groups(evaluations: Sequence[Evaluated]) -> tuple[Group, ...]:
+def _groups(evaluations: Sequence[EvaluationResult]) -> tuple[ScoreboardGroup, ...]:
     """By name, as several runs may share one."""
     groups = []
     for name in dict.fromkeys(one.name for one in evaluations):
@@ -101,19 +101,19 @@ def _groups(evaluations: Sequence[Evaluated]) -> tuple[Group, ...]:
         }
         if scales:
             measures = tuple(_measure(key, scale, largest[key]) for key, scale in scales.items())
-            groups.append(Group(name, max(len(one.items) for one in scores), measures))
+            groups.append(ScoreboardGroup(name, max(len(one.items) for one in scores), measures))
     return tuple(groups)
 
 
-def _measure(key: str, scale: Scale, largest: float) -> Measure:
+def _measure(key: str, scale: ScoreScale, largest: float) -> MeasureColumn:
     title = {"rouge_l": "ROUGE-L"}.get(key, key.replace("_", " "))
     if scale.right_or_wrong or key in _OF_INSTRUCTIONS:
-        return Measure(key, title, "% of instructions" if key in _OF_INSTRUCTIONS else "%", scale.better, 100, 1)
-    return Measure(key, title, "", scale.better, 1, 3 if largest <= 1 else 2 if largest <= 20 else 1)
+        return MeasureColumn(key, title, "% of instructions" if key in _OF_INSTRUCTIONS else "%", scale.better, 100, 1)
+    return MeasureColumn(key, title, "", scale.better, 1, 3 if largest <= 1 else 2 if largest <= 20 else 1)
 
 
 def _cells(
-    run: RunFacts, name: str, groups: Sequence[Group], left_out: dict[str, frozenset[str]] | None = None
+    run: RunFacts, name: str, groups: Sequence[ScoreboardGroup], left_out: dict[str, frozenset[str]] | None = None
 ) -> tuple[Cell | None, ...]:
     """A model's cells over all items, or without those of the ids ``left_out``, by evaluation."""
     by_name = {one.name: one for one in run.evaluations}
@@ -125,7 +125,7 @@ def _cells(
 
 
 def _cell(
-    evaluated: Evaluated | None, name: str, measure: Measure, most: int, left_out: Collection[str] | None
+    evaluated: EvaluationResult | None, name: str, measure: MeasureColumn, most: int, left_out: Collection[str] | None
 ) -> Cell | None:
     scores = evaluated.scores.get(name) if evaluated else None
     if evaluated is None or scores is None:
@@ -144,12 +144,12 @@ def _cell(
 
 # The judge ----------------------------------------------------------------------------------------------------------
 
-_RATE = Measure("win_rate", "win rate", "%", "higher", 100, 0)
-_RATING = Measure("rating", "rating", "1 to 10", "higher", 1, 2)
+_RATE = MeasureColumn("win_rate", "win rate", "%", "higher", 100, 0)
+_RATING = MeasureColumn("rating", "rating", "1 to 10", "higher", 1, 2)
 
 
 @dataclass(frozen=True)
-class Contest:
+class JudgedPair:
     """A pair of models as the judge sees it."""
 
     evaluation: str
@@ -163,7 +163,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgeSummary:
     """What the page says of a judge.
 
     Attributes:
@@ -174,13 +174,13 @@ class Judged:
 
     judge: str
     beliefs: tuple[str, ...]
-    contests: tuple[Contest, ...]
+    contests: tuple[JudgedPair, ...]
     ratings: tuple[tuple[str, tuple[Cell | None, ...], int], ...]
     turns: int
     problems: tuple[str, ...]
 
 
-def judged(run: RunFacts) -> Judged | None:
+def judged(run: RunFacts) -> JudgeSummary | None:
     """None without a judge."""
     found = run.judging
     if found is None:
@@ -193,7 +193,7 @@ def judged(run: RunFacts) -> Judged | None:
         )
         for one in found.ratings
     ]
-    return Judged(
+    return JudgeSummary(
         judge=found.judge,
         beliefs=tuple(belief(name, canary) for name, canary in found.canaries.items()),
         contests=tuple(map(_contest, found.pairs)),
@@ -218,11 +218,11 @@ def belief(evaluation: str, canary: Canary) -> str:
     return f"{evaluation}: constant nonsense did not lose; {told}, {disbelief}."
 
 
-def _contest(pair: Verdicts) -> Contest:
+def _contest(pair: JudgeVerdicts) -> JudgedPair:
     def rate(found: Interval | None) -> Cell | None:
         return cell(found, _RATE, None) if found else None
 
-    return Contest(
+    return JudgedPair(
         pair.evaluation,
         pair.first,
         pair.second,

@@ -18,7 +18,7 @@ NATS = "nats an answer"
 
 
 @dataclass(frozen=True)
-class Group:
+class FigureGroup:
     """Figures that belong together."""
 
     title: str
@@ -26,17 +26,17 @@ class Group:
     figures: tuple[Figure, ...]
 
 
-def curves(run: RunFacts) -> list[Group]:
+def curves(run: RunFacts) -> list[FigureGroup]:
     """The groups of a run that have anything to show, in the order of its stages."""
     groups = [
-        Group("Supervised fine-tuning", "", _sft(run, "sft")),
-        Group(
+        FigureGroup("Supervised fine-tuning", "", _sft(run, "sft")),
+        FigureGroup(
             "Self-play, step by step",
             "On training pairs. A dot at the end of an iteration is the same measured on held-out pairs.",
             _steps(run),
         ),
-        Group("Self-play, iterate by iterate", "On held-out prompts.", _iterates(run)),
-        Group(f"Further SFT instead of self-play ({BASELINE})", "", _sft(run, "spin/baseline-sft")),
+        FigureGroup("Self-play, iterate by iterate", "On held-out prompts.", _iterates(run)),
+        FigureGroup(f"Further SFT instead of self-play ({BASELINE})", "", _sft(run, "spin/baseline-sft")),
     ]
     return [group for group in groups if group.figures]
 

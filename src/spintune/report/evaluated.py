@@ -20,9 +20,9 @@ from spintune.data.contamination import SIZES
 from spintune.evaluation.harness import benchmarks
 from spintune.evaluation.judge import Canary, in_words
 from spintune.evaluation.measures import Interval
-from spintune.evaluation.scores import SCORES, Scores, read_scores
+from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, read_yaml
-from spintune.report.lines import read_lines
+from spintune.report.text import read_lines
 
 Facts = Mapping[str, Any]
 Known = Mapping[tuple[str, str], Interval]
@@ -33,7 +33,7 @@ _ANSWERS_OF = {IFEVAL: IFEVAL, QUESTIONS: QUESTIONS, MT_BENCH: MT_BENCH_ANSWERS}
 
 
 @dataclass(frozen=True)
-class Reply:
+class ReportedAnswer:
     """A model's answer to one item, turn by turn; what nobody measured is None or empty.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """One evaluation, of every model and rival of which anything is there.
 
     Attributes:
@@ -68,15 +68,15 @@ class Evaluated:
     """
 
     name: str
-    scores: Mapping[str, Scores]
-    replies: Mapping[str, Mapping[str, Reply]] = field(default_factory=dict)
+    scores: Mapping[str, ScoreTable]
+    replies: Mapping[str, Mapping[str, ReportedAnswer]] = field(default_factory=dict)
     place: str = ""
     known: Known = field(default_factory=dict)
     known_clean: Known = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class JudgeVerdicts:
     """Of one pair of models in one evaluation; rates are shares of the first one's wins, None without verdicts.
 
     Attributes:
@@ -99,7 +99,7 @@ class Verdicts:
 
 
 @dataclass(frozen=True)
-class Rated:
+class JudgeRatings:
     """Mean ratings of one model, over all turns and by turn; ``invalid`` are those that could not be read."""
 
     model: str
@@ -110,7 +110,7 @@ class Rated:
 
 
 @dataclass(frozen=True)
-class Judging:
+class JudgeReport:
     """What a judge said.
 
     Attributes:
@@ -121,14 +121,14 @@ class Judging:
 
     judge: str
     canaries: Mapping[str, Canary]
-    pairs: tuple[Verdicts, ...]
-    ratings: tuple[Rated, ...]
+    pairs: tuple[JudgeVerdicts, ...]
+    ratings: tuple[JudgeRatings, ...]
     problems: tuple[str, ...]
     cost: Facts
 
 
 @dataclass(frozen=True)
-class Overlap:
+class BenchmarkOverlap:
     """Items of an evaluation that share a run of so many words with a training row; ``unclean`` are ids."""
 
     evaluation: str
@@ -155,7 +155,7 @@ def rivals_of(recipe: Facts) -> list[str]:
     return [Path(path).stem for path in (recipe.get("evaluation") or {}).get("rivals", [])]
 
 
-def lacking(recipe: Facts, stages: Collection[str], models: Sequence[str]) -> dict[str, list[str]]:
+def missing_evaluations(recipe: Facts, stages: Collection[str], models: Sequence[str]) -> dict[str, list[str]]:
     """Models that an evaluation is not done of, by its name."""
     found = {}
     for name in evaluations_of(recipe):
@@ -165,7 +165,7 @@ def lacking(recipe: Facts, stages: Collection[str], models: Sequence[str]) -> di
     return found
 
 
-def lacking_verdicts(recipe: Facts, results: Facts) -> Iterator[str]:
+def missing_verdicts(recipe: Facts, results: Facts) -> Iterator[str]:
     """What of a judge's verdicts is not there, in words."""
     if recipe.get("judge") and "judge" not in results:
         yield "the judge's verdicts"
@@ -175,7 +175,7 @@ def lacking_verdicts(recipe: Facts, results: Facts) -> Iterator[str]:
 
 def read_evaluations(
     folder: Path, recipe: Facts, results: Facts, stages: Collection[str], models: Sequence[str]
-) -> tuple[Evaluated, ...]:
+) -> tuple[EvaluationResult, ...]:
     """The evaluations of which anything is there, in the recipe's order."""
     names = [*models, *rivals_of(recipe)]
     told = results.get("benchmarks", {})
@@ -187,7 +187,7 @@ def read_evaluations(
         if scores or replies:
             intervals = told.get(name, {})
             known, clean = _known(intervals.get("scores", {})), _known(intervals.get("clean", {}))
-            found.append(Evaluated(name, scores, replies, f"eval/{place}" if replies else "", known, clean))
+            found.append(EvaluationResult(name, scores, replies, f"eval/{place}" if replies else "", known, clean))
     return tuple(found)
 
 
@@ -199,15 +199,15 @@ def _known(models: Facts) -> Known:
     }
 
 
-def _scores(folder: Path, stage: str, stages: Collection[str]) -> Scores | None:
+def _scores(folder: Path, stage: str, stages: Collection[str]) -> ScoreTable | None:
     there = stage in stages and (folder / stage / SCORES).is_file()
     scores = read_scores(folder / stage) if there else None
     return scores if scores and scores.items else None
 
 
 def _replies(
-    folder: Path, place: str, model: str, scores: Mapping[str, Scores], stages: Collection[str]
-) -> dict[str, Reply]:
+    folder: Path, place: str, model: str, scores: Mapping[str, ScoreTable], stages: Collection[str]
+) -> dict[str, ReportedAnswer]:
     stage = f"eval/{place}/{model}"
     if stage not in stages:
         return {}
@@ -223,10 +223,10 @@ def _replies(
     }
 
 
-def _reply(row: Facts, measured: Mapping[str, float], ratings: Sequence[int | None]) -> Reply:
+def _reply(row: Facts, measured: Mapping[str, float], ratings: Sequence[int | None]) -> ReportedAnswer:
     if "turns" in row:
-        return Reply(tuple(row["turns"]), tuple(row["answers"]), ratings=tuple(ratings))
-    return Reply(
+        return ReportedAnswer(tuple(row["turns"]), tuple(row["answers"]), ratings=tuple(ratings))
+    return ReportedAnswer(
         turns=(row["prompt"],),
         answers=(row["answer"],),
         reference=row.get("reference"),
@@ -241,9 +241,9 @@ def _reply(row: Facts, measured: Mapping[str, float], ratings: Sequence[int | No
 # The judge ----------------------------------------------------------------------------------------------------------
 
 
-def read_judging(found: Facts) -> Judging:
+def read_judging(found: Facts) -> JudgeReport:
     """What results.json says of the judge."""
-    return Judging(
+    return JudgeReport(
         judge=found["judge"],
         canaries={
             name: Canary(one["judge"], one["items"], tuple(one["preferences"]), one["limit"])
@@ -255,7 +255,7 @@ def read_judging(found: Facts) -> Judging:
             for names, facts in pairs.items()
         ),
         ratings=tuple(
-            Rated(
+            JudgeRatings(
                 model,
                 facts["items"],
                 facts["invalid"],
@@ -269,9 +269,9 @@ def read_judging(found: Facts) -> Judging:
     )
 
 
-def _verdicts(evaluation: str, names: str, facts: Facts, judge: str) -> Verdicts:
+def _verdicts(evaluation: str, names: str, facts: Facts, judge: str) -> JudgeVerdicts:
     first, _, second = names.partition(" - ")
-    return Verdicts(
+    return JudgeVerdicts(
         evaluation=evaluation,
         first=first,
         second=second,
@@ -293,9 +293,9 @@ def _interval(found: Facts | None) -> Interval | None:
 # Overlaps -----------------------------------------------------------------------------------------------------------
 
 
-def read_overlaps(facts: Facts) -> tuple[Overlap, ...]:
+def read_overlaps(facts: Facts) -> tuple[BenchmarkOverlap, ...]:
     """What the stage ``contamination`` says of itself."""
     return tuple(
-        Overlap(name, one["items"], {size: one[str(size)] for size in SIZES}, frozenset(one["unclean"]))
+        BenchmarkOverlap(name, one["items"], {size: one[str(size)] for size in SIZES}, frozenset(one["unclean"]))
         for name, one in facts["sets"].items()
     )

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from spintune.report.evaluated import Reply
-from spintune.report.facts import Answered, Model, RunFacts
+from spintune.report.evaluated import ReportedAnswer
+from spintune.report.facts import AnswerFacts, ModelFacts, RunFacts
 from spintune.report.findings import Contender, contenders
 from spintune.run import BASELINE
 
@@ -32,7 +32,7 @@ STORED = "stored answers"
 
 
 @dataclass(frozen=True)
-class Told:
+class ShownAnswer:
     """An answer, a text to each turn, with what is known of it in words; ``score`` orders the examples."""
 
     texts: tuple[str, ...]
@@ -41,7 +41,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ShownPrompt:
     """A prompt, as (role, text) of each message, and its reference where there is one."""
 
     prompt: tuple[tuple[str, str], ...]
@@ -49,7 +49,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Column:
+class AnswerColumn:
     """The answers of one model, or of a rival.
 
     Attributes:
@@ -62,7 +62,7 @@ class Column:
     kind: str
     file: str
     telling: bool
-    answers: Mapping[str, Told]
+    answers: Mapping[str, ShownAnswer]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Examples:
     title: str
     measure: str
     file: str
-    columns: tuple[Column, ...]
+    columns: tuple[AnswerColumn, ...]
     shown: tuple[str, ...]
     items: tuple[dict[str, Any], ...]
     total: int
@@ -108,8 +108,8 @@ def _set(
     title: str,
     measure: str,
     file: str,
-    columns: Sequence[Column],
-    asked: Mapping[str, Asked],
+    columns: Sequence[AnswerColumn],
+    asked: Mapping[str, ShownPrompt],
     partial: bool,
     room: int,
 ) -> Examples:
@@ -130,7 +130,7 @@ def _set(
     return Examples(title, measure, file, tuple(columns), _at_first(columns), tuple(items), len(chosen), partial)
 
 
-def _at_first(columns: Sequence[Column]) -> tuple[str, ...]:
+def _at_first(columns: Sequence[AnswerColumn]) -> tuple[str, ...]:
     """All of a few models; of many, those that a reader asks for first, and rivals as far as there is room."""
     if len(columns) <= SHOWN_AT_FIRST:
         return tuple(column.label for column in columns)
@@ -139,7 +139,7 @@ def _at_first(columns: Sequence[Column]) -> tuple[str, ...]:
     return (*telling, *rivals[: max(0, SHOWN_AT_FIRST - len(telling))])
 
 
-def _answer(told: Told | None) -> dict[str, Any] | None:
+def _answer(told: ShownAnswer | None) -> dict[str, Any] | None:
     if told is None:
         return None
     score = {} if told.score is None else {"score": told.score}
@@ -151,7 +151,7 @@ def _cut(text: str) -> list[Any]:
     return [text[:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS)]
 
 
-def _tells(run: RunFacts, model: Model) -> bool:
+def _tells(run: RunFacts, model: ModelFacts) -> bool:
     best = run.best["name"] if run.best else run.models[-1].name
     return model.name in (run.start, best, BASELINE)
 
@@ -165,7 +165,7 @@ def _heldout(runs: Sequence[RunFacts], room: int) -> Examples:
     held = [{example.id for example in run.heldout} for run in having]
     common = set.intersection(*held) if held else set()
     asked = {
-        example.id: Asked(tuple((message.role, message.content) for message in example.prompt), example.answer)
+        example.id: ShownPrompt(tuple((message.role, message.content) for message in example.prompt), example.answer)
         for run in having[:1]
         for example in run.heldout
         if example.id in common
@@ -174,7 +174,7 @@ def _heldout(runs: Sequence[RunFacts], room: int) -> Examples:
     return _set(HELDOUT_TITLE, "ROUGE-L", "data/heldout.jsonl", columns, asked, partial, room)
 
 
-def _column(one: Contender) -> Column | None:
+def _column(one: Contender) -> AnswerColumn | None:
     """The best answers that there are of a model: judged ones before sampled ones before SFT's few."""
     model = one.model
     for answers, kind, file in (
@@ -184,13 +184,13 @@ def _column(one: Contender) -> Column | None:
     ):
         if answers:
             told = {id: _told(answer) for id, answer in answers.items()}
-            return Column(one.label, kind, f"{one.run.name}/{file}", _tells(one.run, model), told)
+            return AnswerColumn(one.label, kind, f"{one.run.name}/{file}", _tells(one.run, model), told)
     return None
 
 
-def _told(answer: Answered) -> Told:
+def _told(answer: AnswerFacts) -> ShownAnswer:
     facts = _measured(answer.rouge_l, answer.exact_match, answer.tokens, answer.finished)
-    return Told((answer.text,), tuple(facts), answer.rouge_l)
+    return ShownAnswer((answer.text,), tuple(facts), answer.rouge_l)
 
 
 def _measured(
@@ -217,7 +217,7 @@ def _evaluation(runs: Sequence[RunFacts], name: str, room: int) -> Examples:
         models = {model.name: model for model in run.models}
         for model, replies in one.replies.items():
             columns.append(
-                Column(
+                AnswerColumn(
                     label=model if len(runs) == 1 else f"{run.name} / {model}",
                     kind=GREEDY if model in models else STORED,
                     file=f"{run.name}/{one.place}/{model}/answers.jsonl",
@@ -227,7 +227,7 @@ def _evaluation(runs: Sequence[RunFacts], name: str, room: int) -> Examples:
             )
     asked = [{id: reply for replies in one.replies.values() for id, reply in replies.items()} for _, one in having]
     alike = {
-        id: Asked(tuple(zip(_roles(reply), reply.turns, strict=True)), reply.reference)
+        id: ShownPrompt(tuple(zip(_roles(reply), reply.turns, strict=True)), reply.reference)
         for id, reply in asked[0].items()
         if all(id in other and other[id].turns == reply.turns for other in asked[1:])
     }
@@ -240,11 +240,11 @@ def _evaluation(runs: Sequence[RunFacts], name: str, room: int) -> Examples:
 _MEASURES = {"ifeval": "share of instructions", "questions": "ROUGE-L", "mt-bench": "rating"}
 
 
-def _roles(reply: Reply) -> list[str]:
+def _roles(reply: ReportedAnswer) -> list[str]:
     return ["user"] if len(reply.turns) == 1 else [f"turn {number}" for number in range(1, len(reply.turns) + 1)]
 
 
-def _replied(reply: Reply) -> Told:
+def _replied(reply: ReportedAnswer) -> ShownAnswer:
     facts = [*_measured(reply.rouge_l, reply.exact_match, reply.tokens, reply.finished)]
     score = reply.rouge_l
     if reply.followed:
@@ -255,7 +255,7 @@ def _replied(reply: Reply) -> Told:
     if given := [rating for rating in reply.ratings if rating is not None]:
         score = sum(given) / len(given)
         facts.insert(0, f"rated {' and '.join('nothing' if one is None else str(one) for one in reply.ratings)}")
-    return Told(reply.answers, tuple(facts), score)
+    return ShownAnswer(reply.answers, tuple(facts), score)
 
 
 # As a part of the page ----------------------------------------------------------------------------------------------

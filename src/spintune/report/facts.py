@@ -18,17 +18,17 @@ from spintune.evaluation.measures import Interval
 from spintune.recipe import HELDOUT
 from spintune.records import Example, read_records
 from spintune.report.evaluated import (
-    Evaluated,
-    Judging,
-    Overlap,
-    lacking,
-    lacking_verdicts,
+    BenchmarkOverlap,
+    EvaluationResult,
+    JudgeReport,
+    missing_evaluations,
+    missing_verdicts,
     read_evaluations,
     read_judging,
     read_overlaps,
     rivals_of,
 )
-from spintune.report.lines import read_lines
+from spintune.report.text import read_lines
 from spintune.run import BASE, BASELINE, MANIFEST, SFT
 from spintune.storage import read_json
 
@@ -36,7 +36,7 @@ Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Likely:
+class LikelihoodFacts:
     """How likely a model finds the reference of a held-out example: minus log p, in nats, over so many tokens."""
 
     nll: float
@@ -44,7 +44,7 @@ class Likely:
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnswerFacts:
     """A model's answer to a held-out prompt; what was measured of it is None where nobody measured.
 
     Attributes:
@@ -60,7 +60,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """A model of the run, with what was measured of it on held-out examples, by example id.
 
     Attributes:
@@ -74,14 +74,14 @@ class Model:
 
     name: str
     place: str
-    likely: Mapping[str, Likely]
-    judged: Mapping[str, Answered]
-    sampled: Mapping[str, Answered]
-    during: Mapping[str, Answered]
+    likely: Mapping[str, LikelihoodFacts]
+    judged: Mapping[str, AnswerFacts]
+    sampled: Mapping[str, AnswerFacts]
+    during: Mapping[str, AnswerFacts]
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageFacts:
     """A finished stage: what it says of itself, the files it wrote, and the version that wrote them."""
 
     facts: Facts
@@ -118,22 +118,22 @@ class RunFacts:
     name: str
     version: str
     recipe: Facts
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, StageFacts]
     missing: tuple[str, ...]
     metrics: Mapping[str, Sequence[Facts]]
     heldout: tuple[Example, ...]
-    models: tuple[Model, ...]
+    models: tuple[ModelFacts, ...]
     best: Facts | None
     stopped: str | None
     estimates: Mapping[tuple[str, str], Interval]
     differences: Mapping[tuple[str, str, str], Interval]
     tasks: Facts | None
-    evaluations: tuple[Evaluated, ...]
+    evaluations: tuple[EvaluationResult, ...]
     rivals: tuple[str, ...]
     conclusions: tuple[str, ...]
     failed: tuple[str, ...]
-    judging: Judging | None
-    overlaps: tuple[Overlap, ...]
+    judging: JudgeReport | None
+    overlaps: tuple[BenchmarkOverlap, ...]
 
     @property
     def start(self) -> str:
@@ -150,7 +150,7 @@ class RunFacts:
         """What a finished stage says of itself."""
         return self.stages[stage].facts if stage in self.stages else None
 
-    def model(self, name: str) -> Model:
+    def model(self, name: str) -> ModelFacts:
         return next(model for model in self.models if model.name == name)
 
 
@@ -190,7 +190,7 @@ def _read(folder: Path) -> RunFacts:
     answered = {model.name for model in models if model.judged}
     expected = _expected(recipe, stages, bool(stopped))
     unanswered = [name for name in expected if name not in answered]
-    undone = lacking(recipe, stages, expected)
+    undone = missing_evaluations(recipe, stages, expected)
     failed = [name for name in results.get("failed", []) if name in undone]
     missing = [
         *_missing(recipe, stages, metrics, bool(heldout), unanswered, expected),
@@ -203,7 +203,7 @@ def _read(folder: Path) -> RunFacts:
         version=claim["spintune"],
         recipe=recipe,
         stages=MappingProxyType(stages),
-        missing=(*missing, *lacking_verdicts(recipe, results)),
+        missing=(*missing, *missing_verdicts(recipe, results)),
         metrics=MappingProxyType(metrics),
         heldout=heldout,
         models=models,
@@ -280,7 +280,7 @@ _NEEDED = {
 """What the page needs of each stage's facts."""
 
 
-def _stage(folder: Path, name: str) -> Stage:
+def _stage(folder: Path, name: str) -> StageFacts:
     path = folder / name / MANIFEST
     manifest = read_json(path)
     facts = manifest["facts"]
@@ -291,7 +291,7 @@ def _stage(folder: Path, name: str) -> Stage:
                 found = facts.get(outer)
                 if outer not in facts or (inner and not (isinstance(found, dict) and inner in found)):
                     raise _foreign(path, f"no {key}")
-    return Stage(facts, manifest["files"], manifest["spintune"])
+    return StageFacts(facts, manifest["files"], manifest["spintune"])
 
 
 def _iteration_of(stage: str) -> tuple[str, str] | None:
@@ -302,7 +302,7 @@ def _iteration_of(stage: str) -> tuple[str, str] | None:
     return (number, slash + rest) if number.isdigit() else None
 
 
-def _names(recipe: Facts, stages: Mapping[str, Stage]) -> list[str]:
+def _names(recipe: Facts, stages: Mapping[str, StageFacts]) -> list[str]:
     """Models that are there, in the order in which they came about."""
     names = [BASE] + [SFT] * ("sft" in stages)
     if recipe["spin"]:
@@ -313,7 +313,7 @@ def _names(recipe: Facts, stages: Mapping[str, Stage]) -> list[str]:
     return names + [BASELINE] * ("spin/baseline-sft" in stages)
 
 
-def _expected(recipe: Facts, stages: Mapping[str, Stage], stopped: bool) -> list[str]:
+def _expected(recipe: Facts, stages: Mapping[str, StageFacts], stopped: bool) -> list[str]:
     """The models that a finished run has, and judges."""
     names = [BASE] + [SFT] * bool(recipe["sft"])
     if recipe["spin"]:
@@ -325,7 +325,7 @@ def _expected(recipe: Facts, stages: Mapping[str, Stage], stopped: bool) -> list
 
 def _missing(
     recipe: Facts,
-    stages: Mapping[str, Stage],
+    stages: Mapping[str, StageFacts],
     metrics: Mapping[str, Sequence[Facts]],
     heldout: bool,
     unanswered: Sequence[str],
@@ -380,8 +380,8 @@ _PLACES = {SFT: "sft/model", BASELINE: "spin/baseline-sft/model"}
 
 
 def _model(
-    folder: Path, name: str, recipe: Facts, stages: Mapping[str, Stage], examples: Mapping[str, Example]
-) -> Model:
+    folder: Path, name: str, recipe: Facts, stages: Mapping[str, StageFacts], examples: Mapping[str, Example]
+) -> ModelFacts:
     """``examples`` are the held-out ones by id; what was judged on others is of earlier data, and left out."""
 
     def of(stage: str, file: str) -> list[Facts]:
@@ -390,18 +390,21 @@ def _model(
 
     sampled = f"spin/heldout/{name}"
     answers = read_lines(folder / sampled / "answers.jsonl") if sampled in stages else []
-    return Model(
+    return ModelFacts(
         name=name,
         place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
-        likely={row["id"]: Likely(row["nll"], row["tokens"]) for row in of(f"likelihood/{name}", "likelihood.jsonl")},
+        likely={
+            row["id"]: LikelihoodFacts(row["nll"], row["tokens"])
+            for row in of(f"likelihood/{name}", "likelihood.jsonl")
+        },
         judged={
-            row["id"]: Answered(
+            row["id"]: AnswerFacts(
                 row["answer"], row["finish_reason"] == "stop", row["answer_tokens"], row["rouge_l"], row["exact_match"]
             )
             for row in of(f"eval/heldout/{name}", "answers.jsonl")
         },
         sampled={
-            row["example_id"]: Answered(answer["text"], answer["complete"], len(answer["ids"]))
+            row["example_id"]: AnswerFacts(answer["text"], answer["complete"], len(answer["ids"]))
             for row in answers
             if row["example_id"] in examples
             for answer in row["generated"][:1]
@@ -410,7 +413,7 @@ def _model(
     )
 
 
-def _during(path: Path, name: str, examples: Mapping[str, Example]) -> dict[str, Answered]:
+def _during(path: Path, name: str, examples: Mapping[str, Example]) -> dict[str, AnswerFacts]:
     """Answers in SFT's samples: those of step 0 are the recipe's model's, those of the last step SFT's."""
     rows = read_lines(path) if name in (BASE, SFT) and path.is_file() else []
     if not rows:
@@ -419,4 +422,4 @@ def _during(path: Path, name: str, examples: Mapping[str, Example]) -> dict[str,
     # the samples name no example, but show its prompt and reference
     ids = {(example.prompt[-1].content, example.answer): id for id, example in examples.items()}
     keyed = [(ids.get((row["prompt"], row["reference"])), row) for row in rows if row["step"] == step]
-    return {id: Answered(row["answer"]) for id, row in keyed if id is not None}
+    return {id: AnswerFacts(row["answer"]) for id, row in keyed if id is not None}

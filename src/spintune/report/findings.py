@@ -10,7 +10,7 @@ from typing import Literal
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.evaluation.statistics import wilson
 from spintune.recipe import HELDOUT
-from spintune.report.facts import Model, RunFacts
+from spintune.report.facts import ModelFacts, RunFacts
 from spintune.run import BASELINE
 
 FEW_ITEMS = 50
@@ -18,7 +18,7 @@ FEW_ITEMS = 50
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureColumn:
     """A column of the tables.
 
     Attributes:
@@ -35,20 +35,20 @@ class Measure:
     digits: int = 3
 
 
-NLL = Measure("nll_per_token", "held-out loss", "nats a token", "lower")
-ROUGE_L = Measure("rouge_l", "ROUGE-L", "F-measure", "higher")
-EXACT_MATCH = Measure("exact_match", "exact match", "% of answers", "higher", 100, 1)
+NLL = MeasureColumn("nll_per_token", "held-out loss", "nats a token", "lower")
+ROUGE_L = MeasureColumn("rouge_l", "ROUGE-L", "F-measure", "higher")
+EXACT_MATCH = MeasureColumn("exact_match", "exact match", "% of answers", "higher", 100, 1)
 MEASURES = (
     NLL,
     ROUGE_L,
     EXACT_MATCH,
-    Measure("answer_tokens", "answer length", "tokens", None, 1, 1),
-    Measure("finished", "finished", "% of answers", None, 100, 1),
+    MeasureColumn("answer_tokens", "answer length", "tokens", None, 1, 1),
+    MeasureColumn("finished", "finished", "% of answers", None, 100, 1),
 )
 _METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH}
 
 
-def main_measure(run: RunFacts) -> Measure:
+def main_measure(run: RunFacts) -> MeasureColumn:
     """What the run itself judges its iterates by."""
     return _METRICS[run.recipe["spin"]["metric"]] if run.recipe["spin"] else NLL
 
@@ -61,7 +61,7 @@ class Contender:
     """A model of one of the runs in a comparison."""
 
     run: RunFacts
-    model: Model
+    model: ModelFacts
     label: str
 
 
@@ -74,19 +74,19 @@ def contenders(runs: Sequence[RunFacts]) -> list[Contender]:
     ]
 
 
-def measured(contender: Contender, measure: Measure) -> tuple[str, ...]:
+def measured(contender: Contender, measure: MeasureColumn) -> tuple[str, ...]:
     """Ids of the held-out examples on which a model was measured, in order."""
     model = contender.model
     return tuple(model.likely if measure is NLL else model.judged)
 
 
-def estimate(one: Contender, measure: Measure, ids: Sequence[str]) -> Interval:
+def estimate(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> Interval:
     """A model's mean over held-out examples, with its 95 % interval."""
     values, weights = _values(one, measure, ids), _weights(one, measure, ids)
     return _known(one.run.estimates.get((one.model.name, measure.key)), values, weights) or bootstrap(values, weights)
 
 
-def difference(one: Contender, other: Contender, measure: Measure, ids: Sequence[str]) -> Interval:
+def difference(one: Contender, other: Contender, measure: MeasureColumn, ids: Sequence[str]) -> Interval:
     """The paired mean difference, first minus second, on the same held-out examples, with its 95 % interval."""
     values = [a - b for a, b in zip(_values(one, measure, ids), _values(other, measure, ids), strict=True)]
     weights = _weights(one, measure, ids)
@@ -104,7 +104,7 @@ def negative(interval: Interval) -> Interval:
     return Interval(-interval.mean, -interval.high, -interval.low)
 
 
-def comparable(one: Contender, other: Contender, measure: Measure, ids: Sequence[str]) -> bool:
+def comparable(one: Contender, other: Contender, measure: MeasureColumn, ids: Sequence[str]) -> bool:
     """Whether the measure means the same for both: nats a token need the same tokens."""
     mine, theirs = one.model.likely, other.model.likely
     return measure is not NLL or all(mine[id].tokens == theirs[id].tokens for id in ids)
@@ -118,14 +118,14 @@ def _known(interval: Interval | None, values: Sequence[float], weights: Sequence
     return interval if math.isclose(mean, interval.mean, rel_tol=1e-9, abs_tol=1e-12) else None
 
 
-def _values(one: Contender, measure: Measure, ids: Sequence[str]) -> list[float]:
+def _values(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> list[float]:
     if measure is NLL:
         return [one.model.likely[id].nll for id in ids]
     name = {"answer_tokens": "tokens"}.get(measure.key, measure.key)
     return [float(getattr(one.model.judged[id], name)) for id in ids]
 
 
-def _weights(one: Contender, measure: Measure, ids: Sequence[str]) -> list[int] | None:
+def _weights(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> list[int] | None:
     return [one.model.likely[id].tokens for id in ids] if measure is NLL else None
 
 
@@ -143,7 +143,7 @@ class Ranking:
         gains: by how much ``first`` is better than each other, by label; above 0 is better.
     """
 
-    measure: Measure
+    measure: MeasureColumn
     items: int
     first: Contender
     tied: tuple[Contender, ...]
@@ -151,7 +151,7 @@ class Ranking:
     gains: Mapping[str, Interval]
 
 
-def rank(models: Sequence[Contender], measure: Measure, ids: Sequence[str]) -> Ranking:
+def rank(models: Sequence[Contender], measure: MeasureColumn, ids: Sequence[str]) -> Ranking:
     """Ranks models by a measure that has a better side."""
     sign = -1 if measure.better == "lower" else 1
     ordered = sorted(models, key=lambda one: -sign * estimate(one, measure, ids).mean)
@@ -169,7 +169,7 @@ def rank(models: Sequence[Contender], measure: Measure, ids: Sequence[str]) -> R
 
 
 @dataclass(frozen=True)
-class Answer:
+class Finding:
     """What was found: a sentence, what else must be said, and the ranking that it comes from."""
 
     sentence: str
@@ -177,52 +177,52 @@ class Answer:
     ranking: Ranking | None = None
 
 
-def answer(run: RunFacts) -> Answer:
+def finding(run: RunFacts) -> Finding:
     """Which model of a run is best, and by how much."""
     measure = main_measure(run)
     models = [one for one in contenders([run]) if measured(one, measure)]
     remarks = tuple(_remarks(run))
     if len(models) == 1 and not run.missing:
-        return Answer(_alone(models[0], measure), remarks)
+        return Finding(_alone(models[0], measure), remarks)
     if len(models) < 2:
-        return Answer(_unjudged(run), (*(f"{said}." for said in run.conclusions), *remarks))
+        return Finding(_unjudged(run), (*(f"{said}." for said in run.conclusions), *remarks))
     ids = measured(models[0], measure)
     models = [one for one in models if measured(one, measure) == ids]
     ranking = rank(models, measure, ids)
-    return Answer(
+    return Finding(
         _sentence(ranking, bool(run.missing)), (*_choice(run, ranking), *_elsewhere(run, ranking), *remarks), ranking
     )
 
 
-def answer_across(runs: Sequence[RunFacts]) -> Answer:
+def finding_across(runs: Sequence[RunFacts]) -> Finding:
     """Which run's best model is best, where they were judged on the same held-out examples."""
-    answers = [answer(run) for run in runs]
+    answers = [finding(run) for run in runs]
     found = [(run, one.ranking) for run, one in zip(runs, answers, strict=True) if one.ranking]
     if len(found) < 2:
         held = "Fewer than two of these runs have judged their models on held-out examples"
         if any(run.evaluations for run in runs):
-            return Answer(f"{held}; what their benchmarks found stands below.", ())
-        return Answer(f"{held}, so there is nothing to compare.", ())
+            return Finding(f"{held}; what their benchmarks found stands below.", ())
+        return Finding(f"{held}, so there is nothing to compare.", ())
     measure = found[0][1].measure
     if any(ranking.measure is not measure for _, ranking in found):
-        return Answer("These runs judge by different measures, so no one model is named the best.", ())
+        return Finding("These runs judge by different measures, so no one model is named the best.", ())
     every = contenders(runs)
     best = [next(one for one in every if one.run is run and one.model is ranking.first.model) for run, ranking in found]
     ids = shared(best, measure)
     if not ids:
-        return Answer("These runs hold out different examples, so their models cannot be compared.", ())
+        return Finding("These runs hold out different examples, so their models cannot be compared.", ())
     if not all(comparable(best[0], other, measure, ids) for other in best[1:]):
-        return Answer(
+        return Finding(
             "These runs split text into different tokens, so their losses a token cannot be compared; "
             "the measures of answers below can.",
             (),
         )
     ranking = rank(best, measure, ids)
     remarks = [f"The best model of each run, on the {len(ids):,} held-out examples that all of them were measured on."]
-    return Answer(_sentence(ranking), (*remarks, *_few(ranking.items)), ranking)
+    return Finding(_sentence(ranking), (*remarks, *_few(ranking.items)), ranking)
 
 
-def shared(models: Sequence[Contender], measure: Measure) -> tuple[str, ...]:
+def shared(models: Sequence[Contender], measure: MeasureColumn) -> tuple[str, ...]:
     """Held-out examples on which all were measured, in the order of the first."""
     common = set.intersection(*(set(measured(one, measure)) for one in models))
     return tuple(id for id in measured(models[0], measure) if id in common)
@@ -251,7 +251,7 @@ def _sentence(ranking: Ranking, so_far: bool = False) -> str:
     )
 
 
-def _by(gain: Interval, measure: Measure) -> str:
+def _by(gain: Interval, measure: MeasureColumn) -> str:
     return f"{shown(abs(gain.mean), measure, decimals([gain], measure))} {_unit(measure)}".rstrip()
 
 
@@ -261,7 +261,7 @@ def _range(ranking: Ranking, label: str) -> str:
     return f"95 % interval {shown(gain.low, measure, digits)} to {shown(gain.high, measure, digits)}"
 
 
-def _unit(measure: Measure) -> str:
+def _unit(measure: MeasureColumn) -> str:
     return "points" if measure.factor == 100 else measure.unit if measure is NLL else ""
 
 
@@ -285,7 +285,7 @@ def _unjudged(run: RunFacts) -> str:
     return told + "The models have not been judged against each other yet."
 
 
-def _alone(one: Contender, measure: Measure) -> str:
+def _alone(one: Contender, measure: MeasureColumn) -> str:
     ids = measured(one, measure)
     found = estimate(one, measure, ids)
     mean, low, high = (shown(value, measure, measure.digits) for value in (found.mean, found.low, found.high))
@@ -375,7 +375,7 @@ class Cell:
     note: str = ""
 
 
-def cell(found: Interval, measure: Measure, items: int | None, note: str = "") -> Cell:
+def cell(found: Interval, measure: MeasureColumn, items: int | None, note: str = "") -> Cell:
     """A mean over so many items with its interval; without ``items`` the interval is no bootstrap's."""
     ends = found
     if items and measure.factor == 100 and found.low == found.high:
@@ -384,7 +384,7 @@ def cell(found: Interval, measure: Measure, items: int | None, note: str = "") -
     return Cell(shown(found.mean, measure, measure.digits), f"{low} to {high}", note=note)
 
 
-def decimals(intervals: Sequence[Interval], measure: Measure) -> int:
+def decimals(intervals: Sequence[Interval], measure: MeasureColumn) -> int:
     """Digits behind the point that show two figures of the narrowest interval, so that columns line up."""
     widths = [(one.high - one.low) / 2 * measure.factor for one in intervals if one.high > one.low]
     if not widths:
@@ -392,7 +392,7 @@ def decimals(intervals: Sequence[Interval], measure: Measure) -> int:
     return max(measure.digits, min(6, 1 - math.floor(math.log10(min(widths)))))
 
 
-def shown(value: float, measure: Measure, digits: int, sign: bool = False) -> str:
+def shown(value: float, measure: MeasureColumn, digits: int, sign: bool = False) -> str:
     """A value as text, with a real minus sign. What rounds to 0 has no sign."""
     text = f"{value * measure.factor:{'+' if sign else ''}.{digits}f}"
     if float(text) == 0:

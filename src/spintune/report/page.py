@@ -18,7 +18,7 @@ from spintune import __version__
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts, read_run
 from spintune.report.tables import counted, duration
-from spintune.report.views import compare, told_apart, view
+from spintune.report.views import compare, unique_names, view
 from spintune.storage import atomic_file
 
 
@@ -39,7 +39,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
 def render(runs: Sequence[RunFacts], beside: Path) -> str:
     """The page of runs, whose links start at the folder ``beside``. The same files give the same page."""
-    runs = told_apart(runs)
+    runs = unique_names(runs)
     views = [view(run, beside, f"run{number}-" if len(runs) > 1 else "") for number, run in enumerate(runs, 1)]
     several = compare(runs) if len(runs) > 1 else None
     style, script = _asset("style.css"), _asset("script.js")
@@ -51,7 +51,7 @@ def render(runs: Sequence[RunFacts], beside: Path) -> str:
             views=views,
             several=several,
             title=" · ".join(run.name for run in runs),
-            answer=several.answer if several else views[0].answer,
+            answer=several.finding if several else views[0].finding,
             examples=browsed,
             data=Markup(embedded([one.to_json() for one in browsed])),  # noqa: S704 -- escaped for where it stands
             style=Markup(style),  # noqa: S704 -- our own files

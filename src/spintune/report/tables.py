@@ -18,7 +18,7 @@ from spintune.report.facts import Facts, RunFacts
 
 
 @dataclass(frozen=True)
-class Funnel:
+class FunnelRow:
     """What came in at a step, what was kept, and why the rest was not."""
 
     step: str
@@ -34,19 +34,19 @@ class Funnel:
         return min(1.0, self.kept / self.read) if self.read else 0.0
 
 
-def funnels(run: RunFacts) -> list[Funnel]:
+def funnels(run: RunFacts) -> list[FunnelRow]:
     """Every step at which examples, rows or pairs are counted, in order."""
     return [*_synth(run), *_data(run), *_trained(run), *_pairs(run), *_judged(run)]
 
 
-def _synth(run: RunFacts) -> Iterator[Funnel]:
+def _synth(run: RunFacts) -> Iterator[FunnelRow]:
     facts = run.facts_of("synth")
     for step in facts["funnel"] if facts else []:
         name = str(step["step"]).replace("_", " ")
-        yield Funnel(f"writing: {name}", step["unit"], step["read"], step["kept"], step["dropped"])
+        yield FunnelRow(f"writing: {name}", step["unit"], step["read"], step["kept"], step["dropped"])
 
 
-def _data(run: RunFacts) -> Iterator[Funnel]:
+def _data(run: RunFacts) -> Iterator[FunnelRow]:
     facts = run.facts_of("data")
     if facts is None:
         return
@@ -56,24 +56,24 @@ def _data(run: RunFacts) -> Iterator[Funnel]:
         kept = facts["read"] - sum(facts["dropped"].values()) + facts["repeated"]
         notes = [f"{facts['repeated']:,} repeated by their weight"] if facts["repeated"] else []
         notes += [] if mixed else [split]
-        yield Funnel("reading", "rows", facts["read"], kept, facts["dropped"], "; ".join(notes))
+        yield FunnelRow("reading", "rows", facts["read"], kept, facts["dropped"], "; ".join(notes))
     if mixed:
         tasks = mixed["tasks"].values()
         dropped = sum((Counter(task["dropped"]) for task in tasks), Counter[str]())
         read = sum(task["read"] for task in tasks)
         note = f"{mixed['examples']:,} examples mixed from them, {mixed['distinct']:,} of them distinct"
-        yield Funnel("tasks", "rows", read, read - dropped.total(), dropped, f"{note}; {split}")
+        yield FunnelRow("tasks", "rows", read, read - dropped.total(), dropped, f"{note}; {split}")
 
 
-def _trained(run: RunFacts) -> Iterator[Funnel]:
+def _trained(run: RunFacts) -> Iterator[FunnelRow]:
     for stage, name in (("sft", "SFT"), ("spin/baseline-sft", "further SFT")):
         if facts := run.facts_of(stage):
             dropped = facts["dropped"]
             note = f"{facts['truncated']:,} truncated" if facts["truncated"] else ""
-            yield Funnel(name, "examples", facts["rows"] + sum(dropped.values()), facts["rows"], dropped, note)
+            yield FunnelRow(name, "examples", facts["rows"] + sum(dropped.values()), facts["rows"], dropped, note)
 
 
-def _pairs(run: RunFacts) -> Iterator[Funnel]:
+def _pairs(run: RunFacts) -> Iterator[FunnelRow]:
     for number in range(1, run.iterations + 1):
         if facts := run.facts_of(f"spin/iterate-{number}/pairs"):
             train = facts["train"]
@@ -84,17 +84,17 @@ def _pairs(run: RunFacts) -> Iterator[Funnel]:
                 notes.append(f"{train['played']:,} prompts answered")
             if train["replayed"]:
                 notes.append(f"{train['replayed']:,} replayed pairs besides")
-            yield Funnel(
+            yield FunnelRow(
                 f"iteration {number}", "prompts", train["prompts"], train["kept"], train["dropped"], "; ".join(notes)
             )
 
 
-def _judged(run: RunFacts) -> Iterator[Funnel]:
+def _judged(run: RunFacts) -> Iterator[FunnelRow]:
     """The same for every model, so the first one that was judged tells it."""
     for model in run.models:
         if facts := run.facts_of(f"likelihood/{model.name}"):
             left = {"too_long": facts["left_out"]} if facts["left_out"] else {}
-            yield Funnel("judging", "held-out examples", facts["items"] + facts["left_out"], facts["items"], left)
+            yield FunnelRow("judging", "held-out examples", facts["items"] + facts["left_out"], facts["items"], left)
             return
 
 
@@ -132,7 +132,7 @@ WORK = ("write", "generate", "score", "train")
 
 
 @dataclass(frozen=True)
-class Cost:
+class StageCost:
     """What a stage took.
 
     Attributes:
@@ -152,26 +152,28 @@ class Cost:
     joules: float | None = None
 
 
-def costs(run: RunFacts) -> list[Cost]:
+def costs(run: RunFacts) -> list[StageCost]:
     """Cost of each finished stage."""
     found = []
     if facts := run.facts_of("synth"):
         spent = facts["cost"]
-        found.append(Cost("writing data", _asked(spent), spent["completion_tokens"], None, facts["seconds"]))
+        found.append(StageCost("writing data", _asked(spent), spent["completion_tokens"], None, facts["seconds"]))
     if "sft" in run.stages:
         found.append(_training(run, "sft", "SFT"))
     for number in range(1, run.iterations + 1):
         stage = f"spin/iterate-{number}"
         if facts := run.facts_of(f"{stage}/pairs"):
             answers, tokens = _written(run.folder / stage / "pairs" / "answers.jsonl")
-            found.append(Cost(f"iteration {number}: pairs", f"{answers:,} answers", tokens, None, facts["seconds"]))
+            found.append(
+                StageCost(f"iteration {number}: pairs", f"{answers:,} answers", tokens, None, facts["seconds"])
+            )
         if stage in run.stages:
             found.append(_training(run, stage, f"iteration {number}: training"))
     if "spin/baseline-sft" in run.stages:
         found.append(_training(run, "spin/baseline-sft", "further SFT"))
     if run.judging:
         spent = run.judging.cost
-        found.append(Cost("judge", _asked(spent), spent["completion_tokens"], None, {}))
+        found.append(StageCost("judge", _asked(spent), spent["completion_tokens"], None, {}))
     return found
 
 
@@ -179,11 +181,11 @@ def _asked(spent: Facts) -> str:
     return f"{spent['requests']:,} requests" + (f", ${spent['dollars']:,.2f}" if spent["dollars"] else "")
 
 
-def _training(run: RunFacts, stage: str, name: str) -> Cost:
+def _training(run: RunFacts, stage: str, name: str) -> StageCost:
     rows = run.metrics.get(stage, [])
     tokens, seconds = sum(row["tokens"] for row in rows), sum(row["seconds"] for row in rows)
     facts = run.stages[stage].facts
-    return Cost(
+    return StageCost(
         name,
         f"{len(rows):,} steps",
         tokens,
@@ -299,13 +301,13 @@ def versions(run: RunFacts) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class File:
+class RunFile:
     path: str
     what: str
     bytes: int | None
 
 
-def files(run: RunFacts) -> list[File]:
+def files(run: RunFacts) -> list[RunFile]:
     """What is worth opening in the run folder."""
     wanted = [("results.json", "the numbers of this page"), ("metrics.jsonl", "every optimizer step")]
     wanted += [("recipe.json", "the resolved recipe")]
@@ -324,7 +326,7 @@ def files(run: RunFacts) -> list[File]:
     numbers = range(1, run.iterations + 1)
     wanted += [(f"spin/iterate-{n}/pairs/train.jsonl", f"pairs of iteration {n}") for n in numbers]
     there = [(path, what) for path, what in wanted if (run.folder / path).exists()]
-    return [File(path, what, _size(run.folder / path)) for path, what in there]
+    return [RunFile(path, what, _size(run.folder / path)) for path, what in there]
 
 
 def _size(path: Path) -> int:

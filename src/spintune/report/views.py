@@ -9,35 +9,43 @@ from pathlib import Path
 from urllib.parse import quote
 
 from spintune.evaluation.measures import Interval
-from spintune.evaluation.pairs import compared_pairs
-from spintune.report.benchmarks import Judged, Scoreboard, judged, overlaps, scoreboard, unlike, without_overlaps
-from spintune.report.curves import Group, curves
+from spintune.evaluation.model_pairs import compared_pairs
+from spintune.report.benchmarks import (
+    JudgeSummary,
+    Scoreboard,
+    different_items,
+    judged,
+    overlaps,
+    scoreboard,
+    without_overlaps,
+)
+from spintune.report.curves import FigureGroup, curves
 from spintune.report.facts import RunFacts
 from spintune.report.findings import (
     EXACT_MATCH,
     MEASURES,
     NLL,
-    Answer,
     Cell,
     Contender,
-    Measure,
+    Finding,
+    MeasureColumn,
     Ranking,
-    answer,
-    answer_across,
     cell,
     comparable,
     contenders,
     decimals,
     difference,
     estimate,
+    finding,
+    finding_across,
     measured,
     shown,
 )
 from spintune.report.tables import (
     WORK,
-    Cost,
-    File,
-    Funnel,
+    FunnelRow,
+    RunFile,
+    StageCost,
     costs,
     differing,
     files,
@@ -50,20 +58,20 @@ from spintune.report.tables import (
 
 
 @dataclass(frozen=True)
-class Table:
+class ViewTable:
     """Models, or pairs of models, by measures; None stands for what was not measured.
 
     Attributes:
         items: held-out examples that it is of.
     """
 
-    measures: tuple[Measure, ...]
+    measures: tuple[MeasureColumn, ...]
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
     items: int
 
 
 @dataclass(frozen=True)
-class Bar:
+class ViewBar:
     """A difference on a common scale: places in percent of its width."""
 
     label: str
@@ -77,10 +85,10 @@ class Bar:
 class Forest:
     """Differences from one model; ``zero`` is the place of 0 in percent."""
 
-    measure: Measure
+    measure: MeasureColumn
     other: str
     zero: float
-    bars: tuple[Bar, ...]
+    bars: tuple[ViewBar, ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ class Accuracies:
 
 
 @dataclass(frozen=True)
-class View:
+class RunView:
     """A run as the page shows it.
 
     Attributes:
@@ -105,28 +113,28 @@ class View:
 
     run: RunFacts
     prefix: str
-    answer: Answer
+    finding: Finding
     forest: Forest | None
-    groups: tuple[Group, ...]
+    groups: tuple[FigureGroup, ...]
     iterations: tuple[tuple[str, str, tuple[str, ...]], ...]
-    table: Table | None
-    differences: Table | None
+    table: ViewTable | None
+    differences: ViewTable | None
     tasks: Accuracies | None
     scores: Scoreboard | None
-    judged: Judged | None
+    judged: JudgeSummary | None
     overlaps: tuple[tuple[str, int, tuple[str, ...]], ...]
     clean: Scoreboard | None
     mixture: tuple[tuple[str, tuple[str, ...]], ...]
-    funnels: tuple[Funnel, ...]
-    costs: tuple[Cost, ...]
+    funnels: tuple[FunnelRow, ...]
+    costs: tuple[StageCost, ...]
     seconds: Mapping[str, float]
     recipe: str
     versions: tuple[tuple[str, str], ...]
-    files: tuple[tuple[File, str], ...]
+    files: tuple[tuple[RunFile, str], ...]
 
 
 @dataclass(frozen=True)
-class Several:
+class ComparisonView:
     """What stands above several runs.
 
     Attributes:
@@ -134,27 +142,27 @@ class Several:
         settings: those in which their recipes differ.
     """
 
-    answer: Answer
-    table: Table | None
+    finding: Finding
+    table: ViewTable | None
     note: str
     scores: Scoreboard | None
-    unlike: tuple[str, ...]
+    different_items: tuple[str, ...]
     settings: tuple[tuple[str, list[str]], ...]
 
 
-def told_apart(runs: Sequence[RunFacts]) -> list[RunFacts]:
+def unique_names(runs: Sequence[RunFacts]) -> list[RunFacts]:
     """Runs whose folders have the same name are called by their paths."""
     names = [run.name for run in runs]
     return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
 
 
-def view(run: RunFacts, beside: Path, prefix: str) -> View:
+def view(run: RunFacts, beside: Path, prefix: str) -> RunView:
     """A run for the page that lies in the folder ``beside``."""
-    found, models, spent = answer(run), contenders([run]), costs(run)
-    return View(
+    found, models, spent = finding(run), contenders([run]), costs(run)
+    return RunView(
         run=run,
         prefix=prefix,
-        answer=found,
+        finding=found,
         forest=_forest(run, found.ranking),
         groups=tuple(curves(run)),
         iterations=tuple(iterations(run)),
@@ -183,7 +191,7 @@ def _link(path: Path, beside: Path) -> str:
     return quote(os.path.relpath(path, beside))
 
 
-def compare(runs: Sequence[RunFacts]) -> Several:
+def compare(runs: Sequence[RunFacts]) -> ComparisonView:
     """Tables of all runs on the held-out examples that they share, or a line that says there are none."""
     models = [one for one in contenders(runs) if measured(one, NLL)]
     sets = [set(measured(one, NLL)) for one in models]
@@ -206,12 +214,12 @@ def compare(runs: Sequence[RunFacts]) -> Several:
     if len({(run.recipe["spin"] or {}).get("max_new_tokens") for run in runs}) > 1:
         notes.append("The runs give answers different room (spin.max_new_tokens), which moves all measures of answers.")
     table = _table(models, ids) if ids else _table(models)
-    return Several(
-        answer=answer_across(runs),
+    return ComparisonView(
+        finding=finding_across(runs),
         table=table,
         note=" ".join(notes),
         scores=scoreboard(runs),
-        unlike=tuple(unlike(runs)),
+        different_items=tuple(different_items(runs)),
         settings=tuple(differing([run.recipe for run in runs])),
     )
 
@@ -219,7 +227,7 @@ def compare(runs: Sequence[RunFacts]) -> Several:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def _table(models: Sequence[Contender], only: Sequence[str] | None = None) -> Table | None:
+def _table(models: Sequence[Contender], only: Sequence[str] | None = None) -> ViewTable | None:
     """Every measured model's means, on the examples ``only`` or on all of its own."""
     rows = []
     for one in models:
@@ -231,10 +239,10 @@ def _table(models: Sequence[Contender], only: Sequence[str] | None = None) -> Ta
         if any(cells):
             rows.append((one.label, tuple(cells)))
     items = max((len(measured(one, NLL)) for one in models), default=0) if only is None else len(only)
-    return Table(MEASURES, tuple(rows), items) if rows else None
+    return ViewTable(MEASURES, tuple(rows), items) if rows else None
 
 
-def _differences(run: RunFacts, models: Sequence[Contender]) -> Table | None:
+def _differences(run: RunFacts, models: Sequence[Contender]) -> ViewTable | None:
     """The pairs that the end of a run compares, of what is measured already."""
     by_name = {one.model.name: one for one in models}
     wanted = compared_pairs(list(by_name), run.best["name"] if run.best else None)
@@ -249,15 +257,15 @@ def _differences(run: RunFacts, models: Sequence[Contender]) -> Table | None:
         cells = [_gap(found, measure, count) for found, measure, count in zip(row, MEASURES, digits, strict=True)]
         if any(cells):
             rows.append((f"{one.label} − {other.label}", tuple(cells)))
-    return Table(MEASURES, tuple(rows), len(measured(pairs[0][0], NLL))) if rows else None
+    return ViewTable(MEASURES, tuple(rows), len(measured(pairs[0][0], NLL))) if rows else None
 
 
-def _paired(one: Contender, other: Contender, measure: Measure) -> Interval | None:
+def _paired(one: Contender, other: Contender, measure: MeasureColumn) -> Interval | None:
     ids = measured(one, measure)
     return difference(one, other, measure, ids) if ids and ids == measured(other, measure) else None
 
 
-def _gap(found: Interval | None, measure: Measure, digits: int) -> Cell | None:
+def _gap(found: Interval | None, measure: MeasureColumn, digits: int) -> Cell | None:
     if found is None:
         return None
     verdict = ""
@@ -313,7 +321,7 @@ def _forest(run: RunFacts, ranking: Ranking | None) -> Forest | None:
         return shown(value, measure, digits, sign=True)
 
     bars = tuple(
-        Bar(
+        ViewBar(
             name,
             place(gap.low),
             place(gap.mean),

@@ -60,7 +60,7 @@ def identical_share(answers: Sequence[Ids], earlier: Sequence[Ids]) -> float:
 
 
 @dataclass(frozen=True)
-class Profile:
+class AnswerProfile:
     """What sampled answers look like as text. End tokens count as tokens."""
 
     answers: int
@@ -77,12 +77,12 @@ class Profile:
         return asdict(self)
 
 
-def describe(answers: Sequence[Answer]) -> Profile:
+def describe(answers: Sequence[Answer]) -> AnswerProfile:
     """Raises ValueError without answers."""
     if not answers:
         raise ValueError("no answers to describe")
     ids = [answer.ids for answer in answers]
-    return Profile(
+    return AnswerProfile(
         answers=len(answers),
         tokens=_mean([len(answer) for answer in ids]),
         cut=_mean([not answer.complete for answer in answers]),
@@ -104,7 +104,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class KlEstimate:
     """A mean over answers and its standard error, None for a single answer, which does not tell one."""
 
     mean: float
@@ -114,7 +114,7 @@ class Estimate:
         return asdict(self)
 
 
-def divergence(player: Sequence[float], other: Sequence[float]) -> Estimate:
+def divergence(player: Sequence[float], other: Sequence[float]) -> KlEstimate:
     """Monte-Carlo estimate of KL(player || other): mean of log p_player - log p_other. [nats an answer]
 
     An estimate can be below 0, which the divergence cannot. It holds for answers drawn at temperature 1 with no
@@ -131,7 +131,7 @@ def divergence(player: Sequence[float], other: Sequence[float]) -> Estimate:
         raise ValueError(f"cannot compare {len(player)} log-probabilities with {len(other)}")
     ratio_N = np.subtract(player, other, dtype=np.float64)
     error = float(ratio_N.std(ddof=1)) / math.sqrt(len(ratio_N)) if len(ratio_N) > 1 else None
-    return Estimate(float(ratio_N.mean()), error)
+    return KlEstimate(float(ratio_N.mean()), error)
 
 
 # Separability --------------------------------------------------------------------------------------------------------

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
 from spintune.errors import DataError, RunError
-from spintune.models.generation import Generator
-from spintune.models.logprobs import LogProbEngine, Query
-from spintune.models.sampling import Sampling, stream_keys
+from spintune.generation.protocol import Generator
+from spintune.generation.sampling import Sampling, stream_keys
 from spintune.progress import Progress
 from spintune.records import Answer, Completion, Pair, Record, read_records, write_records
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 
 SHARD = 256
 """Answers written, or pairs scored, and stored at once: what a killed run loses at most, and a fixed unit, so that it
@@ -68,7 +69,7 @@ class Shards:
 
 def write_answers(
     generator: Generator,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     sampling: Sampling,
     count: int,
     max_length: int,
@@ -107,15 +108,15 @@ def write_answers(
 
 def given_answers(
     generator: Generator,
-    rows: Sequence[Row],
-    given: Mapping[str, Sequence[Row]],
+    rows: Sequence[TokenRow],
+    given: Mapping[str, Sequence[TokenRow]],
     max_new_tokens: int,
     max_length: int,
     writer: str,
 ) -> list[Pair]:
     """Pairs of rows with answers that somebody else wrote: ``given`` has them by example id, rendered."""
 
-    def cut(answer: Row, room: int) -> Answer:
+    def cut(answer: TokenRow, room: int) -> Answer:
         ids = answer.response_ids[:room]
         return Answer(ids, generator.decode(ids), answer.complete and len(ids) == len(answer.response_ids))
 
@@ -130,7 +131,7 @@ def given_answers(
     ]
 
 
-def _pair(generator: Generator, row: Row, generated: Sequence[Answer], writer: str) -> Pair:
+def _pair(generator: Generator, row: TokenRow, generated: Sequence[Answer], writer: str) -> Pair:
     real = Answer(row.response_ids, generator.decode(row.response_ids), row.complete)
     return Pair(row.example_id, row.prompt_ids, real, tuple(generated), writer=writer)
 
@@ -169,14 +170,14 @@ def _fit(completion: Completion, room: int) -> Answer:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class FilteredPairs:
     """Pairs worth training on, and why answers were left out; answers kept + dropped = answers written."""
 
     kept: list[Pair]
     dropped: Counter[str]
 
 
-def without_degenerate(pairs: Sequence[Pair], keep_identical: bool = False) -> Pairs:
+def without_degenerate(pairs: Sequence[Pair], keep_identical: bool = False) -> FilteredPairs:
     """Leaves out answers that cannot teach. A pair stays while one of its generated answers does.
 
     An empty answer is none. One that equals the real answer gives a margin of 0 whatever the player does; losses that
@@ -195,7 +196,7 @@ def without_degenerate(pairs: Sequence[Pair], keep_identical: bool = False) -> P
                 teaching.append(answer)
         if teaching:
             kept.append(replace(pair, generated=tuple(teaching)))
-    return Pairs(kept, dropped)
+    return FilteredPairs(kept, dropped)
 
 
 def check_sampler(pairs: Sequence[Pair], opponent: str, tolerance: float) -> None:

@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from spintune.models.logprobs import LogProbEngine, LogProbs
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import LogProbs
 from spintune.progress import Progress
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
+from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, Steps, train
 from spintune.training.objectives import SelfPlay
 from spintune.training.optimization import optimization_of
-from spintune.training.order import Batches, steps_by_rows
 
 PlayRound = Callable[[int, Sequence[int]], Mapping[int, Pair]]
 """Given the number of a round (from 1 on) and prompts: the newest player's pairs, without answers that cannot teach."""
@@ -82,7 +83,7 @@ class Rounds:
         self.steps = steps_by_rows(prompts, section.pairs_per_step, section.at("epochs", iteration), seed + iteration)
         count = len(self.steps) if section.refresh == "step" else min(section.refresh, len(self.steps))
         self.begins = [len(self.steps) * k // count for k in range(count)]
-        self.starts = frozenset(self.begins)
+        self.opponent_resets = frozenset(self.begins)
         self._first, self._play = first, play
         self._round, self._pairs = -1, dict[int, Pair]()
 
@@ -143,7 +144,7 @@ def train_iteration(
 
 
 @dataclass(frozen=True)
-class Standing:
+class HeldoutPairMetrics:
     """How far the player has moved from its opponent, mean over pairs, log-probabilities in nats an answer."""
 
     pairs: int
@@ -180,9 +181,9 @@ class Standing:
         return self.start_loss - self.loss > 1.96 * (self.loss_error or 0.0)
 
 
-def standing(
+def heldout_pair_metrics(
     engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay, tokens_per_forward: int
-) -> Standing | None:
+) -> HeldoutPairMetrics | None:
     """Measures the player on pairs that it did not train on; None without pairs."""
     if not pairs:
         return None
@@ -193,7 +194,7 @@ def standing(
     count = len(pairs)
     real = [pair.real for pair in pairs]
     generated = [answer for pair in pairs for answer in pair.generated]
-    return Standing(
+    return HeldoutPairMetrics(
         pairs=count,
         start_loss=sum(starts) / count,
         loss=sum(values) / count,

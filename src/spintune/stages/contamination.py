@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from spintune.data.contamination import SIZES, contamination, text_of
-from spintune.stages.workbench import Workbench
+from spintune.stages.context import RunContext
 from spintune.storage import digest_json, write_json
 
 DECIDES = max(SIZES)
@@ -21,22 +21,22 @@ Clean = dict[str, set[str]]
 """By evaluation, the ids of items that share no such run with any training row."""
 
 
-def contamination_stage(bench: Workbench, items: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Any], Clean]:
+def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Any], Clean]:
     """How many items of each evaluation share words with training rows, and which do not.
 
     Args:
         items: by evaluation: the text of each item, by its id.
     """
     stage = "contamination"
-    path = bench.run.folder / stage / "contamination.json"
-    inputs = {"data": bench.run.digest("data"), "items": digest_json(items)}
-    facts = bench.run.finished(stage, inputs)
+    path = context.run.folder / stage / "contamination.json"
+    inputs = {"data": context.run.digest("data"), "items": digest_json(items)}
+    facts = context.run.finished(stage, inputs)
     if facts is None:
         ids = {name: list(texts) for name, texts in items.items()}
-        with bench.progress.task("contamination", len(bench.train), "training rows") as task:
+        with context.progress.task("contamination", len(context.train), "training rows") as task:
 
             def trained() -> Any:
-                for example in bench.train:
+                for example in context.train:
                     task.advance()
                     yield text_of(example)
 
@@ -53,6 +53,6 @@ def contamination_stage(bench: Workbench, items: Mapping[str, Mapping[str, str]]
                 item["id"] = ids[one["evaluation"]][item["item"]]
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, rows)
-        bench.run.finish(stage, inputs, [path], facts)
+        context.run.finish(stage, inputs, [path], facts)
     clean = {name: set(texts) - set(facts["sets"][name]["unclean"]) for name, texts in items.items()}
     return facts, clean

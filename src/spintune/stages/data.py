@@ -15,12 +15,12 @@ from spintune.progress import Progress, Silent
 from spintune.recipe import SYNTH, Recipe
 from spintune.record_files import Joined, Selection
 from spintune.records import Example, write_records
+from spintune.stages.context import RunContext
 from spintune.stages.synth import examples_file
-from spintune.stages.workbench import Workbench
 
 
 @dataclass(frozen=True)
-class Data:
+class DataOutcome:
     """Examples to train on and to judge by, and what became of everything that was read."""
 
     train: Sequence[Example]
@@ -28,25 +28,25 @@ class Data:
     facts: dict[str, Any]
 
 
-def data_stage(bench: Workbench) -> dict[str, Any]:
+def data_stage(context: RunContext) -> dict[str, Any]:
     """Writes data/train.jsonl and data/heldout.jsonl; how many rows went where."""
-    recipe = bench.recipe
-    mixture = mixture_of(recipe, bench.cache)
+    recipe = context.recipe
+    mixture = mixture_of(recipe, context.cache)
     inputs = {
-        "data": bench.settings["data"]["train"],
+        "data": context.settings["data"]["train"],
         "fraction": recipe.data.eval_fraction,
         "most": recipe.data.eval_limit,
         "seed": recipe.seed,
         "contents": [source_digest(source) for source in _sources(recipe)],
-        "mixture": mixture and _settings(bench, mixture),
+        "mixture": mixture and _settings(context, mixture),
     }
-    facts = bench.run.finished("data", inputs)
+    facts = context.run.finished("data", inputs)
     if facts is None:
-        data = read_data(recipe, mixture, bench.progress)
-        write_records(bench.train_file, data.train)
-        write_records(bench.heldout_file, data.heldout)
+        data = read_data(recipe, mixture, context.progress)
+        write_records(context.train_file, data.train)
+        write_records(context.heldout_file, data.heldout)
         facts = data.facts
-        bench.run.finish("data", inputs, [bench.train_file, bench.heldout_file], facts)
+        context.run.finish("data", inputs, [context.train_file, context.heldout_file], facts)
     return facts
 
 
@@ -54,7 +54,7 @@ def read_data(
     recipe: Recipe,
     mixture: Mixture | None,
     progress: Progress = Silent(),  # noqa: B008
-) -> Data:
+) -> DataOutcome:
     """The examples of a recipe: of its sources, and of its mixture, which :func:`mixture_of` gives."""
     sources = _sources(recipe)
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
@@ -77,7 +77,7 @@ def read_data(
         "train": len(train),
         "heldout": len(heldout),
     }
-    return Data(train, heldout, facts)
+    return DataOutcome(train, heldout, facts)
 
 
 def _distinct(examples: Sequence[Example]) -> Sequence[Example]:
@@ -108,9 +108,9 @@ def _sources(recipe: Recipe) -> list[Source]:
     return [replace(source, path=written) if source.path == SYNTH else source for source in sources]
 
 
-def _settings(bench: Workbench, mixture: Mixture) -> dict[str, Any]:
+def _settings(context: RunContext, mixture: Mixture) -> dict[str, Any]:
     """What decides the examples of a mixture."""
-    data = bench.settings["data"]
+    data = context.settings["data"]
     lengths = {key: data[key] for key in ("max_length", "max_input_length")}
     contents = [pool.task.digest for pool in mixture.pools]
-    return {**data["mixture"], "folder": None, "model": bench.recipe.model, **lengths, "contents": contents}
+    return {**data["mixture"], "folder": None, "model": context.recipe.model, **lengths, "contents": contents}

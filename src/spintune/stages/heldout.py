@@ -7,8 +7,8 @@ from typing import Any
 
 from spintune.errors import DataError
 from spintune.evaluation.heldout import (
-    Judged,
-    Likelihood,
+    HeldoutAnswer,
+    HeldoutLikelihood,
     answer_heldout,
     compare,
     read_rows,
@@ -18,77 +18,79 @@ from spintune.evaluation.heldout import (
 )
 from spintune.evaluation.measures import Interval, bootstrap
 from spintune.records import Example
-from spintune.stages.tasks import judge_tasks
-from spintune.stages.workbench import Iterate, Workbench
-from spintune.tokens.chat import Row, RowRenderer, fit
+from spintune.stages.context import Iterate, RunContext
+from spintune.stages.task_accuracy import judge_tasks
+from spintune.tokens.rows import RowRenderer, TokenRow, fit
 
 HELDOUT_TOKENS = 256
 """Longest held-out answer of a recipe without a spin section."""
 
 
-def likelihood_stage(bench: Workbench, iterate: Iterate) -> list[Likelihood]:
+def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikelihood]:
     """The log-probability of every held-out reference under an iterate."""
     stage = f"likelihood/{iterate.name}"
-    path = bench.run.folder / stage / "likelihood.jsonl"
-    inputs = bench.judging(iterate)
-    if bench.run.finished(stage, inputs) is None:
-        player = bench.load(iterate)
-        _, rows = _whole_rows(bench, player.renderer("last"))
-        likelihoods = score_heldout(player.engine, rows, bench.recipe.tokens_per_forward, bench.progress, iterate.name)
+    path = context.run.folder / stage / "likelihood.jsonl"
+    inputs = context.judging(iterate)
+    if context.run.finished(stage, inputs) is None:
+        player = context.load(iterate)
+        _, rows = _whole_rows(context, player.renderer("last"))
+        likelihoods = score_heldout(
+            player.engine, rows, context.recipe.tokens_per_forward, context.progress, iterate.name
+        )
         write_rows(path, likelihoods)
-        facts = {"items": len(rows), "left_out": len(bench.heldout) - len(rows)}
-        bench.run.finish(stage, inputs, [path], facts)
-    return read_rows(path, Likelihood)
+        facts = {"items": len(rows), "left_out": len(context.heldout) - len(rows)}
+        context.run.finish(stage, inputs, [path], facts)
+    return read_rows(path, HeldoutLikelihood)
 
 
-def judge_stage(bench: Workbench, iterate: Iterate) -> list[Judged]:
+def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     """An iterate's greedy answers to the held-out prompts, measured against the references."""
-    likelihoods = likelihood_stage(bench, iterate)
+    likelihoods = likelihood_stage(context, iterate)
     stage = f"eval/heldout/{iterate.name}"
-    path = bench.run.folder / stage / "answers.jsonl"
-    longest = bench.recipe.spin.max_new_tokens if bench.recipe.spin else HELDOUT_TOKENS
-    inputs = bench.judging(iterate, max_new_tokens=longest)
-    if bench.run.finished(stage, inputs) is None:
-        player = bench.load(iterate)
-        examples, rows = _whole_rows(bench, player.renderer("last"))
-        judged = answer_heldout(player.generator, examples, rows, likelihoods, longest, bench.progress, iterate.name)
+    path = context.run.folder / stage / "answers.jsonl"
+    longest = context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
+    inputs = context.judging(iterate, max_new_tokens=longest)
+    if context.run.finished(stage, inputs) is None:
+        player = context.load(iterate)
+        examples, rows = _whole_rows(context, player.renderer("last"))
+        judged = answer_heldout(player.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
         write_rows(path, judged)
-        bench.run.finish(stage, inputs, [path], {"items": len(judged)})
-    return read_rows(path, Judged)
+        context.run.finish(stage, inputs, [path], {"items": len(judged)})
+    return read_rows(path, HeldoutAnswer)
 
 
 def heldout_results(
-    bench: Workbench, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
+    context: RunContext, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
 ) -> dict[str, Any]:
     """Every iterate's measures ("heldout"), the paired "differences" of ``pairs``, and with a mixture its "tasks"."""
-    judged = {iterate.name: judge_stage(bench, iterate) for iterate in iterates}
+    judged = {iterate.name: judge_stage(context, iterate) for iterate in iterates}
     found = {
         "heldout": {name: _plain(summarise(rows)) for name, rows in judged.items()},
         "differences": {f"{one} - {other}": _plain(compare(judged[one], judged[other])) for one, other in pairs},
     }
-    if bench.recipe.data.mixture:
-        found["tasks"] = judge_tasks(bench, bench.recipe.data.mixture, judged, reference)
+    if context.recipe.data.mixture:
+        found["tasks"] = judge_tasks(context, context.recipe.data.mixture, judged, reference)
     return found
 
 
-def metric_difference(bench: Workbench, metric: str, iterate: Iterate, other: Iterate) -> Interval:
+def metric_difference(context: RunContext, metric: str, iterate: Iterate, other: Iterate) -> Interval:
     """By how much an iterate is better than another on the same held-out examples; above 0 is better."""
     if metric == "nll":
-        mine, theirs = (likelihood_stage(bench, which) for which in (iterate, other))
+        mine, theirs = (likelihood_stage(context, which) for which in (iterate, other))
         return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
-    return compare(judge_stage(bench, iterate), judge_stage(bench, other))[metric]
+    return compare(judge_stage(context, iterate), judge_stage(context, other))[metric]
 
 
 def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     return {measure: interval.to_json() for measure, interval in intervals.items()}
 
 
-def _whole_rows(bench: Workbench, renderer: RowRenderer) -> tuple[list[Example], list[Row]]:
+def _whole_rows(context: RunContext, renderer: RowRenderer) -> tuple[list[Example], list[TokenRow]]:
     """Held-out examples that fit, with their rows."""
-    data = bench.recipe.data
-    rows = renderer.rows(bench.heldout)
+    data = context.recipe.data
+    rows = renderer.rows(context.heldout)
     fitted = [fit(row, data.max_length, data.max_target_length, data.max_input_length) for row in rows]
-    kept = [(example, row) for example, row in zip(bench.heldout, fitted, strict=True) if isinstance(row, Row)]
+    kept = [(example, row) for example, row in zip(context.heldout, fitted, strict=True) if isinstance(row, TokenRow)]
     if not kept:
         raise DataError("no held-out example fits data.max_length; raise it, or set data.eval_fraction to 0")
     return [example for example, _ in kept], [row for _, row in kept]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from spintune.energy import EnergyMeter
-from spintune.models.logprobs import LogProbEngine
-from spintune.models.peak import arithmetic, best_product
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.peak import arithmetic, best_product
 from spintune.training.loop import StepReport
 
 

@@ -21,30 +21,30 @@ from typing import Any
 
 import orjson
 
+from spintune.engine.query import Query
 from spintune.evaluation.measures import bootstrap
-from spintune.models.logprobs import Query
 from spintune.progress import Progress, Silent
 from spintune.recipe import SpinSection
 from spintune.records import Pair, read_records, write_records
 from spintune.selfplay.diagnostics import describe, divergence, identical_share
 from spintune.selfplay.opponent import (
-    Pairs,
+    FilteredPairs,
     Shards,
 )
 from spintune.selfplay.spin import (
+    HeldoutPairMetrics,
     Rounds,
-    Standing,
     batches_of,
     default_rate,
+    heldout_pair_metrics,
     objective_of,
-    standing,
     train_iteration,
 )
+from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
 from spintune.stages.heldout import likelihood_stage, metric_difference
 from spintune.stages.metering import Meter
-from spintune.stages.play import NothingToLearnError, Play, training_settings
+from spintune.stages.pairs import NothingToLearnError, PairStage, training_settings
 from spintune.stages.sft import baseline_stage
-from spintune.stages.workbench import Iterate, Player, Workbench, delete
 from spintune.storage import atomic_file, digest_json, write_json_if_changed
 from spintune.tracking import Stopwatch, flat
 from spintune.training.loop import Steps
@@ -54,7 +54,7 @@ FEW_STEPS = 10
 
 
 @dataclass
-class Outcome:
+class SelfPlayOutcome:
     """What self-play left behind.
 
     Attributes:
@@ -72,18 +72,18 @@ class Outcome:
     baseline: dict[str, Any] | None
 
 
-def selfplay_stage(bench: Workbench, section: SpinSection, start: Iterate) -> Outcome:
+def selfplay_stage(context: RunContext, section: SpinSection, start: Iterate) -> SelfPlayOutcome:
     """Plays from iterate 0 (``start``) on."""
-    return _SelfPlay(bench, section, start).play()
+    return _SelfPlay(context, section, start).play()
 
 
 class _SelfPlay:
-    def __init__(self, bench: Workbench, section: SpinSection, start: Iterate) -> None:
-        self.bench, self.section, self.start = bench, section, start
+    def __init__(self, context: RunContext, section: SpinSection, start: Iterate) -> None:
+        self.context, self.section, self.start = context, section, start
         self.iterates = [start]
-        self.answering = Play(bench, section, self.iterates)
+        self.answering = PairStage(context, section, self.iterates)
 
-    def play(self) -> Outcome:
+    def play(self) -> SelfPlayOutcome:
         iterations: list[dict[str, Any]] = []
         best, why, waited, stopped = self.start, "it is where self-play starts", 0, None
         for iteration in range(1, self.section.iterations + 1):
@@ -93,29 +93,29 @@ class _SelfPlay:
                 if not iterations:
                     raise
                 stopped = str(error).removeprefix("spin: ")
-                self.bench.progress.note(f"self-play stops before iteration {iteration}: {stopped}")
+                self.context.progress.note(f"self-play stops before iteration {iteration}: {stopped}")
                 break
             iterations.append(facts)
             newest = self.iterates[-1]
             better = self._better(newest, best)
             best, why, waited = (newest, better, 0) if better else (best, why, waited + 1)
-            if not (self.bench.run.folder / f"spin/iterate-{iteration + 1}/pairs").exists():
+            if not (self.context.run.folder / f"spin/iterate-{iteration + 1}/pairs").exists():
                 self._remember(best, why)  # a run that is repeated has written its last word already
             if iteration < self.section.iterations and (stopped := self._stop_reason(iterations, waited)):
-                self.bench.progress.note(f"self-play stops after iteration {iteration}: {stopped}")
+                self.context.progress.note(f"self-play stops after iteration {iteration}: {stopped}")
                 break
         chosen = self._remember(best, why)
         iterates, baseline = self.iterates[1:], None
         if self.section.baseline == "sft":
             iterate, baseline = baseline_stage(
-                self.bench,
+                self.context,
                 self.section,
                 self.start,
                 sum(facts["steps"] for facts in iterations),
                 sum(facts["tokens"] for facts in iterations),
             )
             iterates = [*iterates, iterate]
-        return Outcome(iterates, iterations, chosen, stopped, baseline)
+        return SelfPlayOutcome(iterates, iterations, chosen, stopped, baseline)
 
     # An iteration ----------------------------------------------------------------------------------------------
 
@@ -126,27 +126,27 @@ class _SelfPlay:
 
     def _train(self, iteration: int) -> dict[str, Any]:
         """Trains the next iterate; in a method of its own, so that it is out of memory when others are loaded."""
-        bench, section, opponent = self.bench, self.section, self.iterates[-1]
+        context, section, opponent = self.context, self.section, self.iterates[-1]
         stage, name = f"spin/iterate-{iteration}", f"iterate-{iteration}"
-        folder = bench.run.folder / stage
-        inputs = bench.inputs(
+        folder = context.run.folder / stage
+        inputs = context.inputs(
             opponent,
-            pairs=bench.run.digest(f"{stage}/pairs"),
-            spin=training_settings(bench, section, iteration),
+            pairs=context.run.digest(f"{stage}/pairs"),
+            spin=training_settings(context, section, iteration),
             iteration=iteration,
         )
-        facts = bench.run.finished(stage, inputs)
+        facts = context.run.finished(stage, inputs)
         if facts is None:
-            player = bench.load(opponent)
+            player = context.load(opponent)
             if section.learning_rate is None:
                 weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
                 section = section.model_copy(update={"learning_rate": default_rate(weights)})
-            checkpoints = bench.checkpoints(folder, inputs, section)
-            later: dict[int, Pairs] = {}
+            checkpoints = context.checkpoints(folder, inputs, section)
+            later: dict[int, FilteredPairs] = {}
             clock = Stopwatch()
             batches = self._batches(player, iteration, folder, digest_json(inputs)[:12], later, clock)
             if len(batches) < FEW_STEPS:
-                bench.progress.note(
+                context.progress.note(
                     f"warning, iteration {iteration}: only {len(batches)} steps, which will hardly move the player; "
                     "lower spin.pairs_per_step, raise spin.epochs, or give more data"
                 )
@@ -157,16 +157,16 @@ class _SelfPlay:
                     batches,
                     section,
                     iteration,
-                    bench.recipe.seed,
-                    bench.recipe.tokens_per_forward,
+                    context.recipe.seed,
+                    context.recipe.tokens_per_forward,
                     checkpoints,
-                    bench.progress,
-                    lambda step: bench.metrics.begin(stage, step),
-                    bench.step_logger(stage, meter),
+                    context.progress,
+                    lambda step: context.metrics.begin(stage, step),
+                    context.step_logger(stage, meter),
                 )
             objective = objective_of(section, iteration)
             heldout = read_records(folder / "pairs" / "heldout.jsonl", Pair)
-            after = standing(player.engine, heldout, objective, bench.recipe.tokens_per_forward)
+            after = heldout_pair_metrics(player.engine, heldout, objective, context.recipe.tokens_per_forward)
             queries = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
             facts = {
                 "iteration": iteration,
@@ -183,30 +183,36 @@ class _SelfPlay:
                 "hardware": meter.facts(),
             }
             if after:
-                bench.metrics.begin(f"{stage}/heldout", 0)
-                bench.metrics.add(f"{stage}/heldout", 1, **flat(after.to_json()))
+                context.metrics.begin(f"{stage}/heldout", 0)
+                context.metrics.add(f"{stage}/heldout", 1, **flat(after.to_json()))
             write_records(folder / "later.jsonl", itertools.chain(*(later[n].kept for n in sorted(later))))
             with atomic_file(folder / "standing.jsonl") as file:
                 file.writelines(orjson.dumps(pair) + b"\n" for pair in (after.each if after else ()))
             written = (folder / "later.jsonl", folder / "standing.jsonl")
-            iterate = bench.publish(player, name, stage, inputs, facts, *written)
+            iterate = context.publish(player, name, stage, inputs, facts, *written)
         else:
-            iterate = bench.published(name, stage)
+            iterate = context.published(name, stage)
         delete(folder / "checkpoints")
         delete(folder / "rounds")
         self.iterates.append(iterate)
         return facts
 
     def _batches(
-        self, player: Player, iteration: int, folder: Path, tag: str, later: dict[int, Pairs], clock: Stopwatch
+        self,
+        player: LoadedIterate,
+        iteration: int,
+        folder: Path,
+        tag: str,
+        later: dict[int, FilteredPairs],
+        clock: Stopwatch,
     ) -> Steps[Pair]:
         """The iteration's steps. Pairs of stretches after the first are put into ``later`` as they are played."""
-        section, seed = self.section, self.bench.recipe.seed
+        section, seed = self.section, self.context.recipe.seed
         pairs = read_records(folder / "pairs" / "train.jsonl", Pair)
         if section.refresh == 1:
             return batches_of(pairs + read_records(folder / "pairs" / "replay.jsonl", Pair), section, iteration, seed)
         rows = self.answering.rows(player, self.answering.played).rows
-        progress: Progress = Silent() if section.refresh == "step" else self.bench.progress
+        progress: Progress = Silent() if section.refresh == "step" else self.context.progress
 
         def first(prompts: Sequence[int]) -> Mapping[int, Pair]:
             written = read_records(folder / "pairs" / "answers.jsonl", Pair)
@@ -230,28 +236,28 @@ class _SelfPlay:
             with clock("score"):
                 fresh = [pair for _, pair in teaching]
                 scored = self.answering.score(player, fresh, shards, progress, f"round {number}")
-            later[number] = Pairs(scored, self.answering.teaching(written, iteration).dropped)
+            later[number] = FilteredPairs(scored, self.answering.teaching(written, iteration).dropped)
             return {prompt: pair for (prompt, _), pair in zip(teaching, scored, strict=True)}
 
         return Rounds(len(rows), section, iteration, seed, first, play)
 
     def _diagnosis(self, iteration: int) -> dict[str, Any] | None:
         """How the newest iterate writes, and how far it is from its opponent and from iterate 0."""
-        bench = self.bench
+        context = self.context
         iterate, opponent = self.iterates[iteration], self.iterates[iteration - 1]
-        if not bench.heldout:
+        if not context.heldout:
             return None
         stage = f"spin/iterate-{iteration}/diagnosis"
-        path = bench.run.folder / stage / "diagnosis.json"
-        inputs = bench.inputs(
+        path = context.run.folder / stage / "diagnosis.json"
+        inputs = context.inputs(
             iterate, opponent=opponent.digest, base=self.start.digest, play=self.answering.settings, iteration=iteration
         )
-        facts = bench.run.finished(stage, inputs)
+        facts = context.run.finished(stage, inputs)
         if facts is None:
             mine, earlier = self.answering.heldout_answers(iterate), self.answering.heldout_answers(opponent)
             if not mine:
                 return None
-            likelihoods = likelihood_stage(bench, iterate)
+            likelihoods = likelihood_stage(context, iterate)
             kl_opponent = kl_base = None
             if self.answering.draws_plainly:
                 logprobs = self._logprobs(iterate, mine)
@@ -268,24 +274,24 @@ class _SelfPlay:
                 "identical_to_opponent": identical_share(_first_ids(mine), _first_ids(earlier)),
             }
             write_json_if_changed(path, facts)
-            bench.metrics.begin(stage, 0)
-            bench.metrics.add(stage, 1, **flat(facts))
-            bench.run.finish(stage, inputs, [path], facts)
+            context.metrics.begin(stage, 0)
+            context.metrics.add(stage, 1, **flat(facts))
+            context.run.finish(stage, inputs, [path], facts)
         return facts
 
     def _logprobs(self, iterate: Iterate, pairs: Sequence[Pair]) -> list[float]:
-        engine = self.bench.load(iterate).engine
+        engine = self.context.load(iterate).engine
         queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.generated)) for pair in pairs]
-        return list(itertools.chain(*engine.score(queries, self.bench.recipe.tokens_per_forward)))
+        return list(itertools.chain(*engine.score(queries, self.context.recipe.tokens_per_forward)))
 
     # Stopping and choosing -------------------------------------------------------------------------------------
 
     def _better(self, newest: Iterate, best: Iterate) -> str | None:
         """Why the newest iterate takes the place of the best one; None when it cannot be told to be better."""
-        if not self.bench.heldout:
+        if not self.context.heldout:
             return "it is the newest, and no example is held out to judge by"
         metric = self.section.metric
-        gain = metric_difference(self.bench, metric, newest, best)
+        gain = metric_difference(self.context, metric, newest, best)
         if gain.low <= 0:
             return None
         unit = " nats a token" if metric == "nll" else ""
@@ -312,14 +318,14 @@ class _SelfPlay:
 
     def _real_logprob_drop(self) -> float:
         """By how much less likely the newest iterate finds held-out references than iterate 0. [nats an answer]"""
-        newest, start = (likelihood_stage(self.bench, iterate) for iterate in (self.iterates[-1], self.start))
+        newest, start = (likelihood_stage(self.context, iterate) for iterate in (self.iterates[-1], self.start))
         return sum(a.nll - b.nll for a, b in zip(newest, start, strict=True)) / len(start)
 
     def _remember(self, best: Iterate, why: str) -> dict[str, str]:
         """Points ``best`` at the best iterate. Iterate 0 is kept when no later one can be told to be better."""
         if best is self.start and len(self.iterates) > 1:
             why = f"no later iterate can be told to be better on held-out {self.section.metric}"
-        folder, target = self.bench.run.folder, Path(best.location)
+        folder, target = self.context.run.folder, Path(best.location)
         inside = target.is_relative_to(folder)
         # a run folder may be moved
         location = str(target.relative_to(folder)) if inside else best.location
@@ -328,7 +334,7 @@ class _SelfPlay:
         return chosen
 
 
-def _told(after: Standing) -> dict[str, Any]:
+def _told(after: HeldoutPairMetrics) -> dict[str, Any]:
     """The means over held-out pairs, with 95 % intervals of those that judge."""
     judging = ("loss", "margin", "accuracy")
     intervals = {name: bootstrap([pair[name] for pair in after.each]).to_json() for name in judging}

@@ -8,23 +8,23 @@ from typing import Any
 
 from spintune.recipe import SftSection, SpinSection
 from spintune.run import BASELINE
+from spintune.stages.context import Iterate, RunContext, delete
 from spintune.stages.metering import Meter
-from spintune.stages.workbench import Iterate, Workbench, delete
 from spintune.training.sft import run_sft, steps_of_epochs, steps_of_tokens
 
 
-def sft_stage(bench: Workbench, section: SftSection, base: Iterate) -> tuple[Iterate, dict[str, Any]]:
+def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, dict[str, Any]]:
     """Trains the base model on the training examples; the iterate and what was found."""
-    inputs = bench.inputs(base, sft=bench.settings["sft"])
-    facts = bench.run.finished("sft", inputs)
+    inputs = context.inputs(base, sft=context.settings["sft"])
+    facts = context.run.finished("sft", inputs)
     if facts is None:
-        return _train(bench, section, base, "sft", "sft", inputs, None)
-    delete(bench.run.folder / "sft" / "checkpoints")
-    return bench.published("sft", "sft"), facts
+        return _train(context, section, base, "sft", "sft", inputs, None)
+    delete(context.run.folder / "sft" / "checkpoints")
+    return context.published("sft", "sft"), facts
 
 
 def baseline_stage(
-    bench: Workbench, spin: SpinSection, start: Iterate, steps: int, tokens: int
+    context: RunContext, spin: SpinSection, start: Iterate, steps: int, tokens: int
 ) -> tuple[Iterate, dict[str, Any]]:
     """Trains iterate 0 further by SFT for as many steps as self-play took, of as many tokens on average.
 
@@ -33,21 +33,21 @@ def baseline_stage(
     behind the epochs that SFT has seen.
     """
     stage = "spin/baseline-sft"
-    section = bench.recipe.sft or SftSection.model_validate({})
+    section = context.recipe.sft or SftSection.model_validate({})
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
-    seen = math.ceil(section.epochs) if bench.recipe.sft else 0
+    seen = math.ceil(section.epochs) if context.recipe.sft else 0
     budget = {"steps": steps, "tokens": tokens, "first_epoch": seen}
-    inputs = bench.inputs(start, sft=section.model_dump(mode="json"), budget=budget)
-    facts = bench.run.finished(stage, inputs)
+    inputs = context.inputs(start, sft=section.model_dump(mode="json"), budget=budget)
+    facts = context.run.finished(stage, inputs)
     if facts is None:
-        return _train(bench, section, start, BASELINE, stage, inputs, (steps, tokens, seen))
-    delete(bench.run.folder / stage / "checkpoints")
-    return bench.published(BASELINE, stage), facts
+        return _train(context, section, start, BASELINE, stage, inputs, (steps, tokens, seen))
+    delete(context.run.folder / stage / "checkpoints")
+    return context.published(BASELINE, stage), facts
 
 
 def _train(
-    bench: Workbench,
+    context: RunContext,
     section: SftSection,
     start: Iterate,
     name: str,
@@ -55,37 +55,37 @@ def _train(
     inputs: dict[str, Any],
     budget: tuple[int, int, int] | None,
 ) -> tuple[Iterate, dict[str, Any]]:
-    recipe, folder = bench.recipe, bench.run.folder / stage
-    player = bench.load(start)
+    recipe, folder = context.recipe, context.run.folder / stage
+    player = context.load(start)
     renderer = player.renderer(recipe.data.turns)
-    train = bench.render(bench.train, renderer)
-    heldout = bench.render_heldout(bench.heldout, renderer)
+    train = context.render(context.train, renderer)
+    heldout = context.render_heldout(context.heldout, renderer)
     steps = (
         steps_of_epochs(train.rows, section, recipe.seed)
         if budget is None
         else steps_of_tokens(train.rows, steps=budget[0], tokens=budget[1], seed=recipe.seed, first_epoch=budget[2])
     )
-    prompts = {example.id: example for example in bench.heldout}
+    prompts = {example.id: example for example in context.heldout}
     losses: list[float] = []
 
     def begin(step: int) -> None:
-        bench.metrics.begin(stage, step)
+        context.metrics.begin(stage, step)
         # an evaluation of the step that the checkpoint was taken after stays; one of step 0 comes again
         evaluated_until = step or -1
-        bench.metrics.begin(f"{stage}/heldout", evaluated_until)
+        context.metrics.begin(f"{stage}/heldout", evaluated_until)
         samples.rewind(stage, evaluated_until)
 
     def evaluated(step: int, loss: float, answers: list[str]) -> None:
         losses.append(loss)
-        bench.metrics.add(f"{stage}/heldout", step, loss=loss)
-        bench.progress.note(f"{_title(name)} step {step}: held-out loss {loss:.4f} nats a token")
+        context.metrics.add(f"{stage}/heldout", step, loss=loss)
+        context.progress.note(f"{_title(name)} step {step}: held-out loss {loss:.4f} nats a token")
         for row, answer in zip(heldout, answers, strict=False):
             example = prompts[row.example_id]
             samples.append(stage, step, prompt=example.prompt[-1].content, reference=example.answer, answer=answer)
 
     meter = Meter(player.engine)
     started = time.monotonic()
-    with bench.run.log(f"{stage}/samples.jsonl") as samples:
+    with context.run.log(f"{stage}/samples.jsonl") as samples:
         run_sft(
             player.engine,
             player.generator,
@@ -95,11 +95,11 @@ def _train(
             section,
             recipe.seed,
             recipe.tokens_per_forward,
-            bench.checkpoints(folder, inputs, section),
-            bench.progress,
+            context.checkpoints(folder, inputs, section),
+            context.progress,
             _title(name),
             begin,
-            bench.step_logger(stage, meter),
+            context.step_logger(stage, meter),
             evaluated,
         )
     facts = {
@@ -112,7 +112,7 @@ def _train(
         "seconds": {"train": time.monotonic() - started},
         "hardware": meter.facts(),
     }
-    iterate = bench.publish(player, name, stage, inputs, facts)
+    iterate = context.publish(player, name, stage, inputs, facts)
     delete(folder / "checkpoints")
     return iterate, facts
 

@@ -22,43 +22,43 @@ from spintune.data.novelty import NoveltyIndex
 from spintune.data.sources import Source, read_sources, source_digest
 from spintune.errors import BudgetError, DataError
 from spintune.recipe import SynthSection
-from spintune.stages.asking import budget_of, endpoint_teacher, local_teacher
-from spintune.stages.workbench import Iterate, Workbench
+from spintune.stages.context import Iterate, RunContext
+from spintune.stages.endpoints import budget_of, endpoint_teacher, local_teacher
 from spintune.storage import atomic_file, write_json
 from spintune.synthesis.alpaca import ALPACA_DECODING, alpaca_method
-from spintune.synthesis.asking import Decoding
-from spintune.synthesis.bootstrap import Method, bootstrap
+from spintune.synthesis.bootstrap import BootstrapMethod, bootstrap
 from spintune.synthesis.card import as_markdown, describe
+from spintune.synthesis.decoding import DecodingSettings
+from spintune.synthesis.examples import GeneratedExample, SeedTask, read_seeds
 from spintune.synthesis.figure import openings_figure
-from spintune.synthesis.filters import KEYWORDS, Funnel, Rules
+from spintune.synthesis.filters import KEYWORDS, FilterCounts, FilterRules
 from spintune.synthesis.self_instruct import (
     INSTANCE_DECODING,
     INSTRUCTION_DECODING,
     Instances,
     self_instruct_method,
 )
-from spintune.synthesis.tasks import Task, Written, read_seeds
-from spintune.teachers.asking import Asker
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.replies import Replies
 from spintune.tracking import Stopwatch
 
 
-def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[str, Any]:
+def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> dict[str, Any]:
     """Writes synth/examples.jsonl; what was asked, dropped and kept.
 
     A stage that its budget ended is not done: the same command with a larger budget goes on from there.
     """
-    folder = bench.run.folder / "synth"
+    folder = context.run.folder / "synth"
     inputs = {
-        "synth": bench.settings["synth"],
+        "synth": context.settings["synth"],
         "seeds": source_digest(Source(section.seeds)),
         "evaluation": [source_digest(Source(path)) for path in _evaluation(section)],
         "teacher": None if section.teacher else base.digest,
-        "template": None if section.teacher else bench.settings["data"]["template"],
-        "precision": None if section.teacher else bench.recipe.precision,
-        "seed": bench.recipe.seed,
+        "template": None if section.teacher else context.settings["data"]["template"],
+        "precision": None if section.teacher else context.recipe.precision,
+        "seed": context.recipe.seed,
     }
-    facts = bench.run.finished("synth", inputs)
+    facts = context.run.finished("synth", inputs)
     if facts is not None:
         return facts
     # a mistake in these shows now, not after everything is paid for
@@ -66,12 +66,12 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
     clock = Stopwatch()
     with clock("write"), Replies(folder / "replies.sqlite") as replies:
         teacher = (
-            endpoint_teacher(bench, section.teacher, section.teacher.url, replies)
+            endpoint_teacher(context, section.teacher, section.teacher.url, replies)
             if section.teacher
-            else local_teacher(bench, bench.recipe.model, bench.load(base))
+            else local_teacher(context, context.recipe.model, context.load(base))
         )
-        asker = Asker(teacher, replies)
-        written, funnels, stopped = _write(bench, section, seeds, asker)
+        asker = CachedTeacher(teacher, replies)
+        written, funnels, stopped = _write(context, section, seeds, asker)
         spent = asker.spent
     written, removed = _clean(section, evaluation, written, funnels)
     if not written and asker.exhausted:
@@ -93,10 +93,10 @@ def synth_stage(bench: Workbench, section: SynthSection, base: Iterate) -> dict[
     told = {key: value for key, value in facts.items() if key not in ("seconds", "funnel")} | {
         "decontaminated": removed
     }
-    card = describe(written, seeds, funnels, section.filters.novelty_tokens, bench.recipe.seed, told)
+    card = describe(written, seeds, funnels, section.filters.novelty_tokens, context.recipe.seed, told)
     files = _publish(folder, section, written, card)
     if asker.exhausted is None:
-        bench.run.finish("synth", inputs, files, facts)
+        context.run.finish("synth", inputs, files, facts)
     return facts
 
 
@@ -109,12 +109,12 @@ def examples_file(folder: Path) -> Path:
 
 
 def _write(
-    bench: Workbench, section: SynthSection, seeds: Sequence[Task], asker: Asker
-) -> tuple[list[Written], list[Funnel], str | None]:
+    context: RunContext, section: SynthSection, seeds: Sequence[SeedTask], asker: CachedTeacher
+) -> tuple[list[GeneratedExample], list[FilterCounts], str | None]:
     """What the teacher wrote and was kept, what became of everything else, and why it ended early, if it did."""
-    filters, recipe = section.filters, bench.recipe
+    filters, recipe = section.filters, context.recipe
     unicode = filters.novelty_tokens == "unicode"
-    rules = Rules(
+    rules = FilterRules(
         fewest=filters.fewest_words,
         most=filters.most_words,
         tokeniser=filters.novelty_tokens,
@@ -137,7 +137,7 @@ def _write(
         section.patience,
         recipe.seed,
         (lambda tasks: None) if whole else instances.add,
-        bench.progress,
+        context.progress,
     )
     funnels = [pool.replies, pool.candidates]
     if whole:
@@ -145,7 +145,7 @@ def _write(
     return instances.examples, [*funnels, instances.sorting, instances.replies, instances.instances], pool.stopped
 
 
-def _method(section: SynthSection) -> Method:
+def _method(section: SynthSection) -> BootstrapMethod:
     keys = ("temperature", "top_p", "presence_penalty", "max_tokens")
     changes = {key: getattr(section, key) for key in keys if getattr(section, key) is not None}
     if section.method == "alpaca":
@@ -153,8 +153,8 @@ def _method(section: SynthSection) -> Method:
     return self_instruct_method(_changed(INSTRUCTION_DECODING, **changes))
 
 
-def _changed(decoding: Decoding, **changes: Any) -> Decoding:
-    return Decoding(**{**asdict(decoding), **changes})
+def _changed(decoding: DecodingSettings, **changes: Any) -> DecodingSettings:
+    return DecodingSettings(**{**asdict(decoding), **changes})
 
 
 def _evaluation(section: SynthSection) -> list[str]:
@@ -178,14 +178,17 @@ def _evaluation_texts(section: SynthSection) -> dict[str, list[str]]:
 
 
 def _clean(
-    section: SynthSection, evaluation: Mapping[str, Sequence[str]], written: list[Written], funnels: list[Funnel]
-) -> tuple[list[Written], list[dict[str, Any]]]:
+    section: SynthSection,
+    evaluation: Mapping[str, Sequence[str]],
+    written: list[GeneratedExample],
+    funnels: list[FilterCounts],
+) -> tuple[list[GeneratedExample], list[dict[str, Any]]]:
     """Takes out what shares a run of words with evaluation data, and says what that was."""
     if section.decontaminate is None:
         return written, []
     _, removed = decontaminate([one.example for one in written], evaluation, section.decontaminate.ngram)
     gone = {one.row for one in removed}
-    funnel = Funnel("decontamination", "examples")
+    funnel = FilterCounts("decontamination", "examples")
     funnel.drop("in_evaluation_data", len(gone))
     funnel.keep(len(written) - len(gone))
     funnels.append(funnel)
@@ -196,7 +199,9 @@ def _clean(
 # Files --------------------------------------------------------------------------------------------------------------
 
 
-def _publish(folder: Path, section: SynthSection, written: Sequence[Written], card: dict[str, Any]) -> list[Path]:
+def _publish(
+    folder: Path, section: SynthSection, written: Sequence[GeneratedExample], card: dict[str, Any]
+) -> list[Path]:
     rows = [one.to_json() for one in written]
     examples = folder / "examples.jsonl"
     _write_lines(examples, rows)

@@ -19,16 +19,16 @@ from dataclasses import dataclass, field
 from spintune.data.novelty import NoveltyIndex
 from spintune.errors import TeacherError
 from spintune.progress import Progress
-from spintune.synthesis.asking import stream
-from spintune.synthesis.filters import Funnel, Rules
-from spintune.synthesis.parsers import Parsed
-from spintune.synthesis.tasks import Provenance, Task, Written
-from spintune.teachers.asking import Asker
+from spintune.synthesis.decoding import stream
+from spintune.synthesis.examples import GeneratedExample, SeedTask, SynthesisProvenance
+from spintune.synthesis.filters import FilterCounts, FilterRules
+from spintune.synthesis.parsers import ParsedReply
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Outcome, Request
 
 
 @dataclass(frozen=True)
-class Method:
+class BootstrapMethod:
     """How a method shows, asks and reads.
 
     Attributes:
@@ -40,15 +40,15 @@ class Method:
     """
 
     name: str
-    show: Callable[[random.Random, Sequence[Task], Sequence[Task]], list[Task]]
-    request: Callable[[Sequence[Task], int], Request]
-    read: Callable[[Outcome, Request], Parsed]
+    show: Callable[[random.Random, Sequence[SeedTask], Sequence[SeedTask]], list[SeedTask]]
+    request: Callable[[Sequence[SeedTask], int], Request]
+    read: Callable[[Outcome, Request], ParsedReply]
     prompt: str
     whole: bool
 
 
 @dataclass
-class Pool:
+class BootstrapResult:
     """What a bootstrap left behind.
 
     Attributes:
@@ -59,26 +59,26 @@ class Pool:
         stopped: why it ended before the wanted number, or None.
     """
 
-    written: list[Written] = field(default_factory=list)
-    replies: Funnel = field(default_factory=lambda: Funnel("replies", "requests"))
-    candidates: Funnel = field(default_factory=lambda: Funnel("candidates", "tasks"))
+    written: list[GeneratedExample] = field(default_factory=list)
+    replies: FilterCounts = field(default_factory=lambda: FilterCounts("replies", "requests"))
+    candidates: FilterCounts = field(default_factory=lambda: FilterCounts("candidates", "tasks"))
     rounds: int = 0
     stopped: str | None = None
 
 
 def bootstrap(
-    asker: Asker,
-    method: Method,
-    seeds: Sequence[Task],
-    rules: Rules,
+    asker: CachedTeacher,
+    method: BootstrapMethod,
+    seeds: Sequence[SeedTask],
+    rules: FilterRules,
     index: NoveltyIndex,
     wanted: int,
     requests_per_round: int,
     patience: int,
     seed: int,
-    on_accepted: Callable[[Sequence[Written]], None],
+    on_accepted: Callable[[Sequence[GeneratedExample]], None],
     progress: Progress,
-) -> Pool:
+) -> BootstrapResult:
     """Asks until ``wanted`` tasks are accepted, nothing new came in ``patience`` rounds, or the budget is used up.
 
     A task is accepted when it breaks no rule and is new to the seeds and to all that was accepted. ``index`` is empty
@@ -88,7 +88,7 @@ def bootstrap(
     Raises TeacherError when the teacher cannot be asked, or not one task came of it.
     """
     index.extend([task.instruction for task in seeds])
-    pool, barren = Pool(), 0
+    pool, barren = BootstrapResult(), 0
     with progress.task(f"{asker.teacher.name} writes tasks", wanted, "tasks") as bar:
         while len(pool.written) < wanted:
             accepted = [written.task for written in pool.written]
@@ -101,15 +101,17 @@ def bootstrap(
             outcomes = asker.ask(requests)
             pool.rounds += 1
             before = len(pool.written)
-            candidates: list[Written] = []
+            candidates: list[GeneratedExample] = []
             for tasks, request, outcome in zip(shown, requests, outcomes, strict=True):
-                provenance = Provenance(
+                provenance = SynthesisProvenance(
                     asker.teacher.name,
                     method.name,
                     ((method.prompt, asker.key(request)),),
                     tuple(task.id for task in tasks),
                 )
-                candidates += [Written(task, provenance) for task in _read(method.read(outcome, request), pool)]
+                candidates += [
+                    GeneratedExample(task, provenance) for task in _read(method.read(outcome, request), pool)
+                ]
             _accept(candidates, method, rules, index, wanted, pool)
             found = len(pool.written) - before
             on_accepted(pool.written[before:])
@@ -131,7 +133,7 @@ def bootstrap(
     return pool
 
 
-def _read(parsed: Parsed, pool: Pool) -> list[Task]:
+def _read(parsed: ParsedReply, pool: BootstrapResult) -> list[SeedTask]:
     if parsed.failure:
         pool.replies.drop(parsed.failure)
     else:
@@ -142,7 +144,12 @@ def _read(parsed: Parsed, pool: Pool) -> list[Task]:
 
 
 def _accept(
-    candidates: Sequence[Written], method: Method, rules: Rules, index: NoveltyIndex, wanted: int, pool: Pool
+    candidates: Sequence[GeneratedExample],
+    method: BootstrapMethod,
+    rules: FilterRules,
+    index: NoveltyIndex,
+    wanted: int,
+    pool: BootstrapResult,
 ) -> None:
     """Puts what is of use and new into the pool, in the order of the candidates."""
     useful = []
@@ -165,6 +172,6 @@ def _accept(
             pool.written.append(candidate)
 
 
-def _reasons(pool: Pool) -> str:
+def _reasons(pool: BootstrapResult) -> str:
     reasons = pool.replies.dropped + pool.candidates.dropped
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4)) or "all empty"

@@ -10,9 +10,9 @@ from typing import Any
 
 from spintune.data.novelty import NoveltyIndex
 from spintune.data.rouge import Tokeniser
-from spintune.synthesis.asking import stream
-from spintune.synthesis.filters import Funnel
-from spintune.synthesis.tasks import Task, Written
+from spintune.synthesis.decoding import stream
+from spintune.synthesis.examples import GeneratedExample, SeedTask
+from spintune.synthesis.filters import FilterCounts
 
 SAMPLE = 20
 FIRST_WORDS = 20
@@ -21,9 +21,9 @@ _NEAR = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
 
 
 def describe(
-    written: Sequence[Written],
-    seeds: Sequence[Task],
-    funnels: Sequence[Funnel],
+    written: Sequence[GeneratedExample],
+    seeds: Sequence[SeedTask],
+    funnels: Sequence[FilterCounts],
     tokeniser: Tokeniser,
     seed: int,
     facts: dict[str, Any],
@@ -97,7 +97,7 @@ _SMALL = frozenset(
 )
 
 
-def nearest_seed(instructions: Sequence[str], seeds: Sequence[Task], tokeniser: Tokeniser) -> dict[str, Any]:
+def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], tokeniser: Tokeniser) -> dict[str, Any]:
     """ROUGE-L of each instruction with the seed that it is nearest to: mean, and how many up to each bound."""
     index = NoveltyIndex(1.0, tokeniser)
     index.extend([seed.instruction for seed in seeds])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from spintune.data.rouge import Tokeniser, tokenise
-from spintune.synthesis.tasks import Task
+from spintune.synthesis.examples import SeedTask
 
 _PICTURES = (
     "image",
@@ -48,7 +48,7 @@ _REFUSAL = re.compile(
 
 
 @dataclass(frozen=True)
-class Rules:
+class FilterRules:
     """Which instructions and instances are of use.
 
     Attributes:
@@ -85,7 +85,7 @@ class Rules:
             return "not_ascii_start"
         return "refusal" if self.refusals and _REFUSAL.search(text) else None
 
-    def flaw_of_instance(self, task: Task) -> str | None:
+    def flaw_of_instance(self, task: SeedTask) -> str | None:
         """The name of the first rule that input and output break, or None."""
         output = task.output or ""
         if not output.strip():
@@ -103,14 +103,14 @@ class Rules:
         return re.compile("|".join(words), re.IGNORECASE) if words else None
 
 
-def conflicting(tasks: Sequence[Task]) -> bool:
+def conflicting(tasks: Sequence[SeedTask]) -> bool:
     """Whether two instances of one instruction have the same input, not an empty one, and different outputs."""
     seen: dict[str, str | None] = {}
     return any(task.input and seen.setdefault(task.input, task.output) != task.output for task in tasks)
 
 
 @dataclass
-class Funnel:
+class FilterCounts:
     """What came in at a step, what was dropped by reason, and what was kept: ``read = kept + dropped`` at all times."""
 
     step: str

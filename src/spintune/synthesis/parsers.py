@@ -10,30 +10,30 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from spintune.data.formats import NO_INPUT
-from spintune.synthesis.tasks import Task, one_line, task_id
+from spintune.synthesis.examples import SeedTask, one_line, task_id
 from spintune.teachers.protocol import Outcome, Reply
 
 
 @dataclass
-class Parsed:
+class ParsedReply:
     """Tasks found in a reply, and what was dropped by reason. ``failure`` when nothing in the reply could be read."""
 
-    tasks: list[Task] = field(default_factory=list)
+    tasks: list[SeedTask] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
 
 
-def reply_text(outcome: Outcome, begin: str, marker: re.Pattern[str]) -> str | Parsed:
+def reply_text(outcome: Outcome, begin: str, marker: re.Pattern[str]) -> str | ParsedReply:
     """The reply with its beginning, which a teacher may or may not have repeated; or why there is none.
 
     It has repeated it when it begins with a marker of the kind, whatever its number.
     """
     if not isinstance(outcome, Reply):
-        return Parsed(failure=outcome.reason)
+        return ParsedReply(failure=outcome.reason)
     if outcome.ending == "refused":
-        return Parsed(failure="withheld")
+        return ParsedReply(failure="withheld")
     if not outcome.text.strip():
-        return Parsed(failure="empty_reply")
+        return ParsedReply(failure="empty_reply")
     text = outcome.text.replace("\r\n", "\n")
     return text if marker.match(_RULE_ABOVE.sub("", text)) else begin + text
 
@@ -45,25 +45,25 @@ _RULE_ABOVE = re.compile(r"^\s*(?:(?:#+|-+)[ \t]*\n\s*)?")
 _ITEM = re.compile(r"^[ \t]*(?:[*_#]+[ \t]*)?(?:Task[ \t]+)?(\d{1,3})[ \t]*[.):][ \t*_]*", re.MULTILINE | re.IGNORECASE)
 
 
-def instructions(outcome: Outcome, begin: str) -> Parsed:
+def instructions(outcome: Outcome, begin: str) -> ParsedReply:
     """The items of a numbered list, whatever the numbers; an item ends at an empty line.
 
     The last one of a reply that ran out of room is dropped.
     """
     text = reply_text(outcome, begin, _ITEM)
-    if isinstance(text, Parsed):
+    if isinstance(text, ParsedReply):
         return text
     marks = list(_ITEM.finditer(text))
     if not marks:
-        return Parsed(failure="unparsed")
+        return ParsedReply(failure="unparsed")
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     texts = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
     items = [one_line(item.partition("\n\n")[0]).strip("*_ ") for item in texts]
-    parsed = Parsed()
+    parsed = ParsedReply()
     if _cut(outcome):
         items.pop()
         parsed.dropped["cut_off"] += 1
-    parsed.tasks = [Task(task_id(item), item) for item in items]
+    parsed.tasks = [SeedTask(task_id(item), item) for item in items]
     return parsed
 
 
@@ -76,7 +76,7 @@ _JUDGEMENT = re.compile(r"[*_#\s]*Classification[*_]*:\W*(yes|no)\b", re.IGNOREC
 def classification(outcome: Outcome, begin: str) -> bool | str:
     """Yes or No, or why neither was said."""
     text = reply_text(outcome, begin, _JUDGEMENT)
-    if isinstance(text, Parsed):
+    if isinstance(text, ParsedReply):
         return text.failure or "unparsed"
     said = _JUDGEMENT.match(text.strip())
     return said[1].lower() == "yes" if said else "unparsed"
@@ -91,12 +91,12 @@ _INPUT = re.compile(r"^[ \t*_]*Input[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
 _LABEL = re.compile(r"^[ \t*_#]*Class label[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE | re.IGNORECASE)
 
 
-def instances_input_first(outcome: Outcome, begin: str, task: Task) -> Parsed:
+def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> ParsedReply:
     """Inputs and outputs of ``Example N`` blocks."""
     text = reply_text(outcome, begin, _EXAMPLE)
-    if isinstance(text, Parsed):
+    if isinstance(text, ParsedReply):
         return text
-    parsed = Parsed()
+    parsed = ParsedReply()
     before, *blocks = _EXAMPLE.split(_TASK.split(text)[0])
     if before.strip():
         blocks.insert(0, before)
@@ -116,13 +116,13 @@ def instances_input_first(outcome: Outcome, begin: str, task: Task) -> Parsed:
     return parsed
 
 
-def instances_output_first(outcome: Outcome, begin: str, task: Task) -> Parsed:
+def instances_output_first(outcome: Outcome, begin: str, task: SeedTask) -> ParsedReply:
     """Labels, each with the input that follows it, if any."""
     text = reply_text(outcome, begin, _LABEL)
-    if isinstance(text, Parsed):
+    if isinstance(text, ParsedReply):
         return text
     _, *blocks = _LABEL.split(_TASK.split(text)[0])
-    parsed = Parsed(failure=None if blocks else "unparsed")
+    parsed = ParsedReply(failure=None if blocks else "unparsed")
     if _cut(outcome) and blocks:
         blocks.pop()
         parsed.dropped["cut_off"] += 1
@@ -132,9 +132,9 @@ def instances_output_first(outcome: Outcome, begin: str, task: Task) -> Parsed:
     return parsed
 
 
-def _instance(task: Task, context: str, output: str) -> Task:
+def _instance(task: SeedTask, context: str, output: str) -> SeedTask:
     context = _given(context)
-    return Task(task_id(task.instruction, context, output), task.instruction, context, output, task.classification)
+    return SeedTask(task_id(task.instruction, context, output), task.instruction, context, output, task.classification)
 
 
 # Alpaca: whole examples ---------------------------------------------------------------------------------------------
@@ -147,17 +147,17 @@ _RULER = re.compile(r"(?:^|\n)[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*(?:\n\s*)*$")
 _FIELDS = ("Instruction", "Input", "Output")
 
 
-def triples(outcome: Outcome, begin: str, limit: int) -> Parsed:
+def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
     """Instruction, input and output of each block; the last block of a reply that ran out of room is dropped.
 
     A block begins with its instruction, whatever its number says, and must have its three fields in order. A block
     that has not is dropped by itself. ``limit`` blocks count; more than were asked for are dropped.
     """
     text = reply_text(outcome, begin, _FIELD)
-    if isinstance(text, Parsed):
+    if isinstance(text, ParsedReply):
         return text
     blocks = _blocks(text)
-    parsed = Parsed(failure=None if blocks else "unparsed")
+    parsed = ParsedReply(failure=None if blocks else "unparsed")
     if _cut(outcome) and blocks:
         blocks.pop()
         parsed.dropped["cut_off"] += 1
@@ -167,7 +167,7 @@ def triples(outcome: Outcome, begin: str, limit: int) -> Parsed:
             continue
         instruction, context, output = (content for _, content in block)
         instruction, context = one_line(instruction), _given(context)
-        parsed.tasks.append(Task(task_id(instruction, context, output), instruction, context, output))
+        parsed.tasks.append(SeedTask(task_id(instruction, context, output), instruction, context, output))
     parsed.dropped["more_than_asked"] += len(blocks[limit:])
     parsed.dropped += Counter()
     return parsed

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spintune.records import Message
-from spintune.synthesis.tasks import Task, one_line
+from spintune.synthesis.examples import SeedTask, one_line
 
 INSTRUCTIONS = "self-instruct/instructions/1"
 CLASSIFICATION = "self-instruct/classification/1"
@@ -29,7 +29,7 @@ Asked = tuple[tuple[Message, ...], str]
 """The conversation, and how its answer begins."""
 
 
-def new_instructions(shown: Sequence[Task]) -> Asked:
+def new_instructions(shown: Sequence[SeedTask]) -> Asked:
     """Asks for instructions that follow the shown ones in a numbered list (paper: 8 shown)."""
     first = len(shown) + 1
     last = len(shown) + NEW_INSTRUCTIONS
@@ -42,12 +42,12 @@ def new_instructions(shown: Sequence[Task]) -> Asked:
     return _ask(text), f"{first}."
 
 
-def _listed(task: Task) -> str:
+def _listed(task: SeedTask) -> str:
     """As it stands in a list: on one line, without a colon at its end."""
     return one_line(task.instruction).rstrip(": ")
 
 
-def is_classification(task: Task) -> Asked:
+def is_classification(task: SeedTask) -> Asked:
     """Asks whether the answers to a task are a small set of labels."""
     worked = "\n\n".join(f"Task: {text}\nClassification: {'Yes' if labels else 'No'}" for text, labels in _JUDGED)
     text = (
@@ -57,7 +57,7 @@ def is_classification(task: Task) -> Asked:
     return _ask(text), "Classification:"
 
 
-def instances_input_first(task: Task) -> Asked:
+def instances_input_first(task: SeedTask) -> Asked:
     """Asks for inputs of a task and then the output of each."""
     text = (
         "Write examples of each task: an input that fits it, then the right output. Write up to five different "
@@ -67,7 +67,7 @@ def instances_input_first(task: Task) -> Asked:
     return _ask(text), "Example 1\n"
 
 
-def instances_output_first(task: Task) -> Asked:
+def instances_output_first(task: SeedTask) -> Asked:
     """Asks for the labels of a classification task, and then an input for each: so that no label is forgotten."""
     text = (
         "For each classification task, name a label and then write an input for which it is right. Do so for every "
@@ -77,14 +77,14 @@ def instances_output_first(task: Task) -> Asked:
     return _ask(text), "Class label:"
 
 
-def alpaca(shown: Sequence[Task]) -> Asked:
+def alpaca(shown: Sequence[SeedTask]) -> Asked:
     """Asks for whole examples that follow the shown ones (Stanford: 3 shown of a list of 20)."""
     listed = "\n".join(_block(number, task) for number, task in enumerate(shown, 1))
     text = f"{_ALPACA.format(count=ALPACA_TASKS)}\n\n{listed}\n###"
     return _ask(text), f"{len(shown) + 1}. Instruction:"
 
 
-def _block(number: int, task: Task) -> str:
+def _block(number: int, task: SeedTask) -> str:
     fields = (
         f"{number}. Instruction: {one_line(task.instruction).rstrip(': ')}",
         f"{number}. Input:\n{task.input or NO_INPUT_MARK}",

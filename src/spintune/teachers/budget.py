@@ -70,7 +70,7 @@ class Ledger:
         self.spent += used
 
 
-class Call:
+class LedgerCall:
     """One request on its way through its attempts, and what it holds of the budget.
 
     Each attempt needs a hold of the request's ceiling. An attempt that the server refused is free and hands it on to

@@ -27,12 +27,12 @@ import openai
 from pydantic import SecretStr
 
 from spintune.errors import BudgetError, RecipeError, TeacherError
-from spintune.teachers.budget import Budget, Call, Ledger
+from spintune.teachers.budget import Budget, Ledger, LedgerCall
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage
 from spintune.teachers.transport import (
     BODY_LIMIT,
     CALL,
-    Door,
+    AuthTransport,
     OutOfBudgetError,
     TooLargeError,
     checked_url,
@@ -160,8 +160,8 @@ class EndpointTeacher:
                 runner.run(outcomes.aclose())
 
     async def _outcomes(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-        waiting = deque((index, Call(request, self._ledger)) for index, request in enumerate(requests))
-        under_way: dict[asyncio.Task[Outcome], tuple[int, Call]] = {}
+        waiting = deque((index, LedgerCall(request, self._ledger)) for index, request in enumerate(requests))
+        under_way: dict[asyncio.Task[Outcome], tuple[int, LedgerCall]] = {}
         trouble: BaseException | None = None
         async with self._client() as client:
             try:
@@ -223,13 +223,13 @@ class EndpointTeacher:
             max_retries=self._endpoint.max_retries,
             timeout=httpx2.Timeout(None, connect=min(_CONNECT_SECONDS, self._endpoint.timeout_seconds / 2)),
             http_client=httpx2.AsyncClient(
-                transport=Door(network, self._url, self._key, self._endpoint.timeout_seconds),
+                transport=AuthTransport(network, self._url, self._key, self._endpoint.timeout_seconds),
                 follow_redirects=False,
                 trust_env=False,
             ),
         )
 
-    async def _one(self, client: openai.AsyncOpenAI, call: Call) -> Outcome:
+    async def _one(self, client: openai.AsyncOpenAI, call: LedgerCall) -> Outcome:
         CALL.set(call)
         path = "/chat/completions" if self._endpoint.style == "chat" else "/completions"
         try:

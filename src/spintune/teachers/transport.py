@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 import spintune
 from spintune.errors import TeacherError
-from spintune.teachers.budget import Call
+from spintune.teachers.budget import LedgerCall
 
 BODY_LIMIT = 4_000_000
 # Shorter "keys" are placeholders such as EMPTY, which a reply may well contain.
@@ -32,10 +32,10 @@ class TooLargeError(openai.OpenAIError):
 
 
 # the client makes the attempts, and knows nothing of calls; each call is a task, and so a context, of its own
-CALL: contextvars.ContextVar[Call] = contextvars.ContextVar("call")
+CALL: contextvars.ContextVar[LedgerCall] = contextvars.ContextVar("call")
 
 
-class Door(httpx2.AsyncBaseTransport):
+class AuthTransport(httpx2.AsyncBaseTransport):
     """The last step before the network, passed once for each attempt.
 
     It alone has the key. It sends nothing but its own few headers (the client would add what OPENAI_CUSTOM_HEADERS and

@@ -17,7 +17,7 @@ from typing import Any
 from spintune.errors import StorageError
 from spintune.record_files import RecordFile
 from spintune.storage import atomic_folder, digest_json, read_json, write_json
-from spintune.tokens.chat import Rendered, Row
+from spintune.tokens.rows import RenderedRows, TokenRow
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class TokenCache:
     folder: Path
     most_bytes: int = 4 * 2**30
 
-    def rendered(self, content: dict[str, Any], render: Callable[[], Rendered]) -> Rendered:
+    def rendered(self, content: dict[str, Any], render: Callable[[], RenderedRows]) -> RenderedRows:
         """What ``render`` gives, or gave when it was called with the same ``content`` and by the same code."""
         entry = self.folder / digest_json({**content, "code": _code()})[:32]
         found = _read(entry)
@@ -46,7 +46,7 @@ class TokenCache:
                 log.warning("the next run will tokenize again: %s", str(error).partition(";")[0])
         return found
 
-    def _keep(self, entry: Path, rendered: Rendered) -> None:
+    def _keep(self, entry: Path, rendered: RenderedRows) -> None:
         # a name of its own until it is complete: another process may be writing the same
         own = entry.with_name(f"{entry.name}-{os.getpid()}")
         with atomic_folder(own) as folder:
@@ -68,9 +68,9 @@ class TokenCache:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def _read(entry: Path) -> Rendered | None:
+def _read(entry: Path) -> RenderedRows | None:
     try:
-        rows = RecordFile(entry / "rows.jsonl", Row)
+        rows = RecordFile(entry / "rows.jsonl", TokenRow)
         facts = read_json(entry / "facts.json")
         os.utime(entry)  # used just now
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def _read(entry: Path) -> Rendered | None:
         return None
     except OSError:  # not ours to read
         return None
-    return Rendered(rows, Counter(facts["dropped"]), facts["truncated"], facts["read"])
+    return RenderedRows(rows, Counter(facts["dropped"]), facts["truncated"], facts["read"])
 
 
 @cache

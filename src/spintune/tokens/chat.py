@@ -11,22 +11,20 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import jinja2
 import orjson
 
 from spintune.errors import DataError, ModelError
-from spintune.progress import Progress, Silent
-from spintune.record_files import RecordFile, Spool
-from spintune.records import ROLES, Example, Message
-from spintune.tokens.layout import Control, Dialect, Part, Span, Turn, lay_out, split_controls
+from spintune.records import Example, Message
+from spintune.tokens.layout import Control, Part, Span, TemplateStyle, Turn, lay_out, split_controls
 from spintune.tokens.plain import PlainEncoder, Position
+from spintune.tokens.rows import RefusedError, TokenRow, Turns, check_roles, first_line, where
 from spintune.tokens.templates import template_source, with_fixed_date
 
 if TYPE_CHECKING:
@@ -34,67 +32,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Turns = Literal["all", "last"]
-
-PROMPT_TOO_LONG = "prompt_too_long"
-NOTHING_TO_TRAIN = "nothing_to_train"
 
 _ANSWER_TO_COME = Turn("assistant", "", "", empty=False)
-_BATCH = 1024
 _SHAPES = 4096
-
-
-@dataclass(frozen=True)
-class Row:
-    """One example as tokens.
-
-    Attributes:
-        example_id: the example's content id.
-        prompt_ids: everything up to the first trained token.
-        response_ids: from the first trained token to the last.
-        trained: for each response token, whether it is in the loss; all True for a single trained turn.
-        complete: False when the response was cut: it then misses its last end-of-turn.
-    """
-
-    example_id: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
-    complete: bool
-
-    def to_json(self) -> dict[str, Any]:
-        # nearly always all of them are
-        return {**vars(self), "trained": None if all(self.trained) else self.trained}
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Row:
-        response = tuple(row["response_ids"])
-        trained = (True,) * len(response) if row["trained"] is None else tuple(row["trained"])
-        return cls(row["example_id"], tuple(row["prompt_ids"]), response, trained, row["complete"])
-
-
-class RowRenderer(Protocol):
-    """Writes conversations as token rows: :class:`Renderer`, or ``TextToText`` for encoder-decoder models.
-
-    Attributes:
-        stop_ids: ids at which generation must stop.
-        end_ids: what ends an ordinary answer and is trained.
-    """
-
-    stop_ids: frozenset[int]
-    end_ids: tuple[int, ...]
-
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """The ids to generate an answer from."""
-
-    def row(self, example: Example) -> Row:
-        """The whole example as tokens, of any length."""
-
-    def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """:meth:`row` of each example; faster than one at a time."""
-
-    def fingerprint(self) -> str:
-        """Digest of everything that decides the tokens."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +117,7 @@ class Renderer:
         spans = self._encode([(plan, [*_contents(messages), ""])])[0]
         return _joined(spans[: plan.first_trained])
 
-    def row(self, example: Example) -> Row:
+    def row(self, example: Example) -> TokenRow:
         """The whole example as tokens, of any length.
 
         Raises DataError for a conversation that the template refuses or that does not end with the assistant, and
@@ -185,7 +125,7 @@ class Renderer:
         """
         return self.rows([example])[0]
 
-    def rows(self, examples: Sequence[Example]) -> list[Row]:
+    def rows(self, examples: Sequence[Example]) -> list[TokenRow]:
         """:meth:`row` of each example; faster than one at a time."""
         jobs = [(self._plan_for(example), _contents(example.messages)) for example in examples]
         return [
@@ -208,7 +148,7 @@ class Renderer:
     # Templates -------------------------------------------------------------------------------------------------
 
     def _write(self, messages: Sequence[Mapping[str, str]], generation: bool = False) -> str:
-        """The template's text. Raises _RefusedError when the template itself refuses the conversation."""
+        """The template's text. Raises RefusedError when the template itself refuses the conversation."""
         try:
             return self._tokenizer.apply_chat_template(
                 list(messages),
@@ -218,10 +158,10 @@ class Renderer:
             )
         except jinja2.TemplateError as error:
             if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
-                raise _RefusedError(_line(error)) from error
-            raise ModelError(f"{self._name}: the chat template fails: {_line(error)}") from error
+                raise RefusedError(first_line(error)) from error
+            raise ModelError(f"{self._name}: the chat template fails: {first_line(error)}") from error
         except Exception as error:  # a template is foreign code and may raise anything
-            raise ModelError(f"{self._name}: the chat template fails: {_line(error)}") from error
+            raise ModelError(f"{self._name}: the chat template fails: {first_line(error)}") from error
 
     def _parts(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
         """The template's text around placeholders: text, index, text, ..., text."""
@@ -238,7 +178,7 @@ class Renderer:
     def _probe(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
         try:
             return self._parts(shape, generation)
-        except _RefusedError as refusal:
+        except RefusedError as refusal:
             raise ModelError(
                 f"{self._name}: the chat template refuses a plain question and answer: {refusal}"
             ) from refusal
@@ -249,14 +189,14 @@ class Renderer:
         Runs of white space (Gemma has tokens for them) are no structure.
         """
         rendered = [*question_and_answer]
-        with contextlib.suppress(_RefusedError):
+        with contextlib.suppress(RefusedError):
             rendered += self._parts(
                 [_turn(role, "Hi") for role in ("system", "user", "assistant", "user", "assistant")]
             )
         written = "\ue000".join(part for part in rendered if isinstance(part, str))
         return {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
 
-    def _learn_dialect(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> Dialect:
+    def _learn_dialect(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> TemplateStyle:
         if question_and_answer[-2:-1] != (1,):
             raise ModelError(f"{self._name}: the chat template does not write the assistant's turn; set data.template")
         after = split_controls(str(question_and_answer[-1]), controls)
@@ -268,7 +208,7 @@ class Renderer:
                 "set data.template"
             )
         end = ends[0] if ends else controls[eos]
-        return Dialect(controls, end, bool(ends), self._learn_lead(question_and_answer))
+        return TemplateStyle(controls, end, bool(ends), self._learn_lead(question_and_answer))
 
     def _learn_lead(self, question_and_answer: tuple[Part, ...]) -> str:
         generation = self._probe([_turn("user", "Hi")], generation=True)
@@ -303,7 +243,7 @@ class Renderer:
     def _plan_of(self, shape: tuple[Turn, ...], answers: frozenset[int], source: str) -> _Plan:
         try:
             return self._plan(shape, answers)
-        except _RefusedError as refusal:
+        except RefusedError as refusal:
             raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
 
     def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int]) -> _Plan:
@@ -353,7 +293,7 @@ class Renderer:
             return
         try:
             real = self._write([{"role": message.role, "content": message.content} for message in messages])
-        except _RefusedError as refusal:
+        except RefusedError as refusal:
             raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
         if real != _fill(plan.parts, _contents(messages)):
             self._warned_of_rewriting = True
@@ -391,110 +331,12 @@ class Renderer:
             )
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """Examples as rows that fit.
-
-    Attributes:
-        rows: the kept rows, in the order of the examples. They stay on disk.
-        dropped: how many examples were dropped, by reason; with ``rows`` they add up to ``read``.
-        truncated: how many of the kept rows had their response cut.
-        read: how many examples came in.
-    """
-
-    rows: RecordFile[Row]
-    dropped: Counter[str]
-    truncated: int
-    read: int
-
-
-def fit(row: Row, max_length: int, max_response: int | None = None, max_prompt: int | None = None) -> Row | str:
-    """The row within ``max_length`` tokens, its response within ``max_response``, or the reason why it is dropped.
-
-    A prompt is never cut: ``prompt_too_long`` when it leaves no room, or has more than ``max_prompt`` tokens. A
-    response is cut at its end and is then not complete; tokens after its last trained one go as well.
-    ``nothing_to_train`` when no trained token is left.
-    """
-    room = max_length - len(row.prompt_ids)
-    if room <= 0 or (max_prompt is not None and len(row.prompt_ids) > max_prompt):
-        return PROMPT_TOO_LONG
-    limit = room if max_response is None else min(room, max_response)
-    if len(row.response_ids) <= limit:
-        return row if any(row.trained) else NOTHING_TO_TRAIN
-    trained = row.trained[:limit]
-    kept = max((place + 1 for place, in_loss in enumerate(trained) if in_loss), default=0)
-    if kept == 0:
-        return NOTHING_TO_TRAIN
-    return replace(row, response_ids=row.response_ids[:kept], trained=trained[:kept], complete=False)
-
-
-def render(
-    examples: Sequence[Example],
-    renderer: RowRenderer,
-    max_length: int,
-    max_response: int | None = None,
-    progress: Progress | None = None,
-    max_prompt: int | None = None,
-) -> Rendered:
-    """All examples as rows that :func:`fit`; kept + dropped = read.
-
-    Raises DataError when no row is left, and where :meth:`RowRenderer.row` does.
-    """
-    spool = Spool(Row)
-    truncated = 0
-    dropped: Counter[str] = Counter()
-    shortest_prompt: int | None = None
-    with (progress or Silent()).task("tokenize", len(examples), "examples") as task:
-        for batch in map(renderer.rows, _batches(examples)):
-            for row in batch:
-                fitted = fit(row, max_length, max_response, max_prompt)
-                if isinstance(fitted, Row):
-                    spool.add(fitted)
-                    truncated += not fitted.complete
-                else:
-                    dropped[fitted] += 1
-            shortest = min(len(row.prompt_ids) for row in batch)
-            shortest_prompt = shortest if shortest_prompt is None else min(shortest, shortest_prompt)
-            task.advance(len(batch))
-    rows = spool.records()
-    if not rows:
-        raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt, max_prompt))
-    return Rendered(rows, dropped, truncated, len(examples))
-
-
-def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    rest = iter(examples)
-    while batch := [*islice(rest, _BATCH)]:
-        yield batch
-
-
-class _RefusedError(Exception):
-    """What a template says when it raises for a conversation."""
-
-
-def _nothing_left(
-    read: int, dropped: Counter[str], max_length: int, shortest_prompt: int | None, max_prompt: int | None
-) -> str:
-    if not read:
-        return "there are no examples to tokenize; check data.train"
-    if dropped[PROMPT_TOO_LONG] == read and max_prompt is not None:
-        return f"every prompt is longer than {max_prompt} tokens (shortest: {shortest_prompt}); allow longer ones"
-    if dropped[PROMPT_TOO_LONG] == read:
-        # A prompt of exactly max_length is too long as well: it leaves no room for an answer.
-        return (
-            f"max_length ({max_length} tokens) leaves no room after any prompt (shortest: {shortest_prompt}); "
-            "raise data.max_length"
-        )
-    reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(dropped.items()))
-    return f"none of {read} examples is left to train on ({reasons}); raise data.max_length"
-
-
-def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]]) -> Row:
+def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]]) -> TokenRow:
     response = ids[plan.first_trained :]
     trained: tuple[bool, ...] = ()
     for span, tokens in zip(plan.spans[plan.first_trained :], response, strict=True):
         trained += (span.trained,) * len(tokens)
-    return Row(example.id, _joined(ids[: plan.first_trained]), _joined(response), trained, complete=True)
+    return TokenRow(example.id, _joined(ids[: plan.first_trained]), _joined(response), trained, complete=True)
 
 
 def _joined(spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
@@ -522,13 +364,6 @@ def _turn(role: str, content: str) -> Turn:
     return Turn(role, content[: len(content) - len(rest)], rest[len(core) :], empty)  # type: ignore[arg-type]
 
 
-def check_roles(messages: Sequence[Message], source: str) -> None:
-    """Raises DataError for a message of no known role; ``source`` is where it comes from."""
-    for message in messages:
-        if message.role not in ROLES:
-            raise DataError(f"{where(source)}role {str(message.role)[:40]!r} is none of {', '.join(ROLES)}")
-
-
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
     """The BOS token, when the tokenizer puts one before plain text by itself."""
     bos = tokenizer.bos_token_id
@@ -536,12 +371,3 @@ def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
         bos is not None and tokenizer.encode("a")[:1] == [bos] != tokenizer.encode("a", add_special_tokens=False)[:1]
     )
     return Control(bos, tokenizer.bos_token) if adds_bos else None
-
-
-def where(source: str) -> str:
-    """Beginning of an error about what comes from ``source``."""
-    return f"{source}: " if source else ""
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -57,7 +57,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Dialect:
+class TemplateStyle:
     """How a template and its tokenizer write.
 
     Attributes:
@@ -98,7 +98,7 @@ def lay_out(
     bare: Sequence[Part],
     turns: Sequence[Turn],
     answers: frozenset[int],
-    dialect: Dialect,
+    dialect: TemplateStyle,
 ) -> tuple[Span, ...]:
     """The spans of a rendered conversation, up to the last trained one.
 
@@ -127,7 +127,7 @@ def lay_out(
     return _through_last_trained(_spans(items))
 
 
-def _end_of_turn(text: str, turn: Turn, dialect: Dialect) -> tuple[list[_Item], str]:
+def _end_of_turn(text: str, turn: Turn, dialect: TemplateStyle) -> tuple[list[_Item], str]:
     """What closes the assistant's turn that ``text`` follows, and what of ``text`` comes after that."""
     pieces = dialect.split(text)
     for number, piece in enumerate(pieces):

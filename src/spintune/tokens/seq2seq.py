@@ -14,8 +14,8 @@ import orjson
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
-from spintune.tokens.chat import Row, Turns, check_roles, where
 from spintune.tokens.plain import PlainEncoder
+from spintune.tokens.rows import TokenRow, Turns, check_roles, where
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +49,7 @@ def flatten(messages: Sequence[Message]) -> str:
     return "\n\n".join([*system, text])
 
 
-class TextToText:
+class Seq2SeqRenderer:
     """Writes the conversation so far as the encoder's text, and the last answer as the decoder's.
 
     No text becomes a control token: what spells one (``</s>``, ``<extra_id_0>``) is encoded as other text is. All
@@ -91,21 +91,21 @@ class TextToText:
         check_roles(messages, "")
         return self._encode([flatten(messages)])[0]
 
-    def row(self, example: Example) -> Row:
+    def row(self, example: Example) -> TokenRow:
         """The whole example as tokens, of any length.
 
         Raises DataError for a conversation that does not end with the assistant, or has nothing before.
         """
         return self.rows([example])[0]
 
-    def rows(self, examples: Sequence[Example]) -> list[Row]:
+    def rows(self, examples: Sequence[Example]) -> list[TokenRow]:
         """:meth:`row` of each example; faster than one at a time."""
         for example in examples:
             _check(example)
         prompts = self._encode([flatten(example.messages[:-1]) for example in examples])
         answers = self._encode([example.messages[-1].content for example in examples])
         return [
-            Row(example.id, prompt, answer, (True,) * len(answer), complete=True)
+            TokenRow(example.id, prompt, answer, (True,) * len(answer), complete=True)
             for example, prompt, answer in zip(examples, prompts, answers, strict=True)
         ]
 

@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import pack
 from spintune.errors import NonFiniteError, RunError
-from spintune.models.logprobs import LogProbEngine, pack
+from spintune.kernels.allocator import tune_malloc
 from spintune.models.lora import dropout, has_dropout
-from spintune.models.memory import keep_freed_memory
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
@@ -23,10 +24,10 @@ R = TypeVar("R")
 
 
 class Steps(Protocol[R]):
-    """The rows of every optimizer step; :class:`spintune.training.order.Batches` and rounds of self-play are such."""
+    """The rows of every optimizer step; :class:`spintune.training.batches.Batches` and rounds of self-play are such."""
 
     @property
-    def starts(self) -> frozenset[int]:
+    def opponent_resets(self) -> frozenset[int]:
         """Steps before which the player is its own opponent."""
 
     def __len__(self) -> int:
@@ -79,7 +80,7 @@ def train(
         NonFiniteError: the loss or a gradient is not a number; weights are as after the step before.
         RunError: a first loss is not the objective's known starting value, or a ratio not its.
     """
-    keep_freed_memory()
+    tune_malloc()
     model = engine.model
     optimizer = build_optimizer(model, optimization)
     first = checkpoints.restore(model, optimizer)
@@ -89,7 +90,7 @@ def train(
         if not batch:
             continue
         started = time.perf_counter()
-        known = _known_start(batch, objective) if step in batches.starts else None
+        known = _known_start(batch, objective) if step in batches.opponent_resets else None
         if known and has_dropout(model):  # which is off where the opponent was scored
             with torch.no_grad():
                 _check_start(_accumulate(engine, batch, objective, tokens_per_forward), known, engine)
@@ -147,7 +148,7 @@ def _accumulate(
 
 def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | None:
     """What a step measures before the first update, where that is known."""
-    logprobs = objective.beforehand(batch)
+    logprobs = objective.initial_logprobs(batch)
     if logprobs is None:
         return None
     result, weight = objective(batch, logprobs), sum(map(objective.weight, batch))

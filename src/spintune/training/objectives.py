@@ -10,15 +10,15 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from spintune.models.logprobs import LogProbs, Query
+from spintune.engine.query import LogProbs, Query
 from spintune.records import Pair
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
 from spintune.training import losses
 
 R = TypeVar("R", contravariant=True)
 
 
-class Loss(NamedTuple):
+class LossSum(NamedTuple):
     """Sums over the rows of one call; the training loop divides them by the weight of the whole step."""
 
     total: Tensor
@@ -36,27 +36,27 @@ class Objective(Protocol[R]):
     def weight(self, row: R) -> float:
         """A row's share of the denominator: trained tokens, or 1 for a pair."""
 
-    def beforehand(self, rows: Sequence[R]) -> LogProbs | None:
+    def initial_logprobs(self, rows: Sequence[R]) -> LogProbs | None:
         """The log-probabilities of rows before the first update, where they are known, else None."""
 
-    def __call__(self, rows: Sequence[R], logprobs: LogProbs) -> Loss:
+    def __call__(self, rows: Sequence[R], logprobs: LogProbs) -> LossSum:
         """The loss of rows whose queries got ``logprobs``."""
 
 
 class NegativeLogLikelihood:
     """Supervised fine-tuning: minus the log-probability of each trained token, averaged over the tokens of a step."""
 
-    def query(self, row: Row) -> Query:
+    def query(self, row: TokenRow) -> Query:
         return Query(row.prompt_ids, (row.response_ids,), (row.trained,))
 
-    def weight(self, row: Row) -> float:
+    def weight(self, row: TokenRow) -> float:
         return sum(row.trained)
 
-    def beforehand(self, rows: Sequence[Row]) -> None:
+    def initial_logprobs(self, rows: Sequence[TokenRow]) -> None:
         return None
 
-    def __call__(self, rows: Sequence[Row], logprobs: LogProbs) -> Loss:
-        return Loss(-logprobs.sum_N.sum(), {})
+    def __call__(self, rows: Sequence[TokenRow], logprobs: LogProbs) -> LossSum:
+        return LossSum(-logprobs.sum_N.sum(), {})
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class SelfPlay:
     def weight(self, row: Pair) -> float:
         return row.weight
 
-    def beforehand(self, rows: Sequence[Pair]) -> LogProbs:
+    def initial_logprobs(self, rows: Sequence[Pair]) -> LogProbs:
         """The player starts as its own opponent."""
         scores = [_known(answer.opponent) for row in rows for answer in row.answers]
         sum_N = torch.tensor(scores, dtype=torch.float64)
@@ -102,9 +102,9 @@ class SelfPlay:
 
     def start(self, rows: Sequence[Pair]) -> float:
         """The mean loss of a player that equals its opponent, ln 2 for SPIN's own."""
-        return self(rows, self.beforehand(rows)).total.item() / math.fsum(map(self.weight, rows))
+        return self(rows, self.initial_logprobs(rows)).total.item() / math.fsum(map(self.weight, rows))
 
-    def __call__(self, rows: Sequence[Pair], logprobs: LogProbs) -> Loss:
+    def __call__(self, rows: Sequence[Pair], logprobs: LogProbs) -> LossSum:
         sum_N = logprobs.sum_N
         duels = _Duels.of(rows, sum_N)
         player, ratio = duels.sides(sum_N), duels.sides(sum_N - self._reference(rows, sum_N))
@@ -115,7 +115,7 @@ class SelfPlay:
         loss_D = self._of_duels(player, ratio)
         if self.gamma:
             loss_D = loss_D - self.gamma * duels.sides(sum_N).real_D / tokens.real_D
-        return Loss((duels.weight_D * loss_D).sum(), facts)
+        return LossSum((duels.weight_D * loss_D).sum(), facts)
 
     def _of_duels(self, player: _Sides, ratio: _Sides) -> Tensor:
         match self.loss:

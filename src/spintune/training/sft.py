@@ -4,34 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from spintune.models.generation import Generator
-from spintune.models.logprobs import LogProbEngine
-from spintune.models.sampling import Sampling
+from spintune.engine.logprobs import LogProbEngine
+from spintune.generation.protocol import Generator
+from spintune.generation.sampling import Sampling
 from spintune.progress import Progress
 from spintune.recipe import SftSection
-from spintune.tokens.chat import Row
+from spintune.tokens.rows import TokenRow
+from spintune.training.batches import Batches, steps_by_tokens, steps_of_equal_tokens
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, train
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import optimization_of
-from spintune.training.order import Batches, steps_by_tokens, steps_of_equal_tokens
 
 SAMPLE_TOKENS = 64
 
 
-def heldout_loss(engine: LogProbEngine, rows: Sequence[Row], tokens_per_forward: int) -> float:
+def heldout_loss(engine: LogProbEngine, rows: Sequence[TokenRow], tokens_per_forward: int) -> float:
     """Minus the mean log-probability of the rows' trained tokens, in nats a token."""
     objective = NegativeLogLikelihood()
     scores = engine.score([objective.query(row) for row in rows], tokens_per_forward)
     return -sum(score for (score,) in scores) / sum(map(objective.weight, rows))
 
 
-def steps_of_epochs(rows: Sequence[Row], section: SftSection, seed: int) -> list[list[int]]:
+def steps_of_epochs(rows: Sequence[TokenRow], section: SftSection, seed: int) -> list[list[int]]:
     """The rows of each step, as the recipe says."""
     return steps_by_tokens(_tokens(rows), section.tokens_per_step, section.epochs, seed)[: section.max_steps]
 
 
-def steps_of_tokens(rows: Sequence[Row], steps: int, tokens: int, seed: int, first_epoch: int) -> list[list[int]]:
+def steps_of_tokens(rows: Sequence[TokenRow], steps: int, tokens: int, seed: int, first_epoch: int) -> list[list[int]]:
     """``steps`` equal steps that read ``tokens`` tokens together, to within a row, from an epoch on."""
     return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed, first_epoch)
 
@@ -39,9 +39,9 @@ def steps_of_tokens(rows: Sequence[Row], steps: int, tokens: int, seed: int, fir
 def run_sft(
     engine: LogProbEngine,
     generator: Generator,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     steps: Sequence[Sequence[int]],
-    heldout: Sequence[Row],
+    heldout: Sequence[TokenRow],
     section: SftSection,
     seed: int,
     tokens_per_forward: int,
@@ -91,7 +91,7 @@ def run_sft(
         )
 
 
-def _tokens(rows: Sequence[Row]) -> list[int]:
+def _tokens(rows: Sequence[TokenRow]) -> list[int]:
     return [len(row.prompt_ids) + len(row.response_ids) for row in rows]
 
 

@@ -10,15 +10,15 @@ from typing import Any
 
 import orjson
 
-from spintune.data.formats import Row, kind_of
+from spintune.data.formats import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.ifeval.language import detect
-from spintune.evaluation.ifeval.rules import RULES
+from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One verifiable instruction: a name of :data:`~spintune.evaluation.ifeval.rules.RULES` and its parameters."""
+    """One verifiable instruction: a name of ``rules.INSTRUCTION_RULES`` and its parameters."""
 
     type: str
     parameters: Mapping[str, Any]
@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def _rows(path: Path) -> Iterator[Row]:
+def _rows(path: Path) -> Iterator[FileRow]:
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
@@ -61,16 +61,20 @@ def _rows(path: Path) -> Iterator[Row]:
                 value = orjson.loads(line)
             except orjson.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not valid JSON ({error}); mend or delete the row") from error
-            yield Row.of(value, f"{path}:{number}")
+            yield FileRow.of(value, f"{path}:{number}")
 
 
 def require_langdetect(prompts: Iterable[Prompt]) -> None:
     """Raises MissingExtraError when the prompts need langdetect and it is missing: better before than after an hour."""
-    if any(RULES[instruction.type].needs_langdetect for prompt in prompts for instruction in prompt.instructions):
+    if any(
+        INSTRUCTION_RULES[instruction.type].needs_langdetect
+        for prompt in prompts
+        for instruction in prompt.instructions
+    ):
         detect("")
 
 
-def _prompt(row: Row) -> Prompt:
+def _prompt(row: FileRow) -> Prompt:
     key = row.values.get("key")
     if isinstance(key, bool) or not isinstance(key, int | str):
         found = kind_of(key) if "key" in row.values else "missing"
@@ -85,7 +89,7 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(str(key), row.text("prompt", "a prompt"), tuple(instructions))
 
 
-def _list(row: Row, key: str) -> list[Any]:
+def _list(row: FileRow, key: str) -> list[Any]:
     value = row.values.get(key)
     if not isinstance(value, list):
         raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; mend or delete the row")
@@ -93,14 +97,14 @@ def _list(row: Row, key: str) -> list[Any]:
 
 
 def _instruction(where: str, name: Any, given: Any) -> Instruction:
-    if not isinstance(name, str) or name not in RULES:
-        close = difflib.get_close_matches(str(name), RULES, 1)
-        advice = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(RULES)}"
+    if not isinstance(name, str) or name not in INSTRUCTION_RULES:
+        close = difflib.get_close_matches(str(name), INSTRUCTION_RULES, 1)
+        advice = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(INSTRUCTION_RULES)}"
         raise DataError(f"{where}: unknown instruction type '{name}'; {advice}")
     if not isinstance(given, dict):
         raise DataError(f"{where}: the kwargs of {name} are {kind_of(given)}, not an object; use {{}} for none")
     parameters = {key: value for key, value in given.items() if value is not None}
-    kinds = RULES[name].parameters
+    kinds = INSTRUCTION_RULES[name].parameters
     if parameters.keys() != kinds.keys():
         found, wanted = ", ".join(parameters) or "nothing", ", ".join(kinds) or "nothing"
         raise DataError(f"{where}: {name} is given {found}; it takes {wanted}")

@@ -205,7 +205,7 @@ def quotation(response: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ParameterKind:
     """What a parameter may be: in words, and as a test."""
 
     words: str
@@ -220,54 +220,62 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-TEXT = Kind("a text", _is_text)
-TEXTS = Kind("a list of texts", lambda value: isinstance(value, list) and value != [] and all(map(_is_text, value)))
-COUNT = Kind("a whole number, 0 or more", _is_count)
-ORDINAL = Kind("a whole number, 1 or more", lambda value: _is_count(value) and value > 0)
-CHARACTER = Kind("one character", lambda value: _is_text(value) and len(value) == 1)
-RELATION = Kind("'at least' or 'less than'", lambda value: value in ("at least", "less than"))
-LANGUAGE = Kind(f"one of {', '.join(sorted(LANGUAGES))}", lambda value: _is_text(value) and value in LANGUAGES)
+TEXT = ParameterKind("a text", _is_text)
+TEXTS = ParameterKind(
+    "a list of texts", lambda value: isinstance(value, list) and value != [] and all(map(_is_text, value))
+)
+COUNT = ParameterKind("a whole number, 0 or more", _is_count)
+ORDINAL = ParameterKind("a whole number, 1 or more", lambda value: _is_count(value) and value > 0)
+CHARACTER = ParameterKind("one character", lambda value: _is_text(value) and len(value) == 1)
+RELATION = ParameterKind("'at least' or 'less than'", lambda value: value in ("at least", "less than"))
+LANGUAGE = ParameterKind(f"one of {', '.join(sorted(LANGUAGES))}", lambda value: _is_text(value) and value in LANGUAGES)
 
 
 @dataclass(frozen=True)
-class Rule:
+class InstructionRule:
     """An instruction type: what decides it, and its parameters."""
 
     followed: Callable[..., bool]
-    parameters: Mapping[str, Kind]
+    parameters: Mapping[str, ParameterKind]
     needs_langdetect: bool = False
 
 
-RULES: Mapping[str, Rule] = {
-    "change_case:capital_word_frequency": Rule(
+INSTRUCTION_RULES: Mapping[str, InstructionRule] = {
+    "change_case:capital_word_frequency": InstructionRule(
         capital_word_frequency, {"capital_frequency": COUNT, "capital_relation": RELATION}
     ),
-    "change_case:english_capital": Rule(english_capital, {}, needs_langdetect=True),
-    "change_case:english_lowercase": Rule(english_lowercase, {}, needs_langdetect=True),
-    "combination:repeat_prompt": Rule(repeat_prompt, {"prompt_to_repeat": TEXT}),
-    "combination:two_responses": Rule(two_responses, {}),
-    "detectable_content:number_placeholders": Rule(number_placeholders, {"num_placeholders": COUNT}),
-    "detectable_content:postscript": Rule(postscript, {"postscript_marker": TEXT}),
-    "detectable_format:constrained_response": Rule(constrained_response, {}),
-    "detectable_format:json_format": Rule(json_format, {}),
-    "detectable_format:multiple_sections": Rule(multiple_sections, {"section_spliter": TEXT, "num_sections": COUNT}),
-    "detectable_format:number_bullet_lists": Rule(number_bullet_lists, {"num_bullets": COUNT}),
-    "detectable_format:number_highlighted_sections": Rule(number_highlighted_sections, {"num_highlights": COUNT}),
-    "detectable_format:title": Rule(title, {}),
-    "keywords:existence": Rule(existence, {"keywords": TEXTS}),
-    "keywords:forbidden_words": Rule(forbidden_words, {"forbidden_words": TEXTS}),
-    "keywords:frequency": Rule(frequency, {"keyword": TEXT, "frequency": COUNT, "relation": RELATION}),
-    "keywords:letter_frequency": Rule(
+    "change_case:english_capital": InstructionRule(english_capital, {}, needs_langdetect=True),
+    "change_case:english_lowercase": InstructionRule(english_lowercase, {}, needs_langdetect=True),
+    "combination:repeat_prompt": InstructionRule(repeat_prompt, {"prompt_to_repeat": TEXT}),
+    "combination:two_responses": InstructionRule(two_responses, {}),
+    "detectable_content:number_placeholders": InstructionRule(number_placeholders, {"num_placeholders": COUNT}),
+    "detectable_content:postscript": InstructionRule(postscript, {"postscript_marker": TEXT}),
+    "detectable_format:constrained_response": InstructionRule(constrained_response, {}),
+    "detectable_format:json_format": InstructionRule(json_format, {}),
+    "detectable_format:multiple_sections": InstructionRule(
+        multiple_sections, {"section_spliter": TEXT, "num_sections": COUNT}
+    ),
+    "detectable_format:number_bullet_lists": InstructionRule(number_bullet_lists, {"num_bullets": COUNT}),
+    "detectable_format:number_highlighted_sections": InstructionRule(
+        number_highlighted_sections, {"num_highlights": COUNT}
+    ),
+    "detectable_format:title": InstructionRule(title, {}),
+    "keywords:existence": InstructionRule(existence, {"keywords": TEXTS}),
+    "keywords:forbidden_words": InstructionRule(forbidden_words, {"forbidden_words": TEXTS}),
+    "keywords:frequency": InstructionRule(frequency, {"keyword": TEXT, "frequency": COUNT, "relation": RELATION}),
+    "keywords:letter_frequency": InstructionRule(
         letter_frequency, {"letter": CHARACTER, "let_frequency": COUNT, "let_relation": RELATION}
     ),
-    "language:response_language": Rule(response_language, {"language": LANGUAGE}, needs_langdetect=True),
-    "length_constraints:nth_paragraph_first_word": Rule(
+    "language:response_language": InstructionRule(response_language, {"language": LANGUAGE}, needs_langdetect=True),
+    "length_constraints:nth_paragraph_first_word": InstructionRule(
         nth_paragraph_first_word, {"num_paragraphs": COUNT, "nth_paragraph": ORDINAL, "first_word": TEXT}
     ),
-    "length_constraints:number_paragraphs": Rule(number_paragraphs, {"num_paragraphs": COUNT}),
-    "length_constraints:number_sentences": Rule(number_sentences, {"num_sentences": COUNT, "relation": RELATION}),
-    "length_constraints:number_words": Rule(number_words, {"num_words": COUNT, "relation": RELATION}),
-    "punctuation:no_comma": Rule(no_comma, {}),
-    "startend:end_checker": Rule(end_checker, {"end_phrase": TEXT}),
-    "startend:quotation": Rule(quotation, {}),
+    "length_constraints:number_paragraphs": InstructionRule(number_paragraphs, {"num_paragraphs": COUNT}),
+    "length_constraints:number_sentences": InstructionRule(
+        number_sentences, {"num_sentences": COUNT, "relation": RELATION}
+    ),
+    "length_constraints:number_words": InstructionRule(number_words, {"num_words": COUNT, "relation": RELATION}),
+    "punctuation:no_comma": InstructionRule(no_comma, {}),
+    "startend:end_checker": InstructionRule(end_checker, {"end_phrase": TEXT}),
+    "startend:quotation": InstructionRule(quotation, {}),
 }

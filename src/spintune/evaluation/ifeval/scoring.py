@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from spintune.evaluation.ifeval.prompts import Instruction, Prompt
-from spintune.evaluation.ifeval.rules import RULES
+from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
 from spintune.evaluation.measures import Interval, bootstrap
 
 
 @dataclass(frozen=True)
-class Verdict:
+class InstructionsFollowed:
     """Which instructions of one prompt a response follows, in the prompt's order.
 
     ``loose`` forgives an introduction, a closing line and Markdown emphasis (see :func:`check`); what is followed
@@ -28,11 +28,11 @@ class Verdict:
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Verdict:
+    def from_json(cls, row: dict[str, Any]) -> InstructionsFollowed:
         return cls(row["key"], tuple(row["types"]), tuple(row["strict"]), tuple(row["loose"]))
 
 
-def check(prompt: Prompt, response: str) -> Verdict:
+def check(prompt: Prompt, response: str) -> InstructionsFollowed:
     """Checks a response against every instruction of its prompt.
 
     Loosely an instruction is followed when any of eight variants follows it: with and without asterisks x (whole,
@@ -40,7 +40,7 @@ def check(prompt: Prompt, response: str) -> Verdict:
 
     Raises MissingExtraError when an instruction asks for a language and langdetect is not installed.
     """
-    return Verdict(
+    return InstructionsFollowed(
         key=prompt.key,
         types=tuple(instruction.type for instruction in prompt.instructions),
         strict=tuple(_followed(instruction, [response]) for instruction in prompt.instructions),
@@ -49,7 +49,7 @@ def check(prompt: Prompt, response: str) -> Verdict:
 
 
 def _followed(instruction: Instruction, variants: Sequence[str]) -> bool:
-    followed = RULES[instruction.type].followed
+    followed = INSTRUCTION_RULES[instruction.type].followed
     return any(followed(text, **instruction.parameters) for text in variants if text.strip())
 
 
@@ -62,7 +62,7 @@ def _variants(response: str) -> list[str]:
 # Accuracies ----------------------------------------------------------------------------------------------------------
 
 
-def aggregate(verdicts: Sequence[Verdict]) -> dict[str, Interval]:
+def aggregate(verdicts: Sequence[InstructionsFollowed]) -> dict[str, Interval]:
     """The four accuracies of the paper, each with its 95 % interval.
 
     ``prompt_strict`` and ``prompt_loose`` are the share of prompts with all instructions followed,
@@ -72,7 +72,7 @@ def aggregate(verdicts: Sequence[Verdict]) -> dict[str, Interval]:
     return {name: bootstrap(followed, asked) for name, (followed, asked) in _counts(verdicts).items()}
 
 
-def compare(verdicts: Sequence[Verdict], against: Sequence[Verdict]) -> dict[str, Interval]:
+def compare(verdicts: Sequence[InstructionsFollowed], against: Sequence[InstructionsFollowed]) -> dict[str, Interval]:
     """Paired differences of the four accuracies (first minus second), each with its 95 % interval.
 
     Raises ValueError unless both have the same prompts in the same order.
@@ -86,7 +86,7 @@ def compare(verdicts: Sequence[Verdict], against: Sequence[Verdict]) -> dict[str
     }
 
 
-def _counts(verdicts: Sequence[Verdict]) -> dict[str, tuple[list[int], list[int]]]:
+def _counts(verdicts: Sequence[InstructionsFollowed]) -> dict[str, tuple[list[int], list[int]]]:
     """For each accuracy and each verdict: how much was followed, and of how much."""
     prompts, instructions = [1] * len(verdicts), [len(verdict.types) for verdict in verdicts]
     return {
@@ -106,7 +106,7 @@ class TypeCount:
     total: int
 
 
-def by_type(verdicts: Sequence[Verdict]) -> dict[str, TypeCount]:
+def by_type(verdicts: Sequence[InstructionsFollowed]) -> dict[str, TypeCount]:
     """Counts for each instruction type that occurs, in alphabetical order."""
     rows = [row for v in verdicts for row in zip(v.types, v.strict, v.loose, strict=True)]
     return {

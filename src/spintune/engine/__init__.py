@@ -1,0 +1,1 @@
+"""The engine: log-probabilities of responses given their prompts, packed."""

@@ -1,0 +1,234 @@
+"""Encoder-decoder models of the T5 kind (T5, T5 1.1, FLAN-T5, mT5, UMT5) over packed rows, inside stock transformers.
+
+Both sides are packed end to end, each into one row without padding::
+
+    encoder   p p p | q q             every prompt once, whatever its number of responses
+    decoder   s a a | s b | s c c     the start token and all but the last token of every response (a and b answer p)
+
+A response's tokens see the start token, the response up to themselves, and the encoder's states of their own prompt.
+Relative position bias depends on distances alone, so each piece gets what it would get in a row of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+
+from spintune.engine.attention import disable_layouts
+from spintune.engine.query import Query
+from spintune.errors import ModelError
+
+NAME = "spintune_seq2seq"
+
+AttentionKind = Literal["encoder", "decoder", "cross"]
+
+
+class EncoderDecoderLayout(Protocol):
+    """Which token of a packed row sees which, in each of the three kinds of attention."""
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        """Queries ``[1, H, T, D]``, already scaled, keys and values ``[1, H, S, D]`` to outputs ``[1, H, T, D]``."""
+
+
+def enable_encoder_decoder_layouts(model: PreTrainedModel) -> None:
+    """From here on, calls of the encoder and of the decoder take a ``layout=`` argument and attend as it says."""
+    model.set_attn_implementation(NAME)
+    for module in _with_bias(model):
+        # over a whole packed row it would be quadratic; the layout asks for pieces
+        vars(module)["compute_bias"] = _no_bias
+
+
+def disable_encoder_decoder_layouts(model: PreTrainedModel) -> None:
+    """Back to ordinary attention with masks."""
+    disable_layouts(model)
+    for module in _with_bias(model):
+        vars(module).pop("compute_bias", None)
+
+
+def kind_of(module: nn.Module) -> AttentionKind:
+    """Which of the three kinds of attention a module is."""
+    if not module.is_decoder:
+        return "encoder"
+    return "decoder" if module.is_causal else "cross"
+
+
+class RelativeBias:
+    """Relative position bias as the model itself computes it, kept while one packed row is computed.
+
+    T5's first layer owns the bias of its whole stack; every layer of UMT5 has its own.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[AttentionKind, nn.Module] = {}
+        self._kept: dict[tuple[int, int, int, int], Tensor] = {}
+
+    def __call__(self, module: nn.Module, queries: int, keys: int, past: int = 0) -> Tensor:
+        """Bias ``[1, H, queries, keys]`` for queries that stand at positions ``past``, ``past`` + 1, ..."""
+        kind = kind_of(module)
+        if hasattr(module, "relative_attention_bias"):
+            self._owners[kind] = module
+        owner = self._owners[kind]
+        key = (id(owner), queries, keys, past)
+        if key not in self._kept:
+            # of the class: the instance's is switched off
+            self._kept[key] = type(owner).compute_bias(owner, queries, keys, past_seen_tokens=past)  # type: ignore[attr-defined]
+        return self._kept[key]
+
+
+@dataclass
+class PackedPairs:
+    """Prompts and their responses, packed; each piece attends by itself.
+
+    Attributes:
+        prompts: length of each prompt.
+        responses: lengths of the responses to each prompt.
+    """
+
+    prompts: Sequence[int]
+    responses: Sequence[Sequence[int]]
+    bias: RelativeBias = field(default_factory=RelativeBias)
+    _causal: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        kind = kind_of(module)
+        if kind == "cross":  # all responses to a prompt see all of it, so they are one block of queries
+            seeing, seen = [sum(lengths) for lengths in self.responses], list(self.prompts)
+        else:
+            seeing = list(self.prompts) if kind == "encoder" else [n for lengths in self.responses for n in lengths]
+            seen = seeing
+        # split, not slices: its backward is one concatenation instead of a zero-filled row for each piece
+        pieces = zip(q.split(seeing, 2), k.split(seen, 2), v.split(seen, 2), strict=True)
+        return torch.cat([biased_attention(*piece, self._bias(module, kind, piece[0]), dropout) for piece in pieces], 2)
+
+    def _bias(self, module: nn.Module, kind: AttentionKind, q: Tensor) -> Tensor | None:
+        if kind == "cross":
+            return None
+        length = q.shape[2]
+        bias = self.bias(module, length, length)
+        if kind == "encoder" or length < 2:
+            return bias
+        key = (id(bias), length)
+        if key not in self._causal:
+            future = torch.ones(length, length, dtype=torch.bool, device=bias.device).triu(1)
+            self._causal[key] = bias.masked_fill(future, float("-inf"))
+        return self._causal[key]
+
+
+def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """Attention of one piece with an additive ``bias``, minus infinity where nothing is to be seen.
+
+    Written out because the bias is trained: scaled_dot_product_attention has no fused kernel for that on a CPU, and its
+    unfused one takes a fifth longer (measured, pieces of 16 to 1024 tokens, forward and backward).
+    """
+    scores = q @ k.transpose(2, 3)
+    if bias is not None:
+        scores = scores + bias
+    weights = nn.functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    return weights.to(v.dtype) @ v
+
+
+class EncoderDecoderBackbone:
+    """What the engine asks of an encoder-decoder model. See :class:`spintune.engine.logprobs.Backbone`.
+
+    Raises ModelError when the model does not say which token its decoder starts with.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.start = start_token(model)
+
+    def enable_packing(self) -> None:
+        enable_encoder_decoder_layouts(self.model)
+
+    def disable_packing(self) -> None:
+        disable_encoder_decoder_layouts(self.model)
+
+    def hidden(self, queries: Sequence[Query]) -> Tensor:
+        """The encoder runs once a prompt, the decoder once a response."""
+        device = self.model.device
+        prompts = [token for query in queries for token in query.prompt]
+        responses = [response for query in queries for response in query.responses]
+        inputs = [token for response in responses for token in (self.start, *response)[: len(response)]]
+        counts = [counts for query in queries for scored in query.counted for counts in scored]
+        layout = PackedPairs(
+            [len(query.prompt) for query in queries], [[*map(len, query.responses)] for query in queries]
+        )
+        states_1LD = encode(self.model, torch.tensor([prompts], device=device), layout)
+        hidden_1TD = decode(self.model, torch.tensor([inputs], device=device), states_1LD, layout)
+        return hidden_1TD[0].index_select(0, torch.tensor(counts, dtype=torch.bool, device=device).nonzero()[:, 0])
+
+    def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        device = self.model.device
+        return self.model(
+            input_ids=torch.tensor([list(prompt)], device=device),
+            decoder_input_ids=torch.tensor([[self.start, *response[:-1]]], device=device),
+            use_cache=False,
+        ).logits[0]
+
+    def passes_windows(self) -> bool:
+        return True
+
+
+def start_token(model: PreTrainedModel) -> int:
+    """The id that a decoder reads first; T5's is its padding token. Raises ModelError when the model names none."""
+    for config in (model.config, model.generation_config):
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is not None:
+            return int(start)
+    raise ModelError(f"{type(model).__name__}: config.json has no decoder_start_token_id, which a decoder begins with")
+
+
+def encode(model: PreTrainedModel, ids_1L: Tensor, layout: EncoderDecoderLayout) -> Tensor:
+    """Encoder states ``[1, L, D]`` of packed prompts."""
+    return model.get_encoder()(input_ids=ids_1L, layout=layout).last_hidden_state
+
+
+def decode(model: PreTrainedModel, ids_1T: Tensor, states_1LD: Tensor, layout: EncoderDecoderLayout) -> Tensor:
+    """What the head reads, ``[1, T, D]``, at each packed decoder position."""
+    hidden = model.get_decoder()(input_ids=ids_1T, encoder_hidden_states=states_1LD, layout=layout, use_cache=False)
+    return hidden.last_hidden_state * _output_scale(model.config)
+
+
+def _output_scale(config: Any) -> float:
+    """T5 multiplies what the decoder gives by d_model ** -0.5, T5 1.1 does not.
+
+    transformers has that in ``scale_decoder_outputs`` of T5, which it reads off ``tie_word_embeddings``; UMT5 asks
+    ``tie_word_embeddings`` itself, and mT5 never scales.
+    """
+    scales = getattr(config, "scale_decoder_outputs", config.model_type == "umt5" and config.tie_word_embeddings)
+    return config.d_model**-0.5 if scales else 1.0
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    layout: EncoderDecoderLayout | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    if layout is None:
+        raise ModelError("this attention needs a layout; call disable_seq2seq_layouts(model) for plain use")
+    if scaling != 1:
+        query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    return layout.attend(module, query, key, value, dropout).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+def _with_bias(model: PreTrainedModel) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "relative_attention_bias")]
+
+
+def _no_bias(*_: Any, device: torch.device | None = None, **__: Any) -> Tensor:
+    return torch.zeros(0, device=device)

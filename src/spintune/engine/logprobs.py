@@ -1,0 +1,196 @@
+"""The engine: log-probabilities of responses given their prompts.
+
+Supervised fine-tuning, self-play, opponent scoring and likelihood evaluation all ask this one question. Rows are
+packed without padding, a prompt is computed once for all of its responses, and the language-model head runs only on
+the positions that predict a scored token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from spintune.engine.decoder import DecoderBackbone
+from spintune.engine.encoder_decoder import EncoderDecoderBackbone
+from spintune.engine.head import (
+    LogitReader,
+    TokenLogProb,
+    at_least_float32,
+    head_logits,
+    logprob,
+    logprob_and_greedy,
+    precision,
+)
+from spintune.engine.query import Backbone, LogProbs, Query, pack
+from spintune.engine.recompute import recomputed
+from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.fused import patched_forwards
+from spintune.kernels.linear import training_kernels
+
+log = logging.getLogger(__name__)
+
+
+class LogProbEngine:
+    """Scores responses with a stock transformers language model, decoder-only or encoder-decoder.
+
+    Args:
+        model: a causal or a sequence-to-sequence language model of transformers.
+        autocast: type of matrix products (bfloat16), or None for the weights' own.
+        head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
+        recompute: share of the layers that backward computes once more, for less memory.
+        compiled: layers between the products go through torch.compile, for GPUs.
+
+    At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
+    it does not hold (recurrent layers, attention outside the attention interface, encoder-decoders that are not of the
+    T5 kind) is scored one response at a time, with a warning: slower, never wrong.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        autocast: torch.dtype | None = None,
+        head_megabytes: int = 512,
+        recompute: float = 0.0,
+        compiled: bool = False,
+    ) -> None:
+        self.model = model
+        self.autocast = autocast
+        self.recompute, self.compiled = recompute, compiled
+        self.head_bytes = head_megabytes * 2**20
+        self.backbone: Backbone = (
+            EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
+        )
+        recomputed(model, recompute, autocast)  # an architecture that cannot is refused here, not at the first step
+        self.packed = self._packing_is_exact()
+        if not self.packed:
+            log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
+
+    def __call__(self, queries: Sequence[Query]) -> LogProbs:
+        """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
+        if not all(query.prompt for query in queries):
+            raise ValueError("a prompt needs at least one token to predict from")
+        share = self.recompute if torch.is_grad_enabled() else 0.0
+        with self._fast(), patched_forwards(recomputed(self.model, share, self.autocast, self.compiled)):
+            if self.packed:
+                token_M = self._packed_tokens(queries, TokenLogProb.apply)
+            else:
+                token_M = self._plain_tokens(queries, logprob)
+        sum_N, count_N = _sums(token_M, queries)
+        return LogProbs(sum_N, count_N, token_M)
+
+    @torch.no_grad()
+    def score(
+        self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
+    ) -> list[list[float]]:
+        """Log-probabilities without gradients: a list for each query, with one number for each of its responses.
+
+        ``budget`` is the number of tokens computed at once; ``done`` is told how many queries are finished.
+        """
+        tune_malloc()
+        scores: list[list[float]] = []
+        for run in pack(queries, lambda q: q.tokens, budget):
+            sums = iter(self(run).sum_N.tolist())
+            scores.extend([next(sums) for _ in query.responses] for query in run)
+            done(len(run))
+        return scores
+
+    @torch.no_grad()
+    def score_greedy(
+        self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
+    ) -> list[list[tuple[float, bool]]]:
+        """Like :meth:`score`, with each number whether every scored token is the likeliest one where it stands."""
+        tune_malloc()
+        scores: list[list[tuple[float, bool]]] = []
+        for run in pack(queries, lambda q: q.tokens, budget):
+            with self._fast():
+                tokens = self._packed_tokens if self.packed else self._plain_tokens
+                sum_N2, count_N = _sums(tokens(run, logprob_and_greedy), run)
+            pairs = zip(*sum_N2.T.tolist(), count_N.tolist(), strict=True)
+            answers = iter([(logprob, greedy == count) for logprob, greedy, count in pairs])
+            scores.extend([next(answers) for _ in query.responses] for query in run)
+            done(len(run))
+        return scores
+
+    @contextlib.contextmanager
+    def _fast(self) -> Iterator[None]:
+        with precision(self.model, self.autocast), training_kernels(self.model, self.autocast, self.compiled):
+            yield
+
+    def _packed_tokens(self, queries: Sequence[Query], read: LogitReader) -> Tensor:
+        counted = [
+            token
+            for query in queries
+            for response, scored in zip(query.responses, query.counted, strict=True)
+            for token, counts in zip(response, scored, strict=True)
+            if counts
+        ]
+        hidden_MD = self.backbone.hidden(queries)
+        return self._head(hidden_MD, torch.tensor(counted, dtype=torch.long, device=hidden_MD.device), read)
+
+    def _head(self, hidden_MD: Tensor, target_M: Tensor, read: LogitReader) -> Tensor:
+        pieces = math.ceil(len(target_M) * self.model.config.get_text_config().vocab_size * 4 / self.head_bytes)
+        if pieces <= 1 or not torch.is_grad_enabled():
+            return torch.cat([self._head_piece(h, t, read) for h, t in _chunks(hidden_MD, target_M, pieces)])
+        return torch.cat(
+            [
+                checkpoint(self._head_piece, h, t, read, use_reentrant=False)
+                for h, t in _chunks(hidden_MD, target_M, pieces)
+            ]
+        )
+
+    def _head_piece(self, hidden_MD: Tensor, target_M: Tensor, read: LogitReader) -> Tensor:
+        with training_kernels(self.model.get_output_embeddings(), self.autocast):  # backward may compute it once more
+            return read(at_least_float32(head_logits(self.model, hidden_MD)), target_M)
+
+    def _plain_tokens(self, queries: Sequence[Query], read: LogitReader) -> Tensor:
+        """The definition: one forward a response, with the model's own attention and head."""
+        values = []
+        for query in queries:
+            for response, scored in zip(query.responses, query.counted, strict=True):
+                if not any(scored):
+                    continue
+                logits = self.backbone.logits(query.prompt, response)
+                ids = torch.tensor(response, device=logits.device)
+                value = read(at_least_float32(logits), ids)
+                values.append(value[torch.tensor(scored, device=value.device)])
+        nothing = torch.zeros(0, device=self.model.device)
+        return torch.cat(values) if values else read(nothing[:, None], nothing.long())
+
+    @torch.no_grad()
+    def _packing_is_exact(self) -> bool:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        ids = tuple((7 * i * i + 3 * i + 1) % vocabulary for i in range(16))
+        probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
+        self.backbone.disable_packing()
+        with precision(self.model, self.autocast):
+            plain = self._plain_tokens(probe, logprob)
+            try:
+                self.backbone.enable_packing()
+                packed = self._packed_tokens(probe, TokenLogProb.apply)
+            except Exception as error:  # whatever a foreign architecture raises, the plain path still works
+                log.debug("packed probe failed", exc_info=error)
+                packed = torch.full_like(plain, math.nan)
+        tolerance = 1e-3 if self.autocast is None and self.model.dtype.itemsize >= 4 else 0.1
+        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self.backbone.passes_windows()
+        if not exact:
+            self.backbone.disable_packing()
+        return exact
+
+
+def _sums(value_M: Tensor, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+    """Values of scored tokens added up for each of N responses, ``[N, ...]``, and how many tokens those are."""
+    count_N = torch.tensor([sum(scored) for q in queries for scored in q.counted], device=value_M.device)
+    owner_M = torch.repeat_interleave(count_N)
+    return value_M.new_zeros(len(count_N), *value_M.shape[1:]).index_add(0, owner_M, value_M), count_N
+
+
+def _chunks(hidden_MD: Tensor, target_M: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:
+    size = max(1, math.ceil(len(target_M) / max(1, pieces)))
+    return list(zip(hidden_MD.split(size), target_M.split(size), strict=True))

@@ -1,0 +1,96 @@
+"""What is asked of a language model, and what it answers: the vocabulary of engine and generation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Query:
+    """One prompt and the responses to score. ``scored[j][i]`` says whether token i of response j counts (None: all).
+
+    The last token of a response predicts nothing. With ``whole=False`` a decoder-only model does not read it, nor twice
+    what responses have before it: choices of one token cost nothing. A response may then end a token behind the last
+    position that the model has.
+    """
+
+    prompt: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+    scored: tuple[tuple[bool, ...], ...] | None = None
+    whole: bool = True
+
+    @property
+    def branches(self) -> tuple[tuple[int, ...], ...]:
+        """What a decoder-only model reads behind the prompt."""
+        if self.whole:
+            return self.responses
+        return tuple(dict.fromkeys(response[:-1] for response in self.responses if len(response) > 1))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens the model reads for it: the prompt once, and every response."""
+        return len(self.prompt) + sum(map(len, self.branches))
+
+    @property
+    def counted(self) -> tuple[tuple[bool, ...], ...]:
+        """For each response, whether each of its tokens counts."""
+        return self.scored or tuple((True,) * len(response) for response in self.responses)
+
+
+class LogProbs(NamedTuple):
+    """Of N responses, in the order of the queries and of the responses within each."""
+
+    sum_N: Tensor
+    """Summed log-probability of each response's scored tokens, in nats, differentiable; at least float32."""
+    count_N: Tensor
+    """Number of scored tokens of each response."""
+    token_M: Tensor
+    """Log-probability of every scored token, responses one after the other."""
+
+
+class Backbone(Protocol):
+    """A stock transformers model below its head, as the engine sees it."""
+
+    def enable_packing(self) -> None:
+        """From here on :meth:`hidden` works, and :meth:`logits` need not."""
+
+    def disable_packing(self) -> None:
+        """From here on :meth:`logits` works, and :meth:`hidden` need not."""
+
+    def hidden(self, queries: Sequence[Query]) -> Tensor:
+        """What the head reads, ``[M, D]``, to predict each counted token of all responses; one packed call."""
+
+    def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        """Logits ``[len(response), V]`` of each token of a response, from an ordinary call of the whole model."""
+
+    def passes_windows(self) -> bool:
+        """Did the last call of :meth:`hidden` attend with every sliding window that the config asks for?"""
+
+
+def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:
+    """Cuts a sequence, in order, into runs of about equal token counts that stay near ``budget``.
+
+    A run overhangs the budget by at most half its first and half its last item. Equal runs beat full ones: a short last
+    run would waste a call.
+    """
+    if not items:
+        return []
+    total = sum(map(tokens, items))
+    target = total / max(1, math.ceil(total / budget))
+    runs: list[list[T]] = [[]]
+    filled = 0.0
+    for item in items:
+        # an item goes where its middle falls
+        middle = filled + tokens(item) / 2
+        if runs[-1] and middle > target * len(runs):
+            runs.append([])
+        runs[-1].append(item)
+        filled += tokens(item)
+    return runs

@@ -1,0 +1,103 @@
+"""Packed rows on a GPU: one call of variable-length flash attention a layer, for all prompts and responses of a row."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from spintune.engine.attention import AttentionParams, PackedLayout, PromptGroup, causal_segments
+
+_HALF = (torch.bfloat16, torch.float16)
+_WIDEST = 256  # of a head, for flash attention
+_FIRST_CAPABILITY = (8, 0)  # Ampere
+
+
+class VarlenKernel(Protocol):
+    """torch's ``varlen_attn``: runs of queries, all in ``[Q, H, D]``, each with its own run of keys in ``[S, H, D]``.
+
+    With a window of (left, 0) the last query of a run sees its last key, and ``left`` keys before (-1: all of them).
+    """
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float,
+        window_size: tuple[int, int],
+    ) -> Tensor: ...
+
+
+def flash_kernel(device: torch.device) -> VarlenKernel | None:
+    """torch's own kernel, where device and release have one."""
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:  # torch before 2.10
+        return None
+    return varlen_attn  # type: ignore[return-value]
+
+
+class VarlenLayout:
+    """Branches packed end to end, like :class:`PackedLayout`, attended to in one call.
+
+    A prompt and its first response are one causal run. Every other response is a run of queries whose keys are the
+    prompt's and its own: keys and values are gathered, which copies the prompt's for each of them, and the kernel
+    aligns the last query with the last key. Scores with a soft cap, and layers in float32, go the way of
+    :class:`PackedLayout`.
+    """
+
+    def __init__(self, branches: Sequence[PromptGroup], device: torch.device, kernel: VarlenKernel) -> None:
+        self._plain, self._kernel = PackedLayout(branches, device), kernel
+        queries, keys = [0], [0]
+        gathered: list[int] = []
+        for run in itertools.chain.from_iterable(causal_segments(branches)):
+            gathered.extend(range(run.prefix, run.prefix + run.before))
+            gathered.extend(range(run.begin, run.begin + run.tokens))
+            queries.append(run.begin + run.tokens)
+            keys.append(len(gathered))
+        self._gathered = torch.tensor(gathered, device=device)
+        self._cu_queries, self._cu_keys = (torch.tensor(cu, dtype=torch.int32, device=device) for cu in (queries, keys))
+        self._longest_query, self._longest_key = (
+            max(end - start for start, end in itertools.pairwise(cu)) for cu in (queries, keys)
+        )
+
+    @property
+    def windows(self) -> dict[int, int | None]:
+        """The sliding window of every layer that attended."""
+        return self._plain.windows
+
+    def positions(self) -> Tensor:
+        """Position ids ``[1, T]``."""
+        return self._plain.positions()
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionParams) -> Tensor:
+        # autocast leaves queries and keys in float32 behind rotary embeddings, and values in its own type
+        if rule.softcap is not None or v.dtype not in _HALF or v.shape[3] > _WIDEST:
+            return self._plain.attend(layer, q, k, v, rule)
+        self._plain.windows[layer] = rule.window
+        groups = q.shape[1] // k.shape[1]
+        queries, keys, values = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
+        keys, values = (x.index_select(0, self._gathered).repeat_interleave(groups, 1) for x in (keys, values))
+        output = self._kernel(
+            queries.contiguous(),
+            keys,
+            values,
+            self._cu_queries,
+            self._cu_keys,
+            self._longest_query,
+            self._longest_key,
+            scale=rule.scale,
+            window_size=(-1 if rule.window is None else rule.window - 1, 0),
+        )
+        return output.transpose(0, 1)[None]

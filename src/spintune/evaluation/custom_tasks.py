@@ -1,0 +1,337 @@
+"""A user's own benchmark: rows in a file, and a short YAML file that says how to ask and what is right.
+
+::
+
+    task: science                    # its name in tables
+    kind: multiple_choice            # or generate, or loglikelihood
+    data: science.jsonl              # beside this file; .jsonl, .json or .parquet
+    prompt: "Question: {question}\\nAnswer:"
+    choices: options                 # key of a list of texts
+    answer: label                    # key of the right one: its text, its place from 0, or one of labels
+
+The rows are rendered here, each checked with its line, and handed to lm-evaluation-harness as plain texts, so braces in
+a user's data stay what they are.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from spintune.data.formats import FileRow, kind_of
+from spintune.data.sources import Source, rows_of
+from spintune.errors import DataError, RecipeError
+from spintune.evaluation.measures import exact_match, rouge_l
+from spintune.mixtures.answers import number
+from spintune.mixtures.declarations import Expression, read_declaration
+from spintune.mixtures.phrasings import Pattern
+from spintune.recipe import Section
+from spintune.storage import digest_json
+
+CHOICES = "choices"
+
+_ONLY = {
+    "choices": "multiple_choice",
+    "labels": "multiple_choice",
+    "say": "multiple_choice",
+    "until": "generate",
+    "max_new_tokens": "generate",
+    "extract": "generate",
+    "check": "generate",
+}
+
+
+class CustomTaskFile(Section):
+    """A benchmark of one's own."""
+
+    task: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
+        description="Its name in tables: letters, digits, dots, dashes and underscores."
+    )
+    about: str = Field("", description="What it is, and where it comes from.")
+    kind: Literal["multiple_choice", "generate", "loglikelihood"] = Field(
+        description="multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; "
+        "loglikelihood: how likely the answer is, in bits a byte."
+    )
+    data: str = Field(description="File beside this one: .jsonl, .json or .parquet.")
+    prompt: str = Field(
+        description="What the model reads, with {key} for values of the row; {choices} lists the choices, lettered."
+    )
+    answer: str = Field(
+        description="Key of what is right. multiple_choice: the choice's text, its place from 0, or one of labels; "
+        "generate: a text or a list of texts, each of which is right. A dot goes into an object (choices.text)."
+    )
+    choices: str | list[str] | None = Field(None, description="Key of a list of texts, or the texts themselves.")
+    labels: str | list[str] | None = Field(
+        None, description="What the answer calls the choices: key of a list of texts, or the texts themselves."
+    )
+    say: Literal["text", "letter"] = Field("text", description="What is scored: a choice's text, or its letter.")
+    delimiter: str = Field(" ", description="Stands between prompt and answer.")
+    description: str = Field("", description="Stands before everything.")
+    shots: Annotated[int, Field(ge=0)] = Field(0, description="Answered rows before the question. [examples]")
+    shots_data: str | None = Field(
+        None, description="File that the shots are the first rows of. Without it they are drawn from the other rows."
+    )
+    until: list[str] = Field(["\n\n"], description="Texts that end an answer.")
+    max_new_tokens: Annotated[int, Field(ge=1)] = Field(256, description="Longest answer. [tokens]")
+    extract: Expression | None = Field(
+        None, description="The last match in what the model wrote is its answer: the first group, or all of it."
+    )
+    check: Literal["text", "number"] = Field(
+        "text", description="text: equal but for runs of white space; number: the number it gives as its answer."
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> CustomTaskFile:
+        for key in sorted(self.model_fields_set & _ONLY.keys()):
+            if _ONLY[key] != self.kind:
+                raise ValueError(f"{key} belongs to kind: {_ONLY[key]}; remove it, or change kind")
+        if self.kind == "multiple_choice" and not self.choices:
+            raise ValueError("kind: multiple_choice needs choices: the key of a list of texts, or the texts")
+        if self.shots_data and not self.shots:
+            raise ValueError("shots_data without shots; say how many")
+        return self
+
+
+@dataclass(frozen=True)
+class CustomTaskItem:
+    """A row as the model meets it.
+
+    Attributes:
+        prompt: what it reads.
+        choices: what it may answer; empty where it is free to write.
+        place: which choice is right; 0 where there are none.
+        answers: texts that are right.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    place: int
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CustomTask:
+    """A user's benchmark, read and checked."""
+
+    file: CustomTaskFile
+    items: tuple[CustomTaskItem, ...]
+    exemplars: tuple[CustomTaskItem, ...]
+    """Rows of ``shots_data``; empty where shots are drawn from the other items."""
+
+    @property
+    def name(self) -> str:
+        return self.file.task
+
+    @property
+    def metric(self) -> str:
+        """The measure that stands for the task in tables."""
+        return {
+            "multiple_choice": "acc,none",
+            "generate": "exact_match,none",
+            "loglikelihood": "bits_per_byte,none",
+        }[self.file.kind]
+
+    @property
+    def version(self) -> str:
+        """A digest of everything that decides the requests."""
+        items = [[vars(item) for item in items] for items in (self.items, self.exemplars)]
+        return digest_json([self.file.model_dump(), items])[:12]
+
+    def config(self) -> dict[str, Any]:
+        """The task as lm-evaluation-harness takes it."""
+        file = self.file
+        config: dict[str, Any] = {
+            "task": file.task,
+            "custom_dataset": self._datasets(),
+            "test_split": "test",
+            "fewshot_split": "shots" if self.exemplars else "test",
+            "fewshot_config": {"sampler": "first_n" if self.exemplars else "default"},
+            "description": "description",
+            "doc_to_text": "prompt",
+            "target_delimiter": file.delimiter,
+            "num_fewshot": file.shots or None,  # of 0 the harness says that nobody may change it
+            "metadata": {"version": self.version},
+        }
+        if file.kind == "multiple_choice":
+            measures = [("acc", True, "mean"), ("acc_norm", True, "mean")]
+            kind: dict[str, Any] = {
+                "output_type": "multiple_choice",
+                "doc_to_choice": "choices",
+                "doc_to_target": "place",
+            }
+        elif file.kind == "loglikelihood":
+            measures = [("bits_per_byte", False, "bits_per_byte"), ("acc", True, "mean")]
+            kind = {
+                "output_type": "loglikelihood",
+                "doc_to_target": "target",
+                "target_delimiter": "",  # the harness scores the target alone, so the delimiter is part of it
+                "process_results": _likelihood,
+            }
+        else:
+            measures = [("exact_match", True, "mean"), ("rouge_l", True, "mean")]
+            kind = {
+                "output_type": "generate_until",
+                "doc_to_target": "answers",
+                "process_results": self._measured(),
+                "generation_kwargs": {
+                    "until": list(file.until),
+                    "do_sample": False,
+                    "max_gen_toks": file.max_new_tokens,
+                },
+            }
+        metrics = [{"metric": name, "higher_is_better": up, "aggregation": how} for name, up, how in measures]
+        return {**config, **kind, "metric_list": metrics}
+
+    def _datasets(self) -> Callable[..., dict[str, Any]]:
+        splits = {"test": self.items, **({"shots": self.exemplars} if self.exemplars else {})}
+
+        def load(**_: Any) -> dict[str, Any]:
+            from datasets import Dataset
+
+            return {name: Dataset.from_list([self._document(item) for item in items]) for name, items in splits.items()}
+
+        return load
+
+    def _document(self, item: CustomTaskItem) -> dict[str, Any]:
+        return {
+            "prompt": item.prompt,
+            "description": self.file.description,
+            "choices": list(item.choices),
+            "place": item.place,
+            "answers": list(item.answers),
+            "target": self.file.delimiter + item.answers[0],
+        }
+
+    def _measured(self) -> Callable[[dict[str, Any], Sequence[str]], dict[str, float]]:
+        """Measures of what the model wrote to a document."""
+        extract, check = self.file.extract, self.file.check
+
+        def right(reference: str, answer: str) -> bool:
+            if check == "number":
+                return number(reference) is not None and number(reference) == number(answer)
+            return exact_match(reference, answer)
+
+        def measure(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+            text = results[0]
+            answer = _last_match(extract, text) if extract else text
+            references = document["answers"]
+            return {
+                "exact_match": float(answer is not None and any(right(each, answer) for each in references)),
+                "rouge_l": max(rouge_l(each, text) for each in references),
+            }
+
+        return measure
+
+
+def _likelihood(document: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    logprob, greedy = results[0]
+    return {"acc": float(greedy), "bits_per_byte": (logprob, len(document["answers"][0].encode()))}
+
+
+def _last_match(pattern: str, text: str) -> str | None:
+    matches = list(re.finditer(pattern, text))
+    if not matches:
+        return None
+    last = matches[-1]
+    return last[1] if last.re.groups and last[1] is not None else last[0]
+
+
+def read_custom_task(path: Path) -> CustomTask:
+    """Reads a user's benchmark and all of its rows.
+
+    Raises RecipeError for a YAML file that is not such a task, and DataError (``file:line``) for the first row that
+    lacks a value or has one of the wrong kind, or whose answer is none of its choices.
+    """
+    file = read_declaration(path, CustomTaskFile, "task")
+    prompt = Pattern.parse(file.prompt, f"{path}: prompt")
+    if CHOICES in prompt.fields and not file.choices:
+        raise RecipeError(f"{path}: prompt has {{choices}}, but there are none; give choices")
+    items = _items(file, prompt, path.parent / file.data)
+    exemplars = _items(file, prompt, path.parent / file.shots_data) if file.shots_data else ()
+    if file.shots > (len(exemplars) if file.shots_data else len(items) - 1):
+        where = file.shots_data or f"{file.data}, the row itself left out"
+        raise RecipeError(f"{path}: {file.shots} shots are more than the rows of {where}; lower shots")
+    return CustomTask(file, items, exemplars)
+
+
+def _items(file: CustomTaskFile, prompt: Pattern, data: Path) -> tuple[CustomTaskItem, ...]:
+    items = tuple(_item(file, prompt, row) for row in rows_of(Source(str(data))))
+    if not items:
+        raise DataError(f"{data}: no rows; a benchmark needs at least one")
+    return items
+
+
+def _item(file: CustomTaskFile, prompt: Pattern, row: FileRow) -> CustomTaskItem:
+    choices = _texts(file.choices, row, "the choices") if file.choices else ()
+    letters = string.ascii_uppercase[: len(choices)]
+    if len(choices) == 1 or len(choices) > len(letters):
+        raise DataError(f"{row.where}: {len(choices)} choices; there must be 2 to {len(string.ascii_uppercase)}")
+    listed = "\n".join(f"{letter}. {text}" for letter, text in zip(letters, choices, strict=True))
+    values = {key: listed if choices and key == CHOICES else _text(row, key) for key in prompt.fields}
+    place = _place(file, choices, row) if choices else 0
+    said = tuple(letters) if file.say == "letter" else choices
+    answers = (said[place],) if choices else _answers(row, file.answer, several=file.kind == "generate")
+    return CustomTaskItem(prompt.fill(values), said, place, answers)
+
+
+def _place(file: CustomTaskFile, choices: Sequence[str], row: FileRow) -> int:
+    """Which choice is right. A number is a place, a text is a label where there are labels and else a choice's text."""
+    value = _value(row, file.answer)
+    if isinstance(value, int) and not isinstance(value, bool) and not file.labels:
+        if 0 <= value < len(choices):
+            return value
+        raise DataError(f"{row.where}: '{file.answer}' is {value}, but places go from 0 to {len(choices) - 1}")
+    names = _texts(file.labels, row, "the labels") if file.labels else tuple(choices)
+    if len(names) != len(choices):
+        raise DataError(f"{row.where}: {len(names)} labels for {len(choices)} choices; give one each")
+    wanted = _text(row, file.answer)
+    if names.count(wanted) != 1:
+        found = "several of" if wanted in names else "none of"
+        raise DataError(f"{row.where}: '{file.answer}' is {wanted!r:.60}, {found} {', '.join(names)!r:.200}")
+    return names.index(wanted)
+
+
+def _answers(row: FileRow, key: str, several: bool) -> tuple[str, ...]:
+    value = _value(row, key)
+    return _texts(key, row, "an answer") if several and isinstance(value, list) else (_text(row, key),)
+
+
+def _texts(given: str | list[str], row: FileRow, what: str) -> tuple[str, ...]:
+    """Texts that a file gives for all rows, or those under a key of this row."""
+    if not isinstance(given, str):
+        return tuple(given)
+    value = _value(row, given)
+    if not isinstance(value, list) or not value:
+        state = "an empty list" if value == [] else kind_of(value)
+        raise DataError(f"{row.where}: '{given}' is {state}, not {what}; give a list of texts")
+    if wrong := [each for each in value if not isinstance(each, str) or not each]:
+        state = "an empty text" if wrong[0] == "" else kind_of(wrong[0])
+        raise DataError(f"{row.where}: '{given}' holds {state}; give texts")
+    return tuple(value)
+
+
+def _text(row: FileRow, key: str) -> str:
+    value = _value(row, key)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a text; mend the row")
+
+
+def _value(row: FileRow, key: str) -> Any:
+    """What stands under a key; a dot goes into an object."""
+    value: Any = row.values
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise DataError(f"{row.where}: '{key}' is missing; fill it in, or name another key in the task's file")
+        value = value[part]
+    if value is None:
+        raise DataError(f"{row.where}: '{key}' is null; fill it in or delete the row")
+    return value

@@ -1,0 +1,1 @@
+"""What leaves a run: a model with its card, and pairs as preference data."""

@@ -1,0 +1,1 @@
+"""Text generation: continuous batching with a preallocated key-value cache, sampling, stopping."""

@@ -1,0 +1,149 @@
+"""Writes completions: continuous batching over stock transformers models, with a preallocated key-value cache.
+
+Every call of a decoder-only model is one packed row: the next token of each running sequence, then the prompts of the
+sequences that start, without what all prompts have in common: that was read once, before. (Encoder-decoder models:
+``seq2seq_generation.py``.) A finished sequence gives its place to the next prompt at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spintune.generation.decoder import DecoderRunner
+from spintune.generation.encoder_decoder import EncoderDecoderRunner
+from spintune.generation.protocol import (
+    OnToken,
+    Prompt,
+    Runner,
+    SequenceState,
+    completion_of,
+    new_sequences,
+    shared_length,
+)
+from spintune.generation.sampling import Sampling, choose, penalise
+from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.linear import inference_kernels
+from spintune.records import Completion
+
+
+class BatchGenerator:
+    """Continuous batching for models that take layouts.
+
+    Args:
+        stop_ids: tokens that end a completion.
+        slots: sequences that run at once; fewer when the cache would pass ``cache_megabytes``.
+        prefill_tokens: prompt tokens computed beside the running sequences in one call.
+        cache_megabytes: for keys and values; a copy of the weights (:func:`inference_kernels`) may take half as much.
+        fixed: decoder-only models compute calls without new prompts in fixed shapes, recorded on a GPU
+            (:class:`GraphReplay`); None: on GPUs.
+        compiled: layers between the products go through torch.compile, for GPUs.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: frozenset[int],
+        autocast: torch.dtype | None = None,
+        slots: int = 128,
+        prefill_tokens: int = 1024,
+        cache_megabytes: int = 4096,
+        fixed: bool | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.compiled = compiled
+        self.fixed = model.device.type == "cuda" if fixed is None else fixed
+        self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
+        self.slots, self.prefill_tokens, self.cache_bytes = slots, prefill_tokens, cache_megabytes * 2**20
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[bytes] | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[Completion]:
+        """Completions of ``prompts``, in their order. See :class:`Generator`."""
+        if not prompts or sampling.max_new_tokens < 1:
+            return [Completion((), "", "length", 0.0) for _ in prompts]
+        if not all(prompts):
+            raise ValueError("a prompt needs at least one token to predict from")
+        tune_malloc()
+        # for a single row the weights' own order is as good
+        copy_bytes = self.cache_bytes // 2 if len(prompts) > 1 else 0
+        with inference_kernels(self.model, self.autocast, copy_bytes, self.compiled):
+            return self._generate(new_sequences(prompts, sampling, keys), sampling, on_token)
+
+    def _generate(
+        self, sequences: Sequence[SequenceState], sampling: Sampling, on_token: OnToken | None
+    ) -> list[Completion]:
+        if not self.model.config.is_encoder_decoder:
+            shared = shared_length([sequence.prompt for sequence in sequences])
+            for sequence in sequences:
+                sequence.shared = shared
+        # taken from the end, the longest first: sequences of like length stand beside each other in the cache
+        waiting = sorted(sequences, key=lambda sequence: (len(sequence.prompt), -sequence.index))
+        longest = max(len(sequence.prompt) - sequence.shared for sequence in sequences)
+        decoding = self._decoding(longest, sampling.max_new_tokens, min(len(sequences), self.slots))
+        running: list[SequenceState] = []
+        finished: list[Completion | None] = [None] * len(sequences)
+        while running or waiting:
+            started = self._admit(waiting, decoding.slots - len(running))
+            logits = decoding.forward(running, started)
+            running.extend(started)
+            self._extend(running, logits, sampling, on_token)
+            self._retire(running, decoding, sampling, finished)
+        return [completion for completion in finished if completion is not None]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _decoding(self, longest_prompt: int, longest_answer: int, slots: int) -> Runner:
+        if self.model.config.is_encoder_decoder:
+            return EncoderDecoderRunner(
+                self.model, self.autocast, longest_prompt, longest_answer, slots, self.cache_bytes
+            )
+        max_len = longest_prompt + longest_answer
+        return DecoderRunner(self.model, self.autocast, max_len, slots, self.cache_bytes, self.fixed)
+
+    def _admit(self, waiting: list[SequenceState], free: int) -> list[SequenceState]:
+        """Takes the next prompts that fit into the free slots and into one call."""
+        started: list[SequenceState] = []
+        tokens = 0
+        while waiting and len(started) < free:
+            tokens += len(waiting[-1].prompt) - waiting[-1].shared
+            if started and tokens > self.prefill_tokens:
+                break
+            started.append(waiting.pop())
+        return started
+
+    def _extend(
+        self, running: list[SequenceState], logits: Tensor, sampling: Sampling, on_token: OnToken | None
+    ) -> None:
+        uniforms = torch.tensor([s.uniforms[len(s.ids)] for s in running], dtype=torch.float64)
+        tokens, logprobs = choose(penalise(logits, [s.ids for s in running], sampling), uniforms, sampling)
+        for sequence, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):
+            sequence.ids.append(token)
+            sequence.logprob += logprob
+            if on_token and on_token(sequence.index, token):
+                sequence.ended = True
+
+    def _retire(
+        self, running: list[SequenceState], decoding: Runner, sampling: Sampling, finished: list[Completion | None]
+    ) -> None:
+        """Takes finished sequences out; the last running one moves into each gap."""
+        for slot in reversed(range(len(running))):
+            sequence = running[slot]
+            full = len(sequence.ids) == sampling.max_new_tokens
+            if not (full or sequence.ended or sequence.ids[-1] in self.stop_ids):
+                continue
+            finished[sequence.index] = completion_of(sequence, self.stop_ids, self.tokenizer)
+            last = running.pop()
+            if slot < len(running):
+                running[slot] = last
+                decoding.move(len(running), slot, last)

@@ -1,0 +1,81 @@
+"""Decoder-only models in continuous batching: every call is one packed row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spintune.engine.attention import Layout
+from spintune.engine.head import head_logits, precision
+from spintune.generation.cuda_graphs import GraphReplay
+from spintune.generation.kv_cache import SlotCache
+from spintune.generation.protocol import SequenceState
+
+
+class DecoderRunner:
+    """Decoder-only models: every call is one packed row.
+
+    Args:
+        max_len: tokens of the longest prompt, without those that all share, and answer together.
+        slots: sequences that run at once; fewer when the cache would pass ``cache_bytes``.
+        fixed: calls without new prompts have the same shapes every time, and are recorded on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        autocast: torch.dtype | None,
+        max_len: int,
+        slots: int,
+        cache_bytes: int,
+        fixed: bool,
+    ) -> None:
+        self.model, self.autocast = model, autocast
+        config = model.config.get_text_config()
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        per_slot = 2 * config.num_hidden_layers * heads * width * max_len * model.dtype.itemsize
+        self.slots = max(1, min(slots, cache_bytes // per_slot))
+        self._cache = SlotCache(self.slots, max_len, model.device)
+        self._replay = GraphReplay(self._one_more, self.slots, max_len, model.device) if fixed else None
+
+    def forward(self, running: Sequence[SequenceState], started: Sequence[SequenceState]) -> Tensor:
+        if self._replay and not started:
+            ids, lengths = [s.ids[-1] for s in running], [s.cached for s in running]
+            return self._replay(ids, [s.shared + s.cached for s in running], lengths)
+        with precision(self.model, self.autocast):
+            if started and started[0].shared > self._cache.prefix.length:
+                shared = started[0].shared
+                self._hidden(started[0].prompt[:shared], range(shared), self._cache.prefix)
+            self._cache.plan([s.cached for s in running], [len(s.prompt) - s.shared for s in started])
+            ids = [s.ids[-1] for s in running]
+            positions = [s.shared + s.cached for s in running]
+            last = list(range(len(running)))
+            for sequence in started:
+                ids.extend(sequence.prompt[sequence.shared :])
+                positions.extend(range(sequence.shared, len(sequence.prompt)))
+                last.append(len(ids) - 1)
+            hidden_TD = self._hidden(ids, positions, self._cache)
+            return head_logits(self.model, hidden_TD[torch.tensor(last, device=self.model.device)])
+
+    def _one_more(self, ids_S: Tensor, positions_S: Tensor, lengths_S: Tensor, used: int) -> Tensor:
+        """Logits ``[S, V]`` of one more token in every slot. Nothing here waits for a GPU."""
+        self._cache.plan_all(lengths_S, used)
+        with precision(self.model, self.autocast):
+            return head_logits(self.model, self._read(ids_S, positions_S, self._cache))
+
+    def _hidden(self, ids: Sequence[int], positions: Sequence[int], layout: Layout) -> Tensor:
+        device = self.model.device
+        return self._read(torch.tensor(ids, device=device), torch.tensor(positions, device=device), layout)
+
+    def _read(self, ids_T: Tensor, positions_T: Tensor, layout: Layout) -> Tensor:
+        hidden = self.model.base_model(
+            input_ids=ids_T[None], position_ids=positions_T[None], layout=layout, use_cache=False
+        )
+        return hidden.last_hidden_state[0]
+
+    def move(self, source: int, target: int, sequence: SequenceState) -> None:
+        self._cache.move(source, target, sequence.cached)

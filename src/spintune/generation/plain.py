@@ -1,0 +1,76 @@
+"""Generation one prompt at a time with the model's own cache, for architectures that cannot be packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from spintune.engine.encoder_decoder import start_token
+from spintune.engine.head import precision
+from spintune.generation.protocol import OnToken, Prompt, completion_of, new_sequences
+from spintune.generation.sampling import Sampling, choose, penalise
+from spintune.records import Completion
+
+
+class PlainGenerator:
+    """One prompt at a time with the model's own cache: for architectures that cannot be packed."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_ids: frozenset[int],
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        keys: Sequence[bytes] | None = None,
+        on_token: OnToken | None = None,
+    ) -> list[Completion]:
+        """Completions of ``prompts``, in their order. See :class:`Generator`."""
+        completions = []
+        for sequence in new_sequences(prompts, sampling, keys):
+            call, begin = self._reader(sequence.prompt)
+            cache: Any = None
+            unread = begin
+            while len(sequence.ids) < sampling.max_new_tokens:
+                with precision(self.model, self.autocast):
+                    output = call(torch.tensor([unread], device=self.model.device), cache)
+                cache = getattr(output, "past_key_values", None)
+                uniform = torch.tensor([sequence.uniforms[len(sequence.ids)]], dtype=torch.float64)
+                logits = penalise(output.logits[:, -1], [sequence.ids], sampling)
+                token, logprob = choose(logits, uniform, sampling)
+                sequence.ids.append(int(token))
+                sequence.logprob += float(logprob)
+                # a model that keeps its state elsewhere (Mamba) reads the whole text again
+                unread = (int(token),) if cache is not None else (*begin, *sequence.ids)
+                ended = on_token and on_token(sequence.index, int(token))
+                if ended or int(token) in self.stop_ids:
+                    break
+            completions.append(completion_of(sequence, self.stop_ids, self.tokenizer))
+        return completions
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _reader(self, prompt: Prompt) -> tuple[Callable[[Tensor, Any], Any], Prompt]:
+        """A call of the model on more ids ``[1, T]`` with its cache, and the ids that it reads first."""
+        if not self.model.config.is_encoder_decoder:
+            return lambda ids, cache: self.model(input_ids=ids, past_key_values=cache, use_cache=True), prompt
+        with precision(self.model, self.autocast):
+            states = self.model.get_encoder()(input_ids=torch.tensor([prompt], device=self.model.device))
+        return (
+            lambda ids, cache: self.model(
+                encoder_outputs=states, decoder_input_ids=ids, past_key_values=cache, use_cache=True
+            ),
+            (start_token(self.model),),
+        )

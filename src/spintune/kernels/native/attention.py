@@ -1,0 +1,191 @@
+"""The compiled attention as functions of tensors. Formulas and memory layout: ``attention.cpp``.
+
+Products, softmax and everything between are float32, whatever the tensors are. Nothing depends on how many threads
+there are, or on what else is in the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from spintune.kernels.native.build import kernels, require, vector_floats
+
+_MOST_GROUPS = 64
+_NO_WINDOW = 2**40
+_TYPES = (torch.float32, torch.bfloat16)
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), ("token", ctypes.c_long), ("head", ctypes.c_long)]
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        ("heads", ctypes.c_long),
+        ("shared", ctypes.c_long),
+        ("width", ctypes.c_long),
+        ("window", ctypes.c_long),
+        ("scale", ctypes.c_float),
+        ("threads", ctypes.c_int),
+    ]
+
+
+def can_attend(q: Tensor, k: Tensor, v: Tensor, softcap: float | None) -> bool:
+    """Is there compiled code for these tensors ``[1, H, T, D]``? Not on GPUs, in float64, or for capped scores."""
+    return (
+        softcap is None
+        and q.device.type == "cpu"
+        and all(x.dtype in _TYPES for x in (q, k, v))
+        and q.shape[3] == v.shape[3]
+        and q.shape[1] // k.shape[1] <= _MOST_GROUPS
+        and kernels() is not None
+        and q.shape[3] % vector_floats() == 0
+    )
+
+
+class AttentionPlan:
+    """Runs of queries, and what each sees before itself.
+
+    Args:
+        branches: runs ``(begin, count, prefix, before)``: the queries from ``begin`` on see ``before`` tokens from
+            ``prefix`` on, and then themselves, causally. Runs of a branch are the first, and those whose prefix lies
+            in it. Every token is in one run.
+    """
+
+    def __init__(self, branches: Sequence[Sequence[tuple[int, int, int, int]]]) -> None:
+        self.runs = torch.tensor([run for branch in branches for run in branch], dtype=torch.long).reshape(-1, 4)
+        ends = torch.tensor([len(branch) for branch in branches], dtype=torch.long).cumsum(0)
+        self.branches = torch.cat([torch.zeros(1, dtype=torch.long), ends])
+        self.tokens = int(self.runs[:, 1].sum())
+
+
+def attend_runs(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    window: int | None,
+    before: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Outputs ``[1, H, T, D]`` of queries ``[1, H, T, D]``, keys and values ``[1, K, T, D]``, K dividing H.
+
+    Args:
+        window: tokens that a token sees, itself included; None: all.
+        before: keys and values ``[1, K, P, D]`` that the prefixes of the plan lie in, in place of ``k`` and ``v``. Then
+            there are no gradients.
+    """
+    if before is None:
+        return _Attention.apply(q.float(), k.float(), v.float(), plan, scale, window).to(v.dtype)
+    mine = [_rows_last(x.float()) for x in (q, k, v, *before)]
+    return _forward(mine[:3], mine[3:], plan, scale, window)[0].to(v.dtype).transpose(0, 1)[None]
+
+
+def attend_slots(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    before: tuple[Tensor, Tensor],
+    stores: tuple[Tensor, Tensor],
+    lengths: Tensor,
+    scale: float,
+    window: int | None,
+) -> Tensor:
+    """One more token for each of B slots: outputs ``[1, H, B, D]`` of ``q [1, H, B, D]``, ``k`` and ``v [1, K, B, D]``.
+
+    Args:
+        before: keys and values ``[1, K, P, D]`` that come first in all slots.
+        stores: keys and values ``[S, K, R, D]`` of at least B slots, float32; those of this token are put behind the
+            ``lengths`` that are there (int64, ``[B]``).
+    """
+    mine = [_rows_last(x.float()) for x in (q, k, v, *before)]
+    out = torch.empty(q.shape[2], q.shape[1], q.shape[3])
+    shape, lengths = _shape(q, k, scale, window), lengths.contiguous()
+    _library().attend_slots(
+        *map(_rows, mine), before[0].shape[2], *map(_pointer, stores), stores[0].shape[2], _pointer(lengths),
+        len(lengths), ctypes.byref(shape), _pointer(out),
+    )  # fmt: skip
+    return out.to(v.dtype).transpose(0, 1)[None]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: AttentionPlan, scale: float, window: int | None
+    ) -> Tensor:  # fmt: skip
+        q, k, v = map(_rows_last, (q, k, v))
+        out_THD, lse_HT = _forward([q, k, v], [k, v], plan, scale, window)
+        ctx.save_for_backward(q, k, v, out_THD, lse_HT)
+        ctx.plan, ctx.scale, ctx.window = plan, scale, window
+        return out_THD.transpose(0, 1)[None]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out_THD, lse_HT = ctx.saved_tensors
+        plan: AttentionPlan = ctx.plan
+        grad, shape = _rows_last(grads[0]), _shape(q, k, ctx.scale, ctx.window)
+        grad_q = torch.empty_like(out_THD)
+        grad_k, grad_v = (torch.zeros(len(out_THD), k.shape[1], k.shape[3]) for _ in range(2))
+        _library().attend_runs_backward(
+            _rows(q), _rows(k), _rows(v), _pointer(plan.runs), _pointer(plan.branches), len(plan.branches) - 1,
+            ctypes.byref(shape), len(out_THD), _pointer(out_THD), _pointer(lse_HT), _rows(grad),
+            _pointer(grad_q), _pointer(grad_k), _pointer(grad_v),
+        )  # fmt: skip
+        return *(x.transpose(0, 1)[None] for x in (grad_q, grad_k, grad_v)), None, None, None
+
+
+def _forward(
+    qkv: list[Tensor], before: list[Tensor], plan: AttentionPlan, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Outputs ``[T, H, D]`` and the logarithm of each softmax's denominator ``[H, T]``."""
+    q, k, _ = qkv
+    heads, tokens, width = q.shape[1:]
+    if plan.tokens != tokens:
+        raise ValueError(f"a plan for {plan.tokens} tokens does not fit {tokens}")
+    out, lse, shape = torch.empty(tokens, heads, width), torch.empty(heads, tokens), _shape(q, k, scale, window)
+    _library().attend_runs(
+        *map(_rows, qkv), *map(_rows, before), _pointer(plan.runs), len(plan.runs), ctypes.byref(shape), tokens,
+        _pointer(out), _pointer(lse),
+    )  # fmt: skip
+    return out, lse
+
+
+def _rows_last(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _rows(x_1HTD: Tensor) -> Any:
+    return ctypes.byref(_Rows(x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1)))
+
+
+def _shape(q: Tensor, k: Tensor, scale: float, window: int | None) -> _Shape:
+    sizes = q.shape[1], k.shape[1], q.shape[3], _NO_WINDOW if window is None else window
+    return _Shape(*sizes, scale, torch.get_num_threads())
+
+
+def _pointer(x: Tensor) -> int:
+    return x.data_ptr()
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = require()
+    rows, pointer, number, shape = ctypes.POINTER(_Rows), ctypes.c_void_p, ctypes.c_long, ctypes.POINTER(_Shape)
+    library.attend_runs.argtypes = [*5 * [rows], pointer, number, shape, number, pointer, pointer]
+    library.attend_runs_backward.argtypes = [
+        *3 * [rows], pointer, pointer, number, shape, number, pointer, pointer, rows, pointer, pointer, pointer,
+    ]  # fmt: skip
+    library.attend_slots.argtypes = [
+        *5 * [rows], number, pointer, pointer, number, pointer, number, shape, pointer,
+    ]  # fmt: skip
+    for function in (library.attend_runs, library.attend_runs_backward, library.attend_slots):
+        function.restype = None
+    return library

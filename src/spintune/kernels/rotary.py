@@ -1,0 +1,67 @@
+"""Rotary position embeddings of stock transformers models in one pass, on a CPU.
+
+Models call a function of their own file for it, ``apply_rotary_pos_emb``. It is recognised by what it computes, as
+layers are (:mod:`.fused`), and is still called for tensors that compiled code does not take.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from spintune.kernels.native.build import kernels
+from spintune.kernels.native.layers import can_rotate, rotate
+
+_NAME = "apply_rotary_pos_emb"
+Rotary = Callable[..., tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FastRotary:
+    """Stands in for a file's own function."""
+
+    own: Rotary
+
+    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+        if unsqueeze_dim == 1 and can_rotate(q, cos) and can_rotate(k, cos):
+            return rotate(q, cos, sin), rotate(k, cos, sin)
+        return self.own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+
+
+@contextmanager
+def fast_rotation(model: nn.Module) -> Iterator[None]:
+    """Inside, queries and keys of ``model`` are turned by compiled code."""
+    own: dict[ModuleType, Rotary] = {}
+    names = {type(module).__module__ for module in model.modules()} if kernels() is not None else set()
+    for file in filter(None, map(sys.modules.get, names)):
+        function = vars(file).get(_NAME)
+        if function is not None and not isinstance(function, FastRotary) and _is_rotary(function):
+            own[file] = function
+    for file, function in own.items():
+        setattr(file, _NAME, FastRotary(function))
+    try:
+        yield
+    finally:
+        for file, function in own.items():
+            setattr(file, _NAME, function)
+
+
+@cache
+def _is_rotary(function: Rotary) -> bool:
+    """Does it compute the formula? Asked once for each architecture."""
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, heads, 3, 64, generator=draw) for heads in (2, 1))
+    cos, sin = (torch.randn(1, 3, 64, generator=draw) for _ in range(2))
+    try:
+        found = function(q, k, cos, sin, unsqueeze_dim=1)
+        expected = [x * cos[:, None] + torch.cat([-x[..., 32:], x[..., :32]], -1) * sin[:, None] for x in (q, k)]
+        return all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
+    except (TypeError, ValueError, RuntimeError):  # it wants something else
+        return False

@@ -1,0 +1,158 @@
+"""Fused layers against their formulas in float64, and against the models that they stand in for."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.kernels.fused import fused_layers, patched_forwards, tied_lookup
+from spintune.kernels.linear import inference_kernels
+from spintune.kernels.native.layers import can_compute, rms_norm, swiglu
+
+compiled = pytest.mark.usefixtures("compiled")
+
+shapes = st.tuples(st.sampled_from([1, 2, 7]), st.sampled_from([1, 5, 64, 65, 200]), st.sampled_from([16, 48, 64, 160]))
+
+
+def drawn(*shapes: tuple[int, ...], scale: float = 1.0) -> list[Tensor]:
+    draw = torch.Generator().manual_seed(len(shapes))
+    return [(scale * torch.randn(shape, generator=draw)).requires_grad_() for shape in shapes]
+
+
+def norm_by_definition(x: Tensor, weight: Tensor) -> Tensor:
+    return weight * x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+def agree(fast: Callable[..., Tensor], definition: Callable[..., Tensor], tensors: list[Tensor]) -> None:
+    wanted = [x.detach().double().requires_grad_() for x in tensors]
+    found, expected = fast(*tensors), definition(*wanted)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    weight = torch.linspace(-1, 1, found.numel()).reshape(found.shape)
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for one, other in zip(tensors, wanted, strict=True):
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-4, atol=1e-5)
+
+
+@compiled
+@given(shape=shapes, scale=st.sampled_from([1e-3, 1.0, 50.0]))
+def test_the_norm_is_its_formula(shape: tuple[int, ...], scale: float) -> None:
+    x, weight = drawn(shape, shape[-1:])
+    agree(lambda x, w: rms_norm(x, w, 1e-5), norm_by_definition, [(scale * x).detach().requires_grad_(), weight])
+
+
+@compiled
+@given(shape=shapes, scale=st.sampled_from([1e-3, 1.0, 50.0]))
+def test_the_gate_is_its_formula(shape: tuple[int, ...], scale: float) -> None:
+    agree(swiglu, lambda gate, up: gate * gate.sigmoid() * up, drawn(shape, shape, scale=scale))
+
+
+@compiled
+def test_extreme_gates_and_what_is_no_number() -> None:
+    gate = torch.tensor([-1e30, -100.0, -88.0, 88.0, 1e30, torch.nan, torch.inf, 0.0] * 2)
+    up = torch.ones(16)
+    torch.testing.assert_close(swiglu(gate, up), nn.functional.silu(gate), equal_nan=True)
+    assert rms_norm(gate, up, 1e-5).isnan().any()
+
+
+@compiled
+def test_threads_change_no_bit() -> None:
+    results = []
+    for threads in (1, 3):
+        x, weight = drawn((3, 333, 64), (64,))
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            y = rms_norm(x, weight, 1e-5)
+            results.append([y, *torch.autograd.grad(y.square().sum(), (x, weight))])
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@compiled
+def test_what_does_not_fit_is_left_to_torch() -> None:
+    assert can_compute(torch.zeros(2, 32))
+    assert not can_compute(torch.zeros(2, 32, dtype=torch.bfloat16))
+    assert not can_compute(torch.zeros(2, 6))
+
+
+# Gemma's norm multiplies by 1 + w, and its blocks have another activation; Phi-3's block has one matrix for both
+RECOGNISED = {
+    "llama": (5, 2),
+    "qwen3": (9, 2),
+    "mistral": (5, 2),
+    "gemma3_text": (0, 0),
+    "phi3": (5, 0),
+    "gpt2": (0, 0),
+}
+
+
+@compiled
+@pytest.mark.parametrize("family", RECOGNISED)
+def test_layers_are_recognised_by_what_they_compute(family, build) -> None:
+    model = build(family, torch.float32, hidden_size=64, head_dim=16, intermediate_size=96)
+    found = list(fused_layers(model))
+    norms = [module for module in found if "Norm" in type(module).__name__]
+    assert (len(norms), len(found) - len(norms)) == RECOGNISED[family]
+    own = {name for name, module in model.named_modules() if "forward" in module.__dict__}
+    with torch.no_grad(), inference_kernels(model, None, 2**30):
+        fast = model(input_ids=torch.arange(9)[None]).logits
+    assert own == {name for name, module in model.named_modules() if "forward" in module.__dict__}
+    plain = build(family, torch.float64, hidden_size=64, head_dim=16, intermediate_size=96)
+    expected = plain(input_ids=torch.arange(9)[None]).logits
+    torch.testing.assert_close(fast.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_forward_that_somebody_put_there_stays(build) -> None:
+    model = build("llama", torch.float32, hidden_size=64, intermediate_size=96)
+    own = {module: lambda x: x for module in (model.model.norm, model.model.layers[0].mlp)}
+    with patched_forwards(own):
+        assert not set(own) & set(fused_layers(model))
+    assert "forward" not in model.model.norm.__dict__
+
+
+def test_a_tied_embedding_has_its_whole_gradient(build, queries, plain) -> None:
+    changes = {"hidden_size": 64, "tie_word_embeddings": True}
+    engine, reference = LogProbEngine(build("llama", torch.float32, **changes)), build("llama", **changes)
+    assert tied_lookup(engine.model)
+    for _ in range(2):  # a second pass adds to the first
+        engine(queries).sum_N.sum().backward()
+        plain(reference, queries).sum().backward()
+    found, expected = (model.get_input_embeddings().weight.grad for model in (engine.model, reference))
+    assert not found.is_sparse
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_an_embedding_of_its_own_is_left_alone(build) -> None:
+    assert not tied_lookup(build("llama", torch.float32))
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists(), reason="torch.compile needs Python's headers"
+)
+def test_torch_compiles_the_same_for_all_numbers_of_tokens(build, queries, plain) -> None:
+    changes = {"hidden_size": 64, "intermediate_size": 96}
+    engine = LogProbEngine(build("llama", **changes), compiled=True)  # float64, for which there is no code of ours
+    assert len(fused_layers(engine.model, compiled=True)) == 7
+    reference = build("llama", **changes)
+    compilations = counters["stats"]["unique_graphs"]
+    for part in (queries, queries[:1], queries[1:]):
+        found, expected = engine(part).sum_N, plain(reference, part)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # norms are float32 inside, as Llama's
+        found.sum().backward()
+        expected.sum().backward()
+    for one, other in zip(engine.model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] - compilations <= 4  # two formulas, the norm's also for one token's row
