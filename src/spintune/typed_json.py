@@ -1,0 +1,35 @@
+"""Typed records as JSON and back, checked where they are read."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from spintune.errors import RunError
+
+T = TypeVar("T")
+
+
+def to_json(record: object) -> Any:
+    """A dataclass, with all it holds, as plain values: dicts, lists, texts and numbers."""
+    return _adapter(type(record)).dump_python(record, mode="json")
+
+
+def from_json(kind: type[T], value: object, where: object) -> T:
+    """The record of type ``kind`` that plain values hold. Fields that the type does not know are passed over.
+
+    Raises RunError, which names ``where`` and the field, when they hold none.
+    """
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(map(str, problem["loc"])) or kind.__name__
+        raise RunError(f"{where}: {field}: {problem['msg'].lower()}; delete it and run again") from error
+
+
+@cache
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
