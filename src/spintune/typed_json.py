@@ -23,13 +23,14 @@ def from_json(kind: type[T], value: object, where: object) -> T:
     Raises RunError, which names ``where`` and the field, when they hold none.
     """
     try:
-        return _adapter(kind).validate_python(value)
+        found: T = _adapter(kind).validate_python(value)
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"])) or kind.__name__
         raise RunError(f"{where}: {field}: {problem['msg'].lower()}; delete it and run again") from error
+    return found
 
 
 @cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
+def _adapter(kind: type) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
