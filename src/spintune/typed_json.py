@@ -32,5 +32,5 @@ def from_json(kind: type[T], value: object, where: object) -> T:
 
 
 @cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
