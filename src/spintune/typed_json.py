@@ -12,9 +12,9 @@ from spintune.errors import RunError
 T = TypeVar("T")
 
 
-def to_json(record: object) -> Any:
+def to_json(record: Any) -> Any:
     """A dataclass, with all it holds, as plain values: dicts, lists, texts and numbers."""
-    return _adapter(type(record)).dump_python(record, mode="json")
+    return _adapter(record.__class__).dump_python(record, mode="json")
 
 
 def from_json(kind: type[T], value: object, where: object) -> T:
@@ -23,7 +23,7 @@ def from_json(kind: type[T], value: object, where: object) -> T:
     Raises RunError, which names ``where`` and the field, when they hold none.
     """
     try:
-        found: T = _adapter(kind).validate_python(value)
+        found: T = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(map(str, problem["loc"])) or kind.__name__
