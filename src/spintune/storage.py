@@ -147,9 +147,14 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: damaged ({error}); delete it and run again") from error
 
 
-def digest_json(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+def canonical_json(value: object) -> bytes:
+    """A value's JSON without white space, keys sorted: equal for equal values."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def digest_json(value: object) -> str:
+    """SHA-256 of :func:`canonical_json`."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def digest_file(path: Path) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.mixtures import draws
+from spintune.streams import draw
 
 circle = st.integers(0, draws.CIRCLE - 1)
 
@@ -37,37 +37,13 @@ def test_visits_grows_by_one_exactly_where_the_point_is_inside(position: int, st
 @pytest.mark.parametrize("share", [0.001, 0.018, 1 / 3, 0.5, 0.9])
 @pytest.mark.parametrize("count", [10, 1000, 100_000, 10_000_000])
 def test_an_interval_gets_its_share_to_within_a_few_points(share: float, count: int) -> None:
-    start = draws.integer("test")
+    start = draw("test")
     got = draws.visits(count, start, draws.CIRCLE // 7, draws.CIRCLE // 7 + round(share / 2 * draws.CIRCLE))
     # half of log_φ n is how many Fibonacci blocks n falls into, and a block is below 2 off; 1 / ln φ = 2.08
     assert abs(got - share / 2 * count) <= 2 * (1 + math.log(count))
-
-
-@given(st.integers(1, 200), st.integers(0, 5))
-def test_order_is_a_permutation_that_its_name_decides(count: int, epoch: int) -> None:
-    order = draws.order(count, 7, "epoch", "task", epoch)
-    assert sorted(order) == list(range(count))
-    assert order == draws.order(count, 7, "epoch", "task", epoch)
-
-
-def test_names_are_told_apart_where_their_parts_differ() -> None:
-    assert draws.integer("a/b", "c") != draws.integer("a", "b/c")
-    assert draws.order(50, 1) != draws.order(50, 2)
 
 
 @given(st.integers(1, 300), st.integers(0, 20))
 def test_a_walk_meets_every_place_once(count: int, name: int) -> None:
     place, stride = draws.walk(count, name)
     assert sorted((place + step * stride) % count for step in range(count)) == list(range(count))
-
-
-def test_below_is_uniform() -> None:
-    counts = Counter(draws.below(6, "die", number) for number in range(60_000))
-    # chi-square with 5 degrees of freedom: 20.5 is its 99.9 % quantile
-    assert sum((counts[side] - 10_000) ** 2 / 10_000 for side in range(6)) < 20.5
-
-
-def test_uniform_stays_below_one() -> None:
-    numbers = [draws.uniform("u", number) for number in range(10_000)]
-    assert 0 <= min(numbers) < 0.001
-    assert 0.999 < max(numbers) < 1

@@ -27,6 +27,7 @@ from typing import Any
 
 import orjson
 
+from spintune import streams
 from spintune.data.formats import AUTO, FORMATS, FileRow, Format, drop_reason, format_named, kind_of, recognise
 from spintune.errors import DataError
 from spintune.progress import Progress, Silent
@@ -215,7 +216,7 @@ def _weigh(result: SourceResult, seed: int) -> SourceResult:
 def _sample(examples: Sequence[Example], size: int, seed: int) -> list[int]:
     if not size:
         return []
-    draws = [hashlib.sha256(f"weight:{seed}:{example.id}".encode()).digest() for example in examples]
+    draws = [streams.digest(f"weight:{seed}:{example.id}") for example in examples]
     return sorted(sorted(range(len(examples)), key=draws.__getitem__)[:size])
 
 

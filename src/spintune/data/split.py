@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Sequence
 
@@ -11,6 +10,7 @@ import orjson
 from spintune.errors import DataError
 from spintune.record_files import Selection
 from spintune.records import Example, Message
+from spintune.streams import digest
 
 Prompt = tuple[Message, ...]
 
@@ -57,4 +57,4 @@ def split_examples(
 
 def _draw(prompt: Prompt, seed: int) -> bytes:
     text = orjson.dumps([[message.role, message.content] for message in prompt])
-    return hashlib.sha256(f"split:{seed}:".encode() + text).digest()
+    return digest(f"split:{seed}:".encode() + text)

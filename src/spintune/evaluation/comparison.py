@@ -34,6 +34,7 @@ from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.measures import Interval
 from spintune.evaluation.statistics import holm, mcnemar, minimum_detectable_difference, paired
+from spintune.streams import numpy_stream
 
 FEWEST = 10
 """Items below which nothing is compared: six that all favour one model are the least that can be significant."""
@@ -282,7 +283,7 @@ def random_signs(differences: Sequence[float], draws: int = _DRAWS, seed: int = 
     difference_N = np.asarray(differences, dtype=np.float64)
     size = np.abs(difference_N).sum()
     observed = abs(difference_N.sum()) - 1e-9 * size  # equal sums in another order differ by rounding
-    random = np.random.Generator(np.random.Philox(key=seed))
+    random = numpy_stream(seed)
     count = 0
     for start in range(0, draws, _CHUNK):
         sign_RN = random.integers(2, size=(min(_CHUNK, draws - start), len(difference_N))) * 2 - 1

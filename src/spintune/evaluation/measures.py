@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from spintune.data import rouge
 from spintune.data.rouge import tokenise
+from spintune.streams import numpy_stream
 
 
 def rouge_l(reference: str, answer: str) -> float:
@@ -59,7 +60,7 @@ def resampled_means(
     """The mean (or with weights the ratio of sums) of each of so many samples of items, drawn with replacement."""
     value_N = np.asarray(values, dtype=np.float64)
     weight_N = np.ones_like(value_N) if weights is None else np.asarray(weights, dtype=np.float64)
-    random = np.random.Generator(np.random.Philox(key=seed))
+    random = numpy_stream(seed)
     ratios = np.empty(resamples)
     for start in range(0, resamples, 256):
         picks = random.integers(len(value_N), size=(min(256, resamples - start), len(value_N)))

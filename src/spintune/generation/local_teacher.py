@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from spintune.generation.sampling import Sampling
 from spintune.generation.stopping import StopTexts
 from spintune.progress import Progress, Silent
 from spintune.records import Completion, Example, Message
+from spintune.streams import stream_key
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request
 from spintune.tokens.rows import RowRenderer
 
@@ -70,7 +70,7 @@ class LocalTeacher:
     def _answer(
         self, requests: Sequence[Request], part: Sequence[tuple[int, tuple[int, ...]]], sampling: Sampling
     ) -> Generator[tuple[int, Outcome], None, None]:
-        keys = [hashlib.sha256(orjson.dumps(request.to_json())).digest()[:16] for request in requests]
+        keys = [stream_key(orjson.dumps(request.to_json())) for request in requests]
         stops = [StopTexts(self.writer.decode, request.stop) for request in requests]
         prompts = [prompt for _, prompt in part]
         most = sum(request.max_tokens for request in requests)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from spintune.errors import NonFiniteError
+from spintune.streams import numpy_stream, stream_key
 
 _BLOCK = 256
 _CANDIDATES, _GROWTH = 256, 8
@@ -50,15 +49,14 @@ def stream_keys(prompts: Sequence[tuple[int, ...]], seed: int) -> list[bytes]:
     seen: Counter[tuple[int, ...]] = Counter()
     keys = []
     for prompt in prompts:
-        keys.append(hashlib.sha256(f"{seed}/{seen[prompt]}/{prompt}".encode()).digest()[:16])
+        keys.append(stream_key(f"{seed}/{seen[prompt]}/{prompt}"))
         seen[prompt] += 1
     return keys
 
 
 def uniforms(key: bytes, count: int) -> list[float]:
     """The first ``count`` numbers of a stream, uniform in [0, 1)."""
-    random = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-    return random.random(count).tolist()
+    return numpy_stream(key).random(count).tolist()
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:

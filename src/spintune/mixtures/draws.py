@@ -11,28 +11,12 @@ walking the stream.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from array import array
+
+from spintune.streams import draw_below
 
 CIRCLE = 1 << 64
 _STEP = 0x9E3779B97F4A7C15  # 2**64 / φ, rounded to odd
-
-
-def integer(*name: object) -> int:
-    """A uniform integer in [0, 2**64) that belongs to this name."""
-    text = "/".join(str(part).replace("/", "//") for part in name)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def uniform(*name: object) -> float:
-    """A uniform number in [0, 1) that belongs to this name."""
-    return (integer(*name) >> 11) / (1 << 53)
-
-
-def below(count: int, *name: object) -> int:
-    """A uniform index of ``count``."""
-    return integer(*name) * count >> 64
 
 
 def point(position: int, start: int) -> int:
@@ -68,14 +52,9 @@ def _floor_sum(count: int, offset: int) -> int:
         m, a = a, m
 
 
-def order(count: int, *name: object) -> array[int]:
-    """A permutation of ``count`` indices that belongs to this name."""
-    return array("I", sorted(range(count), key=lambda index: integer(*name, index)))
-
-
 def walk(count: int, *name: object) -> tuple[int, int]:
     """Start and stride of a walk over ``count`` places that meets each of them once."""
-    stride = 1 + below(max(1, count - 1), *name, "stride")
+    stride = 1 + draw_below(max(1, count - 1), *name, "stride")
     while math.gcd(stride, count) != 1:
         stride += 1
-    return below(count, *name, "start"), stride
+    return draw_below(count, *name, "start"), stride

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from spintune import streams
 from spintune.data.split import split_examples
 from spintune.errors import DataError, RecipeError
 from spintune.mixtures import draws
@@ -115,7 +116,7 @@ class Mixture:
             replace(pool, train=pool.train[: share.cap])
             for pool, share in zip(self.training, self.plan.tasks, strict=True)
         ]
-        self._start = draws.integer(seed, "stream")
+        self._start = streams.draw(seed, "stream")
         self._lay_out()
         self._epochs: dict[str, tuple[int, array[int]]] = {}
 
@@ -177,7 +178,7 @@ class Mixture:
         name = pool.task.name
         kept = self._epochs.get(name)
         if kept is None or kept[0] != epoch:
-            kept = self._epochs[name] = (epoch, draws.order(len(pool.train), self.seed, "epoch", name, epoch))
+            kept = self._epochs[name] = (epoch, streams.permutation(len(pool.train), self.seed, "epoch", name, epoch))
         return kept[1]
 
     def _render(
@@ -193,18 +194,18 @@ class Mixture:
         kind: Kind = "cot" if quadrant.endswith("cot") else "direct"
         ways = pool.task.ways(kind)
         inverted = pool.task.ways(kind, inverted=True)
-        if inverted and draws.uniform(*name, "inversion") < inversion:
+        if inverted and streams.draw_uniform(*name, "inversion") < inversion:
             ways = inverted
-        way = ways[draws.below(len(ways), *name, "phrasing")]
+        way = ways[streams.draw_below(len(ways), *name, "phrasing")]
         wanted = 0
         exemplars: list[TaskItem] = []
         if quadrant.startswith("few"):
             fewest, most = self.prompting.shots
-            wanted = fewest + draws.below(most - fewest + 1, *name, "shots")
+            wanted = fewest + streams.draw_below(most - fewest + 1, *name, "shots")
             exemplars = _exemplars(pool, item, way, wanted, *name)
-        hidden = pool.task.options_optional and draws.uniform(*name, "options") < no_options
+        hidden = pool.task.options_optional and streams.draw_uniform(*name, "options") < no_options
         style = None if hidden else _style(pool.task, [item, *exemplars], *name)
-        frame: ExemplarFrame = FRAMES[draws.below(len(FRAMES), *name, "frame")]
+        frame: ExemplarFrame = FRAMES[streams.draw_below(len(FRAMES), *name, "frame")]
         return render(pool.task, item, way, style, frame, exemplars, wanted, self.prompting.budget)
 
 
@@ -218,7 +219,7 @@ def _pool(task: MixtureTask, trained: bool, fraction: float, seed: int) -> TaskP
     # a task of one question that is only tested has no other to spare
     held = {question.id for question in (out if out or trained else questions)}
     sides: tuple[array[int], array[int]] = (array("I"), array("I"))
-    for index in draws.order(len(task.items), seed, "rows", task.name):
+    for index in streams.permutation(len(task.items), seed, "rows", task.name):
         sides[questions[index].id in held].append(index)
     return TaskPool(task, sides[0], sides[1], trained)
 
@@ -248,7 +249,7 @@ def _asks_the_same(task: MixtureTask, way: Phrasing, a: TaskItem, b: TaskItem) -
 
 def _style(task: MixtureTask, items: Sequence[TaskItem], *name: object) -> OptionStyle:
     styles = styles_for(max(len(item.options) for item in items), task.letters)
-    return styles[draws.below(len(styles), *name, "style")]
+    return styles[streams.draw_below(len(styles), *name, "style")]
 
 
 def load_mixture(

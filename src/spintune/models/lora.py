@@ -7,19 +7,18 @@ float32 whatever the frozen weights are.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from spintune.errors import ModelError
 from spintune.recipe import LoraSection
 from spintune.storage import atomic_folder, storage_errors
+from spintune.streams import torch_stream
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,7 +43,7 @@ def new_adapter(model: PreTrainedModel, section: LoraSection, key: str) -> PeftM
         use_dora=section.dora,
     )
     try:
-        with stream(key):
+        with torch_stream(key):
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"lora.targets: {str(error).splitlines()[0]}") from error
@@ -133,21 +132,13 @@ def dropout(model: nn.Module, key: str, rate: float = 0.0) -> Iterator[None]:
             layer.training = True
         for layer, name in own:
             setattr(layer, name, rate)
-        with stream(key):
+        with torch_stream(key):
             yield
     finally:
         for layer in layers:
             layer.training = False
         for (layer, name), before in zip(own, rates, strict=True):
             setattr(layer, name, before)
-
-
-@contextlib.contextmanager
-def stream(key: str) -> Iterator[None]:
-    """Random numbers of torch from a stream of their own; the global generators go on as if nothing had happened."""
-    with torch.random.fork_rng():
-        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1)
-        yield
 
 
 def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Dropout]]:

@@ -3,7 +3,6 @@ whether length, last token or being cut give generated answers away."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spintune import streams
 from spintune.records import Answer, Pair
 
 Ids = Sequence[int]
@@ -211,7 +211,7 @@ def _within(pairs: Sequence[Pair], max_tokens: int | None) -> Sequence[Pair]:
 
 
 def _fold(example_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(example_id.encode()).digest()[:8], "big") % FOLDS
+    return streams.integer(example_id, "big") % FOLDS
 
 
 def _heldout_auc(

@@ -6,13 +6,13 @@ holds one model, and the opponent is the true previous iterate whatever is train
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from spintune import streams
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import DataError, RunError
@@ -235,5 +235,4 @@ def draw_writer(example_id: str, iteration: int, history: int, seed: int) -> int
     Drawn uniformly, by a hash, so it depends on nothing else. Iterate 0 is the first there is.
     """
     choices = min(history, iteration)
-    digest = hashlib.sha256(f"writer/{seed}/{iteration}/{example_id}".encode()).digest()
-    return iteration - 1 - int.from_bytes(digest[:8], "little") % choices
+    return iteration - 1 - streams.integer(f"writer/{seed}/{iteration}/{example_id}") % choices

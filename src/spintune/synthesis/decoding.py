@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
-from spintune.storage import digest_json
+from spintune.storage import canonical_json
+from spintune.streams import python_stream
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,6 @@ class DecodingSettings:
     presence_penalty: float = 0.0
 
 
-def stream(seed: int, *name: Any) -> random.Random:
+def stream(seed: int, *name: Any) -> Random:
     """Random numbers for one purpose: a pure function of the seed and the purpose's name."""
-    return random.Random(int(digest_json([seed, *name])[:16], 16))  # noqa: S311 -- not for secrets
+    return python_stream(canonical_json([seed, *name]))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+
+from spintune.streams import numpy_stream, stream_key
 
 R = TypeVar("R")
 
@@ -70,8 +71,7 @@ def steps_of_equal_tokens(
 
 
 def _permutation(rows: int, epoch: int, seed: int) -> list[int]:
-    key = hashlib.sha256(f"order/{seed}/{epoch}".encode()).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little"))).permutation(rows).tolist()
+    return numpy_stream(stream_key(f"order/{seed}/{epoch}")).permutation(rows).tolist()
 
 
 def _chunks(order: list[int], size: int) -> list[list[int]]:
