@@ -80,12 +80,12 @@ class Checkpoint:
         }
         results = run_recipe(parse_recipe(values, "false_positives"), folder, Silent())
         loaded = load_model(results["models"]["sft"], cache=folder, precision="float32")
-        engine = LogProbEngine(loaded.model, loaded.autocast)
+        engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=4096)
         renderer = Renderer(loaded.tokenizer)
         rendered = renderer.rows([row.example for row in rows])
         self.rows = rows
         self.prompts = [row.prompt_ids for row in rendered]
-        self.likelihoods = score_heldout(engine, rendered, 4096, Silent(), "references")
+        self.likelihoods = score_heldout(engine, rendered, Silent(), "references")
         self.generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)
 
     def answers(self, items: Sequence[int], seed: int) -> list[HeldoutAnswer]:

@@ -134,7 +134,7 @@ def rows_of(size: Size, tokens: int) -> list[TokenRow]:
     return rows
 
 
-def pairs_of(size: Size, rows: Sequence[TokenRow], engine: LogProbEngine, budget: int) -> list[Pair]:
+def pairs_of(size: Size, rows: Sequence[TokenRow], engine: LogProbEngine) -> list[Pair]:
     """A pair of each row, with another answer that is drawn, both scored by the engine's own model."""
     draw = random.Random(1)
     objective = SelfPlay()
@@ -147,7 +147,7 @@ def pairs_of(size: Size, rows: Sequence[TokenRow], engine: LogProbEngine, budget
         Pair(row.example_id, row.prompt_ids, answer(row.response_ids, 0.0), (answer(other, 0.0),))
         for row, other in zip(rows, drawn, strict=True)
     ]
-    scores = engine.score([objective.query(pair) for pair in unscored], budget)
+    scores = engine.score([objective.query(pair) for pair in unscored])
     return [
         Pair(pair.example_id, pair.prompt_ids, answer(pair.real.ids, real), (answer(pair.generated[0].ids, other),))
         for pair, (real, other) in zip(unscored, scores, strict=True)
@@ -180,7 +180,7 @@ def train_step(
 def training(size: Size, options: argparse.Namespace, device: torch.device, best: float) -> dict[str, Any]:
     """spintune's SFT and SPIN."""
     model = build(size, device)
-    engine = LogProbEngine(model, torch.bfloat16)
+    engine = LogProbEngine(model, torch.bfloat16, tokens_per_forward=options.budget)
     if not engine.packed:
         raise SystemExit("the packed path does not agree with one row at a time; nothing is timed")
     rows = rows_of(size, options.tokens)
@@ -189,7 +189,7 @@ def training(size: Size, options: argparse.Namespace, device: torch.device, best
         raise SystemExit(f"packed log-probabilities differ by {difference:.3f} nats a token from one row at a time")
     found: dict[str, Any] = {"packed_difference": difference}
     for name, objective in (("sft", NegativeLogLikelihood()), ("spin", SelfPlay("logistic", BETA))):
-        items: Sequence[Any] = rows if name == "sft" else pairs_of(size, rows, engine, options.budget)
+        items: Sequence[Any] = rows if name == "sft" else pairs_of(size, rows, engine)
         tokens = sum(objective.query(item).tokens for item in items)
         scored = sum(sum(map(len, objective.query(item).responses)) for item in items)
         optimizer = build_optimizer(model, Optimization(1e-6, schedule="constant", warmup=0.0))
@@ -253,9 +253,9 @@ def with_trl(size: Size, options: argparse.Namespace, device: torch.device, task
     from peer_trl import Clock, TimedDPOTrainer
     from trl import DPOConfig, SFTConfig, SFTTrainer
 
-    engine = LogProbEngine(build(size, device), torch.bfloat16)
+    engine = LogProbEngine(build(size, device), torch.bfloat16, tokens_per_forward=options.budget)
     rows = rows_of(size, options.tokens)
-    pairs = pairs_of(size, rows, engine, options.budget) if task == "spin" else []
+    pairs = pairs_of(size, rows, engine) if task == "spin" else []
     del engine
     best: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory() as temporary:

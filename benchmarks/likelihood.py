@@ -97,15 +97,13 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
     from spintune.generation.build import build_generator
     from spintune.models.loading import load_model
     from spintune.progress import Silent
-    from spintune.recipe import Recipe
 
     loaded = load_model(spec["model"], cache=Path(spec["folder"]), precision="float32")
     engine = LogProbEngine(loaded.model)
     if not engine.packed:
         sys.exit("spintune fell back to one response at a time")
     generator = build_generator(engine, loaded.tokenizer, frozenset())
-    tokens = Recipe.model_fields["tokens_per_forward"].default
-    return score(HarnessModel(InMemory(engine, generator, loaded.tokenizer), tokens, Silent(), "benchmark"), spec)
+    return score(HarnessModel(InMemory(engine, generator, loaded.tokenizer), Silent(), "benchmark"), spec)
 
 
 def hflm(spec: dict[str, Any]) -> dict[str, Any]:

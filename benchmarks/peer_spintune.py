@@ -17,7 +17,6 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.build import build_generator
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.models.loading import LoadedModel, load_model, locate_model
-from spintune.recipe import Recipe
 from spintune.records import Answer, Pair
 from spintune.tokens.chat import Renderer
 from spintune.tokens.rows import TokenRow, fit
@@ -28,8 +27,6 @@ from spintune.training.objectives import NegativeLogLikelihood, Objective, SelfP
 from spintune.training.optimization import Optimization
 
 MAX_LENGTH = 1024
-TOKENS_PER_FORWARD: int = Recipe.model_fields["tokens_per_forward"].default
-"""As a recipe has it when it says nothing."""
 SPARE = 8
 """Answers generated beyond those asked for, in place of the identical and the empty."""
 
@@ -115,9 +112,9 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
     else:
         objective = SelfPlay("logistic", BETA)
         queries = [objective.query(pair) for pair in _pairs(workload, [(0.0, 0.0)] * len(workload.pairs))]
-        engine.score(queries[:2], TOKENS_PER_FORWARD)
+        engine.score(queries[:2])
         started = time.perf_counter()
-        scores = engine.score(queries, TOKENS_PER_FORWARD)
+        scores = engine.score(queries)
         result["score_seconds"] = time.perf_counter() - started
         result["logprobs"] = scores
         rows = _pairs(workload, scores)
@@ -136,7 +133,6 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
         objective,
         Optimization(LEARNING_RATE[task], schedule="constant", warmup=0.0),
         Checkpoints(Path(spec["folder"]) / "checkpoints", minutes=1e6),
-        TOKENS_PER_FORWARD,
         on_step=report,
     )
     return {

@@ -207,10 +207,10 @@ class Measured:
 
 def measure(location: str, world: World, fresh: Sequence[Row]) -> Measured:
     loaded = load_model(location, cache=Path(location), precision="float32")
-    engine = LogProbEngine(loaded.model, loaded.autocast)
+    engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=4096)
     renderer = Renderer(loaded.tokenizer)
     rows = renderer.rows([row.example for row in fresh])
-    scores = engine.score([Query(row.prompt_ids, (row.response_ids,)) for row in rows], budget=4096)
+    scores = engine.score([Query(row.prompt_ids, (row.response_ids,)) for row in rows])
     model = [score for (score,) in scores]
     truth = [world.log_probability(row.state, row.words) for row in fresh]
     generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)

@@ -96,7 +96,6 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
 
     from spintune.engine.logprobs import LogProbEngine
     from spintune.models.loading import load_model
-    from spintune.recipe import Recipe
     from spintune.tokens.rows import TokenRow
     from spintune.training.batches import Batches
     from spintune.training.checkpoint import Checkpoints
@@ -122,7 +121,6 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
         NegativeLogLikelihood(),
         Optimization(LEARNING_RATE, "constant", warmup=0.0),
         Checkpoints(Path(spec["folder"]) / "checkpoints", 1e9),
-        Recipe.model_fields["tokens_per_forward"].default,
         on_step=note,
     )
     return _result(ends, [report.loss for report in reports], [report.grad_norm for report in reports])

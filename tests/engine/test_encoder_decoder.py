@@ -282,7 +282,7 @@ def test_a_draw_is_as_likely_as_the_engine_says(name, words):
     completions = generator.generate(PROMPTS * 4, Sampling(NEW, seed=3))
     queries = [Query(prompt, (c.ids,)) for prompt, c in zip(PROMPTS * 4, completions, strict=True)]
     assert len({len(c.ids) for c in completions}) > 3
-    for completion, (score,) in zip(completions, engine.score(queries, 100), strict=True):
+    for completion, (score,) in zip(completions, engine.score(queries), strict=True):
         assert completion.logprob == pytest.approx(score, abs=1e-4)  # draws are made in float32
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from spintune.engine.attention import PromptGroup, disable_layouts
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query, pack
+from spintune.recipe import Recipe
 
 # RMSNorm and rotations compute in float32 even inside float64 models; GPT-2 has neither
 PACKED = [
@@ -116,16 +117,20 @@ def test_branch_positions_and_visibility_by_hand():
     assert branch.visible(2).int().tolist() == narrow
 
 
-def test_score_does_not_depend_on_the_budget_and_counts_what_is_done(build, queries):
-    engine = LogProbEngine(build("gpt2"))
+def test_score_does_not_depend_on_tokens_per_forward_and_counts_what_is_done(build, queries):
+    engines = [LogProbEngine(build("gpt2"), tokens_per_forward=tokens) for tokens in (10, 10_000)]
     done: list[int] = []
-    small = engine.score(queries, 10, done.append)
-    large = engine.score(queries, 10_000)
+    small = engines[0].score(queries, done.append)
+    large = engines[1].score(queries)
     assert sum(done) == len(queries)
     assert len(done) > 1
     assert [len(scores) for scores in small] == [3, 2, 1, 2]
     flat = [[score for scores in result for score in scores] for result in (small, large)]
     assert flat[0] == pytest.approx(flat[1], rel=1e-12)
+
+
+def test_the_engine_computes_as_many_tokens_at_once_as_a_recipe_that_does_not_say(build):
+    assert LogProbEngine(build("gpt2")).tokens_per_forward == Recipe.model_fields["tokens_per_forward"].default
 
 
 # --- the head ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_a_share_of_the_layers_is_computed_twice(share, expected, build, queries
     gradients(engine, queries)
     assert calls == expected
     calls[:] = [0] * 4
-    engine.score(queries, 1000)
+    engine.score(queries)
     assert calls == [1] * 4
 
 

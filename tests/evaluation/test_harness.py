@@ -239,13 +239,13 @@ class Pair:
         # lm_eval 0.4.13 keeps logits of texts that are equal up to their last token, and of those that are split at
         # different places it reads the wrong ones; without that, it computes each request by itself
         self.theirs = HFLM(pretrained=copy.deepcopy(model), tokenizer=tokenizer, batch_size=1, logits_cache=False)
-        engine = LogProbEngine(model)
+        engine = LogProbEngine(model, tokens_per_forward=64)
         assert engine.packed
         if not packed:
             engine.backbone.disable_packing()
             engine.packed = False
         self.memory = InMemory(engine, build_generator(engine, tokenizer, stop_ids), tokenizer)
-        self.ours = HarnessModel(self.memory, 64, Silent(), "test")
+        self.ours = HarnessModel(self.memory, Silent(), "test")
 
     def ask(self, kind: str, requests: list[tuple[Any, ...]]) -> tuple[list[Any], list[Any]]:
         """What both say to requests of a kind."""
@@ -406,7 +406,7 @@ def test_a_text_that_ends_answers_ends_the_writing(tiny_model: Path) -> None:
     from spintune.evaluation.harness_model import HarnessModel
 
     pair, notes = loaded(tiny_model), Notes()
-    lm = HarnessModel(pair.memory, 64, notes, "test")
+    lm = HarnessModel(pair.memory, notes, "test")
 
     def answer(context: str, until: list[str]) -> str:
         options = {"until": until, "max_gen_toks": 24, "do_sample": False}
@@ -431,7 +431,7 @@ def test_sampled_answers_depend_on_their_seed_alone(tiny_model: Path) -> None:
     options = {"until": [], "max_gen_toks": 8, "do_sample": True, "temperature": 1.0}
 
     def answers(seed: int, contexts: list[str]) -> list[str]:
-        lm = HarnessModel(memory, 64, Silent(), "test", seed)
+        lm = HarnessModel(memory, Silent(), "test", seed)
         return lm.generate_until([Instance("generate_until", {}, (text, options), 0) for text in contexts])
 
     first = answers(0, ["the quick", "over the"])

@@ -94,7 +94,7 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
     ]
     rows = renderer.rows(examples)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
-    likelihoods = score_heldout(engine, rows, 1024, Silent(), "model")
+    likelihoods = score_heldout(engine, rows, Silent(), "model")
     judged = answer_heldout(generator, examples, rows, likelihoods, 5, Silent(), "model")
     for row, item, example in zip(rows, judged, examples, strict=True):
         with torch.no_grad():

@@ -165,7 +165,7 @@ def test_the_alias_packs_and_scores_as_transformers_does(smollm2, cache):
     reference = AutoModelForCausalLM.from_pretrained(smollm2)
     engine = LogProbEngine(loaded.model)
     assert engine.packed
-    scores = engine.score([Query(prompt, answers)], 100)[0]
+    scores = engine.score([Query(prompt, answers)])[0]
     for score, answer in zip(scores, answers, strict=True):
         ids = torch.tensor([[*prompt, *answer]])
         with torch.no_grad():

@@ -55,7 +55,7 @@ def _llama() -> LlamaForCausalLM:
 
 
 def _player(model: LlamaForCausalLM) -> Player:
-    engine = LogProbEngine(model)
+    engine = LogProbEngine(model, tokens_per_forward=200)
     generator = build_generator(engine, _words(), frozenset({STOP}))
     assert isinstance(generator, BatchGenerator)
     return engine, generator

@@ -29,7 +29,7 @@ def opponent(random_player, tmp_path):
     written = write_answers(generator, ROWS, Sampling(8, seed=3), 1, 40, "iterate-0", shards, Silent(), "play")
     kept = without_degenerate(written).kept
     assert len(kept) > 8
-    return engine, score(engine, kept, "opponent", 200, shards, Silent(), "score")
+    return engine, score(engine, kept, "opponent", shards, Silent(), "score")
 
 
 def iterate(engine, pairs, section, folder, iteration=1):
@@ -37,7 +37,7 @@ def iterate(engine, pairs, section, folder, iteration=1):
     checkpoints = Checkpoints(folder / "checkpoints", 1e9)
     batches = batches_of(pairs, section, iteration, 0)
     train_iteration(
-        engine, batches, section, iteration, 0, 200, checkpoints, Silent(), lambda step: None, reports.append
+        engine, batches, section, iteration, 0, checkpoints, Silent(), lambda step: None, reports.append
     )
     return len(batches), reports
 
@@ -46,9 +46,9 @@ def test_an_iteration_starts_at_ln_2_and_learns_to_tell_the_sides_apart(opponent
     engine, pairs = opponent
     section = SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5)
     objective = SelfPlay("logistic", 0.5)
-    before = heldout_pair_metrics(engine, pairs, objective, 200)
+    before = heldout_pair_metrics(engine, pairs, objective)
     steps, reports = iterate(engine, pairs, section, tmp_path)
-    after = heldout_pair_metrics(engine, pairs, objective, 200)
+    after = heldout_pair_metrics(engine, pairs, objective)
 
     assert reports[0].loss == pytest.approx(math.log(2), abs=1e-6)
     assert steps == len(reports) == 4 * math.ceil(len(pairs) / 4)
@@ -82,14 +82,14 @@ def test_standing_by_hand(random_player):
 
     sides = [((4, 5, 6), (7,)), ((8,), (9, 10, 11, 12, 13))]
     queries = [objective.query(pair(*side)) for side in sides]
-    (real_1, generated_1), (real_2, generated_2) = engine.score(queries, 100)
+    (real_1, generated_1), (real_2, generated_2) = engine.score(queries)
     # the opponent found: real 1 less likely by 0.25, generated 1 by 0.5; real 2 by 1.5, generated 2 more by 0.5
     pairs = [
         pair(*sides[0], real_1 - 0.25, generated_1 - 0.5),
         pair(*sides[1], real_2 - 1.5, generated_2 + 0.5, real_complete=False),
     ]
     gains = [math.log(2) - math.log1p(math.exp(0.5)), math.log(2) - math.log1p(math.exp(-4))]
-    found = heldout_pair_metrics(engine, pairs, objective, 100)
+    found = heldout_pair_metrics(engine, pairs, objective)
     assert [one["margin"] for one in found.each] == pytest.approx([-0.25, 2], abs=1e-5)
     assert [one["loss"] for one in found.each] == pytest.approx([math.log(2) - gain for gain in gains], abs=1e-5)
     result = found.to_json()
@@ -117,15 +117,15 @@ def test_standing_by_hand(random_player):
 
 
 def test_without_pairs_there_is_no_standing(random_player):
-    assert heldout_pair_metrics(random_player()[0], [], SelfPlay(), 100) is None
+    assert heldout_pair_metrics(random_player()[0], [], SelfPlay()) is None
 
 
 def test_a_player_has_learned_when_its_loss_can_be_told_from_the_start(opponent, tmp_path):
     engine, pairs = opponent
     objective = SelfPlay("logistic", 0.5)
-    assert not heldout_pair_metrics(engine, pairs, objective, 200).learned
+    assert not heldout_pair_metrics(engine, pairs, objective).learned
     iterate(engine, pairs, SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5), tmp_path)
-    assert heldout_pair_metrics(engine, pairs, objective, 200).learned
+    assert heldout_pair_metrics(engine, pairs, objective).learned
 
 
 def test_the_default_rate_rises_with_the_inverse_root_of_the_size_up_to_a_limit():

@@ -67,7 +67,7 @@ def pairs(player, rows) -> list[Pair]:
     generator = torch.Generator().manual_seed(9)
     answers = [_ids(3 + i % 6, generator) for i in range(len(rows))]
     queries = [Query(row.prompt_ids, (row.response_ids, ids)) for row, ids in zip(rows, answers, strict=True)]
-    scores = player().score(queries, 10_000)
+    scores = player().score(queries)
     return [
         Pair(
             row.example_id,

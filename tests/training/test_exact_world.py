@@ -41,6 +41,7 @@ class TableEngine:
     """What the loop asks of an engine, read from a table. An answer is one token, its place in the table."""
 
     autocast = None
+    tokens_per_forward = 10**6
 
     def __init__(self, probability_A: Tensor) -> None:
         self.model = Table(probability_A)
@@ -103,7 +104,6 @@ def iterate(tmp_path):
             objective,
             Optimization(0.3, "cosine", warmup=0.0, max_grad_norm=0.0),
             Checkpoints(tmp_path, minutes=1e9),
-            tokens_per_forward=10**6,
             on_step=lambda report: losses.append(report.loss),
         )
         return engine.probabilities, losses[-1]

@@ -31,13 +31,13 @@ def assert_same_bits(mine, theirs) -> None:
 def run(engine, rows, steps, objective, folder, *, minutes=NEVER, tokens=1000, rate=1e-3, on_step=None, **optimization):
     """Trains; the reports of all steps."""
     reports = []
+    engine.tokens_per_forward = tokens
     train(
         engine,
         Batches(rows, steps),
         objective,
         Optimization(rate, **optimization),
         Checkpoints(folder, minutes),
-        tokens,
         on_step=on_step or reports.append,
     )
     return reports
@@ -238,7 +238,6 @@ def test_a_stopped_run_goes_on_bit_for_bit(player, rows, tmp_path):
         objective,
         Optimization(1e-3, **SCHEDULE),
         Checkpoints(tmp_path / "parts", 0),
-        1000,
         on_start=started.append,
     )
     assert started == [6]  # step 7 was told of, but not yet kept

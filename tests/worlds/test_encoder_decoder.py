@@ -140,7 +140,7 @@ def test_a_finished_model_is_an_ordinary_folder(finished_t5: Path, tmp_path: Pat
     prompt = tokenizer("Say fox 2 times.").input_ids
     written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=5)[0, 1:].tolist()
     loaded = load_model(str(folder), cache=tmp_path)
-    (score,) = LogProbEngine(loaded.model).score([Query(tuple(prompt), (tuple(written),))], 100)[0]
+    (score,) = LogProbEngine(loaded.model).score([Query(tuple(prompt), (tuple(written),))])[0]
     logits = model(input_ids=torch.tensor([prompt]), decoder_input_ids=torch.tensor([[0, *written[:-1]]])).logits[0]
     assert score == pytest.approx(logits.log_softmax(-1)[range(len(written)), written].sum().item(), abs=1e-4)
 

@@ -46,6 +46,8 @@ class LogProbEngine:
         head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
         recompute: share of the layers that backward computes once more, for less memory.
         compiled: layers between the products go through torch.compile, for GPUs.
+        tokens_per_forward: tokens computed at once by :meth:`score`, :meth:`score_greedy` and training. It changes
+            speed and memory, not results.
 
     At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
     it does not hold (recurrent layers, attention outside the attention interface, encoder-decoders that are not of the
@@ -59,10 +61,12 @@ class LogProbEngine:
         head_megabytes: int = 512,
         recompute: float = 0.0,
         compiled: bool = False,
+        tokens_per_forward: int = 1024,
     ) -> None:
         self.model = model
         self.autocast = autocast
         self.recompute, self.compiled = recompute, compiled
+        self.tokens_per_forward = tokens_per_forward
         self.head_bytes = head_megabytes * 2**20
         self.backbone: Backbone = (
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
@@ -87,15 +91,15 @@ class LogProbEngine:
 
     @torch.no_grad()
     def score(
-        self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
+        self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None
     ) -> list[list[float]]:
         """Log-probabilities without gradients: a list for each query, with one number for each of its responses.
 
-        ``budget`` is the number of tokens computed at once; ``done`` is told how many queries are finished.
+        ``done`` is called after each forward with the number of queries that it answered.
         """
         tune_malloc()
         scores: list[list[float]] = []
-        for run in pack(queries, lambda q: q.tokens, budget):
+        for run in pack(queries, lambda q: q.tokens, self.tokens_per_forward):
             sums = iter(self(run).sum_N.tolist())
             scores.extend([next(sums) for _ in query.responses] for query in run)
             done(len(run))
@@ -103,12 +107,12 @@ class LogProbEngine:
 
     @torch.no_grad()
     def score_greedy(
-        self, queries: Sequence[Query], budget: int, done: Callable[[int], None] = lambda _: None
+        self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None
     ) -> list[list[tuple[float, bool]]]:
         """Like :meth:`score`, with each number whether every scored token is the likeliest one where it stands."""
         tune_malloc()
         scores: list[list[tuple[float, bool]]] = []
-        for run in pack(queries, lambda q: q.tokens, budget):
+        for run in pack(queries, lambda q: q.tokens, self.tokens_per_forward):
             with self._fast():
                 tokens = self._packed_tokens if self.packed else self._plain_tokens
                 sum_N2, count_N = _sums(tokens(run, logprob_and_greedy), run)

@@ -93,7 +93,6 @@ def run_benchmarks(
     model: InMemory,
     chosen: Sequence[Benchmark],
     *,
-    tokens_per_forward: int = 1024,
     limit: int | None = None,
     chat: bool = False,
     data_dir: Path | None = None,
@@ -107,7 +106,6 @@ def run_benchmarks(
 
     Args:
         model: what is evaluated.
-        tokens_per_forward: tokens computed at once; changes speed and memory, not results.
         limit: only the first so many documents of each task, of each part of a group.
         chat: prompts go through the model's chat template, exemplars as turns of the conversation.
         data_dir: folder with the data of standard tasks, which then need no hub: ``TASK/SPLIT.jsonl`` (or .json,
@@ -131,7 +129,7 @@ def run_benchmarks(
         for benchmark in chosen:
             title = library.title(benchmark)
             try:
-                lm = HarnessModel(model, tokens_per_forward, progress, f"{name}: {title}")
+                lm = HarnessModel(model, progress, f"{name}: {title}")
                 results += _run(lm, library.load(benchmark), benchmark.shots, library.metric(benchmark), limit, chat)
             except Exception as error:  # tasks are foreign code that may raise anything
                 log.debug("benchmark failed", exc_info=error)

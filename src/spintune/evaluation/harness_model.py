@@ -71,15 +71,14 @@ class HarnessModel(TemplateLM):
 
     Args:
         model: what is evaluated.
-        tokens_per_forward: tokens computed at once; changes speed and memory, not results.
         title: names the work in ``progress``.
         seed: of sampled answers; those of greedy decoding do not depend on it.
     """
 
-    def __init__(self, model: InMemory, tokens_per_forward: int, progress: Progress, title: str, seed: int = 0) -> None:
+    def __init__(self, model: InMemory, progress: Progress, title: str, seed: int = 0) -> None:
         super().__init__()
         self.model, self.tokenizer = model, model.tokenizer
-        self.tokens_per_forward, self.progress, self.title, self.seed = tokens_per_forward, progress, title, seed
+        self.progress, self.title, self.seed = progress, title, seed
         self.backend = "seq2seq" if model.encoder_decoder else "causal"
         self.config = model.engine.model.config
         self.max_length = resolve_max_length(self.config, self.tokenizer)
@@ -155,11 +154,11 @@ class HarnessModel(TemplateLM):
             # one copy of a context, however many continuations it has
             asked.append(TokenRequest(contexts.setdefault(request.context, request.context), request.continuation))
         width = self.config.get_text_config().hidden_size
-        groups = share(asked, width, self.tokens_per_forward, whole=self.model.encoder_decoder)
+        groups = share(asked, width, self.model.engine.tokens_per_forward, whole=self.model.encoder_decoder)
         queries = [group.query(asked) for group in groups]
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(asked)
         with self.progress.task(self.title, len(queries), "questions") as task:
-            found = self.model.engine.score_greedy(queries, self.tokens_per_forward, task.advance)
+            found = self.model.engine.score_greedy(queries, task.advance)
         for group, values in zip(groups, found, strict=True):
             for member, value in zip(group.members, values, strict=True):
                 if math.isnan(value[0]):

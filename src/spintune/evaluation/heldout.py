@@ -53,12 +53,12 @@ class HeldoutAnswer:
 
 
 def score_heldout(
-    engine: LogProbEngine, rows: Sequence[TokenRow], tokens_per_forward: int, progress: Progress, name: str
+    engine: LogProbEngine, rows: Sequence[TokenRow], progress: Progress, name: str
 ) -> list[HeldoutLikelihood]:
     """The likelihood of every row's reference under the model called ``name``."""
     objective = NegativeLogLikelihood()
     with progress.task(f"{name}: held-out likelihood", len(rows), "examples") as task:
-        scores = engine.score([objective.query(row) for row in rows], tokens_per_forward, task.advance)
+        scores = engine.score([objective.query(row) for row in rows], task.advance)
     return [
         HeldoutLikelihood(row.example_id, -logprob, sum(row.trained))
         for row, (logprob,) in zip(rows, scores, strict=True)

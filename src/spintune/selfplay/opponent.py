@@ -140,7 +140,6 @@ def score(
     engine: LogProbEngine,
     pairs: Sequence[Pair],
     under: Literal["opponent", "base"],
-    tokens_per_forward: int,
     shards: Shards,
     progress: Progress,
     name: str,
@@ -149,7 +148,7 @@ def score(
 
     def compute(part: slice) -> list[Pair]:
         queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.answers)) for pair in pairs[part]]
-        scores = engine.score(queries, tokens_per_forward)
+        scores = engine.score(queries)
         return [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]
 
     return shards.map(f"{under}-scores", pairs, Pair, compute, progress, name)

@@ -110,7 +110,6 @@ def train_iteration(
     section: SpinSection,
     iteration: int,
     seed: int,
-    tokens_per_forward: int,
     checkpoints: Checkpoints,
     progress: Progress,
     on_start: Callable[[int], None],
@@ -137,7 +136,6 @@ def train_iteration(
             objective_of(section, iteration),
             optimization_of(section, section.at("learning_rate", iteration), seed + iteration),
             checkpoints,
-            tokens_per_forward,
             start,
             report,
         )
@@ -182,12 +180,12 @@ class HeldoutPairMetrics:
 
 
 def heldout_pair_metrics(
-    engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay, tokens_per_forward: int
+    engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay
 ) -> HeldoutPairMetrics | None:
     """Measures the player on pairs that it did not train on; None without pairs."""
     if not pairs:
         return None
-    scores = engine.score([objective.query(pair) for pair in pairs], tokens_per_forward)
+    scores = engine.score([objective.query(pair) for pair in pairs])
     losses = [objective([pair], _as_logprobs([pair], [sums])) for pair, sums in zip(pairs, scores, strict=True)]
     values = [loss.total.item() for loss in losses]
     starts = [objective.start([pair]) for pair in pairs]

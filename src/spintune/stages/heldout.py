@@ -35,7 +35,7 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
         player = context.load(iterate)
         _, rows = _whole_rows(context, player.renderer("last"))
         likelihoods = score_heldout(
-            player.engine, rows, context.recipe.tokens_per_forward, context.progress, iterate.name
+            player.engine, rows, context.progress, iterate.name
         )
         write_rows(path, likelihoods)
         facts = {"items": len(rows), "left_out": len(context.heldout) - len(rows)}

@@ -120,7 +120,6 @@ class PairStage:
                         player.engine,
                         pairs,
                         under,
-                        context.recipe.tokens_per_forward,
                         replace(shards, tag=f"{shards.tag}-{side}"),
                         context.progress if pairs else Silent(),
                         f"{scorer.name} scores {side} pairs",
@@ -236,8 +235,7 @@ class PairStage:
     def score(
         self, player: LoadedIterate, pairs: Sequence[Pair], shards: Shards, progress: Progress, name: str
     ) -> list[Pair]:
-        tokens = self.context.recipe.tokens_per_forward
-        return score(player.engine, pairs, "opponent", tokens, shards, progress, f"{name}: scores")
+        return score(player.engine, pairs, "opponent", shards, progress, f"{name}: scores")
 
     def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:
         return self.context.render(examples, player.renderer("last"), self.section.max_new_tokens)

@@ -229,7 +229,6 @@ def _benchmark(section: EvaluationSection, benchmark: Benchmark, title: str) -> 
         report = run_benchmarks(
             InMemory(player.engine, player.generator, player.loaded.tokenizer, player.template),
             [benchmark],
-            tokens_per_forward=context.recipe.tokens_per_forward,
             limit=section.limit,
             chat=section.chat,
             data_dir=_folder(section),

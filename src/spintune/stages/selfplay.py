@@ -158,7 +158,6 @@ class _SelfPlay:
                     section,
                     iteration,
                     context.recipe.seed,
-                    context.recipe.tokens_per_forward,
                     checkpoints,
                     context.progress,
                     lambda step: context.metrics.begin(stage, step),
@@ -166,7 +165,7 @@ class _SelfPlay:
                 )
             objective = objective_of(section, iteration)
             heldout = read_records(folder / "pairs" / "heldout.jsonl", Pair)
-            after = heldout_pair_metrics(player.engine, heldout, objective, context.recipe.tokens_per_forward)
+            after = heldout_pair_metrics(player.engine, heldout, objective)
             queries = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
             facts = {
                 "iteration": iteration,
@@ -282,7 +281,7 @@ class _SelfPlay:
     def _logprobs(self, iterate: Iterate, pairs: Sequence[Pair]) -> list[float]:
         engine = self.context.load(iterate).engine
         queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.generated)) for pair in pairs]
-        return list(itertools.chain(*engine.score(queries, self.context.recipe.tokens_per_forward)))
+        return list(itertools.chain(*engine.score(queries)))
 
     # Stopping and choosing -------------------------------------------------------------------------------------
 

@@ -94,7 +94,6 @@ def _train(
             heldout,
             section,
             recipe.seed,
-            recipe.tokens_per_forward,
             context.checkpoints(folder, inputs, section),
             context.progress,
             _title(name),

@@ -63,7 +63,6 @@ def train(
     objective: Objective[R],
     optimization: Optimization,
     checkpoints: Checkpoints,
-    tokens_per_forward: int,
     on_start: Callable[[int], None] = lambda step: None,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> None:
@@ -72,7 +71,6 @@ def train(
     Args:
         batches: the rows of every step, a pure function of the step, so that the same call goes on exactly where a
             stopped one was.
-        tokens_per_forward: tokens of one forward and backward pass. It changes speed and memory, not the result.
         on_start: told the number of steps that a checkpoint already holds.
         on_step: told of each step before its checkpoint is written.
 
@@ -93,10 +91,10 @@ def train(
         known = _known_start(batch, objective) if step in batches.opponent_resets else None
         if known and has_dropout(model):  # which is off where the opponent was scored
             with torch.no_grad():
-                _check_start(_accumulate(engine, batch, objective, tokens_per_forward), known, engine)
+                _check_start(_accumulate(engine, batch, objective), known, engine)
             known = None
         with dropout(model, f"dropout/{optimization.seed}/{step}", optimization.dropout):
-            measured = _accumulate(engine, batch, objective, tokens_per_forward)
+            measured = _accumulate(engine, batch, objective)
         if known:
             _check_start(measured, known, engine)
         loss, facts = measured.loss, measured.facts
@@ -129,13 +127,13 @@ class _Measured(NamedTuple):
 
 
 def _accumulate(
-    engine: LogProbEngine, batch: Sequence[R], objective: Objective[R], tokens_per_forward: int
+    engine: LogProbEngine, batch: Sequence[R], objective: Objective[R]
 ) -> _Measured:
     """Gradients of the step's mean loss, in as many passes as it takes."""
     weight = sum(map(objective.weight, batch))
     queries = [(row, objective.query(row)) for row in batch]
     total, facts = 0.0, Counter[str]()
-    for run in pack(queries, lambda item: item[1].tokens, tokens_per_forward):
+    for run in pack(queries, lambda item: item[1].tokens, engine.tokens_per_forward):
         result = objective([row for row, _ in run], engine([query for _, query in run]))
         if torch.is_grad_enabled():
             (result.total / weight).backward()

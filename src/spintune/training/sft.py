@@ -19,10 +19,10 @@ from spintune.training.optimization import optimization_of
 SAMPLE_TOKENS = 64
 
 
-def heldout_loss(engine: LogProbEngine, rows: Sequence[TokenRow], tokens_per_forward: int) -> float:
+def heldout_loss(engine: LogProbEngine, rows: Sequence[TokenRow]) -> float:
     """Minus the mean log-probability of the rows' trained tokens, in nats a token."""
     objective = NegativeLogLikelihood()
-    scores = engine.score([objective.query(row) for row in rows], tokens_per_forward)
+    scores = engine.score([objective.query(row) for row in rows])
     return -sum(score for (score,) in scores) / sum(map(objective.weight, rows))
 
 
@@ -44,7 +44,6 @@ def run_sft(
     heldout: Sequence[TokenRow],
     section: SftSection,
     seed: int,
-    tokens_per_forward: int,
     checkpoints: Checkpoints,
     progress: Progress,
     name: str,
@@ -63,7 +62,7 @@ def run_sft(
     def evaluate(step: int) -> None:
         if heldout:
             answers = generator.generate([row.prompt_ids for row in sampled], Sampling(SAMPLE_TOKENS, temperature=0))
-            on_evaluation(step, heldout_loss(engine, heldout, tokens_per_forward), [a.text for a in answers])
+            on_evaluation(step, heldout_loss(engine, heldout), [a.text for a in answers])
 
     with progress.task(name, len(steps), "steps") as task:
 
@@ -85,7 +84,6 @@ def run_sft(
             NegativeLogLikelihood(),
             optimization_of(section, section.learning_rate, seed),
             checkpoints,
-            tokens_per_forward,
             start,
             report,
         )
