@@ -36,9 +36,7 @@ def iterate(engine, pairs, section, folder, iteration=1):
     reports = []
     checkpoints = Checkpoints(folder / "checkpoints", 1e9)
     batches = batches_of(pairs, section, iteration, 0)
-    train_iteration(
-        engine, batches, section, iteration, 0, checkpoints, Silent(), lambda step: None, reports.append
-    )
+    train_iteration(engine, batches, section, iteration, 0, checkpoints, Silent(), lambda step: None, reports.append)
     return len(batches), reports
 
 

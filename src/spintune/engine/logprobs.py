@@ -90,9 +90,7 @@ class LogProbEngine:
         return LogProbs(sum_N, count_N, token_M)
 
     @torch.no_grad()
-    def score(
-        self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None
-    ) -> list[list[float]]:
+    def score(self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None) -> list[list[float]]:
         """Log-probabilities without gradients: a list for each query, with one number for each of its responses.
 
         ``done`` is called after each forward with the number of queries that it answered.

@@ -56,20 +56,12 @@ class LoadedIterate:
         iterate: Iterate,
         loaded: LoadedModel,
         template: str,
+        engine: LogProbEngine,
         adapted: Any = None,
-        recompute: float = 0.0,
-        compiled: bool = False,
-        tokens_per_forward: int = 1024,
     ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
-        self.engine = LogProbEngine(
-            loaded.model,
-            loaded.autocast,
-            recompute=recompute,
-            compiled=compiled,
-            tokens_per_forward=tokens_per_forward,
-        )
-        self.generator = build_generator(self.engine, loaded.tokenizer, self.renderer("last").stop_ids)
+        self.engine = engine
+        self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids)
 
     def renderer(self, turns: Turns) -> RowRenderer:
         return self.loaded.renderer(self.template, turns)
@@ -163,9 +155,9 @@ class RunContext:
         if self._player is None or self._player.iterate != iterate:
             self._player = None
             loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
-            self._player = LoadedIterate(
-                iterate, loaded, "tokenizer", tokens_per_forward=self.recipe.tokens_per_forward
-            )
+            tokens = self.recipe.tokens_per_forward
+            engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=tokens)
+            self._player = LoadedIterate(iterate, loaded, "tokenizer", engine)
         return self._player
 
     def _read(self, iterate: Iterate) -> LoadedIterate:
@@ -188,7 +180,14 @@ class RunContext:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
         # iterates of this run carry their template with them
         template = recipe.data.template if location == recipe.model else "tokenizer"
-        return LoadedIterate(iterate, loaded, template, adapted, recipe.recompute, recipe.compile, recipe.tokens_per_forward)
+        engine = LogProbEngine(
+            loaded.model,
+            loaded.autocast,
+            recompute=recipe.recompute,
+            compiled=recipe.compile,
+            tokens_per_forward=recipe.tokens_per_forward,
+        )
+        return LoadedIterate(iterate, loaded, template, engine, adapted)
 
     def publish(
         self, player: LoadedIterate, name: str, stage: str, inputs: dict[str, Any], facts: dict[str, Any], *more: Path

@@ -34,9 +34,7 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
     if context.run.finished(stage, inputs) is None:
         player = context.load(iterate)
         _, rows = _whole_rows(context, player.renderer("last"))
-        likelihoods = score_heldout(
-            player.engine, rows, context.progress, iterate.name
-        )
+        likelihoods = score_heldout(player.engine, rows, context.progress, iterate.name)
         write_rows(path, likelihoods)
         facts = {"items": len(rows), "left_out": len(context.heldout) - len(rows)}
         context.run.finish(stage, inputs, [path], facts)

@@ -126,9 +126,7 @@ class _Measured(NamedTuple):
     scored: int = 0
 
 
-def _accumulate(
-    engine: LogProbEngine, batch: Sequence[R], objective: Objective[R]
-) -> _Measured:
+def _accumulate(engine: LogProbEngine, batch: Sequence[R], objective: Objective[R]) -> _Measured:
     """Gradients of the step's mean loss, in as many passes as it takes."""
     weight = sum(map(objective.weight, batch))
     queries = [(row, objective.query(row)) for row in batch]
