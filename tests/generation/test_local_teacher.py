@@ -20,8 +20,7 @@ def teacher_of(folder: Path, cache: Path) -> LocalTeacher:
     loaded = load_model(str(folder), cache=cache)
     renderer = loaded.renderer("tokenizer", "last")
     generator = build_generator(LogProbEngine(loaded.model, loaded.autocast), loaded.tokenizer, renderer.stop_ids)
-    longest = getattr(loaded.model.config, "max_position_embeddings", None)
-    return LocalTeacher("tiny", {}, generator, renderer, longest, not loaded.encoder_decoder)
+    return LocalTeacher("tiny", {}, generator, renderer, loaded.max_input_length, not loaded.encoder_decoder)
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,11 @@ class LoadedModel:
         """Whether it reads and writes in two stacks, as T5 does, and not in one."""
         return bool(self.model.config.is_encoder_decoder)
 
+    @property
+    def max_input_length(self) -> int | None:
+        """Tokens of the longest sequence that the model has positions for; None for one without a limit, such as T5."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
     def renderer(self, template: str, turns: Turns = "last") -> RowRenderer:
         """What makes token rows for it. Raises ModelError when tokenizer and template do not go together."""
         return build_renderer(self.tokenizer, template, turns, self.encoder_decoder)

@@ -166,7 +166,7 @@ class RunContext:
         # weights that adapters are merged into must not be rounded at the next stage
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
         loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
-        longest = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = loaded.max_input_length
         has_rows = recipe.data.train or recipe.data.mixture
         if longest is not None and has_rows and recipe.data.max_length > longest:
             raise ModelError(

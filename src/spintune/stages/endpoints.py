@@ -56,6 +56,6 @@ def local_teacher(context: RunContext, name: str, player: LoadedIterate) -> Teac
         "precision": context.recipe.precision,
         "template": player.template,
     }
-    longest = getattr(player.loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = player.loaded.max_input_length
     whole = not player.loaded.encoder_decoder
     return LocalTeacher(name, identity, player.generator, player.renderer("last"), longest, whole, context.progress)

@@ -303,14 +303,13 @@ def _answers(
 ) -> list[Row]:
     """Greedy answers: their text, why they ended, and their tokens."""
     renderer = player.renderer("last")
-    longest = getattr(player.loaded.model.config.get_text_config(), "max_position_embeddings", None)
     completions = write_answers(
         player.generator,
         [renderer.prompt(list(conversation)) for conversation in conversations],
         context.recipe.evaluation.max_new_tokens,
         context.progress,
         f"{player.iterate.name}: {title}",
-        longest,
+        player.loaded.max_input_length,
     )
     return [
         {"answer": one.text, "finish_reason": one.finish_reason, "answer_tokens": len(one.ids)} for one in completions
