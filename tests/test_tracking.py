@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from spintune.errors import MissingExtraError
+from spintune.errors import MissingExtraError, RecipeError
+from spintune.recipe import parse_recipe
+from spintune.trackers import TRACKERS, register_tracker
 from spintune.tracking import Metrics, Stopwatch
 
 
@@ -84,3 +87,45 @@ def test_work_inside_other_work_counts_for_itself_alone(monkeypatch: pytest.Monk
         with clock("generate"):
             pass
     assert clock.seconds == {"score": 1.0, "generate": 3.0, "train": 6.0}
+
+
+class Remembering:
+    """A tracker of one's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.heard = folder, list[object]()
+
+    def begin(self, stage: str, step: int) -> None:
+        self.heard.append(("begin", stage, step))
+
+    def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        self.heard.append((stage, step, dict(numbers)))
+
+    def close(self) -> None:
+        self.heard.append("close")
+
+
+def test_a_registered_tracker_hears_what_the_log_gets(tmp_path: Path) -> None:
+    made = []
+
+    def factory(folder: Path) -> Remembering:
+        made.append(Remembering(folder))
+        return made[-1]
+
+    register_tracker("remembering", factory)
+    try:
+        recipe = parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": ["remembering"]}, "test")
+        metrics = Metrics(tmp_path, recipe.tracking)
+        metrics.begin("sft", 0)
+        metrics.add("sft", 1, loss=2.0)
+        metrics.close()
+    finally:
+        TRACKERS.unregister("remembering")
+    assert [tracker.folder for tracker in made] == [tmp_path]
+    assert made[0].heard == [("begin", "sft", 0), ("sft", 1, {"loss": 2.0}), "close"]
+    assert logged(tmp_path / "metrics.jsonl") == {("sft", "loss", 1): 2.0}
+
+
+def test_an_unknown_tracker_is_refused_when_the_recipe_is_read() -> None:
+    with pytest.raises(RecipeError, match=r"tracking: .*'tensorbord'; did you mean tensorboard\?"):
+        parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": ["tensorbord"]}, "test")

@@ -1,3 +1,5 @@
-"""spintune: instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command."""
+"""Instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command."""
 
-__version__ = "0.1.0"
+from spintune.version import __version__
+
+__all__ = ["__version__"]

@@ -16,7 +16,6 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from spintune import __version__
 from spintune.errors import RunError
 from spintune.recipe import Recipe
 from spintune.storage import (
@@ -29,6 +28,7 @@ from spintune.storage import (
     write_json,
     write_json_if_changed,
 )
+from spintune.version import __version__
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Numbers of a run over time: metrics.jsonl always, TensorBoard when the recipe asks for it."""
+"""Numbers of a run over time: metrics.jsonl always, trackers when the recipe names them; and how long work takes."""
 
 from __future__ import annotations
 
@@ -8,37 +8,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spintune.errors import MissingExtraError
 from spintune.run import StepLog
+from spintune.trackers import TRACKERS
 
 
 class Metrics:
-    """Writes each step of each stage once, to every place the recipe names."""
+    """Writes each step of each stage once, into metrics.jsonl and to every tracker that the recipe names."""
 
     def __init__(self, folder: Path, tracking: Sequence[str]) -> None:
         self._log = StepLog(folder / "metrics.jsonl")
-        self._folder = folder / "tensorboard" if "tensorboard" in tracking else None
-        self._writers: dict[str, Any] = {}
-        if self._folder:
-            _summary_writer()
+        self._trackers = [TRACKERS[name](folder) for name in tracking]
 
     def begin(self, stage: str, step: int) -> None:
-        """The stage starts, or goes on, behind ``step``: later entries of an earlier attempt are dropped."""
+        """The stage starts or resumes after ``step``: later entries of an earlier attempt are dropped."""
         self._log.rewind(stage, step)
-        if self._folder:
-            self._writers[stage] = _summary_writer()(str(self._folder / stage), purge_step=step + 1)
+        for tracker in self._trackers:
+            tracker.begin(stage, step)
 
     def add(self, stage: str, step: int, **facts: float) -> None:
+        """Writes the numbers of one step."""
         self._log.append(stage, step, **facts)
-        if stage in self._writers:
-            for name, value in facts.items():
-                self._writers[stage].add_scalar(name, value, step)
-            self._writers[stage].flush()
+        for tracker in self._trackers:
+            tracker.add(stage, step, facts)
 
     def close(self) -> None:
+        """Closes the log and every tracker."""
         self._log.close()
-        for writer in self._writers.values():
-            writer.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class Stopwatch:
@@ -73,13 +70,3 @@ def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif value is not None:
             level[f"{prefix}{key}"] = value
     return level
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise MissingExtraError(
-            "tracking: tensorboard is not installed; pip install 'spintune[tracking]' or drop it from the recipe"
-        ) from None
-    return SummaryWriter

@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 
-from spintune import __version__
 from spintune.errors import ModelError
 from spintune.report.benchmarks import belief, scoreboard
 from spintune.report.facts import RunFacts
@@ -18,6 +17,7 @@ from spintune.report.tables import counted, recipe_text
 from spintune.report.views import ViewTable, view
 from spintune.run import BASE, BASELINE, SFT
 from spintune.storage import read_json
+from spintune.version import __version__
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 

@@ -14,6 +14,7 @@ from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.section import Count, Positive, Section
 from spintune.recipe.synthesis import SynthSection
 from spintune.recipe.training import LoraSection, SftSection, SpinSection
+from spintune.trackers import TRACKERS
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """What runs where no model is named; an alias of models/loading.py."""
@@ -95,8 +96,10 @@ class Recipe(Section):
         False,
         description="On a GPU: what stands between matrix products goes through torch.compile, once for all lengths.",
     )
-    tracking: list[Literal["tensorboard"]] = Field(
-        default=[], description="Besides metrics.jsonl, which is always kept."
+    tracking: list[str] = Field(
+        default=[],
+        description="Trackers that get the numbers of each step: tensorboard, or one that a package registers. "
+        "metrics.jsonl is always written.",
     )
     synth: SynthSection | None = Field(None, description="Written instruction data; leave out to skip it.")
     data: DataSection = Field(default=DataSection.model_validate({}), description="What to train on and to hold out.")
@@ -112,6 +115,14 @@ class Recipe(Section):
         default=EvaluationSection.model_validate({}), description="Files and settings of what eval names."
     )
     judge: JudgeSection | None = Field(None, description="A model as judge of answers; leave out to go without.")
+
+    @field_validator("tracking")
+    @classmethod
+    def _trackers_exist(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in TRACKERS:
+                raise ValueError(TRACKERS.unknown(name))
+        return value
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Recipe:

@@ -14,12 +14,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spintune import __version__
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts, read_run
 from spintune.report.tables import counted, duration
 from spintune.report.views import compare, unique_names, view
 from spintune.storage import atomic_file
+from spintune.version import __version__
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
