@@ -70,7 +70,7 @@ def test_defaults_are_those_of_the_sources_named_beside_them() -> None:
     λ 0.1, linear decay, 1024 tokens, 256 of them generated. Stanford Alpaca and Zephyr SFT: 2e-5, cosine."""
     spin, sft, data = (getattr(parsed(sft={}, spin={}), name) for name in ("spin", "sft", "data"))
     assert (spin.pairs_per_step, default_rate(7_000_000_000), spin.warmup, spin.weight_decay) == (64, 5e-7, 0.1, 0)
-    assert (spin.at("lambda_", 1), spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)
+    assert (spin.in_iteration(1).lambda_, spin.loss, spin.schedule, spin.max_new_tokens) == (0.1, "logistic", "linear", 256)
     assert (spin.temperature, spin.top_p, spin.top_k) == (1, 1, 0)  # the theory wants the model's own distribution
     assert (sft.learning_rate, sft.schedule, data.max_length) == (2e-5, "cosine", 1024)
     assert parsed().sft is parsed().spin is None
@@ -97,13 +97,13 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"lambda": [1.0, -1.0], "iterations": 2}}, "spin.lambda.1: Input should be greater than 0"),
         (
             {"spin": {"loss": "sigmoid"}},
-            "spin.loss: Input should be 'logistic', 'hinge', 'exponential', 'correlation', 'ipo'",
+            "spin.loss: there is no loss 'sigmoid'; use one of logistic, hinge, exponential, correlation, ipo, space, gsil_b",
         ),
         ({"spin": {"iterations": 0}}, "spin.iterations: Input should be greater than or equal to 1"),
-        ({"spin": {"mu": 2.0}}, "spin: mu would do nothing here: it is for the loss space"),
-        ({"spin": {"loss": "ipo", "shift": 2.0}}, "spin: shift would do nothing here: it is for the losses gsil_*"),
-        ({"spin": {"history_weight": 0.1}}, "spin: history_weight would do nothing here: it is for the loss t_spin"),
-        ({"spin": {"replay_weight": 0.5}}, "spin: replay_weight would do nothing here: it is for replay above 0"),
+        ({"spin": {"mu": 2.0}}, "spin: mu would do nothing here: it needs loss: space"),
+        ({"spin": {"loss": "ipo", "shift": 2.0}}, "spin: shift would do nothing here: it needs loss: gsil_"),
+        ({"spin": {"history_weight": 0.1}}, "spin: history_weight would do nothing here: it needs loss: t_spin"),
+        ({"spin": {"replay_weight": 0.5}}, "spin: replay_weight would do nothing here: it needs replay above 0"),
         ({"spin": {"baseline_learning_rate": 1e-5}}, "spin: baseline_learning_rate would do nothing here"),
         ({"spin": {"stop": None}}, "spin.stop: it is empty; give a rule such as {start_loss: true}, or leave it out"),
         ({"data": {"train": []}}, "data.train: name at least one source"),
@@ -198,8 +198,8 @@ def test_a_base_is_not_changed_by_overrides() -> None:
 
 def test_a_schedule_gives_each_iteration_its_value() -> None:
     spin = SpinSection.model_validate({"iterations": 3, "lambda": [1.0, 2.0, 3.0], "loss": "hinge"})
-    assert [spin.at("lambda_", iteration) for iteration in (1, 2, 3)] == [1, 2, 3]
-    assert [spin.at("loss", iteration) for iteration in (1, 2, 3)] == ["hinge"] * 3
+    assert [spin.in_iteration(iteration).lambda_ for iteration in (1, 2, 3)] == [1, 2, 3]
+    assert [spin.in_iteration(iteration).loss for iteration in (1, 2, 3)] == ["hinge"] * 3
 
 
 @pytest.mark.parametrize(("key", "value"), [("lambda", 0.1), ("loss", "hinge"), ("learning_rate", 1e-6), ("epochs", 1)])

@@ -322,7 +322,7 @@ def test_t_spin_moves_a_player_that_is_p_data_towards_the_uniform_one(history):
     """For y, y' (and y0) drawn from p = p_data the slope in the logit of a is α p(a) Σ_b p(b) tanh(α/2 log p(a)/p(b)),
     once for the advantage and β times for the history: what is likelier than the rest is pushed down.
     """
-    objective = SelfPlay("t_spin", 0.8, history=history)
+    objective = SelfPlay("t_spin", 0.8, history_weight=history)
     pairs = every_pair(DATA, DATA, first_A=DATA if history else None)
     gap_AA = DATA.log()[:, None] - DATA.log()
     by_hand_A = 0.8 * DATA * (torch.tanh(0.8 * gap_AA / 2) @ DATA) * (1 + history)

@@ -9,7 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spintune.errors import NonFiniteError, RunError
+from spintune.errors import NonFiniteError, RecipeError, RunError
+from spintune.recipe import parse_recipe
+from spintune.recipe.losses import LOSSES, SelfPlayLoss, register_loss
+from spintune.selfplay.spin import learns_from_identical, objective_of
 from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import train
@@ -172,6 +175,32 @@ def test_self_play_starts_at_the_known_value(loss, player, pairs, tmp_path):
     (report,) = run(player(), pairs, [list(range(11))], objective, tmp_path)
     assert report.loss == pytest.approx({"logistic": math.log(2)}.get(loss, 1.0), abs=1e-12)
     assert report.facts["margin"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.fixture
+def squared_loss():
+    """A user's own loss of each ratio: (λr - μ)² + (λr' + μ)², 2μ² at the start."""
+
+    def squared(real_ratio_D, generated_ratio_D, lambda_, mu):
+        return (lambda_ * real_ratio_D - mu).square() + (lambda_ * generated_ratio_D + mu).square()
+
+    register_loss(SelfPlayLoss("squared", squared, "ratios", 0.5, ("mu",), learns_from_identical=True))
+    yield
+    LOSSES.unregister("squared")
+
+
+def test_a_users_own_loss_trains_by_its_name_in_a_recipe(squared_loss, player, pairs, tmp_path):
+    values = {"out": "o", "model": "m", "data": {"train": "x"}, "spin": {"loss": "squared", "mu": 3.0}}
+    section = parse_recipe(values, "test").spin
+    assert learns_from_identical(section, 1)
+    objective = objective_of(section, 1)
+    assert objective.lambda_ == 0.5
+    assert objective.start(pairs) == pytest.approx(18)
+    reports = run(player(), pairs, [list(range(11))] * 3, objective, tmp_path)
+    assert reports[0].loss == pytest.approx(18, abs=1e-12)
+    assert reports[2].loss < reports[1].loss < 18
+    with pytest.raises(RecipeError, match="squared reads no margin"):
+        parse_recipe({**values, "spin": {"loss": "squared", "reference_mixture": 0.5}}, "test")
 
 
 def test_scores_of_another_opponent_are_refused_before_weights_move(player, pairs, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from functools import partial
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+import spintune.training.losses
+from spintune.errors import RecipeError
+from spintune.recipe.losses import BUILT_IN, SelfPlayLoss, register_loss
 from spintune.training.losses import (
     correlation,
     exponential,
@@ -197,7 +201,7 @@ def test_t_spin_by_hand(real, generated, first, lambda_, history, value):
 
 def test_t_spin_slopes_by_hand():
     # at equal likelihoods every σ is 1/2: real -α/2, generated α/2 - βα/2, first βα/2
-    assert at(partial(t_spin, lambda_=0.8, history=0.3), -7.0, -7.0, -7.0)[1:] == pytest.approx([-0.4, 0.28, 0.12])
+    assert at(partial(t_spin, lambda_=0.8, history_weight=0.3), -7.0, -7.0, -7.0)[1:] == pytest.approx([-0.4, 0.28, 0.12])
 
 
 def test_t_spin_without_history_is_spin_without_an_opponent():
@@ -216,7 +220,7 @@ def test_t_spin_without_history_is_spin_without_an_opponent():
         *((partial(loss, lambda_=0.7), 1) for loss in MARGIN_LOSSES),
         *((partial(space, lambda_=0.7, mu=mu), 2) for mu in (1.0, 3.0)),
         *((partial(loss, lambda_=0.7, shift=0.3), 2) for loss in GSIL_LOSSES),
-        (partial(t_spin, lambda_=0.7, history=0.4), 3),
+        (partial(t_spin, lambda_=0.7, history_weight=0.4), 3),
     ],
     ids=lambda value: value.func.__name__ if isinstance(value, partial) else None,
 )
@@ -247,8 +251,8 @@ def test_slopes_are_central_differences(loss, arguments, point):
         (partial(gsil_bernoulli, lambda_=0.5, shift=2.0), (1e4, -1e4), 0, [0, 0]),
         (partial(gsil_brier, lambda_=0.5, shift=2.0), (-1e4, 1e4), 2, [0, 0]),
         # 5000 and 0.1 · 10000
-        (partial(t_spin, lambda_=0.5, history=0.1), (-1e4, 0.0, 2e4), 5e3 + 1e3, [-0.5, 0.45, 0.05]),
-        (partial(t_spin, lambda_=0.5, history=0.1), (1e4, 0.0, -2e4), 0, [0, 0, 0]),
+        (partial(t_spin, lambda_=0.5, history_weight=0.1), (-1e4, 0.0, 2e4), 5e3 + 1e3, [-0.5, 0.45, 0.05]),
+        (partial(t_spin, lambda_=0.5, history_weight=0.1), (1e4, 0.0, -2e4), 0, [0, 0, 0]),
     ],
     ids=lambda value: value.func.__name__ if isinstance(value, partial) else None,
 )
@@ -258,6 +262,27 @@ def test_ratios_of_ten_thousand_nats_overflow_nothing(loss, point, value, slopes
     result.backward()
     assert result.item() == pytest.approx(value, rel=1e-6)
     assert [argument.grad.item() for argument in arguments] == pytest.approx(slopes, rel=1e-6)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_built_in_record_names_a_function_of_this_module_and_its_own_options():
+    for record in BUILT_IN:
+        assert record.compute is getattr(spintune.training.losses, record.name)
+        parameters = list(inspect.signature(record.compute).parameters)
+        sides = {"margin": ["margin_D"], "ratios": ["real_ratio_D", "generated_ratio_D"]}
+        read = sides.get(record.kind, ["real_D", "generated_D", "first_D"])
+        assert parameters == [*read, "lambda_", *record.options]
+
+
+def test_a_name_is_taken_once_and_kinds_and_options_are_checked():
+    with pytest.raises(RecipeError, match="a loss named 'logistic' already"):
+        register_loss(SelfPlayLoss("logistic", hinge, "margin"))
+    with pytest.raises(ValueError, match="kind is 'margins'; use margin, ratios, likelihoods"):
+        SelfPlayLoss("mine", hinge, "margins")
+    with pytest.raises(ValueError, match="unknown options {'nu'}; use mu, shift, history_weight"):
+        SelfPlayLoss("mine", hinge, "margin", options=("nu",))
 
 
 # The reference --------------------------------------------------------------------------------------------------------

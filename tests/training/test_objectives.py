@@ -152,7 +152,7 @@ def test_pairs_of_one_call_and_of_several_give_the_same_sums():
     ]
     sums = [[-3.0, -6.0, -5.0], [-4.0, -6.0, -7.0, -2.5], [-2.0, -1.0, -3.0, -5.0, -4.0]]
     for loss in ("logistic", "space", "t_spin"):
-        objective = SelfPlay(loss, 0.7, mu=3.0, history=0.4, gamma=0.2)
+        objective = SelfPlay(loss, 0.7, mu=3.0, history_weight=0.4, gamma=0.2)
         together = objective(pairs, scored(pairs, *sums[0], *sums[1], *sums[2]))
         alone = [objective([p], scored([p], *s)) for p, s in zip(pairs, sums, strict=True)]
         assert together.total.item() == pytest.approx(sum(result.total.item() for result in alone), rel=1e-12)
@@ -194,7 +194,7 @@ def test_length_normalize_divides_ratios_by_tokens_and_leaves_facts_alone():
 def test_length_normalize_divides_the_likelihoods_of_t_spin():
     # a token: -3/2, -7/4, -6/3; advantage 1/4, history 1/4
     pairs = [pair(answer(2, -4.0), answer(4, -5.0), first=answer(3, -6.0))]
-    result = SelfPlay("t_spin", 1.0, history=0.5, length_normalize=True)(pairs, scored(pairs, -3, -7, -6))
+    result = SelfPlay("t_spin", 1.0, history_weight=0.5, length_normalize=True)(pairs, scored(pairs, -3, -7, -6))
     assert result.total.item() == pytest.approx(1.5 * math.log1p(math.exp(-1 / 4)))
 
 
@@ -215,11 +215,11 @@ def test_t_spin_with_and_without_iterate_0s_answer():
     # advantage -4 + 5 = 1, history -5 + 6 = 1: log(1 + e^-1) once, or 1.1 times
     once = math.log1p(math.exp(-1))
     real, generated = answer(2, -4.0), answer(4, -5.0)
-    objective = SelfPlay("t_spin", 1.0, history=0.1)
+    objective = SelfPlay("t_spin", 1.0, history_weight=0.1)
     with_first, without = [pair(real, generated, first=answer(3, -6.0))], [pair(real, generated)]
     assert objective.start(with_first) == pytest.approx(1.1 * once)
     assert objective.start(without) == pytest.approx(once)
-    assert replace(objective, history=0.0).start(with_first) == pytest.approx(once)
+    assert replace(objective, history_weight=0.0).start(with_first) == pytest.approx(once)
     # a second duel, in which iterate 0's answer takes part again: advantage 3, history -1
     two = [pair(real, generated, answer(1, -7.0), first=answer(3, -6.0))]
     other = math.log1p(math.exp(-3)) + 0.1 * math.log1p(math.exp(1))
@@ -229,7 +229,7 @@ def test_t_spin_with_and_without_iterate_0s_answer():
 def test_iterate_0s_answer_means_nothing_to_other_losses():
     real, generated, first = answer(2, -4.0), answer(4, -5.0), answer(3, -6.0)
     for loss in ("logistic", "space", "gsil_kliep"):
-        objective = SelfPlay(loss, 0.5, history=0.5)
+        objective = SelfPlay(loss, 0.5, history_weight=0.5)
         pairs, bare = [pair(real, generated, first=first)] * 2, [pair(real, generated)] * 2
         result = objective(pairs, scored(pairs, -3, -7, -1, -2, -3, -9))
         assert result.total.item() == objective(bare, scored(bare, -3, -7, -2, -3)).total.item()

@@ -15,13 +15,12 @@ from spintune.recipe.reading import load_recipe, parse_recipe, read_yaml, recipe
 from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
 from spintune.recipe.section import Section
 from spintune.recipe.synthesis import SynthSection, TeacherSection
-from spintune.recipe.training import LAMBDAS, LoraSection, SftSection, SpinSection, TrainingSection
+from spintune.recipe.training import IterationSettings, LoraSection, SftSection, SpinSection, TrainingSection
 
 __all__ = [
     "DEFAULT_MODEL",
     "HELDOUT",
     "IFEVAL",
-    "LAMBDAS",
     "MT_BENCH",
     "MT_BENCH_ANSWERS",
     "QUESTIONS",
@@ -29,6 +28,7 @@ __all__ = [
     "DataSection",
     "EndpointSection",
     "EvaluationSection",
+    "IterationSettings",
     "JudgeSection",
     "LoraSection",
     "MixtureSection",

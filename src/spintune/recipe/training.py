@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from spintune.errors import RecipeError
+from spintune.recipe import losses
+from spintune.recipe.losses import SelfPlayLoss
 from spintune.recipe.section import Count, NonNegative, Positive, ScheduleName, Section, Share
 
-LossName = Literal[
-    "logistic",
-    "hinge",
-    "exponential",
-    "correlation",
-    "ipo",
-    "space",
-    "gsil_bernoulli",
-    "gsil_brier",
-    "gsil_hinge",
-    "gsil_kliep",
-    "gsil_lsif",
-    "t_spin",
+def _known_loss(name: str) -> str:
+    try:
+        losses.get(name)
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+LossName = Annotated[
+    str,
+    AfterValidator(_known_loss),
+    # editors offer the built-in names and accept a registered one
+    WithJsonSchema({"anyOf": [{"enum": [loss.name for loss in losses.BUILT_IN]}, {"type": "string"}]}),
 ]
 
 
@@ -55,12 +59,6 @@ class SftSection(TrainingSection):
     )
 
 
-LAMBDAS: dict[str, float] = {"space": 1.0, "t_spin": 1.0} | {
-    f"gsil_{form}": 0.01 for form in ("bernoulli", "brier", "hinge", "kliep", "lsif")
-}
-"""λ of a loss when the recipe names none, from each paper or its scripts; 0.1 for all others (SPIN's scripts)."""
-
-
 class StopSection(Section):
     """When self-play ends before its last iteration. Each rule is off unless it is set."""
 
@@ -76,6 +74,24 @@ class StopSection(Section):
         None,
         description="Stop after this many iterations without a new best iterate by spin.metric. [iterations]",
     )
+
+
+@dataclass(frozen=True)
+class IterationSettings:
+    """The settings of one iteration, after schedules and defaults."""
+
+    lambda_: float
+    loss: str
+    learning_rate: float | None
+    """Peak; None: by the size of the model."""
+    epochs: float
+
+
+T = TypeVar("T")
+
+
+def _scheduled(value: T | list[T], iteration: int) -> T:
+    return value[iteration - 1] if isinstance(value, list) else value
 
 
 class SpinSection(TrainingSection):
@@ -192,17 +208,16 @@ class SpinSection(TrainingSection):
 
     @model_validator(mode="after")
     def _every_option_is_used(self) -> SpinSection:
-        losses = set(self.loss if isinstance(self.loss, list) else [self.loss])
         uses = {
-            "mu": ("space" in losses, "the loss space"),
-            "shift": (any(name.startswith("gsil_") for name in losses), "the losses gsil_*"),
-            "history_weight": ("t_spin" in losses, "the loss t_spin"),
             "replay_weight": (self.replay > 0, "replay above 0"),
             "baseline_learning_rate": (self.baseline != "none", "baseline: sft"),
         }
+        for option in get_args(losses.LossOption):
+            readers = [loss.name for loss in losses.BUILT_IN if option in loss.options]
+            uses[option] = (any(option in loss.options for loss in self._losses), f"loss: {' or '.join(readers)}")
         for key, (used, needs) in uses.items():
             if key in self.model_fields_set and not used:
-                raise ValueError(f"{key} would do nothing here: it is for {needs}; leave it out")
+                raise ValueError(f"{key} would do nothing here: it needs {needs}; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -213,25 +228,40 @@ class SpinSection(TrainingSection):
                     raise ValueError(f"refresh renews every answer from the newest player; it goes without {key}")
         if self.history > 1 and self.generated:
             raise ValueError("generated gives the answers that history would draw; leave one out")
-        losses = self.loss if isinstance(self.loss, list) else [self.loss]
-        if "t_spin" in losses:
-            for key, off in (("refresh", 1), ("generated", None)):
-                if getattr(self, key) != off:
-                    raise ValueError(f"t_spin looks back to iterate 0's own answers; it goes without {key}")
-            if self.reference_mixture:
-                raise ValueError("t_spin has no reference; it goes without reference_mixture")
-        if self.reference_mixture and any(name == "space" or name.startswith("gsil_") for name in losses):
-            raise ValueError("reference_mixture is for losses of the margin: elsewhere its normaliser does not cancel")
+        for loss in self._losses:
+            self._loss_is_possible(loss)
         if self.negatives > 1 and self.temperature == 0:
             raise ValueError("greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1")
         return self
 
-    def at(self, name: str, iteration: int) -> Any:
-        """Value of a setting that may be a schedule, in iteration 1, 2, ..."""
-        value = getattr(self, name)
-        if name == "lambda_" and value is None:
-            return LAMBDAS.get(self.at("loss", iteration), 0.1)
-        return value[iteration - 1] if isinstance(value, list) else value
+    def _loss_is_possible(self, loss: SelfPlayLoss) -> None:
+        if loss.needs_first_answers:
+            for key, off in (("refresh", 1), ("generated", None)):
+                if getattr(self, key) != off:
+                    raise ValueError(f"{loss.name} reads iterate 0's own answers; it goes without {key}")
+        if self.reference_mixture and loss.kind == "likelihoods":
+            raise ValueError(f"{loss.name} has no reference; it goes without reference_mixture")
+        if self.reference_mixture and loss.kind == "ratios":
+            margins = ", ".join(other.name for other in losses.BUILT_IN if other.kind == "margin")
+            raise ValueError(f"{loss.name} reads no margin; reference_mixture works only with {margins}")
+
+    @property
+    def _losses(self) -> list[SelfPlayLoss]:
+        return [losses.get(name) for name in (self.loss if isinstance(self.loss, list) else [self.loss])]
+
+    def in_iteration(self, iteration: int) -> IterationSettings:
+        """Settings of iteration 1, 2, ..."""
+        loss = _scheduled(self.loss, iteration)
+        return IterationSettings(
+            losses.get(loss).default_lambda if self.lambda_ is None else _scheduled(self.lambda_, iteration),
+            loss,
+            None if self.learning_rate is None else _scheduled(self.learning_rate, iteration),
+            _scheduled(self.epochs, iteration),
+        )
+
+    def loss_in(self, iteration: int) -> SelfPlayLoss:
+        """The loss of iteration 1, 2, ..."""
+        return losses.get(_scheduled(self.loss, iteration))
 
 
 class LoraSection(Section):

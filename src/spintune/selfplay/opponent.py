@@ -222,7 +222,7 @@ def with_first(pairs: Sequence[Pair], first: Mapping[str, Answer]) -> list[Pair]
     """
     if missing := [pair.example_id for pair in pairs if pair.example_id not in first]:
         raise DataError(
-            f"t_spin looks back to iterate 0's answers, and {len(missing)} of {len(pairs)} prompts have none "
+            f"spin.loss reads iterate 0's answers, and {len(missing)} of {len(pairs)} prompts have none "
             f"(example {missing[0]}); play iteration 1 again, or choose another spin.loss"
         )
     return [replace(pair, first=first[pair.example_id]) for pair in pairs]

@@ -33,13 +33,14 @@ def default_rate(weights: int) -> float:
 
 
 def objective_of(section: SpinSection, iteration: int) -> SelfPlay:
-    """The loss of an iteration. T-SPIN looks back from the second one on: the first answers are iterate 0's own."""
+    """The loss of an iteration."""
+    settings = section.in_iteration(iteration)
     return SelfPlay(
-        loss=section.at("loss", iteration),
-        lambda_=section.at("lambda_", iteration),
+        loss=settings.loss,
+        lambda_=settings.lambda_,
         mu=section.mu,
         shift=section.shift,
-        history=section.history_weight if iteration > 1 else 0.0,
+        history_weight=section.history_weight,
         reference_mixture=section.reference_mixture,
         length_normalize=section.length_normalize,
         gamma=section.gamma,
@@ -47,15 +48,15 @@ def objective_of(section: SpinSection, iteration: int) -> SelfPlay:
 
 
 def learns_from_identical(section: SpinSection, iteration: int) -> bool:
-    """Whether an answer equal to the real one changes anything: for losses that look at more than the margin."""
-    loss: str = section.at("loss", iteration)
-    looks_back = loss == "t_spin" and iteration > 1 and section.history_weight > 0
-    return loss == "space" or loss.startswith("gsil_") or looks_back or section.gamma > 0
+    """Whether a generated answer equal to the real one changes the gradient of an iteration."""
+    loss = section.loss_in(iteration)
+    compares_with_first = loss.needs_first_answers and iteration > 1 and section.history_weight > 0
+    return loss.learns_from_identical or compares_with_first or section.gamma > 0
 
 
 def batches_of(pairs: Sequence[Pair], section: SpinSection, iteration: int, seed: int) -> Batches[Pair]:
     """The steps of an iteration whose answers are all there when it begins."""
-    steps = steps_by_rows(len(pairs), section.pairs_per_step, section.at("epochs", iteration), seed + iteration)
+    steps = steps_by_rows(len(pairs), section.pairs_per_step, section.in_iteration(iteration).epochs, seed + iteration)
     return Batches(pairs, steps)
 
 
@@ -80,7 +81,7 @@ class Rounds:
         first: Callable[[Sequence[int]], Mapping[int, Pair]],
         play: PlayRound,
     ) -> None:
-        self.steps = steps_by_rows(prompts, section.pairs_per_step, section.at("epochs", iteration), seed + iteration)
+        self.steps = steps_by_rows(prompts, section.pairs_per_step, section.in_iteration(iteration).epochs, seed + iteration)
         count = len(self.steps) if section.refresh == "step" else min(section.refresh, len(self.steps))
         self.begins = [len(self.steps) * k // count for k in range(count)]
         self.opponent_resets = frozenset(self.begins)
@@ -120,6 +121,9 @@ def train_iteration(
     The optimizer starts afresh, as in the authors' runs. The first loss is the one of the opponent's own scores (ln 2
     for SPIN's), which the loop checks.
     """
+    rate = section.in_iteration(iteration).learning_rate
+    if rate is None:
+        raise ValueError("give the section a learning rate, such as default_rate of the model's size")
     with progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
 
         def start(step: int) -> None:
@@ -134,7 +138,7 @@ def train_iteration(
             engine,
             batches,
             objective_of(section, iteration),
-            optimization_of(section, section.at("learning_rate", iteration), seed + iteration),
+            optimization_of(section, rate, seed + iteration),
             checkpoints,
             start,
             report,

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class PairStage:
         stage = f"spin/iterate-{iteration}/pairs"
         folder = context.run.folder / stage
         replayed = range(max(1, iteration - section.replay), iteration)
-        back = section.at("loss", iteration) == "t_spin" and iteration > 1
+        back = section.loss_in(iteration).needs_first_answers and iteration > 1
         inputs = context.inputs(
             opponent,
             play=self.settings,
@@ -310,7 +310,7 @@ def training_settings(context: RunContext, section: SpinSection, iteration: int)
     """What of the recipe's spin section decides the training of an iteration."""
     elsewhere = {"iterations", "lambda", "stop", "metric", "baseline", "baseline_learning_rate"}
     plain = {key: value for key, value in context.settings["spin"].items() if key not in elsewhere}
-    return plain | {key: section.at(key, iteration) for key in ("lambda_", "loss", "learning_rate", "epochs")}
+    return plain | asdict(section.in_iteration(iteration))
 
 
 def _every_turn(examples: Sequence[Example]) -> list[Example]:

@@ -169,7 +169,7 @@ class _SelfPlay:
             queries = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
             facts = {
                 "iteration": iteration,
-                "learning_rate": section.at("learning_rate", iteration),
+                "learning_rate": section.in_iteration(iteration).learning_rate,
                 "steps": sum(bool(step) for step in queries),
                 "pairs_seen": sum(map(len, queries)),
                 "tokens": sum(map(sum, queries)),

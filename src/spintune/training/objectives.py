@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from spintune.engine.query import LogProbs, Query
+from spintune.recipe import losses
 from spintune.records import Pair
 from spintune.tokens.rows import TokenRow
-from spintune.training import losses
+from spintune.training.losses import mixed_reference
 
 R = TypeVar("R", contravariant=True)
 
@@ -68,11 +69,11 @@ class SelfPlay:
     weights. The opponent's log-probabilities come with the pairs, the player's from the engine.
 
     Attributes:
-        loss: which function of :mod:`spintune.training.losses`.
+        loss: name of a registered loss (:mod:`spintune.recipe.losses`).
         lambda_: factor of ratios and margins.
         mu: weight of generated answers in SPACE.
         shift: b of the GSIL losses.
-        history: β_h of T-SPIN.
+        history_weight: β_h of T-SPIN.
         reference_mixture: α of α-SPIN, the share of iterate 0 in the reference.
         length_normalize: log-probabilities a token instead of sums.
         gamma: weight of the likelihood term.
@@ -82,7 +83,7 @@ class SelfPlay:
     lambda_: float = 0.1
     mu: float = 1.0
     shift: float = 0.0
-    history: float = 0.0
+    history_weight: float = 0.0
     reference_mixture: float = 0.0
     length_normalize: bool = False
     gamma: float = 0.0
@@ -118,15 +119,15 @@ class SelfPlay:
         return LossSum((duels.weight_D * loss_D).sum(), facts)
 
     def _of_duels(self, player: _Sides, ratio: _Sides) -> Tensor:
-        match self.loss:
-            case "t_spin":
-                return losses.t_spin(*player, self.lambda_, self.history)
-            case "space":
-                return losses.space(ratio.real_D, ratio.generated_D, self.lambda_, self.mu)
-            case name if name.startswith("gsil_"):
-                return getattr(losses, name)(ratio.real_D, ratio.generated_D, self.lambda_, self.shift)
-            case name:
-                return getattr(losses, name)(ratio.real_D - ratio.generated_D, self.lambda_)
+        loss = losses.get(self.loss)
+        options = {name: getattr(self, name) for name in loss.options}
+        match loss.kind:
+            case "margin":
+                return loss.compute(ratio.real_D - ratio.generated_D, self.lambda_, **options)
+            case "ratios":
+                return loss.compute(ratio.real_D, ratio.generated_D, self.lambda_, **options)
+            case "likelihoods":
+                return loss.compute(*player, self.lambda_, **options)
 
     def _reference(self, rows: Sequence[Pair], like: Tensor) -> Tensor:
         """Log-probability of each answer under what ratios are taken against."""
@@ -135,7 +136,7 @@ class SelfPlay:
         if not self.reference_mixture:
             return opponent_N
         base_N = like.new_tensor([_known(answer.base) for answer in answers])
-        return losses.mixed_reference(opponent_N, base_N, self.reference_mixture)
+        return mixed_reference(opponent_N, base_N, self.reference_mixture)
 
 
 def _known(score: float | None) -> float:
