@@ -201,7 +201,9 @@ def test_t_spin_by_hand(real, generated, first, lambda_, history, value):
 
 def test_t_spin_slopes_by_hand():
     # at equal likelihoods every σ is 1/2: real -α/2, generated α/2 - βα/2, first βα/2
-    assert at(partial(t_spin, lambda_=0.8, history_weight=0.3), -7.0, -7.0, -7.0)[1:] == pytest.approx([-0.4, 0.28, 0.12])
+    assert at(partial(t_spin, lambda_=0.8, history_weight=0.3), -7.0, -7.0, -7.0)[1:] == pytest.approx(
+        [-0.4, 0.28, 0.12]
+    )
 
 
 def test_t_spin_without_history_is_spin_without_an_opponent():
@@ -281,7 +283,7 @@ def test_a_name_is_taken_once_and_kinds_and_options_are_checked():
         register_loss(SelfPlayLoss("logistic", hinge, "margin"))
     with pytest.raises(ValueError, match="kind is 'margins'; use margin, ratios, likelihoods"):
         SelfPlayLoss("mine", hinge, "margins")
-    with pytest.raises(ValueError, match="unknown options {'nu'}; use mu, shift, history_weight"):
+    with pytest.raises(ValueError, match=r"unknown options \{'nu'\}; use mu, shift, history_weight"):
         SelfPlayLoss("mine", hinge, "margin", options=("nu",))
 
 

@@ -12,6 +12,7 @@ from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
 from spintune.recipe.section import Count, NonNegative, Positive, ScheduleName, Section, Share
 
+
 def _known_loss(name: str) -> str:
     try:
         losses.get(name)

@@ -81,7 +81,9 @@ class Rounds:
         first: Callable[[Sequence[int]], Mapping[int, Pair]],
         play: PlayRound,
     ) -> None:
-        self.steps = steps_by_rows(prompts, section.pairs_per_step, section.in_iteration(iteration).epochs, seed + iteration)
+        self.steps = steps_by_rows(
+            prompts, section.pairs_per_step, section.in_iteration(iteration).epochs, seed + iteration
+        )
         count = len(self.steps) if section.refresh == "step" else min(section.refresh, len(self.steps))
         self.begins = [len(self.steps) * k // count for k in range(count)]
         self.opponent_resets = frozenset(self.begins)

@@ -112,7 +112,9 @@ def gsil_lsif(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, s
 # A loss of likelihoods --------------------------------------------------------------------------------------------
 
 
-def t_spin(real_D: Tensor, generated_D: Tensor, first_D: Tensor | None, lambda_: float, history_weight: float) -> Tensor:
+def t_spin(
+    real_D: Tensor, generated_D: Tensor, first_D: Tensor | None, lambda_: float, history_weight: float
+) -> Tensor:
     """-log σ(α(log p(y) - log p(y'))) - β_h log σ(α(log p(y') - log p(y0))): T-SPIN (arXiv 2601.08198), α = λ.
 
     y0 is iterate 0's answer; without it (the first iteration, in which y' is iterate 0's own) the second term is left
