@@ -5,16 +5,31 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from spintune.errors import RunError
 
 T = TypeVar("T")
 
+JsonObject = dict[str, Any]
+"""A JSON object as read."""
 
-def to_json(record: Any) -> Any:
+
+class OmitNone:
+    """Base of dataclasses whose fields are left out of JSON when they are None. Those fields need the default None."""
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, serialize: SerializerFunctionWrapHandler) -> JsonObject:
+        return {key: value for key, value in serialize(self).items() if value is not None or self.keeps_none(key)}
+
+    def keeps_none(self, field: str) -> bool:
+        """Whether a field is written although it is None."""
+        return False
+
+
+def to_json(record: object) -> Any:
     """A dataclass, with all it holds, as plain values: dicts, lists, texts and numbers."""
-    return _adapter(record.__class__).dump_python(record, mode="json")
+    return _adapter(type(record)).dump_python(record, mode="json", by_alias=True)  # type: ignore[arg-type]
 
 
 def from_json(kind: type[T], value: object, where: object) -> T:

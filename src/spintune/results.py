@@ -1,0 +1,428 @@
+"""What the stages of a run find out, as typed records: the facts of their manifests, and ``results.json``.
+
+``spintune.typed_json`` writes and reads them. The field order is the order in the files. A field that a later version
+adds needs a default, so that the run folders of earlier versions can still be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from spintune.evaluation.measures import Interval
+from spintune.evaluation.scores import ScoreScale
+from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate, Separability
+from spintune.typed_json import JsonObject, OmitNone
+
+Intervals = dict[str, Interval]
+"""Estimates by measure."""
+
+
+# Costs ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HardwareFacts:
+    """What training took besides time; None where it is not known.
+
+    Attributes:
+        share_of_peak: achieved arithmetic over that of the machine's fastest matrix product, in [0, 1].
+        best_gflops: speed of that product. [GFLOP/s]
+        joules: energy that the processors used. [J]
+    """
+
+    share_of_peak: float | None
+    best_gflops: float | None
+    joules: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a teacher or judge was asked, by the provider's own count, and its price."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float
+
+
+# Data and SFT --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FunnelStep:
+    """Items that a step of writing data read, kept and dropped (by reason); ``unit`` names them."""
+
+    step: str
+    unit: str
+    read: int
+    kept: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SynthFacts:
+    """Facts of the stage ``synth``.
+
+    Attributes:
+        teacher: name of the model that wrote the examples.
+        seeds: file of the seed tasks.
+        instructions: distinct instructions among the examples.
+        funnel: read, kept and dropped at each step, in order.
+        stopped: why it ended early, or None.
+        seconds: by kind of work.
+    """
+
+    teacher: str
+    method: str
+    seeds: str
+    examples: int
+    instructions: int
+    funnel: list[FunnelStep]
+    stopped: str | None
+    cost: Cost
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFacts(OmitNone):
+    """Facts of the stage ``data``: how many rows went where.
+
+    Attributes:
+        mixture: target and actual shares of a mixture's tasks; None (and not in the file) without a mixture.
+        repeated: rows that a source with a weight above 1 gives again.
+        dropped: rows by the reason they were dropped for.
+    """
+
+    mixture: JsonObject | None = None
+    read: int
+    repeated: int
+    dropped: dict[str, int]
+    train: int
+    heldout: int
+
+
+@dataclass(frozen=True)
+class SftFacts:
+    """Facts of the stages ``sft`` and ``spin/baseline-sft``.
+
+    Attributes:
+        rows: training rows.
+        dropped: examples without a row, by reason.
+        truncated: rows that were cut to the maximum length.
+        heldout_loss: at the end, in nats per token; None without held-out examples.
+        learning_rate: at its peak.
+        seconds: by kind of work.
+    """
+
+    rows: int
+    dropped: dict[str, int]
+    truncated: int
+    steps: int
+    heldout_loss: float | None
+    learning_rate: float
+    seconds: dict[str, float]
+    hardware: HardwareFacts
+
+
+# Self-play -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainPairCounts:
+    """Training pairs of an iteration.
+
+    Attributes:
+        prompts: training prompts.
+        played: prompts that were answered before training began.
+        kept: pairs to learn from.
+        answers: generated answers in them.
+        dropped: prompts without a row and answers without a use, by reason.
+        replayed: pairs of earlier iterations, beside those kept.
+        real_cut, generated_cut: answers that were cut at the maximum length.
+    """
+
+    prompts: int
+    played: int
+    kept: int
+    answers: int
+    dropped: dict[str, int]
+    replayed: int
+    real_cut: int
+    generated_cut: int
+
+
+@dataclass(frozen=True)
+class HeldoutPairCounts:
+    """Held-out pairs of an iteration, as in :class:`TrainPairCounts`."""
+
+    kept: int
+    dropped: dict[str, int]
+    real_cut: int
+    generated_cut: int
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """Facts of the stage ``spin/iterate-t/pairs``.
+
+    Attributes:
+        separability: of real and generated training answers; None with too few pairs.
+        warnings: likely artefacts, as sentences.
+        data: digest of the data stage's outputs.
+        seconds: by kind of work.
+    """
+
+    train: TrainPairCounts
+    heldout: HeldoutPairCounts
+    separability: Separability | None
+    warnings: list[str]
+    data: str
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LaterPairCounts:
+    """Pairs that the player itself wrote while it trained (``spin.refresh``)."""
+
+    kept: int
+    dropped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class HeldoutPairFacts:
+    """The player after an iteration beside its opponent: means over held-out pairs.
+
+    Attributes:
+        start_loss: loss of a player that equals its opponent.
+        loss_error: standard error of ``start_loss - loss``, which is paired; None for a single pair.
+        real_ratio, generated_ratio: log-probability of an answer minus the opponent's. [nats per answer]
+        margin: real_ratio - generated_ratio.
+        accuracy: share of comparisons with a positive margin.
+        real_logprob, generated_logprob: [nats per answer]
+        real_tokens, generated_tokens: length of an answer.
+        real_cut, generated_cut: share of answers that were cut.
+        learned: whether the loss is significantly below ``start_loss``.
+        intervals: 95 % intervals of loss, margin and accuracy.
+    """
+
+    pairs: int
+    start_loss: float
+    loss: float
+    loss_error: float | None
+    real_ratio: float
+    generated_ratio: float
+    margin: float
+    accuracy: float
+    real_logprob: float
+    generated_logprob: float
+    real_tokens: float
+    generated_tokens: float
+    real_cut: float
+    generated_cut: float
+    learned: bool
+    intervals: Intervals
+
+
+@dataclass(frozen=True)
+class IterationFacts:
+    """Facts of the stage ``spin/iterate-t``.
+
+    Attributes:
+        learning_rate: at its peak.
+        steps: optimizer steps with at least one pair.
+        pairs_seen: pairs of all steps; a pair counts once per epoch.
+        tokens: read in all steps.
+        heldout: None without held-out pairs.
+        seconds: by kind of work.
+    """
+
+    iteration: int
+    learning_rate: float
+    steps: int
+    pairs_seen: int
+    tokens: int
+    later: LaterPairCounts
+    heldout: HeldoutPairFacts | None
+    seconds: dict[str, float]
+    hardware: HardwareFacts
+
+
+@dataclass(frozen=True)
+class DiagnosisFacts:
+    """Facts of the stage ``spin/iterate-t/diagnosis``: the iterate's own answers to the held-out prompts.
+
+    Attributes:
+        nll_per_token: loss on the held-out references. [nats per token]
+        kl_opponent, kl_base: divergence from the opponent and from iterate 0; None where answers are no plain samples.
+        real: profile of the real answers.
+        identical_to_opponent: share of prompts that the opponent answers with the same tokens.
+    """
+
+    nll_per_token: float
+    kl_opponent: KlEstimate | None
+    kl_base: KlEstimate | None
+    answers: AnswerProfile
+    real: AnswerProfile
+    identical_to_opponent: float
+
+
+@dataclass(frozen=True)
+class IterationResults(IterationFacts):
+    """An iteration in results.json; ``diagnosis`` is None without held-out examples."""
+
+    pairs: PairFacts
+    diagnosis: DiagnosisFacts | None
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """``spin/best.json``: the iterate to use.
+
+    Attributes:
+        model: its folder, relative to the run folder, or what the recipe calls the model.
+        why: the reason, as a phrase.
+    """
+
+    name: str
+    model: str
+    why: str
+
+
+# Evaluation ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LikelihoodCounts:
+    """Facts of the stage ``likelihood/MODEL``: held-out examples that were scored, and those too long for it."""
+
+    items: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class GroupAccuracy:
+    """Accuracy on a group of items, or a paired difference of two accuracies, with its 95 % interval."""
+
+    items: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class TaskAccuracies:
+    """Accuracy on the tasks of a mixture.
+
+    Attributes:
+        accuracy: by model, then by group of questions.
+        differences: paired, by "MODEL - REFERENCE", then by group.
+    """
+
+    accuracy: dict[str, dict[str, GroupAccuracy]]
+    differences: dict[str, dict[str, GroupAccuracy]]
+
+
+@dataclass(frozen=True)
+class BenchmarkResults(OmitNone):
+    """One evaluation of all models.
+
+    Attributes:
+        items: by model.
+        measures: how each measure is read.
+        scores: by model, then by measure.
+        clean: the same without contaminated items; None (and not in the file) when none is contaminated.
+    """
+
+    items: dict[str, int]
+    measures: dict[str, ScoreScale]
+    scores: dict[str, Intervals]
+    clean: dict[str, Intervals] | None = None
+
+
+@dataclass(frozen=True)
+class JudgeResults:
+    """What a judge said.
+
+    Attributes:
+        canary: by evaluation: whether it tells real answers from constant nonsense.
+        pairs: by evaluation, then by "MODEL - MODEL".
+        ratings: by model.
+        words: the findings as sentences.
+        problems: why verdicts are missing.
+        judge: name of the judge.
+    """
+
+    canary: dict[str, JsonObject]
+    pairs: dict[str, dict[str, JsonObject]]
+    ratings: dict[str, JsonObject]
+    words: list[str]
+    problems: list[str]
+    judge: str
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class OverlapFacts:
+    """Items of one evaluation that share words with training rows.
+
+    Attributes:
+        unclean: ids of items that share 13 words in a row.
+        shared_8, shared_13: items that share a run of so many words.
+    """
+
+    items: int
+    unclean: list[str]
+    shared_8: Annotated[int, Field(alias="8")]
+    shared_13: Annotated[int, Field(alias="13")]
+
+
+@dataclass(frozen=True)
+class ContaminationFacts:
+    """Facts of the stage ``contamination``; ``sets`` by evaluation."""
+
+    training_rows: int
+    sets: dict[str, OverlapFacts]
+
+
+# The run -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunResults(OmitNone):
+    """``results.json``. A part is None, and not in the file, when the recipe or the command leaves it out.
+
+    Attributes:
+        spin: the iterations, in order.
+        stopped: why self-play ended early, or None; in the file whenever ``spin`` is.
+        baseline: further SFT instead of self-play.
+        heldout: estimates on held-out examples, by model and measure.
+        differences: paired differences, by "MODEL - MODEL" and measure.
+        benchmarks: by evaluation.
+        conclusions: what all evaluations together say, as sentences.
+        failed: evaluations that could not be done.
+        models: by name: a folder, or what the recipe calls the model.
+    """
+
+    synth: SynthFacts | None = None
+    data: DataFacts | None = None
+    sft: SftFacts | None = None
+    spin: list[IterationResults] | None = None
+    best: BestModel | None = None
+    stopped: str | None = None
+    baseline: SftFacts | None = None
+    heldout: dict[str, Intervals] | None = None
+    differences: dict[str, Intervals] | None = None
+    tasks: TaskAccuracies | None = None
+    judge: JudgeResults | None = None
+    benchmarks: dict[str, BenchmarkResults] | None = None
+    conclusions: list[str] | None = None
+    failed: list[str] | None = None
+    contamination: ContaminationFacts | None = None
+    models: dict[str, str] | None = None
+
+    def keeps_none(self, field: str) -> bool:
+        """``stopped`` says whether self-play ended early, so it stays beside ``spin``."""
+        return field == "stopped" and self.spin is not None
