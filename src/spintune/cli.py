@@ -331,7 +331,7 @@ def pairs(
     json: Json = False,
 ) -> None:
     """Write a run's pairs of real and generated answers as preference data, for TRL, LLaMA-Factory and others."""
-    from spintune.data.preferences import export_pairs
+    from spintune.export.pairs import export_pairs
 
     count, cut = export_pairs(run, out, iteration)
     if json:

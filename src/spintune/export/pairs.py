@@ -1,0 +1,69 @@
+"""A run's pairs as preference data for other trainers: rows of ``prompt``, ``chosen`` and ``rejected``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from spintune.data.preferences import turns_of_example
+from spintune.errors import DataError
+from spintune.records import Example, Pair, read_records
+from spintune.run import MANIFEST, outputs_digest
+from spintune.storage import atomic_file, read_json
+
+
+def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[int, int]:
+    """Writes the pairs of a run to ``out``, JSON lines. Returns how many it wrote, and how many it left out.
+
+    The chosen side is the whole reference. Generated answers that were cut are left out: other trainers would end them
+    with an end token, and a model could tell them by it.
+
+    Args:
+        iteration: only the pairs of this iteration; None for all.
+
+    Raises DataError when there are no pairs to write.
+    """
+    examples: dict[str, Example] = {}
+    files = _files(run, iteration)
+    for example in read_records(run / "data" / "train.jsonl", Example):
+        examples |= {turn.id: turn for turn in [example, *turns_of_example(example)]}
+    count = cut = 0
+    with atomic_file(out) as file:
+        for pair in (pair for path in files for pair in read_records(path, Pair)):
+            for answer in pair.generated:
+                if answer.complete:
+                    file.write(orjson.dumps(_row(examples[pair.example_id], answer.text)) + b"\n")
+                    count += 1
+                else:
+                    cut += 1
+        if not count:
+            raise DataError(f"{run}: all {cut} generated answers were cut for want of room; raise spin.max_new_tokens")
+    return count, cut
+
+
+def _files(run: Path, iteration: int | None) -> list[Path]:
+    """Files of pairs that were made from the data that the run holds now."""
+    files = sorted(
+        run.glob(f"spin/iterate-{iteration or '*'}/pairs/train.jsonl"),
+        key=lambda path: int(path.parts[-3].removeprefix("iterate-")),
+    )
+    if not files:
+        raise DataError(f"{run} holds no pairs{f' of iteration {iteration}' if iteration else ''}; name a run of SPIN")
+    current = outputs_digest(run / "data")
+    for path in files:
+        if not (path.parent / MANIFEST).is_file() or read_json(path.parent / MANIFEST)["facts"]["data"] != current:
+            raise DataError(f"{path}: pairs of other data than {run / 'data'} holds; run the recipe again first")
+    return files + [later for path in files if (later := path.parents[1] / "later.jsonl").is_file()]
+
+
+def _row(example: Example, rejected: str) -> dict[str, Any]:
+    """Texts for a single question, else lists of messages."""
+    if [message.role for message in example.prompt] == ["user"]:
+        return {"prompt": example.prompt[0].content, "chosen": example.answer, "rejected": rejected}
+    return {
+        "prompt": [vars(message) for message in example.prompt],
+        "chosen": [{"role": "assistant", "content": example.answer}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
