@@ -19,13 +19,14 @@ from spintune.storage import (
     atomic_file,
     atomic_folder,
     digest_file,
-    digest_folder,
     digest_json,
     read_json,
+    read_json_lines,
     remove_partials,
     storage_errors,
     write_json,
     write_json_if_changed,
+    write_json_lines,
 )
 
 
@@ -209,7 +210,12 @@ def test_the_digest_of_a_file_is_sha256_of_its_bytes(content: bytes, tmp_path_fa
     assert digest_file(path) == hashlib.sha256(content).hexdigest()
 
 
-def test_the_digest_of_a_folder_has_every_file_by_its_relative_name(tmp_path: Path) -> None:
-    write_folder(tmp_path / "x", b"content")
-    expected = hashlib.sha256(b"content").hexdigest()
-    assert digest_folder(tmp_path / "x") == {"a": expected, "sub/b": expected}
+def test_json_lines_come_back_without_a_line_that_is_still_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    write_json_lines(path, ({"a": number} for number in range(2)))
+    with path.open("ab") as file:
+        file.write(b'{"a": ')
+    assert read_json_lines(path) == [{"a": 0}, {"a": 1}]
+    path.write_bytes(b'{"a": 0}\n{"a": \n')
+    with pytest.raises(RunError, match=r"x\.jsonl:2: damaged .* run the recipe again"):
+        read_json_lines(path)

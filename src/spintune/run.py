@@ -1,7 +1,7 @@
-"""The run folder: which stages are done, with what inputs, and what they wrote.
+"""The run folder: which stages are finished, for which inputs, and what they wrote.
 
-A stage is done when its manifest is there, names the same inputs, and its outputs are intact. The manifest is written
-last, so a killed stage leaves none and is continued by the next command.
+A stage is finished when its manifest exists, names the same inputs, and the files that it lists are intact. The
+manifest is written last, so a killed stage has none, and the next command continues it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar, overload
 
 import orjson
 
@@ -28,14 +29,54 @@ from spintune.storage import (
     write_json,
     write_json_if_changed,
 )
+from spintune.typed_json import JsonObject, from_json, to_json
 from spintune.version import __version__
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+Inputs = Mapping[str, object]
+"""What decides the output of a stage, as plain values: digests of earlier stages, settings of the recipe."""
+
 MANIFEST = "manifest.json"
 
 BASE, SFT, BASELINE = "base", "sft", "sft-more"
-"""Names of models in a run: the recipe's, after SFT, and after further SFT instead of self-play."""
+"""Names of models in a run: the recipe's own, after SFT, and after further SFT instead of self-play."""
+
+_REPLACEABLE = {"run.lock", "recipe.json", "report.html", "data"}
+"""A folder with nothing else in it may be given to another recipe: nothing was trained yet."""
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A file as a stage wrote it."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The manifest of a finished stage.
+
+    Attributes:
+        inputs: digest of the stage's inputs.
+        files: by name, relative to the stage's folder.
+        facts: what the stage found out.
+        spintune: version that wrote it.
+    """
+
+    stage: str
+    inputs: str
+    files: dict[str, FileFacts]
+    facts: JsonObject
+    spintune: str
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in a stage's folder. Raises RunError when it is damaged."""
+    return from_json(Manifest, read_json(folder / MANIFEST), folder / MANIFEST)
 
 
 class RunFolder:
@@ -63,7 +104,7 @@ class RunFolder:
             ) from None
         try:
             remove_partials(self.folder)
-            self._claim()
+            self._bind_to_recipe()
         except BaseException:
             self._lock.close()
             raise
@@ -75,56 +116,58 @@ class RunFolder:
         if self._lock:
             self._lock.close()
 
-    def _claim(self) -> None:
-        """Takes a folder without work in it for this recipe, or checks that it is this recipe's."""
+    def _bind_to_recipe(self) -> None:
+        """Writes the recipe into an unused folder, or checks that the folder belongs to this recipe."""
         path = self.folder / "recipe.json"
-        mine = self.recipe.identity()
-        theirs = read_json(path)["recipe"] if path.exists() else None
-        if theirs is not None and _claim_of(theirs) == _claim_of(mine):
-            write_json_if_changed(path, {"spintune": __version__, "recipe": mine})
-            return
-        # a recipe that was mended after it failed on its data or model may go on in the same folder
-        if theirs is None or {entry.name for entry in self.folder.iterdir()} <= {
-            "run.lock",
-            "recipe.json",
-            "report.html",
-            "data",
-        }:
-            write_json(path, {"spintune": __version__, "recipe": mine})
+        identity = self.recipe.identity()
+        content = {"spintune": __version__, "recipe": identity}
+        earlier = read_json(path)["recipe"] if path.exists() else None
+        if earlier is not None and _fixed_settings(earlier) == _fixed_settings(identity):
+            write_json_if_changed(path, content)
+        elif earlier is None or {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
+            write_json(path, content)
         else:
-            changes = "; ".join(_differences(_claim_of(theirs), _claim_of(mine)))
+            changes = "; ".join(_differences(_fixed_settings(earlier), _fixed_settings(identity)))
             raise RunError(f"{self.folder} holds a run of another recipe ({changes}); choose another out= or delete it")
 
-    def finished(self, stage: str, inputs: dict[str, Any]) -> dict[str, Any] | None:
-        """The facts of a stage that was done with these inputs and whose outputs are intact; else None.
+    @overload
+    def finished(self, stage: str, inputs: Inputs) -> JsonObject | None: ...
 
-        Says so when it is to be done again: with the same inputs that gives the same bits, so that what follows stays.
+    @overload
+    def finished(self, stage: str, inputs: Inputs, kind: type[T]) -> T | None: ...
+
+    def finished(self, stage: str, inputs: Inputs, kind: type[T] | None = None) -> T | JsonObject | None:
+        """The facts of a stage that is finished for these inputs, as a record of type ``kind``; None if it is not.
+
+        Logs why a stage has to run again. With the same inputs it writes the same bits, so later stages stay finished.
         """
         folder = self.folder / stage
         if not (folder / MANIFEST).is_file():
             return None
-        manifest = read_json(folder / MANIFEST)
-        if manifest["inputs"] != digest_json(inputs):
-            log.warning("%s was made from other data or another model; it is made again", folder)
+        manifest = read_manifest(folder)
+        if manifest.inputs != digest_json(inputs):
+            log.warning("%s was written for other data or another model; the stage runs again", folder)
             return None
-        for name, file in manifest["files"].items():
-            if not _intact(folder / name, file):
-                log.warning("%s is not what the run wrote there; %s is made again", folder / name, stage)
+        for name, written in manifest.files.items():
+            if not _intact(folder / name, written):
+                log.warning("%s was changed after the run wrote it; stage %s runs again", folder / name, stage)
                 return None
-        return manifest["facts"]
+        return manifest.facts if kind is None else from_json(kind, manifest.facts, folder / MANIFEST)
 
-    def finish(self, stage: str, inputs: dict[str, Any], files: list[Path], facts: dict[str, Any]) -> str:
-        """Publishes a stage's manifest. ``files`` are files or folders below the stage's folder.
+    def finish(self, stage: str, inputs: Inputs, files: Sequence[Path], facts: object) -> str:
+        """Writes a stage's manifest.
+
+        Args:
+            files: files, or folders of files, inside the stage's folder.
+            facts: what the stage found out, a dataclass or a dict.
 
         Returns the digest of what was written, for the inputs of later stages.
         """
         folder = self.folder / stage
         every = [file for path in files for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-        listing = {str(file.relative_to(folder)): _describe(file) for file in every if file.is_file()}
-        write_json(
-            folder / MANIFEST,
-            {"stage": stage, "inputs": digest_json(inputs), "files": listing, "facts": facts, "spintune": __version__},
-        )
+        listing = {str(file.relative_to(folder)): _file_facts(file) for file in every if file.is_file()}
+        manifest = Manifest(stage, digest_json(inputs), listing, to_json(facts), __version__)
+        write_json(folder / MANIFEST, to_json(manifest))
         return self.digest(stage)
 
     def digest(self, stage: str) -> str:
@@ -132,8 +175,8 @@ class RunFolder:
         return outputs_digest(self.folder / stage)
 
     def file_digest(self, stage: str, name: str) -> str:
-        """Digest of the contents of one of a finished stage's outputs."""
-        return str(read_json(self.folder / stage / MANIFEST)["files"][name]["sha256"])
+        """Digest of one of a finished stage's outputs."""
+        return read_manifest(self.folder / stage).files[name].sha256
 
     @contextlib.contextmanager
     def log(self, name: str) -> Iterator[StepLog]:
@@ -147,19 +190,18 @@ class RunFolder:
 
 def outputs_digest(folder: Path) -> str:
     """Digest of the contents of what a finished stage wrote into ``folder``."""
-    files = read_json(folder / MANIFEST)["files"]
-    return digest_json({name: file["sha256"] for name, file in files.items()})
+    return digest_json({name: file.sha256 for name, file in read_manifest(folder).files.items()})
 
 
 class StepLog:
-    """An append-only file of JSON lines in which every step of a stage stands exactly once, also after a crash."""
+    """An append-only file of JSON lines with exactly one line per step of a stage, also after a crash."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: BinaryIO | None = None
 
     def rewind(self, stage: str, step: int) -> None:
-        """Drops a torn last line, and what ``stage`` wrote after ``step``: these steps will be done again."""
+        """Drops an incomplete last line, and the lines of ``stage`` after ``step``: those steps will run again."""
         self.close()
         if not self.path.exists():
             return
@@ -174,7 +216,8 @@ class StepLog:
         with atomic_file(self.path) as file:
             file.writelines(line + b"\n" for line in kept)
 
-    def append(self, stage: str, step: int, **facts: Any) -> None:
+    def append(self, stage: str, step: int, **facts: object) -> None:
+        """Writes the line of one step."""
         with storage_errors(self.path):
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -183,16 +226,17 @@ class StepLog:
             self._file.flush()
 
     def close(self) -> None:
+        """Closes the file; the next line opens it again."""
         file, self._file = self._file, None
         if file is not None:
             with storage_errors(self.path):  # closing writes what a full disk refused before
                 file.close()
 
 
-def _claim_of(identity: dict[str, Any]) -> dict[str, Any]:
-    """What a folder holds on to: all but how far self-play goes, and what chooses and judges its iterates.
+def _fixed_settings(identity: JsonObject) -> JsonObject:
+    """The settings that a run folder is bound to: not how long self-play goes on, and what selects and judges iterates.
 
-    Written data may grow and be filtered anew: its replies are kept, and what follows from it is made again.
+    Neither is ``synth``: its replies are kept, so examples can be added and filtered again, and later stages follow.
     """
     spin = identity["spin"]
     free = ("iterations", "stop", "metric", "baseline", "baseline_learning_rate")
@@ -200,23 +244,23 @@ def _claim_of(identity: dict[str, Any]) -> dict[str, Any]:
     return {**identity, "synth": None, "spin": fixed, **dict.fromkeys(("eval", "evaluation", "judge"))}
 
 
-def _describe(file: Path) -> dict[str, Any]:
+def _file_facts(file: Path) -> FileFacts:
     status = file.stat()
-    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": digest_file(file)}
+    return FileFacts(status.st_size, status.st_mtime_ns, digest_file(file))
 
 
-def _intact(path: Path, expected: dict[str, Any]) -> bool:
-    """Whether a file is as it was written. One that was not touched since is not read again."""
+def _intact(path: Path, written: FileFacts) -> bool:
+    """Whether a file is as it was written. Its content is read only if its time of change differs."""
     if not path.is_file():
         return False
     status = path.stat()
-    if status.st_size != expected["bytes"]:
+    if status.st_size != written.bytes:
         return False
-    return status.st_mtime_ns == expected["mtime_ns"] or digest_file(path) == expected["sha256"]
+    return status.st_mtime_ns == written.mtime_ns or digest_file(path) == written.sha256
 
 
-def _differences(theirs: Any, mine: Any, prefix: str = "") -> list[str]:
-    if isinstance(theirs, dict) and isinstance(mine, dict):
-        keys = sorted(theirs.keys() | mine.keys())
-        return [line for key in keys for line in _differences(theirs.get(key), mine.get(key), f"{prefix}.{key}")]
-    return [] if theirs == mine else [f"{prefix.lstrip('.')} {theirs!r:.60} there, {mine!r:.60} here"]
+def _differences(earlier: object, now: object, prefix: str = "") -> list[str]:
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        keys = sorted(earlier.keys() | now.keys())
+        return [line for key in keys for line in _differences(earlier.get(key), now.get(key), f"{prefix}.{key}")]
+    return [] if earlier == now else [f"{prefix.lstrip('.')} {earlier!r:.60} there, {now!r:.60} here"]

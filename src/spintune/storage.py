@@ -1,6 +1,6 @@
-"""The one module that publishes files: a file or folder is complete or absent, also after a power cut.
+"""Writes files and folders so that each is complete or absent, also after a power failure.
 
-A writer works on a temporary sibling, fsyncs it, renames it over the final name, and fsyncs the parent folder.
+A writer works on a temporary sibling, syncs it to disk, renames it to the final name, and syncs the parent folder.
 """
 
 from __future__ import annotations
@@ -11,30 +11,33 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
 
 from spintune.errors import RunError, StorageError
 
+if TYPE_CHECKING:
+    from spintune.typed_json import JsonObject
+
 _TEMPORARY = ".partial"
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: models, tokens, compiled code."""
+    """The folder of what can be computed or downloaded again: models, tokens, compiled code."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into one clear line."""
+    """Turns the operating system's errors while writing into StorageError, one clear line."""
     try:
         yield
     except OSError as error:
         raise StorageError(_explain(path, error)) from error
-    except Exception as error:  # safetensors and tokenizers report a full disk as exceptions of their own
+    except Exception as error:  # safetensors and tokenizers wrap a full disk in their own exceptions
         found = re.search(r"\(os error (\d+)\)", str(error))
         if not found:
             raise
@@ -51,14 +54,14 @@ def _explain(path: Path, error: OSError) -> str:
         errno.EACCES: "no permission to write here; choose another out=",
         errno.EPERM: "no permission to write here; choose another out=",
         errno.ENOTDIR: "a part of this path is a file, not a folder; choose another out=",
-        errno.EEXIST: "a file stands where a folder is needed; choose another out=",
+        errno.EEXIST: "a file exists where a folder is needed; choose another out=",
     }.get(error.errno or 0, f"cannot be written ({error.strerror or error}); choose another out=")
     return f"{path}: {advice}"
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a binary file that appears under ``path`` only when the block ends without an exception."""
+    """Opens a binary file that appears at ``path`` only if the block ends without an exception."""
     temporary = path.with_name(path.name + _TEMPORARY)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +71,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            fsync_folder(path.parent)
+            _sync(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -76,7 +79,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Gives a temporary folder that becomes ``path`` (replacing it) only when the block ends without an exception."""
+    """Yields a temporary folder that replaces ``path`` only if the block ends without an exception."""
     temporary = path.with_name(path.name + _TEMPORARY)
     with storage_errors(path):
         if temporary.exists():
@@ -85,16 +88,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             for name in [temporary, *temporary.rglob("*")]:
-                _fsync(name)
+                _sync(name)
             _replace_folder(temporary, path)
-            fsync_folder(path.parent)
+            _sync(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:
-    """Renames a folder over another. rename cannot replace one that is not empty, so the old one steps aside first."""
+    """Renames a folder over another. rename cannot replace a folder with files in it, so that one is moved first."""
     if not path.exists():
         temporary.rename(path)
         return
@@ -107,15 +110,11 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     except BaseException:
         aside.rename(path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)  # the new folder stands; a rest is removed with the next start
+    shutil.rmtree(aside, ignore_errors=True)  # what remains is removed at the next start
 
 
-def fsync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    _fsync(path)
-
-
-def _fsync(path: Path) -> None:
+def _sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -123,28 +122,48 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes one indented JSON document atomically."""
+def write_json(path: Path, value: object) -> None:
+    """Writes one indented JSON document; the file is complete or absent."""
     with atomic_file(path) as file:
         file.write(_indented(value))
 
 
-def write_json_if_changed(path: Path, value: Any) -> None:
-    """Writes one JSON document, unless the file holds it already: who watches the file sees only what is new."""
+def write_json_if_changed(path: Path, value: object) -> None:
+    """Like :func:`write_json`, but leaves a file with the same content untouched, with its time of change."""
     if not path.is_file() or path.read_bytes() != _indented(value):
         write_json(path, value)
 
 
-def _indented(value: Any) -> bytes:
+def _indented(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON document of the run folder. Raises RunError when it is damaged."""
+    """Reads a JSON document of a run folder. Raises RunError when it is damaged."""
     try:
         return orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError as error:
         raise RunError(f"{path}: damaged ({error}); delete it and run again") from error
+
+
+def write_json_lines(path: Path, rows: Iterable[object]) -> None:
+    """Writes one JSON document per line, dataclasses as objects; the file is complete or absent."""
+    with atomic_file(path) as file:
+        file.writelines(orjson.dumps(row) + b"\n" for row in rows)
+
+
+def read_json_lines(path: Path) -> list[JsonObject]:
+    """Reads a file of JSON objects, one per line. A last line without a line end is still being written; it is skipped.
+
+    Raises RunError with ``path:line`` for a damaged line.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            rows.append(orjson.loads(line))
+        except orjson.JSONDecodeError as error:
+            raise RunError(f"{path}:{number}: damaged ({error}); run the recipe again") from error
+    return rows
 
 
 def canonical_json(value: object) -> bytes:
@@ -163,13 +182,8 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_folder(path: Path) -> dict[str, str]:
-    """SHA-256 of each file below a folder, by relative name."""
-    return {str(file.relative_to(path)): digest_file(file) for file in sorted(path.rglob("*")) if file.is_file()}
-
-
 def remove_partials(folder: Path) -> None:
-    """Deletes what a killed process left unfinished below ``folder``."""
+    """Deletes the unfinished files and folders that a killed process left below ``folder``."""
     for leftover in sorted(folder.rglob("*" + _TEMPORARY)):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -116,7 +116,7 @@ def test_a_damaged_output_is_made_again_bit_for_bit_so_that_nothing_after_it_cha
     how(copied / damaged)
     run(copied)
     assert rewritten(copied, before) == again
-    assert f"{copied / damaged} is not what the run wrote there; {min(again)} is made again" in caplog.text
+    assert f"{copied / damaged} was changed after the run wrote it; stage {min(again)} runs again" in caplog.text
     expected, found = contents(finished), contents(copied)
     for tree in (expected, found):  # the lines of a stage that ran again stand at the end
         tree["metrics.jsonl"].sort(key=lambda row: (row["stage"], row["step"]))
@@ -139,7 +139,8 @@ def test_changed_data_makes_everything_run_again(
     assert len(every) == 3 + 2 * 3 + 3 + 4 * 2
     assert rewritten(tmp_path / "run", before) == every
     for stage in every:
-        assert f"{tmp_path / 'run' / stage} was made from other data or another model; it is made again" in caplog.text
+        folder = tmp_path / "run" / stage
+        assert f"{folder} was written for other data or another model; the stage runs again" in caplog.text
     run(tmp_path / "fresh", data={"train": str(data)})
     assert contents(tmp_path / "run") == contents(tmp_path / "fresh")
 
