@@ -22,7 +22,7 @@ from spintune.tokens.chat import Renderer
 from spintune.tokens.rows import TokenRow, fit
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import StepReport, train
+from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood, Objective, SelfPlay
 from spintune.training.optimization import Optimization
 
@@ -133,7 +133,7 @@ def measure(spec: dict[str, Any], workload: Workload) -> dict[str, Any]:
         objective,
         Optimization(LEARNING_RATE[task], schedule="constant", warmup=0.0),
         Checkpoints(Path(spec["folder"]) / "checkpoints", minutes=1e6),
-        on_step=report,
+        TrainingHooks(on_step=report),
     )
     return {
         **result,

@@ -99,7 +99,7 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
     from spintune.tokens.rows import TokenRow
     from spintune.training.batches import Batches
     from spintune.training.checkpoint import Checkpoints
-    from spintune.training.loop import StepReport, train
+    from spintune.training.loop import StepReport, TrainingHooks, train
     from spintune.training.objectives import NegativeLogLikelihood
     from spintune.training.optimization import Optimization
 
@@ -121,7 +121,7 @@ def spintune(spec: dict[str, Any]) -> dict[str, Any]:
         NegativeLogLikelihood(),
         Optimization(LEARNING_RATE, "constant", warmup=0.0),
         Checkpoints(Path(spec["folder"]) / "checkpoints", 1e9),
-        on_step=note,
+        TrainingHooks(on_step=note),
     )
     return _result(ends, [report.loss for report in reports], [report.grad_norm for report in reports])
 

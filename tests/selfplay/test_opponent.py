@@ -43,11 +43,9 @@ def row(prompt, response, name="row") -> TokenRow:
 def play_with(player, rows, folder, *, max_new_tokens=6, max_length=40, tag="tag", seed=0, count=1) -> FilteredPairs:
     """Answers, without those that cannot teach, scored by who wrote them."""
     engine, generator = player
-    shards, sampling = Shards(folder, tag), Sampling(max_new_tokens, seed=seed)
-    pairs = without_degenerate(
-        write_answers(generator, rows, sampling, count, max_length, "writer", shards, Silent(), "write")
-    )
-    return FilteredPairs(score(engine, pairs.kept, "opponent", shards, Silent(), "score"), pairs.dropped)
+    shards, sampling = Shards(folder, tag, Silent()), Sampling(max_new_tokens, seed=seed)
+    pairs = without_degenerate(write_answers(generator, rows, sampling, count, max_length, "writer", shards, "write"))
+    return FilteredPairs(score(engine, pairs.kept, "opponent", shards, "score"), pairs.dropped)
 
 
 def written(pair) -> list[tuple[tuple[int, ...], bool]]:
@@ -170,7 +168,7 @@ def test_several_answers_to_a_prompt_are_draws_of_their_own_and_scored_as_alone(
     for pair in three:
         for answer in pair.generated:
             alone = replace(pair, generated=(replace(answer, opponent=None),))
-            (scored,) = score(player[0], [alone], "opponent", Shards(tmp_path, answer.text), Silent(), "s")
+            (scored,) = score(player[0], [alone], "opponent", Shards(tmp_path, answer.text, Silent()), "s")
             assert scored.generated[0].opponent == pytest.approx(answer.opponent, abs=1e-6)
             assert scored.real.opponent == pytest.approx(pair.real.opponent, abs=1e-6)
 
@@ -201,7 +199,7 @@ def test_scores_go_to_the_answers_they_belong_to(random_player, tmp_path):
     engine, _ = random_player()
     pair = replace(pair_of(((8, STOP), "w8"), ((9, 9), "w9 w9")), first=Answer((4,), "w4", False))
     pair = replace(pair, real=replace(pair.real, opponent=-1.0))
-    (found,) = score(engine, [pair], "base", Shards(tmp_path, "tag"), Silent(), "score")
+    (found,) = score(engine, [pair], "base", Shards(tmp_path, "tag", Silent()), "score")
     singles = [Query((3,), (ids,)) for ids in ((7, STOP), (8, STOP), (9, 9), (4,))]
     expected = [sums[0] for sums in engine.score(singles)]
     assert [answer.base for answer in found.answers] == pytest.approx(expected, abs=1e-6)

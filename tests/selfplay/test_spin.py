@@ -11,9 +11,18 @@ from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
 from spintune.selfplay.opponent import Shards, score, without_degenerate, write_answers
-from spintune.selfplay.spin import Rounds, batches_of, default_rate, heldout_pair_metrics, train_iteration
+from spintune.selfplay.phases import PhasedBatches, Phases
+from spintune.selfplay.spin import (
+    batches_of,
+    default_rate,
+    heldout_pair_metrics,
+    iteration_optimization,
+    objective_of,
+    train_iteration,
+)
 from spintune.tokens.rows import TokenRow
 from spintune.training.checkpoint import Checkpoints
+from spintune.training.loop import TrainingHooks
 from spintune.training.objectives import SelfPlay
 
 STOP = 1
@@ -25,18 +34,21 @@ ROWS = [TokenRow(f"row{i}", (2, 20 - i), (*range(19 - i, 15 - i, -1), STOP), (Tr
 def opponent(random_player, tmp_path):
     """The player at the start, and its pairs."""
     engine, generator = random_player()
-    shards = Shards(tmp_path / "pairs", "tag")
-    written = write_answers(generator, ROWS, Sampling(8, seed=3), 1, 40, "iterate-0", shards, Silent(), "play")
+    shards = Shards(tmp_path / "pairs", "tag", Silent())
+    written = write_answers(generator, ROWS, Sampling(8, seed=3), 1, 40, "iterate-0", shards, "play")
     kept = without_degenerate(written).kept
     assert len(kept) > 8
-    return engine, score(engine, kept, "opponent", shards, Silent(), "score")
+    return engine, score(engine, kept, "opponent", shards, "score")
 
 
 def iterate(engine, pairs, section, folder, iteration=1):
     reports = []
     checkpoints = Checkpoints(folder / "checkpoints", 1e9)
     batches = batches_of(pairs, section, iteration, 0)
-    train_iteration(engine, batches, section, iteration, 0, checkpoints, Silent(), lambda step: None, reports.append)
+    objective, optimization = objective_of(section, iteration), iteration_optimization(section, iteration, 0, 10**6)
+    with Silent().task("SPIN", len(batches), "steps") as task:
+        hooks = TrainingHooks(on_step=reports.append)
+        train_iteration(engine, batches, objective, optimization, checkpoints, task, hooks)
     return len(batches), reports
 
 
@@ -132,42 +144,42 @@ def test_the_default_rate_rises_with_the_inverse_root_of_the_size_up_to_a_limit(
     assert default_rate(100_000) == 5e-6
 
 
-def rounds(section, prompts=10):
+def phased(section, prompts=10):
     asked = []
 
-    def play(number, which):
-        asked.append((number, list(which)))
-        return {prompt: (number, prompt) for prompt in which if prompt != 4}  # the answer to prompt 4 cannot teach
+    def pairs_of(phase, which):
+        asked.append((phase, list(which)))
+        return {prompt: (phase, prompt) for prompt in which if prompt != 4}  # the answer to prompt 4 cannot teach
 
-    return Rounds(prompts, section, 1, 0, lambda which: play(0, which), play), asked
+    return PhasedBatches(Phases(prompts, section, 1, 0), pairs_of), asked
 
 
-def test_rounds_split_the_steps_of_spin_into_stretches_each_played_once(tmp_path):
+def test_phases_divide_the_steps_of_spin_and_each_is_asked_for_once():
     section = SpinSection(pairs_per_step=2, refresh=3, epochs=1.0)
-    batches, asked = rounds(section)
+    batches, asked = phased(section)
     whole = batches_of(list(range(10)), section, 1, 0)
     assert len(batches) == len(whole) == 5
-    assert batches.opponent_resets == {0, 1, 3}  # 5 steps in 3 stretches
+    assert batches.opponent_resets == {0, 1, 3}  # 5 steps in 3 phases
     read = [batches[step] for step in range(5)]
-    # the same prompts in the same steps as without stretches, but for prompt 4
+    # the same prompts in the same steps as without phases, but for prompt 4
     assert [[prompt for _, prompt in step] for step in read] == [[p for p in whole[s] if p != 4] for s in range(5)]
-    assert [{number for number, _ in step} for step in read] == [{0}, {1}, {1}, {2}, {2}]
-    assert [number for number, _ in asked] == [0, 1, 2]
+    assert [{phase for phase, _ in step} for step in read] == [{0}, {1}, {1}, {2}, {2}]
+    assert [phase for phase, _ in asked] == [0, 1, 2]
     assert sorted(prompt for _, which in asked for prompt in which) == list(range(10))
 
 
-def test_play_on_the_fly_asks_before_every_step_and_one_stretch_asks_once():
-    on_the_fly, asked = rounds(SpinSection(pairs_per_step=4, refresh="step", epochs=2.0))
-    assert on_the_fly.opponent_resets == set(range(6))
+def test_a_phase_per_step_asks_before_every_step_and_one_phase_asks_once():
+    per_step, asked = phased(SpinSection(pairs_per_step=4, refresh="step", epochs=2.0))
+    assert per_step.opponent_resets == set(range(6))
     for step in range(6):
-        on_the_fly[step]
+        per_step[step]
     assert [len(which) for _, which in asked] == [4, 4, 2, 4, 4, 2]
-    once, _ = rounds(SpinSection(pairs_per_step=4, epochs=2.0))
+    once, _ = phased(SpinSection(pairs_per_step=4, epochs=2.0))
     assert once.opponent_resets == {0}
-    assert once.prompts_of(0) == list(range(10))
+    assert once.phases.prompts(0) == list(range(10))
 
 
-def test_a_resumed_run_plays_the_stretch_it_is_in_and_no_earlier_one():
-    batches, asked = rounds(SpinSection(pairs_per_step=2, refresh=5))
+def test_a_resumed_run_asks_for_the_phase_it_is_in_and_no_earlier_one():
+    batches, asked = phased(SpinSection(pairs_per_step=2, refresh=5))
     batches[3]
-    assert [number for number, _ in asked] == [3]
+    assert [phase for phase, _ in asked] == [3]

@@ -17,7 +17,7 @@ from spintune.engine.query import LogProbs
 from spintune.records import Answer, Pair
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import train
+from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import SelfPlay
 from spintune.training.optimization import Optimization
 
@@ -104,7 +104,7 @@ def iterate(tmp_path):
             objective,
             Optimization(0.3, "cosine", warmup=0.0, max_grad_norm=0.0),
             Checkpoints(tmp_path, minutes=1e9),
-            on_step=lambda report: losses.append(report.loss),
+            TrainingHooks(on_step=lambda report: losses.append(report.loss)),
         )
         return engine.probabilities, losses[-1]
 

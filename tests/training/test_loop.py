@@ -15,7 +15,7 @@ from spintune.recipe.losses import LOSSES, SelfPlayLoss, register_loss
 from spintune.selfplay.spin import learns_from_identical, objective_of
 from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import train
+from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood, SelfPlay
 from spintune.training.optimization import Optimization
 
@@ -41,7 +41,7 @@ def run(engine, rows, steps, objective, folder, *, minutes=NEVER, tokens=1000, r
         objective,
         Optimization(rate, **optimization),
         Checkpoints(folder, minutes),
-        on_step=on_step or reports.append,
+        TrainingHooks(on_step=on_step or reports.append),
     )
     return reports
 
@@ -267,7 +267,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(player, rows, tmp_path):
         objective,
         Optimization(1e-3, **SCHEDULE),
         Checkpoints(tmp_path / "parts", 0),
-        on_start=started.append,
+        TrainingHooks(on_start=started.append),
     )
     assert started == [6]  # step 7 was told of, but not yet kept
     assert_same_bits(weights(resumed), weights(whole))

@@ -41,19 +41,14 @@ class Shards:
 
     folder: Path
     tag: str
+    progress: Progress
 
     def map(
-        self,
-        what: str,
-        items: Sequence[T],
-        kind: type[Record],
-        compute: Callable[[slice], list[Record]],
-        progress: Progress,
-        name: str,
+        self, what: str, items: Sequence[T], kind: type[Record], compute: Callable[[slice], list[Record]], name: str
     ) -> list[Record]:
         """One record for each item: what ``compute`` makes of a slice of them, shard after shard."""
         records: list[Record] = []
-        with progress.task(name, len(items), "pairs" if kind is Pair else what) as task:
+        with self.progress.task(name, len(items), "pairs" if kind is Pair else what) as task:
             for begin in range(0, len(items), SHARD):
                 path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
                 part = slice(begin, begin + SHARD)
@@ -75,7 +70,6 @@ def write_answers(
     max_length: int,
     writer: str,
     shards: Shards,
-    progress: Progress,
     name: str,
 ) -> list[Pair]:
     """``count`` answers to every row's prompt, beside the real one; nothing is scored yet.
@@ -92,7 +86,6 @@ def write_answers(
         prompts,
         Completion,
         lambda part: generator.generate(prompts[part], sampling, keys[part]),
-        progress,
         name,
     )
     return [
@@ -141,7 +134,6 @@ def score(
     pairs: Sequence[Pair],
     under: Literal["opponent", "base"],
     shards: Shards,
-    progress: Progress,
     name: str,
 ) -> list[Pair]:
     """The pairs with the engine's log-probability of every answer, as their ``opponent`` or ``base`` score."""
@@ -151,7 +143,7 @@ def score(
         scores = engine.score(queries)
         return [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]
 
-    return shards.map(f"{under}-scores", pairs, Pair, compute, progress, name)
+    return shards.map(f"{under}-scores", pairs, Pair, compute, name)
 
 
 def _with_scores(pair: Pair, under: str, sums: Sequence[float]) -> Pair:

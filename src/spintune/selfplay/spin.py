@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,17 +11,14 @@ import torch
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import LogProbs
-from spintune.progress import Progress
+from spintune.progress import ProgressTask
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
 from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import StepReport, Steps, train
+from spintune.training.loop import StepReport, Steps, TrainingHooks, train
 from spintune.training.objectives import SelfPlay
-from spintune.training.optimization import optimization_of
-
-PlayRound = Callable[[int, Sequence[int]], Mapping[int, Pair]]
-"""Given the number of a round (from 1 on) and prompts: the newest player's pairs, without answers that cannot teach."""
+from spintune.training.optimization import Optimization, optimization_of
 
 
 def default_rate(weights: int) -> float:
@@ -60,91 +57,36 @@ def batches_of(pairs: Sequence[Pair], section: SpinSection, iteration: int, seed
     return Batches(pairs, steps)
 
 
-class Rounds:
-    """The steps of an iteration that is played in stretches, each with answers of the newest player.
-
-    The player is its own opponent at the start of each stretch (IRFT, arXiv 2405.17888: "stages"); one stretch is SPIN,
-    one for each step is play on the fly.
-
-    Args:
-        prompts: how many there are.
-        first: the opponent's pairs for the prompts of the first stretch, by prompt.
-        play: plays the prompts of each later one.
-    """
-
-    def __init__(
-        self,
-        prompts: int,
-        section: SpinSection,
-        iteration: int,
-        seed: int,
-        first: Callable[[Sequence[int]], Mapping[int, Pair]],
-        play: PlayRound,
-    ) -> None:
-        self.steps = steps_by_rows(
-            prompts, section.pairs_per_step, section.in_iteration(iteration).epochs, seed + iteration
-        )
-        count = len(self.steps) if section.refresh == "step" else min(section.refresh, len(self.steps))
-        self.begins = [len(self.steps) * k // count for k in range(count)]
-        self.opponent_resets = frozenset(self.begins)
-        self._first, self._play = first, play
-        self._round, self._pairs = -1, dict[int, Pair]()
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __getitem__(self, step: int) -> list[Pair]:
-        number = sum(begin <= step for begin in self.begins) - 1
-        if number != self._round:
-            prompts = self.prompts_of(number)
-            self._pairs = dict(self._play(number, prompts) if number else self._first(prompts))
-            self._round = number
-        return [self._pairs[prompt] for prompt in self.steps[step] if prompt in self._pairs]
-
-    def prompts_of(self, number: int) -> list[int]:
-        """The prompts of a stretch, each once."""
-        end = self.begins[number + 1] if number + 1 < len(self.begins) else len(self.steps)
-        return sorted({prompt for step in self.steps[self.begins[number] : end] for prompt in step})
+def iteration_optimization(section: SpinSection, iteration: int, seed: int, weights: int) -> Optimization:
+    """How an iteration moves a model of so many weights."""
+    rate = section.in_iteration(iteration).learning_rate
+    return optimization_of(section, default_rate(weights) if rate is None else rate, seed + iteration)
 
 
 def train_iteration(
     engine: LogProbEngine,
     batches: Steps[Pair],
-    section: SpinSection,
-    iteration: int,
-    seed: int,
+    objective: SelfPlay,
+    optimization: Optimization,
     checkpoints: Checkpoints,
-    progress: Progress,
-    on_start: Callable[[int], None],
-    on_step: Callable[[StepReport], None],
+    task: ProgressTask,
+    hooks: TrainingHooks,
 ) -> None:
-    """Trains the player, which is the opponent at the start, through one iteration.
+    """Trains the player, which starts as its own opponent, through one iteration; ``task`` counts optimizer steps.
 
-    The optimizer starts afresh, as in the authors' runs. The first loss is the one of the opponent's own scores (ln 2
-    for SPIN's), which the loop checks.
+    The optimizer starts with empty moments, as in the SPIN authors' scripts. The loop checks that the first loss is
+    that of the opponent's own scores, ln 2 for the logistic loss.
     """
-    rate = section.in_iteration(iteration).learning_rate
-    if rate is None:
-        raise ValueError("give the section a learning rate, such as default_rate of the model's size")
-    with progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
 
-        def start(step: int) -> None:
-            on_start(step)
-            task.advance(step)
+    def start(step: int) -> None:
+        hooks.on_start(step)
+        task.advance(step)
 
-        def report(step: StepReport) -> None:
-            on_step(step)
-            task.advance(1, loss=step.loss, margin=step.facts["margin"], accuracy=step.facts["accuracy"])
+    def report(step: StepReport) -> None:
+        hooks.on_step(step)
+        task.advance(1, loss=step.loss, margin=step.facts["margin"], accuracy=step.facts["accuracy"])
 
-        train(
-            engine,
-            batches,
-            objective_of(section, iteration),
-            optimization_of(section, rate, seed + iteration),
-            checkpoints,
-            start,
-            report,
-        )
+    train(engine, batches, objective, optimization, checkpoints, TrainingHooks(start, report))
 
 
 @dataclass(frozen=True)

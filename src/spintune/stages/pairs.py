@@ -20,7 +20,7 @@ from spintune.data.preferences import read_answers, turns_of_example
 from spintune.data.sources import Source, source_digest
 from spintune.errors import DataError
 from spintune.generation.sampling import Sampling
-from spintune.progress import Progress, Silent
+from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Example, Pair, read_records, write_records
 from spintune.selfplay.diagnostics import separability, warnings
@@ -36,7 +36,8 @@ from spintune.selfplay.opponent import (
     without_degenerate,
     write_answers,
 )
-from spintune.selfplay.spin import Rounds, learns_from_identical
+from spintune.selfplay.phases import Phases
+from spintune.selfplay.spin import learns_from_identical
 from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
 from spintune.storage import digest_json
 from spintune.tokens.rows import RenderedRows, TokenRow
@@ -83,7 +84,7 @@ class PairStage:
             delete(folder / "shards")
             return facts
         clock = Stopwatch()
-        shards = Shards(folder / "shards", digest_json(inputs)[:12])
+        shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
         with clock("generate"):
             heldout_written = self.heldout_answers(opponent)
             written, rendered = self._answers(iteration, shards)
@@ -120,8 +121,7 @@ class PairStage:
                         player.engine,
                         pairs,
                         under,
-                        replace(shards, tag=f"{shards.tag}-{side}"),
-                        context.progress if pairs else Silent(),
+                        Shards(shards.folder, f"{shards.tag}-{side}", context.progress if pairs else Silent()),
                         f"{scorer.name} scores {side} pairs",
                     )
                 del player  # one model at a time
@@ -169,9 +169,9 @@ class PairStage:
         context, section = self.context, self.section
         rendered = self.rows(context.load(self.iterates[-1]), self.played)
         rows: Sequence[TokenRow] = rendered.rows
-        if section.refresh != 1:  # the first stretch alone; the newest player answers the others
-            stretch = Rounds(len(rows), section, iteration, context.recipe.seed, _nothing, _nothing)
-            rows = [rows[prompt] for prompt in stretch.prompts_of(0)]
+        if section.refresh != 1:  # the first phase alone; the current player answers the others
+            phases = Phases(len(rows), section, iteration, context.recipe.seed)
+            rows = [rows[prompt] for prompt in phases.prompts(0)]
         given = self._given if iteration == 1 else {}
         by_writer: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
@@ -183,7 +183,7 @@ class PairStage:
             player, places = context.load(self.iterates[writer]), by_writer[writer]
             name = f"{player.iterate.name} answers training prompts"
             part = replace(shards, tag=f"{shards.tag}-{writer}")
-            pairs = self.write(player, [rows[place] for place in places], [iteration], part, context.progress, name)
+            pairs = self.write(player, [rows[place] for place in places], [iteration], part, name)
             written.update(zip(places, pairs, strict=True))
             del player  # one model at a time
         if given:
@@ -214,7 +214,6 @@ class PairStage:
         rows: Sequence[TokenRow],
         stream: Sequence[Any],
         shards: Shards,
-        progress: Progress,
         name: str,
     ) -> list[Pair]:
         section, recipe = self.section, self.context.recipe
@@ -228,14 +227,11 @@ class PairStage:
             recipe.data.max_length,
             player.iterate.name,
             shards,
-            progress,
             name,
         )
 
-    def score(
-        self, player: LoadedIterate, pairs: Sequence[Pair], shards: Shards, progress: Progress, name: str
-    ) -> list[Pair]:
-        return score(player.engine, pairs, "opponent", shards, progress, f"{name}: scores")
+    def score(self, player: LoadedIterate, pairs: Sequence[Pair], shards: Shards, name: str) -> list[Pair]:
+        return score(player.engine, pairs, "opponent", shards, f"{name}: scores")
 
     def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:
         return self.context.render(examples, player.renderer("last"), self.section.max_new_tokens)
@@ -293,11 +289,11 @@ class PairStage:
         inputs = context.inputs(iterate, play=settings)
         if context.run.finished(stage, inputs) is None:
             player = context.load(iterate)
-            shards = Shards(folder / "shards", digest_json(inputs)[:12])
+            shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
             heldout = self._played_heldout
             rows = context.render_heldout(heldout, player.renderer("last"), self.section.max_new_tokens)
             name = f"{iterate.name} answers held-out prompts"
-            pairs = self.write(player, rows, ["heldout"], shards, context.progress, name)
+            pairs = self.write(player, rows, ["heldout"], shards, name)
             write_records(folder / "answers.jsonl", pairs)
             context.run.finish(
                 stage, inputs, [folder / "answers.jsonl"], {"prompts": len(heldout), "played": len(pairs)}
@@ -318,10 +314,6 @@ def _every_turn(examples: Sequence[Example]) -> list[Example]:
     owners: dict[str, str] = {}
     turns = [(example, turn) for example in examples for turn in turns_of_example(example)]
     return [turn for example, turn in turns if owners.setdefault(turn.id, example.id) == example.id]
-
-
-def _nothing(*_: Any) -> Mapping[int, Pair]:
-    return {}
 
 
 def _cut(pairs: Sequence[Pair]) -> dict[str, int]:

@@ -31,12 +31,12 @@ from spintune.selfplay.opponent import (
     FilteredPairs,
     Shards,
 )
+from spintune.selfplay.phases import PhasedBatches, Phases
 from spintune.selfplay.spin import (
     HeldoutPairMetrics,
-    Rounds,
     batches_of,
-    default_rate,
     heldout_pair_metrics,
+    iteration_optimization,
     objective_of,
     train_iteration,
 )
@@ -47,7 +47,7 @@ from spintune.stages.pairs import NothingToLearnError, PairStage, training_setti
 from spintune.stages.sft import baseline_stage
 from spintune.storage import atomic_file, digest_json, write_json_if_changed
 from spintune.tracking import Stopwatch, flat
-from spintune.training.loop import Steps
+from spintune.training.loop import Steps, TrainingHooks
 
 FEW_STEPS = 10
 """Below this an iteration is called short; a judgement: Adam moves a weight by at most about rate x steps."""
@@ -138,9 +138,9 @@ class _SelfPlay:
         facts = context.run.finished(stage, inputs)
         if facts is None:
             player = context.load(opponent)
-            if section.learning_rate is None:
-                weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
-                section = section.model_copy(update={"learning_rate": default_rate(weights)})
+            weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
+            optimization = iteration_optimization(section, iteration, context.recipe.seed, weights)
+            objective = objective_of(section, iteration)
             checkpoints = context.checkpoints(folder, inputs, section)
             later: dict[int, FilteredPairs] = {}
             clock = Stopwatch()
@@ -151,25 +151,23 @@ class _SelfPlay:
                     "lower spin.pairs_per_step, raise spin.epochs, or give more data"
                 )
             meter = Meter(player.engine)
-            with clock("train"):
+            title = f"SPIN iteration {iteration}"
+            with clock("train"), context.progress.task(title, len(batches), "steps") as task:
                 train_iteration(
                     player.engine,
                     batches,
-                    section,
-                    iteration,
-                    context.recipe.seed,
+                    objective,
+                    optimization,
                     checkpoints,
-                    context.progress,
-                    lambda step: context.metrics.begin(stage, step),
-                    context.step_logger(stage, meter),
+                    task,
+                    TrainingHooks(lambda step: context.metrics.begin(stage, step), context.step_logger(stage, meter)),
                 )
-            objective = objective_of(section, iteration)
             heldout = read_records(folder / "pairs" / "heldout.jsonl", Pair)
             after = heldout_pair_metrics(player.engine, heldout, objective)
             queries = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
             facts = {
                 "iteration": iteration,
-                "learning_rate": section.in_iteration(iteration).learning_rate,
+                "learning_rate": optimization.learning_rate,
                 "steps": sum(bool(step) for step in queries),
                 "pairs_seen": sum(map(len, queries)),
                 "tokens": sum(map(sum, queries)),
@@ -205,7 +203,7 @@ class _SelfPlay:
         later: dict[int, FilteredPairs],
         clock: Stopwatch,
     ) -> Steps[Pair]:
-        """The iteration's steps. Pairs of stretches after the first are put into ``later`` as they are played."""
+        """The iteration's steps. Pairs of the phases after the first go into ``later`` when they are written."""
         section, seed = self.section, self.context.recipe.seed
         pairs = read_records(folder / "pairs" / "train.jsonl", Pair)
         if section.refresh == 1:
@@ -213,7 +211,7 @@ class _SelfPlay:
         rows = self.answering.rows(player, self.answering.played).rows
         progress: Progress = Silent() if section.refresh == "step" else self.context.progress
 
-        def first(prompts: Sequence[int]) -> Mapping[int, Pair]:
+        def first_pairs(prompts: Sequence[int]) -> Mapping[int, Pair]:
             written = read_records(folder / "pairs" / "answers.jsonl", Pair)
             teaching = iter(pairs)
             return {
@@ -222,23 +220,24 @@ class _SelfPlay:
                 if self.answering.teaching([pair], iteration).kept
             }
 
-        def play(number: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
-            shards = Shards(folder / "rounds", f"{tag}-{number:05d}")
+        def pairs_of(phase: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
+            if phase == 0:
+                return first_pairs(prompts)
+            shards = Shards(folder / "rounds", f"{tag}-{phase:05d}", progress)
             with clock("generate"):
                 asked = [rows[prompt] for prompt in prompts]
-                written = self.answering.write(player, asked, [iteration, number], shards, progress, f"round {number}")
+                written = self.answering.write(player, asked, [iteration, phase], shards, f"phase {phase}")
             teaching = [
                 (i, k)
                 for i, pair in zip(prompts, written, strict=True)
                 for k in self.answering.teaching([pair], iteration).kept
             ]
             with clock("score"):
-                fresh = [pair for _, pair in teaching]
-                scored = self.answering.score(player, fresh, shards, progress, f"round {number}")
-            later[number] = FilteredPairs(scored, self.answering.teaching(written, iteration).dropped)
+                scored = self.answering.score(player, [pair for _, pair in teaching], shards, f"phase {phase}")
+            later[phase] = FilteredPairs(scored, self.answering.teaching(written, iteration).dropped)
             return {prompt: pair for (prompt, _), pair in zip(teaching, scored, strict=True)}
 
-        return Rounds(len(rows), section, iteration, seed, first, play)
+        return PhasedBatches(Phases(len(rows), section, iteration, seed), pairs_of)
 
     def _diagnosis(self, iteration: int) -> dict[str, Any] | None:
         """How the newest iterate writes, and how far it is from its opponent and from iterate 0."""

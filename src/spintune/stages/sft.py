@@ -10,7 +10,8 @@ from spintune.recipe import SftSection, SpinSection
 from spintune.run import BASELINE
 from spintune.stages.context import Iterate, RunContext, delete
 from spintune.stages.metering import Meter
-from spintune.training.sft import run_sft, steps_of_epochs, steps_of_tokens
+from spintune.training.optimization import optimization_of
+from spintune.training.sft import SftHooks, SftRows, run_sft, steps_of_epochs, steps_of_tokens
 
 
 def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, dict[str, Any]]:
@@ -85,21 +86,18 @@ def _train(
 
     meter = Meter(player.engine)
     started = time.monotonic()
-    with context.run.log(f"{stage}/samples.jsonl") as samples:
+    with (
+        context.run.log(f"{stage}/samples.jsonl") as samples,
+        context.progress.task(_title(name), len(steps), "steps") as task,
+    ):
         run_sft(
             player.engine,
             player.generator,
-            train.rows,
-            steps,
-            heldout,
-            section,
-            recipe.seed,
+            SftRows(train.rows, steps, heldout, heldout[: section.samples]),
+            optimization_of(section, section.learning_rate, recipe.seed),
             context.checkpoints(folder, inputs, section),
-            context.progress,
-            _title(name),
-            begin,
-            context.step_logger(stage, meter),
-            evaluated,
+            task,
+            SftHooks(begin, context.step_logger(stage, meter), evaluated),
         )
     facts = {
         "rows": len(train.rows),

@@ -57,32 +57,40 @@ class StepReport:
     """The objective's own numbers, mean over the step's weight."""
 
 
+@dataclass(frozen=True)
+class TrainingHooks:
+    """Functions that training calls on the way."""
+
+    on_start: Callable[[int], None] = lambda step: None
+    """Before the first step, with the number of steps that a checkpoint already holds."""
+    on_step: Callable[[StepReport], None] = lambda report: None
+    """After each step, before its checkpoint is written."""
+
+
 def train(
     engine: LogProbEngine,
     batches: Steps[R],
     objective: Objective[R],
     optimization: Optimization,
     checkpoints: Checkpoints,
-    on_start: Callable[[int], None] = lambda step: None,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    hooks: TrainingHooks | None = None,
 ) -> None:
     """Trains the engine's model in place, from the newest checkpoint if there is one.
 
     Args:
         batches: the rows of every step, a pure function of the step, so that the same call goes on exactly where a
             stopped one was.
-        on_start: told the number of steps that a checkpoint already holds.
-        on_step: told of each step before its checkpoint is written.
 
     Raises:
         NonFiniteError: the loss or a gradient is not a number; weights are as after the step before.
         RunError: a first loss is not the objective's known starting value, or a ratio not its.
     """
+    hooks = hooks or TrainingHooks()
     tune_malloc()
     model = engine.model
     optimizer = build_optimizer(model, optimization)
     first = checkpoints.restore(model, optimizer)
-    on_start(first)
+    hooks.on_start(first)
     for step in range(first, len(batches)):
         batch = batches[step]
         if not batch:
@@ -112,7 +120,7 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
-        on_step(StepReport(step + 1, loss, norm.item(), rate, measured.tokens, measured.scored, seconds, facts))
+        hooks.on_step(StepReport(step + 1, loss, norm.item(), rate, measured.tokens, measured.scored, seconds, facts))
         if checkpoints.due() and step + 1 < len(batches):
             checkpoints.save(step + 1, model, optimizer)
 

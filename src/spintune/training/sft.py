@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
-from spintune.progress import Progress
+from spintune.progress import ProgressTask
 from spintune.recipe import SftSection
 from spintune.tokens.rows import TokenRow
 from spintune.training.batches import Batches, steps_by_tokens, steps_of_equal_tokens
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import StepReport, train
+from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood
-from spintune.training.optimization import optimization_of
+from spintune.training.optimization import Optimization
 
 SAMPLE_TOKENS = 64
 
@@ -36,57 +37,64 @@ def steps_of_tokens(rows: Sequence[TokenRow], steps: int, tokens: int, seed: int
     return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed, first_epoch)
 
 
+@dataclass(frozen=True)
+class SftRows:
+    """What SFT trains on and is watched on.
+
+    Attributes:
+        train: the training rows.
+        steps: indices of the training rows of each optimizer step.
+        heldout: rows whose loss is measured at each evaluation.
+        sampled: held-out rows whose prompts the model answers at each evaluation.
+    """
+
+    train: Sequence[TokenRow]
+    steps: Sequence[Sequence[int]]
+    heldout: Sequence[TokenRow]
+    sampled: Sequence[TokenRow]
+
+
+@dataclass(frozen=True)
+class SftHooks(TrainingHooks):
+    """Functions that SFT calls on the way."""
+
+    on_evaluation: Callable[[int, float, list[str]], None] = lambda step, loss, answers: None
+    """Before the first step and after every epoch, if there are held-out rows: step, held-out loss in nats per token,
+    and the answers to the sampled prompts."""
+
+
 def run_sft(
     engine: LogProbEngine,
     generator: Generator,
-    rows: Sequence[TokenRow],
-    steps: Sequence[Sequence[int]],
-    heldout: Sequence[TokenRow],
-    section: SftSection,
-    seed: int,
+    rows: SftRows,
+    optimization: Optimization,
     checkpoints: Checkpoints,
-    progress: Progress,
-    name: str,
-    on_start: Callable[[int], None],
-    on_step: Callable[[StepReport], None],
-    on_evaluation: Callable[[int, float, list[str]], None],
+    task: ProgressTask,
+    hooks: SftHooks,
 ) -> None:
-    """Trains the engine's model in place.
-
-    ``on_evaluation(step, loss, answers)`` hears of the held-out loss, and the answers to the first few held-out
-    prompts, before the first step and after every epoch.
-    """
-    ends = _epoch_ends(steps, len(rows)) | {len(steps)}
-    sampled = heldout[: section.samples]
+    """Trains the engine's model in place; ``task`` counts optimizer steps."""
+    ends = _epoch_ends(rows.steps, len(rows.train)) | {len(rows.steps)}
 
     def evaluate(step: int) -> None:
-        if heldout:
-            answers = generator.generate([row.prompt_ids for row in sampled], Sampling(SAMPLE_TOKENS, temperature=0))
-            on_evaluation(step, heldout_loss(engine, heldout), [a.text for a in answers])
+        if rows.heldout:
+            prompts = [row.prompt_ids for row in rows.sampled]
+            answers = generator.generate(prompts, Sampling(SAMPLE_TOKENS, temperature=0))
+            hooks.on_evaluation(step, heldout_loss(engine, rows.heldout), [answer.text for answer in answers])
 
-    with progress.task(name, len(steps), "steps") as task:
+    def start(step: int) -> None:
+        hooks.on_start(step)
+        task.advance(step)
+        if step == 0:
+            evaluate(0)
 
-        def start(step: int) -> None:
-            on_start(step)
-            task.advance(step)
-            if step == 0:
-                evaluate(0)
+    def report(step: StepReport) -> None:
+        hooks.on_step(step)
+        task.advance(1, loss=step.loss, tokens_per_s=step.tokens / step.seconds)
+        if step.step in ends:
+            evaluate(step.step)
 
-        def report(step: StepReport) -> None:
-            on_step(step)
-            task.advance(1, loss=step.loss, tokens_per_s=step.tokens / step.seconds)
-            if step.step in ends:
-                evaluate(step.step)
-
-        train(
-            engine,
-            Batches(rows, steps),
-            NegativeLogLikelihood(),
-            optimization_of(section, section.learning_rate, seed),
-            checkpoints,
-            start,
-            report,
-        )
+    batches = Batches(rows.train, rows.steps)
+    train(engine, batches, NegativeLogLikelihood(), optimization, checkpoints, TrainingHooks(start, report))
 
 
 def _tokens(rows: Sequence[TokenRow]) -> list[int]:
