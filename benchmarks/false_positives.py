@@ -36,7 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.comparison import Comparison, Difference, compare, heldout_tables
-from spintune.evaluation.heldout import HeldoutAnswer, score_heldout, write_rows
+from spintune.evaluation.heldout import HeldoutAnswer, score_heldout
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.statistics import wilson
 from spintune.generation.build import build_generator
@@ -45,6 +45,7 @@ from spintune.models.loading import load_model
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
+from spintune.records import write_records
 from spintune.tokens.chat import Renderer
 
 TRAIN, PROMPTS = 500, 3000
@@ -163,7 +164,7 @@ def comparisons(
     for number, pair in enumerate(pairs):
         paths = {name: folder / f"{name}.jsonl" for name in ("first", "second")}
         for path, answers in zip(paths.values(), pair, strict=True):
-            write_rows(path, answers[:items])
+            write_records(path, answers[:items])
         comparison: Comparison = compare(heldout_tables(paths), level=LEVEL, seed=number)
         found.append({one.measure: one for one in comparison.differences})
     return found

@@ -15,10 +15,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spintune.evaluation.heldout import HeldoutAnswer, compare, read_rows, summarise
+from spintune.evaluation.heldout import HeldoutAnswer, compare, summarise
 from spintune.pipeline import run_recipe
 from spintune.progress_display import open_progress
 from spintune.recipe import parse_recipe
+from spintune.records import read_records
 
 MEASURES = {"nll_per_token": "loss, nats/token", "rouge_l": "ROUGE-L", "exact_match": "exact match"}
 
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def answers(run: Path, name: str) -> list[HeldoutAnswer]:
-    return read_rows(run / "eval" / "heldout" / name / "answers.jsonl", HeldoutAnswer)
+    return read_records(run / "eval" / "heldout" / name / "answers.jsonl", HeldoutAnswer)
 
 
 def report(judged: dict[str, list[HeldoutAnswer]], results: dict[str, Any]) -> None:

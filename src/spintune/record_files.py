@@ -25,14 +25,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar, overload
 
-import orjson
-
 from spintune.errors import StorageError
-from spintune.records import Storable, parse_record
-from spintune.storage import atomic_file
+from spintune.records import parse_record
+from spintune.storage import atomic_file, json_line
 
 R = TypeVar("R")
-S = TypeVar("S", bound=Storable)
+S = TypeVar("S")
 
 _READ = 1 << 20  # bytes
 
@@ -132,7 +130,7 @@ class Spool(Generic[S]):
 
     def add(self, record: S) -> None:
         with _temporary_room():
-            self._file.write(orjson.dumps(record.to_json()) + b"\n")
+            self._file.write(json_line(record))
 
     def records(self) -> RecordFile[S]:
         """What was added, in that order. Nothing can be added any more."""

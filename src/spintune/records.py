@@ -16,17 +16,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Literal, TypeVar
 
 import orjson
+from pydantic import ConfigDict, ValidationError
 
 from spintune.errors import RunError
-from spintune.storage import atomic_file
+from spintune.storage import write_json_lines
+from spintune.typed_json import adapter, first_problem
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 FinishReason = Literal["stop", "length"]
+
+_CLOSED = ConfigDict(extra="forbid")  # a row with an unknown field is of another version, and is refused
 
 
 @dataclass(frozen=True)
@@ -45,9 +49,13 @@ class Example:
     messages: tuple[Message, ...]
     source: str = ""
 
-    @cached_property
+    @property
     def id(self) -> str:
         """Content address: equal conversations have equal ids, wherever they were read."""
+        return self._id
+
+    @cached_property
+    def _id(self) -> str:  # the underscore keeps it out of the JSON
         text = orjson.dumps([[m.role, m.content] for m in self.messages])
         return hashlib.sha256(text).hexdigest()[:16]
 
@@ -60,16 +68,6 @@ class Example:
     def answer(self) -> str:
         """The reference answer: the content of the last assistant turn."""
         return self.messages[-1].content
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
-            "source": self.source,
-        }
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Example:
-        return cls(tuple(Message(m["role"], m["content"]) for m in row["messages"]), row.get("source", ""))
 
 
 @dataclass(frozen=True)
@@ -86,13 +84,6 @@ class Completion:
     finish_reason: FinishReason
     logprob: float
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Completion:
-        return cls(tuple(row["ids"]), row["text"], row["finish_reason"], row["logprob"])
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -108,19 +99,14 @@ class Answer:
             it was cut afterwards.
     """
 
+    __pydantic_config__ = _CLOSED
+
     ids: tuple[int, ...]
     text: str
     complete: bool
     opponent: float | None = None
     base: float | None = None
     sampled: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Answer:
-        return cls(**{**row, "ids": tuple(row["ids"])})
 
 
 @dataclass(frozen=True)
@@ -136,6 +122,8 @@ class Pair:
         weight: share in the step's mean loss, relative to other pairs.
     """
 
+    __pydantic_config__ = _CLOSED
+
     example_id: str
     prompt_ids: tuple[int, ...]
     real: Answer
@@ -149,56 +137,31 @@ class Pair:
         """Everything that is scored for it: the real answer, the generated ones, iterate 0's."""
         return (self.real, *self.generated) if self.first is None else (self.real, *self.generated, self.first)
 
-    def to_json(self) -> dict[str, Any]:
-        answers = {"real": self.real.to_json(), "generated": [answer.to_json() for answer in self.generated]}
-        return {**vars(self), **answers, "first": self.first and self.first.to_json()}
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Pair:
-        return cls(
-            example_id=row["example_id"],
-            prompt_ids=tuple(row["prompt_ids"]),
-            real=Answer.from_json(row["real"]),
-            generated=tuple(map(Answer.from_json, row["generated"])),
-            first=row["first"] and Answer.from_json(row["first"]),
-            writer=row["writer"],
-            weight=row["weight"],
-        )
+Record = TypeVar("Record")
 
 
-class Storable(Protocol):
-    """What is stored as a line of JSON."""
-
-    def to_json(self) -> dict[str, Any]: ...
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Self: ...
-
-
-Record = TypeVar("Record", bound=Storable)
-
-
-def write_records(path: Path, records: Iterable[Storable]) -> None:
-    """Writes all records to ``path`` as JSON lines; the file is complete or absent."""
-    with atomic_file(path) as file:
-        for record in records:
-            file.write(orjson.dumps(record.to_json()) + b"\n")
+def write_records(path: Path, records: Iterable[object]) -> None:
+    """Writes dataclasses as JSON lines. The file is complete or absent."""
+    write_json_lines(path, records)
 
 
 def read_records(path: Path, kind: type[Record]) -> list[Record]:
     """Reads a file of :func:`write_records` into memory. ``RecordFile`` leaves it on disk.
 
-    Raises RunError with ``path:line`` for a row that is not such a record.
+    Raises RunError, which names ``path:line``, for a row that is not such a record.
     """
     with path.open("rb") as file:
         return [parse_record(line, kind, path, number) for number, line in enumerate(file, 1)]
 
 
 def parse_record(line: bytes, kind: type[Record], path: Path, number: int) -> Record:
-    """The record that line ``number`` of a file holds. Raises RunError when it holds none."""
+    """The record of type ``kind`` on line ``number`` of a file. Raises RunError when it is not one."""
     try:
-        return kind.from_json(orjson.loads(line))
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        record: Record = adapter(kind).validate_json(line)  # type: ignore[arg-type]
+    except ValidationError as error:
+        problem = first_problem(error, "the line")
         raise RunError(
-            f"{path}:{number}: not a {kind.__name__} record ({error}); delete the file and run again"
+            f"{path}:{number}: not a {kind.__name__} record ({problem}); delete the file and run again"
         ) from error
+    return record

@@ -147,15 +147,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_json_lines(path: Path, rows: Iterable[object]) -> None:
-    """Writes one JSON document per line, dataclasses as objects; the file is complete or absent."""
+    """Writes one line of JSON for each row, atomically. A row is a plain value or a dataclass."""
     with atomic_file(path) as file:
-        file.writelines(orjson.dumps(row) + b"\n" for row in rows)
+        for row in rows:
+            file.write(json_line(row))
+
+
+def json_line(row: object) -> bytes:
+    """A plain value or a dataclass as one line of JSON. Of a dataclass every attribute is written that begins with no "_";
+    for aliases and omitted fields pass ``typed_json.to_json(record)``.
+    """
+    return orjson.dumps(row) + b"\n"
 
 
 def read_json_lines(path: Path) -> list[JsonObject]:
-    """Reads a file of JSON objects, one per line. A last line without a line end is still being written; it is skipped.
+    """Reads the rows of a file that a run may still be writing: a last line without its newline is left out.
 
-    Raises RunError with ``path:line`` for a damaged line.
+    Raises RunError, which names ``path:line``, for a damaged line.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):

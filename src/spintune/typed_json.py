@@ -29,7 +29,7 @@ class OmitNone:
 
 def to_json(record: object) -> Any:
     """A dataclass, with all it holds, as plain values: dicts, lists, texts and numbers."""
-    return _adapter(type(record)).dump_python(record, mode="json", by_alias=True)  # type: ignore[arg-type]
+    return adapter(type(record)).dump_python(record, mode="json", by_alias=True)  # type: ignore[arg-type]
 
 
 def from_json(kind: type[T], value: object, where: object) -> T:
@@ -38,14 +38,19 @@ def from_json(kind: type[T], value: object, where: object) -> T:
     Raises RunError, which names ``where`` and the field, when they hold none.
     """
     try:
-        found: T = _adapter(kind).validate_python(value)  # type: ignore[arg-type]
+        found: T = adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(map(str, problem["loc"])) or kind.__name__
-        raise RunError(f"{where}: {field}: {problem['msg'].lower()}; delete it and run again") from error
+        raise RunError(f"{where}: {first_problem(error, kind.__name__)}; delete it and run again") from error
     return found
 
 
+def first_problem(error: ValidationError, whole: str) -> str:
+    """The first thing that is wrong, after the field where it is; ``whole`` stands for the record itself."""
+    problem = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, problem['loc'])) or whole}: {problem['msg'].lower()}"
+
+
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """Pydantic's reader and writer of a type; building one takes milliseconds."""
     return TypeAdapter(kind)

@@ -13,12 +13,11 @@ from spintune.evaluation.heldout import (
     HeldoutAnswer,
     answer_heldout,
     compare,
-    read_rows,
     score_heldout,
     summarise,
-    write_rows,
 )
 from spintune.evaluation.measures import bootstrap
+from spintune.records import read_records, write_records
 
 ITEM = HeldoutAnswer("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, 0.5, False)
 
@@ -69,8 +68,8 @@ def test_other_items_or_another_order_cannot_be_compared() -> None:
 
 def test_judged_items_come_back(tmp_path: Path) -> None:
     rows = [*items(3, 1), replace(ITEM, answer="a\u2028b\u0085\n")]
-    write_rows(tmp_path / "answers.jsonl", rows)
-    assert read_rows(tmp_path / "answers.jsonl", HeldoutAnswer) == rows
+    write_records(tmp_path / "answers.jsonl", rows)
+    assert read_records(tmp_path / "answers.jsonl", HeldoutAnswer) == rows
 
 
 def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -> None:

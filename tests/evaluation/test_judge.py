@@ -34,6 +34,7 @@ from spintune.teachers.endpoint import Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
+from spintune.typed_json import from_json
 
 CODE = "4f9c21ab"
 
@@ -335,7 +336,7 @@ def test_judgements_come_back_from_json() -> None:
         record("tie", "second"),
         Judgement("y", ("tie", "tie"), (None, None), (0, 0), ()),
     ):
-        assert Judgement.from_json(json.loads(json.dumps(one.to_json()))) == one
+        assert from_json(Judgement, json.loads(json.dumps(one.to_json())), "here") == one
 
 
 def test_contests_have_the_reference_that_is_there_and_no_white_space_around_answers() -> None:

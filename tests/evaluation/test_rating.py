@@ -13,10 +13,12 @@ from spintune.errors import DataError, TeacherError
 from spintune.evaluation.judge import CANARIES
 from spintune.evaluation.rating import Dialogue, Question, Rating, rate, rating_canary, read_questions, summary
 from spintune.progress import Silent
+from spintune.storage import json_line
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Failure, Reply
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
+from spintune.typed_json import from_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mt_bench_questions.jsonl"
 
@@ -180,7 +182,7 @@ def test_means_by_turn_and_category_leave_out_what_was_not_rated() -> None:
     assert facts["categories"]["coding"]["mean"] == 3
     assert facts["categories"]["stem"] is None
     assert json.loads(json.dumps(facts)) == facts
-    assert [Rating.from_json(json.loads(json.dumps(one.to_json()))) for one in ratings] == ratings
+    assert [from_json(Rating, json.loads(json_line(one)), "here") for one in ratings] == ratings
 
 
 def test_two_turns_of_a_question_are_not_two_questions() -> None:

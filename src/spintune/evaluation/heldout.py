@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TypeVar
-
-import orjson
+from dataclasses import dataclass
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.generate_answers import write_answers
@@ -16,11 +12,8 @@ from spintune.evaluation.measures import Interval, bootstrap, exact_match, rouge
 from spintune.generation.protocol import Generator
 from spintune.progress import Progress
 from spintune.records import Example
-from spintune.storage import atomic_file
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
-
-Measured = TypeVar("Measured", "HeldoutLikelihood", "HeldoutAnswer")
 
 
 @dataclass(frozen=True)
@@ -134,14 +127,3 @@ def _values(judged: Sequence[HeldoutAnswer], name: str) -> list[float]:
     if name == "finished":
         return [float(j.finish_reason == "stop") for j in judged]
     return [float(getattr(j, name)) for j in judged]
-
-
-def write_rows(path: Path, rows: Sequence[HeldoutLikelihood] | Sequence[HeldoutAnswer]) -> None:
-    """One JSON line for each item; the file is complete or absent."""
-    with atomic_file(path) as file:
-        file.writelines(orjson.dumps(asdict(row)) + b"\n" for row in rows)
-
-
-def read_rows(path: Path, kind: type[Measured]) -> list[Measured]:
-    """Reads a file of :func:`write_rows`."""
-    return [kind(**orjson.loads(line)) for line in path.read_bytes().splitlines()]

@@ -112,11 +112,6 @@ class Judgement:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "winner": self.winner}
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Judgement:
-        lists = {key: tuple(row[key]) for key in ("verdicts", "problems", "lengths", "requests")}
-        return cls(id=row["id"], **lists)
-
 
 def judge_pairs(
     asker: CachedTeacher, items: Sequence[AnswerPair], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS

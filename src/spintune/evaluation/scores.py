@@ -8,17 +8,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.measures import Interval, bootstrap
+from spintune.records import read_records
 from spintune.run import MANIFEST
-from spintune.storage import atomic_file, read_json
+from spintune.storage import read_json
 
 SCORES = "scores.jsonl"
 
@@ -83,16 +82,10 @@ class ScoreTable:
         return {name: asdict(scale) for name, scale in self.scales.items()}
 
 
-def write_scores(path: Path, items: Iterable[ItemScore]) -> None:
-    """One JSON line an item; the file is complete or absent."""
-    with atomic_file(path) as file:
-        file.writelines(orjson.dumps(asdict(item)) + b"\n" for item in items)
-
-
 def read_scores(folder: Path) -> ScoreTable:
     """What a finished evaluation of a model left in its folder."""
     scales: Mapping[str, Any] = read_json(folder / MANIFEST)["facts"]["measures"]
-    items = tuple(ItemScore(**orjson.loads(line)) for line in (folder / SCORES).read_bytes().splitlines())
+    items = tuple(read_records(folder / SCORES, ItemScore))
     return ScoreTable({name: ScoreScale(**scale) for name, scale in scales.items()}, items)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from spintune.data.preferences import turns_of_example
 from spintune.errors import DataError
 from spintune.records import Example, Pair, read_records
 from spintune.run import MANIFEST, outputs_digest
-from spintune.storage import atomic_file, read_json
+from spintune.storage import atomic_file, json_line, read_json
 
 
 def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[int, int]:
@@ -34,7 +32,7 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
         for pair in (pair for path in files for pair in read_records(path, Pair)):
             for answer in pair.generated:
                 if answer.complete:
-                    file.write(orjson.dumps(_row(examples[pair.example_id], answer.text)) + b"\n")
+                    file.write(json_line(_row(examples[pair.example_id], answer.text)))
                     count += 1
                 else:
                     cut += 1

@@ -22,7 +22,7 @@ from spintune.evaluation.judge import Canary, in_words
 from spintune.evaluation.measures import Interval
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, read_yaml
-from spintune.report.text import read_lines
+from spintune.storage import read_json_lines
 
 Facts = Mapping[str, Any]
 Known = Mapping[tuple[str, str], Interval]
@@ -215,11 +215,11 @@ def _replies(
     rated: dict[str, list[int | None]] = {}
     ratings = folder / "eval" / MT_BENCH / model / "ratings.jsonl"
     if place == _ANSWERS_OF[MT_BENCH] and ratings.is_file():
-        for row in read_lines(ratings):
+        for row in read_json_lines(ratings):
             rated.setdefault(row["id"], []).append(row["score"])
     return {
         row["id"]: _reply(row, measured.get(row["id"], {}), rated.get(row["id"], []))
-        for row in read_lines(folder / stage / "answers.jsonl")
+        for row in read_json_lines(folder / stage / "answers.jsonl")
     }
 
 

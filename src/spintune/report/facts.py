@@ -28,9 +28,8 @@ from spintune.report.evaluated import (
     read_overlaps,
     rivals_of,
 )
-from spintune.report.text import read_lines
 from spintune.run import BASE, BASELINE, MANIFEST, SFT
-from spintune.storage import read_json
+from spintune.storage import read_json, read_json_lines
 
 Facts = Mapping[str, Any]
 
@@ -364,7 +363,7 @@ def _missing(
 
 def _metrics(path: Path) -> dict[str, list[Facts]]:
     by_stage: dict[str, list[Facts]] = {}
-    for number, row in enumerate(read_lines(path) if path.is_file() else [], 1):
+    for number, row in enumerate(read_json_lines(path) if path.is_file() else [], 1):
         stage = row["stage"]
         trained = stage in (SFT, "spin/baseline-sft") or (_iteration_of(stage) or ("", "-"))[1] == ""
         for key in ("step", "tokens", "seconds") if trained else ("step",):
@@ -385,11 +384,11 @@ def _model(
     """``examples`` are the held-out ones by id; what was judged on others is of earlier data, and left out."""
 
     def of(stage: str, file: str) -> list[Facts]:
-        rows = read_lines(folder / stage / file) if stage in stages else []
+        rows = read_json_lines(folder / stage / file) if stage in stages else []
         return rows if all(row["id"] in examples for row in rows) else []
 
     sampled = f"spin/heldout/{name}"
-    answers = read_lines(folder / sampled / "answers.jsonl") if sampled in stages else []
+    answers = read_json_lines(folder / sampled / "answers.jsonl") if sampled in stages else []
     return ModelFacts(
         name=name,
         place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
@@ -415,7 +414,7 @@ def _model(
 
 def _during(path: Path, name: str, examples: Mapping[str, Example]) -> dict[str, AnswerFacts]:
     """Answers in SFT's samples: those of step 0 are the recipe's model's, those of the last step SFT's."""
-    rows = read_lines(path) if name in (BASE, SFT) and path.is_file() else []
+    rows = read_json_lines(path) if name in (BASE, SFT) and path.is_file() else []
     if not rows:
         return {}
     step = rows[-1]["step"] if name == SFT else 0

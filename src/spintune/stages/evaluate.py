@@ -12,20 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
 from spintune.data.contamination import text_of
 from spintune.errors import DataError
 from spintune.evaluation.comparison import compare
 from spintune.evaluation.model_pairs import compared_pairs, start_of
-from spintune.evaluation.scores import SCORES, ScoreTable, read_scores, write_scores
+from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
+from spintune.records import write_records
 from spintune.stages.contamination import contamination_stage
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.heldout import heldout_results, judge_stage
 from spintune.stages.judge import judging_stage
 from spintune.stages.registry import Evaluation, EvaluationOutcome
-from spintune.storage import atomic_file
+from spintune.storage import write_json_lines
 
 
 def evaluate(
@@ -108,12 +107,11 @@ def _keep(
     files = []
     for file, rows in outcome.files.items():
         files.append(folder / file)
-        with atomic_file(folder / file) as out:
-            out.writelines(orjson.dumps(row) + b"\n" for row in rows)
+        write_json_lines(folder / file, rows)
     facts = dict(outcome.facts)
     if outcome.scores:
         files.append(folder / SCORES)
-        write_scores(folder / SCORES, outcome.scores.items)
+        write_records(folder / SCORES, outcome.scores.items)
         facts |= {"items": len(outcome.scores.items), "measures": outcome.scores.to_facts()}
     context.run.finish(stage, inputs, files, facts)
 

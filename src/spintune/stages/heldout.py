@@ -11,13 +11,11 @@ from spintune.evaluation.heldout import (
     HeldoutLikelihood,
     answer_heldout,
     compare,
-    read_rows,
     score_heldout,
     summarise,
-    write_rows,
 )
 from spintune.evaluation.measures import Interval, bootstrap
-from spintune.records import Example
+from spintune.records import Example, read_records, write_records
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.task_accuracy import judge_tasks
 from spintune.tokens.rows import RowRenderer, TokenRow, fit
@@ -35,10 +33,10 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
         player = context.load(iterate)
         _, rows = _whole_rows(context, player.renderer("last"))
         likelihoods = score_heldout(player.engine, rows, context.progress, iterate.name)
-        write_rows(path, likelihoods)
+        write_records(path, likelihoods)
         facts = {"items": len(rows), "left_out": len(context.heldout) - len(rows)}
         context.run.finish(stage, inputs, [path], facts)
-    return read_rows(path, HeldoutLikelihood)
+    return read_records(path, HeldoutLikelihood)
 
 
 def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
@@ -52,9 +50,9 @@ def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
         player = context.load(iterate)
         examples, rows = _whole_rows(context, player.renderer("last"))
         judged = answer_heldout(player.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
-        write_rows(path, judged)
+        write_records(path, judged)
         context.run.finish(stage, inputs, [path], {"items": len(judged)})
-    return read_rows(path, HeldoutAnswer)
+    return read_records(path, HeldoutAnswer)
 
 
 def heldout_results(

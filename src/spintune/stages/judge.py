@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from spintune.errors import TeacherError
 from spintune.evaluation.answers import pair_answers, read_answers
 from spintune.evaluation.judge import (
@@ -33,11 +31,12 @@ from spintune.evaluation.judge import (
 )
 from spintune.evaluation.rating import Dialogue, Question, Rating, rate, rating_canary, read_questions
 from spintune.evaluation.rating import summary as rating_summary
-from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable, write_scores
+from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
 from spintune.recipe import MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
+from spintune.records import read_records, write_records
 from spintune.stages.context import RunContext
 from spintune.stages.endpoints import budget_of, endpoint_teacher, local_teacher
-from spintune.storage import atomic_file, digest_json, write_json
+from spintune.storage import digest_json, read_json_lines, write_json, write_json_lines
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.replies import Replies
 
@@ -134,11 +133,11 @@ def _judgements(
         judgements = judge_pairs(
             judging.asker, items, judging.seed, judging.context.progress, judging.section.max_tokens
         )
-        _write(path, [judgement.to_json() for judgement in judgements])
+        write_json_lines(path, [judgement.to_json() for judgement in judgements])
         if judging.asker.exhausted is not None:  # not done: a larger budget goes on from here
             return judgements
         run.finish(stage, inputs, [path], {"items": len(items)})
-    return [Judgement.from_json(orjson.loads(line)) for line in path.read_bytes().splitlines()]
+    return read_records(path, Judgement)
 
 
 # Ratings ------------------------------------------------------------------------------------------------------------
@@ -164,8 +163,7 @@ def _rate(judging: JudgeStage, names: Sequence[str], found: dict[str, Any]) -> N
 
 def _dialogues(judging: JudgeStage, name: str, questions: Mapping[str, Question]) -> list[Dialogue]:
     path = answers_file(judging.context.run.folder, MT_BENCH_ANSWERS, name)
-    rows = [orjson.loads(line) for line in path.read_bytes().splitlines()]
-    return [Dialogue(questions[row["id"]], tuple(row["answers"])) for row in rows]
+    return [Dialogue(questions[row["id"]], tuple(row["answers"])) for row in read_json_lines(path)]
 
 
 def _ratings(judging: JudgeStage, name: str, dialogues: Sequence[Dialogue]) -> list[Rating]:
@@ -178,12 +176,12 @@ def _ratings(judging: JudgeStage, name: str, dialogues: Sequence[Dialogue]) -> l
         ratings = rate(judging.asker, dialogues, judging.seed, judging.context.progress, judging.section.max_tokens)
         if judging.asker.exhausted is not None:
             return ratings
-        _write(folder / "ratings.jsonl", [rating.to_json() for rating in ratings])
+        write_records(folder / "ratings.jsonl", ratings)
         scores = _scores(dialogues, ratings)
-        write_scores(folder / SCORES, scores.items)
+        write_records(folder / SCORES, scores.items)
         facts = {"items": len(scores.items), "measures": scores.to_facts()}
         run.finish(stage, inputs, [folder / "ratings.jsonl", folder / SCORES], facts)
-    return [Rating.from_json(orjson.loads(line)) for line in (folder / "ratings.jsonl").read_bytes().splitlines()]
+    return read_records(folder / "ratings.jsonl", Rating)
 
 
 def _scores(dialogues: Sequence[Dialogue], ratings: Sequence[Rating]) -> ScoreTable:
@@ -216,8 +214,3 @@ def _inputs(judging: JudgeStage, items: Any) -> dict[str, Any]:
         "max_tokens": judging.section.max_tokens,
         "seed": judging.seed,
     }
-
-
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with atomic_file(path) as file:
-        file.writelines(orjson.dumps(row) + b"\n" for row in rows)

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from spintune.engine.query import Query
 from spintune.evaluation.measures import bootstrap
 from spintune.progress import Progress, Silent
@@ -45,7 +43,7 @@ from spintune.stages.heldout import likelihood_stage, metric_difference
 from spintune.stages.metering import Meter
 from spintune.stages.pairs import NothingToLearnError, PairStage, training_settings
 from spintune.stages.sft import baseline_stage
-from spintune.storage import atomic_file, digest_json, write_json_if_changed
+from spintune.storage import digest_json, write_json_if_changed, write_json_lines
 from spintune.tracking import Stopwatch, flat
 from spintune.training.loop import Steps, TrainingHooks
 
@@ -183,8 +181,7 @@ class _SelfPlay:
                 context.metrics.begin(f"{stage}/heldout", 0)
                 context.metrics.add(f"{stage}/heldout", 1, **flat(after.to_json()))
             write_records(folder / "later.jsonl", itertools.chain(*(later[n].kept for n in sorted(later))))
-            with atomic_file(folder / "standing.jsonl") as file:
-                file.writelines(orjson.dumps(pair) + b"\n" for pair in (after.each if after else ()))
+            write_json_lines(folder / "standing.jsonl", after.each if after else ())
             written = (folder / "later.jsonl", folder / "standing.jsonl")
             iterate = context.publish(player, name, stage, inputs, facts, *written)
         else:

@@ -15,8 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from spintune.data.contamination import decontaminate, text_of
 from spintune.data.novelty import NoveltyIndex
 from spintune.data.sources import Source, read_sources, source_digest
@@ -24,7 +22,7 @@ from spintune.errors import BudgetError, DataError
 from spintune.recipe import SynthSection
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.endpoints import budget_of, endpoint_teacher, local_teacher
-from spintune.storage import atomic_file, write_json
+from spintune.storage import atomic_file, write_json, write_json_lines
 from spintune.synthesis.alpaca import ALPACA_DECODING, alpaca_method
 from spintune.synthesis.bootstrap import BootstrapMethod, bootstrap
 from spintune.synthesis.card import as_markdown, describe
@@ -204,15 +202,15 @@ def _publish(
 ) -> list[Path]:
     rows = [one.to_json() for one in written]
     examples = folder / "examples.jsonl"
-    _write_lines(examples, rows)
+    write_json_lines(examples, rows)
     match section.format:
         case "alpaca":
             shared = folder / "alpaca.json"
             write_json(shared, rows)
         case "chat":
             shared = folder / "chat.jsonl"
-            conversations = [one.example.to_json()["messages"] for one in written]
-            _write_lines(
+            conversations = [[asdict(message) for message in one.example.messages] for one in written]
+            write_json_lines(
                 shared,
                 [{"messages": m, "provenance": r["provenance"]} for m, r in zip(conversations, rows, strict=True)],
             )
@@ -224,12 +222,6 @@ def _publish(
         with atomic_file(folder / name) as file:
             file.write(text.encode())
     return [examples, shared, *(folder / name for name in ("card.json", "card.md", "openings.svg"))]
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_file(path) as file:
-        for row in rows:
-            file.write(orjson.dumps(row) + b"\n")
 
 
 def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

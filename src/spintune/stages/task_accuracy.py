@@ -10,12 +10,13 @@ from typing import Any
 
 from spintune.evaluation.heldout import HeldoutAnswer
 from spintune.evaluation.measures import bootstrap
-from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, write_scores
+from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale
 from spintune.mixtures.answers import correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
 from spintune.mixtures.shares import select
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
 from spintune.recipe import MixtureSection
+from spintune.records import write_records
 from spintune.stages.context import RunContext
 
 Right = dict[str, bool]
@@ -70,7 +71,7 @@ def _keep(
     inputs = {"answers": context.run.digest(f"eval/heldout/{name}"), "quadrants": quadrants}
     if context.run.finished(stage, inputs) is None:
         path = context.run.folder / stage / SCORES
-        write_scores(path, (ItemScore(id, texts[id], {quadrants[id]: float(right)}) for id, right in answers.items()))
+        write_records(path, (ItemScore(id, texts[id], {quadrants[id]: float(right)}) for id, right in answers.items()))
         measures = {quadrant: asdict(ScoreScale(right_or_wrong=True)) for quadrant in sorted(set(quadrants.values()))}
         context.run.finish(stage, inputs, [path], {"items": len(answers), "measures": measures})
 

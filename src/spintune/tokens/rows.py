@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from spintune.errors import DataError
 from spintune.progress import Progress, Silent
@@ -37,25 +37,24 @@ class TokenRow:
         example_id: the example's content id.
         prompt_ids: everything up to the first trained token.
         response_ids: from the first trained token to the last.
-        trained: for each response token, whether it is in the loss; all True for a single trained turn.
+        mask: for each response token, whether it is in the loss; None where all are, as for a single trained turn.
         complete: False when the response was cut: it then misses its last end-of-turn.
     """
 
     example_id: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
+    mask: tuple[bool, ...] | None
     complete: bool
 
-    def to_json(self) -> dict[str, Any]:
-        # nearly always all of them are
-        return {**vars(self), "trained": None if all(self.trained) else self.trained}
+    def __post_init__(self) -> None:
+        if self.mask is not None and all(self.mask):  # nearly always: smaller in memory and on disk
+            object.__setattr__(self, "mask", None)
 
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> TokenRow:
-        response = tuple(row["response_ids"])
-        trained = (True,) * len(response) if row["trained"] is None else tuple(row["trained"])
-        return cls(row["example_id"], tuple(row["prompt_ids"]), response, trained, row["complete"])
+    @property
+    def trained(self) -> tuple[bool, ...]:
+        """For each response token, whether it is in the loss."""
+        return (True,) * len(self.response_ids) if self.mask is None else self.mask
 
 
 class RowRenderer(Protocol):
@@ -118,7 +117,7 @@ def fit(
     kept = max((place + 1 for place, in_loss in enumerate(trained) if in_loss), default=0)
     if kept == 0:
         return NOTHING_TO_TRAIN
-    return replace(row, response_ids=row.response_ids[:kept], trained=trained[:kept], complete=False)
+    return replace(row, response_ids=row.response_ids[:kept], mask=trained[:kept], complete=False)
 
 
 def render(
