@@ -154,8 +154,10 @@ def write_json_lines(path: Path, rows: Iterable[object]) -> None:
 
 
 def json_line(row: object) -> bytes:
-    """A plain value or a dataclass as one line of JSON. Of a dataclass every attribute is written that begins with no "_";
-    for aliases and omitted fields pass ``typed_json.to_json(record)``.
+    """A plain value or a dataclass as one line of JSON.
+
+    Of a dataclass it writes every attribute whose name does not begin with "_". Where a class omits or renames fields,
+    pass ``typed_json.to_json(record)``.
     """
     return orjson.dumps(row) + b"\n"
 
