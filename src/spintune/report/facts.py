@@ -383,7 +383,7 @@ def _model(
 ) -> ModelFacts:
     """``examples`` are the held-out ones by id; what was judged on others is of earlier data, and left out."""
 
-    def of(stage: str, file: str) -> list[Facts]:
+    def of(stage: str, file: str) -> Sequence[Facts]:
         rows = read_json_lines(folder / stage / file) if stage in stages else []
         return rows if all(row["id"] in examples for row in rows) else []
 
