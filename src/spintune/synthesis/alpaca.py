@@ -1,12 +1,13 @@
-"""Stanford Alpaca's way (2023): whole examples, many a request, from seeds alone."""
+"""Stanford Alpaca (2023): each request asks for many whole examples and shows seeds only."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar
 
 from spintune.synthesis import parsers, prompts
-from spintune.synthesis.bootstrap import BootstrapMethod
 from spintune.synthesis.decoding import DecodingSettings
 from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.parsers import ParsedReply
@@ -14,22 +15,28 @@ from spintune.teachers.protocol import Outcome, Request
 
 SHOWN = 3
 
-
 ALPACA_DECODING = DecodingSettings(max_tokens=3072, temperature=1.0, top_p=1.0)
-"""Stanford's ``generate_instruction.py``."""
+"""The settings of Stanford's ``generate_instruction.py``."""
 
 
-def alpaca_method(decoding: DecodingSettings = ALPACA_DECODING) -> BootstrapMethod:
-    """Three seeds are shown, and the list of 20 is written to its end. No stop text: "20." may stand in an answer."""
+@dataclass(frozen=True)
+class Alpaca:
+    """Shows three seeds and asks for the rest of a list of 20 examples.
 
-    def show(random: random.Random, seeds: Sequence[SeedTask], _: Sequence[SeedTask]) -> list[SeedTask]:
-        return random.sample(list(seeds), min(SHOWN, len(seeds)))
+    The request has no stop text, because "20." may occur inside an answer.
+    """
 
-    def request(shown: Sequence[SeedTask], number: int) -> Request:
+    decoding: DecodingSettings = ALPACA_DECODING
+    name: ClassVar[str] = "alpaca"
+    prompt: ClassVar[str] = prompts.ALPACA
+    writes_outputs: ClassVar[bool] = True
+
+    def show(self, rng: Random, seeds: Sequence[SeedTask], accepted: Sequence[SeedTask]) -> list[SeedTask]:
+        return rng.sample(list(seeds), min(SHOWN, len(seeds)))
+
+    def request(self, shown: Sequence[SeedTask], number: int) -> Request:
         messages, begin = prompts.alpaca(shown)
-        return Request(messages, begin, **vars(decoding), draw=number)
+        return Request(messages, begin, **vars(self.decoding), draw=number)
 
-    def read(outcome: Outcome, request: Request) -> ParsedReply:
+    def read(self, outcome: Outcome, request: Request) -> ParsedReply:
         return parsers.triples(outcome, request.begin, prompts.ALPACA_TASKS - SHOWN)
-
-    return BootstrapMethod("alpaca", show, request, read, prompts.ALPACA, whole=True)

@@ -1,65 +1,86 @@
-"""New tasks from a few, round after round: what both Self-Instruct and Alpaca do first.
+"""Bootstrapping new tasks from a few seeds in rounds: the part that Self-Instruct and Alpaca share.
 
 ::
 
     tasks to show -> requests of a round -> replies -> candidates -> rules -> novelty -> pool
          ^                                                                                |
-         +------------------------- the next round shows some of them --------------------+
+         +----------------------- the next round may show some of them -------------------+
 
-A request depends on the seed, its number, and what the rounds before it left in the pool. So a run that is started
-again asks the same, finds the same replies on disk, and comes to where it was.
+A request depends only on the seed, on its number, and on the pool before its round. So a run that starts again asks the
+same requests, finds their replies on disk, and reaches the same state.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from random import Random
+from typing import ClassVar, Protocol
 
 from spintune.data.novelty import NoveltyIndex
 from spintune.errors import TeacherError
-from spintune.progress import Progress
+from spintune.progress import Progress, Silent
 from spintune.synthesis.decoding import stream
-from spintune.synthesis.examples import GeneratedExample, SeedTask, SynthesisProvenance
+from spintune.synthesis.examples import AnsweredPrompt, GeneratedExample, SeedTask, SynthesisProvenance
 from spintune.synthesis.filters import FilterCounts, FilterRules
 from spintune.synthesis.parsers import ParsedReply
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Outcome, Request
 
 
-@dataclass(frozen=True)
-class BootstrapMethod:
-    """How a method shows, asks and reads.
+class BootstrapMethod(Protocol):
+    """What a method shows the teacher, asks it, and reads from its reply.
 
     Attributes:
-        show: tasks for a request, drawn from the seeds and from what was accepted so far.
-        request: what is asked when these tasks are shown; the number tells requests apart.
-        read: the tasks of a reply to that request.
+        name: of the method, for the provenance of examples.
         prompt: name and version of its prompt.
-        whole: whether a candidate comes with its output, which is then judged as well.
+        writes_outputs: whether a new task comes with its output, which is then filtered as well.
     """
 
-    name: str
-    show: Callable[[random.Random, Sequence[SeedTask], Sequence[SeedTask]], list[SeedTask]]
-    request: Callable[[Sequence[SeedTask], int], Request]
-    read: Callable[[Outcome, Request], ParsedReply]
-    prompt: str
-    whole: bool
+    name: ClassVar[str]
+    prompt: ClassVar[str]
+    writes_outputs: ClassVar[bool]
+
+    def show(self, rng: Random, seeds: Sequence[SeedTask], accepted: Sequence[SeedTask]) -> list[SeedTask]:
+        """Draws the tasks that a request shows, from the seeds and from the tasks accepted so far."""
+
+    def request(self, shown: Sequence[SeedTask], number: int) -> Request:
+        """The request that shows these tasks; ``number`` counts the requests of the run."""
+
+    def read(self, outcome: Outcome, request: Request) -> ParsedReply:
+        """The new tasks in the reply to that request."""
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """When to ask, and when to stop.
+
+    Attributes:
+        target: tasks to accept.
+        requests_per_round: requests that see the same pool.
+        patience: rounds in a row without a new task after which the bootstrap stops.
+        seed: of the draws of shown tasks.
+    """
+
+    target: int
+    requests_per_round: int = 32
+    patience: int = 4
+    seed: int = 0
 
 
 @dataclass
 class BootstrapResult:
-    """What a bootstrap left behind.
+    """The outcome of a bootstrap.
 
     Attributes:
-        written: accepted tasks, in their order.
+        accepted: the new tasks in the order in which they were accepted.
         replies: how many replies could be read, and why others could not.
-        candidates: what became of the tasks in them.
-        rounds: how many rounds were asked.
-        stopped: why it ended before the wanted number, or None.
+        candidates: how many tasks of these replies were accepted, and why others were dropped.
+        rounds: rounds asked.
+        stopped: why it stopped before the target; None if it did not.
     """
 
-    written: list[GeneratedExample] = field(default_factory=list)
+    accepted: list[GeneratedExample] = field(default_factory=list)
     replies: FilterCounts = field(default_factory=lambda: FilterCounts("replies", "requests"))
     candidates: FilterCounts = field(default_factory=lambda: FilterCounts("candidates", "tasks"))
     rounds: int = 0
@@ -67,111 +88,113 @@ class BootstrapResult:
 
 
 def bootstrap(
-    asker: CachedTeacher,
+    teacher: CachedTeacher,
     method: BootstrapMethod,
     seeds: Sequence[SeedTask],
     rules: FilterRules,
-    index: NoveltyIndex,
-    wanted: int,
-    requests_per_round: int,
-    patience: int,
-    seed: int,
-    on_accepted: Callable[[Sequence[GeneratedExample]], None],
-    progress: Progress,
+    settings: BootstrapSettings,
+    on_accepted: Callable[[Sequence[GeneratedExample]], None] = lambda tasks: None,
+    progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
 ) -> BootstrapResult:
-    """Asks until ``wanted`` tasks are accepted, nothing new came in ``patience`` rounds, or the budget is used up.
+    """Asks until ``target`` tasks are accepted, ``patience`` rounds brought nothing new, or the budget is used up.
 
-    A task is accepted when it breaks no rule and is new to the seeds and to all that was accepted. ``index`` is empty
-    at first and holds their instructions in the end. ``on_accepted`` hears of each round's tasks before the next one
-    begins, so that they can be completed while there is a budget.
+    A task is accepted if it breaks no rule and is new compared with the seeds and all accepted tasks.
 
-    Raises TeacherError when the teacher cannot be asked, or not one task came of it.
+    Args:
+        on_accepted: called with the new tasks of each round before the next round begins, so that they can be completed
+            while there is a budget.
+
+    Raises TeacherError when the teacher cannot be asked, or no task at all is accepted.
     """
+    pool, rounds_without_new = BootstrapResult(), 0
+    index = NoveltyIndex(rules.novelty, rules.tokenizer)
     index.extend([task.instruction for task in seeds])
-    pool, barren = BootstrapResult(), 0
-    with progress.task(f"{asker.teacher.name} writes tasks", wanted, "tasks") as bar:
-        while len(pool.written) < wanted:
-            accepted = [written.task for written in pool.written]
-            first = pool.rounds * requests_per_round
-            shown = [
-                method.show(stream(seed, "show", number), seeds, accepted)
-                for number in range(first, first + requests_per_round)
-            ]
-            requests = [method.request(tasks, number) for number, tasks in enumerate(shown, first)]
-            outcomes = asker.ask(requests)
-            pool.rounds += 1
-            before = len(pool.written)
-            candidates: list[GeneratedExample] = []
-            for tasks, request, outcome in zip(shown, requests, outcomes, strict=True):
-                provenance = SynthesisProvenance(
-                    asker.teacher.name,
-                    method.name,
-                    ((method.prompt, asker.key(request)),),
-                    tuple(task.id for task in tasks),
-                )
-                candidates += [
-                    GeneratedExample(task, provenance) for task in _read(method.read(outcome, request), pool)
-                ]
-            _accept(candidates, method, rules, index, wanted, pool)
-            found = len(pool.written) - before
-            on_accepted(pool.written[before:])
-            bar.advance(found, requests=pool.replies.read, dropped=pool.candidates.dropped.total())
-            barren = 0 if found else barren + 1
-            if asker.exhausted is not None:
-                pool.stopped = asker.exhausted
-                break
-            if barren == patience:
-                pool.stopped = f"{patience} rounds of {requests_per_round} requests brought nothing new"
-                break
-    if not pool.written:
+    with progress.task(f"{teacher.name} writes tasks", settings.target, "tasks") as bar:
+        while pool.stopped is None and len(pool.accepted) < settings.target:
+            candidates = _ask_round(teacher, method, seeds, settings, pool)
+            useful = _apply_rules(candidates, rules, method.writes_outputs, pool.candidates)
+            new = _take_new(useful, index, settings.target - len(pool.accepted), pool.candidates)
+            pool.accepted += new
+            on_accepted(new)
+            bar.advance(len(new), requests=pool.replies.read, dropped=pool.candidates.dropped.total())
+            rounds_without_new = 0 if new else rounds_without_new + 1
+            if teacher.exhausted is not None:
+                pool.stopped = teacher.exhausted
+            elif rounds_without_new == settings.patience:
+                asked = f"{settings.patience} rounds of {settings.requests_per_round} requests"
+                pool.stopped = f"{asked} brought nothing new"
+    if not pool.accepted:
         raise TeacherError(
-            f"{asker.teacher.name}: no task of use in {pool.replies.read} replies ({_reasons(pool)}); "
-            "look at its answers, or give another teacher or other seeds"
+            f"{teacher.name}: no usable task in {pool.replies.read} replies ({_main_reasons(pool)}); "
+            "look at its answers, or choose another teacher or other seeds"
         )
     if pool.stopped:
-        progress.note(f"stopped at {len(pool.written)} of {wanted} tasks: {pool.stopped}")
+        progress.note(f"stopped at {len(pool.accepted)} of {settings.target} tasks: {pool.stopped}")
     return pool
 
 
-def _read(parsed: ParsedReply, pool: BootstrapResult) -> list[SeedTask]:
-    if parsed.failure:
-        pool.replies.drop(parsed.failure)
-    else:
-        pool.replies.keep()
-    for reason, count in parsed.dropped.items():
-        pool.candidates.drop(reason, count)
-    return parsed.tasks
-
-
-def _accept(
-    candidates: Sequence[GeneratedExample],
+def _ask_round(
+    teacher: CachedTeacher,
     method: BootstrapMethod,
-    rules: FilterRules,
-    index: NoveltyIndex,
-    wanted: int,
+    seeds: Sequence[SeedTask],
+    settings: BootstrapSettings,
     pool: BootstrapResult,
-) -> None:
-    """Puts what is of use and new into the pool, in the order of the candidates."""
+) -> list[GeneratedExample]:
+    """The tasks in the replies to one round of requests."""
+    accepted = [one.task for one in pool.accepted]
+    first = pool.rounds * settings.requests_per_round
+    numbers = range(first, first + settings.requests_per_round)
+    shown = [method.show(stream(settings.seed, "show", number), seeds, accepted) for number in numbers]
+    requests = [method.request(tasks, number) for tasks, number in zip(shown, numbers, strict=True)]
+    outcomes = teacher.ask(requests)
+    pool.rounds += 1
+    candidates = []
+    for tasks, request, outcome in zip(shown, requests, outcomes, strict=True):
+        parsed = method.read(outcome, request)
+        pool.replies.count(parsed.failure)
+        pool.candidates.drop_all(parsed.dropped)
+        provenance = SynthesisProvenance(
+            teacher=teacher.name,
+            method=method.name,
+            requests=(AnsweredPrompt(method.prompt, teacher.key(request)),),
+            demonstrations=tuple(task.id for task in tasks),
+        )
+        candidates += [GeneratedExample(task, provenance) for task in parsed.tasks]
+    return candidates
+
+
+def _apply_rules(
+    candidates: Sequence[GeneratedExample], rules: FilterRules, with_outputs: bool, counts: FilterCounts
+) -> list[GeneratedExample]:
     useful = []
     for candidate in candidates:
-        reason = rules.flaw_of_instruction(candidate.task.instruction)
-        if reason is None and method.whole:
-            reason = rules.flaw_of_instance(candidate.task)
-        if reason:
-            pool.candidates.drop(reason)
-        else:
+        reason = rules.instruction_drop_reason(candidate.task.instruction)
+        if reason is None and with_outputs:
+            reason = rules.instance_drop_reason(candidate.task)
+        if reason is None:
             useful.append(candidate)
-    verdicts = index.extend([candidate.task.instruction for candidate in useful])
-    for candidate, verdict in zip(useful, verdicts, strict=True):
-        if not verdict.novel:
-            pool.candidates.drop("not_new")
-        elif len(pool.written) == wanted:
-            pool.candidates.drop("more_than_wanted")
         else:
-            pool.candidates.keep()
-            pool.written.append(candidate)
+            counts.drop(reason)
+    return useful
 
 
-def _reasons(pool: BootstrapResult) -> str:
+def _take_new(
+    candidates: Sequence[GeneratedExample], index: NoveltyIndex, room: int, counts: FilterCounts
+) -> list[GeneratedExample]:
+    """The candidates that are new, in order; ``room`` of them at most."""
+    new: list[GeneratedExample] = []
+    verdicts = index.extend([candidate.task.instruction for candidate in candidates])
+    for candidate, verdict in zip(candidates, verdicts, strict=True):
+        if not verdict.novel:
+            counts.drop("not_new")
+        elif len(new) == room:
+            counts.drop("more_than_wanted")
+        else:
+            counts.keep()
+            new.append(candidate)
+    return new
+
+
+def _main_reasons(pool: BootstrapResult) -> str:
     reasons = pool.replies.dropped + pool.candidates.dropped
     return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common(4)) or "all empty"

@@ -1,4 +1,4 @@
-"""What instruction data is made of on its way: seed tasks, candidates, and what a teacher wrote and was kept."""
+"""Seed tasks, and the examples that a teacher generates from them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from spintune.data.formats import NO_INPUT, FileRow
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError
 from spintune.records import Example, Message
+from spintune.typed_json import to_json
 
 
 @dataclass(frozen=True)
 class SeedTask:
-    """An instruction with one instance of it. A person's seed, or a teacher's work.
+    """An instruction with one instance of it, written by a person (a seed) or by a teacher.
 
     Attributes:
-        id: of a seed, the id in its file or the line; else a digest of the contents.
-        output: None while only the instruction is there.
-        classification: whether its answers are a few labels; None when nobody said.
+        id: of a seed, the id in its file or its row number; of a generated task, a digest of its contents.
+        output: None while the task has no instance yet.
+        classification: whether the answers are a few labels; None if unknown.
     """
 
     id: str
@@ -33,57 +34,60 @@ class SeedTask:
 
 
 @dataclass(frozen=True)
+class AnsweredPrompt:
+    """A prompt with its version, such as "alpaca/1", and the key under which the reply to it is stored."""
+
+    prompt: str
+    reply: str
+
+
+@dataclass(frozen=True)
 class SynthesisProvenance:
-    """Where a written example comes from.
+    """Where a generated example comes from.
 
     Attributes:
-        teacher: who wrote it.
+        teacher: the teacher's name.
         method: "self_instruct" or "alpaca".
-        requests: what was asked, the instruction's request first: name and version of the prompt, and the digest under
-            which the reply is kept.
-        demonstrations: ids of the tasks that the instruction's request showed.
+        requests: what the teacher was asked; the request for the instruction comes first.
+        demonstrations: ids of the tasks that the request for the instruction showed.
     """
 
     teacher: str
     method: str
-    requests: tuple[tuple[str, str], ...]
+    requests: tuple[AnsweredPrompt, ...]
     demonstrations: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        requests = [{"prompt": prompt, "reply": reply} for prompt, reply in self.requests]
-        return {**vars(self), "requests": requests, "demonstrations": list(self.demonstrations)}
 
 
 @dataclass(frozen=True)
 class GeneratedExample:
-    """An example that a teacher wrote."""
+    """A task that a teacher wrote, with its provenance."""
 
     task: SeedTask
     provenance: SynthesisProvenance
 
     @property
     def example(self) -> Example:
-        """As a conversation, laid out as rows of the Alpaca format are."""
+        """The task as a conversation, laid out like a row of the Alpaca format."""
         task = self.task
         prompt = f"{task.instruction}\n\n{task.input}" if task.input else task.instruction
         return Example((Message("user", prompt), Message("assistant", task.output or "")), f"synth:{task.id}")
 
     def to_json(self) -> dict[str, Any]:
-        task = self.task
-        row = {"id": task.id, "instruction": task.instruction, "input": task.input, "output": task.output}
-        return {**row, "classification": task.classification, "provenance": self.provenance.to_json()}
+        """A row of the Alpaca format, with the provenance beside it."""
+        return {**to_json(self.task), "provenance": to_json(self.provenance)}
 
 
 def task_id(instruction: str, input: str = "", output: str | None = None) -> str:
-    """Content address of a task."""
+    """A digest of the task's contents."""
     return hashlib.sha256(orjson.dumps([instruction, input, output])).hexdigest()[:16]
 
 
 def read_seeds(path: str) -> list[SeedTask]:
-    """The tasks of a seed file, in its order: rows as the paper has them (``instances``), or rows of Alpaca.
+    """Reads the tasks of a seed file in file order.
 
-    A seed is never filtered: three of the paper's own would not pass its filters. Of
-    several instances the first counts.
+    A row has ``instruction`` and either ``instances``, as in Self-Instruct, or ``output`` and perhaps ``input``, as in
+    Alpaca. Of several instances, the first is used. Seeds are never filtered: three of the paper's own would not pass
+    its filters.
 
     Raises DataError for a file without such rows, and for the first broken row.
     """
@@ -99,20 +103,26 @@ def _seed(row: FileRow, number: int) -> SeedTask:
     instruction = row.text("instruction", "an instruction")
     instance = next(row.objects("instances", "an answer")) if "instances" in row.values else row
     context = "" if instance.values.get("input") is None else instance.text("input", "an input")
-    flag = row.values.get("is_classification")
-    if flag is not None and not isinstance(flag, bool):
-        raise DataError(f"{row.where}: is_classification is {flag!r:.40}, neither true nor false; mend the row")
+    classification = row.values.get("is_classification")
+    if classification is not None and not isinstance(classification, bool):
+        raise DataError(
+            f"{row.where}: is_classification is {classification!r:.40}, neither true nor false; correct the row"
+        )
     output = instance.text("output", "an answer")
     for name, text in (("instruction", instruction), ("output", output)):
         if not text.strip():
             raise DataError(f"{row.where}: a seed task with an empty {name}; fill it in or delete the row")
     given = row.values.get("id")
-    bare = context.strip().lower() in ("", NO_INPUT)
+    no_input = context.strip().lower() in ("", NO_INPUT)
     return SeedTask(
-        given if isinstance(given, str) else f"seed-{number}", instruction, "" if bare else context, output, flag
+        id=given if isinstance(given, str) else f"seed-{number}",
+        instruction=instruction,
+        input="" if no_input else context,
+        output=output,
+        classification=classification,
     )
 
 
 def one_line(text: str) -> str:
-    """White space collapsed."""
+    """The text with each run of white space replaced by one space."""
     return re.sub(r"\s+", " ", text).strip()

@@ -1,7 +1,7 @@
-"""Why a candidate is dropped: each rule has a name, and the first that speaks is counted.
+"""The rules that drop a candidate. Each rule has a name; the first rule that a candidate breaks is counted.
 
-The lists are those of Self-Instruct (arXiv 2212.10560, ``bootstrap_instructions.py``) and Stanford Alpaca
-(``generate_instruction.py``); what they decide about instructions is decided here in their order.
+Rules, word lists and order are those of Self-Instruct (arXiv 2212.10560, ``bootstrap_instructions.py``) and Stanford
+Alpaca (``generate_instruction.py``).
 """
 
 from __future__ import annotations
@@ -9,32 +9,19 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from spintune.data.rouge import Tokeniser, tokenise
 from spintune.synthesis.examples import SeedTask
 
-_PICTURES = (
-    "image",
-    "images",
-    "graph",
-    "graphs",
-    "picture",
-    "pictures",
-    "file",
-    "files",
-    "map",
-    "maps",
-    "draw",
-    "plot",
-)
+_PICTURES = tuple("image images graph graphs picture pictures file files map maps draw plot".split())
 KEYWORDS: dict[str, tuple[str, ...]] = {
     "self_instruct": (*_PICTURES, "go to"),
     "alpaca": (*_PICTURES, "go to", "video", "audio", "music", "flowchart", "diagram"),
 }
-"""What a model that reads and writes text cannot do, by whole words."""
+"""Whole words that ask for what a text model cannot do, by method."""
 
 STARTS = ("Write a program",)
 
@@ -49,32 +36,35 @@ _REFUSAL = re.compile(
 
 @dataclass(frozen=True)
 class FilterRules:
-    """Which instructions and instances are of use.
+    """Which instructions and instances are kept.
 
     Attributes:
-        fewest, most: words of an instruction; more than 3 and at most 150 in the paper's code.
-        tokeniser: how words are counted: "reference" by white space as there, "unicode" for every script.
-        keywords: whole words, in any case, that an instruction must not have.
-        starts: beginnings that an instruction must not have.
-        ascii_start: an instruction must begin with a character of ASCII; for English data.
-        refusals: an answer must not be a refusal.
+        min_words, max_words: of an instruction; the paper's code drops those of 3 words or fewer and of more than 150.
+        tokenizer: how words are counted and compared: "reference" splits at white space to count, as the paper's code
+            does; "unicode" reads every script.
+        keywords: whole words that an instruction must not contain, in any case.
+        starts: texts that an instruction must not begin with.
+        ascii_start: whether an instruction must begin with an ASCII character; for English data.
+        refusals: whether to drop refusals.
+        novelty: the highest ROUGE-L that an instruction may have with a seed or an accepted instruction.
     """
 
-    fewest: int = 4
-    most: int = 150
-    tokeniser: Tokeniser = "reference"
+    min_words: int = 4
+    max_words: int = 150
+    tokenizer: Tokeniser = "reference"
     keywords: tuple[str, ...] = KEYWORDS["self_instruct"]
     starts: tuple[str, ...] = STARTS
     ascii_start: bool = True
     refusals: bool = True
+    novelty: float = 0.7
 
-    def flaw_of_instruction(self, text: str) -> str | None:
-        """The name of the first rule that an instruction breaks, or None."""
+    def instruction_drop_reason(self, text: str) -> str | None:
+        """The name of the first rule that an instruction breaks; None if it breaks none."""
         if not text:
             return "empty_instruction"
-        words = len(text.split() if self.tokeniser == "reference" else tokenise(text, self.tokeniser))
-        if not self.fewest <= words <= self.most:
-            return "too_short" if words < self.fewest else "too_long"
+        words = len(text.split() if self.tokenizer == "reference" else tokenise(text, self.tokenizer))
+        if not self.min_words <= words <= self.max_words:
+            return "too_short" if words < self.min_words else "too_long"
         if self._keyword and self._keyword.search(text):
             return "keyword"
         if text.startswith(self.starts):
@@ -85,8 +75,8 @@ class FilterRules:
             return "not_ascii_start"
         return "refusal" if self.refusals and _REFUSAL.search(text) else None
 
-    def flaw_of_instance(self, task: SeedTask) -> str | None:
-        """The name of the first rule that input and output break, or None."""
+    def instance_drop_reason(self, task: SeedTask) -> str | None:
+        """The name of the first rule that a task's input and output break; None if they break none."""
         output = task.output or ""
         if not output.strip():
             return "empty_output"
@@ -98,20 +88,20 @@ class FilterRules:
 
     @cached_property
     def _keyword(self) -> re.Pattern[str] | None:
-        # a word of a script without spaces has no boundary to look for
+        # scripts without spaces have no word boundaries to look for
         words = [rf"\b{re.escape(word)}\b" if word.isascii() else re.escape(word) for word in self.keywords]
         return re.compile("|".join(words), re.IGNORECASE) if words else None
 
 
 def conflicting(tasks: Sequence[SeedTask]) -> bool:
-    """Whether two instances of one instruction have the same input, not an empty one, and different outputs."""
+    """Whether two instances of one instruction have the same non-empty input but different outputs."""
     seen: dict[str, str | None] = {}
     return any(task.input and seen.setdefault(task.input, task.output) != task.output for task in tasks)
 
 
 @dataclass
 class FilterCounts:
-    """What came in at a step, what was dropped by reason, and what was kept: ``read = kept + dropped`` at all times."""
+    """How many ``unit``s a step read, kept, and dropped for each reason: ``read = kept + dropped`` at all times."""
 
     step: str
     unit: str
@@ -120,17 +110,32 @@ class FilterCounts:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def keep(self, count: int = 1) -> None:
+        """Counts units that were read and kept."""
         self.read += count
         self.kept += count
 
     def drop(self, reason: str, count: int = 1) -> None:
+        """Counts units that were read and dropped."""
         if count:
             self.read += count
             self.dropped[reason] += count
 
-    def drop_all(self, reasons: Iterable[str]) -> None:
-        for reason in reasons:
-            self.drop(reason)
+    def drop_all(self, reasons: Mapping[str, int]) -> None:
+        """Counts dropped units, given as a number for each reason."""
+        for reason, count in reasons.items():
+            self.drop(reason, count)
+
+    def count(self, drop_reason: str | None) -> None:
+        """Counts one unit: dropped for this reason, or kept if the reason is None."""
+        if drop_reason is None:
+            self.keep()
+        else:
+            self.drop(drop_reason)
 
     def to_json(self) -> dict[str, object]:
+        """Plain values, with the reasons in alphabetical order."""
         return {**vars(self), "dropped": dict(sorted(self.dropped.items()))}
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dropped.items())) or "none"
+        return f"{self.step}: {self.read:,} {self.unit} read, {self.kept:,} kept; dropped: {reasons}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from random import Random
+from typing import ClassVar
 
 from spintune.synthesis import parsers, prompts
-from spintune.synthesis.bootstrap import BootstrapMethod
 from spintune.synthesis.decoding import DecodingSettings, stream
-from spintune.synthesis.examples import GeneratedExample, SeedTask
+from spintune.synthesis.examples import AnsweredPrompt, GeneratedExample, SeedTask, SynthesisProvenance
 from spintune.synthesis.filters import FilterCounts, FilterRules, conflicting
 from spintune.synthesis.parsers import ParsedReply
 from spintune.teachers.cached import CachedTeacher
@@ -18,91 +17,94 @@ from spintune.teachers.protocol import Outcome, Request
 
 SHOWN = 8
 SHOWN_OF_TEACHER = 2
-MOST_INSTANCES = 5
+MAX_INSTANCES = 5
 
 INSTRUCTION_DECODING = DecodingSettings(max_tokens=1024, temperature=0.7, top_p=0.5, presence_penalty=2.0)
 CLASSIFICATION_DECODING = DecodingSettings(max_tokens=3, temperature=0.0, top_p=1.0)
 INSTANCE_DECODING = DecodingSettings(max_tokens=300, temperature=0.0, top_p=1.0, presence_penalty=1.5)
-"""Paper, appendix A.2; its top_p of 0 is the temperature of 0 said twice."""
+"""Appendix A.2 of the paper. Its top_p of 0 means the same as a temperature of 0."""
 
-_LONGEST_LABEL = 16
+_MAX_LABEL_LENGTH = 16
+"""Longer texts are no labels. [characters]"""
 
 
-def self_instruct_method(decoding: DecodingSettings = INSTRUCTION_DECODING) -> BootstrapMethod:
-    """Eight tasks are shown, of which the teacher wrote two as soon as there are two."""
+@dataclass(frozen=True)
+class SelfInstruct:
+    """Shows eight tasks, two of them the teacher's own once there are two, and asks for new instructions."""
 
-    def show(random: random.Random, seeds: Sequence[SeedTask], accepted: Sequence[SeedTask]) -> list[SeedTask]:
-        own = random.sample(accepted, min(SHOWN_OF_TEACHER, len(accepted)))
-        shown = own + random.sample(list(seeds), min(SHOWN - len(own), len(seeds)))
-        random.shuffle(shown)
+    decoding: DecodingSettings = INSTRUCTION_DECODING
+    name: ClassVar[str] = "self_instruct"
+    prompt: ClassVar[str] = prompts.INSTRUCTIONS
+    writes_outputs: ClassVar[bool] = False
+
+    def show(self, rng: Random, seeds: Sequence[SeedTask], accepted: Sequence[SeedTask]) -> list[SeedTask]:
+        own = rng.sample(accepted, min(SHOWN_OF_TEACHER, len(accepted)))
+        shown = own + rng.sample(list(seeds), min(SHOWN - len(own), len(seeds)))
+        rng.shuffle(shown)
         return shown
 
-    def request(shown: Sequence[SeedTask], number: int) -> Request:
+    def request(self, shown: Sequence[SeedTask], number: int) -> Request:
         messages, begin = prompts.new_instructions(shown)
-        # what follows the asked ones is not wanted; the number stands at the beginning of a line
+        # stop before the first item too many; a line break in front, so that no number inside a text stops it
         stop = (f"\n{len(shown) + prompts.NEW_INSTRUCTIONS + 1}.", "\n\n\n")
-        return Request(messages, begin, stop=stop, **vars(decoding), draw=number)
+        return Request(messages, begin, stop=stop, **vars(self.decoding), draw=number)
 
-    def read(outcome: Outcome, request: Request) -> ParsedReply:
+    def read(self, outcome: Outcome, request: Request) -> ParsedReply:
         return parsers.instructions(outcome, request.begin)
-
-    return BootstrapMethod("self_instruct", show, request, read, prompts.INSTRUCTIONS, whole=False)
 
 
 @dataclass
-class Instances:
-    """Turns instructions into examples: is it a classification task, then inputs and outputs for it.
+class InstanceWriter:
+    """Turns instructions into examples: asks whether each is a classification task, then for inputs and outputs.
 
     Attributes:
-        examples: what was kept, at most five an instruction.
-        sorting: what became of the questions after the kind of task.
-        replies: what became of the requests for instances.
-        instances: what became of the instances in the replies.
+        examples: the examples kept, at most five for an instruction.
+        classified: how many replies said whether the task is a classification task.
+        replies: how many replies with instances could be read.
+        instances: how many instances of these replies were kept.
     """
 
-    asker: CachedTeacher
+    teacher: CachedTeacher
     rules: FilterRules
     decoding: DecodingSettings
     seed: int
     examples: list[GeneratedExample] = field(default_factory=list)
-    sorting: FilterCounts = field(default_factory=lambda: FilterCounts("classification", "replies"))
+    classified: FilterCounts = field(default_factory=lambda: FilterCounts("classification", "replies"))
     replies: FilterCounts = field(default_factory=lambda: FilterCounts("replies with instances", "requests"))
     instances: FilterCounts = field(default_factory=lambda: FilterCounts("instances", "examples"))
 
-    def add(self, tasks: Sequence[GeneratedExample]) -> None:
-        """Asks for the instances of these tasks."""
-        self.write(self.sort(tasks))
+    @property
+    def counts(self) -> list[FilterCounts]:
+        """The counts of its steps in order."""
+        return [self.classified, self.replies, self.instances]
 
-    def sort(self, tasks: Sequence[GeneratedExample]) -> list[GeneratedExample]:
-        """Says of each task whether it is a classification task. What cannot be read is none, as in the paper."""
-        judged = []
-        for written, request, outcome in self._ask(tasks, _classification_request, CLASSIFICATION_DECODING):
-            said = parsers.classification(outcome, request.begin)
-            if isinstance(said, str):
-                self.sorting.drop(said)
-            else:
-                self.sorting.keep()
-            judged.append(self._with(written, request, prompts.CLASSIFICATION, classification=said is True))
-        return judged
+    def add(self, tasks: Sequence[GeneratedExample]) -> None:
+        """Classifies these tasks and writes their instances."""
+        self.write(self.classify(tasks))
+
+    def classify(self, tasks: Sequence[GeneratedExample]) -> list[GeneratedExample]:
+        """Marks each task as a classification task or not. An unreadable reply means not, as in the paper."""
+        classified = []
+        for one, request, outcome in self._ask(tasks, _classification_request, CLASSIFICATION_DECODING):
+            answer = parsers.classification(outcome, request.begin)
+            self.classified.count(answer if isinstance(answer, str) else None)
+            task = replace(one.task, classification=answer is True)
+            classified.append(GeneratedExample(task, self._provenance(one, request, prompts.CLASSIFICATION)))
+        return classified
 
     def write(self, tasks: Sequence[GeneratedExample]) -> None:
-        """Asks for inputs and outputs, and keeps those of use."""
-        for written, request, outcome in self._ask(tasks, _instance_request, self.decoding):
-            labels = bool(written.task.classification)
-            read = parsers.instances_output_first if labels else parsers.instances_input_first
-            parsed = read(outcome, request.begin, written.task)
-            if parsed.failure:
-                self.replies.drop(parsed.failure)
-            else:
-                self.replies.keep()
-            for reason, count in parsed.dropped.items():
-                self.instances.drop(reason, count)
-            prompt = prompts.OUTPUT_FIRST if labels else prompts.INPUT_FIRST
-            random = stream(self.seed, "instances", written.task.id)
-            self.examples += [
-                self._with(written, request, prompt, id=task.id, input=task.input, output=task.output)
-                for task in _useful(parsed.tasks, request, self.rules, random, self.instances)
-            ]
+        """Asks for inputs and outputs of each task, and keeps those that pass the filters."""
+        for one, request, outcome in self._ask(tasks, _instance_request, self.decoding):
+            labels_first = bool(one.task.classification)
+            read = parsers.instances_output_first if labels_first else parsers.instances_input_first
+            parsed = read(outcome, request.begin, one.task)
+            self.replies.count(parsed.failure)
+            self.instances.drop_all(parsed.dropped)
+            rng = stream(self.seed, "instances", one.task.id)
+            kept = _filtered(parsed.tasks, request, self.rules, rng, self.instances)
+            prompt = prompts.OUTPUT_FIRST if labels_first else prompts.INPUT_FIRST
+            provenance = self._provenance(one, request, prompt)
+            self.examples += [GeneratedExample(task, provenance) for task in kept]
 
     def _ask(
         self,
@@ -110,45 +112,44 @@ class Instances:
         request_of: Callable[[SeedTask, DecodingSettings], Request],
         decoding: DecodingSettings,
     ) -> Iterator[tuple[GeneratedExample, Request, Outcome]]:
-        requests = [request_of(written.task, decoding) for written in tasks]
-        return zip(tasks, requests, self.asker.ask(requests), strict=True)
+        requests = [request_of(one.task, decoding) for one in tasks]
+        return zip(tasks, requests, self.teacher.ask(requests), strict=True)
 
-    def _with(self, written: GeneratedExample, request: Request, prompt: str, **changes: Any) -> GeneratedExample:
-        provenance = written.provenance
-        requests = (*provenance.requests, (prompt, self.asker.key(request)))
-        return GeneratedExample(replace(written.task, **changes), replace(provenance, requests=requests))
+    def _provenance(self, one: GeneratedExample, request: Request, prompt: str) -> SynthesisProvenance:
+        """The provenance so far, with this request added."""
+        asked = AnsweredPrompt(prompt, self.teacher.key(request))
+        return replace(one.provenance, requests=(*one.provenance.requests, asked))
 
 
-def _useful(
-    tasks: Sequence[SeedTask], request: Request, rules: FilterRules, random: random.Random, funnel: FilterCounts
+def _filtered(
+    tasks: Sequence[SeedTask], request: Request, rules: FilterRules, rng: Random, counts: FilterCounts
 ) -> list[SeedTask]:
-    """The paper's filters of instances, in its order: form, conflicts, duplicates, number.
+    """The paper's filters of instances in its order: form, conflicts, duplicates, number.
 
-    Before them our own: what a weak teacher copies from the worked examples belongs to another task.
+    Our own filter comes first: a weak teacher copies worked examples from the prompt, which belong to other tasks.
     """
-    sound = []
+    well_formed = []
     for task in tasks:
-        if _copied(task, request):
-            funnel.drop("copied_from_prompt")
-        elif reason := rules.flaw_of_instance(task):
-            funnel.drop(reason)
+        reason = "copied_from_prompt" if _copied(task, request) else rules.instance_drop_reason(task)
+        if reason is None:
+            well_formed.append(task)
         else:
-            sound.append(task)
-    if conflicting(sound):
-        funnel.drop("conflicting_outputs", len(sound))
+            counts.drop(reason)
+    if conflicting(well_formed):
+        counts.drop("conflicting_outputs", len(well_formed))
         return []
-    distinct = list({task.id: task for task in sound}.values())
-    funnel.drop("duplicate", len(sound) - len(distinct))
-    chosen = sorted(random.sample(range(len(distinct)), min(MOST_INSTANCES, len(distinct))))
-    funnel.drop("more_than_wanted", len(distinct) - len(chosen))
-    funnel.keep(len(chosen))
+    distinct = list({task.id: task for task in well_formed}.values())
+    counts.drop("duplicate", len(well_formed) - len(distinct))
+    chosen = sorted(rng.sample(range(len(distinct)), min(MAX_INSTANCES, len(distinct))))
+    counts.drop("more_than_wanted", len(distinct) - len(chosen))
+    counts.keep(len(chosen))
     return [distinct[place] for place in chosen]
 
 
 def _copied(task: SeedTask, request: Request) -> bool:
-    """Whether an example stands in the prompt. A label alone says nothing."""
+    """Whether input and output both occur in the prompt. Short labels do not count: they occur by chance."""
     shown = request.messages[-1].content
-    texts = [text for text in (task.input, task.output or "") if len(text) > _LONGEST_LABEL]
+    texts = [text for text in (task.input, task.output or "") if len(text) > _MAX_LABEL_LENGTH]
     return bool(texts) and all(text in shown for text in texts)
 
 
@@ -160,4 +161,4 @@ def _classification_request(task: SeedTask, decoding: DecodingSettings) -> Reque
 def _instance_request(task: SeedTask, decoding: DecodingSettings) -> Request:
     ask = prompts.instances_output_first if task.classification else prompts.instances_input_first
     messages, begin = ask(task)
-    return Request(messages, begin, stop=("\nTask:", f"\nExample {MOST_INSTANCES + 1}"), **vars(decoding))
+    return Request(messages, begin, stop=("\nTask:", f"\nExample {MAX_INSTANCES + 1}"), **vars(decoding))
