@@ -3,7 +3,7 @@
     python benchmarks/synthesis.py --data builtin:seeds FILE...
 
 A script recombines clauses of real instructions into replies of 17 blocks; spintune asks for them in rounds, keeps
-every reply on disk, and accepts tasks until the wanted number is reached. Then the run is made again from the replies.
+every reply on disk, and accepts tasks until the target is reached. Then the run is made again from the replies.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from pathlib import Path
 from machine import describe, peak_memory
 from novelty import candidates, clauses
 
-from spintune.data.novelty import NoveltyIndex
-from spintune.progress import Silent
-from spintune.synthesis.alpaca import alpaca_method
-from spintune.synthesis.bootstrap import BootstrapResult, bootstrap
+from spintune.synthesis.alpaca import Alpaca
+from spintune.synthesis.bootstrap import BootstrapResult, BootstrapSettings, bootstrap
 from spintune.synthesis.examples import read_seeds
 from spintune.synthesis.filters import KEYWORDS, FilterRules
 from spintune.teachers.cached import CachedTeacher
@@ -44,7 +42,7 @@ def reply(number: int, instructions: list[str]) -> str:
     return "\n###\n".join(blocks)
 
 
-def run(folder: Path, instructions: list[str], wanted: int) -> tuple[BootstrapResult, float]:
+def run(folder: Path, instructions: list[str], target: int) -> tuple[BootstrapResult, float]:
     def script(request: Request) -> str:
         first = request.draw * BLOCKS
         return reply(request.draw, [instructions[place % len(instructions)] for place in range(first, first + BLOCKS)])
@@ -53,16 +51,10 @@ def run(folder: Path, instructions: list[str], wanted: int) -> tuple[BootstrapRe
         started = time.perf_counter()
         pool = bootstrap(
             CachedTeacher(ScriptedTeacher(script, "script"), replies),
-            alpaca_method(),
+            Alpaca(),
             read_seeds("builtin:seeds"),
             FilterRules(keywords=KEYWORDS["alpaca"]),
-            NoveltyIndex(0.7),
-            wanted,
-            PER_ROUND,
-            4,
-            0,
-            lambda _: None,
-            Silent(),
+            BootstrapSettings(target, PER_ROUND),
         )
         return pool, time.perf_counter() - started
 
@@ -72,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--data", nargs="+", default=["builtin:seeds"], help="builtin:NAME or files that spintune reads"
     )
-    parser.add_argument("--wanted", type=int, default=52_000, help="tasks to accept")
+    parser.add_argument("--target", type=int, default=52_000, help="tasks to accept")
     parser.add_argument("--candidates", type=int, default=120_000, help="instructions in the script")
     options = parser.parse_args()
     first, others = clauses(options.data)
@@ -80,13 +72,13 @@ def main() -> None:
     instructions = list(itertools.islice(stream, options.candidates))
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
-        pool, seconds = run(Path(folder), instructions, options.wanted)
-        again, replayed = run(Path(folder), instructions, options.wanted)
+        pool, seconds = run(Path(folder), instructions, options.target)
+        again, replayed = run(Path(folder), instructions, options.target)
         size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    assert [one.task for one in again.written] == [one.task for one in pool.written]
+    assert [one.task for one in again.accepted] == [one.task for one in pool.accepted]
     print(f"{describe()['processor']['name']}, one core")
     print(
-        f"{pool.replies.read:,} replies, {pool.candidates.read:,} candidates, {len(pool.written):,} kept "
+        f"{pool.replies.read:,} replies, {pool.candidates.read:,} candidates, {len(pool.accepted):,} kept "
         f"in {seconds:.1f} s; again from the replies on disk in {replayed:.1f} s, the same tasks"
     )
     print(f"dropped: {', '.join(f'{reason} {count:,}' for reason, count in sorted(pool.candidates.dropped.items()))}")

@@ -23,7 +23,7 @@ def replies(tmp_path: Path) -> Iterator[Replies]:
 
 
 @pytest.fixture
-def asker_of(replies: Replies) -> Callable[[Script], CachedTeacher]:
+def teacher_of(replies: Replies) -> Callable[[Script], CachedTeacher]:
     return lambda script: CachedTeacher(ScriptedTeacher(script, "script"), replies)
 
 

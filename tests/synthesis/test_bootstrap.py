@@ -7,32 +7,29 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from spintune.data.novelty import NoveltyIndex
 from spintune.errors import BudgetError, TeacherError
-from spintune.progress import Silent
-from spintune.synthesis.alpaca import alpaca_method
-from spintune.synthesis.bootstrap import BootstrapMethod, BootstrapResult, bootstrap
+from spintune.synthesis.alpaca import Alpaca
+from spintune.synthesis.bootstrap import BootstrapMethod, BootstrapResult, BootstrapSettings, bootstrap
 from spintune.synthesis.decoding import stream
 from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.filters import FilterRules
-from spintune.synthesis.self_instruct import self_instruct_method
+from spintune.synthesis.self_instruct import SelfInstruct
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
 
-SELF_INSTRUCT, ALPACA = self_instruct_method(), alpaca_method()
+SELF_INSTRUCT, ALPACA = SelfInstruct(), Alpaca()
 
 
 def grow(
-    asker: CachedTeacher,
+    teacher: CachedTeacher,
     seeds: Sequence[SeedTask],
-    wanted: int,
+    target: int,
     method: BootstrapMethod = SELF_INSTRUCT,
     per_round: int = 3,
 ) -> BootstrapResult:
-    index = NoveltyIndex(0.7, "reference")
-    return bootstrap(asker, method, seeds, FilterRules(), index, wanted, per_round, 2, 5, lambda _: None, Silent())
+    return bootstrap(teacher, method, seeds, FilterRules(), BootstrapSettings(target, per_round, 2, 5))
 
 
 def numbered(request: Request) -> str:
@@ -41,12 +38,12 @@ def numbered(request: Request) -> str:
     return f" p{n}a p{n}b p{n}c p{n}d\n10. q{n}a q{n}b q{n}c q{n}d"
 
 
-def test_it_stops_at_the_wanted_number_and_counts_the_rest(
-    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+def test_it_stops_at_the_target_and_counts_the_rest(
+    teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     """Rounds of 3 requests bring 6 tasks each: 10 are reached in the second, with 2 to spare."""
-    pool = grow(asker_of(numbered), seeds, 10)
-    assert [one.task.instruction.split()[0] for one in pool.written] == [
+    pool = grow(teacher_of(numbered), seeds, 10)
+    assert [one.task.instruction.split()[0] for one in pool.accepted] == [
         f"{kind}{n}a" for n in range(5) for kind in "pq"
     ]
     assert pool.candidates.dropped == {"more_than_wanted": 2}
@@ -55,7 +52,7 @@ def test_it_stops_at_the_wanted_number_and_counts_the_rest(
 
 
 def test_a_task_must_be_new_to_seeds_to_the_pool_and_to_its_own_reply(
-    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+    teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     """ROUGE-L of four words with three in common is 0.75, above 0.7; with two in common 0.5."""
 
@@ -64,8 +61,8 @@ def test_a_task_must_be_new_to_seeds_to_the_pool_and_to_its_own_reply(
             return " p0a p0b p0c new\n10. one two three four"
         return " amber1 amber2 amber3 other\n10. p0a p0b p0c p0d\n11. p0a p0b p0c p0e\n12. p0a p0b x y"
 
-    pool = grow(asker_of(script), seeds, 3, per_round=1)
-    assert [one.task.instruction for one in pool.written] == ["p0a p0b p0c p0d", "p0a p0b x y", "one two three four"]
+    pool = grow(teacher_of(script), seeds, 3, per_round=1)
+    assert [one.task.instruction for one in pool.accepted] == ["p0a p0b p0c p0d", "p0a p0b x y", "one two three four"]
     assert pool.candidates.dropped == {"not_new": 3}
 
 
@@ -110,7 +107,7 @@ def test_alpacas_request_has_no_stop_text_and_its_settings() -> None:
 
 
 def test_alpacas_outputs_are_judged_before_they_enter_the_pool(
-    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+    teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
     def script(request: Request) -> str:
         n = request.draw
@@ -124,20 +121,20 @@ def test_alpacas_outputs_are_judged_before_they_enter_the_pool(
             for k, (instruction, output) in enumerate(blocks, 4)
         )
 
-    pool = grow(asker_of(script), seeds, 3, ALPACA)
-    assert [one.task.output for one in pool.written] == ["fine"] * 3
+    pool = grow(teacher_of(script), seeds, 3, ALPACA)
+    assert [one.task.output for one in pool.accepted] == ["fine"] * 3
     assert pool.candidates.dropped == {"empty_output": 3, "ends_with_colon": 3}
 
 
 # Ends -----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_text_for_ever_ends_after_some_barren_rounds(
-    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+def test_the_same_text_for_ever_ends_after_some_rounds_without_new_tasks(
+    teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
-    pool = grow(asker_of(lambda request: " one two three four"), seeds, 50)
-    assert len(pool.written) == 1
-    assert pool.rounds == 3  # one that brought it, and two barren ones
+    pool = grow(teacher_of(lambda request: " one two three four"), seeds, 50)
+    assert len(pool.accepted) == 1
+    assert pool.rounds == 3  # one that brought it, and two without a new task
     assert pool.stopped == "2 rounds of 3 requests brought nothing new"
     assert pool.candidates.dropped == {"not_new": 8}
 
@@ -155,10 +152,10 @@ def test_the_same_text_for_ever_ends_after_some_barren_rounds(
     ],
 )
 def test_a_teacher_of_no_use_is_one_clear_line(
-    asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask], reply: str | Reply | Failure, reason: str
+    teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask], reply: str | Reply | Failure, reason: str
 ) -> None:
-    with pytest.raises(TeacherError, match=rf"script: no task of use in 6 replies \({reason} 6\)"):
-        grow(asker_of(lambda request: reply), seeds, 50)
+    with pytest.raises(TeacherError, match=rf"script: no usable task in 6 replies \({reason} 6\)"):
+        grow(teacher_of(lambda request: reply), seeds, 50)
 
 
 class Budgeted(ScriptedTeacher):
@@ -178,20 +175,20 @@ class Budgeted(ScriptedTeacher):
 
 
 def test_what_the_budget_paid_for_is_kept_and_a_larger_one_goes_on_from_there(
-    replies: Replies, seeds: list[SeedTask], asker_of: Callable[..., CachedTeacher]
+    replies: Replies, seeds: list[SeedTask], teacher_of: Callable[..., CachedTeacher]
 ) -> None:
     """The budget ends in the second round of three: its first reply counts, and is not asked for again."""
     poor, rich = Budgeted(4), Budgeted(100)
     pool = grow(CachedTeacher(poor, replies), seeds, 20)
-    assert len(pool.written) == 8
+    assert len(pool.accepted) == 8
     assert pool.stopped == "the budget is used up"
     assert pool.replies.dropped == {"budget": 2}
     again = grow(CachedTeacher(rich, replies), seeds, 20)
     assert set(rich.asked).isdisjoint(poor.asked)
-    assert len(again.written) == 20
-    assert again.written[:8] == pool.written
-    whole = grow(asker_of(numbered), seeds, 20)
-    assert [one.task for one in again.written] == [one.task for one in whole.written]
+    assert len(again.accepted) == 20
+    assert again.accepted[:8] == pool.accepted
+    whole = grow(teacher_of(numbered), seeds, 20)
+    assert [one.task for one in again.accepted] == [one.task for one in whole.accepted]
 
 
 def test_a_second_run_asks_nothing_and_finds_the_same(replies: Replies, seeds: list[SeedTask]) -> None:
@@ -203,14 +200,14 @@ def test_a_second_run_asks_nothing_and_finds_the_same(replies: Replies, seeds: l
 
 
 def test_provenance_names_teacher_prompt_reply_and_demonstrations(
-    replies: Replies, asker_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+    replies: Replies, teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
 ) -> None:
-    asker = asker_of(numbered)
-    pool = grow(asker, seeds, 4)
-    provenance = pool.written[0].provenance
+    teacher = teacher_of(numbered)
+    pool = grow(teacher, seeds, 4)
+    provenance = pool.accepted[0].provenance
     assert provenance.teacher == "script"
-    ((prompt, key),) = provenance.requests
-    assert prompt == "self-instruct/instructions/1"
-    assert replies.find(key) == Reply(numbered(Request((), draw=0)), "stop")
+    (request,) = provenance.requests
+    assert request.prompt == "self-instruct/instructions/1"
+    assert replies.find(request.reply) == Reply(numbered(Request((), draw=0)), "stop")
     assert set(provenance.demonstrations) <= {seed.id for seed in seeds}
     assert len(provenance.demonstrations) == 8

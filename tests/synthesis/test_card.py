@@ -8,30 +8,28 @@ from xml.etree import ElementTree
 
 import pytest
 
-from spintune.synthesis.card import as_markdown, describe, nearest_seed, openings
-from spintune.synthesis.examples import GeneratedExample, SeedTask, SynthesisProvenance
+from spintune.synthesis.card import CardSource, Opening, WordCount, as_markdown, describe, nearest_seed, openings
+from spintune.synthesis.examples import AnsweredPrompt, GeneratedExample, SeedTask, SynthesisProvenance
 from spintune.synthesis.figure import openings_figure
 from spintune.synthesis.filters import FilterCounts
+from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
+from spintune.teachers.protocol import Usage
 
 TEXTS = ["Write a short poem.", "Write the poem again.", "Write an email!", "Describe your day.", "What's a noun?"]
 
 
 def test_openings_count_first_words_and_the_next_word_that_says_something() -> None:
     rows = openings(TEXTS)
-    assert rows[0] == {
-        "word": "write",
-        "count": 3,
-        "next": [{"word": "short", "count": 1}, {"word": "poem", "count": 1}, {"word": "email", "count": 1}],
-    }
-    assert {row["word"]: row["next"][0]["word"] for row in rows[1:]} == {"describe": "day", "what's": "noun"}
+    assert rows[0] == Opening("write", 3, [WordCount("short", 1), WordCount("poem", 1), WordCount("email", 1)])
+    assert {row.word: row.next[0].word for row in rows[1:]} == {"describe": "day", "what's": "noun"}
 
 
 def test_the_nearest_seed_is_the_one_with_the_largest_overlap() -> None:
     """ "a b c d" shares three of four words with the second seed: 2·3/8 = 0.75; "x y" shares nothing."""
     seeds = [SeedTask("1", "a b q r"), SeedTask("2", "a b c z")]
     found = nearest_seed(["a b c d", "x y"], seeds, "reference")
-    assert found["mean"] == pytest.approx(0.375)
-    assert [bound["count"] for bound in found["histogram"]] == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert found.mean == pytest.approx(0.375)
+    assert [bound.count for bound in found.histogram] == [1, 0, 0, 0, 0, 0, 0, 1]
 
 
 def test_the_figure_has_a_slice_for_each_word_whose_angle_is_its_share() -> None:
@@ -45,7 +43,7 @@ def test_the_figure_has_a_slice_for_each_word_whose_angle_is_its_share() -> None
 
 
 def test_one_word_alone_is_a_whole_ring_and_text_is_escaped() -> None:
-    figure = openings_figure([{"word": "<b>&", "count": 2, "next": [{"word": "", "count": 2}]}])
+    figure = openings_figure([Opening("<b>&", 2, [WordCount("", 2)])])
     assert "<b>" not in figure
     ElementTree.fromstring(figure)
     ElementTree.fromstring(openings_figure([]))
@@ -53,18 +51,13 @@ def test_one_word_alone_is_a_whole_ring_and_text_is_escaped() -> None:
 
 def test_the_card_is_markdown_in_which_a_teachers_text_stays_text() -> None:
     task = SeedTask("t", "Say | this.", "# no heading", "1\n```\n</details>")
-    written = [GeneratedExample(task, SynthesisProvenance("who", "alpaca", (("p", "k"),), ("s",)))]
-    facts = {
-        "teacher": "who",
-        "method": "alpaca",
-        "seeds": "builtin:seeds",
-        "stopped": None,
-        "cost": {"requests": 1, "prompt_tokens": 2, "completion_tokens": 3, "dollars": 0.0},
-        "decontaminated": [{"evaluation": "exam", "item": 3, "ngram": "a | b"}],
-    }
-    card = describe(written, [task], [FilterCounts("candidates", "tasks", 1, 1)], "reference", 0, facts)
+    examples = [GeneratedExample(task, SynthesisProvenance("who", "alpaca", (AnsweredPrompt("p", "k"),), ("s",)))]
+    removed = [RemovedExample(1, "exam", 3, "a | b", "Say.")]
+    counts = [FilterCounts("candidates", "tasks", 1, 1)]
+    result = SynthesisResult(examples, counts, Usage(1, 2, 3), removed=removed)
+    card = describe(result, CardSource("who", "alpaca", "builtin:seeds"), [task], "reference", 0)
     text = as_markdown(card)
     assert "| exam | 3 | a \\| b |" in text
     assert "\n    input: # no heading\n" in text
     assert "\n    ```\n    </details>\n" in text
-    assert card["words"]["output"]["max"] == 3
+    assert card.words["output"]["max"] == 3

@@ -33,11 +33,13 @@ RULES = FilterRules()
     ],
 )
 def test_the_rules_of_self_instruct(text: str, reason: str | None) -> None:
-    assert RULES.flaw_of_instruction(text) == reason
+    assert RULES.instruction_drop_reason(text) == reason
 
 
 def test_alpaca_has_more_keywords() -> None:
-    assert FilterRules(keywords=KEYWORDS["alpaca"]).flaw_of_instruction("Explain music theory to a child") == "keyword"
+    assert (
+        FilterRules(keywords=KEYWORDS["alpaca"]).instruction_drop_reason("Explain music theory to a child") == "keyword"
+    )
     assert set(KEYWORDS["alpaca"]) - set(KEYWORDS["self_instruct"]) == {
         "video",
         "audio",
@@ -49,10 +51,10 @@ def test_alpaca_has_more_keywords() -> None:
 
 def test_words_of_scripts_without_spaces_count_one_by_one() -> None:
     chinese = "写一首关于秋天的短诗"
-    assert RULES.flaw_of_instruction(chinese) == "too_short"
-    assert FilterRules(tokeniser="unicode", ascii_start=False).flaw_of_instruction(chinese) is None
+    assert RULES.instruction_drop_reason(chinese) == "too_short"
+    assert FilterRules(tokenizer="unicode", ascii_start=False).instruction_drop_reason(chinese) is None
     assert (
-        FilterRules(tokeniser="unicode", ascii_start=False, keywords=("图片",)).flaw_of_instruction(
+        FilterRules(tokenizer="unicode", ascii_start=False, keywords=("图片",)).instruction_drop_reason(
             "描述这张图片里的人"
         )
         == "keyword"
@@ -77,7 +79,7 @@ def test_words_of_scripts_without_spaces_count_one_by_one() -> None:
 )
 def test_the_rules_of_instances(context: str, output: str, reason: str | None) -> None:
     """The reference keeps empty outputs in Alpaca: 28 of them stand in its data."""
-    assert RULES.flaw_of_instance(SeedTask("t", "Do it.", context, output)) == reason
+    assert RULES.instance_drop_reason(SeedTask("t", "Do it.", context, output)) == reason
 
 
 def test_a_conflict_is_one_input_with_two_outputs() -> None:
@@ -99,5 +101,7 @@ def test_a_funnel_loses_nothing() -> None:
     funnel.keep(3)
     funnel.drop("a", 2)
     funnel.drop("b", 0)
-    funnel.drop_all(["a", "c"])
-    assert (funnel.read, funnel.kept, funnel.dropped) == (7, 3, {"a": 3, "c": 1})
+    funnel.drop_all({"a": 1, "c": 1})
+    funnel.count(None)
+    funnel.count("c")
+    assert (funnel.read, funnel.kept, funnel.dropped) == (9, 4, {"a": 3, "c": 2})

@@ -243,7 +243,7 @@ def test_a_model_on_this_machine_is_the_teacher_by_default(
     from spintune.errors import TeacherError
 
     small = {"instructions": 3, "requests_per_round": 2, "patience": 1, "max_tokens": 8}
-    with pytest.raises(TeacherError, match=f"{tiny_model}: no task of use in 2 replies"):
+    with pytest.raises(TeacherError, match=f"{tiny_model}: no usable task in 2 replies"):
         run(tmp_path / "run", synth=small, **ALONE)
     assert (tmp_path / "run/synth/replies.sqlite").is_file()
 

@@ -92,7 +92,7 @@ def test_a_real_server_and_its_client_may_both_die_in_the_middle(
 
     with served(port, tmp_path / "server.log"):
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0 or "of use" in done.stderr, done.stderr
+    assert done.returncode == 0 or "no usable task" in done.stderr or "no example passed" in done.stderr, done.stderr
     outcomes, paid = kept(replies)
     assert outcomes > before[0]
     # each reply was paid for once; attempts on the dead server brought nothing and may count as requests

@@ -1,93 +1,26 @@
-"""What a teacher wrote, for a person to judge: counts, lengths, variety, nearness to the seeds, cost, and a sample."""
+"""The data card: counts, lengths, variety, similarity to the seeds, cost and a sample, for people to judge the data."""
 
 from __future__ import annotations
 
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from spintune.data.novelty import NoveltyIndex
 from spintune.data.rouge import Tokeniser
 from spintune.synthesis.decoding import stream
-from spintune.synthesis.examples import GeneratedExample, SeedTask
-from spintune.synthesis.filters import FilterCounts
+from spintune.synthesis.examples import SeedTask
+from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
+from spintune.typed_json import JsonObject, to_json
 
 SAMPLE = 20
 FIRST_WORDS = 20
 NEXT_WORDS = 4
-_NEAR = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
+_SIMILARITY_BOUNDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 1.0)
 
-
-def describe(
-    written: Sequence[GeneratedExample],
-    seeds: Sequence[SeedTask],
-    funnels: Sequence[FilterCounts],
-    tokeniser: Tokeniser,
-    seed: int,
-    facts: dict[str, Any],
-) -> dict[str, Any]:
-    """The card as plain values. ``facts`` say who wrote it, with what settings, and what it cost."""
-    tasks = [one.task for one in written]
-    instructions = list({task.instruction: None for task in tasks})
-    chosen = sorted(stream(seed, "card").sample(range(len(written)), min(SAMPLE, len(written))))
-    return {
-        **facts,
-        "examples": len(tasks),
-        "instructions": len(instructions),
-        "classification": sum(task.classification is True for task in tasks),
-        "without_input": sum(not task.input for task in tasks),
-        "funnel": [funnel.to_json() for funnel in funnels],
-        "words": {
-            "instruction": _lengths(instructions),
-            "input": _lengths([task.input for task in tasks if task.input]),
-            "output": _lengths([task.output or "" for task in tasks]),
-        },
-        "openings": openings(instructions),
-        "nearest_seed": nearest_seed(instructions, seeds, tokeniser),
-        "sample": [written[place].to_json() for place in chosen],
-    }
-
-
-def _lengths(texts: Sequence[str]) -> dict[str, float]:
-    """Of texts, in words. [words]"""
-    counts = sorted(len(text.split()) for text in texts)
-    if not counts:
-        return {"count": 0}
-    deciles = {f"p{tenth}0": counts[min(len(counts) - 1, len(counts) * tenth // 10)] for tenth in (1, 5, 9)}
-    return {"count": len(counts), "mean": statistics.fmean(counts), "min": counts[0], **deciles, "max": counts[-1]}
-
-
-def openings(instructions: Sequence[str]) -> list[dict[str, Any]]:
-    """How instructions begin: the most frequent first words, each with the words that follow it most often.
-
-    A plain stand-in for the paper's figure of verbs and their objects, which needs a parser: the second word is the
-    next one that is no article, pronoun or preposition.
-    """
-    pairs: Counter[tuple[str, str]] = Counter()
-    for instruction in instructions:
-        first, *rest = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", instruction.lower()) or [""]
-        pairs[first, next((word for word in rest if word not in _SMALL), "")] += 1
-    firsts: Counter[str] = Counter()
-    for (first, _), count in pairs.items():
-        firsts[first] += count
-    return [
-        {
-            "word": first,
-            "count": count,
-            "next": [
-                {"word": word, "count": times}
-                for (_, word), times in Counter({p: n for p, n in pairs.items() if p[0] == first}).most_common(
-                    NEXT_WORDS
-                )
-            ],
-        }
-        for first, count in firsts.most_common(FIRST_WORDS)
-    ]
-
-
-_SMALL = frozenset(
+_FUNCTION_WORDS = frozenset(
     re.findall(
         r"\w+",
         "a an the this that these those my your his her its our their i you he she it we they me us them some any each "
@@ -97,36 +30,159 @@ _SMALL = frozenset(
 )
 
 
-def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], tokeniser: Tokeniser) -> dict[str, Any]:
-    """ROUGE-L of each instruction with the seed that it is nearest to: mean, and how many up to each bound."""
-    index = NoveltyIndex(1.0, tokeniser)
+@dataclass(frozen=True)
+class WordCount:
+    """How many instructions continue with a word."""
+
+    word: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A first word, how many instructions begin with it, and the words that follow it most often."""
+
+    word: str
+    count: int
+    next: list[WordCount]
+
+
+@dataclass(frozen=True)
+class SimilarityBin:
+    """How many instructions have a ROUGE-L above the bound before and up to this one."""
+
+    up_to: float
+    count: int
+
+
+@dataclass(frozen=True)
+class SeedSimilarity:
+    """ROUGE-L of the instructions with the seed most similar to each."""
+
+    mean: float
+    histogram: list[SimilarityBin]
+
+
+@dataclass(frozen=True)
+class SynthesisCard:
+    """What card.json holds.
+
+    Attributes:
+        stopped: why it stopped before the target, or None.
+        cost: requests, prompt_tokens, completion_tokens and dollars.
+        decontaminated: examples that were removed for their overlap with evaluation data.
+        classification: examples of classification tasks.
+        without_input: examples without an input.
+        funnel: what each step read, kept and dropped.
+        words: lengths of instructions, inputs and outputs. [words]
+        sample: rows of some examples.
+    """
+
+    teacher: str
+    method: str
+    seeds: str
+    examples: int
+    instructions: int
+    stopped: str | None
+    cost: dict[str, int | float]
+    decontaminated: list[RemovedExample]
+    classification: int
+    without_input: int
+    funnel: list[JsonObject]
+    words: dict[str, dict[str, int | float]]
+    openings: list[Opening]
+    nearest_seed: SeedSimilarity
+    sample: list[JsonObject]
+
+
+@dataclass(frozen=True)
+class CardSource:
+    """Where the examples come from: names of teacher, method and seeds, and the cost in dollars."""
+
+    teacher: str
+    method: str
+    seeds: str
+    dollars: float = 0.0
+
+
+def describe(
+    result: SynthesisResult, source: CardSource, seeds: Sequence[SeedTask], tokenizer: Tokeniser, seed: int
+) -> SynthesisCard:
+    """The card of what was generated. ``seed`` draws the sample; ``tokenizer`` defines the words of ROUGE-L."""
+    tasks = [one.task for one in result.examples]
+    chosen = sorted(stream(seed, "card").sample(range(len(tasks)), min(SAMPLE, len(tasks))))
+    return SynthesisCard(
+        teacher=source.teacher,
+        method=source.method,
+        seeds=source.seeds,
+        examples=len(tasks),
+        instructions=len(result.instructions),
+        stopped=result.stopped,
+        cost={**to_json(result.cost), "dollars": source.dollars},
+        decontaminated=result.removed,
+        classification=sum(task.classification is True for task in tasks),
+        without_input=sum(not task.input for task in tasks),
+        funnel=[counts.to_json() for counts in result.counts],
+        words={
+            "instruction": _lengths(result.instructions),
+            "input": _lengths([task.input for task in tasks if task.input]),
+            "output": _lengths([task.output or "" for task in tasks]),
+        },
+        openings=openings(result.instructions),
+        nearest_seed=nearest_seed(result.instructions, seeds, tokenizer),
+        sample=[result.examples[place].to_json() for place in chosen],
+    )
+
+
+def _lengths(texts: Sequence[str]) -> dict[str, int | float]:
+    """Count, mean, extremes and quantiles of the texts' lengths. [words]"""
+    counts = sorted(len(text.split()) for text in texts)
+    if not counts:
+        return {"count": 0}
+    deciles = {f"p{tenth}0": counts[min(len(counts) - 1, len(counts) * tenth // 10)] for tenth in (1, 5, 9)}
+    return {"count": len(counts), "mean": statistics.fmean(counts), "min": counts[0], **deciles, "max": counts[-1]}
+
+
+def openings(instructions: Sequence[str]) -> list[Opening]:
+    """The most frequent first words of instructions, each with the words that follow it most often.
+
+    The paper's figure shows verbs and their objects, which takes a parser. Here the following word is the next one that
+    is no article, pronoun or preposition.
+    """
+    following: dict[str, Counter[str]] = {}
+    for instruction in instructions:
+        first, *rest = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)?", instruction.lower()) or [""]
+        content_word = next((word for word in rest if word not in _FUNCTION_WORDS), "")
+        following.setdefault(first, Counter())[content_word] += 1
+    firsts = Counter({first: words.total() for first, words in following.items()})
+    return [
+        Opening(first, count, [WordCount(*pair) for pair in following[first].most_common(NEXT_WORDS)])
+        for first, count in firsts.most_common(FIRST_WORDS)
+    ]
+
+
+def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], tokenizer: Tokeniser) -> SeedSimilarity:
+    """ROUGE-L of each instruction with the seed most similar to it."""
+    index = NoveltyIndex(1.0, tokenizer)
     index.extend([seed.instruction for seed in seeds])
     scores = [near[0][1] if (near := index.nearest(text, 1)) else 0.0 for text in instructions]
-    bounds = [{"up_to": bound, "count": 0} for bound in _NEAR]
-    for score in scores:
-        next(bound for bound in bounds if score <= bound["up_to"])["count"] += 1
-    return {"mean": statistics.fmean(scores), "histogram": bounds}
+    bins = Counter(next(bound for bound in _SIMILARITY_BOUNDS if score <= bound) for score in scores)
+    return SeedSimilarity(statistics.fmean(scores), [SimilarityBin(bound, bins[bound]) for bound in _SIMILARITY_BOUNDS])
 
 
-def as_markdown(card: dict[str, Any]) -> str:
-    """The card for readers."""
-    cost = card["cost"]
+# Markdown -------------------------------------------------------------------------------------------------------------
+
+
+def as_markdown(card: SynthesisCard) -> str:
+    """The card as a page for readers."""
     parts = [
-        f"# {card['examples']:,} examples written by {card['teacher']}",
-        f"{card['instructions']:,} instructions ({card['method']}, seeds: {card['seeds']}); "
-        f"{card['classification']:,} examples of classification, {card['without_input']:,} without input."
-        + (f" Stopped early: {card['stopped']}." if card["stopped"] else ""),
-        f"Asked {cost['requests']:,} times: {cost['prompt_tokens']:,} tokens read, "
-        f"{cost['completion_tokens']:,} written"
-        + (f", ${cost['dollars']:,.2f} at the recipe's prices." if cost["dollars"] else "."),
-        "Nobody has checked these examples. Read the sample before you train on them, and mind the terms of the "
-        "teacher's provider.",
+        *_introduction(card),
         "## What was dropped",
         _table(
             ("step", "read", "kept", "dropped"),
             [
-                (f"{f['step']}", f"{f['read']:,} {f['unit']}", f"{f['kept']:,}", _listed(f["dropped"]))
-                for f in card["funnel"]
+                (step["step"], f"{step['read']:,} {step['unit']}", f"{step['kept']:,}", _listed(step["dropped"]))
+                for step in card.funnel
             ],
         ),
         "## Lengths in words",
@@ -134,7 +190,7 @@ def as_markdown(card: dict[str, Any]) -> str:
             ("", "count", "mean", "min", "10 %", "median", "90 %", "max"),
             [
                 (name, *(f"{row.get(key, 0):.4g}" for key in ("count", "mean", "min", "p10", "p50", "p90", "max")))
-                for name, row in card["words"].items()
+                for name, row in card.words.items()
             ],
         ),
         "## How instructions begin",
@@ -142,27 +198,40 @@ def as_markdown(card: dict[str, Any]) -> str:
         _table(
             ("first word", "instructions", "next words"),
             [
-                (row["word"], str(row["count"]), ", ".join(f"{n['word'] or '-'} {n['count']}" for n in row["next"]))
-                for row in card["openings"]
+                (row.word, str(row.count), ", ".join(f"{n.word or '-'} {n.count}" for n in row.next))
+                for row in card.openings
             ],
         ),
         "## ROUGE-L with the nearest seed",
-        f"Mean {card['nearest_seed']['mean']:.2f}.",
+        f"Mean {card.nearest_seed.mean:.2f}.",
         _table(
             ("up to", "instructions"),
-            [(f"{row['up_to']:.1f}", str(row["count"])) for row in card["nearest_seed"]["histogram"]],
+            [(f"{row.up_to:.1f}", str(row.count)) for row in card.nearest_seed.histogram],
         ),
     ]
-    if card["decontaminated"]:
+    if card.decontaminated:
+        rows = [(one.evaluation, str(one.item), one.ngram) for one in card.decontaminated]
         parts += [
             "## Removed for their overlap with evaluation data",
-            _table(
-                ("evaluation", "item", "shared words"),
-                [(r["evaluation"], str(r["item"]), r["ngram"]) for r in card["decontaminated"]],
-            ),
+            _table(("evaluation", "item", "shared words"), rows),
         ]
-    parts += ["## A sample", *map(_shown, card["sample"])]
+    parts += ["## A sample", *map(_shown, card.sample)]
     return "\n\n".join(parts) + "\n"
+
+
+def _introduction(card: SynthesisCard) -> list[str]:
+    cost = card.cost
+    stopped = f" Stopped early: {card.stopped}." if card.stopped else ""
+    dollars = f", ${cost['dollars']:,.2f} at the recipe's prices" if cost["dollars"] else ""
+    return [
+        f"# {card.examples:,} examples written by {card.teacher}",
+        f"{card.instructions:,} instructions ({card.method}, seeds: {card.seeds}); "
+        f"{card.classification:,} examples of classification, {card.without_input:,} without input.{stopped}",
+        f"Asked {cost['requests']:,} times: {cost['prompt_tokens']:,} tokens read, "
+        f"{cost['completion_tokens']:,} written{dollars}.",
+        "Nobody has checked these examples. Read the sample before you train on them, and mind the terms of the "
+        "teacher's provider.",
+    ]
 
 
 def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -174,12 +243,12 @@ def _cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", "\\|")
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "none"
 
 
-def _shown(row: dict[str, Any]) -> str:
-    """An example as quoted text: what a teacher wrote is shown, not rendered."""
+def _shown(row: JsonObject) -> str:
+    """An example as an indented block, so that Markdown or HTML in a teacher's text is shown and not rendered."""
     fields = [(name, row[name]) for name in ("instruction", "input", "output") if row[name]]
     text = "\n".join(f"{name}: {content}" for name, content in fields)
     return f"`{row['id']}`\n\n" + "\n".join(f"    {line}" for line in text.split("\n"))

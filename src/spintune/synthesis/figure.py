@@ -1,34 +1,35 @@
-"""The paper's figure of what instructions ask for, as SVG: first words inside, the words that follow them outside."""
+"""A figure of how instructions begin, as SVG: first words in the inner ring, the words after them in the outer ring."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any
+
+from spintune.synthesis.card import Opening
 
 _SIZE = 640
 _INNER, _MIDDLE, _OUTER = 70, 190, 310
-_SMALLEST = 0.045
-"""Angle below which a slice gets no text. [radians]"""
+_MIN_LABELED_ANGLE = 0.045
+"""Narrower slices get no text. [radians]"""
 
 
-def openings_figure(openings: Sequence[dict[str, Any]]) -> str:
-    """Two rings; a slice's angle is its share of the instructions that begin with one of these words.
+def openings_figure(openings: Sequence[Opening]) -> str:
+    """Two rings. A slice's angle is its share of the instructions that begin with one of these words.
 
-    What follows a first word but is not among its most frequent next words stays blank in the outer ring.
+    The outer ring stays blank where a next word is not among the most frequent ones of its first word.
     """
-    total = sum(row["count"] for row in openings) or 1
+    total = sum(row.count for row in openings) or 1
     parts, angle = [], 0.0
     for number, row in enumerate(openings):
-        width = 2 * math.pi * row["count"] / total
+        width = 2 * math.pi * row.count / total
         hue = round(360 * number / len(openings))
-        parts.append(_slice(angle, width, _INNER, _MIDDLE, f"hsl({hue} 55% 72%)", row["word"], row["count"]))
+        parts.append(_slice(angle, width, _INNER, _MIDDLE, f"hsl({hue} 55% 72%)", row.word, row.count))
         start = angle
-        for place, following in enumerate(row["next"]):
-            share = 2 * math.pi * following["count"] / total
-            colour = f"hsl({hue} 55% {80 + 3 * place}%)"
-            parts.append(_slice(start, share, _MIDDLE, _OUTER, colour, following["word"] or "-", following["count"]))
+        for place, following in enumerate(row.next):
+            share = 2 * math.pi * following.count / total
+            color = f"hsl({hue} 55% {80 + 3 * place}%)"
+            parts.append(_slice(start, share, _MIDDLE, _OUTER, color, following.word or "-", following.count))
             start += share
         angle += width
     half = _SIZE // 2
@@ -38,15 +39,15 @@ def openings_figure(openings: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _slice(start: float, width: float, inner: float, outer: float, colour: str, word: str, count: int) -> str:
-    width = min(width, 2 * math.pi - 1e-6)  # a whole ring has no two ends that an arc could join
+def _slice(start: float, width: float, inner: float, outer: float, color: str, word: str, count: int) -> str:
+    width = min(width, 2 * math.pi - 1e-6)  # an arc cannot join a point to itself
     large = int(width > math.pi)
     a, b, c, d = (
         _at(r, t) for r, t in ((outer, start), (outer, start + width), (inner, start + width), (inner, start))
     )
     path = f"M{a}A{outer} {outer} 0 {large} 1 {b}L{c}A{inner} {inner} 0 {large} 0 {d}Z"
-    shape = f'<path d="{path}" fill="{colour}" stroke="white"><title>{escape(word)}: {count}</title></path>'
-    if width < _SMALLEST:
+    shape = f'<path d="{path}" fill="{color}" stroke="white"><title>{escape(word)}: {count}</title></path>'
+    if width < _MIN_LABELED_ANGLE:
         return shape
     middle = start + width / 2
     degrees = math.degrees(middle) - 90
@@ -59,5 +60,5 @@ def _slice(start: float, width: float, inner: float, outer: float, colour: str, 
 
 
 def _at(radius: float, angle: float) -> str:
-    """A point of a circle, clockwise from the top."""
+    """The point of a circle at an angle, clockwise from the top."""
     return f"{radius * math.sin(angle):.2f} {-radius * math.cos(angle):.2f}"

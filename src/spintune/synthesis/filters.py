@@ -16,10 +16,23 @@ from functools import cached_property
 from spintune.data.rouge import Tokeniser, tokenise
 from spintune.synthesis.examples import SeedTask
 
-_PICTURES = tuple("image images graph graphs picture pictures file files map maps draw plot".split())
+_VISUAL = (
+    "image",
+    "images",
+    "graph",
+    "graphs",
+    "picture",
+    "pictures",
+    "file",
+    "files",
+    "map",
+    "maps",
+    "draw",
+    "plot",
+)
 KEYWORDS: dict[str, tuple[str, ...]] = {
-    "self_instruct": (*_PICTURES, "go to"),
-    "alpaca": (*_PICTURES, "go to", "video", "audio", "music", "flowchart", "diagram"),
+    "self_instruct": (*_VISUAL, "go to"),
+    "alpaca": (*_VISUAL, "go to", "video", "audio", "music", "flowchart", "diagram"),
 }
 """Whole words that ask for what a text model cannot do, by method."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -143,7 +143,7 @@ def synthesize(
     method: MethodName = "self_instruct",
     seed: int = 0,
     replies: Replies | Path | str | None = None,
-    options: SynthesisOptions = SynthesisOptions(),  # noqa: B008 -- frozen
+    options: SynthesisOptions = SynthesisOptions(),
     progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
 ) -> SynthesisResult:
     """Lets a teacher write instruction data from seed tasks, by Self-Instruct or the way of Stanford Alpaca.

@@ -44,6 +44,11 @@ class CachedTeacher:
         return request_key(self.teacher.identity, request)
 
     @property
+    def name(self) -> str:
+        """The teacher's name."""
+        return self.teacher.name
+
+    @property
     def spent(self) -> Usage:
         """What this teacher was asked for in all, earlier attempts of the run included."""
         return self.replies.spent(self.teacher.identity)

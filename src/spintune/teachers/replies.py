@@ -31,12 +31,13 @@ class Replies:
         StorageError: the disk is full, read-only or out of reach.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if path is not None:
+            with storage_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
-            self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE")
+            self._database = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE")
         try:
             with self._errors():
                 self._open()

@@ -1,0 +1,121 @@
+"""The whole pipeline as one function, with a teacher of the caller's own."""
+
+from __future__ import annotations
+
+import doctest
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+import spintune.synthesis.pipeline
+from spintune.data.sources import Source, read_sources
+from spintune.errors import BudgetError, DataError, RecipeError
+from spintune.synthesis.examples import SeedTask
+from spintune.synthesis.pipeline import EvaluationTexts, SynthesisOptions, synthesize
+from spintune.teachers.protocol import Outcome, Reply, Request
+
+OPTIONS = SynthesisOptions(requests_per_round=2, patience=2)
+
+
+class Inventor:
+    """A teacher as a user would write it: it invents tasks from the number of the request."""
+
+    name = "inventor"
+    identity = {"kind": "inventor"}  # noqa: RUF012
+
+    def __init__(self, output: str = "an answer") -> None:
+        self.output = output
+        self.asked = 0
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
+        for index, request in enumerate(requests):
+            self.asked += 1
+            yield index, Reply(self.reply(request), "stop", 10, 5)
+
+    def reply(self, request: Request) -> str:
+        text, n = request.messages[-1].content, request.draw
+        if "classification task when" in text:
+            return "No"
+        if "Write examples of each task" in text:
+            return f"Input: a text\nOutput: {self.output}"
+        if request.begin.endswith("Instruction:"):
+            return f"4. Instruction: p{n} q{n} r{n} s{n}\n4. Input:\n<noinput>\n4. Output:\n{self.output}"
+        return f"9. p{n} q{n} r{n} s{n}\n10. t{n} u{n} v{n} w{n}"
+
+
+def test_the_docstrings_example_is_true() -> None:
+    results = doctest.testmod(spintune.synthesis.pipeline)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("method", ["self_instruct", "alpaca"])
+def test_seeds_and_a_teacher_give_examples_counts_and_cost(method, seeds: list[SeedTask], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    teacher = Inventor()
+    result = synthesize(seeds, teacher, 5, method, options=OPTIONS)
+    assert [one.task.output for one in result.examples] == ["an answer"] * 5
+    assert len(result.instructions) == 5
+    assert result.stopped is None
+    assert result.cost.requests == teacher.asked
+    assert result.cost.completion_tokens == 5 * teacher.asked
+    assert all(counts.read == counts.kept + counts.dropped.total() for counts in result.counts)
+    assert "5 examples of 5 instructions" in str(result)
+    result.save(tmp_path / "examples.jsonl")
+    read = read_sources([Source(str(tmp_path / "examples.jsonl"))], 0).examples
+    assert [example.messages for example in read] == [one.example.messages for one in result.examples]
+
+
+def test_a_second_call_on_the_same_replies_asks_nothing_and_finds_the_same(
+    seeds: list[SeedTask], tmp_path: Path
+) -> None:
+    teacher = Inventor()
+    first = synthesize(seeds, teacher, 5, replies=tmp_path / "replies.sqlite", options=OPTIONS)
+    asked = teacher.asked
+    assert synthesize(seeds, teacher, 5, replies=str(tmp_path / "replies.sqlite"), options=OPTIONS) == first
+    assert teacher.asked == asked
+
+
+def test_the_seed_draws_what_is_shown(seeds: list[SeedTask]) -> None:
+    shown = [synthesize(seeds, Inventor(), 5, seed=seed, options=OPTIONS) for seed in (0, 0, 1)]
+    demonstrations = [[one.provenance.demonstrations for one in result.examples] for result in shown]
+    assert demonstrations[0] == demonstrations[1] != demonstrations[2]
+
+
+def test_what_overlaps_with_evaluation_data_is_removed(seeds: list[SeedTask], tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"instruction": "t1 u1 v1 w1", "output": "secret"}\n')
+    options = SynthesisOptions(requests_per_round=2, evaluation=EvaluationTexts.read([str(exam)], 4))
+    result = synthesize(seeds, Inventor(), 4, options=options)
+    assert result.instructions == ["p0 q0 r0 s0", "t0 u0 v0 w0", "p1 q1 r1 s1"]
+    assert [(one.evaluation, one.item, one.instruction) for one in result.removed] == [(str(exam), 0, "t1 u1 v1 w1")]
+    assert result.counts[-1].dropped == {"in_evaluation_data": 1}
+
+
+def test_an_unknown_method_useless_answers_and_a_budget_without_an_example_are_errors(seeds: list[SeedTask]) -> None:
+    with pytest.raises(RecipeError, match=r"no method 'self-instruct'; did you mean self_instruct\?"):
+        synthesize(seeds, Inventor(), method="self-instruct")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="inventor: no example passed the filters"):
+        synthesize(seeds, Inventor("ends with a colon:"), 5, options=OPTIONS)
+
+    class Poor(Inventor):
+        def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
+            for index, outcome in super().ask(requests):
+                yield index, outcome
+                if self.asked == 2:
+                    raise BudgetError("the budget is used up")
+
+    with pytest.raises(BudgetError, match="no example was finished: the budget is used up"):
+        synthesize(seeds, Poor(), 5, options=OPTIONS)
+
+
+@pytest.mark.slow
+def test_synthesis_needs_no_torch() -> None:
+    program = (
+        "import sys; from spintune.synthesis.pipeline import synthesize\n"
+        "import spintune.synthesis.card, spintune.synthesis.figure\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
