@@ -33,7 +33,7 @@ def test_help_loads_neither_torch_nor_transformers(arguments: tuple[str, ...], m
 
 def test_everything_before_the_model_is_imported_without_torch() -> None:
     program = (
-        "import importlib, pkgutil\nimport spintune.data, spintune.recipe, spintune.records, spintune.run\n"
+        "import importlib, pkgutil\nimport spintune.data, spintune.recipe, spintune.records, spintune.run_folder\n"
         "for module in pkgutil.iter_modules(spintune.data.__path__):\n"
         "    importlib.import_module(f'spintune.data.{module.name}')\n"
         "import spintune.storage, spintune.errors, spintune.progress, spintune.console, spintune.evaluation.measures\n"

@@ -17,7 +17,7 @@ from spintune.errors import ModelError
 from spintune.models.loading import default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
-from spintune.run import RunFolder
+from spintune.run_folder import RunFolder
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.data import data_stage
 from spintune.stages.endpoints import check_judge

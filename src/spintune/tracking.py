@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from spintune.run import StepLog
+from spintune.run_folder import StepLog
 from spintune.trackers import TRACKERS
 
 

@@ -11,7 +11,7 @@ from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows
 from spintune.evaluation.comparison import MeasuredItems, Table, heldout_tables
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.scores import finished_scores, read_scores
-from spintune.run import BASE, BASELINE, SFT
+from spintune.run_folder import BASE, BASELINE, SFT
 
 _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spintune.run import BASE, BASELINE, SFT
+from spintune.run_folder import BASE, BASELINE, SFT
 
 
 def start_of(names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from spintune.report.facts import RunFacts
 from spintune.report.findings import contenders, finding
 from spintune.report.tables import counted, recipe_text
 from spintune.report.views import ViewTable, view
-from spintune.run import BASE, BASELINE, SFT
+from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.storage import read_json
 from spintune.version import __version__
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from spintune.errors import ModelError, StorageError
 from spintune.export.card import model_card
 from spintune.report.facts import read_run
-from spintune.run import BASE
+from spintune.run_folder import BASE
 from spintune.storage import storage_errors
 
 

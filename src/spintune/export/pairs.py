@@ -8,7 +8,7 @@ from typing import Any
 from spintune.data.preferences import turns_of_example
 from spintune.errors import DataError
 from spintune.records import Example, Pair, read_records
-from spintune.run import MANIFEST, outputs_digest
+from spintune.run_folder import MANIFEST, outputs_digest
 from spintune.storage import atomic_file, json_line, read_json
 
 

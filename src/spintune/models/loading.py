@@ -115,7 +115,7 @@ def load_model(
         ModelError: no such model, or one that cannot be loaded.
     """
     device = device or default_device()
-    autocast = torch.bfloat16 if _wants_bfloat16(precision, device) else None
+    autocast = autocast_type(precision, device)
     location, arguments = locate_model(name, cache)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
@@ -264,10 +264,10 @@ def _tell_of_untied_head(model: PreTrainedModel) -> None:
         model.config.tie_word_embeddings = False
 
 
-def _wants_bfloat16(precision: str, device: torch.device) -> bool:
-    if precision == "bfloat16":
-        return True
-    return precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """Type of matrix products for a precision of :func:`load_model`; None computes in the weights' own type."""
+    automatic = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if precision == "bfloat16" or automatic else None
 
 
 def _first_line(error: BaseException) -> str:

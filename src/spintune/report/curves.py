@@ -10,7 +10,7 @@ from typing import Any
 from spintune.report.facts import Facts, RunFacts
 from spintune.report.figures import Figure, Series, draw
 from spintune.report.findings import NLL, contenders, estimate, measured
-from spintune.run import BASELINE
+from spintune.run_folder import BASELINE
 
 Points = list[tuple[float, float]]
 

@@ -14,7 +14,7 @@ from typing import Any
 from spintune.report.evaluated import ReportedAnswer
 from spintune.report.facts import AnswerFacts, ModelFacts, RunFacts
 from spintune.report.findings import Contender, contenders
-from spintune.run import BASELINE
+from spintune.run_folder import BASELINE
 
 MOST_EXAMPLES = 500
 """Of a set."""

@@ -28,7 +28,7 @@ from spintune.report.evaluated import (
     read_overlaps,
     rivals_of,
 )
-from spintune.run import BASE, BASELINE, MANIFEST, SFT
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT
 from spintune.storage import read_json, read_json_lines
 
 Facts = Mapping[str, Any]

@@ -11,7 +11,7 @@ from spintune.evaluation.measures import Interval, bootstrap
 from spintune.evaluation.statistics import wilson
 from spintune.recipe import HELDOUT
 from spintune.report.facts import ModelFacts, RunFacts
-from spintune.run import BASELINE
+from spintune.run_folder import BASELINE
 
 FEW_ITEMS = 50
 """Below this the percentile bootstrap's intervals are too short to lean on: even at 50 items 6 of 100 are wrong."""

@@ -18,7 +18,7 @@ from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
-from spintune.run import RunFolder
+from spintune.run_folder import RunFolder
 from spintune.stages.metering import Meter
 from spintune.storage import digest_json
 from spintune.tokens.cache import TokenCache

@@ -30,7 +30,7 @@ from spintune.evaluation.rating import Question, read_questions
 from spintune.evaluation.scores import ItemScore, ScoreScale, ScoreTable
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, EvaluationSection, Recipe
 from spintune.records import Message
-from spintune.run import BASE, BASELINE, SFT
+from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.stages.context import LoadedIterate, RunContext
 from spintune.storage import digest_file
 

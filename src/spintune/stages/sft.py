@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from spintune.recipe import SftSection, SpinSection
-from spintune.run import BASELINE
+from spintune.run_folder import BASELINE
 from spintune.stages.context import Iterate, RunContext, delete
 from spintune.stages.metering import Meter
 from spintune.training.optimization import optimization_of

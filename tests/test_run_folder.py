@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe, parse_recipe
-from spintune.run import RunFolder, StepLog
+from spintune.run_folder import RunFolder, StepLog
 
 
 def recipe(out: Path, **changes: Any) -> Recipe:
@@ -63,7 +63,7 @@ def test_the_digest_depends_on_what_was_written_and_on_nothing_else(tmp_path: Pa
 
 def test_a_second_process_is_refused_while_the_first_lives_and_let_in_after(tmp_path: Path) -> None:
     program = (
-        "import sys\nfrom spintune.recipe import parse_recipe\nfrom spintune.run import RunFolder\n"
+        "import sys\nfrom spintune.recipe import parse_recipe\nfrom spintune.run_folder import RunFolder\n"
         "with RunFolder(parse_recipe({'out': sys.argv[1], 'model': 'm', 'data': {'train': 'x.json'}}, 't')):\n"
         "    print('held', flush=True)\n    sys.stdin.read()\n"
     )

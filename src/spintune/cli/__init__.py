@@ -1,0 +1,71 @@
+"""The command line: the only place that parses arguments and prints. Other modules get what they need as arguments.
+
+Commands import what is heavy inside their functions, so that ``spintune --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from spintune.cli.chat import chat
+from spintune.cli.look import doctor, inspect, mix, schema
+from spintune.cli.results import compare, export, pairs, report
+from spintune.cli.stages import evaluate, run, sft, spin, synth
+from spintune.errors import SpintuneError
+
+app = typer.Typer(
+    help="Instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "synth": synth,
+    "sft": sft,
+    "spin": spin,
+    "eval": evaluate,
+    "inspect": inspect,
+    "mix": mix,
+    "chat": chat,
+    "compare": compare,
+    "report": report,
+    "export": export,
+    "pairs": pairs,
+    "doctor": doctor,
+    "schema": schema,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name)(_command)
+
+
+def main() -> None:
+    """Entry point: user errors are one line and a code of their own; anything else is a bug and shows itself."""
+    try:
+        code = app(standalone_mode=False)  # typer returns the code of a typer.Exit, and 130 for Ctrl-C
+    except SpintuneError as error:
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        if (code := _usage_code(error)) is None:
+            raise
+        _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
+    if code == 130:
+        _fail("stopped; the same command goes on from here", code)
+    sys.exit(code)
+
+
+def _usage_code(error: Exception) -> int | None:
+    """click's own complaints about arguments."""
+    return getattr(error, "exit_code", None) if hasattr(error, "format_message") else None
+
+
+def _fail(message: str, code: int) -> None:
+    for line in message.splitlines():
+        print(f"spintune: {line}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,58 @@
+"""The chat command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def chat(
+    model: Annotated[str, typer.Argument(help="A run folder, alias, model folder, GGUF file or hub id.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this sum.", min=0.01, max=1)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer. [tokens]", min=1)] = 256,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+    template: Annotated[str, typer.Option(help="Chat template: tokenizer, alpaca, chatml or plain.")] = "tokenizer",
+) -> None:
+    """Talk to a model, or to the best model of a run. /reset starts over, /exit or Ctrl-D ends."""
+    from spintune.api import load
+    from spintune.cli.stages import quiet_libraries
+
+    quiet_libraries()
+    loaded = load(model, template=template)
+    history = [{"role": "system", "content": system}] if system else []
+
+    def answer(turns: list[dict[str, str]]) -> str:
+        (completion,) = loaded.generate(
+            [turns],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            on_text=lambda _, text: print(text, end="", flush=True),
+        )
+        print("" if completion.finish_reason == "stop" else " [...]")
+        return completion.text
+
+    if prompt is not None:
+        answer([*history, {"role": "user", "content": prompt}])
+        return
+    if sys.stdin.isatty():
+        print(f"{loaded.name}\nType a message; /reset starts over, /exit ends.", file=sys.stderr)
+    turns = list(history)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line == "/exit":
+            return
+        if line == "/reset":
+            turns = list(history)
+        elif line:
+            turns.append({"role": "user", "content": line})
+            turns.append({"role": "assistant", "content": answer(turns)})

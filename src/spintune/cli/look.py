@@ -1,0 +1,127 @@
+"""Commands that show something and write nothing: inspect, mix, doctor, schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spintune.cli.options import Json, print_json, recipe_path
+from spintune.storage import cache_folder
+
+if TYPE_CHECKING:
+    pass
+
+
+def inspect(
+    words: Annotated[list[str], typer.Argument(help="A recipe and overrides.", metavar="RECIPE [KEY=VALUE]...")],
+    rows: Annotated[int, typer.Option(help="How many rows to show.", min=1)] = 3,
+    json: Json = False,
+) -> None:
+    """Show the exact tokens of some training rows, the trained ones coloured."""
+    from spintune.models.loading import is_encoder_decoder, load_tokenizer
+    from spintune.recipe import load_recipe
+    from spintune.stages.data import mixture_of, read_data
+    from spintune.tokens.rendering import build_renderer
+    from spintune.tokens.rows import render
+
+    path = recipe_path(words)
+    recipe = load_recipe(path, words[1:] if path else words)
+    tokenizer = load_tokenizer(recipe.model, cache=cache_folder())
+    renderer = build_renderer(
+        tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=cache_folder())
+    )
+    data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
+    whole = recipe.model_copy(update={"data": data})
+    found = read_data(whole, mixture_of(whole, cache_folder()))
+    longest = (data.max_length, data.max_target_length, None, data.max_input_length)
+    rendered = render(found.train, renderer, *longest)
+    lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
+    facts = {
+        "read": found.facts["read"],
+        "dropped": {**found.facts["dropped"], **rendered.dropped},
+        "truncated": rendered.truncated,
+        "rows": len(rendered.rows),
+        "tokens": sum(lengths),
+        "trained_tokens": sum(sum(row.trained) for row in rendered.rows),
+        "median_length": lengths[len(lengths) // 2],
+        "longest": lengths[-1],
+    }
+    shown = rendered.rows[:rows]
+    if json:
+        from dataclasses import asdict
+
+        print_json({**facts, "shown": [asdict(row) for row in shown]})
+        return
+    from spintune.console import print_tokens
+
+    for number, row in enumerate(shown, 1):
+        print_tokens(
+            [tokenizer.decode([id]) for id in row.prompt_ids],
+            [(tokenizer.decode([id]), trained) for id, trained in zip(row.response_ids, row.trained, strict=True)],
+            f"row {number}: {len(row.prompt_ids)} prompt tokens, {sum(row.trained)} of {len(row.response_ids)} trained",
+        )
+    print("\n" + "  ".join(f"{name.replace('_', ' ')}: {value or 0}" for name, value in facts.items()))
+
+
+def mix(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(help="A recipe with a mixture, and overrides.", metavar="[RECIPE] [KEY=VALUE]..."),
+    ] = None,
+    show: Annotated[str | None, typer.Option(help="Print examples of this task: builtin:NAME or a YAML file.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the files of built-in tasks are.")] = None,
+    rows: Annotated[int, typer.Option(help="How many examples to show.", min=1)] = 4,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+) -> None:
+    """Show a task's examples (--show TASK), or a recipe's mixture with its wanted and realised shares."""
+    from spintune.console import print_examples, print_mixture
+    from spintune.errors import RecipeError
+    from spintune.mixtures.mixture import show as examples_of
+    from spintune.mixtures.tasks import load_tasks
+
+    path = recipe_path(words or [])
+    if show:
+        found = load_tasks([show], folder)
+        shown = [row for task in found.tasks[:rows] for row in examples_of(task, rows, seed)]
+        if json:
+            print_json(shown)
+        else:
+            print_examples(shown)
+        return
+    if path is None:
+        raise RecipeError("spintune mix needs a recipe with data.mixture, or --show TASK; see spintune mix --help")
+    from spintune.recipe import load_recipe
+    from spintune.stages.data import mixture_of, read_data
+
+    recipe = load_recipe(path, (words or [])[1:])
+    if recipe.data.mixture is None:
+        raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
+    mixed = read_data(recipe, mixture_of(recipe, cache_folder()))
+    if json:
+        print_json(mixed.facts["mixture"])
+    else:
+        print_mixture(mixed.facts["mixture"])
+
+
+def doctor(json: Json = False) -> None:
+    """Say what is installed, what each part can use, and what is wrong."""
+    from spintune.doctor import examine
+
+    findings = examine(cache_folder())
+    if json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        for finding in findings:
+            print(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}")
+    if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    from spintune.recipe import recipe_schema
+
+    print_json(recipe_schema())

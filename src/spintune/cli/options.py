@@ -1,0 +1,81 @@
+"""What several commands share: their options, and how words on a command line become a recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from spintune.recipe import Recipe
+
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...")]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: results on stdout, events on stderr.")]
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
+
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A recipe and key.path=value overrides, or overrides alone.", metavar="[RECIPE] [KEY=VALUE]..."
+    ),
+]
+
+
+Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
+
+
+Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
+
+
+Out = Annotated[str | None, typer.Option(help="The run folder.")]
+
+
+def stage_recipe(stage: str, words: list[str] | None, model: str | None, data: str | None, out: str | None) -> Recipe:
+    """The recipe on the command line, or one made of flags: this stage and the held-out table."""
+    from spintune.errors import RecipeError
+    from spintune.recipe import load_recipe
+
+    words = words or []
+    path = recipe_path(words)
+    if path:
+        recipe = load_recipe(path, [*flags_as_overrides({"model": model, "data.train": data, "out": out}), *words[1:]])
+        need_section(recipe, path, stage)
+        return recipe
+    if not model or not data:
+        raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
+    # self-play on little data needs small steps to take any, and a rival to mean anything
+    section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
+    base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
+    return load_recipe(None, words, base)
+
+
+def flags_as_overrides(flags: dict[str, Any]) -> list[str]:
+    """Flags as overrides. A JSON text is a YAML text, whatever is in it: a folder may be called 2024 or "a: b"."""
+    import json
+
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flags.items() if value is not None]
+
+
+def need_section(recipe: Recipe, path: Path, stage: str) -> None:
+    from spintune.errors import RecipeError
+
+    if getattr(recipe, stage) is None:
+        raise RecipeError(f"{path} has no {stage} section; add one or use spintune run")
+
+
+def recipe_path(words: list[str]) -> Path | None:
+    return Path(words[0]) if words and "=" not in words[0] else None
+
+
+def print_json(value: Any) -> None:
+    import orjson
+
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -1,0 +1,91 @@
+"""Commands over finished runs: compare, report, export, pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spintune.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    pass
+
+
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Run folders (all their models), RUN:MODEL, or files of answers.", metavar="NAME..."),
+    ],
+    against: Annotated[str | None, typer.Option(help="Compare each with this one alone, as it is named here.")] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Good answers to what is asked, for files of answers without them.")
+    ] = None,
+    level: Annotated[float, typer.Option(help="Of significance, over all comparisons.", min=0.0001, max=0.5)] = 0.05,
+    json: Json = False,
+) -> None:
+    """Compare models on the same items: paired tests, intervals, and a plain conclusion."""
+    from spintune.errors import RecipeError
+    from spintune.evaluation.comparison import compare as compare_tables
+    from spintune.evaluation.contenders import tables
+
+    found = tables(names, references)
+    if len(found) < 2:
+        raise RecipeError(f"one model ({', '.join(found)}) has nothing to be compared with; name another run or model")
+    if against is not None and against not in found:
+        raise RecipeError(f"--against {against} is none of {', '.join(found)}")
+    comparison = compare_tables(found, level, against)
+    if json:
+        print_json(comparison.to_json())
+    else:
+        from spintune.console import print_comparison
+
+        print_comparison(comparison)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
+    out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
+    json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about a run, or about several side by side."""
+    from spintune.report.page import write_report
+
+    path = write_report(runs, out)
+    if json:
+        print_json({"file": str(path)})
+    else:
+        print(path)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there yet.")],
+    model: Annotated[str | None, typer.Option(help="sft, iterate-1, ...; the best by default.")] = None,
+    json: Json = False,
+) -> None:
+    """Write a model of a run as a Hugging Face folder with its model card, ready to be used or uploaded."""
+    from spintune.export.model import export_model
+
+    name = export_model(run, out, model)
+    if json:
+        print_json({"model": name, "folder": str(out)})
+    else:
+        print(f"{name} of {run} is in {out}, with its card in README.md")
+
+
+def pairs(
+    run: Annotated[Path, typer.Argument(help="A run folder with self-play in it.")],
+    out: Annotated[Path, typer.Argument(help="The file to write, JSON lines of prompt, chosen and rejected.")],
+    iteration: Annotated[int | None, typer.Option(help="Of this iteration alone; all by default.", min=1)] = None,
+    json: Json = False,
+) -> None:
+    """Write a run's pairs of real and generated answers as preference data, for TRL, LLaMA-Factory and others."""
+    from spintune.export.pairs import export_pairs
+
+    count, cut = export_pairs(run, out, iteration)
+    if json:
+        print_json({"pairs": count, "left_out": cut, "file": str(out)})
+    else:
+        print(f"{count} pairs in {out}" + (f"; {cut} left out, whose generated answer was cut" if cut else ""))

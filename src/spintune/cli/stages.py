@@ -1,0 +1,153 @@
+"""Commands that run stages: run, synth, sft, spin, eval."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spintune.cli.options import (
+    Data,
+    Json,
+    Model,
+    Out,
+    Overrides,
+    RecipeFile,
+    Words,
+    flags_as_overrides,
+    need_section,
+    print_json,
+    recipe_path,
+    stage_recipe,
+)
+from spintune.storage import cache_folder
+
+if TYPE_CHECKING:
+    from spintune.pipeline import Stage
+    from spintune.recipe import Recipe
+
+
+def run(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
+    """Run every stage a recipe names. The same command resumes a stopped run and repeats nothing."""
+    from spintune.recipe import load_recipe
+
+    _execute(load_recipe(recipe, overrides), "eval", json)
+
+
+def synth(
+    words: Words = None,
+    seeds: Annotated[str | None, typer.Option(help="Seed tasks: builtin:seeds or a file.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Who writes: a model on this machine, or the endpoint's name.")
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="An endpoint that speaks OpenAI's protocol; else this machine.")
+    ] = None,
+    instructions: Annotated[int | None, typer.Option(help="New instructions to accept.", min=1)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Write instruction data from seed tasks: a recipe's synth stage, or flags alone (all have defaults)."""
+    from spintune.recipe import DEFAULT_MODEL, load_recipe
+
+    words = words or []
+    path = recipe_path(words)
+    flags: dict[str, Any] = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out}
+    flags |= {"synth.teacher.url": url, "synth.teacher.model": model} if url else {"model": model}
+    if path:
+        recipe = load_recipe(path, [*flags_as_overrides(flags), *words[1:]])
+        need_section(recipe, path, "synth")
+    else:
+        base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
+        recipe = load_recipe(None, [*flags_as_overrides(flags), *words], base)
+    _execute(recipe, "synth", json)
+
+
+def sft(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
+    """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
+    recipe = stage_recipe("sft", words, model, data, out)
+    _execute(recipe, "sft" if words and recipe_path(words) else "eval", json)
+
+
+def spin(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
+    """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone."""
+    recipe = stage_recipe("spin", words, model, data, out)
+    _execute(recipe, "spin" if words and recipe_path(words) else "eval", json)
+
+
+def evaluate(
+    words: Words = None,
+    model: Annotated[str | None, typer.Option(help="Alias, model or run folder, GGUF file, or hub id.")] = None,
+    data: Data = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(help="ifeval, questions, heldout, spin-paper, a task of lm-evaluation-harness or a YAML file."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Judge a recipe's models by what its eval names, or a model by flags alone: --model M --on TASK."""
+    from spintune.errors import RecipeError
+    from spintune.pipeline import final_model
+    from spintune.recipe import load_recipe
+
+    words = words or []
+    path = recipe_path(words)
+    if model and (Path(model) / "recipe.json").is_file():
+        model = final_model(Path(model))
+    flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
+    if path is None and not (model and on):
+        raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
+    base: dict[str, Any] = {"out": "runs/eval"}
+    recipe = load_recipe(path, [*flags_as_overrides(flags), *words[1 if path else 0 :]], None if path else base)
+    _execute(recipe, "eval", json)
+
+
+def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
+    import logging
+
+    from spintune.console import print_results
+    from spintune.progress_display import open_progress
+
+    with open_progress(as_json) as progress:
+        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        progress.note("loading torch and transformers")
+        with lasting_imports():
+            from spintune.pipeline import run_recipe
+
+        quiet_libraries()
+        results = run_recipe(recipe, cache_folder(), progress, until, os.environ)
+    if as_json:
+        print_json(results)
+    else:
+        print_results(results, recipe.out)
+
+
+def quiet_libraries() -> None:
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextlib.contextmanager
+def lasting_imports() -> Iterator[None]:
+    """The garbage collector looks at none of what is imported inside, now or later: a million objects that stay.
+
+    Measured on 50,000 examples: importing takes 2.3 s instead of 2.9, tokenizing 6.4 instead of 7.1.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()
