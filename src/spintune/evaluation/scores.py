@@ -15,14 +15,9 @@ from typing import Any, Literal
 
 from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.measures import Interval, bootstrap
-<<<<<<< HEAD
 from spintune.records import read_records
 from spintune.run_folder import MANIFEST
 from spintune.storage import read_json
-=======
-from spintune.run_folder import MANIFEST
-from spintune.storage import atomic_file, read_json
->>>>>>> e492b38 (A front door in Python: load, generate, score, read, mix, run; the command line in rooms of its own)
 
 SCORES = "scores.jsonl"
 
