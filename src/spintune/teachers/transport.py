@@ -13,9 +13,9 @@ import httpx2
 import openai
 from pydantic import SecretStr
 
-import spintune
 from spintune.errors import TeacherError
 from spintune.teachers.budget import LedgerCall
+from spintune.version import __version__
 
 BODY_LIMIT = 4_000_000
 # Shorter "keys" are placeholders such as EMPTY, which a reply may well contain.
@@ -84,7 +84,7 @@ class AuthTransport(httpx2.AsyncBaseTransport):
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
             "Content-Type": "application/json",
-            "User-Agent": f"spintune/{spintune.__version__}",
+            "User-Agent": f"spintune/{__version__}",
         }
         if self._key.get_secret_value() and _origin(request.url) == self._origin:
             headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
