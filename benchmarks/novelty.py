@@ -38,8 +38,8 @@ from machine import busy_seconds, describe, peak_memory
 from report import DISTURBED
 
 from spintune.data.novelty import NoveltyIndex
-from spintune.data.rouge import tokenise
 from spintune.data.sources import Source, read_source
+from spintune.data.words import split_words
 from spintune.errors import DataError
 
 SIZES = (1_000, 5_000, 20_000, 52_000, 100_000, 200_000)
@@ -202,7 +202,9 @@ def reference_pair(pool: Sequence[str], queries: Sequence[str], seed: int) -> di
         for other in texts:
             scorer.score(text, other)
     self_instruct = time.process_time() - started
-    tokens = [(tokenise(text), [tokenise(other) for other in texts]) for text, texts in sample]
+    tokens = [
+        (split_words(text, "reference"), [split_words(other, "reference") for other in texts]) for text, texts in sample
+    ]
     started = time.process_time()
     for words, others_words in tokens:
         for other_words in others_words:
@@ -216,7 +218,7 @@ def measure(paths: Sequence[str], sizes: Sequence[int], threshold: float, seed: 
     facts = {"machine": describe(), "versions": {name: version(name) for name in ("numpy", "rapidfuzz", "rouge-score")}}
     first, others = clauses(paths)
     texts = list(itertools.islice(candidates(first, others, seed), 10_000))
-    words = [tokenise(text) for text in texts]
+    words = [split_words(text, "reference") for text in texts]
     busy, own, began = busy_seconds(), time.process_time(), time.monotonic()
     agreed = agreement(candidates(first, others, seed), threshold)
     queries = list(itertools.islice(candidates(first, others, seed + 1), QUERIES))

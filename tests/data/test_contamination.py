@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spintune.data.contamination import NgramIndex, Removed, contamination, decontaminate, text_of, words
+from spintune.data.contamination import NgramIndex, Removed, contamination, decontaminate, text_of
+from spintune.data.words import split_words
 from spintune.records import Example, Message
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
 
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    tokens = words(text)
+    tokens = split_words(text)
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
@@ -25,46 +26,12 @@ def brute_force(items: Sequence[str], text: str, n: int, shortest: int) -> list[
     """(start in the text, item, n-gram), each item against the text by comparing words."""
     found = set()
     for number, item in enumerate(items):
-        length = len(words(item))
+        length = len(split_words(item))
         if length >= shortest:
             size = min(n, length)
             candidates = ngrams(text, size)
             found |= {(candidates.index(gram), number, gram) for gram in ngrams(item, size) if gram in candidates}
     return sorted(found)
-
-
-# Words ---------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Don't panic: 3.5 naïve_users", ["don", "t", "panic", "3", "5", "naïve", "users"]),
-        ("", []),
-        (" \n\t-—!?_…", []),
-        ("Привет, МИР", ["привет", "мир"]),
-        ("हिन्दी में", ["हिन्दी", "में"]),  # vowel signs and virama are marks, not separators
-        ("na\u0308ive", ["näive"]),  # combining form as the composed one
-        ("Ｆｕｌｌ　ｗｉｄｔｈ ①", ["full", "width", "1"]),
-        ("我爱GPT模型", ["我", "爱", "gpt", "模", "型"]),
-        ("カタカナ、ひら", ["カ", "タ", "カ", "ナ", "ひ", "ら"]),
-        ("ที่นี่", ["ที่", "นี่"]),  # a Thai consonant keeps its vowel and tone marks
-        ("한국어 문장", ["한국어", "문장"]),  # Korean writes spaces
-        ("\u0301x", ["x"]),
-    ],
-)
-def test_words_by_hand(text: str, expected: list[str]) -> None:
-    assert words(text) == expected
-
-
-@given(st.text(max_size=40))
-def test_the_words_of_the_words_are_the_words(text: str) -> None:
-    assert words(" ".join(words(text))) == words(text)
-
-
-@given(st.text(st.characters(max_codepoint=127), max_size=40))
-def test_ascii_and_other_texts_are_split_alike(text: str) -> None:
-    assert words(text + " é") == [*words(text), "é"]
 
 
 # The index against the brute force -----------------------------------------------------------------------------------
@@ -107,13 +74,13 @@ def test_the_report_is_that_of_the_brute_force(
         assert {item.item: item.rows for item in found.touched} == {i: rows for i, rows in touching.items() if rows}
         assert found.clean == [item for item, rows in touching.items() if not rows]
         assert found.items == len(items)
-        lengths = [len(words(item)) for item in items]
+        lengths = [len(split_words(item)) for item in items]
         assert found.unmatched == sum(length < shortest for length in lengths)
         assert found.short == sum(shortest <= length < found.n for length in lengths)
         for item in found.touched:
             shared = [{gram for _, i, gram in hits[row] if i == item.item} for row in item.rows]
             assert tuple(item.ngram.split()) in shared[0]
-            best = max(covered(words(items[item.item]), grams) for grams in shared)
+            best = max(covered(split_words(items[item.item]), grams) for grams in shared)
             assert item.coverage == pytest.approx(best / lengths[item.item])
         expected_rows = {row: len({i for _, i, _ in hit}) for row, hit in enumerate(hits) if hit}
         assert found.rows() == expected_rows
@@ -154,7 +121,7 @@ QUESTION = "Natalia sold clips to 48 of her friends in April, and then she sold 
 def test_a_copied_question_is_found_whatever_its_case_and_punctuation() -> None:
     copy = "Q: NATALIA sold clips to 48 of her friends in April - and then, she went home."
     (found,) = contamination(["nothing here", copy], {"gsm8k": [QUESTION, "Another one."]}, [8]).sets
-    assert len(words(QUESTION)) == 20
+    assert len(split_words(QUESTION)) == 20
     (item,) = found.touched
     # 13 words in a row of 20 are shared: natalia ... she
     assert (item.item, item.rows, item.coverage) == (0, [1], 13 / 20)
@@ -164,9 +131,9 @@ def test_a_copied_question_is_found_whatever_its_case_and_punctuation() -> None:
 
 def test_thirteen_words_in_a_row_are_a_13_gram_and_twelve_are_none() -> None:
     index = NgramIndex([QUESTION], 13)
-    thirteen = " ".join(words(QUESTION)[3:16])
+    thirteen = " ".join(split_words(QUESTION)[3:16])
     assert [(o.item, o.start, o.ngram) for o in index.overlaps("so " + thirteen)] == [(0, 1, tuple(thirteen.split()))]
-    assert index.overlaps(" ".join(words(QUESTION)[3:15]) + " x " + " ".join(words(QUESTION)[15:])) == []
+    assert index.overlaps(" ".join(split_words(QUESTION)[3:15]) + " x " + " ".join(split_words(QUESTION)[15:])) == []
 
 
 def test_an_ngram_does_not_reach_from_one_item_or_row_to_the_next() -> None:

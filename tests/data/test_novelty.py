@@ -19,8 +19,8 @@ from rouge_score import scoring
 from rouge_score.rouge_scorer import RougeScorer
 
 from spintune.data.novelty import NoveltyIndex, NoveltyResult, Ties
-from spintune.data.rouge import Tokeniser, tokenise
 from spintune.data.sources import Source, read_source
+from spintune.data.words import WordRule, split_words
 from spintune.errors import DataError
 
 scorer = RougeScorer(["rougeL"], use_stemmer=False)
@@ -125,14 +125,14 @@ SLOW = pytest.mark.slow
 
 
 @functools.cache
-def all_pairs(texts: tuple[str, ...], tokeniser: Tokeniser) -> BruteForce:
-    return BruteForce.of([tokenise(text, tokeniser) for text in texts])
+def all_pairs(texts: tuple[str, ...], tokeniser: WordRule) -> BruteForce:
+    return BruteForce.of([split_words(text, tokeniser) for text in texts])
 
 
 @pytest.mark.parametrize("ties", ["keep", "float"])
 @pytest.mark.parametrize("threshold", [0.3, pytest.param(0.6, marks=SLOW), 0.7, pytest.param(0.9, marks=SLOW)])
 @pytest.mark.parametrize("tokeniser", ["reference", "unicode"])
-def test_verdicts_on_2000_instructions_equal_brute_force(threshold: float, ties: Ties, tokeniser: Tokeniser) -> None:
+def test_verdicts_on_2000_instructions_equal_brute_force(threshold: float, ties: Ties, tokeniser: WordRule) -> None:
     texts = instructions(2000) if tokeniser == "reference" else chinese(2000)
     expected = all_pairs(texts, tokeniser).extend(threshold, ties)
     assert NoveltyIndex(threshold, tokeniser, ties).extend(texts) == expected
@@ -235,7 +235,9 @@ many_words = st.lists(st.sampled_from(["a", "b", "the", "of", "x1", "x2", "x3", 
     ties=st.sampled_from(["keep", "float"]),
 )
 def test_verdicts_on_any_texts_equal_brute_force(texts: list[str], threshold: float, ties: Ties) -> None:
-    expected = BruteForce.of([tokenise(text) for text in texts]).extend(threshold, ties) if texts else []
+    expected = (
+        BruteForce.of([split_words(text, "reference") for text in texts]).extend(threshold, ties) if texts else []
+    )
     assert NoveltyIndex(threshold, ties=ties).extend(texts) == expected
 
 
@@ -246,7 +248,7 @@ def test_nearest_on_any_texts_equals_brute_force(texts: list[str], k: int) -> No
     index = NoveltyIndex()
     for text in texts:
         index.add(text)
-    scores = BruteForce.of([tokenise(text) for text in texts]).score(0, np.arange(len(texts)))
+    scores = BruteForce.of([split_words(text, "reference") for text in texts]).score(0, np.arange(len(texts)))
     expected = sorted((-score, number) for number, score in enumerate(scores.tolist()) if score)[:k]
     assert index.nearest(texts[0], k) == [(number, -score) for score, number in expected]
 

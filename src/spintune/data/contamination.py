@@ -17,9 +17,7 @@ collide. An n-gram gets its number from the numbers of its parts (Karp, Miller a
 so two n-grams have the same number exactly when they are the same words. Memory is linear in the evaluation's words;
 training texts stream through.
 
-**Words** (:func:`words`) are runs of letters, digits and combining marks of any script, after Unicode normalisation
-NFKC and lower-casing: punctuation, white space and underscores only separate. Scripts written without spaces (Han,
-kana, Thai, Lao, Khmer, Burmese) give one word a character, together with its marks.
+Words are those of :func:`~spintune.data.words.split_words`, of any script.
 
 **Short items.** An item of fewer than n words has no n-gram. It is looked up whole: a text touches it when all its
 words stand there in a row. Below ``shortest`` words even that says nothing ("Yes."), so such items are never matched;
@@ -28,10 +26,6 @@ both kinds are counted in the report.
 
 from __future__ import annotations
 
-import functools
-import re
-import sys
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spintune.data.words import split_words
 from spintune.records import Example
 
 Ints = NDArray[np.int64]
@@ -53,38 +48,6 @@ SHORTEST = 4
 _ABSENT = -1
 _NONE = np.empty(0, np.int64)
 _WORDS_A_BATCH = 1 << 18
-
-# Thai and Lao; Burmese; Khmer; kana and Han with their extensions, compatibility forms and the supplementary planes
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3041-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-_UNSPACED += "\uf900-\ufaff\U00020000-\U0003ffff"
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, as the module's docstring defines them.
-
-    >>> words("Don't panic: 3.5 naïve_users")
-    ['don', 't', 'panic', '3', '5', 'naïve', 'users']
-    """
-    if text.isascii():
-        return _ascii_words().findall(text.lower())
-    # before, so that capitals in compatibility forms are lowered; after, because lower-casing can undo the normal form
-    return _any_words().findall(unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower()))
-
-
-@functools.cache
-def _ascii_words() -> re.Pattern[str]:
-    return re.compile("[a-z0-9]+")
-
-
-@functools.cache
-def _any_words() -> re.Pattern[str]:
-    marks = "".join(map(re.escape, filter(_is_mark, map(chr, range(sys.maxunicode + 1)))))
-    letters = rf"[^\W_{_UNSPACED}]"
-    return re.compile(rf"{letters}+(?:[{marks}]+{letters}*)*|(?=[^\W_])[{_UNSPACED}][{marks}]*")
-
-
-def _is_mark(character: str) -> bool:
-    return unicodedata.category(character)[0] == "M"
 
 
 def text_of(example: Example) -> str:
@@ -126,7 +89,7 @@ class NgramIndex:
         self.n = n
         self._vocabulary: dict[str, int] = {}
         number = self._vocabulary.setdefault
-        numbered = [[number(word, len(self._vocabulary)) for word in words(item)] for item in items]
+        numbered = [[number(word, len(self._vocabulary)) for word in split_words(item)] for item in items]
         self.lengths = np.array(list(map(len, numbered)), dtype=np.int64)
         self.short = frozenset(np.flatnonzero((self.lengths < n) & (self.lengths >= shortest)).tolist())
         self.unmatched = frozenset(np.flatnonzero(self.lengths < shortest).tolist())
@@ -155,7 +118,7 @@ class NgramIndex:
     def overlaps(self, text: str) -> list[SharedNgram]:
         """Every (item, n-gram) that the text shares, each once, in the order of the text and then of the items."""
         found = {}
-        for _, shared in self.shared([words(text)]):
+        for _, shared in self.shared([split_words(text)]):
             for item, start, place in zip(shared.item.tolist(), shared.start.tolist(), shared.place, strict=True):
                 found[item, self.ngram(item, start)] = int(place)
         overlaps = [SharedNgram(item, place, ngram) for (item, ngram), place in found.items()]
@@ -417,12 +380,12 @@ def decontaminate(
     return [row for position, row in enumerate(rows) if position not in gone], removed
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[list[str]]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[tuple[str, ...]]]:
     """The words of the texts, in batches of at least so many words (the last may be smaller)."""
-    batch: list[list[str]] = []
+    batch: list[tuple[str, ...]] = []
     size = 0
     for text in texts:
-        batch.append(words(text))
+        batch.append(split_words(text))
         size += len(batch[-1]) + 1
         if size >= _WORDS_A_BATCH:
             yield batch

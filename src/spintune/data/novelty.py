@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
-from spintune.data.rouge import Tokeniser, f_measure, tokenise
+from spintune.data.rouge import f_measure
+from spintune.data.words import WordRule, split_words
 from spintune.errors import DataError
 
 Ties = Literal["keep", "float"]
@@ -61,7 +62,7 @@ class NoveltyIndex:
     """A pool of texts that knows whether another one is too similar to any of them.
 
     threshold:  ROUGE-L above it is too similar; a decimal number in (0, 1]
-    tokeniser:  what a word is, see :func:`spintune.data.rouge.tokenise`
+    tokeniser:  what a word is, see :func:`spintune.data.words.split_words`
     ties:       what happens to a pair whose score is the threshold. "keep": it is not above, in exact arithmetic.
                 "float": as the ``rouge_score`` package's rounding has it, above for 7 words common to 7 and 13, not
                 above for 7 common to 10 and 10. For reproducing results that were made with it.
@@ -73,7 +74,7 @@ class NoveltyIndex:
         >>> pool.add("Name three animals that sleep in winter.")
         0
         >>> pool.admit("Name three animals that hunt in winter.")
-        Verdict(novel=False, nearest=0, score=0.8571428571428571)
+        NoveltyResult(novel=False, nearest=0, score=0.8571428571428571)
         >>> pool.admit("Name a river.").novel, len(pool)
         (True, 2)
 
@@ -84,7 +85,7 @@ class NoveltyIndex:
     Raises DataError for a threshold that is not in (0, 1].
     """
 
-    def __init__(self, threshold: float = 0.7, tokeniser: Tokeniser = "reference", ties: Ties = "keep") -> None:
+    def __init__(self, threshold: float = 0.7, tokeniser: WordRule = "reference", ties: Ties = "keep") -> None:
         if not 0 < threshold <= 1:
             raise DataError(f"a novelty threshold of {threshold} is of no use; give more than 0 and at most 1")
         self.threshold = threshold
@@ -107,15 +108,15 @@ class NoveltyIndex:
 
     def add(self, text: str) -> int:
         """Puts a text into the pool, novel or not; its number."""
-        return self._add(tokenise(text, self.tokeniser))
+        return self._add(split_words(text, self.tokeniser))
 
     def verdict(self, text: str) -> NoveltyResult:
         """Whether the text is novel. The pool stays as it is."""
-        return self._verdict(tokenise(text, self.tokeniser))
+        return self._verdict(split_words(text, self.tokeniser))
 
     def admit(self, text: str) -> NoveltyResult:
         """Puts a text into the pool if it is novel."""
-        words = tokenise(text, self.tokeniser)
+        words = split_words(text, self.tokeniser)
         verdict = self._verdict(words)
         if verdict.novel:
             self._add(words)
@@ -130,7 +131,7 @@ class NoveltyIndex:
 
         Texts that share no word with it score 0 and are left out, so there may be fewer.
         """
-        codes = self._encode(tokenise(text, self.tokeniser))
+        codes = self._encode(split_words(text, self.tokeniser))
         hit = self._hits(dict.fromkeys(codes))
         if not len(hit):
             return []

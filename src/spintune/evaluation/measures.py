@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spintune.data import rouge
-from spintune.data.rouge import tokenise
+from spintune.data.words import split_words
 from spintune.streams import numpy_stream
 
 
@@ -19,7 +19,7 @@ def rouge_l(reference: str, answer: str) -> float:
     The longest common subsequence of words, over both lengths: "the cat sat" against "the cat" has an LCS of 2,
     precision 2/2, recall 2/3, F = 0.8. 0 when either has no words.
     """
-    return rouge.rouge_l(tokenise(answer), tokenise(reference))
+    return rouge.rouge_l(split_words(answer, "reference"), split_words(reference, "reference"))
 
 
 def exact_match(reference: str, answer: str) -> bool:

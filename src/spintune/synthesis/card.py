@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spintune.data.novelty import NoveltyIndex
-from spintune.data.rouge import Tokeniser
+from spintune.data.words import WordRule
 from spintune.synthesis.decoding import stream
 from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
@@ -106,7 +106,7 @@ class CardSource:
 
 
 def describe(
-    result: SynthesisResult, source: CardSource, seeds: Sequence[SeedTask], tokenizer: Tokeniser, seed: int
+    result: SynthesisResult, source: CardSource, seeds: Sequence[SeedTask], tokenizer: WordRule, seed: int
 ) -> SynthesisCard:
     """The card of what was generated. ``seed`` draws the sample; ``tokenizer`` defines the words of ROUGE-L."""
     tasks = [one.task for one in result.examples]
@@ -161,7 +161,7 @@ def openings(instructions: Sequence[str]) -> list[Opening]:
     ]
 
 
-def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], tokenizer: Tokeniser) -> SeedSimilarity:
+def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], tokenizer: WordRule) -> SeedSimilarity:
     """ROUGE-L of each instruction with the seed most similar to it."""
     index = NoveltyIndex(1.0, tokenizer)
     index.extend([seed.instruction for seed in seeds])

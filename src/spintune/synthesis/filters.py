@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from spintune.data.rouge import Tokeniser, tokenise
+from spintune.data.words import WordRule, split_words
 from spintune.synthesis.examples import SeedTask
 
 _VISUAL = (
@@ -64,7 +64,7 @@ class FilterRules:
 
     min_words: int = 4
     max_words: int = 150
-    tokenizer: Tokeniser = "reference"
+    tokenizer: WordRule = "reference"
     keywords: tuple[str, ...] = KEYWORDS["self_instruct"]
     starts: tuple[str, ...] = STARTS
     ascii_start: bool = True
@@ -75,7 +75,7 @@ class FilterRules:
         """The name of the first rule that an instruction breaks; None if it breaks none."""
         if not text:
             return "empty_instruction"
-        words = len(text.split() if self.tokenizer == "reference" else tokenise(text, self.tokenizer))
+        words = len(text.split() if self.tokenizer == "reference" else split_words(text, self.tokenizer))
         if not self.min_words <= words <= self.max_words:
             return "too_short" if words < self.min_words else "too_long"
         if self._keyword and self._keyword.search(text):
