@@ -117,9 +117,9 @@ def test_a_recipe_is_frozen() -> None:
         ({"eval": [1]}, "eval.0: Input should be a valid string (given: 1)"),
         ({"eval": ["ifeval"]}, "eval names ifeval; give its file as evaluation.ifeval"),
         ({"evaluation": {"questions": "q"}}, "evaluation.questions would do nothing here"),
-        ({"evaluation": {"rivals": ["q"]}}, "evaluation.rivals answer the questions"),
+        ({"evaluation": {"rivals": ["q"]}}, "evaluation.rivals need the questions"),
         ({"eval": ["arc_easy"], "judge": {"model": "m"}}, "the judge has nothing to judge"),
-        ({"judge": {"model": "m", "timeout_seconds": 3.0}}, "judge: timeout_seconds is for an endpoint"),
+        ({"judge": {"model": "m", "timeout_seconds": 3.0}}, "judge: timeout_seconds needs an endpoint; give url"),
     ],
 )
 def test_a_wrong_value_is_one_line_with_its_key_and_what_was_given(given: dict[str, Any], words: str) -> None:
@@ -158,7 +158,7 @@ def test_what_is_missing_is_told_with_its_description() -> None:
 
 def test_what_trains_or_holds_out_needs_data_and_a_benchmark_alone_does_not() -> None:
     for trained in ({}, {"eval": [], "sft": {}}, {"eval": ["arc_easy"], "spin": {}}):
-        with pytest.raises(RecipeError, match=r"test: data: name what to train on: train"):
+        with pytest.raises(RecipeError, match=r"test: data: nothing to train on; give train"):
             parse_recipe({"out": "o", "model": "m", **trained}, "test")
     assert parse_recipe({"out": "o", "model": "m", "eval": ["arc_easy"]}, "test").data.train == []
 

@@ -370,7 +370,7 @@ def test_settings_go_before_the_presets_which_go_before_the_defaults(declare: Ca
         ({"quadrants": {"zero_cot": 0.0}}, "quadrants: the shares sum to 0; give at least one above 0"),
         ({"quadrants": {"zero_cot": -1.0}}, "quadrants.zero_cot: Input should be greater than or equal to 0"),
         ({"tasks": []}, "tasks is empty; name at least one"),
-        ({"shots": [5, 1]}, "shots: the fewest come first, such as [1, 5]"),
+        ({"shots": [5, 1]}, "shots: give the minimum first, such as [1, 5]"),
         ({"preset": "flan2022", "weights": {"a": 1.0}}, "a preset has groups of its own"),
         ({"groups": {"x": {"tasks": ["a"], "groups": {}}}}, "groups"),
         ({"weights": {}}, "weights is empty; leave it out or fill it in"),

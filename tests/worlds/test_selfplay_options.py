@@ -545,8 +545,8 @@ def test_the_baseline_takes_as_many_steps_and_tokens_as_self_play(run: Run, tmp_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"spin": {"refresh": 2, "replay": 1}}, "goes without replay"),
-        ({"spin": {"refresh": "step", "reference_mixture": 0.1}}, "goes without reference_mixture"),
+        ({"spin": {"refresh": 2, "replay": 1}}, "leave out replay"),
+        ({"spin": {"refresh": "step", "reference_mixture": 0.1}}, "leave out reference_mixture"),
         ({"spin": {"lambda": -1.0}}, "greater than 0"),
         ({"spin": {"lambda": [0.1, 0.2, 0.3]}}, "3 values for 2 iterations"),
         ({"spin": {"stop": {"patience": 1}}, "data": {"eval_fraction": 0.0}}, "set data.eval_fraction above 0"),
@@ -555,7 +555,7 @@ def test_the_baseline_takes_as_many_steps_and_tokens_as_self_play(run: Run, tmp_
         ({"lora": {"targets": []}}, "lora.targets"),
         ({"lora": {"targets": ["lm_head"]}}, "lm_head shares its weights"),
         ({"spin": {"refresh": "steps"}}, "spin.refresh"),
-        ({"spin": {"loss": "t_spin", "refresh": 2}}, "goes without refresh"),
+        ({"spin": {"loss": "t_spin", "refresh": 2}}, "leave out refresh"),
         ({"spin": {"loss": ["logistic", "space"], "reference_mixture": 0.5}}, "works only with logistic"),
         ({"spin": {"negatives": 2, "temperature": 0.0}}, "greedy answers"),
         ({"spin": {"generated": "nowhere.jsonl"}}, "nowhere.jsonl does not exist"),

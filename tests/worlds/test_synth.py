@@ -272,7 +272,7 @@ def test_bad_settings_are_one_clear_line(
 def test_synth_as_a_source_needs_its_section(spintune: Spintune, recipe: Callable[..., Path]) -> None:
     result = spintune("run", recipe(**ALONE))
     assert result.code == 2
-    assert "data.train names synth, and there is no synth section that writes it" in result.err
+    assert "data.train names synth, but there is no synth section" in result.err
 
 
 @pytest.mark.parametrize(

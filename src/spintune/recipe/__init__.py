@@ -1,4 +1,4 @@
-"""The recipe: one closed, typed configuration of a run, read from YAML with dotted overrides."""
+"""The recipe: one closed, typed configuration of a run, read from YAML with ``key.path=value`` overrides."""
 
 from spintune.recipe.endpoint import EndpointSection
 from spintune.recipe.evaluation import (

@@ -1,7 +1,4 @@
-"""The recipe as a whole: one closed, typed configuration of a run.
-
-Every field names its unit and where its default comes from.
-"""
+"""The recipe: one closed, typed configuration of a run. Every field names its unit and the source of its default."""
 
 from __future__ import annotations
 
@@ -17,57 +14,61 @@ from spintune.recipe.training import LoraSection, SftSection, SpinSection
 from spintune.trackers import TRACKERS
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-"""What runs where no model is named; an alias of models/loading.py."""
+"""The model when none is named; an alias that :mod:`spintune.models.loading` knows."""
 
 SYNTH = "synth"
-"""The source of data.train that stands for what the synth stage wrote."""
+"""The source of data.train that stands for the output of the synth stage."""
 
 
 class SourceSection(Section):
+    """One source of training examples."""
+
     path: str = Field(
-        description="builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth: what the "
-        "synth section writes."
+        description="builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth, the "
+        "output of the synth section."
     )
     format: str = Field(
-        "auto", description="alpaca, chat, sharegpt, prompt, qa, seeds, spin or preference; auto looks at the keys."
+        "auto", description="alpaca, chat, sharegpt, prompt, qa, seeds, spin or preference; auto decides by the keys."
     )
-    weight: Positive = Field(1.0, description="Share of the rows to use; above 1 repeats them. [factor]")
-    limit: Count | None = Field(None, description="Use the first rows only. [examples]")
+    weight: Positive = Field(1.0, description="Share of the rows to use; above 1 repeats rows. [factor]")
+    limit: Count | None = Field(None, description="Use only the first rows. [examples] Default: all.")
     split: str = Field("train", description="Split of a hub data set.")
 
 
 class DataSection(Section):
+    """Examples to train on and to hold out."""
+
     train: list[SourceSection] = Field(
-        default=[], description="Supervised examples: one source or a list of them; or give a mixture."
+        default=[], description="Training examples: one source or a list of them. Give this, a mixture, or both."
     )
-    mixture: MixtureSection | None = Field(
-        None, description="Many tasks in many phrasings, in place of train or beside it."
-    )
+    mixture: MixtureSection | None = Field(None, description="A mixture of many tasks in many phrasings.")
     eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Prompts held out from training. [share] Common practice."
+        0.1, description="Share of the prompts held out from training. [share] Default: common practice."
     )
     eval_limit: Count = Field(
         1000,
-        description="Prompts of train that are held out at most; each is answered by every model. [prompts] Default: a "
-        "share is known to 3 points then.",
+        description="Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 "
+        "prompts give a proportion to within 3 points.",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(
-        1024, description="Prompt and response together. [tokens] Default: the SPIN authors' training scripts."
+        1024, description="Maximum length of prompt and response together. [tokens] Default: SPIN scripts."
     )
     max_input_length: Count | None = Field(
-        None, description="Prompt alone. [tokens] Default: what max_length leaves; FLAN: 2048."
+        None, description="Maximum length of the prompt. [tokens] Default: what max_length leaves; FLAN: 2048."
     )
     max_target_length: Count | None = Field(
-        None, description="Response alone, cut there. [tokens] Default: what max_length leaves; FLAN: 512."
+        None,
+        description="Maximum length of the response, which is cut there. [tokens] Default: what max_length leaves; "
+        "FLAN: 512.",
     )
     template: Literal["tokenizer", "alpaca", "chatml", "plain"] = Field(
         "tokenizer", description="Chat template: the tokenizer's own, or a built-in one."
     )
-    turns: Literal["last", "all"] = Field("last", description="Assistant turns that are trained by SFT.")
+    turns: Literal["last", "all"] = Field("last", description="Assistant turns that SFT trains on.")
 
     @field_validator("train", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _one_or_many(cls, value: object) -> list[object]:
         sources = value if isinstance(value, list) else [value]
         if not sources:
             raise ValueError("name at least one source")
@@ -75,46 +76,53 @@ class DataSection(Section):
 
 
 class Recipe(Section):
-    out: str = Field(description="The run folder. [path]")
+    """Everything that a run does."""
+
+    out: str = Field(description="Run folder. [path]")
     model: str = Field(description="Alias, local folder, GGUF file, or hub id[@revision].")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Decides split, order and sampling.")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seed of the held-out split, the order of rows, and sampling."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="Type of matrix products: auto is bfloat16 on a GPU that has it, float32 elsewhere. Weights stay "
-        "float32.",
+        description="Number format of matrix products: auto is bfloat16 on a GPU that supports it, float32 elsewhere. "
+        "Weights stay in float32.",
     )
     tokens_per_forward: Count = Field(
         1024,
-        description="Tokens computed at once; changes speed and memory, not results. [tokens] Measured on 2 cores.",
+        description="Tokens computed at once; changes speed and memory, not results. [tokens] Default: measured on 2 "
+        "cores.",
     )
     recompute: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Share of the layers that are computed once more in the backward pass instead of kept; saves "
-        "memory, costs up to a third of the time, changes no result.",
+        description="Share of the layers that the backward pass recomputes instead of keeping their activations. "
+        "Saves memory, costs up to a third of the time, changes no result. [share]",
     )
     compile: bool = Field(
         False,
-        description="On a GPU: what stands between matrix products goes through torch.compile, once for all lengths.",
+        description="GPU only: compile norms and activations with dynamic shapes.",
     )
     tracking: list[str] = Field(
         default=[],
         description="Trackers that get the numbers of each step: tensorboard, or one that a package registers. "
         "metrics.jsonl is always written.",
     )
-    synth: SynthSection | None = Field(None, description="Written instruction data; leave out to skip it.")
-    data: DataSection = Field(default=DataSection.model_validate({}), description="What to train on and to hold out.")
+    synth: SynthSection | None = Field(None, description="Generation of instruction data; leave out to skip it.")
+    data: DataSection = Field(
+        default=DataSection.model_validate({}), description="Examples to train on and to hold out."
+    )
     lora: LoraSection | None = Field(None, description="Low-rank adapters; leave out to train all weights.")
     sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
     spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
     eval: list[str] = Field(
         default=[HELDOUT],
-        description="What judges every model of the run: heldout, ifeval, questions, mt-bench, spin-paper (six "
-        "standard benchmarks), any other task of lm-evaluation-harness, or the YAML file of a task of one's own.",
+        description="Evaluations of every model of the run: heldout, ifeval, questions, mt-bench, spin-paper (six "
+        "standard benchmarks), any other task of lm-evaluation-harness, or the YAML file of your own task.",
     )
     evaluation: EvaluationSection = Field(
-        default=EvaluationSection.model_validate({}), description="Files and settings of what eval names."
+        default=EvaluationSection.model_validate({}), description="Files and settings of the evaluations in eval."
     )
-    judge: JudgeSection | None = Field(None, description="A model as judge of answers; leave out to go without.")
+    judge: JudgeSection | None = Field(None, description="A model that judges answers; leave out to skip it.")
 
     @field_validator("tracking")
     @classmethod
@@ -127,7 +135,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Recipe:
         if not self.data.train and self.data.mixture is None and (self.sft or self.spin or HELDOUT in self.eval):
-            raise ValueError("data: name what to train on: train (a source or a list of them), or a mixture of tasks")
+            raise ValueError("data: nothing to train on; give train (a source or a list of sources) or a mixture")
         return self
 
     @model_validator(mode="after")
@@ -139,7 +147,9 @@ class Recipe(Section):
             if there and name not in self.eval:
                 raise ValueError(f"evaluation.{key} would do nothing here: eval does not name {name}")
         if self.evaluation.rivals and QUESTIONS not in self.eval:
-            raise ValueError("evaluation.rivals answer the questions; give evaluation.questions and eval: [questions]")
+            raise ValueError(
+                "evaluation.rivals need the questions they answer; give evaluation.questions and eval: [questions]"
+            )
         if MT_BENCH in self.eval and self.judge is None:
             raise ValueError("eval: mt-bench is rated by a judge; give a judge section")
         if self.judge and not {HELDOUT, QUESTIONS, MT_BENCH} & set(self.eval):
@@ -149,31 +159,31 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _written_data_is_written(self) -> Recipe:
+    def _synth_has_its_section(self) -> Recipe:
         if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
-            raise ValueError("data.train names synth, and there is no synth section that writes it; add synth: {}")
+            raise ValueError("data.train names synth, but there is no synth section; add synth: {}")
         return self
 
     @model_validator(mode="after")
-    def _stop_rules_can_look(self) -> Recipe:
+    def _stop_rules_have_held_out_examples(self) -> Recipe:
         stop = self.spin and self.spin.stop
         if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and not self.data.eval_fraction:
-            raise ValueError("spin.stop watches held-out examples and there are none; set data.eval_fraction above 0")
+            raise ValueError("spin.stop needs held-out examples; set data.eval_fraction above 0")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the results: everything but where they go, who watches, and how often state is saved."""
-        unsaved = {"checkpoint_minutes"}
-        asking = {"concurrency", "timeout_seconds", "max_retries", "budget"}
+        """The settings that decide results: no output folder, trackers, checkpoint times or request limits."""
+        not_results = {"checkpoint_minutes"}
+        request_limits = {"concurrency", "timeout_seconds", "max_retries", "budget"}
         return self.model_dump(
             mode="json",
             by_alias=True,
             exclude={
                 "out": True,
                 "tracking": True,
-                "synth": {"teacher": asking},
-                "judge": asking,
-                "sft": unsaved,
-                "spin": unsaved,
+                "synth": {"teacher": request_limits},
+                "judge": request_limits,
+                "sft": not_results,
+                "spin": not_results,
             },
         )

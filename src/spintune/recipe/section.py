@@ -1,4 +1,4 @@
-"""What every section of a recipe is, and the kinds of numbers in them."""
+"""The base class of a recipe's sections, and the number types of their fields."""
 
 from __future__ import annotations
 

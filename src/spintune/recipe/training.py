@@ -1,9 +1,10 @@
-"""How a recipe trains: SFT, self-play, LoRA."""
+"""Settings of training: SFT, self-play, and LoRA."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
@@ -11,6 +12,8 @@ from spintune.errors import RecipeError
 from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
 from spintune.recipe.section import Count, NonNegative, Positive, ScheduleName, Section, Share
+
+T = TypeVar("T")
 
 
 def _known_loss(name: str) -> str:
@@ -30,179 +33,208 @@ LossName = Annotated[
 
 
 class TrainingSection(Section):
-    """What SFT and SPIN share."""
+    """Settings that SFT and SPIN share."""
 
     schedule: ScheduleName
     optimizer: Literal["adamw", "rmsprop", "adafactor"] = Field(
         "adamw",
-        description="adamw, rmsprop with torch's defaults as in the SPIN authors' scripts, or adafactor as for FLAN-T5 "
-        "(there with learning_rate 5e-4, schedule constant, warmup 0).",
+        description="adamw; rmsprop with torch's defaults, as in the SPIN scripts; or adafactor, as for FLAN-T5 "
+        "(which used learning_rate 5e-4, schedule constant, warmup 0).",
     )
-    warmup: Share = Field(0.1, description="Part of the steps with a rising rate. [share] SPIN paper, appendix B.")
-    weight_decay: NonNegative = Field(0.0, description="AdamW, matrices only. Default: SPIN paper (none).")
-    max_grad_norm: NonNegative = Field(1.0, description="Gradient clipping; 0 is off. Default: transformers.")
+    warmup: Share = Field(
+        0.1,
+        description="Share of the steps over which the learning rate rises from 0. [share] Default: SPIN paper, "
+        "appendix B.",
+    )
+    weight_decay: NonNegative = Field(
+        0.0, description="Weight decay of matrices; norms and biases have none. Default: SPIN paper (none)."
+    )
+    max_grad_norm: NonNegative = Field(
+        1.0, description="Gradients are clipped to this norm; 0 turns clipping off. Default: transformers."
+    )
     checkpoint_minutes: NonNegative = Field(
-        10.0, description="Time between checkpoints; 0 writes one at every step. [minutes]"
+        10.0, description="Time between checkpoints; 0 saves one after every step. [minutes]"
     )
 
 
 class SftSection(TrainingSection):
-    epochs: Positive = Field(1.0, description="Passes over the training rows; fractions are allowed. [epochs]")
-    max_steps: Count | None = Field(None, description="Stop after this many optimizer steps. [steps]")
-    learning_rate: Positive = Field(2e-5, description="Peak. Default: Stanford Alpaca, Zephyr SFT (2e-5).")
+    """Supervised fine-tuning."""
+
+    epochs: Positive = Field(1.0, description="Passes over the training rows; may be fractional. [epochs]")
+    max_steps: Count | None = Field(
+        None, description="Stop after this many optimizer steps. [steps] Default: no limit."
+    )
+    learning_rate: Positive = Field(
+        2e-5, description="Peak learning rate. Default: Stanford Alpaca and Zephyr SFT (2e-5)."
+    )
     schedule: ScheduleName = Field("cosine", description="Decay after warm-up. Default: Zephyr SFT.")
-    tokens_per_step: Count = Field(4096, description="Prompt and response tokens of an optimizer step. [tokens]")
+    tokens_per_step: Count = Field(4096, description="Prompt and response tokens per optimizer step. [tokens]")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Of an encoder-decoder model's own layers; FLAN-T5: 0.05. [share] Default: none."
+        0.0, description="Dropout in the layers of an encoder-decoder; FLAN-T5 used 0.05. [share] Default: none."
     )
     samples: Annotated[int, Field(ge=0)] = Field(
-        4, description="Held-out prompts answered at each evaluation, into sft/samples.jsonl. [prompts]"
+        4,
+        description="Held-out prompts that the model answers at each evaluation, saved in sft/samples.jsonl. [prompts]",
     )
 
 
 class StopSection(Section):
-    """When self-play ends before its last iteration. Each rule is off unless it is set."""
+    """Rules that end self-play before its last iteration. Each is off unless it is set."""
 
     start_loss: bool = Field(
         False,
-        description="Stop when the held-out loss cannot be told from its start (ln 2): nothing is left to learn.",
+        description="Stop when the held-out loss does not differ significantly from its start (ln 2 for logistic): "
+        "nothing is left to learn.",
     )
     real_logprob_drop: Positive | None = Field(
         None,
-        description="Stop when held-out real answers lost more than this since iterate 0, on average. [nats an answer]",
+        description="Stop when the mean log-probability of held-out real answers has fallen by more than this since "
+        "iterate 0. [nats per answer]",
     )
     patience: Count | None = Field(
         None,
-        description="Stop after this many iterations without a new best iterate by spin.metric. [iterations]",
+        description="Stop after this many iterations without a better iterate by spin.metric. [iterations]",
     )
 
 
 @dataclass(frozen=True)
 class IterationSettings:
-    """The settings of one iteration, after schedules and defaults."""
+    """The settings of one iteration, with schedules and the default λ resolved."""
 
     lambda_: float
     loss: str
     learning_rate: float | None
-    """Peak; None: by the size of the model."""
+    """Peak; None: chosen by the number of parameters."""
     epochs: float
 
 
-T = TypeVar("T")
-
-
-def _scheduled(value: T | list[T], iteration: int) -> T:
-    return value[iteration - 1] if isinstance(value, list) else value
-
-
 class SpinSection(TrainingSection):
+    """Self-play fine-tuning (SPIN, arXiv 2401.01335)."""
+
     iterations: Count = Field(
-        1, description="Rounds of self-play. Default: the best in NVIDIA's rerun (NeMo-Aligner, spin.rst)."
+        1, description="Iterations of self-play. Default: the best number in NVIDIA's rerun (NeMo-Aligner, spin.rst)."
     )
     lambda_: Positive | list[Positive] | None = Field(
         None,
         alias="lambda",
-        description="λ of the loss (α of GSIL and T-SPIN, τ of IPO); a list gives one value an iteration. Default: 0.1 "
-        "(SPIN scripts), 1 for space and t_spin, 0.01 for gsil_* (their papers and scripts).",
+        description="λ of the loss, which scales ratios and margins (α in GSIL and T-SPIN, τ in IPO). A list gives "
+        "one value per iteration. Default: 0.1 (SPIN scripts), 1 for space and t_spin, 0.01 for gsil_* (their papers "
+        "and scripts).",
     )
     loss: LossName | list[LossName] = Field(
         "logistic",
-        description="logistic, hinge, exponential, correlation (SPIN, eq. 4.7), ipo, space, gsil_*, t_spin; a list "
-        "gives one an iteration. Default: SPIN paper.",
+        description="Loss per pair: logistic, hinge, exponential, correlation (SPIN, eq. 4.7), ipo, space, gsil_*, "
+        "t_spin, or one that you register. A list gives one per iteration. Default: SPIN paper.",
     )
     mu: Positive = Field(1.0, description="μ of space: weight of generated answers. [factor] Default: SPACE paper.")
     shift: float = Field(
         0.0,
-        description="b of gsil_*. [nats] 0 keeps p_data once it is reached; the GSIL script has 2, which does not "
+        description="b of gsil_*. [nats] At 0, p_data is a stable fixed point; at 2, as in the GSIL script, it is not "
         "(docs/spin.md).",
         allow_inf_nan=False,
     )
     history_weight: NonNegative = Field(
-        0.1, description="β of t_spin's look back to iterate 0's answers, from iteration 2 on. Default: T-SPIN paper."
+        0.1,
+        description="β of t_spin: weight of the term that compares with iterate 0's answers, from iteration 2 on. "
+        "Default: T-SPIN paper.",
     )
     gamma: NonNegative = Field(
-        0.0, description="Weight of the negative log-likelihood of real answers a token, added to the loss."
+        0.0,
+        description="Weight of an additional loss term: the negative log-likelihood per token of the real answer. "
+        "[factor] Default: SPIN paper (none).",
     )
     length_normalize: bool = Field(
-        False, description="Log-probabilities a token instead of an answer. Default: SPIN paper (sums)."
+        False, description="Divide log-probabilities by the tokens of the answer. Default: SPIN paper (sums)."
     )
     reference_mixture: Share = Field(
-        0.0, description="α of α-SPIN: share of iterate 0 in the reference; 0 is SPIN, 1 a fixed reference. [share]"
+        0.0, description="α of α-SPIN: share of iterate 0 in the reference. 0 is SPIN, 1 a fixed reference. [share]"
     )
-    negatives: Count = Field(1, description="Generated answers to each prompt. [answers]")
+    negatives: Count = Field(1, description="Generated answers per prompt. [answers]")
     turns: Literal["last", "all"] = Field(
-        "last", description="Assistant turns that are played: the last, or every one as a prompt of its own."
+        "last", description="Assistant turns to generate: the last one, or all, each from a prompt of its own."
     )
     replay: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Also train on the answers of this many earlier iterations, scored again under the current "
-        "opponent. [iterations] The paper: 1.",
+        description="Also train on the pairs of this many earlier iterations, scored again by the current opponent. "
+        "[iterations] SPIN paper: 1.",
     )
     replay_weight: Positive = Field(
-        1.0, description="Weight of an earlier pair, relative to a new one. [factor] Default: SPIN paper."
+        1.0, description="Weight of a replayed pair relative to a new one. [factor] Default: SPIN paper."
     )
     history: Count = Field(
         1,
         description="Each prompt is answered by one of this many latest iterates, drawn at random (fictitious play, "
-        "arXiv 2404.04291); 1 is the opponent alone. [iterates]",
+        "arXiv 2404.04291). 1 is the opponent alone. [iterates]",
     )
     refresh: Count | Literal["step"] = Field(
         1,
-        description="Stretches of an iteration, each with answers of the newest player, which is its own opponent "
-        "then; step is one each step. [stretches] 1 is SPIN, IRFT (arXiv 2405.17888) has 5.",
+        description="Phases per iteration. Each regenerates answers with the current player, which becomes the "
+        "opponent; step does so at every optimizer step. [phases] 1 is SPIN; IRFT (arXiv 2405.17888) uses 5.",
     )
     generated: str | None = Field(
         None,
-        description="Answers for iteration 1 from a file of real/generated or prompt/chosen/rejected rows; prompts "
-        "that it lacks are played. [path]",
+        description="File of generated answers for iteration 1, as real/generated or prompt/chosen/rejected rows. The "
+        "model answers the prompts that the file lacks. [path]",
     )
     metric: Literal["nll", "rouge_l", "exact_match"] = Field(
-        "nll", description="What makes an iterate the best, on held-out examples: nll is the loss a token."
+        "nll", description="Held-out metric that decides which iterate is best; nll is the loss per token."
     )
     stop: StopSection = Field(
         default=StopSection.model_validate({}), description="When to end before the last iteration."
     )
     baseline: Literal["none", "sft"] = Field(
-        "none", description="sft: also train iterate 0 further by SFT, for as many steps and tokens, and compare."
+        "none",
+        description="sft: for comparison, also train iterate 0 further by SFT, with as many steps and tokens.",
     )
     baseline_learning_rate: Positive | None = Field(
-        None, description="Peak of the baseline. Default: sft.learning_rate, with or without an sft section."
+        None,
+        description="Peak learning rate of the baseline. Default: that of sft, or its default without an sft section.",
     )
     learning_rate: Positive | list[Positive] | None = Field(
         None,
-        description="Peak; a list gives one value an iteration. Default: 5e-7 for 7 billion weights (SPIN paper), and, "
-        "as a judgement, more for smaller models: with the inverse root of their size, up to 5e-6.",
+        description="Peak learning rate; a list gives one value per iteration. Default: 5e-7 for 7 billion parameters "
+        "(SPIN paper); smaller models get more, by the inverse square root of their size, up to 5e-6 (our choice).",
     )
     epochs: Positive | list[Positive] = Field(
-        1.0, description="Passes over the pairs in an iteration. [epochs] Default: NVIDIA's rerun (the paper: 2)."
+        1.0,
+        description="Passes over the pairs per iteration; a list gives one value per iteration. [epochs] Default: "
+        "NVIDIA's rerun (SPIN paper: 2).",
     )
     schedule: ScheduleName = Field("linear", description="Decay after warm-up. Default: SPIN scripts.")
-    pairs_per_step: Count = Field(64, description="Pairs of an optimizer step. [pairs] Default: SPIN paper.")
+    pairs_per_step: Count = Field(64, description="Pairs per optimizer step. [pairs] Default: SPIN paper.")
     max_new_tokens: Count = Field(
-        256, description="Length budget of generated and of real answers alike. [tokens] Default: SPIN scripts."
+        256, description="Maximum length of generated and of real answers. [tokens] Default: SPIN scripts."
     )
-    temperature: NonNegative = Field(1.0, description="Of the opponent's answers; 0 is greedy. Default: the theory.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus of the opponent's answers. [share]")
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="Most likely tokens kept; 0 keeps all. [tokens]")
+    temperature: NonNegative = Field(
+        1.0,
+        description="Sampling temperature of generated answers; 0 is greedy. Default: 1, since the theory needs the "
+        "model's own distribution.",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Sample from the likeliest tokens with this total probability; 1 keeps all. [share]"
+    )
+    top_k: Annotated[int, Field(ge=0)] = Field(
+        0, description="Sample from this many likeliest tokens; 0 keeps all. [tokens]"
+    )
 
     @model_validator(mode="after")
-    def _schedules_are_long_enough(self) -> SpinSection:
-        for name, key in (("lambda_", "lambda"), ("loss", "loss"), ("learning_rate",) * 2, ("epochs",) * 2):
-            value = getattr(self, name)
+    def _schedules_have_one_value_per_iteration(self) -> SpinSection:
+        schedules = {"lambda": self.lambda_, "loss": self.loss, "learning_rate": self.learning_rate}
+        for key, value in {**schedules, "epochs": self.epochs}.items():
             if isinstance(value, list) and len(value) != self.iterations:
                 raise ValueError(f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each")
         return self
 
     @field_validator("refresh", mode="before")
     @classmethod
-    def _stretches(cls, value: Any) -> Any:
+    def _number_of_phases(cls, value: object) -> object:
         if value != "step" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"give a number of stretches, 1 or more, or step (given: {value!r:.60})")
+            raise ValueError(f"give a number of phases, 1 or more, or step (given: {value!r:.60})")
         return value
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _stop_has_rules(cls, value: Any) -> Any:
+    def _stop_has_rules(cls, value: object) -> object:
         if value is None:
             raise ValueError("it is empty; give a rule such as {start_loss: true}, or leave it out")
         return value
@@ -222,60 +254,71 @@ class SpinSection(TrainingSection):
         return self
 
     @model_validator(mode="after")
-    def _opponents_are_possible(self) -> SpinSection:
+    def _options_fit_together(self) -> SpinSection:
         if self.refresh != 1:
-            for key, off in (("replay", 0), ("history", 1), ("reference_mixture", 0), ("generated", None)):
-                if getattr(self, key) != off:
-                    raise ValueError(f"refresh renews every answer from the newest player; it goes without {key}")
+            self._refuse_beside("refresh answers every prompt with the current player", _OTHER_WRITERS)
         if self.history > 1 and self.generated:
             raise ValueError("generated gives the answers that history would draw; leave one out")
         for loss in self._losses:
-            self._loss_is_possible(loss)
+            if loss.needs_first_answers:
+                self._refuse_beside(f"{loss.name} reads iterate 0's own answers", {"refresh": 1, "generated": None})
+            if self.reference_mixture and loss.kind == "likelihoods":
+                raise ValueError(f"{loss.name} has no reference; leave out reference_mixture")
+            if self.reference_mixture and loss.kind == "ratios":
+                margins = ", ".join(other.name for other in losses.BUILT_IN if other.kind == "margin")
+                raise ValueError(f"{loss.name} reads no margin; reference_mixture works only with {margins}")
         if self.negatives > 1 and self.temperature == 0:
             raise ValueError("greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1")
         return self
 
-    def _loss_is_possible(self, loss: SelfPlayLoss) -> None:
-        if loss.needs_first_answers:
-            for key, off in (("refresh", 1), ("generated", None)):
-                if getattr(self, key) != off:
-                    raise ValueError(f"{loss.name} reads iterate 0's own answers; it goes without {key}")
-        if self.reference_mixture and loss.kind == "likelihoods":
-            raise ValueError(f"{loss.name} has no reference; it goes without reference_mixture")
-        if self.reference_mixture and loss.kind == "ratios":
-            margins = ", ".join(other.name for other in losses.BUILT_IN if other.kind == "margin")
-            raise ValueError(f"{loss.name} reads no margin; reference_mixture works only with {margins}")
+    def _refuse_beside(self, reason: str, off: Mapping[str, object]) -> None:
+        for key, value in off.items():
+            if getattr(self, key) != value:
+                raise ValueError(f"{reason}; leave out {key}")
 
     @property
     def _losses(self) -> list[SelfPlayLoss]:
         return [losses.get(name) for name in (self.loss if isinstance(self.loss, list) else [self.loss])]
 
-    def in_iteration(self, iteration: int) -> IterationSettings:
-        """Settings of iteration 1, 2, ..."""
-        loss = _scheduled(self.loss, iteration)
-        return IterationSettings(
-            losses.get(loss).default_lambda if self.lambda_ is None else _scheduled(self.lambda_, iteration),
-            loss,
-            None if self.learning_rate is None else _scheduled(self.learning_rate, iteration),
-            _scheduled(self.epochs, iteration),
-        )
-
     def loss_in(self, iteration: int) -> SelfPlayLoss:
         """The loss of iteration 1, 2, ..."""
         return losses.get(_scheduled(self.loss, iteration))
 
+    def in_iteration(self, iteration: int) -> IterationSettings:
+        """Settings of iteration 1, 2, ..."""
+        loss = self.loss_in(iteration)
+        return IterationSettings(
+            loss.default_lambda if self.lambda_ is None else _scheduled(self.lambda_, iteration),
+            loss.name,
+            None if self.learning_rate is None else _scheduled(self.learning_rate, iteration),
+            _scheduled(self.epochs, iteration),
+        )
+
+
+_OTHER_WRITERS = {"replay": 0, "history": 1, "reference_mixture": 0, "generated": None}
+"""Settings that take answers or scores from other models than the current player, with their values when off."""
+
+
+def _scheduled(value: T | list[T], iteration: int) -> T:
+    return value[iteration - 1] if isinstance(value, list) else value
+
 
 class LoraSection(Section):
-    """Train low-rank adapters instead of all weights (arXiv 2106.09685). Each iterate is saved merged as well."""
+    """Train low-rank adapters instead of all weights (arXiv 2106.09685). Each iterate is also saved merged."""
 
-    rank: Count = Field(16, description="Width of the adapters. [dimensions]")
-    alpha: Positive = Field(32.0, description="Scale: alpha / rank, or alpha / √rank with rslora. Default: 2 x rank.")
-    targets: str | list[str] = Field(
-        "all-linear", description="Adapted layers: names, a pattern, or all-linear (all but the head). Default: QLoRA."
+    rank: Count = Field(16, description="Rank of the adapters. [dimensions]")
+    alpha: Positive = Field(
+        32.0,
+        description="The update is scaled by alpha / rank, or alpha / √rank with rslora. Default: twice the default "
+        "rank.",
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Of the adapters' input. [share]")
-    rslora: bool = Field(False, description="Rank-stabilised scale (arXiv 2312.03732).")
-    dora: bool = Field(False, description="Weight-decomposed adapters (arXiv 2402.09353).")
+    targets: str | list[str] = Field(
+        "all-linear",
+        description="Layers to adapt: names, a regular expression, or all-linear (all but the head). Default: QLoRA.",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout of the adapters' input. [share]")
+    rslora: bool = Field(False, description="Rank-stabilized scale (arXiv 2312.03732).")
+    dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv 2402.09353).")
     between: Literal["continue", "merge"] = Field(
-        "continue", description="At each new stage go on with the adapter, or merge it and begin a fresh one."
+        "continue", description="At each new stage, continue with the adapter, or merge it and start a fresh one."
     )
