@@ -134,8 +134,8 @@ class MixtureSection(PromptingSection):
     heldout_rows: Rows | dict[str, Rows] = Field(
         50,
         description="Test rows per task, each asked in every quadrant that the task has; or a number for each "
-        "selector, the first that matches a task counts: {qasc: 50, 'cluster:sentiment': 4, '*': 1}. [rows] Default: 50 "
-        "keeps evaluation short.",
+        "selector, the first that matches a task counts: {qasc: 50, 'cluster:sentiment': 4, '*': 1}. [rows] Default: "
+        "50 keeps evaluation short.",
     )
 
     @field_validator("tasks", mode="before")
