@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from spintune.mixtures.answers import correct
-from spintune.mixtures.declarations import BUILTIN, schemas
+from spintune.mixtures.declarations import BUILTIN, PhrasingsFile, TaskFile
 from spintune.mixtures.mixture import Mixture, materialise
 from spintune.mixtures.options import STYLES, styles_for
 from spintune.mixtures.phrasings import Phrasing
@@ -167,7 +167,7 @@ def test_built_in_files_name_no_place_of_a_machine() -> None:
         assert not re.search(r"(?<![\w:/.])(?:/|~/|[A-Z]:\\)\w+/", path.read_text()), path
 
 
-def test_schemas_describe_every_key() -> None:
-    for schema in schemas().values():
-        for name, key in schema["properties"].items():
-            assert key.get("description", "").rstrip().endswith((".", "]")), name
+def test_every_key_of_a_task_file_is_described() -> None:
+    for section in (TaskFile, PhrasingsFile):
+        for name, key in section.model_fields.items():
+            assert (key.description or "").rstrip().endswith((".", "]")), name

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from spintune.errors import DataError, RecipeError
-from spintune.mixtures.declarations import checked
 from spintune.mixtures.mixture import Mixture, Prompting, load_mixture, materialise, show
 from spintune.mixtures.rendering import PromptBudget, RenderedPrompt
 from spintune.mixtures.tasks import MixtureTask, load_tasks
+from spintune.recipe.checking import checked
 from spintune.recipe.mixture import MixtureSection, WeighingSection
 
 TaskOf = Callable[..., MixtureTask]

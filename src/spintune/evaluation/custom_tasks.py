@@ -29,9 +29,10 @@ from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError, RecipeError
 from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.mixtures.answers import number
-from spintune.mixtures.declarations import Expression, read_declaration
+from spintune.mixtures.declarations import Expression
 from spintune.mixtures.phrasings import Pattern
 from spintune.recipe import Section
+from spintune.recipe.checking import read_section
 from spintune.storage import digest_json
 
 CHOICES = "choices"
@@ -248,7 +249,7 @@ def read_custom_task(path: Path) -> CustomTask:
     Raises RecipeError for a YAML file that is not such a task, and DataError (``file:line``) for the first row that
     lacks a value or has one of the wrong kind, or whose answer is none of its choices.
     """
-    file = read_declaration(path, CustomTaskFile, "task")
+    file = read_section(path, CustomTaskFile, "task")
     prompt = Pattern.parse(file.prompt, f"{path}: prompt")
     if CHOICES in prompt.fields and not file.choices:
         raise RecipeError(f"{path}: prompt has {{choices}}, but there are none; give choices")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from spintune.errors import RecipeError
-from spintune.recipe import Section, read_yaml
-from spintune.recipe.mixture import GroupSection, PromptingSection, QuadrantsSection
+from spintune.recipe import Section
+from spintune.recipe.mixture import PromptingSection
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -158,66 +155,3 @@ class PresetFile(PromptingSection):
 
     name: str = Field(description="What a recipe calls it.")
     about: str = Field(description="What it is, its source, and what differs from it here.")
-
-
-def schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schema of the files a user may write, for editors: "task" and "phrasings"."""
-    return {
-        "task": TaskFile.model_json_schema(by_alias=True),
-        "phrasings": PhrasingsFile.model_json_schema(by_alias=True),
-    }
-
-
-S = TypeVar("S", bound=Section)
-
-
-def read_declaration(path: Path, section: type[S], what: str) -> S:
-    """Reads and checks a YAML file. Raises RecipeError, one line (file and key) for each thing that is wrong."""
-    return checked(read_yaml(path, what), section, str(path))
-
-
-def checked(values: Mapping[str, Any], section: type[S], name: str) -> S:
-    """Checks plain values as a section; ``name`` begins each line of the RecipeError."""
-    try:
-        return section.model_validate(dict(values))
-    except ValidationError as error:
-        lines = [f"{name}: {_explain(problem, section)}" for problem in error.errors()]
-        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
-
-
-_INSIDE: dict[str, type[BaseModel]] = {
-    "fields": FieldSection,
-    "options": OptionsSection,
-    "direct": PhrasingSection,
-    "cot": PhrasingSection,
-    "inverted": PhrasingSection,
-    "quadrants": QuadrantsSection,
-}
-
-
-def _explain(problem: Any, section: type[BaseModel]) -> str:
-    location = problem["loc"]
-    where = ".".join(map(str, location))
-    if problem["type"] == "extra_forbidden":
-        known = [field.alias or name for name, field in _section_at(location, section).model_fields.items()]
-        close = difflib.get_close_matches(str(location[-1]), known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"unknown key {where}; {hint}"
-    if problem["type"] == "missing":
-        field = _section_at(location, section).model_fields.get(str(location[-1]))
-        names = [known for known in _section_at(location, section).model_fields.values() if known.alias == location[-1]]
-        found = field or (names[0] if names else None)
-        return f"{where} is missing; {found.description if found else 'add it'}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{where}: {message}" if where else message
-    hint = "; put it in quotes" if isinstance(problem["input"], bool) and problem["type"] == "string_type" else ""
-    return f"{where}: {message} (given: {problem['input']!r:.60}){hint}"
-
-
-def _section_at(location: tuple[Any, ...], section: type[BaseModel]) -> type[BaseModel]:
-    """The section that the last key of a location belongs to."""
-    groups: type[BaseModel] = KindSection if section is TaskFile else GroupSection
-    for part in location[:-1]:
-        section = groups if part == "groups" else _INSIDE.get(str(part), section)
-    return section

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spintune.errors import RecipeError
-from spintune.mixtures.declarations import BUILTIN, PresetFile, read_declaration
+from spintune.mixtures.declarations import BUILTIN, PresetFile
 from spintune.mixtures.tasks import MixtureTask
+from spintune.recipe.checking import read_section
 from spintune.recipe.mixture import GroupSection, QuadrantName, QuadrantsSection, WeighingSection
 
 Quadrants = Mapping[QuadrantName, float]
@@ -68,7 +69,7 @@ def load_preset(name: str) -> PresetFile:
         close = difflib.get_close_matches(name, presets(), 1)
         hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(presets())}"
         raise RecipeError(f"there is no mixture preset {name}; {hint}")
-    return read_declaration(BUILTIN / "presets" / f"{name}.yaml", PresetFile, "preset")
+    return read_section(BUILTIN / "presets" / f"{name}.yaml", PresetFile, "preset")
 
 
 def select(selectors: Sequence[str], tasks: Sequence[MixtureTask], where: str) -> list[MixtureTask]:

@@ -18,10 +18,10 @@ from spintune.mixtures.declarations import (
     Check,
     PhrasingsFile,
     TaskFile,
-    read_declaration,
 )
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
 from spintune.mixtures.task_files import BUILTIN_PREFIX, read_builtin, read_choice, read_field, rows_or_none, sources_of
+from spintune.recipe.checking import read_section
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
     unusable: dict[str, str] = {}
     for name in names:
         path = _declaration_path(name)
-        declared = read_declaration(path, TaskFile, "task")
+        declared = read_section(path, TaskFile, "task")
         ways = _phrasings(declared, path)
         for task_name, source, cluster, family in sources_of(declared, path, folder):
             if task_name in tasks or task_name in unusable:
@@ -201,7 +201,7 @@ def _phrasing_files(declared: TaskFile, path: Path) -> Iterator[tuple[Path, Task
             shared = read_builtin(BUILTIN / "phrasings", name, "phrasings")
         else:
             shared = path.parent / Path(name).expanduser()
-        yield shared, read_declaration(shared, PhrasingsFile, "phrasings"), True
+        yield shared, read_section(shared, PhrasingsFile, "phrasings"), True
 
 
 # --- where the rows are ---

@@ -1,0 +1,97 @@
+"""Checks plain values against a section, and says in plain words which key is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from spintune.errors import RecipeError
+from spintune.recipe.section import Section
+from spintune.recipe.yaml_files import read_yaml
+
+S = TypeVar("S", bound=BaseModel)
+
+Elsewhere = Callable[[str], list[str]]
+"""The full keys of other sections that have a key of this name."""
+
+
+def read_section(path: Path, section: type[S], what: str) -> S:
+    """Reads and checks a YAML file; ``what`` ("task") names it in errors.
+
+    Raises RecipeError, one line (file and key) for each thing that is wrong.
+    """
+    return checked(read_yaml(path, what), section, str(path))
+
+
+def checked(values: Mapping[str, Any], section: type[S], name: str, elsewhere: Elsewhere = lambda key: []) -> S:
+    """Checks plain values as a section.
+
+    Raises RecipeError, one line for each thing that is wrong, which begins with ``name``.
+    """
+    try:
+        return section.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [f"{name}: {_explain(one, section, elsewhere)}" for one in error.errors() if _was_meant(one)]
+        raise RecipeError("\n".join(dict.fromkeys(lines))) from error
+
+
+def section_in(annotation: object) -> type[Section] | None:
+    """The section that a field of this type holds: itself, one of several, or the items of a list or mapping."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next(filter(None, map(section_in, get_args(annotation))), None)
+
+
+def keys_of(section: type[BaseModel]) -> dict[str, str]:
+    """The keys of a section, each with its description."""
+    return {field.alias or name: field.description or "" for name, field in section.model_fields.items()}
+
+
+def _explain(problem: ErrorDetails, root: type[BaseModel], elsewhere: Elsewhere) -> str:
+    location = problem["loc"]
+    where = ".".join(str(part) for part in location if not _is_type_tag(part))
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {where}; {_suggestion(location, root, elsewhere)}"
+    if problem["type"] == "missing":
+        return f"{where} is missing; {keys_of(_section_of(location, root)).get(str(location[-1])) or 'add it'}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{where}: {message}" if where else message
+    hint = "; put it in quotes" if isinstance(problem["input"], bool) and problem["type"] == "string_type" else ""
+    return f"{where}: {message} (given: {problem['input']!r:.60}){hint}"
+
+
+def _was_meant(problem: ErrorDetails) -> bool:
+    """False for the half of an error that assumes a list where one value was given, or one value for a list.
+
+    Of a field that takes either, pydantic reports what is wrong as both.
+    """
+    tag = problem["loc"][-1] if problem["loc"] else ""
+    return not _is_type_tag(tag) or isinstance(problem["input"], list) == str(tag).startswith("list[")
+
+
+def _is_type_tag(part: int | str) -> bool:
+    """Whether a part of a location is no key, but the name of the alternative that pydantic tried."""
+    return isinstance(part, str) and (part in {"float", "int", "constrained-float", "constrained-int"} or "[" in part)
+
+
+def _section_of(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
+    """The section that the last key of a location belongs to."""
+    section = root
+    for part in location[:-1]:
+        inside = [section_in(field.annotation) for name, field in section.model_fields.items() if name == part]
+        section = next(filter(None, inside), section)
+    return section
+
+
+def _suggestion(location: tuple[int | str, ...], root: type[BaseModel], elsewhere: Elsewhere) -> str:
+    key, keys = str(location[-1]), keys_of(_section_of(location, root))
+    close = difflib.get_close_matches(key, keys, 1)
+    # at the top a key of a section is more likely forgotten its section than misspelled
+    found = [*elsewhere(key), *close] if len(location) == 1 else [*close, *elsewhere(key)]
+    return f"did you mean {found[0]}?" if found else f"known here: {', '.join(keys)}"
