@@ -39,7 +39,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query, pack
-from spintune.generation.batch import BatchGenerator
+from spintune.generation.batch import BatchGenerator, GenerationLimits
 from spintune.generation.sampling import Sampling
 from spintune.records import Answer, Pair
 from spintune.tokens.rows import TokenRow
@@ -375,11 +375,9 @@ def _written(
     size: Size, options: argparse.Namespace, device: torch.device, prompts: Sequence[tuple[int, ...]], fixed: bool
 ) -> float:
     """Seconds of spintune, its steps recorded or not; its model is gone afterwards."""
-    model = build(size, device)
-    LogProbEngine(model, torch.bfloat16)  # turns packed attention on
-    generator = BatchGenerator(
-        model, made_up_tokenizer(size), frozenset(), torch.bfloat16, cache_megabytes=16384, fixed=fixed
-    )
+    engine = LogProbEngine(build(size, device), torch.bfloat16)
+    limits = GenerationLimits(cache_megabytes=16384, fixed_shapes=fixed)
+    generator = BatchGenerator(engine, made_up_tokenizer(size), frozenset(), limits)
     sampling = Sampling(options.new_tokens, temperature=0)
     return statistics.median(timed(lambda: generator.generate(prompts, sampling), options.repeats, device))
 

@@ -8,21 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spintune.engine import attention
-from spintune.engine.attention import AttentionParams, PackedLayout, PromptGroup, segments
+from spintune.engine import packing
+from spintune.engine.attention import AttentionParams
+from spintune.engine.packing import PackedLayout, PromptGroup, segments
 from spintune.engine.varlen import VarlenLayout, flash_kernel
 
 lengths = st.integers(1, 6)
 branches = st.lists(st.builds(PromptGroup, lengths, st.lists(lengths, max_size=4).map(tuple)), min_size=1, max_size=3)
 
 
-def by_definition(q: Tensor, k: Tensor, v: Tensor, rule: AttentionParams, layout: PackedLayout) -> Tensor:
+def by_definition(q: Tensor, k: Tensor, v: Tensor, params: AttentionParams, layout: PackedLayout) -> Tensor:
     """Every query against every key of the row, then a mask."""
-    visible = torch.block_diag(*[branch.visible(rule.window).double() for branch in layout.branches]).bool()
+    visible = torch.block_diag(*[branch.visible(params.window).double() for branch in layout.groups]).bool()
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-    scores = q @ k.transpose(2, 3) * rule.scale
-    if rule.softcap:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = q @ k.transpose(2, 3) * params.scale
+    if params.softcap:
+        scores = params.softcap * torch.tanh(scores / params.softcap)
     return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ v
 
 
@@ -37,35 +38,37 @@ def drawn(total: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 @given(
     branches=branches,
     block=st.sampled_from([2, 6, 512]),
-    rule=st.builds(AttentionParams, st.just(0.3), st.sampled_from([None, 1, 3, 50]), st.sampled_from([None, 5.0])),
+    params=st.builds(AttentionParams, st.just(0.3), st.sampled_from([None, 1, 3, 50]), st.sampled_from([None, 5.0])),
 )
-def test_a_packed_row_attends_as_its_mask_says(branches: list[PromptGroup], block: int, rule: AttentionParams) -> None:
+def test_a_packed_row_attends_as_its_mask_says(
+    branches: list[PromptGroup], block: int, params: AttentionParams
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_BLOCK", block)
+        patch.setattr(packing, "_BLOCK", block)
         layout = PackedLayout(branches, torch.device("cpu"))
         mine, wanted = (drawn(sum(branch.length for branch in branches)) for _ in range(2))
-        found = layout.attend(0, *mine, rule)
-        expected = by_definition(*wanted, rule, layout)
-        tolerance = 1e-5 if rule.softcap else 1e-9  # soft-capped scores go through a float32 softmax
+        found = layout.attend(0, *mine, params)
+        expected = by_definition(*wanted, params, layout)
+        tolerance = 1e-5 if params.softcap else 1e-9  # soft-capped scores go through a float32 softmax
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
         weight = torch.linspace(-1, 1, found.numel(), dtype=torch.float64).reshape(found.shape)
         (found * weight).sum().backward()
         (expected * weight).sum().backward()
     for one, other in zip(mine, wanted, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=tolerance, atol=tolerance)
-    assert layout.windows == {0: rule.window}
+    assert layout.windows == {0: params.window}
 
 
 @given(branch=st.builds(PromptGroup, st.integers(1, 900), st.lists(st.integers(1, 900), max_size=6).map(tuple)))
 def test_pieces_hold_every_response_once_and_in_order(branch: PromptGroup) -> None:
     found = segments(branch)
     assert [length for piece in found for length in piece.responses if length] == list(branch.responses)
-    masked = [piece for piece in found if not piece.whole]
+    masked = [piece for piece in found if not piece.with_prompt]
     assert all(len(piece.responses) == 1 or sum(piece.responses) < branch.prompt for piece in masked)
 
 
 def test_a_long_response_goes_with_its_prompt_and_short_ones_together() -> None:
-    assert [(piece.responses, piece.whole) for piece in segments(PromptGroup(100, (500, 500, 30, 40, 50, 200)))] == [
+    assert [(piece.responses, piece.with_prompt) for piece in segments(PromptGroup(100, (500, 500, 30, 40, 50, 200)))] == [
         ((500,), True),
         ((500,), True),  # 600 tokens are more than a block
         ((30, 40), False),
@@ -121,13 +124,13 @@ def varlen_by_definition(
 def test_runs_of_variable_length_are_the_packed_row(
     branches: list[PromptGroup], window: int | None, half: bool
 ) -> None:
-    rule = AttentionParams(0.3, window)
+    params = AttentionParams(0.3, window)
     layout = VarlenLayout(branches, torch.device("cpu"), varlen_by_definition)
     packed = PackedLayout(branches, torch.device("cpu"))
     dtype = torch.bfloat16 if half else torch.float64  # the other goes the plain way
     mine, wanted = (drawn(sum(branch.length for branch in branches), dtype) for _ in range(2))
-    found = layout.attend(3, *mine, rule)
-    expected = by_definition(*(x.double() for x in wanted), rule, packed)
+    found = layout.attend(3, *mine, params)
+    expected = by_definition(*(x.double() for x in wanted), params, packed)
     tolerance = 0.05 if half else 1e-9
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
     found.double().square().sum().backward()
@@ -149,14 +152,14 @@ def test_torchs_own_kernel_is_the_definition(window: int | None) -> None:
     kernel = flash_kernel(device)
     assert kernel
     branches = [PromptGroup(5, (7, 3, 60)), PromptGroup(40, ()), PromptGroup(1, (1,))]
-    rule, packed = AttentionParams(0.3, window), PackedLayout(branches, torch.device("cpu"))
+    params, packed = AttentionParams(0.3, window), PackedLayout(branches, torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     total = sum(branch.length for branch in branches)
     wanted = [torch.randn(1, heads, total, 64, generator=draw).bfloat16() for heads in (4, 2, 2)]
     mine = [x.to(device).requires_grad_() for x in wanted]
     wanted = [x.double().requires_grad_() for x in wanted]
-    found = VarlenLayout(branches, device, kernel).attend(0, *mine, rule)
-    expected = by_definition(*wanted, rule, packed)
+    found = VarlenLayout(branches, device, kernel).attend(0, *mine, params)
+    expected = by_definition(*wanted, params, packed)
     torch.testing.assert_close(found.cpu().double(), expected, rtol=0.02, atol=0.02)
     found.float().square().sum().backward()
     expected.square().sum().backward()

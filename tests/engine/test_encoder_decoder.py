@@ -10,11 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from spintune.engine.encoder_decoder import disable_encoder_decoder_layouts, enable_encoder_decoder_layouts
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
-from spintune.generation.batch import BatchGenerator
+from spintune.generation.batch import BatchGenerator, GenerationLimits
 from spintune.generation.build import build_generator
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.sampling import Sampling
@@ -140,7 +139,6 @@ def test_only_t5_of_the_first_version_scales_what_the_head_reads(queries):
         engine = LogProbEngine(model)
         assert engine.packed
         packed = engine(queries).sum_N
-        disable_encoder_decoder_layouts(model)
         torch.testing.assert_close(packed, plain(model, queries), rtol=1e-6, atol=1e-6)
 
 
@@ -181,18 +179,32 @@ def test_other_queries_in_the_row_change_nothing(queries):
     torch.testing.assert_close(together, apart, rtol=1e-9, atol=1e-9)
 
 
-def test_layouts_leave_a_model_as_it_was():
-    model = build("umt5")
+@pytest.mark.parametrize("name", ["t5", "umt5"])
+def test_engine_and_generator_leave_the_model_as_it_was(name, queries, words):
+    model = build(name)
     ids, inputs = torch.tensor([PROMPTS[0]]), torch.tensor([[START, 5, 6]])
-    before = model(input_ids=ids, decoder_input_ids=inputs).logits
-    enable_encoder_decoder_layouts(model)
-    disable_encoder_decoder_layouts(model)
-    assert torch.equal(model(input_ids=ids, decoder_input_ids=inputs).logits, before)
+
+    def plainly():
+        logits = model(input_ids=ids, decoder_input_ids=inputs).logits
+        return logits, *(transformers_greedy(model, prompt, frozenset()) for prompt in PROMPTS)
+
+    before = plainly()
+    engine = LogProbEngine(model)
+    assert engine.packed
+    for use in (
+        lambda: engine(queries).sum_N.sum().backward(),
+        lambda: engine.score(queries),
+        lambda: BatchGenerator(engine, words, frozenset()).generate(PROMPTS, Sampling(NEW)),
+    ):
+        use()
+        after = plainly()
+        assert torch.equal(after[0], before[0])
+        assert after[1:] == before[1:]
 
 
-def test_a_packed_model_without_a_layout_refuses_instead_of_seeing_everything():
+def test_inside_packing_a_model_without_a_layout_refuses_instead_of_seeing_everything():
     engine = LogProbEngine(build("t5"))
-    with pytest.raises(ModelError, match="needs a layout"):
+    with engine.backbone.packing(), pytest.raises(ModelError, match="needs a layout"):
         engine.model(input_ids=torch.tensor([PROMPTS[0]]), decoder_input_ids=torch.tensor([[START]]))
 
 
@@ -267,8 +279,8 @@ def test_greedy_equals_transformers_generate_token_for_token(name, words):
     generators = [built]
     if name != "bart":  # sequences that wait for a slot, and prompts that wait for a call
         generators += [
-            BatchGenerator(built.model, words, stop_ids, slots=slots, prefill_tokens=prefill)
-            for slots, prefill in ((2, 1024), (4, 5))
+            BatchGenerator(built.engine, words, stop_ids, limits)
+            for limits in (GenerationLimits(2), GenerationLimits(4, prefill_tokens=5))
         ]
     for generator in generators:
         completions = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
@@ -292,7 +304,7 @@ def test_an_answer_depends_neither_on_order_nor_on_company(words):
     generator = build_generator(engine, words, stop_ids)
     alone = [generator.generate([prompt], Sampling(NEW, seed=3))[0] for prompt in PROMPTS]
     assert generator.generate(PROMPTS[::-1], Sampling(NEW, seed=3))[::-1] == alone
-    few = BatchGenerator(engine.model, words, stop_ids, slots=2, prefill_tokens=5)
+    few = BatchGenerator(engine, words, stop_ids, GenerationLimits(2, prefill_tokens=5))
     assert few.generate(PROMPTS, Sampling(NEW, seed=3)) == alone
 
 

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spintune.engine.attention import PromptGroup, disable_layouts
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.packing import PromptGroup
 from spintune.engine.query import Query, pack
+from spintune.errors import ModelError
 from spintune.recipe import Recipe
 
 # RMSNorm and rotations compute in float32 even inside float64 models; GPT-2 has neither
@@ -83,17 +84,48 @@ def test_a_model_that_cannot_be_packed_is_scored_alone_with_a_warning(family, bu
     result.sum_N.sum().backward()
 
 
-def test_without_its_layout_a_packed_model_refuses_rather_than_attend_to_everything(build):
-    from spintune.errors import ModelError
-
+def test_inside_packing_a_model_without_a_layout_refuses_rather_than_attend_to_everything(build):
     model = build("llama")
-    ids = torch.tensor([[1, 2, 3]])
-    before = model(input_ids=ids).logits
-    LogProbEngine(model)
-    with pytest.raises(ModelError, match="disable_layouts"):
-        model(input_ids=ids)
-    disable_layouts(model)
-    assert torch.equal(model(input_ids=ids).logits, before)
+    engine = LogProbEngine(model)
+    with engine.backbone.packing(), pytest.raises(ModelError, match="needs a layout"):
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "bloom"])
+@pytest.mark.parametrize("recompute", [0.0, 1.0])
+def test_an_engine_leaves_the_model_as_it_was(family, recompute, build, queries):
+    model = build(family)
+    # padded on the left, and longer than the sliding windows: right only with masks
+    ids = torch.tensor([[0, 0, 0, 5, 17, 88, 2, 60, 31, 9], [44, 71, 63, 8, 90, 33, 12, 77, 3, 52]])
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+
+    def plainly():
+        return model(input_ids=ids, attention_mask=mask).logits.detach(), model.generate(
+            ids, attention_mask=mask, do_sample=False, max_new_tokens=6, eos_token_id=None, pad_token_id=0
+        )
+
+    before = plainly()
+    engine = LogProbEngine(model, recompute=recompute)
+    for use in (
+        lambda: engine(queries).sum_N.sum().backward(),
+        lambda: engine.score(queries),
+        lambda: engine.score_greedy(queries),
+    ):
+        use()
+        torch.testing.assert_close(plainly(), before, rtol=0, atol=0, equal_nan=True)  # padding is no number in eager
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+def test_a_model_that_checkpoints_its_own_layers_is_told_of_recompute(build, queries):
+    model = build("llama")
+    engine = LogProbEngine(model)
+    model.train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ModelError, match="recompute"):
+        engine(queries)
+    with torch.no_grad():
+        engine(queries)
 
 
 def test_a_prompt_of_no_tokens_is_refused(build):

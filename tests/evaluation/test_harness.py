@@ -242,7 +242,6 @@ class Pair:
         engine = LogProbEngine(model, tokens_per_forward=64)
         assert engine.packed
         if not packed:
-            engine.backbone.disable_packing()
             engine.packed = False
         self.memory = InMemory(engine, build_generator(engine, tokenizer, stop_ids), tokenizer)
         self.ours = HarnessModel(self.memory, Silent(), "test")

@@ -9,9 +9,10 @@ import torch
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
+from spintune.errors import ModelError, RecipeError
 from spintune.generation import cuda_graphs as replay
-from spintune.generation.batch import BatchGenerator
-from spintune.generation.build import build_generator
+from spintune.generation.batch import BatchGenerator, GenerationLimits
+from spintune.generation.build import GENERATORS, build_generator, register_generator
 from spintune.generation.decoder import DecoderRunner
 from spintune.generation.kv_cache import GROUP
 from spintune.generation.plain import PlainGenerator
@@ -46,9 +47,8 @@ def generator(build, words):
 
 
 def with_slots(generator, slots, prefill_tokens=1024):
-    return BatchGenerator(
-        generator.model, generator.tokenizer, generator.stop_ids, slots=slots, prefill_tokens=prefill_tokens
-    )
+    limits = GenerationLimits(slots, prefill_tokens)
+    return BatchGenerator(generator.engine, generator.tokenizer, generator.stop_ids, limits)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, SHARING], ids=["unlike", "alike"])
@@ -64,22 +64,21 @@ def test_greedy_equals_transformers_generate_token_for_token(family, prompts, bu
     engine = LogProbEngine(build(family))
     assert isinstance(build_generator(engine, words, stop_ids), BatchGenerator)
     for slots, prefill_tokens, fixed in ((2, 1024, False), (4, 5, False), (4, 1024, True), (8, 5, True)):
-        generator = BatchGenerator(
-            engine.model, words, stop_ids, slots=slots, prefill_tokens=prefill_tokens, fixed=fixed
-        )
+        limits = GenerationLimits(slots, prefill_tokens, fixed_shapes=fixed)
+        generator = BatchGenerator(engine, words, stop_ids, limits)
         completions = generator.generate(prompts, Sampling(NEW, temperature=0))
         assert [completion.ids for completion in completions] == expected
 
 
 def test_fixed_shapes_reach_from_one_bucket_into_the_next(build, words, monkeypatch):
     monkeypatch.setattr(replay, "_BUCKET", 4)
-    model = LogProbEngine(build("llama")).model
+    engine = LogProbEngine(build("llama"))
     buckets = []
     compute = DecoderRunner._one_more
     monkeypatch.setattr(DecoderRunner, "_one_more", lambda *a: buckets.append(a[-1]) or compute(*a))
     results = [
-        BatchGenerator(model, words, frozenset(), slots=8, fixed=fixed).generate(PROMPTS, Sampling(NEW, seed=3))
-        for fixed in (True, False)
+        BatchGenerator(engine, words, frozenset(), limits).generate(PROMPTS, Sampling(NEW, seed=3))
+        for limits in (GenerationLimits(8, fixed_shapes=True), GenerationLimits(8, fixed_shapes=False))
     ]
     assert [c.ids for c in results[0]] == [c.ids for c in results[1]]
     assert [c.logprob for c in results[0]] == pytest.approx([c.logprob for c in results[1]])
@@ -88,10 +87,10 @@ def test_fixed_shapes_reach_from_one_bucket_into_the_next(build, words, monkeypa
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_step_writes_what_single_launches_write(build, words, caplog):
-    model = LogProbEngine(build("llama", dtype=torch.float32).to("cuda")).model
+    engine = LogProbEngine(build("llama", dtype=torch.float32).to("cuda"))
     results = [
-        BatchGenerator(model, words, frozenset(), slots=4, fixed=fixed).generate(PROMPTS, Sampling(NEW, temperature=0))
-        for fixed in (True, False)
+        BatchGenerator(engine, words, frozenset(), limits).generate(PROMPTS, Sampling(NEW, temperature=0))
+        for limits in (GenerationLimits(4, fixed_shapes=True), GenerationLimits(4, fixed_shapes=False))
     ]
     assert [c.ids for c in results[0]] == [c.ids for c in results[1]]
     assert "cannot be recorded" not in caplog.text
@@ -102,8 +101,8 @@ def test_a_recorded_step_writes_what_single_launches_write(build, words, caplog)
 def test_in_float32_greedy_equals_transformers_in_float64(megabytes, family, build, words):
     reference = build(family)
     expected = [transformers_greedy(reference, prompt, frozenset()) for prompt in PROMPTS]
-    model = LogProbEngine(build(family, dtype=torch.float32)).model
-    generator = BatchGenerator(model, words, frozenset(), cache_megabytes=megabytes)
+    engine = LogProbEngine(build(family, dtype=torch.float32))
+    generator = BatchGenerator(engine, words, frozenset(), GenerationLimits(cache_megabytes=megabytes))
     completions = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
     assert [completion.ids for completion in completions] == expected
 
@@ -158,14 +157,9 @@ def test_a_model_that_cannot_be_packed_writes_what_transformers_writes(family, b
 
 
 def test_plain_and_batch_generators_draw_the_same_tokens(generator):
-    plain = PlainGenerator(generator.model, generator.tokenizer, generator.stop_ids)
-    # the plain generator runs the model with its own attention and cache
-    from spintune.engine.attention import disable_layouts, enable_layouts
-
+    plain = PlainGenerator(generator.engine, generator.tokenizer, generator.stop_ids)
     batched = generator.generate(PROMPTS, Sampling(NEW, seed=3))
-    disable_layouts(generator.model)
     alone = plain.generate(PROMPTS, Sampling(NEW, seed=3))
-    enable_layouts(generator.model)
     assert [c.ids for c in alone] == [c.ids for c in batched]
     assert [c.logprob for c in alone] == pytest.approx([c.logprob for c in batched], abs=1e-5)
 
@@ -182,7 +176,8 @@ def test_completions_do_not_depend_on_slots_prefill_or_the_order_of_prompts(gene
 
 
 def test_a_small_cache_runs_fewer_slots_and_writes_the_same(generator):
-    small = BatchGenerator(generator.model, generator.tokenizer, generator.stop_ids, cache_megabytes=0)
+    limits = GenerationLimits(cache_megabytes=0)
+    small = BatchGenerator(generator.engine, generator.tokenizer, generator.stop_ids, limits)
     assert small.generate(PROMPTS, Sampling(NEW, seed=7)) == with_slots(generator, 1).generate(
         PROMPTS, Sampling(NEW, seed=7)
     )
@@ -256,3 +251,44 @@ def test_nothing_to_write_gives_empty_completions(generator):
 def test_a_prompt_without_any_token_is_refused(generator):
     with pytest.raises(ValueError, match="at least one token"):
         generator.generate([PROMPTS[0], ()], Sampling(NEW))
+
+
+# Which generator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_generators_leave_the_model_as_it_was(family, build, words):
+    model = build(family)
+    ids = torch.tensor([PROMPTS[0]])
+    logits, written = model(ids).logits, [transformers_greedy(model, prompt, frozenset()) for prompt in PROMPTS]
+    generator = BatchGenerator(LogProbEngine(model), words, frozenset())
+    for _ in range(2):
+        assert [c.ids for c in generator.generate(PROMPTS, Sampling(NEW, temperature=0))] == written
+        assert torch.equal(model(ids).logits, logits)
+        assert [transformers_greedy(model, prompt, frozenset()) for prompt in PROMPTS] == written
+
+
+def test_a_model_that_cannot_be_packed_is_refused_and_gets_the_plain_generator(build, words):
+    engine = LogProbEngine(build("bloom"))
+    with pytest.raises(ModelError, match="BloomForCausalLM cannot be packed"):
+        BatchGenerator(engine, words, frozenset())
+    assert isinstance(build_generator(engine, words, frozenset()), PlainGenerator)
+
+
+def test_a_registered_generator_is_built_by_name(generator, words):
+    made = []
+
+    def factory(engine, tokenizer, stop_ids):
+        made.append((engine, tokenizer, stop_ids))
+        return generator
+
+    register_generator("mine", factory)
+    try:
+        assert build_generator(generator.engine, words, frozenset({1}), "mine") is generator
+        assert made == [(generator.engine, words, frozenset({1}))]
+        with pytest.raises(RecipeError, match="already"):
+            register_generator("mine", PlainGenerator)
+    finally:
+        GENERATORS.unregister("mine")
+    with pytest.raises(RecipeError, match="there is no generator 'mine'; use one of batch, plain"):
+        build_generator(generator.engine, words, frozenset(), "mine")

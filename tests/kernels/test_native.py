@@ -14,11 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spintune.engine import attention
-from spintune.engine.attention import AttentionParams, PackedLayout, PromptGroup, causal_segments
+from spintune.engine import packing
+from spintune.engine.attention import AttentionParams
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.packing import PackedLayout, PromptGroup, causal_segments
 from spintune.generation import kv_cache as slots
-from spintune.generation.batch import BatchGenerator
+from spintune.generation.batch import BatchGenerator, GenerationLimits
 from spintune.generation.sampling import Sampling
 from spintune.kernels.native import attention as native
 from spintune.kernels.native import build
@@ -164,7 +165,7 @@ def test_models_score_and_train_as_transformers_alone(family, build, queries, pl
     assert engine.packed
     with pytest.MonkeyPatch.context() as patch:
         calls = []
-        patch.setattr(attention, "attend_runs", lambda *a: calls.append(1) or attend_runs(*a))
+        patch.setattr(packing, "attend_runs", lambda *a: calls.append(1) or attend_runs(*a))
         found = engine(queries).sum_N
         assert calls
     expected = plain(reference, queries)
@@ -180,11 +181,11 @@ def test_models_score_and_train_as_transformers_alone(family, build, queries, pl
 def test_generation_is_the_same_with_and_without(family, build, words) -> None:
     engine = LogProbEngine(build(family, torch.float32, hidden_size=64, head_dim=16))
     prompts = [(1, 2, 3, 4), (1, 2, 9), (1, 2, 50, 51, 52, 53, 54, 60, 61), (1, 2, 7)]
-    generator = BatchGenerator(engine.model, words, frozenset(), slots=3)
+    generator = BatchGenerator(engine, words, frozenset(), GenerationLimits(3))
     assert engine.packed
     together = generator.generate(prompts, Sampling(20, seed=3))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (attention, slots):
+        for module in (packing, slots):
             patch.setattr(module, "can_attend", lambda *_: False)
         without = generator.generate(prompts, Sampling(20, seed=3))
     assert [c.ids for c in together] == [c.ids for c in without]

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spintune.engine.attention import disable_layouts
 from spintune.engine.query import Query
 from spintune.errors import DataError, RunError
 from spintune.generation.sampling import Sampling
@@ -98,7 +97,6 @@ def test_both_scores_are_those_of_a_plain_forward(random_player, tmp_path):
     pairs = play_with(player, rows, tmp_path)
     assert len(pairs.kept) + pairs.dropped.total() == 7
     model = player[0].model
-    disable_layouts(model)
     for pair in pairs.kept:
         for answer in pair.answers:
             response, found = answer.ids, answer.opponent

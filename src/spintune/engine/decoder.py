@@ -1,59 +1,67 @@
-"""The decoder-only backbone: prompts packed with their responses, up to what the head reads."""
+"""Decoder-only models over packed rows: prompts with their responses, up to the hidden states that the head reads."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spintune.engine.attention import PackedLayout, PromptGroup, disable_layouts, enable_layouts
+from spintune.engine.attention import NAME, AttentionSwitch, Layout
+from spintune.engine.packing import PackedLayout, PromptGroup
 from spintune.engine.query import Query
 from spintune.engine.varlen import VarlenLayout, flash_kernel
 
 
+class PackedDecoder:
+    """The layers of a decoder-only model below its head, called on one packed row at a time."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.switch = model, AttentionSwitch(model, NAME)
+
+    def __call__(self, ids_1T: Tensor, positions_1T: Tensor, layout: Layout) -> Tensor:
+        """Hidden states ``[T, D]`` of a row whose tokens see each other as ``layout`` says."""
+        with self.switch():
+            hidden = self.model.base_model(input_ids=ids_1T, position_ids=positions_1T, layout=layout, use_cache=False)
+        return hidden.last_hidden_state[0]
+
+
 class DecoderBackbone:
-    """What the engine asks of a decoder-only model. See :class:`Backbone`."""
+    """A decoder-only model as the engine sees it. See :class:`spintune.engine.query.Backbone`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self._packed = PackedDecoder(model)
         self._windows: dict[int, int | None] = {}
 
-    def enable_packing(self) -> None:
-        enable_layouts(self.model)
-
-    def disable_packing(self) -> None:
-        disable_layouts(self.model)
+    def packing(self) -> AbstractContextManager[None]:
+        return self._packed.switch()
 
     def hidden(self, queries: Sequence[Query]) -> Tensor:
-        """A prompt is computed once for all of its responses."""
+        """Computes each prompt once for all of its responses."""
         device = self.model.device
-        branches = [PromptGroup(len(q.prompt), tuple(map(len, q.branches))) for q in queries]
+        groups = [PromptGroup(len(q.prompt), tuple(map(len, q.branches))) for q in queries]
         kernel = flash_kernel(device)
-        layout = VarlenLayout(branches, device, kernel) if kernel else PackedLayout(branches, device)
+        layout = VarlenLayout(groups, device, kernel) if kernel else PackedLayout(groups, device)
         ids = [token for q in queries for part in (q.prompt, *q.branches) for token in part]
-        hidden_1TD = self.model.base_model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=layout.positions(),
-            layout=layout,
-            use_cache=False,
-        ).last_hidden_state
+        hidden_TD = self._packed(torch.tensor([ids], device=device), layout.positions(), layout)
         self._windows = layout.windows
-        return hidden_1TD[0].index_select(0, torch.tensor(_predicting(queries), dtype=torch.long, device=device))
+        return hidden_TD.index_select(0, torch.tensor(_predicting(queries), dtype=torch.long, device=device))
 
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
         ids = torch.tensor([[*prompt, *response[:-1]]], device=self.model.device)
         return self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
 
     def passes_windows(self) -> bool:
-        """Some models put them into masks only (Qwen2-MoE)."""
+        """Some models put their windows only into masks (Qwen2-MoE), which a packed row does not have."""
         config = self.model.config.get_text_config()
         kinds = getattr(config, "layer_types", None)
         if kinds is None:
-            wanted = getattr(config, "sliding_window", None) is not None
-            return not wanted or any(window is not None for window in self._windows.values())
+            has_window = getattr(config, "sliding_window", None) is not None
+            return not has_window or any(window is not None for window in self._windows.values())
         if "chunked_attention" in kinds:
             return False
         return all(self._windows.get(i) is not None for i, kind in enumerate(kinds) if kind == "sliding_attention")

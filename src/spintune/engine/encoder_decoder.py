@@ -11,7 +11,8 @@ Relative position bias depends on distances alone, so each piece gets what it wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from spintune.engine.attention import disable_layouts
+from spintune.engine.attention import AttentionSwitch
 from spintune.engine.query import Query
 from spintune.errors import ModelError
 
@@ -33,21 +34,6 @@ class EncoderDecoderLayout(Protocol):
 
     def attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         """Queries ``[1, H, T, D]``, already scaled, keys and values ``[1, H, S, D]`` to outputs ``[1, H, T, D]``."""
-
-
-def enable_encoder_decoder_layouts(model: PreTrainedModel) -> None:
-    """From here on, calls of the encoder and of the decoder take a ``layout=`` argument and attend as it says."""
-    model.set_attn_implementation(NAME)
-    for module in _with_bias(model):
-        # over a whole packed row it would be quadratic; the layout asks for pieces
-        vars(module)["compute_bias"] = _no_bias
-
-
-def disable_encoder_decoder_layouts(model: PreTrainedModel) -> None:
-    """Back to ordinary attention with masks."""
-    disable_layouts(model)
-    for module in _with_bias(model):
-        vars(module).pop("compute_bias", None)
 
 
 def kind_of(module: nn.Module) -> AttentionKind:
@@ -132,8 +118,45 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropo
     return weights.to(v.dtype) @ v
 
 
+class PackedEncoderDecoder:
+    """Encoder and decoder of a model of the T5 kind, called on packed rows."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self._attention = AttentionSwitch(model, NAME)
+        self._with_bias = [module for module in model.modules() if hasattr(module, "relative_attention_bias")]
+
+    @contextmanager
+    def switch(self) -> Iterator[None]:
+        """Inside, calls of the encoder and of the decoder take a ``layout=`` argument; see :class:`AttentionSwitch`."""
+        before = [vars(module).get("compute_bias") for module in self._with_bias]
+        with self._attention():
+            for module in self._with_bias:
+                # over a whole packed row it would be quadratic; the layout asks for segments
+                vars(module)["compute_bias"] = _no_bias
+            try:
+                yield
+            finally:
+                for module, own in zip(self._with_bias, before, strict=True):
+                    del vars(module)["compute_bias"]
+                    if own is not None:
+                        vars(module)["compute_bias"] = own
+
+    def encode(self, ids_1L: Tensor, layout: EncoderDecoderLayout) -> Tensor:
+        """Encoder states ``[1, L, D]`` of packed prompts."""
+        with self.switch():
+            return self.model.get_encoder()(input_ids=ids_1L, layout=layout).last_hidden_state
+
+    def decode(self, ids_1T: Tensor, states_1LD: Tensor, layout: EncoderDecoderLayout) -> Tensor:
+        """The hidden states that the head reads, ``[T, D]``, at each packed decoder position."""
+        decoder = self.model.get_decoder()
+        with self.switch():
+            hidden = decoder(input_ids=ids_1T, encoder_hidden_states=states_1LD, layout=layout, use_cache=False)
+        return (hidden.last_hidden_state * _output_scale(self.model.config))[0]
+
+
 class EncoderDecoderBackbone:
-    """What the engine asks of an encoder-decoder model. See :class:`spintune.engine.logprobs.Backbone`.
+    """An encoder-decoder model as the engine sees it. See :class:`spintune.engine.query.Backbone`.
 
     Raises ModelError when the model does not say which token its decoder starts with.
     """
@@ -141,15 +164,13 @@ class EncoderDecoderBackbone:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.start = start_token(model)
+        self._packed = PackedEncoderDecoder(model)
 
-    def enable_packing(self) -> None:
-        enable_encoder_decoder_layouts(self.model)
-
-    def disable_packing(self) -> None:
-        disable_encoder_decoder_layouts(self.model)
+    def packing(self) -> AbstractContextManager[None]:
+        return self._packed.switch()
 
     def hidden(self, queries: Sequence[Query]) -> Tensor:
-        """The encoder runs once a prompt, the decoder once a response."""
+        """Runs the encoder once per prompt, the decoder once per response."""
         device = self.model.device
         prompts = [token for query in queries for token in query.prompt]
         responses = [response for query in queries for response in query.responses]
@@ -158,9 +179,9 @@ class EncoderDecoderBackbone:
         layout = PackedPairs(
             [len(query.prompt) for query in queries], [[*map(len, query.responses)] for query in queries]
         )
-        states_1LD = encode(self.model, torch.tensor([prompts], device=device), layout)
-        hidden_1TD = decode(self.model, torch.tensor([inputs], device=device), states_1LD, layout)
-        return hidden_1TD[0].index_select(0, torch.tensor(counts, dtype=torch.bool, device=device).nonzero()[:, 0])
+        states_1LD = self._packed.encode(torch.tensor([prompts], device=device), layout)
+        hidden_TD = self._packed.decode(torch.tensor([inputs], device=device), states_1LD, layout)
+        return hidden_TD.index_select(0, torch.tensor(counts, dtype=torch.bool, device=device).nonzero()[:, 0])
 
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
         device = self.model.device
@@ -183,17 +204,6 @@ def start_token(model: PreTrainedModel) -> int:
     raise ModelError(f"{type(model).__name__}: config.json has no decoder_start_token_id, which a decoder begins with")
 
 
-def encode(model: PreTrainedModel, ids_1L: Tensor, layout: EncoderDecoderLayout) -> Tensor:
-    """Encoder states ``[1, L, D]`` of packed prompts."""
-    return model.get_encoder()(input_ids=ids_1L, layout=layout).last_hidden_state
-
-
-def decode(model: PreTrainedModel, ids_1T: Tensor, states_1LD: Tensor, layout: EncoderDecoderLayout) -> Tensor:
-    """What the head reads, ``[1, T, D]``, at each packed decoder position."""
-    hidden = model.get_decoder()(input_ids=ids_1T, encoder_hidden_states=states_1LD, layout=layout, use_cache=False)
-    return hidden.last_hidden_state * _output_scale(model.config)
-
-
 def _output_scale(config: Any) -> float:
     """T5 multiplies what the decoder gives by d_model ** -0.5, T5 1.1 does not.
 
@@ -204,7 +214,7 @@ def _output_scale(config: Any) -> float:
     return config.d_model**-0.5 if scales else 1.0
 
 
-def _attention(
+def _layout_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -217,17 +227,13 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     if layout is None:
-        raise ModelError("this attention needs a layout; call disable_seq2seq_layouts(model) for plain use")
+        raise ModelError("attention in packed rows needs a layout; call the model outside of them")
     if scaling != 1:
         query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     return layout.attend(module, query, key, value, dropout).transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, _attention)
-
-
-def _with_bias(model: PreTrainedModel) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "relative_attention_bias")]
+AttentionInterface.register(NAME, _layout_attention)
 
 
 def _no_bias(*_: Any, device: torch.device | None = None, **__: Any) -> Tensor:

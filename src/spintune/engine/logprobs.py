@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -30,6 +30,7 @@ from spintune.engine.head import (
 )
 from spintune.engine.query import Backbone, LogProbs, Query, pack
 from spintune.engine.recompute import recomputed
+from spintune.errors import ModelError
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.fused import patched_forwards
 from spintune.kernels.linear import training_kernels
@@ -71,7 +72,7 @@ class LogProbEngine:
         self.backbone: Backbone = (
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
         )
-        recomputed(model, recompute, autocast)  # an architecture that cannot is refused here, not at the first step
+        recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
         self.packed = self._packing_is_exact()
         if not self.packed:
             log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
@@ -80,8 +81,13 @@ class LogProbEngine:
         """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
+        if self.packed and torch.is_grad_enabled() and _checkpoints_itself(self.model):
+            raise ModelError(
+                "the model's own gradient checkpointing would compute layers again outside of packed rows; turn it off "
+                "and give the engine recompute"
+            )
         share = self.recompute if torch.is_grad_enabled() else 0.0
-        with self._fast(), patched_forwards(recomputed(self.model, share, self.autocast, self.compiled)):
+        with self._fast(), patched_forwards(recomputed(self.model, share, self._layer_context)):
             if self.packed:
                 token_M = self._packed_tokens(queries, TokenLogProb.apply)
             else:
@@ -123,6 +129,13 @@ class LogProbEngine:
     @contextlib.contextmanager
     def _fast(self) -> Iterator[None]:
         with precision(self.model, self.autocast), training_kernels(self.model, self.autocast, self.compiled):
+            yield
+
+    @contextlib.contextmanager
+    def _layer_context(self, layer: nn.Module) -> Iterator[None]:
+        """What a layer is computed in when backward runs, after :meth:`__call__` has returned."""
+        packing = self.backbone.packing() if self.packed else contextlib.nullcontext()
+        with training_kernels(layer, self.autocast, self.compiled), packing:
             yield
 
     def _packed_tokens(self, queries: Sequence[Query], read: LogitReader) -> Tensor:
@@ -170,20 +183,19 @@ class LogProbEngine:
         vocabulary = self.model.config.get_text_config().vocab_size
         ids = tuple((7 * i * i + 3 * i + 1) % vocabulary for i in range(16))
         probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
-        self.backbone.disable_packing()
         with precision(self.model, self.autocast):
             plain = self._plain_tokens(probe, logprob)
             try:
-                self.backbone.enable_packing()
                 packed = self._packed_tokens(probe, TokenLogProb.apply)
             except Exception as error:  # whatever a foreign architecture raises, the plain path still works
                 log.debug("packed probe failed", exc_info=error)
                 packed = torch.full_like(plain, math.nan)
         tolerance = 1e-3 if self.autocast is None and self.model.dtype.itemsize >= 4 else 0.1
-        exact = bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self.backbone.passes_windows()
-        if not exact:
-            self.backbone.disable_packing()
-        return exact
+        return bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self.backbone.passes_windows()
+
+
+def _checkpoints_itself(model: PreTrainedModel) -> bool:
+    return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def _sums(value_M: Tensor, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -58,20 +59,20 @@ class LogProbs(NamedTuple):
 class Backbone(Protocol):
     """A stock transformers model below its head, as the engine sees it."""
 
-    def enable_packing(self) -> None:
-        """From here on :meth:`hidden` works, and :meth:`logits` need not."""
-
-    def disable_packing(self) -> None:
-        """From here on :meth:`logits` works, and :meth:`hidden` need not."""
+    def packing(self) -> AbstractContextManager[None]:
+        """Inside, the model's layers attend in packed rows; outside, as its owner loaded it."""
 
     def hidden(self, queries: Sequence[Query]) -> Tensor:
-        """What the head reads, ``[M, D]``, to predict each counted token of all responses; one packed call."""
+        """Hidden states ``[M, D]`` from which the head predicts each counted token of all responses; one packed call.
+
+        Enters :meth:`packing` for its own length.
+        """
 
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
         """Logits ``[len(response), V]`` of each token of a response, from an ordinary call of the whole model."""
 
     def passes_windows(self) -> bool:
-        """Did the last call of :meth:`hidden` attend with every sliding window that the config asks for?"""
+        """Whether the last call of :meth:`hidden` attended with every sliding window that the config asks for."""
 
 
 def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:

@@ -1,24 +1,25 @@
-"""Layers that keep only their input in a forward pass, and are computed once more for the backward pass."""
+"""Layers that keep only their input in a forward pass, and are computed again in the backward pass."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from spintune.errors import ModelError
 from spintune.kernels.fused import Forward
-from spintune.kernels.linear import training_kernels
+
+LayerContext = Callable[[nn.Module], AbstractContextManager[None]]
+"""The context in which a layer is computed. Backward runs after the engine's own context has exited."""
 
 
-def recomputed(
-    model: nn.Module, share: float, autocast: torch.dtype | None, compiled: bool = False
-) -> dict[nn.Module, Forward]:
-    """Functions in place of a ``share`` of the model's layers, evenly spread. No result changes, not by a bit.
+def recomputed(model: nn.Module, share: float, context: LayerContext) -> dict[nn.Module, Forward]:
+    """Forward functions for a ``share`` of the model's layers, evenly spread. No result changes, not by a bit.
 
     Raises:
         ModelError: the architecture does not say what its layers are.
@@ -27,7 +28,7 @@ def recomputed(
     if share and not layers:
         raise ModelError(f"recompute: {type(model).__name__} does not say what its layers are; leave recompute out")
     chosen = [layer for i, layer in enumerate(layers) if math.floor((i + 1) * share) > math.floor(i * share)]
-    return {layer: _again(layer, autocast, compiled) for layer in chosen}
+    return {layer: _checkpointed(layer, context) for layer in chosen}
 
 
 def _owns_bias(layer: nn.Module) -> bool:
@@ -35,13 +36,11 @@ def _owns_bias(layer: nn.Module) -> bool:
     return any(hasattr(module, "relative_attention_bias") for module in layer.modules())
 
 
-def _again(layer: nn.Module, autocast: torch.dtype | None, compiled: bool) -> Forward:
+def _checkpointed(layer: nn.Module, context: LayerContext) -> Forward:
     own = layer.forward
 
     def compute(*arguments: Any, **options: Any) -> Any:
-        with training_kernels(
-            layer, autocast, compiled
-        ):  # backward comes when the call that was around the first time is over
+        with context(layer):
             return own(*arguments, **options)
 
     def forward(*arguments: Any, **options: Any) -> Tensor:

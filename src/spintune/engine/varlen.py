@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from spintune.engine.attention import AttentionParams, PackedLayout, PromptGroup, causal_segments
+from spintune.engine.attention import AttentionParams
+from spintune.engine.packing import PackedLayout, PromptGroup, causal_segments
 
 _HALF = (torch.bfloat16, torch.float16)
 _WIDEST = 256  # of a head, for flash attention
@@ -81,11 +82,11 @@ class VarlenLayout:
         """Position ids ``[1, T]``."""
         return self._plain.positions()
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionParams) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         # autocast leaves queries and keys in float32 behind rotary embeddings, and values in its own type
-        if rule.softcap is not None or v.dtype not in _HALF or v.shape[3] > _WIDEST:
-            return self._plain.attend(layer, q, k, v, rule)
-        self._plain.windows[layer] = rule.window
+        if params.softcap is not None or v.dtype not in _HALF or v.shape[3] > _WIDEST:
+            return self._plain.attend(layer, q, k, v, params)
+        self._plain.windows[layer] = params.window
         groups = q.shape[1] // k.shape[1]
         queries, keys, values = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
         keys, values = (x.index_select(0, self._gathered).repeat_interleave(groups, 1) for x in (keys, values))
@@ -97,7 +98,7 @@ class VarlenLayout:
             self._cu_keys,
             self._longest_query,
             self._longest_key,
-            scale=rule.scale,
-            window_size=(-1 if rule.window is None else rule.window - 1, 0),
+            scale=params.scale,
+            window_size=(-1 if params.window is None else params.window - 1, 0),
         )
         return output.transpose(0, 1)[None]

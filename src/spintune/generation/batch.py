@@ -8,11 +8,14 @@ sequences that start, without what all prompts have in common: that was read onc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from spintune.engine.logprobs import LogProbEngine
+from spintune.errors import ModelError
 from spintune.generation.decoder import DecoderRunner
 from spintune.generation.encoder_decoder import EncoderDecoderRunner
 from spintune.generation.protocol import (
@@ -30,35 +33,56 @@ from spintune.kernels.linear import inference_kernels
 from spintune.records import Completion
 
 
-class BatchGenerator:
-    """Continuous batching for models that take layouts.
+@dataclass(frozen=True)
+class GenerationLimits:
+    """What one call of the model may hold. Only speed and memory depend on it.
 
-    Args:
-        stop_ids: tokens that end a completion.
+    Attributes:
         slots: sequences that run at once; fewer when the cache would pass ``cache_megabytes``.
         prefill_tokens: prompt tokens computed beside the running sequences in one call.
         cache_megabytes: for keys and values; a copy of the weights (:func:`inference_kernels`) may take half as much.
-        fixed: decoder-only models compute calls without new prompts in fixed shapes, recorded on a GPU
-            (:class:`GraphReplay`); None: on GPUs.
-        compiled: layers between the products go through torch.compile, for GPUs.
+            None: a quarter of a GPU's memory, 4096 on a CPU.
+        fixed_shapes: a decoder-only model computes calls without new prompts in fixed shapes, which a GPU records
+            (:class:`GraphReplay`). None: on GPUs.
+    """
+
+    slots: int = 128
+    prefill_tokens: int = 1024
+    cache_megabytes: int | None = None
+    fixed_shapes: bool | None = None
+
+    def cache_bytes(self, device: torch.device) -> int:
+        """Bytes for keys and values of a model on ``device``."""
+        if self.cache_megabytes is not None:
+            return self.cache_megabytes * 2**20
+        if device.type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory // 2**22 * 2**20
+        return 4096 * 2**20
+
+
+class BatchGenerator:
+    """Continuous batching for models that can be packed.
+
+    Args:
+        engine: an engine of the model, which has checked that packing is exact.
+        stop_ids: tokens that end a completion.
+
+    Raises:
+        ModelError: the engine's model cannot be packed; :class:`PlainGenerator` takes it.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        engine: LogProbEngine,
         tokenizer: PreTrainedTokenizerBase,
         stop_ids: frozenset[int],
-        autocast: torch.dtype | None = None,
-        slots: int = 128,
-        prefill_tokens: int = 1024,
-        cache_megabytes: int = 4096,
-        fixed: bool | None = None,
-        compiled: bool = False,
+        limits: GenerationLimits = GenerationLimits(),
     ) -> None:
-        self.compiled = compiled
-        self.fixed = model.device.type == "cuda" if fixed is None else fixed
-        self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
-        self.slots, self.prefill_tokens, self.cache_bytes = slots, prefill_tokens, cache_megabytes * 2**20
+        if not engine.packed:
+            name = type(engine.model).__name__
+            raise ModelError(f"{name} cannot be packed, so it cannot generate in batches; use PlainGenerator")
+        self.engine, self.model, self.autocast = engine, engine.model, engine.autocast
+        self.tokenizer, self.stop_ids, self.limits = tokenizer, stop_ids, limits
 
     @torch.inference_mode()
     def generate(
@@ -75,8 +99,8 @@ class BatchGenerator:
             raise ValueError("a prompt needs at least one token to predict from")
         tune_malloc()
         # for a single row the weights' own order is as good
-        copy_bytes = self.cache_bytes // 2 if len(prompts) > 1 else 0
-        with inference_kernels(self.model, self.autocast, copy_bytes, self.compiled):
+        copy_bytes = self.limits.cache_bytes(self.model.device) // 2 if len(prompts) > 1 else 0
+        with inference_kernels(self.model, self.autocast, copy_bytes, self.engine.compiled):
             return self._generate(new_sequences(prompts, sampling, keys), sampling, on_token)
 
     def _generate(
@@ -89,27 +113,27 @@ class BatchGenerator:
         # taken from the end, the longest first: sequences of like length stand beside each other in the cache
         waiting = sorted(sequences, key=lambda sequence: (len(sequence.prompt), -sequence.index))
         longest = max(len(sequence.prompt) - sequence.shared for sequence in sequences)
-        decoding = self._decoding(longest, sampling.max_new_tokens, min(len(sequences), self.slots))
+        runner = self._runner(longest, sampling.max_new_tokens, min(len(sequences), self.limits.slots))
         running: list[SequenceState] = []
         finished: list[Completion | None] = [None] * len(sequences)
         while running or waiting:
-            started = self._admit(waiting, decoding.slots - len(running))
-            logits = decoding.forward(running, started)
+            started = self._admit(waiting, runner.slots - len(running))
+            logits = runner.forward(running, started)
             running.extend(started)
             self._extend(running, logits, sampling, on_token)
-            self._retire(running, decoding, sampling, finished)
+            self._retire(running, runner, sampling, finished)
         return [completion for completion in finished if completion is not None]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def _decoding(self, longest_prompt: int, longest_answer: int, slots: int) -> Runner:
+    def _runner(self, prompt_max_len: int, answer_max_len: int, slots: int) -> Runner:
+        device = self.model.device
+        cache_bytes = self.limits.cache_bytes(device)
         if self.model.config.is_encoder_decoder:
-            return EncoderDecoderRunner(
-                self.model, self.autocast, longest_prompt, longest_answer, slots, self.cache_bytes
-            )
-        max_len = longest_prompt + longest_answer
-        return DecoderRunner(self.model, self.autocast, max_len, slots, self.cache_bytes, self.fixed)
+            return EncoderDecoderRunner(self.model, self.autocast, prompt_max_len, answer_max_len, slots, cache_bytes)
+        fixed = device.type == "cuda" if self.limits.fixed_shapes is None else self.limits.fixed_shapes
+        return DecoderRunner(self.model, self.autocast, prompt_max_len + answer_max_len, slots, cache_bytes, fixed)
 
     def _admit(self, waiting: list[SequenceState], free: int) -> list[SequenceState]:
         """Takes the next prompts that fit into the free slots and into one call."""
@@ -117,7 +141,7 @@ class BatchGenerator:
         tokens = 0
         while waiting and len(started) < free:
             tokens += len(waiting[-1].prompt) - waiting[-1].shared
-            if started and tokens > self.prefill_tokens:
+            if started and tokens > self.limits.prefill_tokens:
                 break
             started.append(waiting.pop())
         return started
@@ -134,7 +158,7 @@ class BatchGenerator:
                 sequence.ended = True
 
     def _retire(
-        self, running: list[SequenceState], decoding: Runner, sampling: Sampling, finished: list[Completion | None]
+        self, running: list[SequenceState], runner: Runner, sampling: Sampling, finished: list[Completion | None]
     ) -> None:
         """Takes finished sequences out; the last running one moves into each gap."""
         for slot in reversed(range(len(running))):
@@ -146,4 +170,4 @@ class BatchGenerator:
             last = running.pop()
             if slot < len(running):
                 running[slot] = last
-                decoding.move(len(running), slot, last)
+                runner.move(len(running), slot, last)

@@ -1,22 +1,38 @@
-"""Which generator a model gets."""
+"""Which generator a model gets: the fastest that is right for it, or one that a user registers."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
 from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.batch import BatchGenerator
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import Generator
+from spintune.plugins import Table
+
+GeneratorFactory = Callable[[LogProbEngine, PreTrainedTokenizerBase, frozenset[int]], Generator]
+"""Makes a generator of an engine (its model, precision and settings), a tokenizer and the ids that end an answer."""
+
+GENERATORS: Table[GeneratorFactory] = Table(
+    "generator", "spintune.generators", {"batch": BatchGenerator, "plain": PlainGenerator}
+)
 
 
-def build_generator(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> Generator:
-    """The fastest generator that is right for the engine's model."""
-    if not engine.packed:
-        return PlainGenerator(engine.model, tokenizer, stop_ids, engine.autocast)
-    device = engine.model.device
-    megabytes = torch.cuda.get_device_properties(device).total_memory // 2**22 if device.type == "cuda" else 4096
-    return BatchGenerator(
-        engine.model, tokenizer, stop_ids, engine.autocast, cache_megabytes=megabytes, compiled=engine.compiled
-    )
+def register_generator(name: str, factory: GeneratorFactory) -> None:
+    """Offers a generator under ``name``; other packages do so with an entry point of the group ``spintune.generators``.
+
+    Raises RecipeError when the name is taken by another factory.
+    """
+    GENERATORS.register(name, factory)
+
+
+def build_generator(
+    engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], name: str | None = None
+) -> Generator:
+    """The generator called ``name``, or without a name the fastest built-in one that is right for the engine's model.
+
+    Raises RecipeError when no generator has that name, ModelError when the model does not suit it.
+    """
+    return GENERATORS[name or ("batch" if engine.packed else "plain")](engine, tokenizer, stop_ids)

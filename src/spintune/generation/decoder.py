@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from spintune.engine.attention import Layout
+from spintune.engine.decoder import PackedDecoder
 from spintune.engine.head import head_logits, precision
 from spintune.generation.cuda_graphs import GraphReplay
 from spintune.generation.kv_cache import SlotCache
@@ -34,6 +35,7 @@ class DecoderRunner:
         fixed: bool,
     ) -> None:
         self.model, self.autocast = model, autocast
+        self._packed = PackedDecoder(model)
         config = model.config.get_text_config()
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -65,17 +67,11 @@ class DecoderRunner:
         """Logits ``[S, V]`` of one more token in every slot. Nothing here waits for a GPU."""
         self._cache.plan_all(lengths_S, used)
         with precision(self.model, self.autocast):
-            return head_logits(self.model, self._read(ids_S, positions_S, self._cache))
+            return head_logits(self.model, self._packed(ids_S[None], positions_S[None], self._cache))
 
     def _hidden(self, ids: Sequence[int], positions: Sequence[int], layout: Layout) -> Tensor:
-        device = self.model.device
-        return self._read(torch.tensor(ids, device=device), torch.tensor(positions, device=device), layout)
-
-    def _read(self, ids_T: Tensor, positions_T: Tensor, layout: Layout) -> Tensor:
-        hidden = self.model.base_model(
-            input_ids=ids_T[None], position_ids=positions_T[None], layout=layout, use_cache=False
-        )
-        return hidden.last_hidden_state[0]
+        ids_T, positions_T = (torch.tensor(numbers, device=self.model.device) for numbers in (ids, positions))
+        return self._packed(ids_T[None], positions_T[None], layout)
 
     def move(self, source: int, target: int, sequence: SequenceState) -> None:
         self._cache.move(source, target, sequence.cached)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from spintune.engine.encoder_decoder import PackedPairs, RelativeBias, decode, encode, kind_of, start_token
+from spintune.engine.encoder_decoder import PackedEncoderDecoder, PackedPairs, RelativeBias, kind_of, start_token
 from spintune.engine.head import head_logits, precision
 from spintune.generation.protocol import SequenceState
 
@@ -127,6 +127,7 @@ class EncoderDecoderRunner:
         cache_bytes: int,
     ) -> None:
         self.model, self.autocast, self.start = model, autocast, start_token(model)
+        self._packed = PackedEncoderDecoder(model)
         config = model.config
         layers = getattr(config, "num_decoder_layers", None) or config.num_layers
         per_slot = (
@@ -143,8 +144,8 @@ class EncoderDecoderRunner:
         device = self.model.device
         with precision(self.model, self.autocast):
             states_1LD = self._states(started)
-            hidden_1BD = decode(self.model, torch.tensor([ids], device=device), states_1LD, self._cache)
-            return head_logits(self.model, hidden_1BD[0])
+            hidden_BD = self._packed.decode(torch.tensor([ids], device=device), states_1LD, self._cache)
+            return head_logits(self.model, hidden_BD)
 
     def move(self, source: int, target: int, sequence: SequenceState) -> None:
         self._cache.move(source, target, len(sequence.prompt), len(sequence.ids))
@@ -154,4 +155,4 @@ class EncoderDecoderRunner:
         if not started:
             return torch.zeros(1, 1, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)
         ids = torch.tensor([[token for sequence in started for token in sequence.prompt]], device=self.model.device)
-        return encode(self.model, ids, PackedPairs([len(sequence.prompt) for sequence in started], []))
+        return self._packed.encode(ids, PackedPairs([len(sequence.prompt) for sequence in started], []))

@@ -32,12 +32,12 @@ class Prefix:
     length: int = 0
     _pairs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionParams) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         self.length = q.shape[2]
         self._pairs[layer] = k, v
-        if can_attend(q, k, v, rule.softcap):
-            return attend_runs(q, k, v, AttentionPlan([[(0, self.length, 0, 0)]]), rule.scale, rule.window)
-        return attention(q, k, v, rule, _visible(0, self.length, rule.window, q.device))
+        if can_attend(q, k, v, params.softcap):
+            return attend_runs(q, k, v, AttentionPlan([[(0, self.length, 0, 0)]]), params.scale, params.window)
+        return attention(q, k, v, params, _visible(0, self.length, params.window, q.device))
 
     def of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values ``[1, K, P, D]`` of a layer that has computed ``k`` and ``v``; P is 0 without a prefix."""
@@ -95,42 +95,42 @@ class SlotCache:
             for store_SKRD in stores:
                 store_SKRD[target, :, :length] = store_SKRD[source, :, :length]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionParams) -> Tensor:
-        native = can_attend(q, k, v, rule.softcap)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        native = can_attend(q, k, v, params.softcap)
         stores, prefix = self._stores(layer, k, v, native), self.prefix.of(layer, k, v)
         running = len(self.lengths)
         tokens, prompts = ([x[:, :, part] for x in (q, k, v)] for part in (slice(running), slice(running, None)))
         outputs = []
         if running:
             attend_tokens = self._tokens_compiled if native else self._tokens
-            outputs.append(attend_tokens(tokens, prefix, stores, rule))
+            outputs.append(attend_tokens(tokens, prefix, stores, params))
         if self.prefill:
             for store_SKRD, new in zip(stores, prompts[1:], strict=True):
                 for slot, new_1KLD in enumerate(new.split(self.prefill, 2), running):
                     store_SKRD[slot, :, : new_1KLD.shape[2]] = new_1KLD[0]
             attend_prompts = self._prompts_compiled if native else self._prompts
-            outputs.append(attend_prompts(prompts, prefix, rule))
+            outputs.append(attend_prompts(prompts, prefix, params))
         return torch.cat(outputs, 2)
 
     def _tokens_compiled(
-        self, qkv: Sequence[Tensor], prefix: KeysValues, stores: KeysValues, rule: AttentionParams
+        self, qkv: Sequence[Tensor], prefix: KeysValues, stores: KeysValues, params: AttentionParams
     ) -> Tensor:
         query, key, value = qkv
-        return attend_slots(query, key, value, prefix, stores, self.lengths, rule.scale, rule.window)
+        return attend_slots(query, key, value, prefix, stores, self.lengths, params.scale, params.window)
 
-    def _prompts_compiled(self, qkv: Sequence[Tensor], prefix: KeysValues, rule: AttentionParams) -> Tensor:
+    def _prompts_compiled(self, qkv: Sequence[Tensor], prefix: KeysValues, params: AttentionParams) -> Tensor:
         query, key, value = qkv
-        return attend_runs(query, key, value, self._plan, rule.scale, rule.window, prefix)
+        return attend_runs(query, key, value, self._plan, params.scale, params.window, prefix)
 
-    def _prompts(self, qkv: Sequence[Tensor], prefix: KeysValues, rule: AttentionParams) -> Tensor:
+    def _prompts(self, qkv: Sequence[Tensor], prefix: KeysValues, params: AttentionParams) -> Tensor:
         outputs = []
         for query, *pair in zip(*(x.split(self.prefill, 2) for x in qkv), strict=True):
             keys, values = (torch.cat([first, own], 2) for first, own in zip(prefix, pair, strict=True))
-            mask = _visible(self.prefix.length, query.shape[2], rule.window, self.device)
-            outputs.append(attention(query, keys, values, rule, mask))
+            mask = _visible(self.prefix.length, query.shape[2], params.window, self.device)
+            outputs.append(attention(query, keys, values, params, mask))
         return torch.cat(outputs, 2)
 
-    def _tokens(self, qkv: Sequence[Tensor], prefix: KeysValues, stores: KeysValues, rule: AttentionParams) -> Tensor:
+    def _tokens(self, qkv: Sequence[Tensor], prefix: KeysValues, stores: KeysValues, params: AttentionParams) -> Tensor:
         q_1HBD, *pair = qkv
         (keys_KPD, values_KPD), (keys_SKRD, values_SKRD) = (x[0] for x in prefix), stores
         places = torch.arange(len(self.lengths), device=self.device)
@@ -140,15 +140,15 @@ class SlotCache:
         shared, before = keys_KPD.shape[:2]
         # the query heads that share a key head stand as columns of one matrix: grouped attention without copies
         q_BKGD = q_1HBD[0].transpose(0, 1).reshape(running, shared, heads // shared, width)
-        bias_B11R = self._bias(rule.window)
+        bias_B11R = self._bias(params.window)
         outputs = []
         for slots, used in self._groups:
             query = q_BKGD[slots]
             own = (keys_SKRD[slots, :, :used] @ query.transpose(2, 3)).transpose(2, 3)
             scores = torch.cat([_rows_at_once(query, keys_KPD.transpose(1, 2)), own], -1)
-            scale = rule.scale
-            if rule.softcap is not None:  # Gemma 2, arXiv 2408.00118, section 2
-                scores, scale = torch.tanh(scores * (rule.scale / rule.softcap)), rule.softcap
+            scale = params.scale
+            if params.softcap is not None:  # Gemma 2, arXiv 2408.00118, section 2
+                scores, scale = torch.tanh(scores * (params.scale / params.softcap)), params.softcap
             weights = torch.add(bias_B11R[slots, :, :, : before + used], scores, alpha=scale).softmax(-1)
             first, own = weights.to(query.dtype).split([before, used], -1)
             outputs.append(_rows_at_once(first, values_KPD) + own @ values_SKRD[slots, :, :used])

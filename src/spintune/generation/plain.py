@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.encoder_decoder import start_token
 from spintune.engine.head import precision
+from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.protocol import OnToken, Prompt, completion_of, new_sequences
 from spintune.generation.sampling import Sampling, choose, penalise
 from spintune.records import Completion
@@ -19,14 +20,9 @@ from spintune.records import Completion
 class PlainGenerator:
     """One prompt at a time with the model's own cache: for architectures that cannot be packed."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        stop_ids: frozenset[int],
-        autocast: torch.dtype | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self.stop_ids, self.autocast = model, tokenizer, stop_ids, autocast
+    def __init__(self, engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> None:
+        self.engine, self.model, self.autocast = engine, engine.model, engine.autocast
+        self.tokenizer, self.stop_ids = tokenizer, stop_ids
 
     @torch.inference_mode()
     def generate(
