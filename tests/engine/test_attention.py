@@ -68,7 +68,8 @@ def test_pieces_hold_every_response_once_and_in_order(branch: PromptGroup) -> No
 
 
 def test_a_long_response_goes_with_its_prompt_and_short_ones_together() -> None:
-    assert [(piece.responses, piece.with_prompt) for piece in segments(PromptGroup(100, (500, 500, 30, 40, 50, 200)))] == [
+    found = segments(PromptGroup(100, (500, 500, 30, 40, 50, 200)))
+    assert [(segment.responses, segment.with_prompt) for segment in found] == [
         ((500,), True),
         ((500,), True),  # 600 tokens are more than a block
         ((30, 40), False),
