@@ -1,1 +1,1 @@
-"""Objectives, the one training loop, checkpoints."""
+"""Losses, objectives, the training loop, optimizers and checkpoints."""

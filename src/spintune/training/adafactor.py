@@ -1,8 +1,8 @@
-"""Adafactor with a rate of one's own, as T5 and FLAN-T5 were fine-tuned.
+"""Adafactor with an external learning rate, as used to fine-tune T5 and FLAN-T5.
 
-torch's optimizer of that name is another one: it multiplies the rate by the size of each tensor (at least 1e-3 times),
-caps it at 1/√t, and limits the estimated squares from below instead of adding to them. With a rate of 5e-4 it moves a
-matrix of entries about 0.05 by a twentieth of what is meant here.
+``torch.optim.Adafactor`` is a different optimizer: it scales the learning rate by the RMS of each tensor (at least
+1e-3), caps it at 1/√t, and clamps the squared gradients instead of adding ε. At a learning rate of 5e-4, it moves a
+matrix with entries of about 0.05 twenty times less than this one.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from torch import Tensor, nn
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (arXiv 1804.04235, algorithms 4 and 5) without first moment, relative step and parameter scale.
 
-    Of a matrix, squared gradients are remembered by row and by column alone::
+    For a matrix it keeps running means of squared gradients by row and by column::
 
         R = β R + (1 - β) mean over columns of (G² + ε)        β = 1 - t ** -0.8
         C = β C + (1 - β) mean over rows of (G² + ε)
         U = G / √(R C / mean(R))
         θ = θ - rate · U / max(1, rms(U) / clip)
 
-    Vectors remember every square. At the first step β is 0, so that a single entry moves by the rate exactly.
+    For a vector it keeps one per entry. At the first step β is 0, so a single entry moves by exactly the rate.
 
     Args:
-        params: parameters, or groups of them.
-        lr: rate of each step; the schedule is the caller's.
-        weight_decay: decoupled: weights shrink by rate · weight_decay each step.
+        params: parameters or parameter groups.
+        lr: learning rate; the caller sets it before each step.
+        weight_decay: decoupled weight decay; each step shrinks weights by lr · weight_decay.
         eps: ε, added to squared gradients. Default: the paper.
-        clip: largest root mean square of an update. Default: the paper.
+        clip: maximum root mean square of an update. Default: the paper.
         decay: exponent of β. Default: the paper.
     """
 
@@ -48,15 +48,16 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._move(parameter, parameter.grad, group)
+                    self._update(parameter, parameter.grad, group)
 
-    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            # under the name "step" torch leaves its type alone when a state is loaded
+            # torch keeps the data type of "step" when it loads a state
             state["step"] = torch.zeros((), dtype=torch.float32)
             state |= _empty_moments(gradient)
         state["step"] += 1

@@ -1,4 +1,4 @@
-"""Which rows each step trains on: a pure function of seed and epoch, so a resumed run needs no saved position."""
+"""The rows of each optimizer step: a pure function of the seed, so that a resumed run needs no saved position."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Batches(Generic[R]):
     """The rows of every optimizer step, known in advance.
 
     Attributes:
-        opponent_resets: steps whose loss theory may know beforehand: the first one.
+        opponent_resets: steps before which the player becomes its own opponent: the first.
     """
 
     def __init__(self, rows: Sequence[R], steps: Sequence[Sequence[int]]) -> None:
@@ -31,12 +31,12 @@ class Batches(Generic[R]):
 
 
 def steps_by_rows(rows: int, per_step: int, epochs: float, seed: int) -> list[list[int]]:
-    """Steps of ``per_step`` row indices; the last step of an epoch may be short."""
+    """Steps of ``per_step`` row indices; the last step of each epoch may have fewer."""
     return _cut(epochs, [_chunks(_permutation(rows, epoch, seed), per_step) for epoch in range(_whole(epochs))])
 
 
 def steps_by_tokens(tokens: Sequence[int], per_step: int, epochs: float, seed: int) -> list[list[int]]:
-    """Steps that hold about ``per_step`` tokens each (never more, but for a row that is larger by itself)."""
+    """Steps of up to ``per_step`` tokens; a longer row gets a step of its own."""
     per_epoch = []
     for epoch in range(_whole(epochs)):
         steps: list[list[int]] = []
@@ -54,10 +54,10 @@ def steps_by_tokens(tokens: Sequence[int], per_step: int, epochs: float, seed: i
 def steps_of_equal_tokens(
     tokens: Sequence[int], steps: int, total: int, seed: int, first_epoch: int = 0
 ) -> list[list[int]]:
-    """``steps`` steps that share ``total`` tokens evenly: a row goes where its middle falls, epoch after epoch.
+    """``steps`` steps of about ``total`` / ``steps`` tokens: a row belongs to the step in which its middle falls.
 
-    A step that no row's middle falls into, for rows longer than a step, is left out. ``first_epoch`` counts the epochs
-    that the model has seen before, so that it does not meet the rows in the same order again.
+    Steps without a row, which occur when rows are longer than a step, are left out. ``first_epoch`` is the number of
+    epochs that the model has already seen, so that their order is not repeated.
     """
     made: list[list[int]] = [[] for _ in range(steps)]
     filled, epoch = 0, first_epoch
@@ -83,7 +83,7 @@ def _whole(epochs: float) -> int:
 
 
 def _cut(epochs: float, per_epoch: list[list[list[int]]]) -> list[list[int]]:
-    """All steps of the whole epochs, and the share of the last one that a fractional number of epochs asks for."""
+    """All steps of the whole epochs, then the fraction of the last epoch."""
     last = per_epoch[-1]
     share = epochs - (len(per_epoch) - 1)
     kept = last[: max(1, round(share * len(last)))]

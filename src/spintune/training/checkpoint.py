@@ -1,4 +1,4 @@
-"""Checkpoints of a training stage: weights, optimizer and step, complete or absent, as safetensors and JSON."""
+"""Checkpoints of a training stage: weights, optimizer state and step, as safetensors and JSON, written atomically."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FILES = ("weights.safetensors", "optimizer.safetensors")
 
 
 class Checkpoints:
-    """The checkpoints of one stage. The newest complete one counts; older ones are deleted when it is published.
+    """The checkpoints of one stage. A new checkpoint replaces the older ones.
 
     Args:
         folder: where they are kept.
-        minutes: time between two checkpoints; 0 writes one after every step.
+        minutes: time between checkpoints; 0 saves one after every step.
     """
 
     def __init__(self, folder: Path, minutes: float) -> None:
@@ -31,10 +31,11 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def due(self) -> bool:
+        """Whether it is time for the next checkpoint."""
         return time.monotonic() - self._last >= self.seconds
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Publishes the state after ``step`` steps."""
+        """Saves the state after ``step`` steps."""
         name = f"step-{step:08d}"
         with atomic_folder(self.folder / name) as temporary:
             save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / _FILES[0])
@@ -49,10 +50,10 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Loads the newest intact checkpoint into model and optimizer; the number of steps it holds, 0 for none."""
+        """Loads the newest intact checkpoint into model and optimizer. Returns its number of steps, 0 for none."""
         for folder in reversed(self._all()):
             if not _intact(folder):
-                log.warning("%s is damaged and not used", folder)
+                log.warning("%s is damaged; ignoring it", folder)
                 continue
             weights = load_file(folder / _FILES[0])
             with torch.no_grad():
@@ -63,7 +64,7 @@ class Checkpoints:
         return 0
 
     def clear(self) -> None:
-        """Deletes all checkpoints: the stage is done."""
+        """Deletes all checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _all(self) -> list[Path]:

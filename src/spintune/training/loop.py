@@ -1,4 +1,4 @@
-"""The one training loop. What is trained, and on what, are an objective and its batches."""
+"""The training loop. It is the same for SFT and self-play, which differ in their objective and their batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -24,37 +24,37 @@ R = TypeVar("R")
 
 
 class Steps(Protocol[R]):
-    """The rows of every optimizer step; :class:`spintune.training.batches.Batches` and rounds of self-play are such."""
+    """The rows of every optimizer step, such as :class:`spintune.training.batches.Batches`."""
 
     @property
     def opponent_resets(self) -> frozenset[int]:
-        """Steps before which the player is its own opponent."""
+        """Steps before which the player becomes its own opponent, so that the objective's start is known."""
 
     def __len__(self) -> int:
-        """How many steps there are."""
+        """Number of steps."""
 
     def __getitem__(self, step: int) -> list[R]:
-        """Rows of a step, from 0. May be empty; the step then leaves the weights alone."""
+        """The rows of a step, counted from 0. A step without rows does not change the weights."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step, as it was measured."""
+    """What was measured at one optimizer step."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of the step, from 1."""
     loss: float
-    """Mean over the step's weight: nats a token (SFT), or a pair (SPIN)."""
+    """Mean over the step's weight: nats per token (SFT) or per pair (self-play)."""
     grad_norm: float
     """Before clipping."""
     learning_rate: float
     tokens: int
-    """Tokens the model read."""
+    """Tokens that the model read."""
     scored: int
-    """Those whose log-probability was needed."""
+    """Tokens whose log-probability was computed."""
     seconds: float
     facts: dict[str, float]
-    """The objective's own numbers, mean over the step's weight."""
+    """The objective's own numbers, as means over the step's weight."""
 
 
 @dataclass(frozen=True)
@@ -77,40 +77,29 @@ def train(
 ) -> None:
     """Trains the engine's model in place, from the newest checkpoint if there is one.
 
-    Args:
-        batches: the rows of every step, a pure function of the step, so that the same call goes on exactly where a
-            stopped one was.
+    ``batches`` must be a pure function of the step: a resumed run then continues exactly where it stopped.
 
     Raises:
-        NonFiniteError: the loss or a gradient is not a number; weights are as after the step before.
-        RunError: a first loss is not the objective's known starting value, or a ratio not its.
+        NonFiniteError: the loss or a gradient is not finite. The weights keep their values of the step before.
+        RunError: the first loss or ratio after an opponent reset is not the objective's known starting value.
     """
     hooks = hooks or TrainingHooks()
     tune_malloc()
     model = engine.model
     optimizer = build_optimizer(model, optimization)
-    first = checkpoints.restore(model, optimizer)
-    hooks.on_start(first)
-    for step in range(first, len(batches)):
+    done = checkpoints.restore(model, optimizer)
+    hooks.on_start(done)
+    for step in range(done, len(batches)):
         batch = batches[step]
         if not batch:
             continue
         started = time.perf_counter()
-        known = _known_start(batch, objective) if step in batches.opponent_resets else None
-        if known and has_dropout(model):  # which is off where the opponent was scored
-            with torch.no_grad():
-                _check_start(_accumulate(engine, batch, objective), known, engine)
-            known = None
-        with dropout(model, f"dropout/{optimization.seed}/{step}", optimization.dropout):
-            measured = _accumulate(engine, batch, objective)
-        if known:
-            _check_start(measured, known, engine)
-        loss, facts = measured.loss, measured.facts
+        measured = _gradients(engine, batch, objective, optimization, step, step in batches.opponent_resets)
         norm = gradient_norm(model)
-        if not (math.isfinite(loss) and norm.isfinite()):
+        if not (math.isfinite(measured.loss) and norm.isfinite()):
             model.zero_grad()
             raise NonFiniteError(
-                f"step {step + 1}: loss {loss}, gradient norm {norm.item()}; the weights were not touched; "
+                f"step {step + 1}: loss {measured.loss}, gradient norm {norm.item()}; the weights were not touched; "
                 f"lower learning_rate or look at this step's {len(batch)} rows"
             )
         rate = rate_at(step, len(batches), optimization)
@@ -119,14 +108,25 @@ def train(
             group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
-        seconds = time.perf_counter() - started
-        hooks.on_step(StepReport(step + 1, loss, norm.item(), rate, measured.tokens, measured.scored, seconds, facts))
+        hooks.on_step(
+            StepReport(
+                step + 1,
+                measured.loss,
+                norm.item(),
+                rate,
+                measured.tokens,
+                measured.scored,
+                time.perf_counter() - started,
+                measured.facts,
+            )
+        )
         if checkpoints.due() and step + 1 < len(batches):
             checkpoints.save(step + 1, model, optimizer)
 
 
-class _Measured(NamedTuple):
-    """Means over a step's weight, and how many tokens were read and scored."""
+@dataclass(frozen=True)
+class _Measured:
+    """Means over a step's weight, and its token counts."""
 
     loss: float
     facts: dict[str, float]
@@ -134,8 +134,30 @@ class _Measured(NamedTuple):
     scored: int = 0
 
 
+def _gradients(
+    engine: LogProbEngine,
+    batch: Sequence[R],
+    objective: Objective[R],
+    optimization: Optimization,
+    step: int,
+    opponent_reset: bool,
+) -> _Measured:
+    """Accumulates the gradients of a step. After an opponent reset, its loss and ratios must be the known ones."""
+    model = engine.model
+    known = _known_start(batch, objective) if opponent_reset else None
+    if known and has_dropout(model):  # dropout was off when the opponent was scored
+        with torch.no_grad():
+            _check_start(_accumulate(engine, batch, objective), known, engine)
+        known = None
+    with dropout(model, f"dropout/{optimization.seed}/{step}", optimization.dropout):
+        measured = _accumulate(engine, batch, objective)
+    if known:
+        _check_start(measured, known, engine)
+    return measured
+
+
 def _accumulate(engine: LogProbEngine, batch: Sequence[R], objective: Objective[R]) -> _Measured:
-    """Gradients of the step's mean loss, in as many passes as it takes."""
+    """Gradients of the step's mean loss, in as many forward and backward passes as its tokens need."""
     weight = sum(map(objective.weight, batch))
     queries = [(row, objective.query(row)) for row in batch]
     total, facts = 0.0, Counter[str]()
@@ -151,7 +173,7 @@ def _accumulate(engine: LogProbEngine, batch: Sequence[R], objective: Objective[
 
 
 def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | None:
-    """What a step measures before the first update, where that is known."""
+    """Loss and facts of a step before the first update, where they are known."""
     logprobs = objective.initial_logprobs(batch)
     if logprobs is None:
         return None
@@ -160,15 +182,15 @@ def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | Non
 
 
 def _check_start(measured: _Measured, known: _Measured, engine: LogProbEngine) -> None:
-    """The player starts as its own opponent, so its first loss and ratios are known. Else its inputs do not match.
+    """A player that is its own opponent has a known loss and known ratios; other values mean that inputs differ.
 
-    Ratios are looked at besides, since an error common to both sides, or a small λ, hides in the loss.
+    The ratios are checked as well because an error common to both answers, or a small λ, does not show in the loss.
     """
     exact = engine.autocast is None
-    # in bfloat16 noise of a few tenths of a nat in each margin moves the mean loss by an amount that hangs on λ
+    # in bfloat16, margins have noise of a few tenths of a nat, and its effect on the loss depends on λ
     numbers = [("loss", measured.loss, known.loss, 1e-3 * max(1.0, abs(known.loss)))] if exact else []
     for name in known.facts:
-        if name.endswith("_ratio"):  # nats an answer
+        if name.endswith("_ratio"):  # nats per answer
             numbers.append((name, measured.facts[name], known.facts[name], 0.05 if exact else 1.0))
     for name, value, expected, tolerance in numbers:
         if math.isfinite(value) and not abs(value - expected) <= tolerance:

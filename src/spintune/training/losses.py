@@ -1,24 +1,25 @@
 """Self-play losses: pure functions of log-probabilities, one value for each duel of a real and a generated answer.
 
-Shapes: D duels. With the notation of SPIN (arXiv 2401.01335), for a prompt x, its real answer y and a generated one y':
+Notation of SPIN (arXiv 2401.01335), for a prompt x with the real answer y and a generated answer y': the ratio
 r = log p_θ(y|x) - log p_θt(y|x) (``real_ratio_D``), r' the same for y' (``generated_ratio_D``), and the margin
-m = r - r' (``margin_D``). Log-probabilities are sums over an answer's tokens, in nats (means, where an objective
-normalises lengths). θ is the player, θt its opponent; when they are equal, r = r' = m = 0.
+m = r - r' (``margin_D``). θ is the player and θt its opponent; when they are equal, r = r' = m = 0. Log-probabilities
+are sums over the tokens of an answer, in nats (means, if the objective normalizes lengths). D is the number of duels.
 
 ================  =============================  ====================================================================
-looks at          losses                         is p_data, once reached, kept?
+reads             losses                         is p_data a fixed point?
 ================  =============================  ====================================================================
-the margin        logistic, hinge, exponential,  yes
+margin            logistic, hinge, exponential,  yes
                   correlation, IPO
-each ratio alone  SPACE, GSIL with b = 0         yes
-                  GSIL with b = 2                its slope is 0 there, but for small λ it is no minimum: Bernoulli needs
+ratios            SPACE, GSIL with b = 0         yes
+                  GSIL with b = 2                its slope there is 0, but for small λ it is no minimum: Bernoulli needs
                                                  λ > sinh 2 = 3.6, KLIEP 0.87, LSIF 0.46; Brier and hinge never have one
-likelihoods       T-SPIN                         no: without a reference likely answers are pushed down. Its optimum is
-                                                 p_t+1 ∝ (p_data / p_t)^(1/α), as if p_t were to be avoided
-a mixture         α-SPIN, 0 < α                  no: what stays is p_0^c p_data^(1-c) with c = αλ / (1 + αλ)
+likelihoods       T-SPIN                         no: it has no reference, so likely answers are pushed down. Its optimum
+                                                 is p_t+1 ∝ (p_data / p_t)^(1/α), as if p_t were to be avoided
+mixture           α-SPIN, 0 < α                  no: the fixed point is p_0^c p_data^(1-c) with c = αλ / (1 + αλ)
 ================  =============================  ====================================================================
 
-All of this is tested with a tabular player, through the training loop (tests/training/test_exact_world.py).
+tests/training/test_exact_world.py shows all of this with a tabular player and the real training loop.
+:mod:`spintune.recipe.losses` has the record of each loss: its kind, options and default λ.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-# Losses of the margin ---------------------------------------------------------------------------------------------
+# Margin losses ----------------------------------------------------------------------------------------------------
 
 
 def logistic(margin_D: Tensor, lambda_: float) -> Tensor:
@@ -56,22 +57,22 @@ def correlation(margin_D: Tensor, lambda_: float) -> Tensor:
 
 
 def ipo(margin_D: Tensor, lambda_: float) -> Tensor:
-    """(m - 1/(2λ))², the squared loss of IPO (arXiv 2310.12036, eq. 17, whose τ is λ) played against oneself.
+    """(m - 1/(2λ))², the squared loss of IPO (arXiv 2310.12036, eq. 17, with τ = λ) in self-play.
 
-    1/(4λ²) at the start, 25 for λ = 0.1; its slope in m there is -1/λ; 0 at m = 1/(2λ), and rising beyond it, so the
-    margin is bounded.
+    1/(4λ²) at the start, 25 for λ = 0.1; its slope in m there is -1/λ. It is 0 at m = 1/(2λ) and rises beyond, so the
+    margin stays bounded.
     """
     return (margin_D - 1 / (2 * lambda_)).square()
 
 
-# Losses of each ratio alone ---------------------------------------------------------------------------------------
+# Ratio losses -----------------------------------------------------------------------------------------------------
 
 
 def space(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, mu: float) -> Tensor:
     """-log σ_μ(λr) - μ log σ_1/μ(-λr') with σ_μ(z) = 1/(1 + μ exp(-z)): SPACE (arXiv 2512.07175), noise-contrastive
-    estimation with μ generated answers' weight for each real one. The paper has λ = 1.
+    estimation in which a generated answer weighs μ times as much as a real one. The paper uses λ = 1.
 
-    log(1 + μ) + μ log(1 + 1/μ) at the start: 2 ln 2 = 1.386294 for μ = 1. With λ = 1 its optimum is p_data for every
+    log(1 + μ) + μ log(1 + 1/μ) at the start: 2 ln 2 = 1.386294 for μ = 1. With λ = 1 the optimum is p_data for every
     μ. σ_μ(z) = σ(z - log μ), so it is GSIL's Bernoulli loss with b = -log μ and weight μ on the generated term; μ = 1
     is "BCO-pair" with β = 1.
     """
@@ -109,7 +110,7 @@ def gsil_lsif(real_ratio_D: Tensor, generated_ratio_D: Tensor, lambda_: float, s
     return torch.exp(2 * (lambda_ * generated_ratio_D + shift)) / 2 - torch.exp(lambda_ * real_ratio_D + shift)
 
 
-# A loss of likelihoods --------------------------------------------------------------------------------------------
+# Likelihood losses ------------------------------------------------------------------------------------------------
 
 
 def t_spin(
@@ -117,10 +118,10 @@ def t_spin(
 ) -> Tensor:
     """-log σ(α(log p(y) - log p(y'))) - β_h log σ(α(log p(y') - log p(y0))): T-SPIN (arXiv 2601.08198), α = λ.
 
-    y0 is iterate 0's answer; without it (the first iteration, in which y' is iterate 0's own) the second term is left
-    out. There is no opponent in it, so its start is no constant: ln 2 when both answers are equally likely, and with
-    y0 equally likely too, (1 + β_h) ln 2. For a real answer less likely by 3 nats and λ = 1 it is
-    log(1 + e³) = 3.048587.
+    y0 is iterate 0's answer. In the first iteration y' is iterate 0's own answer, there is no y0, and the second term
+    is left out. The loss does not depend on an opponent, so its start is not constant: it is ln 2 when both answers are
+    equally likely, and (1 + β_h) ln 2 when y0 is equally likely too. For a real answer less likely by 3 nats and λ = 1
+    it is log(1 + e³) = 3.048587.
     """
     advantage_D = softplus(lambda_ * (generated_D - real_D))
     if first_D is None or history_weight == 0:
@@ -132,9 +133,9 @@ def t_spin(
 
 
 def mixed_reference(opponent_D: Tensor, base_D: Tensor, alpha: float) -> Tensor:
-    """(1 - α) log p_θt + α log p_θ0, the geometric mixture of opponent and iterate 0 that α-SPIN plays against (arXiv
-    2404.04291). Its normaliser depends on the prompt alone and cancels in a margin, not in a single ratio.
+    """(1 - α) log p_θt + α log p_θ0: the geometric mixture of opponent and iterate 0, the reference of α-SPIN (arXiv
+    2404.04291). Its normalizer depends only on the prompt, so it cancels in a margin, but not in a single ratio.
 
-    α = 0 is SPIN, α = 1 a fixed reference as in DPO; log-probabilities of -2 and -4 with α = 1/4 give -2.5.
+    α = 0 is SPIN, α = 1 has a fixed reference, as DPO does; log-probabilities of -2 and -4 with α = 1/4 give -2.5.
     """
     return (1 - alpha) * opponent_D + alpha * base_D

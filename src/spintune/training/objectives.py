@@ -1,4 +1,4 @@
-"""Objectives: what the training loop asks the engine about a row, and the loss it makes of the answer."""
+"""Objectives: which log-probabilities of a row the training loop asks for, and the loss computed from them."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class LossSum(NamedTuple):
     """Sums over the rows of one call; the training loop divides them by the weight of the whole step."""
 
     total: Tensor
-    """Sum to minimise, a differentiable scalar."""
+    """The loss, a differentiable scalar."""
     facts: dict[str, float]
-    """Further sums, for the log."""
+    """Other sums, for the log."""
 
 
 class Objective(Protocol[R]):
-    """What the training loop needs to know about a kind of row."""
+    """The loss of one kind of row, as the training loop sees it."""
 
     def query(self, row: R) -> Query:
-        """What to ask the engine about a row."""
+        """The log-probabilities that the loss of a row needs."""
 
     def weight(self, row: R) -> float:
-        """A row's share of the denominator: trained tokens, or 1 for a pair."""
+        """A row's weight in the mean: its trained tokens, or the weight of a pair."""
 
     def initial_logprobs(self, rows: Sequence[R]) -> LogProbs | None:
-        """The log-probabilities of rows before the first update, where they are known, else None."""
+        """The log-probabilities of the rows before the first update; None where they are not known."""
 
     def __call__(self, rows: Sequence[R], logprobs: LogProbs) -> LossSum:
-        """The loss of rows whose queries got ``logprobs``."""
+        """The loss of rows, given the log-probabilities of their queries."""
 
 
 class NegativeLogLikelihood:
-    """Supervised fine-tuning: minus the log-probability of each trained token, averaged over the tokens of a step."""
+    """Supervised fine-tuning: the negative log-likelihood of the trained tokens, averaged over those of a step."""
 
     def query(self, row: TokenRow) -> Query:
         return Query(row.prompt_ids, (row.response_ids,), (row.trained,))
@@ -62,21 +62,22 @@ class NegativeLogLikelihood:
 
 @dataclass(frozen=True)
 class SelfPlay:
-    """SPIN and its relatives: the player learns to tell real answers from generated ones.
+    """SPIN and related methods: the player learns to prefer real answers to generated ones.
 
-    Every generated answer of a pair is a duel with the real one; the pair's loss is the mean over its duels, plus
-    γ times the negative log-likelihood of the real answer a token. A step's loss is the mean over its pairs, by their
-    weights. The opponent's log-probabilities come with the pairs, the player's from the engine.
+    A pair has one real and one or more generated answers. Each generated answer forms a duel with the real one. The
+    loss of a pair is the mean over its duels, plus γ times the negative log-likelihood per token of the real answer.
+    The loss of a step is the weighted mean over its pairs. The opponent's log-probabilities come with the pairs, the
+    player's from the engine.
 
     Attributes:
         loss: name of a registered loss (:mod:`spintune.recipe.losses`).
-        lambda_: factor of ratios and margins.
+        lambda_: scale of ratios and margins.
         mu: weight of generated answers in SPACE.
         shift: b of the GSIL losses.
         history_weight: β_h of T-SPIN.
         reference_mixture: α of α-SPIN, the share of iterate 0 in the reference.
-        length_normalize: log-probabilities a token instead of sums.
-        gamma: weight of the likelihood term.
+        length_normalize: use log-probabilities per token instead of sums.
+        gamma: γ, weight of the likelihood term.
     """
 
     loss: str = "logistic"
@@ -95,14 +96,14 @@ class SelfPlay:
         return row.weight
 
     def initial_logprobs(self, rows: Sequence[Pair]) -> LogProbs:
-        """The player starts as its own opponent."""
+        """Those of the opponent, which the player starts as."""
         scores = [_known(answer.opponent) for row in rows for answer in row.answers]
         sum_N = torch.tensor(scores, dtype=torch.float64)
         count_N = torch.tensor([len(answer.ids) for row in rows for answer in row.answers])
         return LogProbs(sum_N, count_N, sum_N)
 
     def start(self, rows: Sequence[Pair]) -> float:
-        """The mean loss of a player that equals its opponent, ln 2 for SPIN's own."""
+        """The mean loss of a player that equals its opponent: ln 2 for the logistic loss."""
         return self(rows, self.initial_logprobs(rows)).total.item() / math.fsum(map(self.weight, rows))
 
     def __call__(self, rows: Sequence[Pair], logprobs: LogProbs) -> LossSum:
@@ -130,7 +131,7 @@ class SelfPlay:
                 return loss.compute(*player, self.lambda_, **options)
 
     def _reference(self, rows: Sequence[Pair], like: Tensor) -> Tensor:
-        """Log-probability of each answer under what ratios are taken against."""
+        """Log-probability of each answer under the reference of the ratios."""
         answers = [answer for row in rows for answer in row.answers]
         opponent_N = like.new_tensor([_known(answer.opponent) for answer in answers])
         if not self.reference_mixture:
@@ -146,7 +147,7 @@ def _known(score: float | None) -> float:
 
 
 class _Sides(NamedTuple):
-    """One number for each duel: of the real answer, the generated one, and iterate 0's where there is one."""
+    """One number per duel for the real answer, the generated one, and iterate 0's where there is one."""
 
     real_D: Tensor
     generated_D: Tensor
@@ -158,7 +159,7 @@ class _Sides(NamedTuple):
 
 
 class _Duels(NamedTuple):
-    """Which of the N answers of some pairs meet in each duel, and the duel's weight."""
+    """Indices of the answers of each duel, among the N answers of some pairs, and the weight of the duel."""
 
     real_D: Tensor
     generated_D: Tensor
@@ -167,20 +168,20 @@ class _Duels(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Pair], like: Tensor) -> _Duels:
-        """Weights get the type and device of ``like``."""
-        meetings: list[tuple[int, int, int]] = []
+        """The duels of pairs; weights get the data type and device of ``like``."""
+        members: list[tuple[int, int, int]] = []
         weights: list[float] = []
         place = 0
         for row in rows:
             count = len(row.generated)
-            meetings += [(place, place + j, place + 1 + count) for j in range(1, 1 + count)]
+            members += [(place, place + j, place + 1 + count) for j in range(1, 1 + count)]
             weights += [row.weight / count] * count
             place += len(row.answers)
-        real_D, generated_D, first_D = torch.tensor(meetings, device=like.device).unbind(1)
-        looking_back = {row.first is not None for row in rows}
-        if len(looking_back) > 1:
+        real_D, generated_D, first_D = torch.tensor(members, device=like.device).unbind(1)
+        has_first = {row.first is not None for row in rows}
+        if len(has_first) > 1:
             raise ValueError("some pairs have iterate 0's answer and others do not")
-        return cls(real_D, generated_D, first_D if True in looking_back else None, like.new_tensor(weights))
+        return cls(real_D, generated_D, first_D if True in has_first else None, like.new_tensor(weights))
 
     def sides(self, value_N: Tensor) -> _Sides:
         first_D = None if self.first_D is None else value_N[self.first_D]
@@ -188,7 +189,7 @@ class _Duels(NamedTuple):
 
     @torch.no_grad()
     def facts(self, player: _Sides, ratio: _Sides) -> dict[str, float]:
-        """Weighted sums over the duels, log-probabilities in nats an answer."""
+        """Weighted sums over the duels; log-probabilities are in nats per answer."""
         margin_D = ratio.real_D - ratio.generated_D
         columns = {
             "real_ratio": ratio.real_D,

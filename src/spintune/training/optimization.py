@@ -18,23 +18,25 @@ OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
 
 @dataclass(frozen=True)
 class Optimization:
-    """How weights move. Peak learning rate, decay and clipping in their usual units."""
+    """Settings of the optimizer and its learning-rate schedule."""
 
     learning_rate: float
+    """Peak."""
     schedule: Schedule = "cosine"
     warmup: float = 0.1
-    """Share of all steps over which the rate rises from 0."""
+    """Share of all steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off."""
     optimizer: OptimizerName = "adamw"
     seed: int = 0
-    """Of dropout; nothing else here is random."""
+    """Seed of dropout."""
     dropout: float = 0.0
-    """Of an encoder-decoder's own layers."""
+    """Dropout in the layers of an encoder-decoder."""
 
 
 def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
-    """How a stage of the recipe moves weights."""
+    """The optimization settings of a recipe's section."""
     return Optimization(
         learning_rate,
         section.schedule,
@@ -43,7 +45,7 @@ def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -
         section.max_grad_norm,
         section.optimizer,
         seed,
-        # self-play has none: the player must begin as its opponent
+        # none in self-play: the player must start equal to its opponent
         section.dropout if isinstance(section, SftSection) else 0.0,
     )
 
@@ -51,7 +53,7 @@ def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -
 def rate_at(step: int, total: int, optimization: Optimization) -> float:
     """Learning rate of step ``step`` (from 0) of ``total``: linear warm-up, then the schedule down to 0.
 
-    The first step already moves (1/warm-up of the peak), the last one still does.
+    It is above 0 at every step, the first (peak / warm-up steps) and the last included.
     """
     warmup = round(optimization.warmup * total)
     if step < warmup:
@@ -62,9 +64,9 @@ def rate_at(step: int, total: int, optimization: Optimization) -> float:
 
 
 def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), RMSProp with torch's defaults as in the SPIN authors' scripts, or Adafactor as for T5.
+    """AdamW (arXiv 1711.05101), RMSProp with torch's defaults as in the SPIN scripts, or Adafactor as for T5.
 
-    Weight decay leaves vectors (norms, biases) alone. Frozen parameters are left out.
+    Weight decay applies to matrices only, not to norms and biases. Frozen parameters are skipped.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -80,13 +82,13 @@ def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """Euclidean norm of all gradients together."""
+    """L2 norm of all gradients together."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return nn.utils.get_total_norm(gradients)
 
 
 def clip_gradients(model: nn.Module, norm: Tensor, max_norm: float) -> None:
-    """Scales gradients down so that their norm is at most ``max_norm``; 0 leaves them alone."""
+    """Scales gradients of norm ``norm`` down to ``max_norm``, if that is smaller and not 0."""
     if max_norm > 0 and norm > max_norm:
         factor = max_norm / norm
         for parameter in model.parameters():

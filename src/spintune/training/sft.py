@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loop with the likelihood objective, watched on held-out rows."""
+"""Supervised fine-tuning: the training loop with the likelihood objective, evaluated on held-out rows."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization
 
 SAMPLE_TOKENS = 64
+"""Maximum length of the sampled answers."""
 
 
 def heldout_loss(engine: LogProbEngine, rows: Sequence[TokenRow]) -> float:
-    """Minus the mean log-probability of the rows' trained tokens, in nats a token."""
+    """Mean negative log-likelihood of the rows' trained tokens, in nats per token."""
     objective = NegativeLogLikelihood()
     scores = engine.score([objective.query(row) for row in rows])
     return -sum(score for (score,) in scores) / sum(map(objective.weight, rows))
 
 
 def steps_of_epochs(rows: Sequence[TokenRow], section: SftSection, seed: int) -> list[list[int]]:
-    """The rows of each step, as the recipe says."""
+    """Row indices of each step, by the recipe's tokens_per_step, epochs and max_steps."""
     return steps_by_tokens(_tokens(rows), section.tokens_per_step, section.epochs, seed)[: section.max_steps]
 
 
 def steps_of_tokens(rows: Sequence[TokenRow], steps: int, tokens: int, seed: int, first_epoch: int) -> list[list[int]]:
-    """``steps`` equal steps that read ``tokens`` tokens together, to within a row, from an epoch on."""
+    """Row indices of ``steps`` equal steps that read about ``tokens`` tokens in all, from epoch ``first_epoch`` on."""
     return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed, first_epoch)
 
 
@@ -102,7 +103,7 @@ def _tokens(rows: Sequence[TokenRow]) -> list[int]:
 
 
 def _epoch_ends(steps: Sequence[Sequence[int]], rows: int) -> set[int]:
-    """Numbers of the steps after which every row was seen once more."""
+    """Steps, counted from 1, after which another epoch is complete."""
     ends: set[int] = set()
     seen = 0
     for number, step in enumerate(steps, 1):
