@@ -80,6 +80,7 @@ from spintune.progress import Silent
 from spintune.recipe import parse_recipe
 from spintune.records import Message
 from spintune.report.figures import HEIGHT, WIDTH, Series, draw
+from spintune.typed_json import to_json
 
 # The world ---------------------------------------------------------------------------------------------------------
 
@@ -395,7 +396,7 @@ def train(lot: Lot, arm: Arm, folder: Path, seed: int, steps: int) -> str:
         "sft": {**SFT, "max_steps": steps},
         "eval": [],
     }
-    results = run_recipe(parse_recipe(values, arm.name), folder, Silent())
+    results = to_json(run_recipe(parse_recipe(values, arm.name), folder, Silent()))
     if results["sft"]["steps"] != steps:
         raise SystemExit(f"{arm.name}: {results['sft']['steps']} steps in place of {steps}; raise EXAMPLES")
     return str(results["models"]["sft"])

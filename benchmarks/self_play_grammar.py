@@ -50,6 +50,7 @@ from spintune.progress import Silent
 from spintune.recipe import parse_recipe
 from spintune.records import Example, Message
 from spintune.tokens.chat import Renderer
+from spintune.typed_json import to_json
 
 WORDS = ("ash", "bay", "cork", "dew", "elm", "fog", "gum", "hay", "ivy", "jade", "kelp", "lark")
 STATES = 16
@@ -292,7 +293,7 @@ class Seed:
             "eval": [],
             **sections,
         }
-        return run_recipe(parse_recipe(values, name), self.folder, Silent())
+        return to_json(run_recipe(parse_recipe(values, name), self.folder, Silent()))
 
 
 # Report ------------------------------------------------------------------------------------------------------------

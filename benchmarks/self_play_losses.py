@@ -20,6 +20,7 @@ from spintune.pipeline import run_recipe
 from spintune.progress_display import open_progress
 from spintune.recipe import parse_recipe
 from spintune.records import read_records
+from spintune.typed_json import to_json
 
 MEASURES = {"nll_per_token": "loss, nats/token", "rouge_l": "ROUGE-L", "exact_match": "exact match"}
 
@@ -58,7 +59,7 @@ def main() -> None:
                 "model": str(arguments.out / "sft/sft/model"),
                 "spin": spin,
             }
-            results[loss] = run_recipe(parse_recipe(run, loss), cache, progress)
+            results[loss] = to_json(run_recipe(parse_recipe(run, loss), cache, progress))
             for iteration in range(1, arguments.iterations + 1):
                 judged[f"{loss}, iterate {iteration}"] = answers(arguments.out / loss, f"iterate-{iteration}")
             if not number:

@@ -291,7 +291,7 @@ def run(
             *path, last = key.split(".")
             values = merged(values, _nested(path, last, value))
         recipe = parse_recipe(values, name)
-    return run_recipe(recipe, cache_folder(), progress or Silent(), until, os.environ)  # type: ignore[return-value]
+    return run_recipe(recipe, cache_folder(), progress or Silent(), until, os.environ)
 
 
 def _nested(path: Sequence[str], last: str, value: object) -> dict[str, object]:

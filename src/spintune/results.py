@@ -387,6 +387,20 @@ class ContaminationFacts:
     sets: dict[str, OverlapFacts]
 
 
+@dataclass(frozen=True)
+class EvaluationResults:
+    """What ``eval`` and ``judge`` find out about all models; attributes as in :class:`RunResults`."""
+
+    heldout: dict[str, Intervals] | None = None
+    differences: dict[str, Intervals] | None = None
+    tasks: TaskAccuracies | None = None
+    judge: JudgeResults | None = None
+    benchmarks: dict[str, BenchmarkResults] | None = None
+    conclusions: list[str] | None = None
+    failed: list[str] | None = None
+    contamination: ContaminationFacts | None = None
+
+
 # The run -------------------------------------------------------------------------------------------------------------
 
 

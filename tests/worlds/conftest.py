@@ -60,13 +60,15 @@ def values(tiny_model: Path, alpaca_file: Path) -> Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def run(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., dict[str, Any]]:
-    """Runs the small recipe, with changes, in this process."""
+    """Runs the small recipe, with changes, in this process; gives its results as JSON."""
     from spintune.pipeline import run_recipe
     from spintune.progress import Silent
     from spintune.recipe import parse_recipe
+    from spintune.typed_json import to_json
 
     def execute(out: Path, progress: Any = None, until: Any = "eval", **changes: Any) -> dict[str, Any]:
-        return run_recipe(parse_recipe(values(out, **changes), "test"), cache, progress or Silent(), until)
+        recipe = parse_recipe(values(out, **changes), "test")
+        return to_json(run_recipe(recipe, cache, progress or Silent(), until))
 
     return execute
 

@@ -187,7 +187,7 @@ def test_layers_computed_again_change_no_bit(run: Run, finished: Path, contents:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU compiles")
 def test_compile_is_refused_on_a_processor_before_anything_is_written(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="compile is of GPUs alone"):
+    with pytest.raises(ModelError, match="compile works on GPUs only"):
         run(tmp_path / "run", compile=True)
     assert not (tmp_path / "run").exists()
 

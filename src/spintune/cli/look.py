@@ -39,8 +39,8 @@ def inspect(
     rendered = render(found.train, renderer, *longest)
     lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
     facts = {
-        "read": found.facts["read"],
-        "dropped": {**found.facts["dropped"], **rendered.dropped},
+        "read": found.facts.read,
+        "dropped": {**found.facts.dropped, **rendered.dropped},
         "truncated": rendered.truncated,
         "rows": len(rendered.rows),
         "tokens": sum(lengths),
@@ -101,9 +101,9 @@ def mix(
         raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
     mixed = read_data(recipe, mixture_of(recipe, cache_folder()))
     if json:
-        print_json(mixed.facts["mixture"])
+        print_json(mixed.facts.mixture)
     else:
-        print_mixture(mixed.facts["mixture"])
+        print_mixture(mixed.facts.mixture or {})
 
 
 def doctor(json: Json = False) -> None:

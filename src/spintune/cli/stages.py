@@ -114,6 +114,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
 
     from spintune.console import print_results
     from spintune.progress_display import open_progress
+    from spintune.typed_json import to_json
 
     with open_progress(as_json) as progress:
         logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
@@ -124,7 +125,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
         quiet_libraries()
         results = run_recipe(recipe, cache_folder(), progress, until, os.environ)
     if as_json:
-        print_json(results)
+        print_json(to_json(results))
     else:
         print_results(results, recipe.out)
 

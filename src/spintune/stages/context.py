@@ -18,7 +18,7 @@ from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
-from spintune.run_folder import RunFolder
+from spintune.run_folder import Inputs, RunFolder
 from spintune.stages.metering import Meter
 from spintune.storage import digest_json
 from spintune.tokens.cache import TokenCache
@@ -190,7 +190,7 @@ class RunContext:
         return LoadedIterate(iterate, loaded, template, engine, adapted)
 
     def publish(
-        self, player: LoadedIterate, name: str, stage: str, inputs: dict[str, Any], facts: dict[str, Any], *more: Path
+        self, player: LoadedIterate, name: str, stage: str, inputs: Inputs, facts: object, *more: Path
     ) -> Iterate:
         """Writes the player as an iterate of the run, then its stage's manifest."""
         folder = self.run.folder / stage

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from spintune.data.sources import Collection, Source, read_sources, source_digest
 from spintune.data.split import split_examples
@@ -15,21 +14,23 @@ from spintune.progress import Progress, Silent
 from spintune.recipe import SYNTH, Recipe
 from spintune.record_files import Joined, Selection
 from spintune.records import Example, write_records
+from spintune.results import DataFacts
 from spintune.stages.context import RunContext
 from spintune.stages.synth import examples_file
+from spintune.typed_json import JsonObject
 
 
 @dataclass(frozen=True)
 class DataOutcome:
-    """Examples to train on and to judge by, and what became of everything that was read."""
+    """Training and held-out examples, and what happened to every row that was read."""
 
     train: Sequence[Example]
     heldout: Sequence[Example]
-    facts: dict[str, Any]
+    facts: DataFacts
 
 
-def data_stage(context: RunContext) -> dict[str, Any]:
-    """Writes data/train.jsonl and data/heldout.jsonl; how many rows went where."""
+def data_stage(context: RunContext) -> DataFacts:
+    """Writes data/train.jsonl and data/heldout.jsonl; returns how many rows went where."""
     recipe = context.recipe
     mixture = mixture_of(recipe, context.cache)
     inputs = {
@@ -38,9 +39,9 @@ def data_stage(context: RunContext) -> dict[str, Any]:
         "most": recipe.data.eval_limit,
         "seed": recipe.seed,
         "contents": [source_digest(source) for source in _sources(recipe)],
-        "mixture": mixture and _settings(context, mixture),
+        "mixture": mixture and _mixture_inputs(context, mixture),
     }
-    facts = context.run.finished("data", inputs)
+    facts = context.run.finished("data", inputs, DataFacts)
     if facts is None:
         data = read_data(recipe, mixture, context.progress)
         write_records(context.train_file, data.train)
@@ -55,28 +56,28 @@ def read_data(
     mixture: Mixture | None,
     progress: Progress = Silent(),  # noqa: B008
 ) -> DataOutcome:
-    """The examples of a recipe: of its sources, and of its mixture, which :func:`mixture_of` gives."""
+    """The examples of a recipe's sources, and of its mixture, which :func:`mixture_of` loads."""
     sources = _sources(recipe)
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
-    fraction, most = recipe.data.eval_fraction, recipe.data.eval_limit
     train: Sequence[Example]
     heldout: Sequence[Example]
-    train, heldout = split_examples(collection.examples, fraction, recipe.seed, most)
-    facts: dict[str, Any] = {}
+    train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit)
+    report = None
     if recipe.data.mixture and mixture:
         mixed = materialise(mixture, recipe.data.mixture.examples, progress)
         tested = mixture.heldout(recipe.data.mixture.heldout_rows)
         train, heldout = Joined([train, mixed.examples]), Joined([heldout, [element.example() for element in tested]])
-        facts["mixture"] = mixed.report
+        report = mixed.report
     # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
     heldout = _distinct(heldout)
-    facts |= {
-        "read": collection.read,
-        "repeated": collection.repeated,
-        "dropped": dict(collection.dropped),
-        "train": len(train),
-        "heldout": len(heldout),
-    }
+    facts = DataFacts(
+        mixture=report,
+        read=collection.read,
+        repeated=collection.repeated,
+        dropped=dict(collection.dropped),
+        train=len(train),
+        heldout=len(heldout),
+    )
     return DataOutcome(train, heldout, facts)
 
 
@@ -88,7 +89,7 @@ def _distinct(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
-    """The mixture that a recipe asks for, which counts tokens with its model's tokenizer; None where it has none."""
+    """The mixture of a recipe, which counts tokens with the model's tokenizer; None if the recipe has none."""
     data = recipe.data
     if data.mixture is None:
         return None
@@ -102,13 +103,13 @@ def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
 
 
 def _sources(recipe: Recipe) -> list[Source]:
-    """The recipe's sources, with the file of the synth stage for the one that is called so."""
-    written = str(examples_file(Path(recipe.out)))
+    """The recipe's sources; the one called ``synth`` is the file that the synth stage writes."""
+    generated = str(examples_file(Path(recipe.out)))
     sources = [Source(**section.model_dump()) for section in recipe.data.train]
-    return [replace(source, path=written) if source.path == SYNTH else source for source in sources]
+    return [replace(source, path=generated) if source.path == SYNTH else source for source in sources]
 
 
-def _settings(context: RunContext, mixture: Mixture) -> dict[str, Any]:
+def _mixture_inputs(context: RunContext, mixture: Mixture) -> JsonObject:
     """What decides the examples of a mixture."""
     data = context.settings["data"]
     lengths = {key: data[key] for key in ("max_length", "max_input_length")}

@@ -19,17 +19,19 @@ from spintune.evaluation.model_pairs import compared_pairs, start_of
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
 from spintune.records import write_records
+from spintune.results import EvaluationResults
 from spintune.stages.contamination import contamination_stage
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.heldout import heldout_results, judge_stage
 from spintune.stages.judge import judging_stage
 from spintune.stages.registry import Evaluation, EvaluationOutcome
 from spintune.storage import write_json_lines
+from spintune.typed_json import from_json
 
 
 def evaluate(
     context: RunContext, iterates: Sequence[Iterate], chosen: Sequence[Evaluation], best: str | None
-) -> dict[str, Any]:
+) -> EvaluationResults:
     """What was found out about every model, as it stands in results.json.
 
     ``best`` is self-play's own choice among them. A benchmark that cannot be run is told of and left out.
@@ -72,7 +74,7 @@ def evaluate(
         results["failed"] = failed
     if context.train and (scores or heldout):
         _add_contamination(context, scores, heldout, results)
-    return results
+    return from_json(EvaluationResults, results, context.run.folder)
 
 
 # Stages -------------------------------------------------------------------------------------------------------------

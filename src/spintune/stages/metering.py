@@ -1,17 +1,16 @@
-"""What training costs beside its time: how near it came to the machine's best, and the energy, where that is known."""
+"""Measures what training costs besides time: arithmetic beside the machine's peak speed, and energy if known."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from spintune.energy import EnergyMeter
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.peak import arithmetic, best_product
+from spintune.results import HardwareFacts
 from spintune.training.loop import StepReport
 
 
 class Meter:
-    """Looks at every step of a stage; of this process, like all times: a resumed stage counts what it did since."""
+    """Adds up the steps of a stage. It measures this process only: a resumed stage counts what it did since."""
 
     def __init__(self, engine: LogProbEngine) -> None:
         self._needs = arithmetic(engine.model)
@@ -21,16 +20,13 @@ class Meter:
         self._joules: float | None = None
 
     def step(self, report: StepReport) -> None:
+        """Adds one optimizer step."""
         if self._needs:
             self._operations += self._needs.token * report.tokens + self._needs.scored * report.scored
         self._seconds += report.seconds
         self._joules = self._energy.read()
 
-    def facts(self) -> dict[str, Any]:
-        """Share of the best product's speed, that speed in GFLOP/s, and joules; None for what is not known."""
-        known = self._best is not None and self._seconds > 0
-        return {
-            "share_of_peak": self._operations / self._seconds / self._best if known and self._best else None,
-            "best_gflops": self._best / 1e9 if self._best else None,
-            "joules": self._joules,
-        }
+    def facts(self) -> HardwareFacts:
+        """What the steps so far took."""
+        share = self._operations / self._seconds / self._best if self._best and self._seconds > 0 else None
+        return HardwareFacts(share, self._best / 1e9 if self._best else None, self._joules)

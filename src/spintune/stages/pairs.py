@@ -1,10 +1,9 @@
-"""Who answers which prompts in an iteration, and how likely the opponent finds each answer.
+"""Makes the pairs of an iteration: iterates answer the training prompts, and the opponent scores every answer.
 
 ::
 
-    spin/heldout/NAME/answers.jsonl       what an iterate answers to the held-out prompts, always with the same draws
-    spin/iterate-t/pairs/answers.jsonl    what was written to the training prompts, everything
-    spin/iterate-t/pairs/train.jsonl      what can teach, scored by the opponent
+    spin/iterate-t/pairs/answers.jsonl    all answers to the training prompts
+    spin/iterate-t/pairs/train.jsonl      pairs that can be learned from, scored by the opponent
     spin/iterate-t/pairs/replay.jsonl     pairs of earlier iterations, scored again
     spin/iterate-t/pairs/heldout.jsonl    held-out pairs, scored by the opponent
 """
@@ -13,17 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
-from spintune.data.preferences import read_answers, turns_of_example
-from spintune.data.sources import Source, source_digest
 from spintune.errors import DataError
-from spintune.generation.sampling import Sampling
 from spintune.progress import Silent
 from spintune.recipe import SpinSection
-from spintune.records import Answer, Example, Pair, read_records, write_records
-from spintune.selfplay.diagnostics import separability, warnings
+from spintune.records import Answer, Pair, read_records, write_records
+from spintune.results import HeldoutPairCounts, PairFacts, TrainPairCounts
+from spintune.selfplay.diagnostics import Separability, separability, warnings
 from spintune.selfplay.opponent import (
     EMPTY,
     FilteredPairs,
@@ -33,15 +29,18 @@ from spintune.selfplay.opponent import (
     given_answers,
     score,
     with_first,
-    without_degenerate,
-    write_answers,
 )
 from spintune.selfplay.phases import Phases
 from spintune.selfplay.spin import learns_from_identical
-from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
+from spintune.stages.answers import AnswerSampler
+from spintune.stages.context import Iterate, RunContext, delete
 from spintune.storage import digest_json
 from spintune.tokens.rows import RenderedRows, TokenRow
 from spintune.tracking import Stopwatch, flat
+from spintune.typed_json import JsonObject
+
+Sides = dict[str, list[Pair]]
+"""The files with pairs of an iteration, by name: train, replay, heldout."""
 
 
 class NothingToLearnError(DataError):
@@ -50,278 +49,233 @@ class NothingToLearnError(DataError):
 
 @dataclass
 class PairStage:
-    """The answering side of self-play.
+    """Makes the pairs of each iteration.
 
     Attributes:
-        iterates: those that are there, iterate 0 first; the last one is the opponent. Grows as self-play goes on.
+        iterates: those that exist, iterate 0 first; the last one is the opponent. Self-play appends to it.
     """
 
-    context: RunContext
-    section: SpinSection
+    sampler: AnswerSampler
     iterates: list[Iterate]
 
-    def pairs(self, iteration: int) -> dict[str, Any]:
-        """Iterates answer the training prompts, and the opponent scores what can teach; what was kept and dropped."""
-        context, section, opponent = self.context, self.section, self.iterates[-1]
+    @property
+    def context(self) -> RunContext:
+        return self.sampler.context
+
+    @property
+    def section(self) -> SpinSection:
+        return self.sampler.section
+
+    @property
+    def opponent(self) -> Iterate:
+        return self.iterates[-1]
+
+    def pairs(self, iteration: int) -> PairFacts:
+        """Writes the pairs of an iteration. Raises NothingToLearnError when none can be learned from."""
         stage = f"spin/iterate-{iteration}/pairs"
-        folder = context.run.folder / stage
-        replayed = range(max(1, iteration - section.replay), iteration)
-        back = section.loss_in(iteration).needs_first_answers and iteration > 1
-        inputs = context.inputs(
-            opponent,
-            play=self.settings,
+        inputs = self._inputs(iteration)
+        facts = self.context.run.finished(stage, inputs, PairFacts)
+        if facts is None:
+            facts = self._make(iteration, stage, inputs)
+        delete(self.context.run.folder / stage / "shards")
+        return facts
+
+    def _inputs(self, iteration: int) -> JsonObject:
+        context, section = self.context, self.section
+        earlier_pairs = [context.run.digest(_stage(earlier)) for earlier in self._replayed(iteration)]
+        return context.inputs(
+            self.opponent,
+            play=self.sampler.inputs,
             iteration=iteration,
             writers=[iterate.digest for iterate in self.iterates[-section.history :]],
-            replay=[context.run.digest(f"spin/iterate-{earlier}/pairs") for earlier in replayed],
+            replay=earlier_pairs,
             replay_weight=section.replay_weight,
             mixture=self.iterates[0].digest if section.reference_mixture else None,
-            first=context.run.digest("spin/iterate-1/pairs") if back else None,
+            first=context.run.digest(_stage(1)) if self._needs_first(iteration) else None,
             identical=learns_from_identical(section, iteration),
             stretch=None if section.refresh == 1 else training_settings(context, section, iteration),
         )
-        facts = context.run.finished(stage, inputs)
-        if facts is not None:
-            delete(folder / "shards")
-            return facts
+
+    def _make(self, iteration: int, stage: str, inputs: JsonObject) -> PairFacts:
+        context, folder = self.context, self.context.run.folder / stage
         clock = Stopwatch()
         shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
         with clock("generate"):
-            heldout_written = self.heldout_answers(opponent)
-            written, rendered = self._answers(iteration, shards)
-        write_records(folder / "answers.jsonl", written)
-        kept, heldout = self.teaching(written, iteration), self.teaching(heldout_written, iteration)
-        if not kept.kept:
-            raise NothingToLearnError(
-                f"spin: no pair is left to learn from in iteration {iteration} ({_counts(kept.dropped)}): "
-                + (
-                    "the opponent answers with nothing; train it by SFT first"
-                    if set(kept.dropped) == {EMPTY}
-                    else "every answer of the opponent equals the real one or is empty; give data that the model does "
-                    "not know by heart"
-                )
-            )
-        older = [
-            replace(pair, weight=section.replay_weight, first=None)
-            for earlier in replayed
-            for pair in read_records(context.run.folder / f"spin/iterate-{earlier}/pairs/train.jsonl", Pair)
-        ]
-        older = self.teaching(older, iteration).kept
-        sides = {"train": kept.kept, "replay": older, "heldout": heldout.kept}
-        if back:
+            heldout_answers = self.sampler.heldout_answers(self.opponent)
+            answers, rendered = self._answers(iteration, shards)
+        write_records(folder / "answers.jsonl", answers)
+        train = self.sampler.usable(answers, iteration)
+        heldout = self.sampler.usable(heldout_answers, iteration)
+        if not train.kept:
+            raise _nothing_to_learn(iteration, train)
+        sides = {"train": train.kept, "replay": self._replay(iteration), "heldout": heldout.kept}
+        if self._needs_first(iteration):
             first = self._first_answers()
             sides = {side: with_first(pairs, first) for side, pairs in sides.items()}
-        scorers: list[tuple[Iterate, Literal["opponent", "base"]]] = [(opponent, "opponent")]
-        if section.reference_mixture:
-            scorers.append((self.iterates[0], "base"))
-        for scorer, under in scorers:
-            with clock("score"):
-                player = context.load(scorer)
-                for side, pairs in sides.items():
-                    sides[side] = score(
-                        player.engine,
-                        pairs,
-                        under,
-                        Shards(shards.folder, f"{shards.tag}-{side}", context.progress if pairs else Silent()),
-                        f"{scorer.name} scores {side} pairs",
-                    )
-                del player  # one model at a time
-        if self.draws_plainly:
-            check_sampler(
-                sides["train"], opponent.name, 0.05 if context.load(opponent).engine.autocast is None else 1.0
-            )
+        sides = self._scored(sides, shards, clock)
         for side, pairs in sides.items():
             write_records(folder / f"{side}.jsonl", pairs)
-        probed = separability(sides["train"])
-        if probed:
-            context.metrics.begin(stage, 0)
-            context.metrics.add(stage, 1, **flat(probed.to_json()))
-        warned = warnings(sides["train"], probed)
-        if probed:
-            context.progress.note(
-                f"iteration {iteration}: real and generated answers can be told apart by length alone with an AUC of "
-                f"{probed.length_auc:.2f}, by last token {probed.last_token_auc:.2f}, by being cut {probed.cut_auc:.2f}"
-            )
-        for warning in warned:
-            context.progress.note(f"warning, iteration {iteration}: {warning}")
-        facts = {
-            "train": {
-                "prompts": rendered.read,
-                "played": len(written),
-                "kept": len(kept.kept),
-                "answers": sum(len(pair.generated) for pair in kept.kept),
-                "dropped": {**rendered.dropped, **kept.dropped},
-                "replayed": len(older),
-                **_cut(kept.kept),
-            },
-            "heldout": {"kept": len(heldout.kept), "dropped": dict(heldout.dropped), **_cut(heldout.kept)},
-            "separability": probed.to_json() if probed else None,
-            "warnings": warned,
-            "data": context.run.digest("data"),
-            "seconds": clock.seconds,
-        }
+        separable, warned = self._check_artefacts(iteration, stage, sides["train"])
+        facts = PairFacts(
+            train=TrainPairCounts(
+                prompts=rendered.read,
+                played=len(answers),
+                kept=len(train.kept),
+                answers=sum(len(pair.generated) for pair in train.kept),
+                dropped={**rendered.dropped, **train.dropped},
+                replayed=len(sides["replay"]),
+                real_cut=_real_cut(train.kept),
+                generated_cut=_generated_cut(train.kept),
+            ),
+            heldout=HeldoutPairCounts(
+                len(heldout.kept), dict(heldout.dropped), _real_cut(heldout.kept), _generated_cut(heldout.kept)
+            ),
+            separability=separable,
+            warnings=warned,
+            data=context.run.digest("data"),
+            seconds=clock.seconds,
+        )
         files = [folder / f"{name}.jsonl" for name in ("answers", *sides)]
         context.run.finish(stage, inputs, files, facts)
-        delete(folder / "shards")
         return facts
 
+    # Answers ---------------------------------------------------------------------------------------------------------
+
     def _answers(self, iteration: int, shards: Shards) -> tuple[list[Pair], RenderedRows]:
-        """Everything that is written in an iteration before it trains, in the order of the prompts."""
+        """The answers to all prompts, in their order, that exist before training begins; and the rendered prompts."""
         context, section = self.context, self.section
-        rendered = self.rows(context.load(self.iterates[-1]), self.played)
+        rendered = self.sampler.rows(context.load(self.opponent), self.sampler.train)
         rows: Sequence[TokenRow] = rendered.rows
-        if section.refresh != 1:  # the first phase alone; the current player answers the others
+        if section.refresh != 1:  # of the first phase; the player itself answers the others while it trains
             phases = Phases(len(rows), section, iteration, context.recipe.seed)
             rows = [rows[prompt] for prompt in phases.prompts(0)]
-        given = self._given if iteration == 1 else {}
+        given = self.sampler.given if iteration == 1 else {}
         by_writer: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             if row.example_id not in given:
                 writer = draw_writer(row.example_id, iteration, section.history, context.recipe.seed)
                 by_writer.setdefault(writer, []).append(place)
-        written: dict[int, Pair] = {}
-        for writer in sorted(by_writer):  # the opponent comes last, and stays in memory for the scores
-            player, places = context.load(self.iterates[writer]), by_writer[writer]
-            name = f"{player.iterate.name} answers training prompts"
+        answers: dict[int, Pair] = {}
+        for writer in sorted(by_writer):  # the opponent comes last, so it is in memory when scoring begins
+            places = by_writer[writer]
             part = replace(shards, tag=f"{shards.tag}-{writer}")
-            pairs = self.write(player, [rows[place] for place in places], [iteration], part, name)
-            written.update(zip(places, pairs, strict=True))
-            del player  # one model at a time
+            pairs = self._answers_of(self.iterates[writer], [rows[place] for place in places], iteration, part)
+            answers.update(zip(places, pairs, strict=True))
         if given:
-            places = [place for place in range(len(rows)) if place not in written]
-            if not places:
-                raise DataError(f"{section.generated}: none of its answers is to a training prompt; check the file")
-            player = context.load(self.iterates[-1])
-            renderer = player.renderer("last")
-            answers = {rows[p].example_id: renderer.rows(given[rows[p].example_id]) for p in places}
-            context.progress.note(f"{section.generated}: answers to {len(places)} of {len(rows)} training prompts")
-            pairs = given_answers(
-                player.generator,
-                [rows[place] for place in places],
-                answers,
-                self._longest,
-                context.recipe.data.max_length,
-                str(section.generated),
-            )
-            written.update(zip(places, pairs, strict=True))
-        return [written[place] for place in range(len(rows))], rendered
+            places = [place for place in range(len(rows)) if place not in answers]
+            answers.update(zip(places, self._given_answers([rows[place] for place in places], len(rows)), strict=True))
+        return [answers[place] for place in range(len(rows))], rendered
 
-    def teaching(self, pairs: Sequence[Pair], iteration: int) -> FilteredPairs:
-        return without_degenerate(pairs, learns_from_identical(self.section, iteration))
+    def _answers_of(self, writer: Iterate, rows: Sequence[TokenRow], iteration: int, shards: Shards) -> list[Pair]:
+        """The answers of one iterate. It is a local variable here, so that the next one can take its memory."""
+        player = self.context.load(writer)
+        return self.sampler.write(player, rows, [iteration], shards, f"{writer.name} answers training prompts")
 
-    def write(
-        self,
-        player: LoadedIterate,
-        rows: Sequence[TokenRow],
-        stream: Sequence[Any],
-        shards: Shards,
-        name: str,
-    ) -> list[Pair]:
-        section, recipe = self.section, self.context.recipe
-        seed = int(digest_json(["opponent", recipe.seed, *stream])[:12], 16)
-        sampling = Sampling(self._longest, section.temperature, section.top_p, section.top_k, seed)
-        return write_answers(
-            player.generator,
-            rows,
-            sampling,
-            section.negatives,
-            recipe.data.max_length,
-            player.iterate.name,
-            shards,
-            name,
-        )
+    def _given_answers(self, rows: Sequence[TokenRow], prompts: int) -> list[Pair]:
+        """The answers that the recipe gives in a file, for some of so many prompts."""
+        file, context = str(self.section.generated), self.context
+        if not rows:
+            raise DataError(f"{file}: none of its answers is to a training prompt; check the file")
+        player = context.load(self.opponent)
+        renderer = player.renderer("last")
+        given = {row.example_id: renderer.rows(self.sampler.given[row.example_id]) for row in rows}
+        context.progress.note(f"{file}: answers to {len(rows)} of {prompts} training prompts")
+        max_length = context.recipe.data.max_length
+        return given_answers(player.generator, rows, given, self.sampler.max_tokens, max_length, file)
 
-    def score(self, player: LoadedIterate, pairs: Sequence[Pair], shards: Shards, name: str) -> list[Pair]:
-        return score(player.engine, pairs, "opponent", shards, f"{name}: scores")
+    def _replayed(self, iteration: int) -> range:
+        """The iterations whose pairs are trained on again."""
+        return range(max(1, iteration - self.section.replay), iteration)
 
-    def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:
-        return self.context.render(examples, player.renderer("last"), self.section.max_new_tokens)
+    def _replay(self, iteration: int) -> list[Pair]:
+        folder = self.context.run.folder
+        older = [
+            replace(pair, weight=self.section.replay_weight, first=None)
+            for earlier in self._replayed(iteration)
+            for pair in read_records(folder / _stage(earlier) / "train.jsonl", Pair)
+        ]
+        return self.sampler.usable(older, iteration).kept
 
-    @property
-    def played(self) -> Sequence[Example]:
-        """What is played: the last assistant turn of each training example, or every one by itself."""
-        return _every_turn(self.context.train) if self.section.turns == "all" else self.context.train
+    def _needs_first(self, iteration: int) -> bool:
+        """Whether the loss compares with iterate 0's answers; in iteration 1 the generated answers are those."""
+        return self.section.loss_in(iteration).needs_first_answers and iteration > 1
 
-    @property
-    def _played_heldout(self) -> list[Example]:
-        """The same of held-out examples, without beginnings that a training example shares."""
-        if self.section.turns == "last":
-            return self.context.heldout
-        trained = {turn.prompt for turn in self.played}
-        return [turn for turn in _every_turn(self.context.heldout) if turn.prompt not in trained]
-
-    @property
-    def _longest(self) -> int:
-        """Tokens of a written answer: no more than a real one may have."""
-        return min(
-            self.section.max_new_tokens, self.context.recipe.data.max_target_length or self.section.max_new_tokens
-        )
-
-    @property
-    def draws_plainly(self) -> bool:
-        """Whether answers are draws from the model itself, and not from a sharpened or cut distribution."""
-        return self.section.temperature == 1 and self.section.top_p == 1 and self.section.top_k == 0
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        keys = ("max_new_tokens", "temperature", "top_p", "top_k", "negatives", "turns", "history")
-        plain = {key: getattr(self.section, key) for key in keys}
-        given = self.section.generated
-        return {**plain, "generated": [given, source_digest(Source(given))] if given else None}
-
-    @cached_property
-    def _given(self) -> dict[str, list[Example]]:
-        return read_answers(self.section.generated) if self.section.generated else {}
-
-    def _first_answers(self) -> dict[str, Answer]:
+    def _first_answers(self) -> Mapping[str, Answer]:
         """Iterate 0's answer to every prompt, by example id."""
-        folder = self.context.run.folder / "spin"
-        files = (folder / "iterate-1/pairs/answers.jsonl", folder / f"heldout/{self.iterates[0].name}/answers.jsonl")
+        folder = self.context.run.folder
+        files = (folder / _stage(1) / "answers.jsonl", folder / f"spin/heldout/{self.iterates[0].name}/answers.jsonl")
         return {pair.example_id: pair.generated[0] for file in files for pair in read_records(file, Pair)}
 
-    def heldout_answers(self, iterate: Iterate) -> list[Pair]:
-        """An iterate's answers to the held-out prompts. Draws are the same for all, so answers differ as models do."""
-        context = self.context
-        if not context.heldout:
-            return []
-        stage = f"spin/heldout/{iterate.name}"
-        folder = context.run.folder / stage
-        settings = {key: value for key, value in self.settings.items() if key not in ("generated", "history")}
-        inputs = context.inputs(iterate, play=settings)
-        if context.run.finished(stage, inputs) is None:
-            player = context.load(iterate)
-            shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
-            heldout = self._played_heldout
-            rows = context.render_heldout(heldout, player.renderer("last"), self.section.max_new_tokens)
-            name = f"{iterate.name} answers held-out prompts"
-            pairs = self.write(player, rows, ["heldout"], shards, name)
-            write_records(folder / "answers.jsonl", pairs)
-            context.run.finish(
-                stage, inputs, [folder / "answers.jsonl"], {"prompts": len(heldout), "played": len(pairs)}
+    # Scores ----------------------------------------------------------------------------------------------------------
+
+    def _scored(self, sides: Sides, shards: Shards, clock: Stopwatch) -> Sides:
+        """The pairs with the opponent's scores, and with those of iterate 0 where the recipe mixes both."""
+        with clock("score"):
+            sides = self._scored_by(self.opponent, "opponent", sides, shards)
+            if self.section.reference_mixture:
+                sides = self._scored_by(self.iterates[0], "base", sides, shards)
+        if self.sampler.is_plain:
+            tolerance = 0.05 if self.context.load(self.opponent).engine.autocast is None else 1.0
+            check_sampler(sides["train"], self.opponent.name, tolerance)
+        return sides
+
+    def _scored_by(self, scorer: Iterate, under: Literal["opponent", "base"], sides: Sides, shards: Shards) -> Sides:
+        engine, progress = self.context.load(scorer).engine, self.context.progress
+        return {
+            side: score(
+                engine,
+                pairs,
+                under,
+                Shards(shards.folder, f"{shards.tag}-{side}", progress if pairs else Silent()),
+                f"{scorer.name} scores {side} pairs",
             )
-        delete(folder / "shards")
-        return read_records(folder / "answers.jsonl", Pair)
+            for side, pairs in sides.items()
+        }
+
+    def _check_artefacts(
+        self, iteration: int, stage: str, pairs: Sequence[Pair]
+    ) -> tuple[Separability | None, list[str]]:
+        """Whether length, last token or being cut tell real from generated answers, and warnings about it."""
+        context = self.context
+        found = separability(pairs)
+        if found:
+            context.metrics.begin(stage, 0)
+            context.metrics.add(stage, 1, **flat(asdict(found)))
+            context.progress.note(
+                f"iteration {iteration}: AUC of telling real from generated answers by length alone "
+                f"{found.length_auc:.2f}, by last token {found.last_token_auc:.2f}, by being cut {found.cut_auc:.2f}"
+            )
+        warned = warnings(pairs, found)
+        for warning in warned:
+            context.progress.note(f"warning, iteration {iteration}: {warning}")
+        return found, warned
 
 
-def training_settings(context: RunContext, section: SpinSection, iteration: int) -> dict[str, Any]:
-    """What of the recipe's spin section decides the training of an iteration."""
+def training_settings(context: RunContext, section: SpinSection, iteration: int) -> JsonObject:
+    """The settings of the spin section that decide the training of an iteration."""
     elsewhere = {"iterations", "lambda", "stop", "metric", "baseline", "baseline_learning_rate"}
     plain = {key: value for key, value in context.settings["spin"].items() if key not in elsewhere}
     return plain | asdict(section.in_iteration(iteration))
 
 
-def _every_turn(examples: Sequence[Example]) -> list[Example]:
-    """One example for each assistant turn; a beginning that several conversations share counts once."""
-    owners: dict[str, str] = {}
-    turns = [(example, turn) for example in examples for turn in turns_of_example(example)]
-    return [turn for example, turn in turns if owners.setdefault(turn.id, example.id) == example.id]
+def _stage(iteration: int) -> str:
+    return f"spin/iterate-{iteration}/pairs"
 
 
-def _cut(pairs: Sequence[Pair]) -> dict[str, int]:
-    return {
-        "real_cut": sum(not pair.real.complete for pair in pairs),
-        "generated_cut": sum(not answer.complete for pair in pairs for answer in pair.generated),
-    }
+def _nothing_to_learn(iteration: int, found: FilteredPairs) -> NothingToLearnError:
+    dropped = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.dropped.items()))
+    advice = (
+        "the opponent's answers are empty; train it by SFT first"
+        if set(found.dropped) == {EMPTY}
+        else "every answer of the opponent equals the real one or is empty; give data that the model does not know by "
+        "heart"
+    )
+    return NothingToLearnError(f"spin: no pair is left to learn from in iteration {iteration} ({dropped}): {advice}")
 
 
-def _counts(counter: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in sorted(counter.items()))
+def _real_cut(pairs: Sequence[Pair]) -> int:
+    return sum(not pair.real.complete for pair in pairs)
+
+
+def _generated_cut(pairs: Sequence[Pair]) -> int:
+    return sum(not answer.complete for pair in pairs for answer in pair.generated)

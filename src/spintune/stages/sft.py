@@ -4,115 +4,145 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from spintune.recipe import SftSection, SpinSection
-from spintune.run_folder import BASELINE
+from spintune.results import SftFacts
+from spintune.run_folder import BASELINE, SFT, StepLog
 from spintune.stages.context import Iterate, RunContext, delete
 from spintune.stages.metering import Meter
+from spintune.tokens.rows import TokenRow
 from spintune.training.optimization import optimization_of
 from spintune.training.sft import SftHooks, SftRows, run_sft, steps_of_epochs, steps_of_tokens
+from spintune.typed_json import JsonObject
 
 
-def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, dict[str, Any]]:
-    """Trains the base model on the training examples; the iterate and what was found."""
+@dataclass(frozen=True)
+class _Budget:
+    """Optimizer steps and tokens of the baseline; ``first_epoch`` follows the epochs that SFT has trained on."""
+
+    steps: int
+    tokens: int
+    first_epoch: int
+
+
+@dataclass(frozen=True)
+class _Training:
+    """One training by SFT: of the iterate ``start``, as the iterate ``name``, for the epochs or a budget."""
+
+    name: str
+    stage: str
+    start: Iterate
+    section: SftSection
+    inputs: JsonObject
+    budget: _Budget | None = None
+
+    @property
+    def title(self) -> str:
+        return "SFT" if self.name == SFT else "SFT baseline"
+
+
+def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, SftFacts]:
+    """Trains the base model on the training examples."""
     inputs = context.inputs(base, sft=context.settings["sft"])
-    facts = context.run.finished("sft", inputs)
-    if facts is None:
-        return _train(context, section, base, "sft", "sft", inputs, None)
-    delete(context.run.folder / "sft" / "checkpoints")
-    return context.published("sft", "sft"), facts
+    return _run(context, _Training(SFT, "sft", base, section, inputs))
 
 
 def baseline_stage(
     context: RunContext, spin: SpinSection, start: Iterate, steps: int, tokens: int
-) -> tuple[Iterate, dict[str, Any]]:
-    """Trains iterate 0 further by SFT for as many steps as self-play took, of as many tokens on average.
+) -> tuple[Iterate, SftFacts]:
+    """Trains iterate 0 further by SFT, for as many steps and tokens as self-play took.
 
-    Generating and scoring cost self-play more; what is equal is the computing that changes weights. It trains as the
-    recipe's sft section says, at spin.baseline_learning_rate where that is given, and goes on in the order of rows
-    behind the epochs that SFT has seen.
+    The computation that changes weights is then equal; self-play also generates and scores answers. The baseline trains
+    as the recipe's sft section says, at spin.baseline_learning_rate if that is given, and continues the order of rows
+    after the epochs of SFT.
     """
-    stage = "spin/baseline-sft"
     section = context.recipe.sft or SftSection.model_validate({})
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
-    seen = math.ceil(section.epochs) if context.recipe.sft else 0
-    budget = {"steps": steps, "tokens": tokens, "first_epoch": seen}
-    inputs = context.inputs(start, sft=section.model_dump(mode="json"), budget=budget)
-    facts = context.run.finished(stage, inputs)
+    budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)
+    inputs = context.inputs(start, sft=section.model_dump(mode="json"), budget=vars(budget))
+    return _run(context, _Training(BASELINE, "spin/baseline-sft", start, section, inputs, budget))
+
+
+def _run(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]:
+    facts = context.run.finished(training.stage, training.inputs, SftFacts)
     if facts is None:
-        return _train(context, section, start, BASELINE, stage, inputs, (steps, tokens, seen))
-    delete(context.run.folder / stage / "checkpoints")
-    return context.published(BASELINE, stage), facts
+        iterate, facts = _train(context, training)
+    else:
+        iterate = context.published(training.name, training.stage)
+    delete(context.run.folder / training.stage / "checkpoints")
+    return iterate, facts
 
 
-def _train(
-    context: RunContext,
-    section: SftSection,
-    start: Iterate,
-    name: str,
-    stage: str,
-    inputs: dict[str, Any],
-    budget: tuple[int, int, int] | None,
-) -> tuple[Iterate, dict[str, Any]]:
-    recipe, folder = context.recipe, context.run.folder / stage
-    player = context.load(start)
+def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]:
+    recipe, section, stage = context.recipe, training.section, training.stage
+    player = context.load(training.start)
     renderer = player.renderer(recipe.data.turns)
     train = context.render(context.train, renderer)
     heldout = context.render_heldout(context.heldout, renderer)
-    steps = (
-        steps_of_epochs(train.rows, section, recipe.seed)
-        if budget is None
-        else steps_of_tokens(train.rows, steps=budget[0], tokens=budget[1], seed=recipe.seed, first_epoch=budget[2])
-    )
-    prompts = {example.id: example for example in context.heldout}
-    losses: list[float] = []
-
-    def begin(step: int) -> None:
-        context.metrics.begin(stage, step)
-        # an evaluation of the step that the checkpoint was taken after stays; one of step 0 comes again
-        evaluated_until = step or -1
-        context.metrics.begin(f"{stage}/heldout", evaluated_until)
-        samples.rewind(stage, evaluated_until)
-
-    def evaluated(step: int, loss: float, answers: list[str]) -> None:
-        losses.append(loss)
-        context.metrics.add(f"{stage}/heldout", step, loss=loss)
-        context.progress.note(f"{_title(name)} step {step}: held-out loss {loss:.4f} nats a token")
-        for row, answer in zip(heldout, answers, strict=False):
-            example = prompts[row.example_id]
-            samples.append(stage, step, prompt=example.prompt[-1].content, reference=example.answer, answer=answer)
-
+    if training.budget is None:
+        steps = steps_of_epochs(train.rows, section, recipe.seed)
+    else:
+        steps = steps_of_tokens(train.rows, seed=recipe.seed, **vars(training.budget))
     meter = Meter(player.engine)
     started = time.monotonic()
     with (
         context.run.log(f"{stage}/samples.jsonl") as samples,
-        context.progress.task(_title(name), len(steps), "steps") as task,
+        context.progress.task(training.title, len(steps), "steps") as task,
     ):
+        evaluations = _Evaluations(context, training, heldout, samples)
         run_sft(
             player.engine,
             player.generator,
             SftRows(train.rows, steps, heldout, heldout[: section.samples]),
             optimization_of(section, section.learning_rate, recipe.seed),
-            context.checkpoints(folder, inputs, section),
+            context.checkpoints(context.run.folder / stage, training.inputs, section),
             task,
-            SftHooks(begin, context.step_logger(stage, meter), evaluated),
+            SftHooks(evaluations.begin, context.step_logger(stage, meter), evaluations.add),
         )
-    facts = {
-        "rows": len(train.rows),
-        "dropped": dict(train.dropped),
-        "truncated": train.truncated,
-        "steps": len(steps),
-        "heldout_loss": losses[-1] if losses else None,
-        "learning_rate": section.learning_rate,
-        "seconds": {"train": time.monotonic() - started},
-        "hardware": meter.facts(),
-    }
-    iterate = context.publish(player, name, stage, inputs, facts)
-    delete(folder / "checkpoints")
-    return iterate, facts
+    facts = SftFacts(
+        rows=len(train.rows),
+        dropped=dict(train.dropped),
+        truncated=train.truncated,
+        steps=len(steps),
+        heldout_loss=evaluations.loss,
+        learning_rate=section.learning_rate,
+        seconds={"train": time.monotonic() - started},
+        hardware=meter.facts(),
+    )
+    return context.publish(player, training.name, stage, training.inputs, facts), facts
 
 
-def _title(name: str) -> str:
-    return "SFT" if name == "sft" else "SFT baseline"
+class _Evaluations:
+    """Logs the held-out loss, and answers to a few held-out prompts, while SFT trains.
+
+    Attributes:
+        loss: the last held-out loss; None before the first evaluation. [nats per token]
+    """
+
+    def __init__(self, context: RunContext, training: _Training, heldout: Sequence[TokenRow], samples: StepLog) -> None:
+        self.loss: float | None = None
+        self._context, self._training, self._samples = context, training, samples
+        examples = {example.id: example for example in context.heldout}
+        self._examples = [examples[row.example_id] for row in heldout[: training.section.samples]]
+
+    def begin(self, step: int) -> None:
+        """Training starts, or resumes after ``step`` steps."""
+        stage, metrics = self._training.stage, self._context.metrics
+        metrics.begin(stage, step)
+        # the evaluation after the checkpoint's own step stays; the one before step 1 runs again
+        evaluated_until = step or -1
+        metrics.begin(f"{stage}/heldout", evaluated_until)
+        self._samples.rewind(stage, evaluated_until)
+
+    def add(self, step: int, loss: float, answers: Sequence[str]) -> None:
+        """Logs one evaluation."""
+        stage, context = self._training.stage, self._context
+        self.loss = loss
+        context.metrics.add(f"{stage}/heldout", step, loss=loss)
+        context.progress.note(f"{self._training.title} step {step}: held-out loss {loss:.4f} nats per token")
+        for example, answer in zip(self._examples, answers, strict=True):
+            prompt = example.prompt[-1].content
+            self._samples.append(stage, step, prompt=prompt, reference=example.answer, answer=answer)

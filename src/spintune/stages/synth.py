@@ -17,6 +17,7 @@ from typing import Any
 
 from spintune.data.sources import Source, source_digest
 from spintune.recipe import SynthSection
+from spintune.results import SynthFacts
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.endpoints import budget_of, endpoint_teacher, local_teacher
 from spintune.storage import atomic_file, write_json, write_json_lines
@@ -32,19 +33,19 @@ from spintune.synthesis.self_instruct import INSTANCE_DECODING, INSTRUCTION_DECO
 from spintune.teachers.protocol import Teacher
 from spintune.teachers.replies import Replies
 from spintune.tracking import Stopwatch
-from spintune.typed_json import to_json
+from spintune.typed_json import from_json, to_json
 
 
-def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> dict[str, Any]:
+def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> SynthFacts:
     """Writes synth/examples.jsonl. Returns what was asked, dropped and kept.
 
     A stage that ran out of budget is not finished: the same command with a larger budget goes on from there.
     """
     folder = context.run.folder / "synth"
     inputs = _inputs(context, section, base)
-    facts = context.run.finished("synth", inputs)
-    if facts is not None:
-        return facts
+    known = context.run.finished("synth", inputs, SynthFacts)
+    if known is not None:
+        return known
     # read before anything is asked: a mistake in these files must not show only after everything is paid for
     seeds, options = read_seeds(section.seeds), _options(section)
     clock = Stopwatch()
@@ -77,7 +78,7 @@ def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> di
     files = _publish(folder, section, result.examples, card)
     if not result.budget_used_up:
         context.run.finish("synth", inputs, files, facts)
-    return facts
+    return from_json(SynthFacts, facts, folder)
 
 
 def examples_file(folder: Path) -> Path:

@@ -1,0 +1,128 @@
+"""Samples what an iterate answers to prompts in self-play.
+
+::
+
+    spin/heldout/NAME/answers.jsonl    answers to the held-out prompts; the random draws are the same for every iterate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from spintune.data.preferences import read_answers, turns_of_example
+from spintune.data.sources import Source, source_digest
+from spintune.generation.sampling import Sampling
+from spintune.recipe import SpinSection
+from spintune.records import Example, Pair, read_records, write_records
+from spintune.selfplay.opponent import FilteredPairs, Shards, without_degenerate, write_answers
+from spintune.selfplay.spin import learns_from_identical
+from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
+from spintune.storage import digest_json
+from spintune.tokens.rows import RenderedRows, TokenRow
+from spintune.typed_json import JsonObject
+
+
+@dataclass
+class AnswerSampler:
+    """Samples answers as the recipe's spin section says."""
+
+    context: RunContext
+    section: SpinSection
+
+    @property
+    def inputs(self) -> JsonObject:
+        """The settings that decide what is answered."""
+        keys = ("max_new_tokens", "temperature", "top_p", "top_k", "negatives", "turns", "history")
+        given = self.section.generated
+        digest = [given, source_digest(Source(given))] if given else None
+        return {**{key: getattr(self.section, key) for key in keys}, "generated": digest}
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether answers are samples of the model itself, not of a sharpened or truncated distribution."""
+        return self.section.temperature == 1 and self.section.top_p == 1 and self.section.top_k == 0
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum length of a generated answer, which is no longer than a real one may be."""
+        longest = self.section.max_new_tokens
+        return min(longest, self.context.recipe.data.max_target_length or longest)
+
+    @cached_property
+    def given(self) -> dict[str, list[Example]]:
+        """Answers that the recipe gives in a file (``spin.generated``), by example id."""
+        return read_answers(self.section.generated) if self.section.generated else {}
+
+    @property
+    def train(self) -> Sequence[Example]:
+        """The training examples whose prompts are answered; with ``turns: all``, one per assistant turn."""
+        return _every_turn(self.context.train) if self.section.turns == "all" else self.context.train
+
+    @property
+    def heldout(self) -> list[Example]:
+        """The same of held-out examples, without prompts that are also training prompts."""
+        if self.section.turns == "last":
+            return self.context.heldout
+        trained = {turn.prompt for turn in self.train}
+        return [turn for turn in _every_turn(self.context.heldout) if turn.prompt not in trained]
+
+    def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:
+        """The examples as tokens, real answers within the length of generated ones."""
+        return self.context.render(examples, player.renderer("last"), self.section.max_new_tokens)
+
+    def write(
+        self, player: LoadedIterate, rows: Sequence[TokenRow], stream: Sequence[object], shards: Shards, name: str
+    ) -> list[Pair]:
+        """The player's answers to the prompts of rows, as pairs with the real answers; not scored yet.
+
+        Args:
+            stream: name of the random stream to draw from.
+            name: for progress.
+        """
+        section, recipe = self.section, self.context.recipe
+        seed = int(digest_json(["opponent", recipe.seed, *stream])[:12], 16)
+        sampling = Sampling(self.max_tokens, section.temperature, section.top_p, section.top_k, seed)
+        return write_answers(
+            player.generator,
+            rows,
+            sampling,
+            section.negatives,
+            recipe.data.max_length,
+            player.iterate.name,
+            shards,
+            name,
+        )
+
+    def usable(self, pairs: Sequence[Pair], iteration: int) -> FilteredPairs:
+        """The pairs that an iteration can learn from."""
+        return without_degenerate(pairs, learns_from_identical(self.section, iteration))
+
+    def heldout_answers(self, iterate: Iterate) -> list[Pair]:
+        """An iterate's answers to the held-out prompts. All iterates use the same draws, so only models differ."""
+        context = self.context
+        if not context.heldout:
+            return []
+        stage = f"spin/heldout/{iterate.name}"
+        folder = context.run.folder / stage
+        file = folder / "answers.jsonl"
+        settings = {key: value for key, value in self.inputs.items() if key not in ("generated", "history")}
+        inputs = context.inputs(iterate, play=settings)
+        if context.run.finished(stage, inputs) is None:
+            player = context.load(iterate)
+            shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
+            examples = self.heldout
+            rows = context.render_heldout(examples, player.renderer("last"), self.section.max_new_tokens)
+            pairs = self.write(player, rows, ["heldout"], shards, f"{iterate.name} answers held-out prompts")
+            write_records(file, pairs)
+            context.run.finish(stage, inputs, [file], {"prompts": len(examples), "played": len(pairs)})
+        delete(folder / "shards")
+        return read_records(file, Pair)
+
+
+def _every_turn(examples: Sequence[Example]) -> list[Example]:
+    """One example per assistant turn. Conversations that share a prompt give it once."""
+    owners: dict[str, str] = {}
+    turns = [(example, turn) for example in examples for turn in turns_of_example(example)]
+    return [turn for example, turn in turns if owners.setdefault(turn.id, example.id) == example.id]

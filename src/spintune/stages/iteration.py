@@ -1,0 +1,246 @@
+"""Trains one iterate of self-play on its pairs, and measures how it differs from its opponent.
+
+::
+
+    spin/iterate-t/model            the trained player
+    spin/iterate-t/standing.jsonl   loss, ratios, margin and accuracy of every held-out pair
+    spin/iterate-t/later.jsonl      pairs that the player itself wrote while it trained (spin.refresh)
+    spin/iterate-t/diagnosis        how the new iterate answers, and how far it has moved
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+
+from spintune.engine.query import Query
+from spintune.evaluation.measures import bootstrap
+from spintune.progress import Progress, Silent
+from spintune.records import Pair, read_records, write_records
+from spintune.results import DiagnosisFacts, HeldoutPairFacts, IterationFacts, LaterPairCounts
+from spintune.selfplay.diagnostics import describe, divergence, identical_share
+from spintune.selfplay.opponent import FilteredPairs, Shards, score
+from spintune.selfplay.phases import PhasedBatches, Phases
+from spintune.selfplay.spin import (
+    HeldoutPairMetrics,
+    batches_of,
+    heldout_pair_metrics,
+    iteration_optimization,
+    objective_of,
+    train_iteration,
+)
+from spintune.stages.answers import AnswerSampler
+from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
+from spintune.stages.heldout import likelihood_stage
+from spintune.stages.metering import Meter
+from spintune.stages.pairs import training_settings
+from spintune.storage import digest_json, write_json_if_changed, write_json_lines
+from spintune.tokens.rows import TokenRow
+from spintune.tracking import Stopwatch, flat
+from spintune.training.loop import Steps, TrainingHooks
+from spintune.typed_json import JsonObject, to_json
+
+FEW_STEPS = 10
+"""An iteration of fewer steps gets a warning; a judgment: Adam moves a weight by at most about rate x steps."""
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+def training_stage(sampler: AnswerSampler, opponent: Iterate, iteration: int) -> tuple[Iterate, IterationFacts]:
+    """Trains the next iterate, which starts as a copy of its opponent."""
+    context = sampler.context
+    stage = f"spin/iterate-{iteration}"
+    folder = context.run.folder / stage
+    inputs = context.inputs(
+        opponent,
+        pairs=context.run.digest(f"{stage}/pairs"),
+        spin=training_settings(context, sampler.section, iteration),
+        iteration=iteration,
+    )
+    facts = context.run.finished(stage, inputs, IterationFacts)
+    if facts is None:
+        iterate, facts = _train(sampler, opponent, iteration, inputs)
+    else:
+        iterate = context.published(f"iterate-{iteration}", stage)
+    delete(folder / "checkpoints")
+    delete(folder / "rounds")
+    return iterate, facts
+
+
+def _train(
+    sampler: AnswerSampler, opponent: Iterate, iteration: int, inputs: JsonObject
+) -> tuple[Iterate, IterationFacts]:
+    """The player is a local variable of this function, so that it leaves memory before other models are loaded."""
+    context, section, stage = sampler.context, sampler.section, f"spin/iterate-{iteration}"
+    folder = context.run.folder / stage
+    player = context.load(opponent)
+    weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
+    optimization = iteration_optimization(section, iteration, context.recipe.seed, weights)
+    objective = objective_of(section, iteration)
+    clock = Stopwatch()
+    phase_pairs = _PhasePairs(sampler, player, iteration, digest_json(inputs)[:12], clock)
+    batches = _batches(phase_pairs, folder / "pairs")
+    if len(batches) < FEW_STEPS:
+        context.progress.note(
+            f"warning, iteration {iteration}: only {len(batches)} steps, which will hardly move the player; "
+            "lower spin.pairs_per_step, raise spin.epochs, or give more data"
+        )
+    meter = Meter(player.engine)
+    hooks = TrainingHooks(lambda step: context.metrics.begin(stage, step), context.step_logger(stage, meter))
+    checkpoints = context.checkpoints(folder, inputs, section)
+    with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
+        train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
+    heldout = heldout_pair_metrics(player.engine, read_records(folder / "pairs/heldout.jsonl", Pair), objective)
+    tokens = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
+    later = [phase_pairs.written[phase] for phase in sorted(phase_pairs.written)]
+    later_pairs = [pair for pairs in later for pair in pairs.kept]
+    facts = IterationFacts(
+        iteration=iteration,
+        learning_rate=optimization.learning_rate,
+        steps=sum(bool(step) for step in tokens),
+        pairs_seen=sum(map(len, tokens)),
+        tokens=sum(map(sum, tokens)),
+        later=LaterPairCounts(len(later_pairs), dict(sum((pairs.dropped for pairs in later), Counter()))),
+        heldout=_heldout_facts(heldout) if heldout else None,
+        seconds=clock.seconds,
+        hardware=meter.facts(),
+    )
+    if heldout:
+        context.metrics.begin(f"{stage}/heldout", 0)
+        context.metrics.add(f"{stage}/heldout", 1, **flat(heldout.to_json()))
+    files = [folder / "later.jsonl", folder / "standing.jsonl"]
+    write_records(files[0], later_pairs)
+    write_json_lines(files[1], heldout.each if heldout else ())
+    return context.publish(player, f"iterate-{iteration}", stage, inputs, facts, *files), facts
+
+
+def _heldout_facts(metrics: HeldoutPairMetrics) -> HeldoutPairFacts:
+    intervals = {
+        name: bootstrap([float(pair[name]) for pair in metrics.each]) for name in ("loss", "margin", "accuracy")
+    }
+    means: JsonObject = dict(metrics.to_json())
+    return HeldoutPairFacts(**means, learned=metrics.learned, intervals=intervals)
+
+
+def _batches(phase_pairs: _PhasePairs, folder: Path) -> Steps[Pair]:
+    """The pairs of each optimizer step."""
+    section, seed, iteration = (
+        phase_pairs.sampler.section,
+        phase_pairs.sampler.context.recipe.seed,
+        phase_pairs.iteration,
+    )
+    if section.refresh == 1:
+        pairs = [*read_records(folder / "train.jsonl", Pair), *read_records(folder / "replay.jsonl", Pair)]
+        return batches_of(pairs, section, iteration, seed)
+    return PhasedBatches(Phases(len(phase_pairs.rows), section, iteration, seed), phase_pairs)
+
+
+class _PhasePairs:
+    """The pairs of each phase of an iteration: the pair stage wrote those of the first, the player writes the others.
+
+    Attributes:
+        written: what the player wrote, by phase.
+    """
+
+    def __init__(
+        self, sampler: AnswerSampler, player: LoadedIterate, iteration: int, tag: str, clock: Stopwatch
+    ) -> None:
+        self.sampler, self.player, self.iteration, self.clock = sampler, player, iteration, clock
+        self.written: dict[int, FilteredPairs] = {}
+        self._folder, self._tag = sampler.context.run.folder / f"spin/iterate-{iteration}", tag
+        silent = sampler.section.refresh == "step"
+        self._progress: Progress = Silent() if silent else sampler.context.progress
+
+    @cached_property
+    def rows(self) -> Sequence[TokenRow]:
+        """All training prompts."""
+        return self.sampler.rows(self.player, self.sampler.train).rows
+
+    def __call__(self, phase: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
+        """The pairs to train on, by prompt."""
+        return self._written_by_player(phase, prompts) if phase else self._of_pair_stage(prompts)
+
+    def _of_pair_stage(self, prompts: Sequence[int]) -> Mapping[int, Pair]:
+        answers = read_records(self._folder / "pairs/answers.jsonl", Pair)
+        scored = iter(read_records(self._folder / "pairs/train.jsonl", Pair))
+        usable = zip(prompts, map(self._usable, answers), strict=True)
+        return {prompt: next(scored) for prompt, pair in usable if pair}
+
+    def _written_by_player(self, phase: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
+        shards = Shards(self._folder / "rounds", f"{self._tag}-{phase:05d}", self._progress)
+        name = f"phase {phase}"
+        with self.clock("generate"):
+            rows = [self.rows[prompt] for prompt in prompts]
+            answers = self.sampler.write(self.player, rows, [self.iteration, phase], shards, name)
+        usable = [prompt for prompt, pair in zip(prompts, answers, strict=True) if self._usable(pair)]
+        found = self.sampler.usable(answers, self.iteration)
+        with self.clock("score"):
+            scored = score(self.player.engine, found.kept, "opponent", shards, f"{name}: scores")
+        self.written[phase] = replace(found, kept=scored)
+        return dict(zip(usable, scored, strict=True))
+
+    def _usable(self, pair: Pair) -> bool:
+        return bool(self.sampler.usable([pair], self.iteration).kept)
+
+
+# Diagnosis -----------------------------------------------------------------------------------------------------------
+
+
+def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iteration: int) -> DiagnosisFacts | None:
+    """How an iterate answers held-out prompts, and how far it is from its opponent and from iterate 0.
+
+    Args:
+        iterates: all so far, iterate 0 first.
+
+    None without held-out prompts.
+    """
+    context = sampler.context
+    start, opponent, iterate = iterates[0], iterates[iteration - 1], iterates[iteration]
+    if not context.heldout:
+        return None
+    stage = f"spin/iterate-{iteration}/diagnosis"
+    path = context.run.folder / stage / "diagnosis.json"
+    inputs = context.inputs(
+        iterate, opponent=opponent.digest, base=start.digest, play=sampler.inputs, iteration=iteration
+    )
+    facts = context.run.finished(stage, inputs, DiagnosisFacts)
+    if facts is None:
+        answers, earlier = sampler.heldout_answers(iterate), sampler.heldout_answers(opponent)
+        if not answers:
+            return None
+        likelihoods = likelihood_stage(context, iterate)
+        kl_opponent = kl_base = None
+        if sampler.is_plain:
+            logprobs = _logprobs(context, iterate, answers)
+            kl_opponent = kl_base = divergence(logprobs, _logprobs(context, opponent, answers))
+            if iteration > 1:
+                kl_base = divergence(logprobs, _logprobs(context, start, answers))
+        facts = DiagnosisFacts(
+            nll_per_token=sum(item.nll for item in likelihoods) / sum(item.tokens for item in likelihoods),
+            kl_opponent=kl_opponent,
+            kl_base=kl_base,
+            answers=describe([answer for pair in answers for answer in pair.generated]),
+            real=describe([pair.real for pair in answers]),
+            identical_to_opponent=identical_share(_first_ids(answers), _first_ids(earlier)),
+        )
+        found = to_json(facts)
+        write_json_if_changed(path, found)
+        context.metrics.begin(stage, 0)
+        context.metrics.add(stage, 1, **flat(found))
+        context.run.finish(stage, inputs, [path], facts)
+    return facts
+
+
+def _logprobs(context: RunContext, iterate: Iterate, pairs: Sequence[Pair]) -> list[float]:
+    """Log-probabilities of the generated answers under an iterate. [nats, summed over tokens]"""
+    queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.generated)) for pair in pairs]
+    return list(chain(*context.load(iterate).engine.score(queries)))
+
+
+def _first_ids(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:
+    return [pair.generated[0].ids for pair in pairs]
