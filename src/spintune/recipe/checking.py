@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -28,7 +28,7 @@ def read_section(path: Path, section: type[S], what: str) -> S:
     return checked(read_yaml(path, what), section, str(path))
 
 
-def checked(values: Mapping[str, Any], section: type[S], name: str, elsewhere: Elsewhere = lambda key: []) -> S:
+def checked(values: Mapping[str, object], section: type[S], name: str, elsewhere: Elsewhere = lambda key: []) -> S:
     """Checks plain values as a section.
 
     Raises RecipeError, one line for each thing that is wrong, which begins with ``name``.

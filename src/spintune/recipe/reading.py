@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from spintune.errors import RecipeError
 from spintune.recipe.checking import checked, keys_of, section_in
 from spintune.recipe.evaluation import FILES_OF, HELDOUT
 from spintune.recipe.recipe import Recipe
 from spintune.recipe.yaml_files import parse_yaml, read_yaml
+from spintune.typed_json import JsonObject
 
 
-def load_recipe(path: Path | None, overrides: list[str] | None = None, base: dict[str, Any] | None = None) -> Recipe:
-    """Reads a recipe file (or starts from ``base``) and applies ``key.path=value`` overrides, values in YAML.
+def load_recipe(path: Path | None, overrides: list[str] | None = None, base: JsonObject | None = None) -> Recipe:
+    """Reads a recipe file, or starts from ``base``, and applies ``key.path=value`` overrides with values in YAML.
 
     Raises RecipeError, one line for each thing that is wrong.
     """
@@ -27,7 +27,7 @@ def load_recipe(path: Path | None, overrides: list[str] | None = None, base: dic
     return parse_recipe(values, name)
 
 
-def parse_recipe(values: dict[str, Any], name: str) -> Recipe:
+def parse_recipe(values: JsonObject, name: str) -> Recipe:
     """Checks plain values; ``name`` begins every error. Raises RecipeError, one line for each thing that is wrong."""
     return checked(values, Recipe, name, _elsewhere)
 
@@ -38,10 +38,10 @@ def _elsewhere(key: str) -> list[str]:
     return [f"{name}.{key}" for name, section in sections.items() if section and key in keys_of(section)]
 
 
-def recipe_schema() -> dict[str, Any]:
+def recipe_schema() -> JsonObject:
     """JSON Schema of a recipe file, for editors."""
     schema = Recipe.model_json_schema(by_alias=True)
-    # what the validator above also takes: one source instead of a list, a path instead of a source
+    # DataSection also accepts one source instead of a list, and a path instead of a source
     source = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/SourceSection"}]}
     train = schema["$defs"]["DataSection"]["properties"]["train"]
     train.pop("items")
@@ -51,26 +51,26 @@ def recipe_schema() -> dict[str, Any]:
     return schema
 
 
-def _data_rule() -> dict[str, Any]:
-    """What trains, or judges held-out examples, needs data; the default of eval does."""
+def _data_rule() -> JsonObject:
+    """Training and the evaluation of held-out examples need data. Held-out evaluation is the default of eval."""
     trains = [{"required": [name], "properties": {name: {"type": "object"}}} for name in ("sft", "spin")]
     data = {"anyOf": [{"required": ["train"]}, {"required": ["mixture"]}]}
     return {
-        "if": {"anyOf": [*trains, {"not": {"required": ["eval"]}}, _names(HELDOUT)]},
+        "if": {"anyOf": [*trains, {"not": {"required": ["eval"]}}, _evaluates(HELDOUT)]},
         "then": {"required": ["data"], "properties": {"data": data}},
     }
 
 
-def _file_rule(name: str, key: str) -> dict[str, Any]:
+def _file_rule(name: str, key: str) -> JsonObject:
     file = {"required": [key], "properties": {key: {"type": "string"}}}
-    return {"if": _names(name), "then": {"required": ["evaluation"], "properties": {"evaluation": file}}}
+    return {"if": _evaluates(name), "then": {"required": ["evaluation"], "properties": {"evaluation": file}}}
 
 
-def _names(name: str) -> dict[str, Any]:
+def _evaluates(name: str) -> JsonObject:
     return {"required": ["eval"], "properties": {"eval": {"type": "array", "contains": {"const": name}}}}
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> JsonObject:
     values = read_yaml(path, "recipe")
     for section in ("synth", "sft", "spin", "lora", "judge"):
         if section in values and values[section] is None:
@@ -78,7 +78,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: JsonObject, override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from spintune.recipe.section import Count, Positive, Section
 from spintune.recipe.synthesis import SynthSection
 from spintune.recipe.training import LoraSection, SftSection, SpinSection
 from spintune.trackers import TRACKERS
+from spintune.typed_json import JsonObject
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 """The model when none is named; an alias that :mod:`spintune.models.loading` knows."""
@@ -171,7 +172,7 @@ class Recipe(Section):
             raise ValueError("spin.stop needs held-out examples; set data.eval_fraction above 0")
         return self
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """The settings that decide results: no output folder, trackers, checkpoint times or request limits."""
         not_results = {"checkpoint_minutes"}
         request_limits = {"concurrency", "timeout_seconds", "max_retries", "budget"}

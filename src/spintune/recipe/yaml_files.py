@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from spintune.errors import RecipeError
+from spintune.typed_json import JsonObject
 
 _MAX_BYTES = 1_000_000
 
@@ -17,19 +18,19 @@ _MAX_BYTES = 1_000_000
 class _Loader(yaml.SafeLoader):
     """Safe YAML without aliases (no billion laughs), without repeated keys, and with 2e-5 as a number."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no text", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is not text", key_node.start_mark)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -54,7 +55,7 @@ def parse_yaml(text: str, name: str) -> object:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply; this is not a recipe") from None
-    except ValueError as error:  # a number or a date of the right form but of no value, such as 2024-13-45
+    except ValueError as error:  # looks like a number or a date but is none, such as 2024-13-45
         raise RecipeError(f"{name}: a value cannot be read ({error}); write it in quotes if it is text") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -63,7 +64,7 @@ def parse_yaml(text: str, name: str) -> object:
         raise RecipeError(f"{name}: not valid YAML ({str(error).splitlines()[0]})") from error
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
+def read_yaml(path: Path, what: str) -> JsonObject:
     """Reads the keys of a YAML file; ``what`` ("recipe", "task") names it in errors. Raises RecipeError."""
     try:
         data = path.read_bytes()

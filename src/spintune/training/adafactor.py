@@ -7,11 +7,11 @@ matrix with entries of about 0.05 twenty times less than this one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 
 class Adafactor(torch.optim.Optimizer):
@@ -37,7 +37,7 @@ class Adafactor(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        params: ParamsT,
         lr: float,
         weight_decay: float = 0.0,
         eps: float = 1e-30,
@@ -54,7 +54,7 @@ class Adafactor(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     self._update(parameter, parameter.grad, group)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, float]) -> None:
         state = self.state[parameter]
         if not state:
             # torch keeps the data type of "step" when it loads a state
