@@ -37,16 +37,17 @@ from transformers.utils import logging as transformers_logging
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.comparison import Comparison, Difference, compare, heldout_tables
 from spintune.evaluation.heldout import HeldoutAnswer, score_heldout
-from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.statistics import wilson
 from spintune.generation.build import build_generator
 from spintune.generation.sampling import Sampling
+from spintune.metrics import answer_metrics
 from spintune.models.loading import load_model
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
 from spintune.records import write_records
 from spintune.tokens.chat import Renderer
+from spintune.typed_json import to_json
 
 TRAIN, PROMPTS = 500, 3000
 EARLY, LATE = 0.25, 12
@@ -105,8 +106,7 @@ class Checkpoint:
                     answer_tokens=len(completion.ids),
                     reference_tokens=likelihood.tokens,
                     nll=likelihood.nll,
-                    rouge_l=rouge_l(reference, completion.text),
-                    exact_match=exact_match(reference, completion.text),
+                    scores={metric.name: metric.score(completion.text, [reference]) for metric in answer_metrics()},
                 )
             )
         return judged
@@ -164,7 +164,7 @@ def comparisons(
     for number, pair in enumerate(pairs):
         paths = {name: folder / f"{name}.jsonl" for name in ("first", "second")}
         for path, answers in zip(paths.values(), pair, strict=True):
-            write_records(path, answers[:items])
+            write_records(path, map(to_json, answers[:items]))
         comparison: Comparison = compare(heldout_tables(paths), level=LEVEL, seed=number)
         found.append({one.measure: one for one in comparison.differences})
     return found

@@ -39,8 +39,8 @@ from report import DISTURBED
 
 from spintune.data.novelty import NoveltyIndex
 from spintune.data.sources import Source, read_source
-from spintune.data.words import split_words
 from spintune.errors import DataError
+from spintune.text.words import split_words
 
 SIZES = (1_000, 5_000, 20_000, 52_000, 100_000, 200_000)
 FULL = 500

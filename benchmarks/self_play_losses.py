@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from spintune.evaluation.heldout import HeldoutAnswer, compare, summarise
+from spintune.evaluation.heldout import HeldoutAnswer, heldout_differences, summarize_heldout
 from spintune.pipeline import run_recipe
 from spintune.progress_display import open_progress
 from spintune.recipe import parse_recipe
@@ -73,11 +73,13 @@ def answers(run: Path, name: str) -> list[HeldoutAnswer]:
 
 def report(judged: dict[str, list[HeldoutAnswer]], results: dict[str, Any]) -> None:
     print(f"\n{len(judged['sft'])} held-out examples\n")
-    table("model", {name: summarise(rows) for name, rows in judged.items()})
+    table("model", {name: summarize_heldout(rows) for name, rows in judged.items()})
     for reference in ("sft", "more SFT"):
         print()
         others = {name: rows for name, rows in judged.items() if name not in ("base", reference)}
-        table(f"minus {reference}", {name: compare(rows, judged[reference]) for name, rows in others.items()})
+        table(
+            f"minus {reference}", {name: heldout_differences(rows, judged[reference]) for name, rows in others.items()}
+        )
     print("\n| iterate | pairs | identical | held-out loss | margin | r | r' | KL opponent | KL iterate 0 | tokens |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for loss, result in results.items():

@@ -36,8 +36,8 @@ def test_everything_before_the_model_is_imported_without_torch() -> None:
         "import importlib, pkgutil\nimport spintune.data, spintune.recipe, spintune.records, spintune.run_folder\n"
         "for module in pkgutil.iter_modules(spintune.data.__path__):\n"
         "    importlib.import_module(f'spintune.data.{module.name}')\n"
-        "import spintune.storage, spintune.errors, spintune.progress, spintune.console, spintune.evaluation.measures\n"
-        "import spintune.doctor, spintune.tracking\n"
+        "import spintune.storage, spintune.errors, spintune.progress, spintune.console\n"
+        "import spintune.doctor, spintune.tracking, spintune.evaluation.statistics\n"
     )
     assert not loaded_by(program) & set(HEAVY)
 

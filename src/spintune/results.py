@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from spintune.evaluation.measures import Interval
 from spintune.evaluation.scores import ScoreScale
+from spintune.evaluation.statistics import Interval
 from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate, Separability
 from spintune.typed_json import JsonObject, OmitNone
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spintune.data.contamination import NgramIndex, Removed, contamination, decontaminate, text_of
-from spintune.data.words import split_words
 from spintune.records import Example, Message
+from spintune.text.words import split_words
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 

@@ -20,8 +20,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from spintune.data.novelty import NoveltyIndex, NoveltyResult, Ties
 from spintune.data.sources import Source, read_source
-from spintune.data.words import WordRule, split_words
 from spintune.errors import DataError
+from spintune.text.words import WordRule, split_words
 
 scorer = RougeScorer(["rougeL"], use_stemmer=False)
 CHINESE = "请写一首关于春天的诗并解释它为什么好，用三句话描述这张地图上的河流"

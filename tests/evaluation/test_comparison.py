@@ -25,8 +25,7 @@ from spintune.evaluation.comparison import (
     random_signs,
     table_rows,
 )
-from spintune.evaluation.measures import bootstrap
-from spintune.evaluation.statistics import paired
+from spintune.evaluation.statistics import bootstrap, paired
 
 
 def by_item(values: Any) -> dict[str, float]:

@@ -504,7 +504,7 @@ def test_multiple_choice_gives_the_harness_numbers_for_every_document(
 
 def test_the_interval_of_an_accuracy_is_the_bootstrap_of_its_documents(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from spintune.evaluation.measures import bootstrap
+    from spintune.evaluation.statistics import bootstrap
 
     path = written_to(tmp_path, questions(12), MULTIPLE_CHOICE)
     (result,) = run_benchmarks(loaded(tiny_model).memory, [Benchmark(str(path))]).results

@@ -12,14 +12,19 @@ import pytest
 from spintune.evaluation.heldout import (
     HeldoutAnswer,
     answer_heldout,
-    compare,
+    heldout_differences,
     score_heldout,
-    summarise,
+    summarize_heldout,
 )
-from spintune.evaluation.measures import bootstrap
+from spintune.evaluation.statistics import bootstrap
 from spintune.records import read_records, write_records
+from spintune.typed_json import to_json
 
-ITEM = HeldoutAnswer("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, 0.5, False)
+ITEM = HeldoutAnswer("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, {"rouge_l": 0.5, "exact_match": 0.0})
+
+
+def scores(right: bool) -> dict[str, float]:
+    return {"rouge_l": 0.5, "exact_match": float(right)}
 
 
 def items(count: int, seed: int) -> list[HeldoutAnswer]:
@@ -27,14 +32,14 @@ def items(count: int, seed: int) -> list[HeldoutAnswer]:
     difficulty = np.random.default_rng(0).normal(20, 10, size=count)
     noise = np.random.default_rng(seed).normal(seed, 0.5, size=count)
     return [
-        replace(ITEM, id=f"{n}", nll=float(d + e), reference_tokens=4 + n % 3, exact_match=n % 2 == seed % 2)
+        replace(ITEM, id=f"{n}", nll=float(d + e), reference_tokens=4 + n % 3, scores=scores(n % 2 == seed % 2))
         for n, (d, e) in enumerate(zip(difficulty, noise, strict=True))
     ]
 
 
 def test_the_summary_is_nats_over_tokens_and_means_over_items() -> None:
-    rows = [ITEM, replace(ITEM, id="2", nll=1.0, reference_tokens=5, finish_reason="length", exact_match=True)]
-    summary = summarise(rows)
+    rows = [ITEM, replace(ITEM, id="2", nll=1.0, reference_tokens=5, finish_reason="length", scores=scores(True))]
+    summary = summarize_heldout(rows)
     assert summary["nll_per_token"].mean == pytest.approx((8 + 1) / (4 + 5))
     assert summary["perplexity_per_token"].mean == pytest.approx(math.e)
     size = len(ITEM.reference.encode())
@@ -47,28 +52,28 @@ def test_the_summary_is_nats_over_tokens_and_means_over_items() -> None:
 def test_a_comparison_is_paired_by_item() -> None:
     """The difference of 1 nat is far below the spread of items (10), and still told apart."""
     better, worse = items(60, 1), items(60, 2)
-    difference = compare(worse, better)["nll_per_token"]
+    difference = heldout_differences(worse, better)["nll_per_token"]
     tokens = sum(item.reference_tokens for item in worse)
     nats = sum(w.nll - b.nll for w, b in zip(worse, better, strict=True))
     assert difference.mean == pytest.approx(nats / tokens)
     assert difference.low > 0
-    alone = summarise(worse)["nll_per_token"]
+    alone = summarize_heldout(worse)["nll_per_token"]
     assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
-    reverse = compare(better, worse)["nll_per_token"]
+    reverse = heldout_differences(better, worse)["nll_per_token"]
     assert reverse.mean == pytest.approx(-difference.mean)
-    assert compare(worse, worse)["exact_match"].to_json() == {"mean": 0, "low": 0, "high": 0}
+    assert heldout_differences(worse, worse)["exact_match"].to_json() == {"mean": 0, "low": 0, "high": 0}
 
 
 def test_other_items_or_another_order_cannot_be_compared() -> None:
     rows = items(3, 1)
     for other in (rows[::-1], rows[:2], [*rows[:2], replace(rows[2], id="x")]):
         with pytest.raises(ValueError, match="same items"):
-            compare(rows, other)
+            heldout_differences(rows, other)
 
 
 def test_judged_items_come_back(tmp_path: Path) -> None:
     rows = [*items(3, 1), replace(ITEM, answer="a\u2028b\u0085\n")]
-    write_records(tmp_path / "answers.jsonl", rows)
+    write_records(tmp_path / "answers.jsonl", map(to_json, rows))
     assert read_records(tmp_path / "answers.jsonl", HeldoutAnswer) == rows
 
 
@@ -111,4 +116,4 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
         assert (item.id, item.reference) == (example.id, example.answer)
     values = [item.nll for item in judged]
     tokens = [len(row.response_ids) for row in rows]
-    assert summarise(judged)["nll_per_token"] == bootstrap(values, tokens)
+    assert summarize_heldout(judged)["nll_per_token"] == bootstrap(values, tokens)

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from spintune.evaluation.measures import bootstrap, exact_match, rouge_l
+from spintune.evaluation.statistics import bootstrap
+from spintune.metrics import exact_match
+from spintune.text.rouge import rouge_l
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "rasbt_instructions_1100.json"
 scorer = RougeScorer(["rougeL"], use_stemmer=False)

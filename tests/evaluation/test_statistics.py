@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spintune.evaluation.measures import bootstrap
 from spintune.evaluation.statistics import (
+    bootstrap,
     holm,
     length_controlled_win_rate,
     mcnemar,

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from spintune.evaluation.measures import bootstrap, rouge_l
+from spintune.evaluation.statistics import bootstrap
 from spintune.records import Example, Message, write_records
+from spintune.text.rouge import rouge_l
 
 RECIPE: dict[str, Any] = {
     "model": "smollm2-135m-instruct",
@@ -168,7 +169,7 @@ class Folder:
                     "answer_tokens": len(text.split()),
                     "reference_tokens": TOKENS,
                     "nll": loss,
-                    "rouge_l": rouge_l(example.answer, text),
+                    "rouge_l": rouge_l(text, example.answer),
                     "exact_match": example.answer == text,
                 }
             )
@@ -208,7 +209,7 @@ class Folder:
         ]
         self.lines(f"eval/questions/{model}/answers.jsonl", rows)
         scores = {
-            "rouge_l": [rouge_l(reference, answer) for answer in answers],
+            "rouge_l": [rouge_l(answer, reference) for answer in answers],
             "exact_match": [float(answer == reference) for answer in answers],
             "characters": [float(len(answer)) for answer in answers],
         }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spintune.evaluation.measures import Interval
+from spintune.evaluation.statistics import Interval
 from spintune.report.facts import RunFacts, read_run
 from spintune.report.findings import (
     MEASURES,

@@ -17,7 +17,7 @@ collide. An n-gram gets its number from the numbers of its parts (Karp, Miller a
 so two n-grams have the same number exactly when they are the same words. Memory is linear in the evaluation's words;
 training texts stream through.
 
-Words are those of :func:`~spintune.data.words.split_words`, of any script.
+Words are those of :func:`~spintune.text.words.split_words`, of any script.
 
 **Short items.** An item of fewer than n words has no n-gram. It is looked up whole: a text touches it when all its
 words stand there in a row. Below ``shortest`` words even that says nothing ("Yes."), so such items are never matched;
@@ -34,8 +34,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spintune.data.words import split_words
 from spintune.records import Example
+from spintune.text.words import split_words
 
 Ints = NDArray[np.int64]
 

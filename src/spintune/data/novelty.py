@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 
-from spintune.data.rouge import f_measure
-from spintune.data.words import WordRule, split_words
 from spintune.errors import DataError
+from spintune.text.rouge import f_measure
+from spintune.text.words import WordRule, split_words
 
 Ties = Literal["keep", "float"]
 
@@ -62,7 +62,7 @@ class NoveltyIndex:
     """A pool of texts that knows whether another one is too similar to any of them.
 
     threshold:  ROUGE-L above it is too similar; a decimal number in (0, 1]
-    tokeniser:  what a word is, see :func:`spintune.data.words.split_words`
+    tokeniser:  what a word is, see :func:`spintune.text.words.split_words`
     ties:       what happens to a pair whose score is the threshold. "keep": it is not above, in exact arithmetic.
                 "float": as the ``rouge_score`` package's rounding has it, above for 7 words common to 7 and 13, not
                 above for 7 common to 10 and 10. For reproducing results that were made with it.

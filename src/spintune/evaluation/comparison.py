@@ -32,8 +32,7 @@ import numpy as np
 from spintune.data.formats import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
-from spintune.evaluation.measures import Interval
-from spintune.evaluation.statistics import holm, mcnemar, minimum_detectable_difference, paired
+from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, paired
 from spintune.streams import numpy_stream
 
 FEWEST = 10

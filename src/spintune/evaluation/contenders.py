@@ -9,8 +9,8 @@ from pathlib import Path
 from spintune.errors import DataError
 from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows, item_ids, pair_answers, read_answers
 from spintune.evaluation.comparison import MeasuredItems, Table, heldout_tables
-from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.scores import finished_scores, read_scores
+from spintune.metrics import answer_metrics
 from spintune.run_folder import BASE, BASELINE, SFT
 
 _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
@@ -94,9 +94,7 @@ def _saved(path: Path, good: Sequence[StoredAnswer]) -> Mapping[str, MeasuredIte
         references |= {items[places[id(one)]]: other.reference or other.answer for one, other in pairs}
     measures = {"characters": MeasuredItems({item: float(len(text)) for item, text in texts.items()}, better=None)}
     if references:
-        scored = {item: (reference, texts[item]) for item, reference in references.items()}
-        measures["rouge_l"] = MeasuredItems({item: rouge_l(*pair) for item, pair in scored.items()})
-        measures["exact_match"] = MeasuredItems(
-            {item: float(exact_match(*pair)) for item, pair in scored.items()}, right_or_wrong=True
-        )
+        for metric in answer_metrics():
+            values = {item: metric.score(texts[item], [reference]) for item, reference in references.items()}
+            measures[metric.name] = MeasuredItems(values, metric.better, metric.right_or_wrong)
     return measures

@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from spintune.data.formats import FileRow, kind_of
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError, RecipeError
-from spintune.evaluation.measures import exact_match, rouge_l
+from spintune.metrics import ROUGE_L, exact_match
 from spintune.mixtures.answers import number
 from spintune.mixtures.declarations import Expression
 from spintune.mixtures.phrasings import Pattern
@@ -213,18 +213,18 @@ class CustomTask:
         """Measures of what the model wrote to a document."""
         extract, check = self.file.extract, self.file.check
 
-        def right(reference: str, answer: str) -> bool:
+        def right(answer: str, reference: str) -> bool:
             if check == "number":
                 return number(reference) is not None and number(reference) == number(answer)
-            return exact_match(reference, answer)
+            return exact_match(answer, reference)
 
         def measure(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
             text = results[0]
             answer = _last_match(extract, text) if extract else text
             references = document["answers"]
             return {
-                "exact_match": float(answer is not None and any(right(each, answer) for each in references)),
-                "rouge_l": max(rouge_l(each, text) for each in references),
+                "exact_match": float(answer is not None and any(right(answer, each) for each in references)),
+                "rouge_l": ROUGE_L.score(text, references),
             }
 
         return measure

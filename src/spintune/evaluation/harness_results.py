@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from spintune.evaluation.measures import Interval, bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
     pass

@@ -1,19 +1,23 @@
-"""Held-out measures on the user's own data: likelihood of the references, and greedy answers against them."""
+"""How a model does on held-out examples: the likelihood of the references, and greedy answers scored by metrics."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.generate_answers import write_answers
-from spintune.evaluation.measures import Interval, bootstrap, exact_match, rouge_l
+from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.generation.protocol import Generator
+from spintune.metrics import METRICS, answer_metrics
 from spintune.progress import Progress
 from spintune.records import Example
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
+from spintune.typed_json import JsonObject
 
 
 @dataclass(frozen=True)
@@ -22,14 +26,20 @@ class HeldoutLikelihood:
 
     id: str
     nll: float
-    """Minus the log-probability of the reference, in nats, summed over its tokens."""
+    """Negative log-likelihood of the reference, in nats, summed over its tokens."""
     tokens: int
-    """Scored tokens of the reference, its end-of-turn included."""
+    """Scored tokens of the reference, including its end of turn."""
 
 
 @dataclass(frozen=True)
 class HeldoutAnswer:
-    """One held-out example, answered and measured."""
+    """The greedy answer to one held-out example.
+
+    Attributes:
+        reference_tokens, nll: as in :class:`HeldoutLikelihood`.
+        scores: by metric. In JSON each score is a key of the answer itself, true or false for a metric that is right or
+            wrong; write answers by :func:`~spintune.typed_json.to_json`.
+    """
 
     id: str
     prompt: str
@@ -38,11 +48,21 @@ class HeldoutAnswer:
     finish_reason: str
     answer_tokens: int
     reference_tokens: int
-    """As in :class:`HeldoutLikelihood`."""
     nll: float
-    """As in :class:`HeldoutLikelihood`."""
-    rouge_l: float
-    exact_match: bool
+    scores: dict[str, float]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_scores(cls, row: JsonObject) -> JsonObject:
+        names = {field.name for field in fields(cls)}
+        known = {key: value for key, value in row.items() if key in names}
+        return {"scores": {key: value for key, value in row.items() if key not in names}, **known}
+
+    @model_serializer(mode="wrap")
+    def _spread_scores(self, serialize: SerializerFunctionWrapHandler) -> JsonObject:
+        row: JsonObject = serialize(self)
+        flags = {name for name in METRICS if METRICS[name].right_or_wrong}
+        return row | {name: bool(score) if name in flags else score for name, score in row.pop("scores").items()}
 
 
 def score_heldout(
@@ -67,7 +87,7 @@ def answer_heldout(
     progress: Progress,
     name: str,
 ) -> list[HeldoutAnswer]:
-    """Greedy answers to held-out examples; ``rows`` are the examples as tokens, one for one."""
+    """Greedy answers to held-out examples; ``rows`` and ``likelihoods`` belong to the examples, one for one."""
     prompts = [row.prompt_ids for row in rows]
     completions = write_answers(generator, prompts, max_new_tokens, progress, f"{name}: held-out answers")
     return [
@@ -80,50 +100,68 @@ def answer_heldout(
             answer_tokens=len(completion.ids),
             reference_tokens=likelihood.tokens,
             nll=likelihood.nll,
-            rouge_l=rouge_l(example.answer, completion.text),
-            exact_match=exact_match(example.answer, completion.text),
+            scores={one.name: one.score(completion.text, [example.answer]) for one in answer_metrics()},
         )
         for example, likelihood, completion in zip(examples, likelihoods, completions, strict=True)
     ]
 
 
-MEASURES = ("nll_per_token", "nll_per_byte", "rouge_l", "exact_match", "answer_tokens", "finished")
+# Tables --------------------------------------------------------------------------------------------------------------
+
 _LIKELIHOODS = ("nll_per_token", "nll_per_byte")
 
 
-def summarise(judged: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
-    """Each measure with its 95 % interval, and the perplexities exp(nll) by the token and by the byte.
+def summarize_heldout(answers: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
+    """Each measure of one model with its 95 % interval, and the perplexities exp(nll) per token and per byte.
 
-    Models of different tokenizers are comparable by the byte (UTF-8, of the reference).
+    Bytes are those of the reference in UTF-8. They make models of different tokenizers comparable.
     """
-    likelihoods = {name: bootstrap([j.nll for j in judged], _denominators(judged, name)) for name in _LIKELIHOODS}
+    likelihoods = {name: bootstrap([one.nll for one in answers], _units(answers, name)) for name in _LIKELIHOODS}
     perplexities = {
         name.replace("nll", "perplexity"): Interval(math.exp(nll.mean), math.exp(nll.low), math.exp(nll.high))
         for name, nll in likelihoods.items()
     }
-    return {**likelihoods, **perplexities, **{name: bootstrap(_values(judged, name)) for name in MEASURES[2:]}}
-
-
-def compare(judged: Sequence[HeldoutAnswer], against: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
-    """Paired differences (first minus second) on the same items, each with its 95 % interval."""
-    if [j.id for j in judged] != [j.id for j in against]:
-        raise ValueError("a paired comparison needs the same items in the same order")
-    differences = {
-        name: bootstrap([a - b for a, b in zip(_values(judged, name), _values(against, name), strict=True)])
-        for name in MEASURES[2:]
+    return {
+        **likelihoods,
+        **perplexities,
+        **{name: bootstrap(_values(answers, name)) for name in _measures(answers)},
     }
-    nll = [a.nll - b.nll for a, b in zip(judged, against, strict=True)]
-    return {**{name: bootstrap(nll, _denominators(judged, name)) for name in _LIKELIHOODS}, **differences}
 
 
-def _denominators(judged: Sequence[HeldoutAnswer], name: str) -> list[int]:
-    """Tokens or bytes of each reference; an empty one still has its end to be likely, and counts one byte."""
+def heldout_differences(first: Sequence[HeldoutAnswer], second: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
+    """The paired difference (first minus second) in each measure, with its 95 % interval.
+
+    Raises ValueError unless both hold the same items in the same order.
+    """
+    if [one.id for one in first] != [one.id for one in second]:
+        raise ValueError("a paired comparison needs the same items in the same order")
+    nll = [a.nll - b.nll for a, b in zip(first, second, strict=True)]
+    both = [name for name in _measures(first) if name in _measures(second)]
+    pairs = {name: zip(_values(first, name), _values(second, name), strict=True) for name in both}
+    return {
+        **{name: bootstrap(nll, _units(first, name)) for name in _LIKELIHOODS},
+        **{name: bootstrap([a - b for a, b in values]) for name, values in pairs.items()},
+    }
+
+
+def _measures(answers: Sequence[HeldoutAnswer]) -> list[str]:
+    """The metrics that all answers were scored by, then what else is measured of an answer."""
+    return [name for name in answers[0].scores if all(name in one.scores for one in answers)] + [
+        "answer_tokens",
+        "finished",
+    ]
+
+
+def _units(answers: Sequence[HeldoutAnswer], name: str) -> list[int]:
+    """Tokens or bytes of each reference. An empty one still has its end to be likely, and counts as one byte."""
     if name == "nll_per_token":
-        return [j.reference_tokens for j in judged]
-    return [max(1, len(j.reference.encode())) for j in judged]
+        return [one.reference_tokens for one in answers]
+    return [max(1, len(one.reference.encode())) for one in answers]
 
 
-def _values(judged: Sequence[HeldoutAnswer], name: str) -> list[float]:
+def _values(answers: Sequence[HeldoutAnswer], name: str) -> list[float]:
     if name == "finished":
-        return [float(j.finish_reason == "stop") for j in judged]
-    return [float(getattr(j, name)) for j in judged]
+        return [float(one.finish_reason == "stop") for one in answers]
+    if name == "answer_tokens":
+        return [float(one.answer_tokens) for one in answers]
+    return [one.scores[name] for one in answers]

@@ -18,7 +18,7 @@ from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, CANARY_LIMIT, MAX_TOKENS, Canary
 from spintune.evaluation.judge_prompts import BEST, RATING, WORST, rating_prompt
-from spintune.evaluation.measures import bootstrap
+from spintune.evaluation.statistics import bootstrap
 from spintune.evaluation.verdicts import code_for, read_verdict
 from spintune.progress import Progress
 from spintune.records import Message

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spintune.evaluation.comparison import MeasuredItems, Table
-from spintune.evaluation.measures import Interval, bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.records import read_records
 from spintune.run_folder import MANIFEST
 from spintune.storage import read_json

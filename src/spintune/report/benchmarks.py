@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from spintune.evaluation.judge import Canary
-from spintune.evaluation.measures import Interval, bootstrap
 from spintune.evaluation.scores import ScoreScale
+from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.report.evaluated import EvaluationResult, JudgeVerdicts
 from spintune.report.facts import RunFacts
 from spintune.report.findings import Cell, MeasureColumn, cell

@@ -19,8 +19,8 @@ from typing import Any
 from spintune.data.contamination import SIZES
 from spintune.evaluation.harness import benchmarks
 from spintune.evaluation.judge import Canary, in_words
-from spintune.evaluation.measures import Interval
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
+from spintune.evaluation.statistics import Interval
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, read_yaml
 from spintune.storage import read_json_lines
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from spintune.errors import RunError
-from spintune.evaluation.measures import Interval
+from spintune.evaluation.statistics import Interval
 from spintune.recipe import HELDOUT
 from spintune.records import Example, read_records
 from spintune.report.evaluated import (

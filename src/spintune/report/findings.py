@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spintune.evaluation.measures import Interval, bootstrap
-from spintune.evaluation.statistics import wilson
+from spintune.evaluation.statistics import Interval, bootstrap, wilson
 from spintune.recipe import HELDOUT
 from spintune.report.facts import ModelFacts, RunFacts
 from spintune.run_folder import BASELINE

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from spintune.evaluation.measures import Interval
 from spintune.evaluation.model_pairs import compared_pairs
+from spintune.evaluation.statistics import Interval
 from spintune.report.benchmarks import (
     JudgeSummary,
     Scoreboard,

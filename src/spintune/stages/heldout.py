@@ -10,15 +10,17 @@ from spintune.evaluation.heldout import (
     HeldoutAnswer,
     HeldoutLikelihood,
     answer_heldout,
-    compare,
+    heldout_differences,
     score_heldout,
-    summarise,
+    summarize_heldout,
 )
-from spintune.evaluation.measures import Interval, bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap
+from spintune.metrics import METRICS, metric_inputs
 from spintune.records import Example, read_records, write_records
 from spintune.stages.context import Iterate, RunContext
 from spintune.stages.task_accuracy import judge_tasks
 from spintune.tokens.rows import RowRenderer, TokenRow, fit
+from spintune.typed_json import to_json
 
 HELDOUT_TOKENS = 256
 """Longest held-out answer of a recipe without a spin section."""
@@ -45,12 +47,12 @@ def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     stage = f"eval/heldout/{iterate.name}"
     path = context.run.folder / stage / "answers.jsonl"
     longest = context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
-    inputs = context.judging(iterate, max_new_tokens=longest)
+    inputs = context.judging(iterate, max_new_tokens=longest, **metric_inputs())
     if context.run.finished(stage, inputs) is None:
         player = context.load(iterate)
         examples, rows = _whole_rows(context, player.renderer("last"))
         judged = answer_heldout(player.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
-        write_records(path, judged)
+        write_records(path, map(to_json, judged))
         context.run.finish(stage, inputs, [path], {"items": len(judged)})
     return read_records(path, HeldoutAnswer)
 
@@ -61,8 +63,10 @@ def heldout_results(
     """Every iterate's measures ("heldout"), the paired "differences" of ``pairs``, and with a mixture its "tasks"."""
     judged = {iterate.name: judge_stage(context, iterate) for iterate in iterates}
     found = {
-        "heldout": {name: _plain(summarise(rows)) for name, rows in judged.items()},
-        "differences": {f"{one} - {other}": _plain(compare(judged[one], judged[other])) for one, other in pairs},
+        "heldout": {name: _plain(summarize_heldout(rows)) for name, rows in judged.items()},
+        "differences": {
+            f"{one} - {other}": _plain(heldout_differences(judged[one], judged[other])) for one, other in pairs
+        },
     }
     if context.recipe.data.mixture:
         found["tasks"] = judge_tasks(context, context.recipe.data.mixture, judged, reference)
@@ -74,7 +78,8 @@ def metric_difference(context: RunContext, metric: str, iterate: Iterate, other:
     if metric == "nll":
         mine, theirs = (likelihood_stage(context, which) for which in (iterate, other))
         return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
-    return compare(judge_stage(context, iterate), judge_stage(context, other))[metric]
+    better, worse = (iterate, other) if METRICS[metric].better == "higher" else (other, iterate)
+    return heldout_differences(judge_stage(context, better), judge_stage(context, worse))[metric]
 
 
 def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

@@ -25,9 +25,9 @@ from spintune.evaluation.harness import Benchmark, benchmarks, check_benchmarks,
 from spintune.evaluation.harness_results import HarnessResult
 from spintune.evaluation.ifeval.prompts import Prompt, read_prompts, require_langdetect
 from spintune.evaluation.ifeval.scoring import check
-from spintune.evaluation.measures import exact_match, rouge_l
 from spintune.evaluation.rating import Question, read_questions
 from spintune.evaluation.scores import ItemScore, ScoreScale, ScoreTable
+from spintune.metrics import answer_metrics, metric_inputs
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, EvaluationSection, Recipe
 from spintune.records import Message
 from spintune.run_folder import BASE, BASELINE, SFT
@@ -140,12 +140,6 @@ def _followed(prompt: Prompt, strict: Sequence[bool], loose: Sequence[bool]) -> 
 
 # Questions ----------------------------------------------------------------------------------------------------------
 
-_QUESTION_SCALES = {
-    "rouge_l": ScoreScale(),
-    "exact_match": ScoreScale(right_or_wrong=True),
-    "characters": ScoreScale(better=None),
-}
-
 
 def _questions(section: EvaluationSection) -> Evaluation:
     path = Path(section.questions or "")
@@ -165,23 +159,24 @@ def _questions(section: EvaluationSection) -> Evaluation:
             raise RecipeError(f"evaluation.rivals: {rival} has the name of a model of the run; rename it")
         pairing = pair_answers(questions, read_answers(rival))
         rivals[rival.stem] = _answered([(one, {"answer": other.answer}) for one, other in pairing.pairs])
-    inputs = _reading(section, path) | {"rivals": [digest_file(Path(rival)) for rival in section.rivals]}
+    rival_digests = [digest_file(Path(rival)) for rival in section.rivals]
+    inputs = _reading(section, path) | {"rivals": rival_digests} | metric_inputs()
     return Evaluation(QUESTIONS, inputs, judge, rivals)
 
 
 def _answered(pairs: Sequence[tuple[StoredAnswer, Row]]) -> EvaluationOutcome:
     """Answers against those of the people who wrote the questions."""
+    metrics = answer_metrics()
+    scales = {metric.name: ScoreScale(metric.better, metric.right_or_wrong) for metric in metrics}
     rows, items = [], []
     for question, answer in pairs:
         text, reference = answer["answer"], question.reference or question.answer
         rows.append({"id": question.id, "prompt": question.prompt, "reference": reference, **answer})
-        scores = {
-            "rouge_l": rouge_l(reference, text),
-            "exact_match": float(exact_match(reference, text)),
-            "characters": float(len(text.strip())),
-        }
+        scores = {metric.name: metric.score(text, [reference]) for metric in metrics}
+        scores["characters"] = float(len(text.strip()))
         items.append(ItemScore(question.id, f"{question.prompt}\n\n{reference}", scores))
-    return EvaluationOutcome(ScoreTable(_QUESTION_SCALES, tuple(items)), {"answers.jsonl": rows})
+    table = ScoreTable({**scales, "characters": ScoreScale(better=None)}, tuple(items))
+    return EvaluationOutcome(table, {"answers.jsonl": rows})
 
 
 # MT-Bench -----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from spintune.evaluation.heldout import HeldoutAnswer
-from spintune.evaluation.measures import bootstrap
 from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale
+from spintune.evaluation.statistics import bootstrap
 from spintune.mixtures.answers import correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
 from spintune.mixtures.shares import select

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spintune.data.novelty import NoveltyIndex
-from spintune.data.words import WordRule
 from spintune.synthesis.decoding import stream
 from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
+from spintune.text.words import WordRule
 from spintune.typed_json import JsonObject, to_json
 
 SAMPLE = 20

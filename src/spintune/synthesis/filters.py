@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from spintune.data.words import WordRule, split_words
 from spintune.synthesis.examples import SeedTask
+from spintune.text.words import WordRule, split_words
 
 _VISUAL = (
     "image",

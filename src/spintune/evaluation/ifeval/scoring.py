@@ -8,7 +8,7 @@ from typing import Any
 
 from spintune.evaluation.ifeval.prompts import Instruction, Prompt
 from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
-from spintune.evaluation.measures import Interval, bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap
 
 
 @dataclass(frozen=True)

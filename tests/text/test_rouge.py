@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rouge_score import scoring, tokenize
 from rouge_score.rouge_scorer import RougeScorer
 
-from spintune.data.rouge import f_measure, rouge_l
 from spintune.data.sources import Source, read_source
-from spintune.data.words import split_words
+from spintune.text.rouge import f_measure, rouge_l, rouge_l_tokens
+from spintune.text.words import split_words
 
 scorer = RougeScorer(["rougeL"], use_stemmer=False)
 
@@ -24,9 +24,18 @@ def reference_score(prediction: str, reference: str) -> float:
 
 def test_rouge_l_by_hand() -> None:
     """Of "the cat sat" and "the cat" two words are common: P = 2/3, R = 2/2, F = 2 * 2 / (3 + 2)."""
-    assert rouge_l(("the", "cat", "sat"), ("the", "cat")) == pytest.approx(0.8)
-    assert rouge_l(tuple("abcd"), tuple("dcba")) == 0.25
-    assert rouge_l((), ()) == rouge_l(("a",), ()) == rouge_l((), ("a",)) == rouge_l(("a",), ("b",)) == 0
+    assert rouge_l_tokens(("the", "cat", "sat"), ("the", "cat")) == pytest.approx(0.8)
+    assert rouge_l_tokens(tuple("abcd"), tuple("dcba")) == 0.25
+    for pair in (((), ()), (("a",), ()), ((), ("a",)), (("a",), ("b",))):
+        assert rouge_l_tokens(*pair) == 0
+
+
+def test_a_text_is_never_scored_by_its_characters() -> None:
+    with pytest.raises(TypeError, match="use rouge_l for texts"):
+        rouge_l_tokens("the cat", ["the", "cat"])
+    for words in (["the", "cat"], None):
+        with pytest.raises(TypeError, match="scores two texts"):
+            rouge_l("the cat", words)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -40,8 +49,8 @@ def test_scores_of_real_instructions_equal_rouge_score_to_the_last_bit() -> None
         share = draw.random()
         mixed = " ".join(word for word in (text + " " + other).split()[:60] if draw.random() < share)
         expected = reference_score(mixed, text)
-        assert rouge_l(split_words(mixed, "reference"), split_words(text, "reference")) == expected
-        assert rouge_l(split_words(text, "reference"), split_words(mixed, "reference")) == expected
+        assert rouge_l_tokens(split_words(mixed, "reference"), split_words(text, "reference")) == expected
+        assert rouge_l_tokens(split_words(text, "reference"), split_words(mixed, "reference")) == expected
         scores[expected] += 1
     assert len(scores) > 500
 
@@ -59,16 +68,16 @@ few_words = st.lists(st.sampled_from(["a", "b", "C", "c,", "é", "1", "-", "a_b"
 @given(text=few_words.map(" ".join) | st.text(max_size=40), other=few_words.map(" ".join) | st.text(max_size=40))
 def test_any_text_scores_as_in_rouge_score(text: str, other: str) -> None:
     assert list(split_words(text, "reference")) == tokenize.tokenize(text, None)
-    assert rouge_l(split_words(text, "reference"), split_words(other, "reference")) == reference_score(text, other)
+    assert rouge_l(text, other) == reference_score(text, other)
 
 
 @pytest.mark.parametrize("text", ["写一首关于春天的诗", "เขียนบทกวี", "اكتب قصيدة عن الربيع", "Напиши стих"])
 def test_identical_texts_score_one_in_any_script_where_the_reference_gives_zero(text: str) -> None:
-    assert rouge_l(split_words(text), split_words(text)) == 1
+    assert rouge_l_tokens(split_words(text), split_words(text)) == 1
     assert reference_score(text, text) == 0
 
 
 def test_a_tone_mark_makes_another_word_in_thai_and_a_vowel_mark_in_arabic() -> None:
     """ป้า (aunt), ป่า (forest): of two letters the second is common. كَتَبَ and كُتُب: one word each, and different."""
-    assert rouge_l(split_words("ป้า"), split_words("ป่า")) == 0.5
-    assert rouge_l(split_words("كَتَبَ"), split_words("كُتُب")) == 0
+    assert rouge_l_tokens(split_words("ป้า"), split_words("ป่า")) == 0.5
+    assert rouge_l_tokens(split_words("كَتَبَ"), split_words("كُتُب")) == 0

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spintune.data.words import split_words
+from spintune.text.words import split_words
 
 
 @pytest.mark.parametrize(
