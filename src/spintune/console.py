@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spintune.evaluation.comparison import HEADER, Comparison, table_rows
-from spintune.evaluation.measures import Interval
+from spintune.evaluation.statistics import Interval
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.results import (
     BenchmarkResults,

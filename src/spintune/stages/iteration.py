@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 from spintune.engine.query import Query
-from spintune.evaluation.measures import bootstrap
+from spintune.evaluation.statistics import bootstrap
 from spintune.progress import Progress, Silent
 from spintune.records import Pair, read_records, write_records
 from spintune.results import DiagnosisFacts, HeldoutPairFacts, IterationFacts, LaterPairCounts
