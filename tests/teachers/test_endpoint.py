@@ -201,7 +201,7 @@ def test_a_refused_request_is_a_failure_with_the_servers_words_and_costs_nothing
 ) -> None:
     server = serve(lambda n, seen: sent(error, status))
     teacher = teacher_at(server.url)
-    assert outcomes_of(teacher, questions(1))[0].to_json() | {"detail": ""} == Failure(reason).to_json()
+    assert replace(outcomes_of(teacher, questions(1))[0], detail="") == Failure(reason)
     (outcome,) = outcomes_of(teacher, questions(1))
     assert isinstance(outcome, Failure)
     assert outcome.detail.replace("[31m", "") == "no thanks"
@@ -283,10 +283,10 @@ def test_a_key_that_is_not_accepted_is_named_by_its_variable(
 ) -> None:
     server = serve(lambda n, seen: sent({"error": {"message": "Incorrect API key"}}, status))
     teacher = teacher_at(server.url, {"GEM_API_KEY": KEY}, key_variable="GEM_API_KEY", max_retries=3)
-    with pytest.raises(TeacherError, match=f"{status}: the key in GEM_API_KEY is not accepted.*Incorrect API key"):
+    with pytest.raises(TeacherError, match=f"{status}: .* does not accept the key in GEM_API_KEY.*Incorrect API key"):
         list(teacher.ask(questions(20)))
     assert len(server.received) <= 8  # no retries, nothing after the first round
-    with pytest.raises(TeacherError, match="it wants a key; export one"):
+    with pytest.raises(TeacherError, match="the server wants a key; export it"):
         list(teacher_at(server.url).ask(questions(1)))
 
 

@@ -345,7 +345,7 @@ def test_a_single_changed_letter_is_noticed(path: Path) -> None:
     content = path.read_bytes()
     at = content.rindex(b"question 1")
     path.write_bytes(content[:at] + b"Q" + content[at + 1 :])
-    with pytest.raises(RunError, match=r"damaged \(a checksum does not fit\); restore it, or delete it"):
+    with pytest.raises(RunError, match=r"damaged \(a checksum is wrong\); restore it, or delete it"):
         read_all(path, 3)
 
 

@@ -71,15 +71,15 @@ def test_another_script_is_another_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ('{"reply": "a"', "not JSON"),
-        ('["reply"]', "not an object"),
-        ('{"reply": 1}', "neither"),
-        ('{"when": "a"}', "neither"),
-        ('{"when": 1, "reply": "a"}', "not an object with"),
-        ('{"reply": "a", "ending": "eos"}', "neither"),
-        ('{"reply": "a", "failure": "b"}', "neither"),
-        ('{"reply": "a", "weight": 1}', "neither"),
-        ('{"failure": "a", "ending": "stop"}', "neither"),
+        ('{"reply": "a"', "Invalid JSON"),
+        ('["reply"]', "Input should be an object"),
+        ('{"reply": 1}', "reply: Input should be a valid string"),
+        ('{"when": "a"}', "give a reply or a failure, and not both"),
+        ('{"when": 1, "reply": "a"}', "when: Input should be a valid string"),
+        ('{"reply": "a", "ending": "eos"}', "ending: Input should be 'stop', 'length' or 'refused'"),
+        ('{"reply": "a", "failure": "b"}', "give a reply or a failure, and not both"),
+        ('{"reply": "a", "weight": 1}', "weight: Unexpected keyword argument"),
+        ('{"failure": "a", "ending": "stop"}', "ending is for a reply"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, row: str, words: str) -> None:
@@ -93,10 +93,10 @@ def test_a_script_that_is_missing_empty_or_does_not_fit_is_an_error(tmp_path: Pa
     with pytest.raises(DataError, match="cannot be read"):
         ScriptedTeacher.from_file(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(DataError, match="without lines"):
+    with pytest.raises(DataError, match="has no lines"):
         ScriptedTeacher.from_file(tmp_path / "empty.jsonl")
     teacher = script(tmp_path / "s.jsonl", {"when": "tea", "reply": "a"})
-    with pytest.raises(TeacherError, match="no line fits the request that ends with 'question 0'"):
+    with pytest.raises(TeacherError, match="no line matches the request that ends with 'question 0'"):
         list(teacher.ask(questions(1)))
 
 

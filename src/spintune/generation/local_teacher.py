@@ -70,7 +70,7 @@ class LocalTeacher:
     def _answer(
         self, requests: Sequence[Request], part: Sequence[tuple[int, tuple[int, ...]]], sampling: Sampling
     ) -> Generator[tuple[int, Outcome], None, None]:
-        keys = [stream_key(orjson.dumps(request.to_json())) for request in requests]
+        keys = [stream_key(orjson.dumps(request)) for request in requests]
         stops = [StopTexts(self.writer.decode, request.stop) for request in requests]
         prompts = [prompt for _, prompt in part]
         most = sum(request.max_tokens for request in requests)

@@ -1,11 +1,11 @@
-"""Asks a teacher or a judge in rounds, and remembers what it cost and whether its budget is used up."""
+"""A teacher together with the file of its replies: asks what is missing, and remembers when the budget is used up."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from spintune.errors import BudgetError
+from spintune.errors import BudgetError, TeacherError
 from spintune.teachers.protocol import Failure, Outcome, Request, Teacher, Usage
 from spintune.teachers.replies import Replies, answer, request_key
 
@@ -15,22 +15,34 @@ BUDGET = "budget"
 
 @dataclass
 class CachedTeacher:
-    """A teacher with the file of its replies.
+    """Asks a teacher only what its stored replies do not answer.
 
     Attributes:
-        exhausted: what the budget's end said, once it came.
+        exhausted: what the teacher said when its budget was used up; None before.
+
+    Raises TeacherError for an object that is no teacher.
     """
 
     teacher: Teacher
     replies: Replies
     exhausted: str | None = None
 
+    def __post_init__(self) -> None:
+        missing = [member for member in ("name", "identity", "ask") if not hasattr(self.teacher, member)]
+        if missing:
+            raise TeacherError(
+                f"{type(self.teacher).__name__} is no teacher: it has no {' and no '.join(missing)}; "
+                "see spintune.teachers.protocol.Teacher"
+            )
+
     def ask(
         self, requests: Sequence[Request], on_outcome: Callable[[Request, Outcome], None] = lambda *_: None
     ) -> list[Outcome]:
-        """The outcome of each request. Once the budget is used up, what was not paid for is a Failure of that name.
+        """The outcome of each request, in order.
 
-        Raises TeacherError when asking on is of no use; every reply until then is kept.
+        Once the budget is used up, requests without a stored outcome fail with the reason ``BUDGET``.
+
+        Raises TeacherError when asking on is useless; every reply until then is stored.
         """
         if self.exhausted is None:
             try:
@@ -40,7 +52,7 @@ class CachedTeacher:
         return [self.replies.find(self.key(request)) or Failure(BUDGET) for request in requests]
 
     def key(self, request: Request) -> str:
-        """Under which the outcome of a request is kept."""
+        """The key under which the outcome of a request is stored."""
         return request_key(self.teacher.identity, request)
 
     @property
@@ -50,5 +62,5 @@ class CachedTeacher:
 
     @property
     def spent(self) -> Usage:
-        """What this teacher was asked for in all, earlier attempts of the run included."""
+        """What the teacher was asked in all, earlier attempts of the run included."""
         return self.replies.spent(self.teacher.identity)

@@ -1,6 +1,6 @@
 """A teacher behind an OpenAI-compatible endpoint: a hosted model, or a server on this machine.
 
-Failures have these reasons; each is counted, kept and shown, and none stops the run until too many come in a row:
+A failed request has one of these reasons. It is counted, stored and shown; only many failures in a row end the run:
 
 =============  ====================================================================================
 bad_request    the server refuses this request (status 400 or another of its kind)
@@ -8,8 +8,8 @@ rate_limited   status 429, also after all retries
 server_error   status 500 or more, also after all retries
 timeout        no complete answer in time, also after all retries
 disconnected   the connection broke while the request was under way, also after all retries
-malformed      not the JSON of an answer: a web page, a half document, no choices, no content
-too_large      more than 4 MB
+malformed      the response is not the JSON of an answer: a web page, half a document, no choices, no content
+too_large      the response has more than 4 MB
 =============  ====================================================================================
 """
 
@@ -18,9 +18,9 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal, Self
 
 import httpx2
 import openai
@@ -44,9 +44,9 @@ from spintune.teachers.wire import one_line, parse_answer, server_says
 __all__ = ["Budget", "Endpoint", "EndpointTeacher"]
 
 _CONNECT_SECONDS = 10.0
-_LEAST_PATIENCE = 8
-# They belong to the request or to the protocol; n and best_of would also cost more than was reserved.
-_OURS = {
+_MIN_FAILURES_IN_A_ROW = 8
+# Fields that the request or the protocol sets. n and best_of would also cost more than was reserved.
+_RESERVED_FIELDS = {
     *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop"),
     *("presence_penalty", "frequency_penalty", "n", "best_of", "stream", "echo"),
 }
@@ -54,21 +54,23 @@ _OURS = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a teacher is, and how it is asked.
+    """Address of a teacher, and how to ask it.
 
     Attributes:
-        base_url: what comes before ``/chat/completions`` or ``/completions``; it usually ends with ``/v1``.
-        style: "chat" sends the messages. "completions" sends their contents, with empty lines between, and then how the
-            answer begins.
-        key_variable: the environment variable that holds the key for this host; its name ends with API_KEY. "" for no
-            key. None for OPENAI_API_KEY at api.openai.com, and no key elsewhere.
+        base_url: the address before ``/chat/completions`` or ``/completions``; it usually ends with ``/v1``.
+        style: "chat" sends the messages; "completions" sends their contents, separated by empty lines, and then the
+            beginning of the answer.
+        key_variable: the environment variable with the key for this host; its name ends with API_KEY. "" sends no key.
+            None means OPENAI_API_KEY for api.openai.com, and no key for other hosts.
         concurrency: requests under way at a time.
         timeout_seconds: for one attempt, from connecting to the last byte.
-        max_retries: after refusals that may pass (408, 409, 429, 5xx), lost connections and timeouts. The waits are
-            those that the server asks for, up to two minutes, else 0.5 s doubling to 8 s.
-        extra: more fields of the request's JSON, such as ``{"reasoning_effort": "low"}``; None leaves a field out
-            that would be sent otherwise (temperature, top_p).
+        max_retries: after refusals that may pass (408, 409, 429, 5xx), lost connections and timeouts. The server says
+            how long to wait, up to two minutes; if it does not, the waits double from 0.5 s to 8 s.
+        extra: more fields of the request's JSON, such as ``{"reasoning_effort": "low"}``; None leaves out a field that
+            would be sent otherwise (temperature, top_p).
         max_tokens_field: newer models of some providers want "max_completion_tokens".
+
+    Raises RecipeError for values out of range, and for an ``extra`` that sets a field of the request.
     """
 
     base_url: str
@@ -79,7 +81,7 @@ class Endpoint:
     timeout_seconds: float = 300.0
     max_retries: int = 5
     budget: Budget = field(default_factory=Budget)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, object] = field(default_factory=dict)
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
 
     def __post_init__(self) -> None:
@@ -87,24 +89,24 @@ class Endpoint:
             raise RecipeError(
                 "a teacher needs a concurrency of 1 or more, timeout_seconds above 0, max_retries of 0 or more"
             )
-        if ours := sorted(_OURS & set(self.extra)):
-            raise RecipeError(f"extra may not set {', '.join(ours)}: the request does, or its cost would not be known")
+        if reserved := sorted(_RESERVED_FIELDS & set(self.extra)):
+            raise RecipeError(
+                f"extra may not set {', '.join(reserved)}: the request sets it, or its cost would not be known"
+            )
 
 
 class EndpointTeacher:
-    """Asks an endpoint, many requests at a time, through the official client with its retries.
+    """Asks an endpoint many requests at a time, through OpenAI's client and its retries.
 
-    The key goes to the host of ``base_url`` and nowhere else: it is added to a request on the last step before the
-    connection, redirects are not followed, and of the environment nothing else is heeded than the key's variable and,
-    for other machines, the proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY) and the certificates (SSL_CERT_FILE,
-    SSL_CERT_DIR).
+    The key goes to the host of ``base_url`` and nowhere else: the last step before the connection adds it, and no
+    redirect is followed. Of the environment, only these variables are read: the key's, and for other machines those of
+    the proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY) and of certificates (SSL_CERT_FILE, SSL_CERT_DIR).
 
     Args:
-        environment: where the key's variable is looked up.
+        environment: holds the key's variable.
         spent: what earlier runs used of the budget.
 
-    Raises:
-        TeacherError: the address is none, or no key may be, or can be, sent there.
+    Raises TeacherError when the address is not valid, or no key may or can be sent there.
     """
 
     def __init__(self, endpoint: Endpoint, environment: Mapping[str, str], spent: Usage = Usage()) -> None:  # noqa: B008
@@ -124,7 +126,7 @@ class EndpointTeacher:
         return f"{self._endpoint.model} at {self._url.netloc.decode()}"
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         return {
             "kind": "endpoint",
             "base_url": str(self._url),
@@ -135,90 +137,69 @@ class EndpointTeacher:
 
     @property
     def usage(self) -> Usage:
-        """What was used so far, that of earlier runs included."""
+        """What was used so far, by earlier runs as well."""
         return self._ledger.spent
 
     @property
     def dollars(self) -> float:
-        """What it costs at the budget's prices."""
+        """The cost at the budget's prices. [US dollars]"""
         return self._endpoint.budget.cost(self.usage)
 
     def ask(self, requests: Sequence[Request]) -> Generator[tuple[int, Outcome], None, None]:
         """See :class:`spintune.teachers.protocol.Teacher`.
 
-        The requests make progress only while the next outcome is waited for, so that never more than ``concurrency``
-        of them are under way or answered and not yet yielded. Not to be used inside a running event loop.
+        Requests proceed only while the caller waits for the next outcome, so at most ``concurrency`` of them are under
+        way, or answered and not yet yielded. Not for use inside a running event loop.
 
         Raises also TeacherError when max(8, concurrency) requests in a row fail, counted over all calls.
         """
         with asyncio.Runner() as runner:
             outcomes = self._outcomes(requests)
             try:
-                while (found := runner.run(_following(outcomes))) is not None:
+                while (found := runner.run(_next(outcomes))) is not None:
                     yield found
             finally:
                 runner.run(outcomes.aclose())
 
     async def _outcomes(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-        waiting = deque((index, LedgerCall(request, self._ledger)) for index, request in enumerate(requests))
-        under_way: dict[asyncio.Task[Outcome], tuple[int, LedgerCall]] = {}
-        trouble: BaseException | None = None
-        async with self._client() as client:
-            try:
-                while waiting or under_way:
-                    # near the end of the budget fewer are under way at a time, and the last ones one by one
-                    while waiting and len(under_way) < self._endpoint.concurrency and waiting[0][1].reserve():
-                        index, call = waiting.popleft()
-                        under_way[asyncio.create_task(self._one(client, call))] = index, call
-                    if not under_way:
-                        raise BudgetError(self._used_up())
-                    done, _ = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                    for task in sorted(done, key=lambda task: under_way[task][0]):
-                        index, call = under_way.pop(task)
-                        match task.exception():
-                            case None:
-                                outcome = call.settle(task.result())
-                                trouble = trouble or self._silence(outcome)
-                                yield index, outcome
-                            case OutOfBudgetError():
-                                waiting.appendleft((index, call))
-                            case error:
-                                call.release()
-                                trouble = trouble or error
-                    if trouble:  # only now: what came along with it has been yielded
-                        raise trouble
-            finally:
-                for task, (_, call) in under_way.items():
-                    task.cancel()
-                    call.give_up()
-                await asyncio.gather(*under_way, return_exceptions=True)
+        async with self._client() as client, _Calls(requests, self._ledger, self._endpoint.concurrency) as calls:
+            while calls.unfinished:
+                calls.start(lambda call: self._one(client, call))
+                if not calls.under_way:
+                    raise BudgetError(self._used_up())
+                for index, outcome in calls.settled(await calls.done()):
+                    calls.trouble = calls.trouble or self._silence(outcome)
+                    yield index, outcome
+                if calls.trouble:  # only now: what finished along with it has been yielded
+                    raise calls.trouble
 
     def _silence(self, outcome: Outcome) -> TeacherError | None:
-        """One failure says something about its request; many in a row say it about the teacher."""
+        """The error for too many failures in a row: one may be the request's fault, many are the teacher's."""
         if isinstance(outcome, Reply):
             self._in_a_row = 0
             return None
         self._in_a_row += 1
-        if self._in_a_row < max(_LEAST_PATIENCE, self._endpoint.concurrency):
+        if self._in_a_row < max(_MIN_FAILURES_IN_A_ROW, self._endpoint.concurrency):
             return None
         last = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
         return TeacherError(
-            f"{self._url}: no answer for {self._in_a_row} requests in a row (last: {last}); see to it and run again"
+            f"{self._url}: no answer for {self._in_a_row} requests in a row (last: {last}); "
+            "check the server and run again"
         )
 
     def _used_up(self) -> str:
         budget, usage = self._endpoint.budget, self.usage
         price = "" if budget.dollars is None else f" (${self.dollars:,.2f})"
         return (
-            f"{self.name}: {usage.tokens:,} tokens{price} are spent for {usage.requests:,} requests, and the budget of "
-            f"{budget} does not cover what the next one may cost; all replies are kept; raise the budget and run again"
+            f"{self.name}: {usage.requests:,} requests used {usage.tokens:,} tokens{price}, and the budget of {budget} "
+            "does not cover what the next one may cost; all replies are kept; raise the budget and run again"
         )
 
     def _client(self) -> openai.AsyncOpenAI:
         limits = httpx2.Limits(max_connections=self._endpoint.concurrency)
         network = httpx2.AsyncHTTPTransport(verify=self._tls, trust_env=False, limits=limits, proxy=self._proxy)
         return openai.AsyncOpenAI(
-            api_key="none",  # the key itself is the door's business
+            api_key="none",  # AuthTransport adds the key
             base_url=str(self._url),
             max_retries=self._endpoint.max_retries,
             timeout=httpx2.Timeout(None, connect=min(_CONNECT_SECONDS, self._endpoint.timeout_seconds / 2)),
@@ -230,6 +211,7 @@ class EndpointTeacher:
         )
 
     async def _one(self, client: openai.AsyncOpenAI, call: LedgerCall) -> Outcome:
+        """Asks one request. Raises TeacherError when asking others is useless too."""
         CALL.set(call)
         path = "/chat/completions" if self._endpoint.style == "chat" else "/completions"
         try:
@@ -246,7 +228,7 @@ class EndpointTeacher:
         return outcome
 
     def _refusal(self, error: openai.APIStatusError) -> Outcome:
-        """What a status other than 200 says about the request; or TeacherError, where it says it about all of them."""
+        """The failure that an error status means for its request. Raises TeacherError if it concerns all requests."""
         says = server_says(error.body)
         quoted = f" (the server says: {says})" if says else ""
         match error.status_code:
@@ -278,11 +260,11 @@ class EndpointTeacher:
 
     def _about_key(self) -> str:
         if not self._key_variable:
-            return "it wants a key; export one in a variable ..._API_KEY and name that as the teacher's key_variable"
-        return f"the key in {self._key_variable} is not accepted; export the right one"
+            return "the server wants a key; export it as a variable ..._API_KEY and give its name as key_variable"
+        return f"the server does not accept the key in {self._key_variable}; export the right one"
 
     def _no_connection(self, cause: BaseException) -> Outcome:
-        """A lost connection, as outcome; TeacherError when there never was one."""
+        """The failure of a lost connection. Raises TeacherError if there was no connection at all."""
         match cause:
             case httpx2.ConnectError() | httpx2.ConnectTimeout() | httpx2.ProxyError() | ssl.SSLError():
                 through = " through the proxy" if self._proxy else ""
@@ -293,22 +275,76 @@ class EndpointTeacher:
             case httpx2.TimeoutException():
                 return Failure("timeout", f"no answer in {self._endpoint.timeout_seconds:g} s")
             case httpx2.DecodingError():
-                return Failure("malformed", "its compression is broken")
+                return Failure("malformed", "the response cannot be decompressed")
         return Failure("disconnected", one_line(str(cause)))
 
 
-async def _following(outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> tuple[int, Outcome] | None:
+async def _next(outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> tuple[int, Outcome] | None:
     return await anext(outcomes, None)
 
 
-def _body(endpoint: Endpoint, request: Request) -> dict[str, Any]:
-    """The request's JSON. Penalties and stop are left out where they do nothing: some models refuse the mere names."""
-    body: dict[str, Any] = {"model": endpoint.model}
+class _Calls:
+    """The requests of one call to ``ask``: those that wait, and those under way.
+
+    On exit, requests under way are cancelled, and count as charged.
+
+    Attributes:
+        trouble: the error to raise once the outcomes that came with it are yielded.
+    """
+
+    def __init__(self, requests: Sequence[Request], ledger: Ledger, concurrency: int) -> None:
+        self._waiting = deque((index, LedgerCall(request, ledger)) for index, request in enumerate(requests))
+        self._concurrency = concurrency
+        self.under_way: dict[asyncio.Task[Outcome], tuple[int, LedgerCall]] = {}
+        self.trouble: BaseException | None = None
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._waiting or self.under_way)
+
+    def start(self, ask: Callable[[LedgerCall], Coroutine[None, None, Outcome]]) -> None:
+        """Starts as many requests as concurrency and budget allow: near the end of a budget fewer, the last singly."""
+        waiting = self._waiting
+        while waiting and len(self.under_way) < self._concurrency and waiting[0][1].reserve():
+            index, call = waiting.popleft()
+            self.under_way[asyncio.create_task(ask(call))] = index, call
+
+    async def done(self) -> list[asyncio.Task[Outcome]]:
+        """Waits until a request is done, and returns all that are, in their order."""
+        done, _ = await asyncio.wait(self.under_way, return_when=asyncio.FIRST_COMPLETED)
+        return sorted(done, key=lambda task: self.under_way[task][0])
+
+    def settled(self, done: Sequence[asyncio.Task[Outcome]]) -> Iterator[tuple[int, Outcome]]:
+        """Settles requests with the budget one by one, and yields their outcomes."""
+        for task in done:
+            index, call = self.under_way.pop(task)
+            match task.exception():
+                case None:
+                    yield index, call.settle(task.result())
+                case OutOfBudgetError():
+                    self._waiting.appendleft((index, call))
+                case error:
+                    call.release()
+                    self.trouble = self.trouble or error
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task, (_, call) in self.under_way.items():
+            task.cancel()
+            call.give_up()
+        await asyncio.gather(*self.under_way, return_exceptions=True)
+
+
+def _body(endpoint: Endpoint, request: Request) -> dict[str, object]:
+    """The request's JSON. Penalties and stop are left out where they do nothing: some models refuse their names."""
+    body: dict[str, object] = {"model": endpoint.model}
     if endpoint.style == "chat":
         body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
     else:
         body["prompt"] = "\n\n".join(m.content for m in request.messages) + request.begin
-    # servers have defaults of their own for these two (generation_config.json), so they are always said
+    # always sent, because servers have defaults of their own for these two (generation_config.json)
     body |= {"temperature": request.temperature, "top_p": request.top_p}
     body[endpoint.max_tokens_field] = request.max_tokens
     if request.presence_penalty:

@@ -1,23 +1,38 @@
-"""What is asked of a teacher or a judge, what comes back, and what it may cost."""
+"""Requests to a teacher or a judge, its replies, what they may cost, and what a teacher has to offer.
+
+A teacher of your own is any object with a ``name``, an ``identity`` and ``ask``::
+
+    class Shouting:
+        name = "shouting"
+        identity = {"kind": "shouting", "version": 1}
+
+        def ask(self, requests):
+            for index, request in enumerate(requests):
+                yield index, Reply(request.messages[-1].content.upper())
+
+Pass it to :func:`spintune.synthesis.pipeline.synthesize`, or make it known to recipes with
+:func:`spintune.teachers.registry.register_teacher`. For a plain function of the request, there is
+:class:`spintune.teachers.scripted.ScriptedTeacher`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from spintune.records import Message
 
 Ending = Literal["stop", "length", "refused"]
 
-# A chat template adds markers to each message, and some add a system prompt of their own. [tokens]
+# A chat template adds markers to each message, and some templates add a system prompt. [tokens]
 _TEMPLATE_TOKENS_PER_MESSAGE = 16
 _TEMPLATE_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class Usage:
-    """How much was asked for, by the provider's own count. Prices are the budget's business."""
+    """Requests made, and tokens by the provider's own count."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -43,15 +58,17 @@ class Usage:
 
 @dataclass(frozen=True)
 class Request:
-    """One question to a teacher. Equal requests have equal replies, so ``draw`` tells repeated ones apart.
+    """One question to a teacher. Equal requests get equal replies; ``draw`` tells repetitions of a request apart.
+
+    All fields are part of the key of a stored reply, so a new field would make every stored reply unusable.
 
     Attributes:
         messages: the conversation; it ends with a user message.
-        begin: how the answer begins. A teacher that can continues it (a completions endpoint, a model on this machine);
-            a chat endpoint is only told what the messages tell it. A reply may or may not repeat it.
-        max_tokens: room for the answer. [tokens]
-        stop: texts that end the answer; they are not part of it.
-        draw: number among equal requests.
+        begin: how the answer begins. A model on this machine and a completions endpoint continue it; a chat endpoint
+            does not see it. A reply may or may not repeat it.
+        max_tokens: longest answer. [tokens]
+        stop: texts that end the answer and are not part of it.
+        draw: number among otherwise equal requests.
     """
 
     messages: tuple[Message, ...]
@@ -66,10 +83,10 @@ class Request:
 
     @property
     def ceiling(self) -> Usage:
-        """The most that one attempt to answer can use, without knowing the tokenizer.
+        """The most that one attempt to answer can use, for any tokenizer.
 
-        A token stands for at least one byte, so the UTF-8 length bounds the prompt; the rest is room for a chat
-        template. Four bytes of English make about one token: most of this comes back once the answer is there.
+        A token stands for at least one byte, so the UTF-8 length bounds the prompt; the rest is for a chat template.
+        Four bytes of English make about one token, so most of the ceiling is free again once the answer has come.
 
             >>> Request((Message("user", "hello"),), max_tokens=10).ceiling
             Usage(requests=0, prompt_tokens=277, completion_tokens=10)
@@ -78,61 +95,43 @@ class Request:
         template = _TEMPLATE_TOKENS + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages)
         return Usage(0, sum(len(text.encode()) for text in texts) + template, self.max_tokens)
 
-    def to_json(self) -> dict[str, Any]:
-        messages = [{"role": m.role, "content": m.content} for m in self.messages]
-        return {**vars(self), "messages": messages, "stop": list(self.stop)}
-
 
 @dataclass(frozen=True)
 class Reply:
-    """What a teacher wrote.
+    """A teacher's answer.
 
     Attributes:
-        ending: "length" when it ran out of room, "refused" when the provider withheld it (content filter).
-        prompt_tokens, completion_tokens: what the provider counted; None when it did not say.
-        lost: attempts before this one that broke off and may have been charged all the same.
+        ending: "length" if it reached ``max_tokens``, "refused" if the provider withheld it (content filter).
+        prompt_tokens, completion_tokens: the provider's count; None if it gave none.
+        lost: earlier attempts that broke off and may have been charged.
     """
 
     text: str
-    ending: Ending
+    ending: Ending = "stop"
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     lost: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Reply:
-        return cls(**row)
-
 
 @dataclass(frozen=True)
 class Failure:
-    """A request that got no usable answer, after all retries.
+    """A request without a usable answer, after all retries.
 
     Attributes:
-        reason: a short name to count by.
-        lost: attempts that may have been charged all the same; none when the provider refused each of them.
+        reason: a short name, by which failures are counted.
+        lost: attempts that may have been charged; 0 if the provider refused each of them.
     """
 
     reason: str
     detail: str = ""
     lost: int = 0
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> Failure:
-        return cls(**row)
-
 
 Outcome = Reply | Failure
 
 
 def usage_of(request: Request, outcome: Outcome) -> Usage:
-    """What an outcome used. Where nobody counted, the ceiling stands: rather too much than too little."""
+    """What an outcome used. Where the provider gave no count, the ceiling counts, so that a budget is never passed."""
     ceiling = request.ceiling
     used = Usage(requests=1) + ceiling * outcome.lost
     if isinstance(outcome, Failure):
@@ -149,18 +148,21 @@ class Teacher(Protocol):
 
     @property
     def name(self) -> str:
-        """What stands in the provenance of an example: the model, and where it runs."""
+        """What people read, and what the provenance of an example says: the model, and where it runs."""
 
     @property
-    def identity(self) -> dict[str, Any]:
-        """What an answer depends on besides the request; no secrets."""
+    def identity(self) -> Mapping[str, object]:
+        """What an answer depends on besides the request, as JSON values; no secrets.
 
-    def ask(self, requests: Sequence[Request]) -> Generator[tuple[int, Outcome], None, None]:
-        """Yields the outcome of each request with its index, in the order in which they come.
+        Replies are stored under identity and request: a teacher with another identity is asked anew.
+        """
 
-        Closing the generator gives up what is under way.
+    def ask(self, requests: Sequence[Request]) -> Iterable[tuple[int, Outcome]]:
+        """Yields the outcome of each request with its index, in any order.
+
+        Each outcome is stored as soon as it is yielded. A generator is closed when nobody waits for the rest.
 
         Raises:
-            TeacherError: nothing can come of asking on (no key, no such model or address).
-            BudgetError: the next request could pass the budget; outcomes before it were yielded.
+            TeacherError: asking on is useless (no key, no such model or address).
+            BudgetError: the next request could pass the budget; the outcomes before it were yielded.
         """

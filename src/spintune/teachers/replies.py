@@ -1,17 +1,18 @@
-"""What teachers answered, kept on disk: nothing is asked, or paid, twice."""
+"""The replies of teachers, stored on disk so that nothing is asked or paid twice."""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import orjson
 
-from spintune.errors import RunError, StorageError
+from spintune.errors import RunError, StorageError, TeacherError
 from spintune.storage import digest_json, storage_errors
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Teacher, Usage, usage_of
 
@@ -20,14 +21,14 @@ _BUSY_SECONDS = 60
 
 
 class Replies:
-    """A file of outcomes by (teacher's identity, request), and of what each teacher was asked for in all.
+    """A file of outcomes by teacher and request, and of what each teacher was asked in all. None: kept in memory.
 
-    Every outcome is one transaction of SQLite in write-ahead mode: a killed process loses none that it was told to
-    keep, several processes may share the file, and a power cut leaves it whole (it may cost the last few outcomes:
-    an fsync for each would take longer than many a teacher).
+    Every outcome is one SQLite transaction in write-ahead mode: a killed process loses no outcome that it stored, and
+    several processes may share the file. A power cut leaves the file whole but may cost the last few outcomes: an fsync
+    for each would take longer than many a teacher's answer.
 
     Raises:
-        RunError: the file is damaged, of another kind or version, or another process keeps it locked.
+        RunError: the file is damaged, of another kind or version, or locked by another process.
         StorageError: the disk is full, read-only or out of reach.
     """
 
@@ -46,7 +47,7 @@ class Replies:
             raise
 
     def _open(self) -> None:
-        # before anything is written: a file that is something else has to stay as it is
+        # checked before writing: a file of another kind must stay as it is
         if (found := self._format()) == 0:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
@@ -66,7 +67,7 @@ class Replies:
         self._database.execute("PRAGMA synchronous = NORMAL")
 
     def _format(self) -> int:
-        """Version of the file's layout; 0 for a new file, -1 for somebody else's."""
+        """Version of the file's layout; 0 for a new file, -1 for a file of another kind."""
         (version,) = self._database.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in self._database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         if not version and not tables:
@@ -74,22 +75,22 @@ class Replies:
         return int(version) if {"outcomes", "spent"} <= tables else -1
 
     def find(self, key: str) -> Outcome | None:
-        """The outcome that is kept under a :func:`request_key`."""
+        """The outcome stored under a :func:`request_key`, or None."""
         with self._errors():
             row = self._database.execute("SELECT outcome, checksum FROM outcomes WHERE key = ?", (key,)).fetchone()
         if row is None:
             return None
         if _checksum(key, row[0]) != row[1]:
-            raise RunError(self._damaged("a checksum does not fit"))
+            raise RunError(self._damaged("a checksum is wrong"))
         kind, value = orjson.loads(row[0])
-        return Reply.from_json(value) if kind == "reply" else Failure.from_json(value)
+        return Reply(**value) if kind == "reply" else Failure(**value)
 
-    def add(self, identity: dict[str, Any], usage: Usage, outcomes: Iterable[tuple[str, Outcome]] = ()) -> None:
-        """Keeps outcomes by their keys, and adds to what the teacher was asked for: both or neither."""
+    def add(self, identity: Mapping[str, object], usage: Usage, outcomes: Iterable[tuple[str, Outcome]] = ()) -> None:
+        """Stores outcomes under their keys, and adds to what the teacher was asked: both or neither."""
         rows = []
         for key, outcome in outcomes:
             kind = "reply" if isinstance(outcome, Reply) else "failure"
-            value = orjson.dumps([kind, outcome.to_json()])
+            value = orjson.dumps([kind, outcome])
             rows.append((key, value, _checksum(key, value)))
         totals = (digest_json(identity), usage.requests, usage.prompt_tokens, usage.completion_tokens)
         with self._errors(), self._database:
@@ -102,10 +103,10 @@ class Replies:
                 totals,
             )
 
-    def spent(self, identity: dict[str, Any]) -> Usage:
-        """What a teacher was asked for, by every process that used this file.
+    def spent(self, identity: Mapping[str, object]) -> Usage:
+        """What a teacher was asked, by every process that used this file.
 
-        What was under way when a process was killed or gave up is not in it: nobody knows what was charged for that.
+        It leaves out requests that were under way when a process was killed or gave up: nobody knows their cost.
         """
         with self._errors():
             row = self._database.execute(
@@ -115,6 +116,7 @@ class Replies:
         return Usage(*row) if row else Usage()
 
     def close(self) -> None:
+        """Closes the file."""
         with self._errors():
             self._database.close()
 
@@ -125,11 +127,11 @@ class Replies:
         self.close()
 
     def _damaged(self, how: object) -> str:
-        return f"{self.path}: damaged ({how}); restore it, or delete it, and its requests are asked, and paid, again"
+        return f"{self.path}: damaged ({how}); restore it, or delete it to ask, and pay, all its requests again"
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns SQLite's errors into one clear line."""
+        """Turns SQLite's errors into RunError and StorageError."""
         try:
             yield
         except sqlite3.ProgrammingError:  # ours, not the file's
@@ -146,9 +148,9 @@ def _checksum(key: str, value: bytes) -> int:
     return zlib.crc32(value, zlib.crc32(key.encode()))
 
 
-def request_key(identity: dict[str, Any], request: Request) -> str:
-    """What an outcome is kept under."""
-    return digest_json({"teacher": identity, "request": request.to_json()})
+def request_key(identity: Mapping[str, object], request: Request) -> str:
+    """The key under which a teacher's outcome is stored."""
+    return digest_json({"teacher": identity, "request": asdict(request)})
 
 
 def answer(
@@ -157,18 +159,18 @@ def answer(
     requests: Sequence[Request],
     on_outcome: Callable[[Request, Outcome], None] = lambda request, outcome: None,
 ) -> list[Outcome]:
-    """Outcomes in the order of the requests: from the file where it has them, else from the teacher.
+    """The outcomes in the order of the requests: stored ones from the file, the others from the teacher.
 
-    Equal requests are asked once. A reply is on disk before ``on_outcome`` hears of it; whatever ends the call
-    (TeacherError, BudgetError, an interrupt), the replies that came before are kept.
+    Equal requests are asked once. A reply is on disk before ``on_outcome`` sees it; whatever ends the call
+    (TeacherError, BudgetError, an interrupt), the replies before it are kept.
 
-    A failure is final, and kept, once a reply came after it in the same call or the call ended without an exception:
-    a run that is started again then meets the same outcomes and takes the same way. Failures at the end of a call that
-    was broken off speak of the teacher more than of the requests, nobody has seen their outcomes yet, and they are
-    asked again; what they used is counted in any case.
+    A failure is final, and stored, once a reply came after it in the same call or the call ended without an exception:
+    a run that starts again then meets the same outcomes and takes the same path. Failures at the end of a call that
+    broke off say more about the teacher than about the requests. Their requests are asked again, and what they used
+    counts in any case.
 
     Args:
-        on_outcome: called for every distinct request, with those of the file first.
+        on_outcome: called for every distinct request, stored outcomes first.
     """
     identity = teacher.identity
     keys = [request_key(identity, request) for request in requests]
@@ -180,7 +182,7 @@ def answer(
             on_outcome(request, known)
     missing = [key for key in distinct if key not in outcomes]
     failures: list[tuple[str, Outcome]] = []
-    with contextlib.closing(teacher.ask([distinct[key] for key in missing])) as coming:
+    with _asked(teacher, [distinct[key] for key in missing]) as coming:
         for index, outcome in coming:
             key = missing[index]
             request = distinct[key]
@@ -195,4 +197,17 @@ def answer(
             on_outcome(request, outcome)
     if failures:
         replies.add(identity, Usage(), failures)
+    if unanswered := len(distinct) - len(outcomes):
+        raise TeacherError(f"{teacher.name} yielded no outcome for {unanswered} of {len(missing)} requests; correct it")
     return [outcomes[key] for key in keys]
+
+
+@contextlib.contextmanager
+def _asked(teacher: Teacher, requests: Sequence[Request]) -> Iterator[Iterable[tuple[int, Outcome]]]:
+    """The teacher's outcomes. A generator is closed in the end, which gives up what is under way."""
+    coming = teacher.ask(requests)
+    try:
+        yield coming
+    finally:
+        if isinstance(coming, Generator):
+            coming.close()

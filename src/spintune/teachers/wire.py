@@ -1,7 +1,8 @@
-"""What an endpoint's JSON says."""
+"""The answer in the JSON of an endpoint."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import orjson
@@ -12,8 +13,10 @@ _ENDINGS: dict[str, Ending] = {"length": "length", "content_filter": "refused"}
 
 
 def parse_answer(content: bytes, style: Literal["chat", "completions"]) -> Outcome:
-    """The answer in a response. A finish reason other than "length" and "content_filter" is a stop: servers name a
-    stop token in words of their own.
+    """The answer in a response.
+
+    Every finish reason other than "length" and "content_filter" counts as a stop: servers have names of their own for
+    it.
     """
     try:
         document = orjson.loads(content)
@@ -21,9 +24,11 @@ def parse_answer(content: bytes, style: Literal["chat", "completions"]) -> Outco
         return Failure("malformed", f"not JSON: {one_line(content.decode(errors='replace'))}")
     match document:
         case {"choices": [{**choice}, *_]}:
-            pass
-        case _:
-            return Failure("malformed", f"no choices: {server_says(document)}")
+            return _parse_choice(choice, document.get("usage"), style)
+    return Failure("malformed", f"no choices: {server_says(document)}")
+
+
+def _parse_choice(choice: Mapping[object, object], usage: object, style: Literal["chat", "completions"]) -> Outcome:
     reason = choice.get("finish_reason")
     ending = _ENDINGS.get(reason, "stop") if isinstance(reason, str) else "stop"
     text, refusal = choice.get("text"), None
@@ -32,11 +37,10 @@ def parse_answer(content: bytes, style: Literal["chat", "completions"]) -> Outco
         text, refusal = (message.get("content"), message.get("refusal")) if isinstance(message, dict) else (None, None)
     if text is None and isinstance(refusal, str):
         text, ending = refusal, "refused"
-    if text is None and ending != "stop":  # withheld, or all of the room went to hidden reasoning
+    if text is None and ending != "stop":  # withheld, or hidden reasoning used up all tokens
         text = ""
     if not isinstance(text, str):
         return Failure("malformed", "an answer without text")
-    usage = document.get("usage")
     return Reply(text, ending, _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens"))
 
 
@@ -46,7 +50,7 @@ def _tokens(usage: object, name: str) -> int | None:
 
 
 def server_says(body: object) -> str:
-    """A server's own words for an error, as far as they fit on a line."""
+    """What a server says about an error, on one line."""
     if isinstance(body, dict):
         error = body.get("error", body)
         body = next((error[k] for k in ("message", "detail") if k in error), "") if isinstance(error, dict) else error
@@ -54,7 +58,7 @@ def server_says(body: object) -> str:
 
 
 def one_line(text: str) -> str:
-    """At most 200 characters, none of them a control character that a terminal would obey."""
+    """The text on one line of at most 200 characters, without control characters that a terminal would obey."""
     printable = "".join(c if c.isprintable() else " " for c in text[:4000])
     line = " ".join(printable.split())
     return line if len(line) <= 200 else line[:199] + "…"
