@@ -17,9 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spintune.data.file_rows import FileRow, instruction_prompt
+from spintune.data.formats import FORMATS, Conversation, Format, register_format
 from spintune.data.sources import Collection, Source, SourceResult, read_source, read_sources
-from spintune.errors import DataError
+from spintune.errors import DataError, RecipeError
 from spintune.progress import Silent
+from spintune.recipe import parse_recipe
 from spintune.records import Message
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -45,7 +48,7 @@ def messages(path: Path, **options: Any) -> list[list[tuple[str, str]]]:
 
 
 def error(path: Path | str, **options: Any) -> str:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises((DataError, RecipeError)) as caught:
         read(path, **options)
     text = str(caught.value)
     assert "\n" not in text
@@ -127,13 +130,48 @@ def test_text_is_kept_verbatim(tmp_path: Path) -> None:
 
 def test_an_unknown_format_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])
-    assert error(path, format="alpacca") == "unknown data format 'alpacca'; did you mean 'alpaca'?"
+    assert error(path, format="alpacca") == "there is no data format 'alpacca'; did you mean alpaca?"
 
 
 def test_an_unknown_format_like_no_other_is_an_error_with_all_names(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])
-    expected = "unknown data format 'xyz'; use auto, chat, sharegpt, seeds, alpaca, prompt, qa, spin, preference"
+    expected = "there is no data format 'xyz'; use one of chat, sharegpt, seeds, alpaca, prompt, qa, spin, preference"
     assert error(path, format="xyz") == expected
+
+
+def _dolly(row: FileRow) -> Iterator[Conversation]:
+    question = instruction_prompt(row.text("instruction", "a prompt"), row.text("context", "a context"))
+    yield Message("user", question), Message("assistant", row.text("response", "an answer"))
+
+
+@pytest.fixture
+def dolly() -> Iterator[Format]:
+    format = Format("dolly", (("instruction", "context", "response"),), _dolly)
+    register_format(format)
+    yield format
+    FORMATS.unregister("dolly")
+
+
+def test_a_registered_format_is_recognized_and_may_be_named(tmp_path: Path, dolly: Format) -> None:
+    row = {"instruction": "Add.", "context": "2 3", "response": "5", "output": "also Alpaca's keys"}
+    path = write_lines(tmp_path, [row])
+    assert read(path).format == "dolly"  # a user's format comes before the built-in ones
+    assert messages(path) == messages(path, format="dolly") == [[("user", "Add.\n\n2 3"), ("assistant", "5")]]
+    assert read(path, format="alpaca").examples[0].answer == "also Alpaca's keys"
+    recipe = parse_recipe({"model": "m", "out": "o", "data": {"train": {"path": str(path), "format": "dolly"}}}, "test")
+    assert recipe.data is not None
+    assert recipe.data.train[0].format == "dolly"
+
+
+def test_a_format_that_a_recipe_names_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data.train.0.format: there is no data format 'doly'; use one of chat, "):
+        parse_recipe({"model": "m", "out": "o", "data": {"train": {"path": "x", "format": "doly"}}}, "test")
+
+
+def test_a_name_is_given_to_one_format(dolly: Format) -> None:
+    register_format(dolly)
+    with pytest.raises(RecipeError, match="there is a data format named 'dolly' already"):
+        register_format(Format("dolly", (("q",),), _dolly))
 
 
 def test_rows_that_fit_no_format_are_an_error_that_lists_keys_and_formats(tmp_path: Path) -> None:
@@ -492,7 +530,7 @@ def test_a_limit_below_one_is_an_error(tmp_path: Path) -> None:
 
 def test_sources_that_leave_nothing_are_an_error_with_the_reasons(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [{**ROW, "output": ""}, {**ROW, "instruction": ""}])
-    with pytest.raises(DataError) as caught:
+    with pytest.raises((DataError, RecipeError)) as caught:
         read_sources([Source(str(path))], seed=7)
     assert str(caught.value) == (
         f"{path}: no examples are left (1 empty_answer, 1 empty_prompt); give data with answers"

@@ -119,7 +119,7 @@ def test_a_task_file_that_is_wrong_is_named_with_its_key(tmp_path: Path, change:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"options": ["a", "b"], "right": 0}, r"quiz\.jsonl:3: 'question' is missing; fill it in"),
+        ({"options": ["a", "b"], "right": 0}, r"quiz\.jsonl:3: no 'question'; the row has: "),
         ({"question": None, "options": ["a", "b"], "right": 0}, r"quiz\.jsonl:3: 'question' is null"),
         ({"question": ["x"], "options": ["a", "b"], "right": 0}, r"quiz\.jsonl:3: 'question' is a list, not a text"),
         ({"question": "x", "options": "a", "right": 0}, r"quiz\.jsonl:3: 'options' is a text, not the choices"),

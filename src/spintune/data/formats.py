@@ -12,25 +12,35 @@ preference ``prompt``, ``chosen``, ``rejected``: texts or messages      TRL, LLa
 =========  ===========================================================  ==================================
 
 Text is kept verbatim, white space included, with one exception: ``prompt`` rows lose an ``<|endoftext|>`` that ends
-their answer, because there it is the previous tokenizer's stop token written out, not text.
+their answer. There it is the stop token of another tokenizer, written out, and not text.
+
+Users add formats of their own, from Python or by an entry point of the group ``spintune.formats``::
+
+    def dolly(row: FileRow) -> Iterator[Conversation]:
+        question = instruction_prompt(row.text("instruction", "a prompt"), row.text("context", "a context"))
+        yield Message("user", question), Message("assistant", row.text("response", "an answer"))
+
+    register_format(Format("dolly", (("instruction", "context", "response"),), dolly))
+
+After that a recipe may say ``format: dolly``, and rows with these keys are recognized without it.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.errors import DataError
+from spintune.plugins import Table
 from spintune.records import Message, Role
 
 Conversation = tuple[Message, ...]
 
 AUTO = "auto"
+"""In the place of a format's name: recognize it by the keys of the first rows."""
 
 _END_OF_TEXT = "<|endoftext|>"
-NO_INPUT = "<noinput>"  # how text-davinci-003 said "this task needs no input" in the Alpaca data
 
 _CHAT_ROLES: dict[str, Role] = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT_ROLES: dict[str, Role] = {
@@ -44,93 +54,52 @@ _SHAREGPT_ROLES: dict[str, Role] = {
     "bard": "assistant",
 }
 
-_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
-
-
-@dataclass(frozen=True)
-class FileRow:
-    """One object of a file. ``where`` (``file:line`` or ``file: row N``) begins every error about it."""
-
-    values: dict[str, Any]
-    where: str
-
-    @classmethod
-    def of(cls, value: Any, where: str) -> FileRow:
-        """Raises DataError when ``value`` is not an object with keys."""
-        if not isinstance(value, dict):
-            raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; mend or delete the row")
-        return cls(value, where)
-
-    def text(self, key: str, what: str) -> str:
-        """The text under ``key``; ``what`` says what the row lacks without it ("an answer").
-
-        Raises DataError when the key is missing, null, or anything but text.
-        """
-        value = self.values.get(key)
-        if value is None:
-            state = "is null" if key in self.values else "is missing"
-            raise DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
-        if isinstance(value, str):
-            return value
-        advice = "quote it" if isinstance(value, bool | int | float) else "give it as one text"
-        raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a text; {advice}")
-
-    def objects(self, key: str, what: str) -> Iterator[FileRow]:
-        """The objects of the list under ``key``.
-
-        Raises DataError when the key is missing or null, the list is empty, or anything in it is not an object.
-        """
-        value = self.values.get(key)
-        if value is None or value == []:
-            state = "is empty" if value == [] else "is null" if key in self.values else "is missing"
-            raise DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
-        if not isinstance(value, list):
-            raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a list; give it as a list of objects")
-        for number, item in enumerate(value, 1):
-            yield FileRow.of(item, f"{self.where}: {key} {number}")
-
 
 @dataclass(frozen=True)
 class Format:
-    """A way to write examples down. A row has the format when it has all keys of one of ``needs``."""
+    """A row format.
+
+    Attributes:
+        name: what a recipe calls it.
+        keys: a row has the format when it has all keys of one of these groups.
+        conversations: the conversations that a row holds, each of which ends with an assistant's turn; most formats
+            hold one. Raises DataError, which begins with ``row.where``, for a row that holds none.
+    """
 
     name: str
-    needs: tuple[tuple[str, ...], ...]
+    keys: tuple[tuple[str, ...], ...]
     conversations: Callable[[FileRow], Iterator[Conversation]]
 
-    def fits(self, values: dict[str, Any]) -> bool:
-        return any(all(key in values for key in keys) for keys in self.needs)
+    def fits(self, values: Mapping[str, object]) -> bool:
+        """Whether a row with these values has the format."""
+        return any(all(key in values for key in group) for group in self.keys)
 
     def __str__(self) -> str:
-        return f"{self.name} ({' or '.join(', '.join(keys) for keys in self.needs)})"
+        return f"{self.name} ({' or '.join(', '.join(group) for group in self.keys)})"
 
 
-def kind_of(value: Any) -> str:
-    """A JSON value's type in a reader's words."""
-    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+def register_format(format: Format) -> None:
+    """Makes a format known to recipes and to recognition. Raises RecipeError when its name is taken."""
+    FORMATS.register(format.name, format)
 
 
-def format_named(name: str) -> Format:
-    """The format of that name. Raises DataError, with a suggestion, when there is none."""
-    for known in FORMATS:
-        if known.name == name:
-            return known
-    names = [known.name for known in FORMATS]
-    close = difflib.get_close_matches(name, names, 1)
-    advice = f"did you mean '{close[0]}'?" if close else f"use {AUTO}, {', '.join(names)}"
-    raise DataError(f"unknown data format '{name}'; {advice}")
+def all_formats() -> list[Format]:
+    """Every format in the order of recognition: users' own first, since they may extend the keys of a built-in one."""
+    own = [FORMATS[name] for name in FORMATS if name not in _BUILTIN_NAMES]
+    return [*own, *BUILTIN_FORMATS]
 
 
-def recognise(rows: Iterable[dict[str, Any]]) -> Format | None:
+def recognize(rows: Iterable[Mapping[str, object]]) -> Format | None:
     """The format of the first row that has one, or None."""
-    return next((known for values in rows for known in FORMATS if known.fits(values)), None)
+    known = all_formats()
+    return next((format for values in rows for format in known if format.fits(values)), None)
 
 
 def drop_reason(conversation: Conversation) -> str | None:
-    """Why a well-formed conversation is of no use: "empty_prompt", "empty_answer", or None when it is of use.
+    """Why a well-formed conversation is dropped: "empty_prompt", "empty_answer", or None when it is kept.
 
-    White space alone is empty. In a conversation of several turns one empty user or assistant turn is enough, since a
-    player would learn to read or write it; an empty system message is a choice and stays.
+    White space alone is empty. One empty user or assistant turn among several is enough, since a model would learn to
+    read or write it; an empty system message is a choice and stays.
     """
     empty = {message.role for message in conversation if not message.content.strip()}
     return "empty_prompt" if "user" in empty else "empty_answer" if "assistant" in empty else None
@@ -143,12 +112,10 @@ def _turn(prompt: str, answer: str) -> Conversation:
 def _instruction(row: FileRow, task: FileRow) -> str:
     """The user message of an instruction with an optional input.
 
-    An empty instruction stays empty, whatever the input, so that the row is counted as one without a prompt.
+    A blank instruction stays blank, whatever the input, so that the row counts as one without a prompt.
     """
-    instruction = row.text("instruction", "a prompt")
-    context = "" if task.values.get("input") is None else task.text("input", "an input")
-    no_context = context.strip().lower() in ("", NO_INPUT)
-    return instruction if no_context or not instruction.strip() else f"{instruction}\n\n{context}"
+    instruction, task_input = row.text("instruction", "a prompt"), task.task_input()
+    return instruction_prompt(instruction, task_input) if instruction.strip() else instruction
 
 
 def _alpaca(row: FileRow) -> Iterator[Conversation]:
@@ -230,7 +197,7 @@ def _with_prompt(conversation: Conversation, row: FileRow) -> Conversation:
 
 
 # In the order of recognition: chat data often carries a `prompt` beside its `messages`.
-FORMATS: tuple[Format, ...] = (
+BUILTIN_FORMATS = (
     Format("chat", (("messages",),), _chat),
     Format("sharegpt", (("conversations",),), _sharegpt),
     Format("seeds", (("instruction", "instances"),), _seeds),
@@ -240,3 +207,7 @@ FORMATS: tuple[Format, ...] = (
     Format("spin", (("real", "generated"),), _spin),
     Format("preference", (("prompt", "chosen", "rejected"),), _preference),
 )
+
+_BUILTIN_NAMES = frozenset(format.name for format in BUILTIN_FORMATS)
+
+FORMATS = Table("data format", "spintune.formats", ((format.name, format) for format in BUILTIN_FORMATS))

@@ -28,7 +28,8 @@ from typing import Any
 import orjson
 
 from spintune import streams
-from spintune.data.formats import AUTO, FORMATS, FileRow, Format, drop_reason, format_named, kind_of, recognise
+from spintune.data.file_rows import FileRow, kind_of
+from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS, Format, all_formats, drop_reason, recognize
 from spintune.errors import DataError
 from spintune.progress import Progress, Silent
 from spintune.record_files import Joined, Selection, Spool
@@ -134,9 +135,9 @@ def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] 
     broken row (invalid JSON or UTF-8, a missing key, a wrong type, an unknown role, a conversation without an answer).
     """
     _check(source)
-    chosen = None if source.format == AUTO else format_named(source.format)
+    chosen = None if source.format == AUTO else FORMATS[source.format]
     table = _open(source)
-    chosen, rows = (chosen, table.rows) if chosen else _recognised(source.path, table.rows)
+    chosen, rows = (chosen, table.rows) if chosen else _recognized(source.path, table.rows)
     earlier = set() if earlier is None else earlier
     examples = Spool(Example)
     dropped: Counter[str] = Counter()
@@ -186,15 +187,15 @@ def _check(source: Source) -> None:
         raise DataError(f"{source.path}: limit {source.limit} is of no use; give 1 or more, or leave it out")
 
 
-def _recognised(path: str, rows: Iterator[tuple[int, Any]]) -> tuple[Format, Iterator[tuple[int, Any]]]:
+def _recognized(path: str, rows: Iterator[tuple[int, Any]]) -> tuple[Format, Iterator[tuple[int, Any]]]:
     """The format of the first rows, and all rows again."""
     head = list(itertools.islice(rows, _HEAD))
     objects = [value for _, value in head if isinstance(value, dict)]
     # Without a single object the first row's own error says it better; any format will do to get there.
-    found = recognise(objects) if objects else FORMATS[0]
+    found = recognize(objects) if objects else BUILTIN_FORMATS[0]
     if found is None:
         keys = ", ".join(dict.fromkeys(str(key) for value in objects for key in value)) or "none"
-        known = "; ".join(str(known) for known in FORMATS)
+        known = "; ".join(str(known) for known in all_formats())
         raise DataError(f"{path}: the rows fit no known format; keys found: {keys}; rename them to one of: {known}")
     return found, itertools.chain(head, rows)
 
@@ -320,7 +321,7 @@ def _json_table(path: str, file: Path | Traversable) -> _Table:
         if path.lower().endswith(".jsonl") and not first.lstrip().startswith(b"["):
             return _lines_table(path, file, count)
         raise _invalid_json(f"{path}:{error.lineno}", error) from error
-    if isinstance(document, dict) and recognise([document]):
+    if isinstance(document, dict) and recognize([document]):
         return _Table(path, iter([(first_number, document)]), 1, lines=True)
     rows = _rows_of(path, document)
     return _Table(path, enumerate(rows, 1), len(rows))

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spintune.data.formats import NO_INPUT, FileRow
+from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError
 from spintune.storage import digest_json
@@ -133,9 +133,7 @@ def _prompt(row: FileRow) -> str:
 
 def _instruction(row: FileRow, task: FileRow) -> str:
     """As a prompt of these rows reads when they are trained on."""
-    instruction = row.text("instruction", "a prompt").strip()
-    context = "" if task.values.get("input") is None else task.text("input", "an input")
-    return instruction if context.strip().lower() in ("", NO_INPUT) else f"{instruction}\n\n{context}"
+    return instruction_prompt(row.text("instruction", "a prompt").strip(), task.task_input())
 
 
 def run_answers(folder: Path, model: str) -> Path:

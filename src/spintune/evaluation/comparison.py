@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spintune.data.formats import FileRow, kind_of
+from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, paired

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from spintune.data.formats import FileRow, kind_of
+from spintune.data.file_rows import FileRow, kind_of
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError, RecipeError
 from spintune.metrics import ROUGE_L, exact_match
@@ -328,11 +328,7 @@ def _text(row: FileRow, key: str) -> str:
 
 def _value(row: FileRow, key: str) -> Any:
     """What stands under a key; a dot goes into an object."""
-    value: Any = row.values
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            raise DataError(f"{row.where}: '{key}' is missing; fill it in, or name another key in the task's file")
-        value = value[part]
+    value = row.lookup(key)
     if value is None:
         raise DataError(f"{row.where}: '{key}' is null; fill it in or delete the row")
     return value

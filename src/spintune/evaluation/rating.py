@@ -13,7 +13,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from spintune.data.formats import FileRow, kind_of
+from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, CANARY_LIMIT, MAX_TOKENS, Canary

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spintune.data.formats import FileRow, kind_of
+from spintune.data.file_rows import FileRow, kind_of
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError, RecipeError
 from spintune.mixtures.declarations import (
@@ -140,7 +140,7 @@ def rows_or_none(source: Source, declared: TaskFile) -> Iterator[tuple[int, File
 
 
 def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
-    text = _text(_value(spec.from_, name, row), spec.from_, row)
+    text = _text(row.lookup(spec.from_, f"field {name}"), spec.from_, row)
     if spec.pattern is not None:
         match = re.search(spec.pattern, text)
         if match is None:
@@ -157,20 +157,6 @@ def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
             raise DataError(f"{row.where}: fields.{name}: map has no entry for {text!r:.60}; it has: {known}")
         text = spec.map[text]
     return text
-
-
-def _value(key: str, name: str, row: FileRow) -> Any:
-    """The value under a dotted key."""
-    values: Any = row.values
-    if key in values:
-        return values[key]
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            close = difflib.get_close_matches(key, row.values, 1)
-            hint = f"did you mean {close[0]}?" if close else f"the row has: {', '.join(map(str, row.values))}"
-            raise DataError(f"{row.where}: no '{key}' for field {name}; {hint}")
-        values = values[part]
-    return values
 
 
 def _text(value: Any, key: str, row: FileRow) -> str:
@@ -214,7 +200,7 @@ def _options(spec: OptionsSection, row: FileRow) -> tuple[list[str], list[str]]:
         texts = [text.strip() for text in spec.fixed]
         return _position_labels(len(texts)), texts
     key = spec.from_ or ""
-    value = _value(key, OPTIONS, row)
+    value = row.lookup(key, f"field {OPTIONS}")
     if isinstance(value, list):
         texts = [_text(option, key, row).strip() for option in value]
         return _position_labels(len(texts)), texts

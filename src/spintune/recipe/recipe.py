@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.section import Count, Positive, Section
@@ -29,11 +30,18 @@ class SourceSection(Section):
         "output of the synth section."
     )
     format: str = Field(
-        "auto", description="alpaca, chat, sharegpt, prompt, qa, seeds, spin or preference; auto decides by the keys."
+        AUTO, description=f"Row format: {', '.join(one.name for one in BUILTIN_FORMATS)}; auto decides by the keys."
     )
     weight: Positive = Field(1.0, description="Share of the rows to use; above 1 repeats rows. [factor]")
     limit: Count | None = Field(None, description="Use only the first rows. [examples] Default: all.")
     split: str = Field("train", description="Split of a hub data set.")
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str) -> str:
+        if name != AUTO and name not in FORMATS:
+            raise ValueError(FORMATS.unknown(name))
+        return name
 
 
 class DataSection(Section):

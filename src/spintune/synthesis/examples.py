@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from spintune.data.formats import NO_INPUT, FileRow
+from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.data.sources import Source, rows_of
 from spintune.errors import DataError
 from spintune.records import Example, Message
@@ -69,7 +69,7 @@ class GeneratedExample:
     def example(self) -> Example:
         """The task as a conversation, laid out like a row of the Alpaca format."""
         task = self.task
-        prompt = f"{task.instruction}\n\n{task.input}" if task.input else task.instruction
+        prompt = instruction_prompt(task.instruction, task.input)
         return Example((Message("user", prompt), Message("assistant", task.output or "")), f"synth:{task.id}")
 
     def to_json(self) -> dict[str, Any]:
@@ -102,7 +102,6 @@ def read_seeds(path: str) -> list[SeedTask]:
 def _seed(row: FileRow, number: int) -> SeedTask:
     instruction = row.text("instruction", "an instruction")
     instance = next(row.objects("instances", "an answer")) if "instances" in row.values else row
-    context = "" if instance.values.get("input") is None else instance.text("input", "an input")
     classification = row.values.get("is_classification")
     if classification is not None and not isinstance(classification, bool):
         raise DataError(
@@ -113,11 +112,10 @@ def _seed(row: FileRow, number: int) -> SeedTask:
         if not text.strip():
             raise DataError(f"{row.where}: a seed task with an empty {name}; fill it in or delete the row")
     given = row.values.get("id")
-    no_input = context.strip().lower() in ("", NO_INPUT)
     return SeedTask(
         id=given if isinstance(given, str) else f"seed-{number}",
         instruction=instruction,
-        input="" if no_input else context,
+        input=instance.task_input(),
         output=output,
         classification=classification,
     )

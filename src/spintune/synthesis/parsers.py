@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 
-from spintune.data.formats import NO_INPUT
+from spintune.data.file_rows import NO_INPUT
 from spintune.synthesis.examples import SeedTask, one_line, task_id
 from spintune.teachers.protocol import Outcome, Reply
 

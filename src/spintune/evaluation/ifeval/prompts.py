@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from spintune.data.formats import FileRow, kind_of
+from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.ifeval.language import detect
 from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES

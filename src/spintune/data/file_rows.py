@@ -1,0 +1,88 @@
+"""Objects as files of rows hold them, with one-line errors that name the row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from spintune.errors import DataError
+
+NO_INPUT = "<noinput>"  # how text-davinci-003 wrote "this task needs no input" in the Alpaca data
+
+_KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One object of a file. Every error about it begins with ``where``: ``file:line`` or ``file: row N``."""
+
+    values: dict[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, value: object, where: str) -> FileRow:
+        """Raises DataError when ``value`` is not an object with keys."""
+        if not isinstance(value, dict):
+            raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; mend or delete the row")
+        return cls(value, where)
+
+    def text(self, key: str, what: str) -> str:
+        """The text under ``key``; ``what`` says what the row lacks without it ("an answer").
+
+        Raises DataError when the key is missing, null, or anything but text.
+        """
+        value = self.values.get(key)
+        if value is None:
+            state = "is null" if key in self.values else "is missing"
+            raise DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
+        if isinstance(value, str):
+            return value
+        advice = "quote it" if isinstance(value, bool | int | float) else "give it as one text"
+        raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a text; {advice}")
+
+    def objects(self, key: str, what: str) -> Iterator[FileRow]:
+        """The objects of the list under ``key``.
+
+        Raises DataError when the key is missing or null, the list is empty, or anything in it is not an object.
+        """
+        value = self.values.get(key)
+        if value is None or value == []:
+            state = "is empty" if value == [] else "is null" if key in self.values else "is missing"
+            raise DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
+        if not isinstance(value, list):
+            raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a list; give it as a list of objects")
+        for number, item in enumerate(value, 1):
+            yield FileRow.of(item, f"{self.where}: {key} {number}")
+
+    def lookup(self, key: str, purpose: str = "") -> Any:
+        """The value under ``key``; a dot in it leads into an object (``choices.text``).
+
+        Raises DataError, with a suggestion, when there is none. ``purpose`` ("field answer") says what needs the value.
+        """
+        if key in self.values:
+            return self.values[key]
+        value: Any = self.values
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                close = difflib.get_close_matches(key, self.values, 1)
+                hint = f"did you mean {close[0]}?" if close else f"the row has: {', '.join(map(str, self.values))}"
+                raise DataError(f"{self.where}: no '{key}'{purpose and f' for {purpose}'}; {hint}")
+            value = value[part]
+        return value
+
+    def task_input(self) -> str:
+        """The ``input`` of an instruction; "" where it is missing, null, blank or ``<noinput>``."""
+        text = "" if self.values.get("input") is None else self.text("input", "an input")
+        return "" if text.strip().lower() in ("", NO_INPUT) else text
+
+
+def kind_of(value: object) -> str:
+    """The type of a JSON value in plain words: "null", "a number", "an object"."""
+    return "null" if value is None else _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def instruction_prompt(instruction: str, task_input: str) -> str:
+    """One prompt of an instruction and its input, which may be empty."""
+    return f"{instruction}\n\n{task_input}" if task_input else instruction
