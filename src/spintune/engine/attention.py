@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from spintune.errors import ModelError
 
@@ -73,7 +73,7 @@ class AttentionSwitch:
                 config._attn_implementation_internal = implementation
 
 
-def _configs(model: PreTrainedModel) -> Iterator[Any]:
+def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
     """The configs of a model, of its submodels and of their parts."""
     found = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     while found:
@@ -94,7 +94,7 @@ def _layout_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     if layout is None or s_aux is not None:
         # without a layout there is no mask either: refuse rather than let every token see every other

@@ -43,10 +43,10 @@ class DecoderBackbone:
     def hidden(self, queries: Sequence[Query]) -> Tensor:
         """Computes each prompt once for all of its responses."""
         device = self.model.device
-        groups = [PromptGroup(len(q.prompt), tuple(map(len, q.branches))) for q in queries]
+        groups = [PromptGroup(len(q.prompt), tuple(map(len, q.continuations))) for q in queries]
         kernel = flash_kernel(device)
         layout = VarlenLayout(groups, device, kernel) if kernel else PackedLayout(groups, device)
-        ids = [token for q in queries for part in (q.prompt, *q.branches) for token in part]
+        ids = [token for q in queries for part in (q.prompt, *q.continuations) for token in part]
         hidden_TD = self._packed(torch.tensor([ids], device=device), layout.positions(), layout)
         self._windows = layout.windows
         return hidden_TD.index_select(0, torch.tensor(_predicting(queries), dtype=torch.long, device=device))
@@ -73,9 +73,9 @@ def _predicting(queries: Sequence[Query]) -> list[int]:
     start = 0
     for query in queries:
         last_of_prompt = start + len(query.prompt) - 1
-        *begins, start = itertools.accumulate(map(len, query.branches), initial=last_of_prompt + 1)
+        *begins, start = itertools.accumulate(map(len, query.continuations), initial=last_of_prompt + 1)
         if not query.whole:
-            place = dict(zip(query.branches, begins, strict=True))
+            place = dict(zip(query.continuations, begins, strict=True))
             begins = [place.get(response[:-1], 0) for response in query.responses]
         for begin, scored in zip(begins, query.counted, strict=True):
             rows.extend(begin + i - 1 if i else last_of_prompt for i, counts in enumerate(scored) if counts)

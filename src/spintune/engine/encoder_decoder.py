@@ -5,8 +5,8 @@ Both sides are packed end to end, each into one row without padding::
     encoder   p p p | q q             every prompt once, whatever its number of responses
     decoder   s a a | s b | s c c     the start token and all but the last token of every response (a and b answer p)
 
-A response's tokens see the start token, the response up to themselves, and the encoder's states of their own prompt.
-Relative position bias depends on distances alone, so each piece gets what it would get in a row of its own.
+A response's tokens see the start token, the response up to themselves, and the encoder states of their own prompt.
+Relative position bias depends on distances alone, so each segment gets the bias that it would get in a row of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from spintune.engine.attention import AttentionSwitch
 from spintune.engine.query import Query
@@ -37,38 +37,38 @@ class EncoderDecoderLayout(Protocol):
 
 
 def kind_of(module: nn.Module) -> AttentionKind:
-    """Which of the three kinds of attention a module is."""
+    """The kind of attention that a module computes."""
     if not module.is_decoder:
         return "encoder"
     return "decoder" if module.is_causal else "cross"
 
 
 class RelativeBias:
-    """Relative position bias as the model itself computes it, kept while one packed row is computed.
+    """Relative position bias as the model itself computes it, cached for one packed row.
 
     T5's first layer owns the bias of its whole stack; every layer of UMT5 has its own.
     """
 
     def __init__(self) -> None:
         self._owners: dict[AttentionKind, nn.Module] = {}
-        self._kept: dict[tuple[int, int, int, int], Tensor] = {}
+        self._cached: dict[tuple[int, int, int, int], Tensor] = {}
 
     def __call__(self, module: nn.Module, queries: int, keys: int, past: int = 0) -> Tensor:
-        """Bias ``[1, H, queries, keys]`` for queries that stand at positions ``past``, ``past`` + 1, ..."""
+        """Bias ``[1, H, queries, keys]`` for queries at positions ``past``, ``past`` + 1, ..."""
         kind = kind_of(module)
         if hasattr(module, "relative_attention_bias"):
             self._owners[kind] = module
         owner = self._owners[kind]
         key = (id(owner), queries, keys, past)
-        if key not in self._kept:
-            # of the class: the instance's is switched off
-            self._kept[key] = type(owner).compute_bias(owner, queries, keys, past_seen_tokens=past)  # type: ignore[attr-defined]
-        return self._kept[key]
+        if key not in self._cached:
+            # the class's method: the instance's is switched off
+            self._cached[key] = type(owner).compute_bias(owner, queries, keys, past_seen_tokens=past)  # type: ignore[attr-defined]
+        return self._cached[key]
 
 
 @dataclass
 class PackedPairs:
-    """Prompts and their responses, packed; each piece attends by itself.
+    """Prompts and their responses, packed; each segment attends by itself.
 
     Attributes:
         prompts: length of each prompt.
@@ -87,9 +87,9 @@ class PackedPairs:
         else:
             seeing = list(self.prompts) if kind == "encoder" else [n for lengths in self.responses for n in lengths]
             seen = seeing
-        # split, not slices: its backward is one concatenation instead of a zero-filled row for each piece
-        pieces = zip(q.split(seeing, 2), k.split(seen, 2), v.split(seen, 2), strict=True)
-        return torch.cat([biased_attention(*piece, self._bias(module, kind, piece[0]), dropout) for piece in pieces], 2)
+        # split, not slices: its backward is one concatenation instead of a zero-filled row for each segment
+        segments = zip(q.split(seeing, 2), k.split(seen, 2), v.split(seen, 2), strict=True)
+        return torch.cat([biased_attention(*qkv, self._bias(module, kind, qkv[0]), dropout) for qkv in segments], 2)
 
     def _bias(self, module: nn.Module, kind: AttentionKind, q: Tensor) -> Tensor | None:
         if kind == "cross":
@@ -106,10 +106,10 @@ class PackedPairs:
 
 
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
-    """Attention of one piece with an additive ``bias``, minus infinity where nothing is to be seen.
+    """Attention of one segment with an additive ``bias``, minus infinity where a query must not see a key.
 
     Written out because the bias is trained: scaled_dot_product_attention has no fused kernel for that on a CPU, and its
-    unfused one takes a fifth longer (measured, pieces of 16 to 1024 tokens, forward and backward).
+    unfused one takes a fifth longer (measured, segments of 16 to 1024 tokens, forward and backward).
     """
     scores = q @ k.transpose(2, 3)
     if bias is not None:
@@ -196,19 +196,19 @@ class EncoderDecoderBackbone:
 
 
 def start_token(model: PreTrainedModel) -> int:
-    """The id that a decoder reads first; T5's is its padding token. Raises ModelError when the model names none."""
+    """The id that a decoder reads first; T5 uses its padding token. Raises ModelError when the model names none."""
     for config in (model.config, model.generation_config):
         start = getattr(config, "decoder_start_token_id", None)
         if start is not None:
             return int(start)
-    raise ModelError(f"{type(model).__name__}: config.json has no decoder_start_token_id, which a decoder begins with")
+    raise ModelError(f"{type(model).__name__}: config.json has no decoder_start_token_id, with which a decoder begins")
 
 
-def _output_scale(config: Any) -> float:
-    """T5 multiplies what the decoder gives by d_model ** -0.5, T5 1.1 does not.
+def _output_scale(config: PreTrainedConfig) -> float:
+    """T5 multiplies the decoder's output by d_model ** -0.5, T5 1.1 does not.
 
-    transformers has that in ``scale_decoder_outputs`` of T5, which it reads off ``tie_word_embeddings``; UMT5 asks
-    ``tie_word_embeddings`` itself, and mT5 never scales.
+    For T5, transformers has that in ``scale_decoder_outputs``, which it derives from ``tie_word_embeddings``. UMT5
+    looks at ``tie_word_embeddings`` itself, and mT5 never scales.
     """
     scales = getattr(config, "scale_decoder_outputs", config.model_type == "umt5" and config.tie_word_embeddings)
     return config.d_model**-0.5 if scales else 1.0
@@ -224,7 +224,7 @@ def _layout_attention(
     layout: EncoderDecoderLayout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **_: object,
 ) -> tuple[Tensor, None]:
     if layout is None:
         raise ModelError("attention in packed rows needs a layout; call the model outside of them")
@@ -236,5 +236,5 @@ def _layout_attention(
 AttentionInterface.register(NAME, _layout_attention)
 
 
-def _no_bias(*_: Any, device: torch.device | None = None, **__: Any) -> Tensor:
+def _no_bias(*_: object, device: torch.device | None = None, **__: object) -> Tensor:
     return torch.zeros(0, device=device)

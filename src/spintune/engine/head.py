@@ -1,4 +1,4 @@
-"""The language-model head: logits and log-probabilities of hidden states, a piece at a time."""
+"""The language-model head: logits and log-probabilities of hidden states, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 LogitReader = Callable[[Tensor, Tensor], Tensor]
-"""What is kept of logits ``[M, V]`` and of the tokens ``[M]`` that stand there: values ``[M, ...]``."""
+"""Reduces logits ``[M, V]`` and the tokens ``[M]`` at their positions to values ``[M, ...]``."""
 
 
 def head_logits(model: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
-    """Logits ``[M, V]`` of hidden states ``[M, D]``, with the scalings that some architectures put behind the head."""
+    """Logits ``[M, V]`` of hidden states ``[M, D]``, with the scaling that some architectures apply after the head."""
     config = model.config.get_text_config()
     logits_MV = model.get_output_embeddings()(hidden_MD)
     if scale := getattr(config, "logit_scale", None):  # Cohere
@@ -27,21 +27,21 @@ def head_logits(model: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
     return logits_MV
 
 
-def precision(model: PreTrainedModel, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
-    """Context in which matrix products run in ``autocast``, or as the weights are when it is None."""
+def precision(model: PreTrainedModel, autocast: torch.dtype | None) -> contextlib.AbstractContextManager[object]:
+    """Context in which matrix products run in ``autocast``, or in the weights' own type when it is None."""
     return contextlib.nullcontext() if autocast is None else torch.autocast(model.device.type, autocast)
 
 
 class TokenLogProb(torch.autograd.Function):
-    """``log softmax(logits)[target]``, whose gradient overwrites the logits instead of taking a second buffer.
+    """``log softmax(logits)[target]``, whose gradient overwrites the logits instead of allocating a second buffer.
 
-    Some rows at a time, so that what is between stays in a processor's cache: a third of the time of ``logsumexp`` over
-    all of them, and of its derivative.
+    It takes some rows at a time, so that intermediate values stay in the processor's cache. That takes a third of the
+    time of ``logsumexp`` over all rows, forward and backward.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> Tensor:
-        # saved the ordinary way, so that checkpoint() can drop the logits of a piece until backward
+        # saved the ordinary way, so that checkpoint() can drop a chunk's logits until backward
         ctx.save_for_backward(logits_MV, target_M)
         return torch.cat([logprob(logits, target) for logits, target in _rows(logits_MV, target_M)])
 
@@ -54,20 +54,22 @@ class TokenLogProb(torch.autograd.Function):
 
 
 def _rows(logits_MV: Tensor, other_M: Tensor) -> zip[tuple[Tensor, Tensor]]:
-    """Runs of rows of about 4 MB of float32 on a processor, of 1 GB on a GPU, where few large calls are best."""
+    """Chunks of rows: about 4 MB of float32 on a CPU, 1 GB on a GPU, which prefers few large calls."""
     rows = max(1, 2 ** (20 if logits_MV.device.type == "cpu" else 28) // logits_MV.shape[1])
     return zip(logits_MV.split(rows), other_M.split(rows), strict=True)
 
 
 def logprob(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Log-probability ``[M]`` of each target in nats, by torch's own operations."""
     return logits_MV.log_softmax(-1).gather(1, target_M[:, None])[:, 0]
 
 
 def logprob_and_greedy(logits_MV: Tensor, target_M: Tensor) -> Tensor:
-    """Values ``[M, 2]``: the log-probability, and 1 where the token is the likeliest."""
+    """Values ``[M, 2]``: the log-probability, and 1 where the target is the likeliest token."""
     logprob_M = TokenLogProb.apply(logits_MV, target_M)
     return torch.stack([logprob_M, (logits_MV.argmax(-1) == target_M).to(logprob_M)], -1)
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
+    """The logits in float32, or in float64 where they are."""
     return logits.float() if logits.dtype.itemsize < 4 else logits

@@ -1,7 +1,7 @@
 """The engine: log-probabilities of responses given their prompts.
 
-Supervised fine-tuning, self-play, opponent scoring and likelihood evaluation all ask this one question. Rows are
-packed without padding, a prompt is computed once for all of its responses, and the language-model head runs only on
+Supervised fine-tuning, self-play, opponent scoring and likelihood evaluation all ask this one question. The engine
+packs rows without padding, computes a prompt once for all of its responses, and runs the language-model head only on
 the positions that predict a scored token.
 """
 
@@ -44,15 +44,20 @@ class LogProbEngine:
     Args:
         model: a causal or a sequence-to-sequence language model of transformers.
         autocast: type of matrix products (bfloat16), or None for the weights' own.
-        head_megabytes: above this size of the scored logits, the head runs in pieces that backward recomputes.
-        recompute: share of the layers that backward computes once more, for less memory.
-        compiled: layers between the products go through torch.compile, for GPUs.
-        tokens_per_forward: tokens computed at once by :meth:`score`, :meth:`score_greedy` and training. It changes
+        head_megabytes: scored logits beyond this size are computed in chunks, which backward recomputes.
+        recompute: share of the layers that backward computes again, to save memory.
+        compiled: GPU only: compile norms and activations with dynamic shapes.
+        tokens_per_forward: tokens that :meth:`score`, :meth:`score_greedy` and training compute at once. It changes
             speed and memory, not results.
 
-    At construction the packed path is compared with plain one-at-a-time forwards on a small probe. A model for which
-    it does not hold (recurrent layers, attention outside the attention interface, encoder-decoders that are not of the
-    T5 kind) is scored one response at a time, with a warning: slower, never wrong.
+    Attributes:
+        packed: whether packed rows are exact for this model.
+
+    The constructor compares the packed path with plain one-at-a-time forwards on a small probe. A model that fails it
+    (recurrent layers, attention outside transformers' attention interface, encoder-decoders that are not of the T5
+    kind) is scored one response at a time, with a warning: slower, never wrong.
+
+    The model attends in packed rows only during the engine's own calls. Between them it works as its owner loaded it.
     """
 
     def __init__(
@@ -78,7 +83,10 @@ class LogProbEngine:
             log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
 
     def __call__(self, queries: Sequence[Query]) -> LogProbs:
-        """Log-probabilities of all responses of ``queries``, which are computed in one call of the model."""
+        """Log-probabilities of all responses of ``queries``, computed in one call of the model.
+
+        Raises ModelError when the model would checkpoint its own layers, which packed rows do not survive.
+        """
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
         if self.packed and torch.is_grad_enabled() and _checkpoints_itself(self.model):
@@ -99,7 +107,7 @@ class LogProbEngine:
     def score(self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None) -> list[list[float]]:
         """Log-probabilities without gradients: a list for each query, with one number for each of its responses.
 
-        ``done`` is called after each forward with the number of queries that it answered.
+        ``done`` receives the number of queries that each forward has answered.
         """
         tune_malloc()
         scores: list[list[float]] = []
@@ -113,7 +121,7 @@ class LogProbEngine:
     def score_greedy(
         self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None
     ) -> list[list[tuple[float, bool]]]:
-        """Like :meth:`score`, with each number whether every scored token is the likeliest one where it stands."""
+        """Like :meth:`score`; with each log-probability, whether greedy decoding would choose the scored tokens."""
         tune_malloc()
         scores: list[list[tuple[float, bool]]] = []
         for run in pack(queries, lambda q: q.tokens, self.tokens_per_forward):
@@ -133,7 +141,7 @@ class LogProbEngine:
 
     @contextlib.contextmanager
     def _layer_context(self, layer: nn.Module) -> Iterator[None]:
-        """What a layer is computed in when backward runs, after :meth:`__call__` has returned."""
+        """The context of a layer that backward computes again, after :meth:`__call__` has returned."""
         packing = self.backbone.packing() if self.packed else contextlib.nullcontext()
         with training_kernels(layer, self.autocast, self.compiled), packing:
             yield
@@ -150,22 +158,18 @@ class LogProbEngine:
         return self._head(hidden_MD, torch.tensor(counted, dtype=torch.long, device=hidden_MD.device), read)
 
     def _head(self, hidden_MD: Tensor, target_M: Tensor, read: LogitReader) -> Tensor:
-        pieces = math.ceil(len(target_M) * self.model.config.get_text_config().vocab_size * 4 / self.head_bytes)
-        if pieces <= 1 or not torch.is_grad_enabled():
-            return torch.cat([self._head_piece(h, t, read) for h, t in _chunks(hidden_MD, target_M, pieces)])
-        return torch.cat(
-            [
-                checkpoint(self._head_piece, h, t, read, use_reentrant=False)
-                for h, t in _chunks(hidden_MD, target_M, pieces)
-            ]
-        )
+        count = math.ceil(len(target_M) * self.model.config.get_text_config().vocab_size * 4 / self.head_bytes)
+        chunks = _chunks(hidden_MD, target_M, count)
+        if count <= 1 or not torch.is_grad_enabled():
+            return torch.cat([self._head_chunk(h, t, read) for h, t in chunks])
+        return torch.cat([checkpoint(self._head_chunk, h, t, read, use_reentrant=False) for h, t in chunks])
 
-    def _head_piece(self, hidden_MD: Tensor, target_M: Tensor, read: LogitReader) -> Tensor:
-        with training_kernels(self.model.get_output_embeddings(), self.autocast):  # backward may compute it once more
+    def _head_chunk(self, hidden_MD: Tensor, target_M: Tensor, read: LogitReader) -> Tensor:
+        with training_kernels(self.model.get_output_embeddings(), self.autocast):  # backward may compute it again
             return read(at_least_float32(head_logits(self.model, hidden_MD)), target_M)
 
     def _plain_tokens(self, queries: Sequence[Query], read: LogitReader) -> Tensor:
-        """The definition: one forward a response, with the model's own attention and head."""
+        """The definition: one forward per response, with the model's own attention and head."""
         values = []
         for query in queries:
             for response, scored in zip(query.responses, query.counted, strict=True):
@@ -199,12 +203,12 @@ def _checkpoints_itself(model: PreTrainedModel) -> bool:
 
 
 def _sums(value_M: Tensor, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
-    """Values of scored tokens added up for each of N responses, ``[N, ...]``, and how many tokens those are."""
+    """Sums ``[N, ...]`` of the scored tokens' values over each of N responses, and how many tokens those are."""
     count_N = torch.tensor([sum(scored) for q in queries for scored in q.counted], device=value_M.device)
     owner_M = torch.repeat_interleave(count_N)
     return value_M.new_zeros(len(count_N), *value_M.shape[1:]).index_add(0, owner_M, value_M), count_N
 
 
-def _chunks(hidden_MD: Tensor, target_M: Tensor, pieces: int) -> list[tuple[Tensor, Tensor]]:
-    size = max(1, math.ceil(len(target_M) / max(1, pieces)))
+def _chunks(hidden_MD: Tensor, target_M: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    size = max(1, math.ceil(len(target_M) / max(1, count)))
     return list(zip(hidden_MD.split(size), target_M.split(size), strict=True))

@@ -1,10 +1,9 @@
-"""How much arithmetic training needs, and how fast this machine could do it at best."""
+"""How much arithmetic training needs, and the fastest rate at which this machine multiplies matrices."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,14 +18,14 @@ _TIMES = 5
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Operations of a training step, a multiplication and an addition being two.
+    """Floating-point operations of a training step; a multiplication with its addition counts as two.
 
     Attributes:
-        token: for each token that is read: 2 a weight of each product below the head in the forward pass, 2 for the
-            gradient of its input, and 2 more where the weight is trained (PaLM, arXiv 2204.02311, appendix B).
-        scored: the same of the head, for each token whose probability is needed.
+        token: per token read. Each weight of a product below the head takes 2 in the forward pass, 2 for the gradient
+            of its input, and 2 more if it is trained (PaLM, arXiv 2204.02311, appendix B).
+        scored: the same for the head's weights, per token whose probability is needed.
 
-    Attention's products of tokens with tokens are left out, so a share of the peak that follows is a little low.
+    Attention's products of tokens with tokens are not counted, so the share of the peak comes out a little low.
     """
 
     token: int
@@ -34,7 +33,7 @@ class Arithmetic:
 
 
 def arithmetic(model: PreTrainedModel) -> Arithmetic | None:
-    """What a decoder-only model needs; None for encoder-decoders, whose halves read different tokens."""
+    """Operations of a decoder-only model; None for encoder-decoders, whose two stacks read different tokens."""
     if model.config.is_encoder_decoder:
         return None
     return Arithmetic(sum(map(_operations, _body(model))), _operations(model.get_output_embeddings()))
@@ -45,13 +44,13 @@ def _body(model: PreTrainedModel) -> list[nn.Linear]:
     return [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
 
 
-def _operations(layer: Any) -> int:
+def _operations(layer: nn.Linear) -> int:
     return int(layer.weight.numel()) * (6 if layer.weight.requires_grad else 4)
 
 
 @torch.no_grad()
 def best_product(model: PreTrainedModel, autocast: torch.dtype | None) -> float:
-    """Operations a second of the model's largest product below the head, as training computes it; the best of five."""
+    """Operations per second of the model's largest product below the head, as training computes it; best of five."""
     largest = max(_body(model), key=lambda layer: int(layer.weight.numel()))
     x = torch.ones(_ROWS, largest.in_features, device=model.device, dtype=largest.weight.dtype)
     seconds = []

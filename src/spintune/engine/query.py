@@ -1,4 +1,4 @@
-"""What is asked of a language model, and what it answers: the vocabulary of engine and generation."""
+"""Queries, the log-probabilities that answer them, and the model interface that the engine computes them with."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Query:
-    """One prompt and the responses to score. ``scored[j][i]`` says whether token i of response j counts (None: all).
+    """One prompt and the responses to score.
 
-    The last token of a response predicts nothing. With ``whole=False`` a decoder-only model does not read it, nor twice
-    what responses have before it: choices of one token cost nothing. A response may then end a token behind the last
-    position that the model has.
+    Attributes:
+        scored: ``scored[j][i]`` says whether token i of response j counts; None: all do.
+        whole: a decoder-only model reads every token of every response. With False it skips the last token of each,
+            which predicts nothing, and reads only once what responses have in common before it. Choices of one token
+            then cost nothing, and a response may end one token after the model's last position.
     """
 
     prompt: tuple[int, ...]
@@ -28,16 +30,16 @@ class Query:
     whole: bool = True
 
     @property
-    def branches(self) -> tuple[tuple[int, ...], ...]:
-        """What a decoder-only model reads behind the prompt."""
+    def continuations(self) -> tuple[tuple[int, ...], ...]:
+        """The sequences that a decoder-only model reads after the prompt."""
         if self.whole:
             return self.responses
         return tuple(dict.fromkeys(response[:-1] for response in self.responses if len(response) > 1))
 
     @property
     def tokens(self) -> int:
-        """Tokens the model reads for it: the prompt once, and every response."""
-        return len(self.prompt) + sum(map(len, self.branches))
+        """Number of tokens that the model reads: the prompt once, and every response."""
+        return len(self.prompt) + sum(map(len, self.continuations))
 
     @property
     def counted(self) -> tuple[tuple[bool, ...], ...]:
@@ -46,7 +48,7 @@ class Query:
 
 
 class LogProbs(NamedTuple):
-    """Of N responses, in the order of the queries and of the responses within each."""
+    """Log-probabilities of N responses, in the order of the queries and of the responses within each."""
 
     sum_N: Tensor
     """Summed log-probability of each response's scored tokens, in nats, differentiable; at least float32."""
@@ -76,10 +78,10 @@ class Backbone(Protocol):
 
 
 def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:
-    """Cuts a sequence, in order, into runs of about equal token counts that stay near ``budget``.
+    """Cuts a sequence, in order, into runs of about equal token counts that stay near ``budget`` tokens.
 
-    A run overhangs the budget by at most half its first and half its last item. Equal runs beat full ones: a short last
-    run would waste a call.
+    A run exceeds the budget by at most half its first and half its last item. Equal runs beat full ones, because a
+    short last run would waste a call.
     """
     if not items:
         return []

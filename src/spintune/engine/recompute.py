@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -39,11 +39,11 @@ def _owns_bias(layer: nn.Module) -> bool:
 def _checkpointed(layer: nn.Module, context: LayerContext) -> Forward:
     own = layer.forward
 
-    def compute(*arguments: Any, **options: Any) -> Any:
+    def compute(*arguments: object, **options: object) -> object:
         with context(layer):
             return own(*arguments, **options)
 
-    def forward(*arguments: Any, **options: Any) -> Tensor:
-        return checkpoint(compute, *arguments, use_reentrant=False, **options)
+    def forward(*arguments: object, **options: object) -> Tensor:
+        return checkpoint(partial(compute, **options), *arguments, use_reentrant=False)
 
     return forward

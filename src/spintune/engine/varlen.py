@@ -1,4 +1,4 @@
-"""Packed rows on a GPU: one call of variable-length flash attention a layer, for all prompts and responses of a row."""
+"""Packed rows on a GPU: one call of variable-length flash attention per layer, for all segments of a row."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from spintune.engine.attention import AttentionParams
 from spintune.engine.packing import PackedLayout, PromptGroup, causal_segments
 
 _HALF = (torch.bfloat16, torch.float16)
-_WIDEST = 256  # of a head, for flash attention
+_MAX_HEAD_WIDTH = 256  # that flash attention takes
 _FIRST_CAPABILITY = (8, 0)  # Ampere
 
 
 class VarlenKernel(Protocol):
-    """torch's ``varlen_attn``: runs of queries, all in ``[Q, H, D]``, each with its own run of keys in ``[S, H, D]``.
+    """torch's ``varlen_attn``: segments of queries ``[Q, H, D]``, each with its own segment of keys ``[S, H, D]``.
 
-    With a window of (left, 0) the last query of a run sees its last key, and ``left`` keys before (-1: all of them).
+    With a window of (left, 0), the last query of a segment sees the last key and ``left`` keys before (-1: all).
     """
 
     def __call__(
@@ -39,7 +39,7 @@ class VarlenKernel(Protocol):
 
 
 def flash_kernel(device: torch.device) -> VarlenKernel | None:
-    """torch's own kernel, where device and release have one."""
+    """torch's own kernel; None where device or release have none."""
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
         return None
     try:
@@ -50,22 +50,22 @@ def flash_kernel(device: torch.device) -> VarlenKernel | None:
 
 
 class VarlenLayout:
-    """Branches packed end to end, like :class:`PackedLayout`, attended to in one call.
+    """Prompt groups packed end to end, like :class:`PackedLayout`, that attend in one call.
 
-    A prompt and its first response are one causal run. Every other response is a run of queries whose keys are the
-    prompt's and its own: keys and values are gathered, which copies the prompt's for each of them, and the kernel
-    aligns the last query with the last key. Scores with a soft cap, and layers in float32, go the way of
+    A prompt and its first response are one causal segment. Every other response is a segment of queries whose keys are
+    the prompt's and its own: keys and values are gathered, which copies the prompt's for each response, and the kernel
+    aligns the last query with the last key. Soft-capped scores and layers in float32 fall back to
     :class:`PackedLayout`.
     """
 
-    def __init__(self, branches: Sequence[PromptGroup], device: torch.device, kernel: VarlenKernel) -> None:
-        self._plain, self._kernel = PackedLayout(branches, device), kernel
+    def __init__(self, groups: Sequence[PromptGroup], device: torch.device, kernel: VarlenKernel) -> None:
+        self._plain, self._kernel = PackedLayout(groups, device), kernel
         queries, keys = [0], [0]
         gathered: list[int] = []
-        for run in itertools.chain.from_iterable(causal_segments(branches)):
-            gathered.extend(range(run.prefix, run.prefix + run.before))
-            gathered.extend(range(run.begin, run.begin + run.tokens))
-            queries.append(run.begin + run.tokens)
+        for segment in itertools.chain.from_iterable(causal_segments(groups)):
+            gathered.extend(range(segment.prefix, segment.prefix + segment.before))
+            gathered.extend(range(segment.begin, segment.begin + segment.tokens))
+            queries.append(segment.begin + segment.tokens)
             keys.append(len(gathered))
         self._gathered = torch.tensor(gathered, device=device)
         self._cu_queries, self._cu_keys = (torch.tensor(cu, dtype=torch.int32, device=device) for cu in (queries, keys))
@@ -83,13 +83,13 @@ class VarlenLayout:
         return self._plain.positions()
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        # autocast leaves queries and keys in float32 behind rotary embeddings, and values in its own type
-        if params.softcap is not None or v.dtype not in _HALF or v.shape[3] > _WIDEST:
+        # under autocast rotary embeddings return float32 queries and keys; values are in its own type
+        if params.softcap is not None or v.dtype not in _HALF or v.shape[3] > _MAX_HEAD_WIDTH:
             return self._plain.attend(layer, q, k, v, params)
         self._plain.windows[layer] = params.window
-        groups = q.shape[1] // k.shape[1]
+        repeats = q.shape[1] // k.shape[1]
         queries, keys, values = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
-        keys, values = (x.index_select(0, self._gathered).repeat_interleave(groups, 1) for x in (keys, values))
+        keys, values = (x.index_select(0, self._gathered).repeat_interleave(repeats, 1) for x in (keys, values))
         output = self._kernel(
             queries.contiguous(),
             keys,
