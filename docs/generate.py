@@ -6,11 +6,14 @@ A hook of mkdocs: see ``hooks`` in mkdocs.yml. Without mkdocs, ``pages()`` gives
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import griffe
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,6 +26,31 @@ from spintune.recipe import Recipe, Section
 
 EXTEND = "how-to/extend"
 """Pages in this folder join the navigation by themselves."""
+
+RECIPE_INTRO = """# Recipe keys
+
+A recipe is a YAML file. Unknown keys are errors, with a suggestion. A default names its source where it has one; a unit
+stands in brackets. Any key can be set on the command line behind the recipe, as `key.path=value`:
+
+```console
+$ spintune run recipes/quickstart.yaml spin.iterations=1 out=runs/one
+```
+
+`lambda`, `loss`, `learning_rate` and `epochs` of `spin` take one value, or a list with one for each iteration.
+`spintune schema` prints this page as JSON Schema; `recipes/recipe.schema.json` holds it for editors."""
+
+COMMANDS_INTRO = """# Commands
+
+Every command ends with an [exit code](exit-codes.md) that says what kind of problem it met. `--json` prints results to
+stdout and events to stderr, one JSON object a line."""
+
+EXIT_CODES_INTRO = """# Exit codes
+
+A mistake that you can mend ends in one line that says what is wrong, where, and what to do, and in a code of its own.
+From Python the same mistake raises the exception named here; all are subclasses of `spintune.SpintuneError`. A traceback
+is a bug: please report it.
+
+"""
 
 
 def pages() -> dict[str, str]:
@@ -38,7 +66,8 @@ def pages() -> dict[str, str]:
 def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines)
+    cells = ((cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in lines)
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 # The recipe ---------------------------------------------------------------------------------------------------------
@@ -46,17 +75,15 @@ def table(header: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 def recipe_page() -> str:
     """Every key of a recipe, section by section, with its type, default and description."""
-    parts = [
-        "# Recipe keys\n\n"
-        "A recipe is a YAML file. Unknown keys are errors, with a suggestion. A default names its source where it has "
-        "one; a unit stands in brackets. Any key can be set on the command line behind the recipe, as `key.path=value`:\n\n"
-        "```console\n$ spintune run recipes/quickstart.yaml spin.iterations=1 out=runs/one\n```\n\n"
-        "`spintune schema` prints the same as JSON Schema; `recipes/recipe.schema.json` holds it for editors."
-    ]
+    parts = [RECIPE_INTRO]
     for path, section in sections(Recipe, ""):
         title = f"`{path}`" if path else "Top level"
         intro = inspect.getdoc(section) if section.__doc__ and section is not Recipe else ""
-        parts.append(f"## {title} {{ #{anchor(path)} }}\n\n" + (f"{markdown(intro)}\n\n" if intro else "") + keys_table(section, path))
+        parts.append(
+            f"## {title} {{ #{anchor(path)} }}\n\n"
+            + (f"{markdown(intro)}\n\n" if intro else "")
+            + keys_table(section, path)
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -65,7 +92,9 @@ def anchor(path: str) -> str:
     return path.replace(".", "-").replace("[]", "") or "top-level"
 
 
-def sections(section: type[BaseModel], path: str, seen: tuple[type[BaseModel], ...] = ()) -> Iterator[tuple[str, type[BaseModel]]]:
+def sections(
+    section: type[BaseModel], path: str, seen: tuple[type[BaseModel], ...] = ()
+) -> Iterator[tuple[str, type[BaseModel]]]:
     """A section and those inside it, each with its dotted path."""
     yield path, section
     for name, field in section.model_fields.items():
@@ -91,7 +120,12 @@ def strip_optional(annotation: Any) -> Any:
 def keys_table(section: type[BaseModel], path: str) -> str:
     """The keys of one section."""
     rows = (
-        (f"`{field.alias or name}`", kind(field, path, field.alias or name), default(field), markdown(field.description or ""))
+        (
+            f"`{field.alias or name}`",
+            kind(field, path, field.alias or name),
+            default(field),
+            markdown(field.description or ""),
+        )
         for name, field in section.model_fields.items()
     )
     return table(("key", "value", "default", "what it does"), rows)
@@ -103,6 +137,9 @@ def kind(field: FieldInfo, path: str, key: str) -> str:
     if inner:
         target = f"{path}.{key}".lstrip(".")
         many = get_origin(strip_optional(field.annotation))
+        printed = {anchor(place): section for place, section in sections(Recipe, "")}
+        if anchor(target) not in printed:  # a section inside its own kind
+            target = next(place for place, section in printed.items() if section is inner)
         linked = f"[section](#{anchor(target)})"
         return f"list of {linked}s" if many is list else f"names of {linked}s" if many is dict else linked
     limits = ", ".join(filter(None, map(limit, field.metadata)))
@@ -112,12 +149,21 @@ def kind(field: FieldInfo, path: str, key: str) -> str:
 def limit(bound: Any) -> str:
     """One bound of a number, such as ``> 0``."""
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    return ", ".join(f"{sign} {getattr(bound, name):g}" for name, sign in signs.items() if getattr(bound, name, None) is not None)
+    return ", ".join(
+        f"{sign} {getattr(bound, name):g}" for name, sign in signs.items() if getattr(bound, name, None) is not None
+    )
 
 
 def words(annotation: Any) -> str:
     """A type in a reader's words."""
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "any value"}
+    names = {
+        str: "text",
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        type(None): "null",
+        Any: "any value",
+    }
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -146,7 +192,13 @@ def default(field: FieldInfo) -> str:
     plain = {None: "none", True: "`true`", False: "`false`", "": "empty"}
     if value is None or isinstance(value, bool) or value == "":
         return plain[value]
-    return f"`{value:g}`" if isinstance(value, float) else f"`{list(value)}`" if isinstance(value, list | tuple) else f"`{value}`"
+    return (
+        f"`{value:g}`"
+        if isinstance(value, float)
+        else f"`{list(value)}`"
+        if isinstance(value, list | tuple)
+        else f"`{value}`"
+    )
 
 
 def markdown(text: str) -> str:
@@ -159,7 +211,7 @@ def markdown(text: str) -> str:
 
 def commands_page() -> str:
     """Every command with its arguments and options, as ``--help`` has them."""
-    parts = ["# Commands\n\nEvery command ends with an [exit code](exit-codes.md) that says what kind of problem it met. `--json` prints results to stdout and events to stderr, one JSON object a line."]
+    parts = [COMMANDS_INTRO]
     for name, command in commands().items():
         help_text = markdown(command.help or "")
         parts.append(f"## `spintune {name}` {{ #{name} }}\n\n{help_text}\n\n" + options(command))
@@ -179,7 +231,11 @@ def options(command: Any) -> str:
         if one.name == "help":
             continue
         is_argument = one.param_type_name == "argument"
-        shown = f"`{one.metavar or (one.name or '').upper()}`" if is_argument else " ".join(f"`{option}`" for option in one.opts)
+        shown = (
+            f"`{one.metavar or (one.name or '').upper()}`"
+            if is_argument
+            else " ".join(f"`{option}`" for option in one.opts)
+        )
         given = one.default is not None and one.default is not False and not callable(one.default) and not one.required
         rows.append((shown, markdown(getattr(one, "help", "") or ""), f"`{one.default}`" if given else ""))
     return table(("argument or option", "what it does", "default"), iter(rows)) if rows else ""
@@ -198,30 +254,86 @@ def exit_codes() -> dict[int, str]:
 def exit_codes_page() -> str:
     """The exit codes."""
     rows = ((str(code), meaning.replace("``", "`")) for code, meaning in exit_codes().items())
-    return (
-        "# Exit codes\n\n"
-        "A mistake that you can mend ends in one line, which says what is wrong, where, and what to do, and in a code of "
-        "its own. From Python the same mistake raises the exception named here; all are subclasses of "
-        "`spintune.SpintuneError`. A traceback is a bug: please report it.\n\n" + table(("code", "meaning"), rows) + "\n"
-    )
+    return EXIT_CODES_INTRO + table(("code", "meaning"), rows) + "\n"
 
 
 # Python -------------------------------------------------------------------------------------------------------------
 
 
 def python_page() -> str:
-    """Everything that ``spintune`` exports."""
+    """Everything that ``spintune`` exports: first what it does, then what it is made of."""
     names = [name for name in spintune.__all__ if not name.startswith("__")]
-    parts = ["# Python\n\n" + markdown(inspect.getdoc(spintune) or "") + "\n\nEverything below is imported from `spintune`."]
-    for name in names:
-        value = getattr(spintune, name)
-        if inspect.ismodule(value):
-            parts.append(f"## `spintune.{name}` {{ #{name} }}\n\n::: {value.__name__}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false")
-        elif inspect.isclass(value) or inspect.isfunction(value):
-            parts.append(f"## `spintune.{name}` {{ #{name} }}\n\n::: {value.__module__}.{value.__qualname__}\n    options:\n      show_root_toc_entry: false")
-        else:
-            parts.append(f"## `spintune.{name}` {{ #{name} }}\n\n`{type(value).__name__}`")
+    values = {name: getattr(spintune, name) for name in names}
+    groups = {
+        "Functions": [name for name in names if inspect.isfunction(values[name])],
+        "Classes": [name for name in names if inspect.isclass(values[name])],
+        "Modules": [name for name in names if inspect.ismodule(values[name])],
+    }
+    parts = ["# Python\n\n" + as_markdown(inspect.getdoc(spintune) or "")]
+    for title, members in groups.items():
+        parts.append(f"## {title}")
+        parts += [member(name, values[name]) for name in members]
     return "\n\n".join(parts) + "\n"
+
+
+def member(name: str, value: Any) -> str:
+    """One exported thing, for mkdocstrings to print."""
+    path = value.__name__ if inspect.ismodule(value) else f"{value.__module__}.{value.__qualname__}"
+    more = "\nIts fields are the [keys of a recipe](recipe.md).\n" if value is Recipe else ""
+    return f"::: {path}\n    options:\n      heading: spintune.{name}\n      toc_label: {name}\n{more}"
+
+
+ROLE = re.compile(r":[a-z]+:`~?([^`]+)`")
+RULE = re.compile(r"=+(  +=+)+")
+
+
+def as_markdown(docstring: str) -> str:
+    """A docstring in reStructuredText's manner as Markdown: roles, literal blocks, simple tables, doctests."""
+    lines: list[str] = []
+    rows = iter(ROLE.sub(lambda found: f"`{found[1].rpartition('.')[2]}`", docstring).split("\n"))
+    for line in rows:
+        if RULE.fullmatch(line.strip()):
+            lines += simple_table(line, rows)
+        elif line.strip().startswith(">>>") and not (lines and lines[-1].startswith("    ")):
+            indent = line[: len(line) - len(line.lstrip())]
+            block = [line, *itertools.takewhile(str.strip, rows)]
+            lines += [f"{indent}```pycon", *block, f"{indent}```", ""]
+        elif line.strip() == "::":
+            continue
+        else:
+            lines.append(line[:-1] if line.endswith("::") else line)
+    return "\n".join(lines)
+
+
+def simple_table(rule: str, rows: Iterator[str]) -> list[str]:
+    """A simple table of reStructuredText, of which the first rule was read, as a Markdown table."""
+    indent = len(rule) - len(rule.lstrip())
+    rule = rule.strip()
+    starts = [0, *(gap.end() for gap in re.finditer(r"  +", rule))]
+    cells: list[list[str]] = []
+    header: list[str] = [""] * len(starts)
+    for line in rows:
+        text = line[indent:].rstrip()
+        if text == rule:
+            text = next(rows, "")[indent:].rstrip()
+            if not text:
+                break
+            header, cells = [" ".join(column).strip() for column in zip(*cells, strict=True)], []
+        row = [text[begin:end].strip() for begin, end in itertools.zip_longest(starts, starts[1:])]
+        if cells and not row[0]:
+            cells[-1] = [f"{known} {more}".strip() for known, more in zip(cells[-1], row, strict=True)]
+        else:
+            cells.append(row)
+    return ["", *table(tuple(header), (tuple(row) for row in cells)).split("\n"), ""]
+
+
+class Docstrings(griffe.Extension):
+    """Lets mkdocstrings read docstrings as Markdown."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Rewrites the docstring of one module, class or function."""
+        if obj.docstring:
+            obj.docstring.value = as_markdown(obj.docstring.value)
 
 
 # The hook -----------------------------------------------------------------------------------------------------------

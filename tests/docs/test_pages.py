@@ -1,0 +1,286 @@
+"""The documentation says what is true: its commands run, its links lead somewhere, its tables are complete.
+
+Conventions in the Markdown: a comment before a fenced block says what becomes of it here.
+
+    <!-- run -->           its commands or statements run, in the order of the page, in one folder and one namespace
+    <!-- file: NAME -->    it is written to NAME in that folder
+    <!-- recipe -->        it is a part of a recipe, and valid
+
+Real models of the pages are replaced by tiny ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+from markdown.extensions.toc import slugify
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DOCS = REPOSITORY / "docs"
+PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+BESIDE = {name: (REPOSITORY / name).read_text() for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")}
+
+FENCE = re.compile(r"(?:<!-- (?P<mark>run|recipe|file: (?P<name>\S+)) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)\n```", re.S)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    mark: str
+    name: str | None
+    kind: str
+    text: str
+
+
+def blocks(text: str) -> list[Block]:
+    return [Block(found["mark"] or "", found["name"], found["kind"], found["text"]) for found in FENCE.finditer(text)]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every spintune command in a console block."""
+    lines = [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[1:] for line in words if line and line[0].rpartition("/")[2] == "spintune"]
+
+
+@pytest.fixture(scope="module")
+def generate() -> Iterator[ModuleType]:
+    """docs/generate.py, which prints the reference."""
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module
+
+
+@pytest.fixture(scope="module")
+def all_pages(generate: ModuleType) -> dict[str, str]:
+    return PAGES | generate.pages()
+
+
+# What is printed from the code --------------------------------------------------------------------------------------
+
+
+def test_every_recipe_key_is_in_the_reference(all_pages: dict[str, str]) -> None:
+    from spintune.recipe import recipe_schema
+
+    schema = recipe_schema()
+    sections = [schema, *schema["$defs"].values()]
+    keys = {key for section in sections for key in section.get("properties", {})}
+    page = all_pages["reference/recipe.md"]
+    assert len(keys) > 100
+    assert [key for key in sorted(keys) if f"| `{key}` |" not in page] == []
+
+
+def test_every_command_and_option_is_in_the_reference(
+    all_pages: dict[str, str], spintune: Callable[..., Any], generate: ModuleType
+) -> None:
+    page = all_pages["reference/commands.md"]
+    listed = re.findall(r"^\s+([a-z]+) {2,}\S", spintune("--help").out.partition("Commands:")[2], re.M)
+    assert sorted(listed) == sorted(re.findall(r"^## `spintune (\w+)`", page, re.M))
+    for name in listed:
+        text = page.partition(f"## `spintune {name}`")[2].partition("\n## ")[0]
+        options = set(re.findall(r"^\s+(--[a-z-]+)", spintune(name, "--help").out, re.M)) - {"--help"}
+        assert [option for option in sorted(options) if f"`{option}`" not in text] == [], name
+
+
+def test_every_exit_code_is_in_the_reference(all_pages: dict[str, str]) -> None:
+    source = (REPOSITORY / "src/spintune/errors.py").read_text()
+    codes = {int(code) for code in re.findall(r"exit_code = (\d+)", source)}
+    assert codes == set(range(1, 11))
+    page = all_pages["reference/exit-codes.md"]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)} == codes | {0, 130}
+
+
+def test_everything_that_spintune_exports_is_in_the_reference(all_pages: dict[str, str]) -> None:
+    import spintune
+
+    page = all_pages["reference/python.md"]
+    names = [name for name in spintune.__all__ if not name.startswith("__")]
+    assert [name for name in names if f"heading: spintune.{name}\n" not in page] == []
+
+
+def test_every_variable_that_is_read_is_in_the_reference() -> None:
+    sources = "\n".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py"))
+    read = set(re.findall(r"""environ(?:\.get\(|\[)["'](\w+)["']""", sources))
+    assert {"XDG_CACHE_HOME", "CXX"} <= read
+    assert [name for name in sorted(read) if f"`{name}`" not in PAGES["reference/environment.md"]] == []
+
+
+# What is written by hand --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_have_the_names_and_options_that_exist(page: str, generate: ModuleType) -> None:
+    known = generate.commands()
+    for block in blocks(PAGES[page]):
+        for words in commands(block.text) if block.kind == "console" else ():
+            assert words[0] in known, words
+            options = {option for one in known[words[0]].params for option in one.opts}
+            assert [word for word in words if word.startswith("--") and word not in options] == [], words
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "<!-- recipe -->" in text])
+def test_recipes_are_valid(page: str) -> None:
+    from spintune.recipe import parse_recipe
+
+    for block in blocks(PAGES[page]):
+        if block.mark == "recipe":
+            parse_recipe({"out": "runs/x", "model": "m", **yaml.safe_load(block.text)}, page)
+
+
+def test_the_demo_is_the_recipe_that_the_tutorial_reads() -> None:
+    (recipe,) = (block for block in blocks(PAGES["tutorial/demo.md"]) if block.mark == "recipe")
+    assert yaml.safe_load(recipe.text) == yaml.safe_load((REPOSITORY / "recipes/quickstart.yaml").read_text())
+
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as the site has them."""
+    headings = re.findall(r"^#{1,6} (.+?)(?: \{ #([\w-]+) \})?$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    plain = ((re.sub(r"[`*]|<[^>]+>", "", re.sub(r"\[(.*?)\]\(.*?\)", r"\1", title)), id) for title, id in headings)
+    return {id or slugify(title, "-") for title, id in plain}
+
+
+def test_links_lead_to_pages_and_headings(all_pages: dict[str, str]) -> None:
+    broken = []
+    for page, text in all_pages.items():
+        for target in LINK.findall(re.sub(r"```.*?```", "", text, flags=re.S)):
+            path, _, anchor = target.partition("#")
+            if path.startswith(("http:", "https:")):
+                continue
+            found = (DOCS / page).parent.joinpath(path).resolve().relative_to(DOCS).as_posix() if path else page
+            there = found in all_pages or (DOCS / found).is_file()
+            if not there or (anchor and anchor not in anchors(all_pages.get(found, ""))):
+                broken.append(f"{page}: {target}")
+    for page, text in BESIDE.items():
+        broken += [
+            f"{page}: {target}"
+            for target in LINK.findall(text)
+            if not target.startswith("http") and not (REPOSITORY / target.partition("#")[0]).exists()
+        ]
+    assert broken == []
+
+
+def test_every_page_is_in_the_navigation(all_pages: dict[str, str], generate: ModuleType) -> None:
+    navigation = (REPOSITORY / "mkdocs.yml").read_text().partition("\nnav:")[2]
+    added = [page for page in all_pages if page.startswith(generate.EXTEND)]
+    assert [page for page in all_pages if page not in navigation and page not in added] == []
+
+
+def test_every_drawing_has_a_title_and_both_color_schemes_and_every_image_a_text() -> None:
+    for path in (DOCS / "drawings").glob("*.svg"):
+        text = path.read_text()
+        assert "<title" in text and "prefers-color-scheme: dark" in text, path.name
+        assert "http://" not in text.replace('xmlns="http://www.w3.org/2000/svg"', ""), path.name
+        assert any(path.name in page for page in PAGES.values()), path.name
+    assert [page for page, text in PAGES.items() if "![](" in text] == []
+
+
+PRIVATE = re.compile(r"\b(agents?|sub-?agents?|worktrees?|workplace|house\.md|DESIGN\.md)\b|/work/|/tmp/", re.I)  # noqa: S108
+
+
+@pytest.mark.parametrize("page", [*PAGES, *BESIDE])
+def test_pages_are_about_the_program(page: str) -> None:
+    assert PRIVATE.findall((PAGES | BESIDE)[page]) == []
+
+
+# What runs ----------------------------------------------------------------------------------------------------------
+
+QUICK = ("how-to/chat-template.md", "how-to/prepare-data.md")
+RUNNABLE = [
+    pytest.param(page, marks=() if page in QUICK else pytest.mark.slow)
+    for page, text in PAGES.items()
+    if "<!-- run -->" in text
+]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A tiny model is fastest on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
+def test_pages_run(
+    page: str,
+    spintune: Callable[..., Any],
+    one_thread: None,
+    tiny_model: Path,
+    tiny_t5: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__page__"}
+    for block in blocks(PAGES[page]):
+        text = block.text.replace("smollm2-135m-instruct", str(tiny_model)).replace("google/flan-t5-small", str(tiny_t5))
+        if block.name:
+            (tmp_path / block.name).write_text(text + "\n")
+        elif block.mark == "run" and block.kind == "console":
+            for words in commands(text):
+                ended = spintune(*words)
+                assert ended.code == 0, (words, ended.err)
+        elif block.mark == "run":
+            exec(compile(text, page, "exec"), namespace)
+    for run in (tmp_path / "runs").glob("*"):
+        assert unexplained(run) == []
+
+
+def unexplained(run: Path) -> list[str]:
+    """Files of a run folder that the reference does not name."""
+    rows = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", PAGES["reference/run-folder.md"], re.M)
+    paths = [path for row in rows for path in re.findall(r"`([^`]+)`", row)]
+    assert "recipe.json" in paths
+    patterns = []
+    for path in paths:
+        pattern = re.sub(r"NAME|BENCHMARK|EVALUATION|A-vs-B", "[^/]+", re.escape(path).replace(r"A\-vs\-B", "A-vs-B"))
+        pattern = pattern.replace(r"iterate\-N", r"iterate-\d+")
+        patterns.append(re.compile(pattern + (".*" if path.endswith("/") else "")))
+    files = [file.relative_to(run).as_posix() for file in sorted(run.rglob("*")) if file.is_file()]
+    return [
+        file
+        for file in files
+        if not file.endswith("manifest.json") and not any(pattern.fullmatch(file) for pattern in patterns)
+    ]
+
+
+# The site -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    fetched = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*\b(?:src|href|srcset)=["']?(?:https?:)?//""")
+    imported = re.compile(r"""(?:url\(|@import )\s*["']?(?:https?:)?//""")
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    assert [page.name for page in pages if fetched.search(page.read_text())] == []
+    assert [css.name for css in (tmp_path / "site").rglob("*.css") if imported.search(css.read_text())] == []
