@@ -73,7 +73,7 @@ RATES = {
     "a": {"SPIN λ=0.1": 3e-5, "SPIN λ=1": 3e-5, "SPACE": 3e-5, "more SFT": 3e-5},
     "b": {"SPIN λ=0.1": 3e-5, "SPIN λ=1": 1e-3, "SPACE": 1e-3, "more SFT": 1e-3},
 }
-"""Peak learning rates, chosen on seed 100, which is not reported: docs/spin-experiments.md."""
+"""Peak learning rates, chosen on seed 100, which is not reported: docs/lab/spin-experiments.md."""
 
 
 # The world ---------------------------------------------------------------------------------------------------------

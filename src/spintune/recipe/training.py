@@ -130,7 +130,7 @@ class SpinSection(TrainingSection):
     shift: float = Field(
         0.0,
         description="b of gsil_*. [nats] At 0, p_data is a stable fixed point; at 2, as in the GSIL script, it is not "
-        "(docs/spin.md).",
+        "(docs/explanation/losses.md).",
         allow_inf_nan=False,
     )
     history_weight: NonNegative = Field(
