@@ -47,8 +47,8 @@ stdout and events to stderr, one JSON object a line."""
 EXIT_CODES_INTRO = """# Exit codes
 
 A mistake that you can mend ends in one line that says what is wrong, where, and what to do, and in a code of its own.
-From Python the same mistake raises the exception named here; all are subclasses of `spintune.SpintuneError`. A traceback
-is a bug: please report it.
+From Python the same mistake raises the exception named here; all are subclasses of `spintune.SpintuneError`. A
+traceback is a bug: please report it.
 
 """
 

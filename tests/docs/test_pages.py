@@ -31,7 +31,8 @@ DOCS = REPOSITORY / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 BESIDE = {name: (REPOSITORY / name).read_text() for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")}
 
-FENCE = re.compile(r"(?:<!-- (?P<mark>run|recipe|file: (?P<name>\S+)) -->\n)?```(?P<kind>\w*)\n(?P<text>.*?)\n```", re.S)
+MARK = r"<!-- (?P<mark>run|recipe|file: (?P<name>\S+)) -->\n"
+FENCE = re.compile(rf"(?:{MARK})?```(?P<kind>\w*)\n(?P<text>.*?)\n```", re.S)
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,14 @@ def commands(text: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def generate() -> Iterator[ModuleType]:
+def generate() -> ModuleType:
     """docs/generate.py, which prints the reference."""
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +187,14 @@ def test_every_page_is_in_the_navigation(all_pages: dict[str, str], generate: Mo
 def test_every_drawing_has_a_title_and_both_color_schemes_and_every_image_a_text() -> None:
     for path in (DOCS / "drawings").glob("*.svg"):
         text = path.read_text()
-        assert "<title" in text and "prefers-color-scheme: dark" in text, path.name
+        assert "<title" in text, path.name
+        assert "prefers-color-scheme: dark" in text, path.name
         assert "http://" not in text.replace('xmlns="http://www.w3.org/2000/svg"', ""), path.name
         assert any(path.name in page for page in PAGES.values()), path.name
     assert [page for page, text in PAGES.items() if "![](" in text] == []
 
 
-PRIVATE = re.compile(r"\b(agents?|sub-?agents?|worktrees?|workplace|house\.md|DESIGN\.md)\b|/work/|/tmp/", re.I)  # noqa: S108
+PRIVATE = re.compile(r"\b(agents?|sub-?agents?|worktrees?|workplace|house\.md|DESIGN\.md)\b|/work/|/tmp/", re.I)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *BESIDE])
@@ -233,7 +236,9 @@ def test_pages_run(
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__page__"}
     for block in blocks(PAGES[page]):
-        text = block.text.replace("smollm2-135m-instruct", str(tiny_model)).replace("google/flan-t5-small", str(tiny_t5))
+        text = block.text
+        for real, tiny in (("smollm2-135m-instruct", tiny_model), ("google/flan-t5-small", tiny_t5)):
+            text = text.replace(real, str(tiny))
         if block.name:
             (tmp_path / block.name).write_text(text + "\n")
         elif block.mark == "run" and block.kind == "console":
@@ -278,7 +283,7 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    fetched = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]*\b(?:src|href|srcset)=["']?(?:https?:)?//""")
+    fetched = re.compile(r"""<(?:script|link|img|iframe|source|video)\b[^>]* (?:src|href|srcset)=["']?(?:https?:)?//""")
     imported = re.compile(r"""(?:url\(|@import )\s*["']?(?:https?:)?//""")
     pages = list((tmp_path / "site").rglob("*.html"))
     assert len(pages) > len(PAGES)
