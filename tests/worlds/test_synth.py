@@ -11,11 +11,15 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from spintune.errors import RecipeError
+from spintune.teachers.protocol import Outcome, Reply, Request
+from spintune.teachers.registry import TEACHERS, register_teacher
 
 Run = Callable[..., dict[str, Any]]
 Spintune = Callable[..., Any]
@@ -246,6 +250,49 @@ def test_a_model_on_this_machine_is_the_teacher_by_default(
     with pytest.raises(TeacherError, match=f"{tiny_model}: no usable task in 2 replies"):
         run(tmp_path / "run", synth=small, **ALONE)
     assert (tmp_path / "run/synth/replies.sqlite").is_file()
+
+
+class Inventor:
+    """A teacher of a user's own, in this process."""
+
+    def __init__(self, model: str, prefix: str = "") -> None:
+        self.name = model
+        self.identity = {"kind": "inventor", "prefix": prefix}
+        self.prefix = prefix
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
+        for index, request in enumerate(requests):
+            yield index, Reply(self.prefix + written(request.messages[-1].content))
+
+
+def test_a_registered_teacher_writes_by_its_name_in_the_recipe(run: Run, tmp_path: Path) -> None:
+    register_teacher("inventor", Inventor)
+    teacher = {"kind": "inventor", "model": "own words", "extra": {"prefix": "\n"}}
+    synth = {"instructions": 12, "requests_per_round": 3, "teacher": teacher}
+    try:
+        results = run(tmp_path / "run", synth=synth, **ALONE)
+        misspelled = synth | {"teacher": teacher | {"kind": "inventer"}}
+        with pytest.raises(RecipeError, match=r"no kind of teacher 'inventer'; did you mean inventor\?"):
+            run(tmp_path / "other", synth=misspelled, **ALONE)
+    finally:
+        TEACHERS.unregister("inventor")
+    assert results["synth"]["teacher"] == "own words"
+    assert results["synth"]["cost"]["dollars"] == 0
+    assert len(rows(tmp_path / "run/synth/examples.jsonl")) == results["synth"]["examples"] == 12
+
+
+def test_a_script_in_a_file_is_a_dry_run(run: Run, tmp_path: Path) -> None:
+    script = [
+        {"when": "classification task when", "reply": "No"},
+        {"when": "Write examples of each task", "reply": "Output: Oats, apples and walnuts."},
+        {"reply": "9. List three ingredients of a healthy breakfast."},
+    ]
+    path = tmp_path / "script.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in script))
+    teacher = {"kind": "scripted", "model": str(path)}
+    run(tmp_path / "run", synth={"instructions": 1, "requests_per_round": 1, "teacher": teacher}, **ALONE)
+    (row,) = rows(tmp_path / "run/synth/examples.jsonl")
+    assert (row["output"], row["provenance"]["teacher"]) == ("Oats, apples and walnuts.", "script")
 
 
 @pytest.mark.parametrize(

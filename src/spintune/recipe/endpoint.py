@@ -1,21 +1,33 @@
-"""How a recipe names an endpoint that is asked: a teacher's or a judge's."""
+"""How a recipe names a teacher or a judge to ask."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from spintune.recipe.section import Count, NonNegative, Positive, Section
 
+ENDPOINT = "endpoint"
+
+_OTHER_KINDS_TAKE = {"kind", "model", "extra"}
+
 
 class BudgetSection(Section):
-    """What a teacher may cost. It stops before a request that could pass it; everything paid for is kept."""
+    """The most that a teacher may cost. Asking stops before a request that could pass it; all replies are kept."""
 
-    tokens: Count | None = Field(None, description="Of prompts and answers together. [tokens] Default: no limit.")
-    dollars: Positive | None = Field(None, description="At the prices below. [US dollars] Default: no limit.")
-    prompt_price: NonNegative = Field(0.0, description="Of what the teacher reads. [dollars a million tokens]")
-    completion_price: NonNegative = Field(0.0, description="Of what it writes. [dollars a million tokens]")
+    tokens: Count | None = Field(
+        None, description="Maximum tokens of prompts and answers together. [tokens] Default: no limit."
+    )
+    dollars: Positive | None = Field(
+        None, description="Maximum cost at the prices below. [US dollars] Default: no limit."
+    )
+    prompt_price: NonNegative = Field(
+        0.0, description="Price of what the teacher reads. [US dollars per million tokens]"
+    )
+    completion_price: NonNegative = Field(
+        0.0, description="Price of what the teacher writes. [US dollars per million tokens]"
+    )
 
     @model_validator(mode="after")
     def _dollars_have_prices(self) -> BudgetSection:
@@ -25,21 +37,54 @@ class BudgetSection(Section):
 
 
 class EndpointSection(Section):
-    """An endpoint that speaks OpenAI's protocol. Its key comes from the environment and goes to its host alone."""
+    """An endpoint that speaks OpenAI's protocol, or a registered kind of teacher."""
 
-    model: str = Field(description="As the endpoint calls it.")
-    style: Literal["chat", "completions"] = Field("chat", description="Which of its two ways to ask.")
+    kind: str = Field(
+        ENDPOINT,
+        description="endpoint, scripted (replies from a file), or a kind that you registered (register_teacher). "
+        "Kinds other than endpoint take only model and extra.",
+    )
+    model: str = Field(
+        description="The model's name at the endpoint. Other kinds get it as the argument model; for scripted, it is "
+        "the path of the file."
+    )
+    style: Literal["chat", "completions"] = Field(
+        "chat", description="Which requests to send: chat completions or plain completions."
+    )
     key_variable: str | None = Field(
         None,
-        description="Environment variable of the key. Default: OPENAI_API_KEY for api.openai.com, else no key.",
+        description="Environment variable that holds the key; the key goes to the endpoint's host alone. Default: "
+        "OPENAI_API_KEY for api.openai.com, no key for other hosts.",
     )
     concurrency: Count = Field(8, description="Requests under way at a time. [requests]")
-    timeout_seconds: Positive = Field(300.0, description="For one attempt. [seconds]")
-    max_retries: Annotated[int, Field(ge=0)] = Field(5, description="After refusals that may pass. [attempts]")
+    timeout_seconds: Positive = Field(300.0, description="Maximum time of one attempt. [seconds]")
+    max_retries: Annotated[int, Field(ge=0)] = Field(
+        5, description="Retries after timeouts, lost connections, and refusals that may pass. [attempts]"
+    )
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="Newer models of some providers want max_completion_tokens."
+        "max_tokens",
+        description="Field that limits the answer; newer models of some providers want max_completion_tokens.",
     )
     extra: dict[str, Any] = Field(
-        default={}, description="More fields of each request, such as {reasoning_effort: low}; null leaves one out."
+        default={},
+        description="More fields of each request, such as {reasoning_effort: low}; null leaves a field out. Other "
+        "kinds get these as arguments.",
     )
-    budget: BudgetSection = Field(default=BudgetSection.model_validate({}), description="What it may cost.")
+    budget: BudgetSection = Field(default=BudgetSection.model_validate({}), description="Maximum cost.")
+
+    @model_validator(mode="after")
+    def _other_kinds_have_no_endpoint(self) -> EndpointSection:
+        own = {name for name in self.model_fields_set if name in EndpointSection.model_fields or name == "url"}
+        if self.kind != ENDPOINT and (unused := sorted(own - _OTHER_KINDS_TAKE)):
+            raise ValueError(
+                f"{unused[0]} is for an endpoint, and kind is {self.kind}; leave it out, or put it in extra"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_default_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves ``kind`` out for an endpoint, so that runs from before there were kinds keep their identity."""
+        values: dict[str, Any] = serialize(self)
+        if values.get("kind") == ENDPOINT:
+            del values["kind"]
+        return values

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from spintune.recipe.endpoint import EndpointSection
+from spintune.recipe.endpoint import ENDPOINT, EndpointSection
 from spintune.recipe.section import Count, Section
 
 HELDOUT, IFEVAL, QUESTIONS, MT_BENCH = "heldout", "ifeval", "questions", "mt-bench"
@@ -66,9 +66,14 @@ class JudgeSection(EndpointSection):
     )
     max_tokens: Count = Field(1024, description="Maximum length of a verdict, reasons included. [tokens]")
 
+    @property
+    def runs_locally(self) -> bool:
+        """Whether ``model`` is loaded on this machine."""
+        return self.kind == ENDPOINT and self.url is None
+
     @model_validator(mode="after")
     def _local_judges_have_no_endpoint(self) -> JudgeSection:
-        own = {"model", "url", "items", "max_tokens"}
-        if self.url is None and (unused := sorted(self.model_fields_set - own)):
+        own = {"kind", "model", "url", "items", "max_tokens"}
+        if self.runs_locally and (unused := sorted(self.model_fields_set - own)):
             raise ValueError(f"{unused[0]} needs an endpoint; give url, or leave it out")
         return self

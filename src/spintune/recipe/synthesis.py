@@ -1,40 +1,59 @@
-"""How a recipe asks a teacher for instruction data."""
+"""How a recipe lets a teacher write instruction data."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from spintune.recipe.endpoint import EndpointSection
+from spintune.recipe.endpoint import ENDPOINT, EndpointSection
 from spintune.recipe.section import Count, NonNegative, Section
 
 
 class TeacherSection(EndpointSection):
-    """Who writes instruction data: an endpoint that speaks OpenAI's protocol."""
+    """The teacher that writes instruction data: an endpoint, or a registered kind of teacher."""
 
-    url: str = Field(description="Its base, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1.")
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["url"]}, {"required": ["kind"]}]})
+
+    url: str | None = Field(
+        None,
+        description="Base URL of the endpoint, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1.",
+    )
+
+    @model_validator(mode="after")
+    def _an_endpoint_has_a_url(self) -> TeacherSection:
+        if self.kind == ENDPOINT and self.url is None:
+            raise ValueError("url is missing; give the base URL of the endpoint, or another kind of teacher")
+        return self
 
 
 class FilterSection(Section):
-    """Which instructions and examples of a teacher are dropped. Defaults: the method's paper."""
+    """Which instructions and examples of a teacher are dropped. Defaults are those of the method's paper."""
 
-    fewest_words: Count = Field(4, description="Of an instruction. [words] Default: Self-Instruct.")
-    most_words: Count = Field(150, description="Of an instruction. [words] Default: Self-Instruct.")
+    fewest_words: Count = Field(4, description="Minimum length of an instruction. [words] Default: Self-Instruct.")
+    most_words: Count = Field(150, description="Maximum length of an instruction. [words] Default: Self-Instruct.")
     keywords: list[str] | None = Field(
-        None, description="Whole words that no instruction may have. Default: the method's own list."
+        None, description="Whole words that an instruction must not contain. Default: the method's own list."
     )
-    starts: list[str] = Field(default=["Write a program"], description="Beginnings that none may have.")
+    starts: list[str] = Field(
+        default=["Write a program"],
+        description="Texts that an instruction must not begin with. Default: Self-Instruct.",
+    )
     ascii_start: bool | None = Field(
-        None, description="The first character must be ASCII. Default: yes, unless novelty_tokens is unicode."
+        None,
+        description="Drop instructions whose first character is not ASCII. Default: true, unless novelty_tokens is "
+        "unicode.",
     )
     refusals: bool = Field(True, description="Drop answers such as 'As an AI language model'.")
     novelty: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.7, description="Highest ROUGE-L with any other instruction. [F-measure] Default: Self-Instruct; 1 is off."
+        0.7,
+        description="Maximum ROUGE-L that a new instruction may have with a seed or an accepted instruction. "
+        "[F-measure] Default: Self-Instruct; 1 turns it off.",
     )
     novelty_tokens: Literal["reference", "unicode"] = Field(
         "reference",
-        description="Words of ROUGE-L: reference has a-z and 0-9 alone, as rouge_score; unicode reads every script.",
+        description="Words of ROUGE-L: reference knows a-z and 0-9 only, as rouge_score does; unicode reads every "
+        "script.",
     )
 
 
@@ -42,43 +61,52 @@ class DecontaminateSection(Section):
     """Removes examples that share a run of words with evaluation data."""
 
     files: list[str] = Field(description="Evaluation files, in any format that data.train takes.")
-    ngram: Annotated[int, Field(ge=2)] = Field(13, description="Length of a shared run. [words] Default: GPT-3's.")
+    ngram: Annotated[int, Field(ge=2)] = Field(
+        13, description="Length of the shared run of words. [words] Default: GPT-3's."
+    )
 
 
 class SynthSection(Section):
-    """A teacher writes instruction data from seed tasks; data.train: synth trains on it."""
+    """Instruction data that a teacher writes from seed tasks. data.train: synth trains on it."""
 
     method: Literal["self_instruct", "alpaca"] = Field(
         "self_instruct", description="self_instruct (arXiv 2212.10560) or alpaca (Stanford Alpaca)."
     )
-    seeds: str = Field("builtin:seeds", description="Seed tasks: builtin:seeds, or a file as the papers have it.")
-    instructions: Count = Field(200, description="New instructions to accept. [instructions] The papers: 52,000.")
+    seeds: str = Field(
+        "builtin:seeds", description="Seed tasks: builtin:seeds, or a file in the format of Self-Instruct or Alpaca."
+    )
+    instructions: Count = Field(
+        200, description="New instructions to accept before it stops. [instructions] The papers: 52,000."
+    )
     teacher: TeacherSection | None = Field(
-        None, description="Who writes. Default: the recipe's own model, on this machine."
+        None, description="The teacher that writes. Default: the recipe's own model, on this machine."
     )
     requests_per_round: Count = Field(
-        32, description="Requests between two looks at what is new. [requests] The paper's code: 5."
+        32, description="Requests before the next look at what is new. [requests] The paper's code: 5."
     )
-    patience: Count = Field(4, description="Rounds without anything new before it stops. [rounds]")
+    patience: Count = Field(4, description="Stop after this many rounds in a row without a new instruction. [rounds]")
     temperature: NonNegative | None = Field(
-        None, description="Of new instructions. Default: 0.7 for self_instruct, 1 for alpaca (their code)."
+        None, description="Sampling of new instructions. Default: 0.7 for self_instruct, 1 for alpaca (their code)."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Of new instructions. [share] Default: 0.5 for self_instruct, 1 for alpaca (their code)."
+        None,
+        description="Sampling of new instructions. [share] Default: 0.5 for self_instruct, 1 for alpaca (their code).",
     )
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
-        None, description="Of new instructions. Default: 2 for self_instruct, 0 for alpaca (their code)."
+        None, description="Sampling of new instructions. Default: 2 for self_instruct, 0 for alpaca (their code)."
     )
     max_tokens: Count | None = Field(
-        None, description="Of a reply with new instructions. [tokens] Default: 1024 and 3072 (their code)."
+        None,
+        description="Maximum length of a reply with new instructions. [tokens] Default: 1024 for self_instruct, 3072 "
+        "for alpaca (their code).",
     )
     instance_tokens: Count = Field(
-        300, description="Of a reply with instances; self_instruct alone. [tokens] Default: the paper."
+        300, description="Maximum length of a reply with instances; self_instruct only. [tokens] Default: the paper."
     )
     filters: FilterSection = Field(default=FilterSection.model_validate({}), description="What is dropped.")
     decontaminate: DecontaminateSection | None = Field(None, description="Evaluation data to keep out.")
     format: Literal["alpaca", "chat", "parquet"] = Field(
-        "alpaca", description="Of the file for others: alpaca.json, chat.jsonl or examples.parquet."
+        "alpaca", description="File for other tools: alpaca.json, chat.jsonl or examples.parquet."
     )
 
     @model_validator(mode="after")

@@ -1,36 +1,46 @@
-"""Who is asked: an endpoint, or a model of this machine."""
+"""The teacher or judge that a recipe names: an endpoint, a registered kind, or a model on this machine."""
 
 from __future__ import annotations
 
 from spintune.generation.local_teacher import LocalTeacher
 from spintune.models.loading import model_identity
-from spintune.recipe import EndpointSection, JudgeSection
+from spintune.recipe import JudgeSection, TeacherSection
+from spintune.recipe.endpoint import ENDPOINT
 from spintune.stages.context import LoadedIterate, RunContext
 from spintune.teachers.budget import Budget
 from spintune.teachers.protocol import Teacher, Usage
+from spintune.teachers.registry import build_teacher
 from spintune.teachers.replies import Replies
 
 
-def endpoint_teacher(context: RunContext, section: EndpointSection, url: str, replies: Replies) -> Teacher:
-    """An endpoint that goes on with the budget that earlier attempts left of it."""
-    identity = _ask(context, section, url).identity
-    return _ask(context, section, url, replies.spent(identity))
+def named_teacher(context: RunContext, section: TeacherSection | JudgeSection, replies: Replies) -> Teacher:
+    """A registered kind of teacher, or an endpoint with what earlier attempts left of its budget."""
+    if section.kind != ENDPOINT:
+        return build_teacher(section.kind, section.model, section.extra)
+    identity = _endpoint(context, section).identity
+    return _endpoint(context, section, replies.spent(identity))
 
 
 def check_judge(context: RunContext, section: JudgeSection) -> None:
-    """Raises what asking the judge would raise at once: ModelError for no such model, TeacherError without its key."""
-    if section.url is None:
+    """Raises early what asking the judge would raise: ModelError without such a model, TeacherError without its key."""
+    if section.runs_locally:
         model_identity(section.model, context.cache)
+    elif section.kind == ENDPOINT:
+        _endpoint(context, section)
     else:
-        _ask(context, section, section.url)
+        build_teacher(section.kind, section.model, section.extra)
 
 
-def _ask(context: RunContext, section: EndpointSection, url: str, spent: Usage = Usage()) -> Teacher:  # noqa: B008
-    # the client takes a third of a second to import, which runs without an endpoint are spared
+def _endpoint(
+    context: RunContext,
+    section: TeacherSection | JudgeSection,
+    spent: Usage = Usage(),  # noqa: B008 -- frozen
+) -> Teacher:
+    # importing the client takes a third of a second, which runs without an endpoint save
     from spintune.teachers.endpoint import Endpoint, EndpointTeacher
 
     endpoint = Endpoint(
-        base_url=url,
+        base_url=section.url or "",
         model=section.model,
         style=section.style,
         key_variable=section.key_variable,
@@ -44,12 +54,13 @@ def _ask(context: RunContext, section: EndpointSection, url: str, spent: Usage =
     return EndpointTeacher(endpoint, context.environment, spent)
 
 
-def budget_of(section: EndpointSection | None) -> Budget:
+def budget_of(section: TeacherSection | JudgeSection | None) -> Budget:
+    """The budget of an endpoint; without limits and prices for all other teachers."""
     return Budget(**section.budget.model_dump()) if section else Budget()
 
 
 def local_teacher(context: RunContext, name: str, player: LoadedIterate) -> Teacher:
-    """A model of this machine, in memory."""
+    """A model on this machine, in memory."""
     identity = {
         "kind": "local",
         "model": player.iterate.digest,

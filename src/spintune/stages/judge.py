@@ -35,7 +35,7 @@ from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
 from spintune.recipe import MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
 from spintune.records import read_records, write_records
 from spintune.stages.context import RunContext
-from spintune.stages.endpoints import budget_of, endpoint_teacher, local_teacher
+from spintune.stages.endpoints import budget_of, local_teacher, named_teacher
 from spintune.storage import digest_json, read_json_lines, write_json, write_json_lines
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.replies import Replies
@@ -69,10 +69,10 @@ def judging_stage(
     """
     found: dict[str, Any] = {"canary": {}, "pairs": {}, "ratings": {}, "words": [], "problems": []}
     with Replies(context.run.folder / "judge" / "replies.sqlite") as replies:
-        if section.url is not None:
-            teacher = endpoint_teacher(context, section, section.url, replies)
-        else:
+        if section.runs_locally:
             teacher = local_teacher(context, section.model, context.guest(section.model))
+        else:
+            teacher = named_teacher(context, section, replies)
         judging = JudgeStage(context, section, CachedTeacher(teacher, replies))
         found["judge"] = teacher.name
         try:
@@ -86,7 +86,7 @@ def judging_stage(
         if judging.asker.exhausted:
             found["problems"].append(judging.asker.exhausted)
         spent = judging.asker.spent
-        found["cost"] = {**vars(spent), "dollars": budget_of(section if section.url else None).cost(spent)}
+        found["cost"] = {**vars(spent), "dollars": budget_of(section).cost(spent)}
     return found
 
 

@@ -19,7 +19,7 @@ from spintune.data.sources import Source, source_digest
 from spintune.recipe import SynthSection
 from spintune.results import SynthFacts
 from spintune.stages.context import Iterate, RunContext
-from spintune.stages.endpoints import budget_of, endpoint_teacher, local_teacher
+from spintune.stages.endpoints import budget_of, local_teacher, named_teacher
 from spintune.storage import atomic_file, write_json, write_json_lines
 from spintune.synthesis.alpaca import ALPACA_DECODING
 from spintune.synthesis.card import CardSource, SynthesisCard, as_markdown, describe
@@ -102,7 +102,7 @@ def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[s
 def _teacher(context: RunContext, section: SynthSection, base: Iterate, replies: Replies) -> Teacher:
     if section.teacher is None:
         return local_teacher(context, context.recipe.model, context.load(base))
-    return endpoint_teacher(context, section.teacher, section.teacher.url, replies)
+    return named_teacher(context, section.teacher, replies)
 
 
 def _options(section: SynthSection) -> SynthesisOptions:
