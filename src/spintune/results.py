@@ -13,7 +13,9 @@ from pydantic import Field
 
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import Interval
-from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate, Separability
+from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
+from spintune.selfplay.pair_metrics import HeldoutPairMetrics
+from spintune.selfplay.separability import Separability
 from spintune.typed_json import JsonObject, OmitNone
 
 Intervals = dict[str, Interval]
@@ -170,7 +172,7 @@ class PairFacts:
 
     Attributes:
         separability: of real and generated training answers; None with too few pairs.
-        warnings: likely artefacts, as sentences.
+        warnings: likely artifacts, as sentences.
         data: digest of the data stage's outputs.
         seconds: by kind of work.
     """
@@ -192,37 +194,9 @@ class LaterPairCounts:
 
 
 @dataclass(frozen=True)
-class HeldoutPairFacts:
-    """The player after an iteration beside its opponent: means over held-out pairs.
+class HeldoutPairFacts(HeldoutPairMetrics):
+    """The player after an iteration, compared with its opponent; ``intervals`` are of loss, margin and accuracy."""
 
-    Attributes:
-        start_loss: loss of a player that equals its opponent.
-        loss_error: standard error of ``start_loss - loss``, which is paired; None for a single pair.
-        real_ratio, generated_ratio: log-probability of an answer minus the opponent's. [nats per answer]
-        margin: real_ratio - generated_ratio.
-        accuracy: share of comparisons with a positive margin.
-        real_logprob, generated_logprob: [nats per answer]
-        real_tokens, generated_tokens: length of an answer.
-        real_cut, generated_cut: share of answers that were cut.
-        learned: whether the loss is significantly below ``start_loss``.
-        intervals: 95 % intervals of loss, margin and accuracy.
-    """
-
-    pairs: int
-    start_loss: float
-    loss: float
-    loss_error: float | None
-    real_ratio: float
-    generated_ratio: float
-    margin: float
-    accuracy: float
-    real_logprob: float
-    generated_logprob: float
-    real_tokens: float
-    generated_tokens: float
-    real_cut: float
-    generated_cut: float
-    learned: bool
     intervals: Intervals
 
 

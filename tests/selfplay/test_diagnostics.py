@@ -8,6 +8,7 @@ import random
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from statistics import quantiles
 
@@ -15,17 +16,9 @@ import orjson
 import pytest
 
 from spintune.records import Answer, Pair
-from spintune.selfplay.diagnostics import (
-    Separability,
-    auc,
-    describe,
-    distinct,
-    divergence,
-    identical_share,
-    repetition,
-    separability,
-    warnings,
-)
+from spintune.selfplay.artifacts import artifact_warnings
+from spintune.selfplay.diagnostics import describe, distinct, divergence, identical_share, repetition
+from spintune.selfplay.separability import Separability, auc, separability
 
 END = 2
 
@@ -82,7 +75,7 @@ def test_answers_to_other_prompts_cannot_be_compared(answers: list[list[int]], e
 
 def test_a_profile_by_hand() -> None:
     profile = describe([answer([5] * 8, complete=False), answer([5, 6, 7, END]), answer([]), answer([6, 7])])
-    assert profile.to_json() == pytest.approx(
+    assert asdict(profile) == pytest.approx(
         {
             "answers": 4,
             "tokens": 14 / 4,
@@ -127,7 +120,7 @@ def test_the_standard_error_is_the_spread_of_repeated_estimates() -> None:
 
 
 def test_a_single_answer_has_no_standard_error_in_json_either() -> None:
-    assert orjson.dumps(divergence([-1.0], [-1.5]).to_json()) == b'{"mean":0.5,"standard_error":null}'
+    assert orjson.dumps(divergence([-1.0], [-1.5])) == b'{"mean":0.5,"standard_error":null}'
 
 
 @pytest.mark.parametrize(("player", "other"), [([], []), ([-1.0], []), ([-1.0], [-1.0, -2.0])])
@@ -210,7 +203,7 @@ def test_the_probes_are_their_definition(seed: int) -> None:
         return long(draw.randint(1, longest), min(draw.randrange(20), common), draw.random() > cut)
 
     pairs = [pair(row % 70, drawn(50, 6, 0.1), *(drawn(60, 9, 0.3) for _ in range(generated))) for row in range(90)]
-    probed = separability(pairs, 64)
+    probed = separability(pairs)
     assert probed is not None
     assert probed.pairs == 90
     assert probed.length_auc == pytest.approx(by_definition(pairs, length_bin), abs=1e-12)
@@ -218,14 +211,14 @@ def test_the_probes_are_their_definition(seed: int) -> None:
         by_definition(pairs, lambda _: lambda answer: answer.ids[-1]), abs=1e-12
     )
     assert probed.cut_auc == pytest.approx(by_definition(pairs, lambda _: lambda answer: answer.complete), abs=1e-12)
-    assert separability(draw.sample(pairs, len(pairs)), 64) == probed  # whatever the order
+    assert separability(draw.sample(pairs, len(pairs))) == probed  # whatever the order
 
 
 def test_what_never_overlaps_is_told_without_fail() -> None:
     pairs = [pair(row, long(15), long(120, last=9, complete=False)) for row in range(40)]
-    assert separability(pairs, 120) == Separability(1, 1, 1, 40)
+    assert separability(pairs) == Separability(1, 1, 1, 40)
     swapped = [Pair(pair.example_id, (3,), pair.generated[0], (pair.real,)) for pair in pairs]
-    assert separability(swapped, 120) == Separability(1, 1, 1, 40)
+    assert separability(swapped) == Separability(1, 1, 1, 40)
 
 
 def test_a_length_never_seen_before_is_judged_by_its_bin() -> None:
@@ -240,7 +233,7 @@ def test_a_length_never_seen_before_is_judged_by_its_bin() -> None:
 def test_pairs_of_like_answers_tell_nothing() -> None:
     """Whatever fold a pair is in, both sides have there the same lengths, last tokens and cuts."""
     pairs = [pair(row, *[long(10 + row % 30, last=row % 7, complete=row % 3 > 0)] * 2) for row in range(100)]
-    assert separability(pairs, 64) == Separability(0.5, 0.5, 0.5, 100)
+    assert separability(pairs) == Separability(0.5, 0.5, 0.5, 100)
 
 
 def test_features_that_do_not_depend_on_the_side_stay_near_a_half() -> None:
@@ -250,14 +243,14 @@ def test_features_that_do_not_depend_on_the_side_stay_near_a_half() -> None:
     def drawn() -> Answer:
         return long(draw.randint(1, 100), draw.randrange(6), draw.random() < 0.7)
 
-    probed = separability([pair(row, drawn(), drawn()) for row in range(300)], 100)
+    probed = separability([pair(row, drawn(), drawn()) for row in range(300)])
     assert probed is not None
     assert max(abs(value - 0.5) for value in (probed.length_auc, probed.last_token_auc, probed.cut_auc)) < 4 * 0.024
 
 
 def test_cuts_of_three_in_five_answers_give_an_auc_of_four_fifths() -> None:
     """1/2 + 3/5 · 1/2, as the others are ties; the share in a fold varies: standard error √(0.24 / 300) / 2 = 0.014."""
-    probed = separability([pair(row, long(9), long(9, complete=row % 5 >= 3)) for row in range(300)], 9)
+    probed = separability([pair(row, long(9), long(9, complete=row % 5 >= 3)) for row in range(300)])
     assert probed is not None
     assert probed.cut_auc == pytest.approx(0.8, abs=4 * 0.014)
 
@@ -265,7 +258,7 @@ def test_cuts_of_three_in_five_answers_give_an_auc_of_four_fifths() -> None:
 def test_a_token_that_ends_one_answer_only_teaches_nothing() -> None:
     """A probe that had seen the answers it scores would know each by its last token and reach 1."""
     pairs = [pair(row, long(9, last=10 + 2 * row), long(9, last=11 + 2 * row)) for row in range(100)]
-    probed = separability(pairs, 9)
+    probed = separability(pairs)
     assert probed is not None
     assert probed.last_token_auc == 0.5
 
@@ -273,7 +266,7 @@ def test_a_token_that_ends_one_answer_only_teaches_nothing() -> None:
 def test_another_pair_of_the_example_does_not_teach_either() -> None:
     """Replayed pairs repeat the real answer; a fold of its own for each copy would tell it to the probe."""
     pairs = [pair(row, long(9, last=10 + 2 * row), long(9, last=11 + 2 * row)) for row in range(50) for _ in range(3)]
-    probed = separability(pairs, 9)
+    probed = separability(pairs)
     assert probed is not None
     assert probed.last_token_auc == 0.5
 
@@ -288,48 +281,32 @@ def test_several_generated_answers_do_not_turn_the_probe_around() -> None:
         )
         for row in range(300)
     ]
-    probed = separability(pairs, 9)
+    probed = separability(pairs)
     assert probed is not None
     assert probed.last_token_auc == pytest.approx(0.6, abs=0.06)
 
 
-def test_what_is_beyond_the_room_is_not_looked_at() -> None:
-    """50 and 80 tokens in a room of 40 are two cut answers of 40 tokens, the last of which is 7."""
-    pairs = [pair(row, long(50, last=4), long(80, last=5, complete=False)) for row in range(40)]
-    assert separability(pairs, 40) == Separability(0.5, 0.5, 0.5, 40)
-    assert separability(pairs) == Separability(1, 1, 1, 40)
-
-
 def test_an_empty_answer_has_a_last_token_of_its_own() -> None:
     pairs = [pair(row, long(3), answer([])) for row in range(30)]
-    probed = separability(pairs, 9)
+    probed = separability(pairs)
     assert probed is not None
     assert probed.last_token_auc == 1
-    assert any("token 2 ends 100 % of the real and 0 %" in sentence for sentence in warnings(pairs, probed, 9))
+    assert any("token 2 ends 100 % of the real and 0 %" in sentence for sentence in artifact_warnings(pairs, probed))
 
 
 def test_fewer_than_20_examples_are_too_few() -> None:
     pairs = [pair(row, long(15), long(120)) for row in range(20)]
-    assert separability(pairs, 120) is not None
-    assert separability(pairs[:19], 120) is None
-    assert separability(pairs[:19] * 2, 120) is None
-    assert separability([], 120) is None
-
-
-def test_a_separability_goes_into_json() -> None:
-    assert Separability(0.5, 0.75, 1.0, 30).to_json() == {
-        "length_auc": 0.5,
-        "last_token_auc": 0.75,
-        "cut_auc": 1.0,
-        "pairs": 30,
-    }
+    assert separability(pairs) is not None
+    assert separability(pairs[:19]) is None
+    assert separability(pairs[:19] * 2) is None
+    assert separability([]) is None
 
 
 # Warnings ------------------------------------------------------------------------------------------------------------
 
 
 def warned(pairs: Sequence[Pair]) -> list[str]:
-    return warnings(pairs, separability(pairs, 120), 120)
+    return artifact_warnings(pairs, separability(pairs))
 
 
 def test_like_answers_and_too_few_pairs_give_no_warning() -> None:
@@ -342,7 +319,7 @@ def test_lengths_that_tell_are_named_with_their_means() -> None:
     assert sentence.startswith(
         "length alone tells real from generated answers (AUC 1.00; 15 against 100 tokens on average): "
     )
-    assert "likely artefact" in sentence
+    assert "likely artifact" in sentence
 
 
 def test_cuts_that_tell_are_named_once_and_not_by_length_and_last_token_again() -> None:
@@ -351,12 +328,12 @@ def test_cuts_that_tell_are_named_once_and_not_by_length_and_last_token_again() 
         pair(row, long(15, complete=row % 50 > 0), long(120, last=row, complete=False) if row % 20 < 17 else long(15))
         for row in range(100)
     ]
-    probed = separability(pairs, 120)
+    probed = separability(pairs)
     assert probed is not None
     assert min(probed.length_auc, probed.last_token_auc, probed.cut_auc) > 0.8
-    (sentence,) = warnings(pairs, probed, 120)
+    (sentence,) = artifact_warnings(pairs, probed)
     assert sentence.startswith("generated answers are cut in 85 % of cases against 2 % of the real ones (AUC 0.9")
-    assert "likely artefact" in sentence
+    assert "likely artifact" in sentence
     assert "raise spin.max_new_tokens" in sentence
 
 
@@ -365,21 +342,15 @@ def test_real_answers_that_are_cut_are_named_as_such() -> None:
     assert sentence.startswith("real answers are cut in 100 % of cases against 0 % of the generated ones (AUC 1.00)")
 
 
-def test_real_answers_that_training_will_cut_are_named_too() -> None:
-    """They are whole, but of 150 tokens where 120 are trained on."""
-    (sentence,) = warned([pair(row, long(150), long(100)) for row in range(40)])
-    assert sentence.startswith("real answers are cut in 100 % of cases against 0 % of the generated ones (AUC 1.00)")
-
-
 def test_a_missing_end_token_is_named_by_the_token() -> None:
     (sentence,) = warned([pair(row, long(20, last=100 + row), long(20)) for row in range(40)])
     assert sentence.startswith(
         "the last token alone tells real from generated answers (AUC 1.00; token 2 ends 0 % of the real and 100 % of "
-        "the generated ones): a likely artefact"
+        "the generated ones): a likely artifact"
     )
 
 
-def test_a_second_artefact_shows_among_the_whole_answers() -> None:
+def test_a_second_artifact_shows_among_the_whole_answers() -> None:
     """Three in four generated answers are cut, and those that are whole end with another token than the real ones."""
     pairs = [
         pair(row, long(20, last=5), long(20, last=row % 4, complete=False) if row % 4 else long(20))
@@ -388,7 +359,7 @@ def test_a_second_artefact_shows_among_the_whole_answers() -> None:
     cut, last_token = warned(pairs)
     assert cut.startswith("generated answers are cut in 75 % of cases against 0 % of the real ones")
     assert last_token.startswith(
-        "the last token alone tells real from generated answers among those that are whole (AUC 1.00; token 2 ends 0 % "
+        "the last token alone tells real from generated answers among those that are complete (AUC 1.00; token 2 "
     )
 
 

@@ -14,20 +14,9 @@ from spintune.errors import DataError, RunError
 from spintune.generation.sampling import Sampling
 from spintune.progress import Silent
 from spintune.records import Answer, Pair
-from spintune.selfplay.opponent import (
-    EMPTY,
-    IDENTICAL,
-    SHARD,
-    FilteredPairs,
-    Shards,
-    check_sampler,
-    draw_writer,
-    given_answers,
-    score,
-    with_first,
-    without_degenerate,
-    write_answers,
-)
+from spintune.selfplay.filters import EMPTY, IDENTICAL, FilteredPairs, with_first_answers, without_degenerate
+from spintune.selfplay.opponent import check_sampler, draw_writer, given_pairs, sample_pairs, score_pairs
+from spintune.selfplay.shards import SHARD_SIZE, Shards
 from spintune.tokens.rows import TokenRow
 
 STOP = 1
@@ -43,8 +32,8 @@ def play_with(player, rows, folder, *, max_new_tokens=6, max_length=40, tag="tag
     """Answers, without those that cannot teach, scored by who wrote them."""
     engine, generator = player
     shards, sampling = Shards(folder, tag, Silent()), Sampling(max_new_tokens, seed=seed)
-    pairs = without_degenerate(write_answers(generator, rows, sampling, count, max_length, "writer", shards, "write"))
-    return FilteredPairs(score(engine, pairs.kept, "opponent", shards, "score"), pairs.dropped)
+    pairs = without_degenerate(sample_pairs(generator, rows, sampling, count, max_length, "writer", shards, "write"))
+    return FilteredPairs(score_pairs(engine, pairs.kept, "opponent", shards, "score"), pairs.dropped)
 
 
 def written(pair) -> list[tuple[tuple[int, ...], bool]]:
@@ -112,9 +101,9 @@ def times(folder) -> dict[str, int]:
 
 
 def test_finished_shards_are_read_and_missing_ones_written_the_same(random_player, tmp_path):
-    rows = [row((3 + i % 5, 4), (7, STOP), f"row{i}") for i in range(SHARD + 120)]
+    rows = [row((3 + i % 5, 4), (7, STOP), f"row{i}") for i in range(SHARD_SIZE + 120)]
     first = play_with(random_player(), rows, tmp_path)
-    names = [f"tag-{what}-{begin:08d}.jsonl" for what in ("answers", "opponent-scores") for begin in (0, SHARD)]
+    names = [f"tag-{what}-{begin:08d}.jsonl" for what in ("answers", "opponent-scores") for begin in (0, SHARD_SIZE)]
     assert sorted(times(tmp_path)) == names
 
     # a run that was killed while it scored its second shard
@@ -137,7 +126,7 @@ def test_finished_shards_are_read_and_missing_ones_written_the_same(random_playe
 
 
 def test_answers_do_not_depend_on_shards_and_repeated_prompts_get_answers_of_their_own(random_player, tmp_path):
-    rows = [row((3, 4), (7, STOP), f"row{i}") for i in range(SHARD + 20)]
+    rows = [row((3, 4), (7, STOP), f"row{i}") for i in range(SHARD_SIZE + 20)]
     engine, generator = random_player()
     completions = generator.generate([r.prompt_ids for r in rows], Sampling(6, seed=0))
     pairs = play_with((engine, generator), rows, tmp_path)
@@ -166,7 +155,7 @@ def test_several_answers_to_a_prompt_are_draws_of_their_own_and_scored_as_alone(
     for pair in three:
         for answer in pair.generated:
             alone = replace(pair, generated=(replace(answer, opponent=None),))
-            (scored,) = score(player[0], [alone], "opponent", Shards(tmp_path, answer.text, Silent()), "s")
+            (scored,) = score_pairs(player[0], [alone], "opponent", Shards(tmp_path, answer.text, Silent()), "s")
             assert scored.generated[0].opponent == pytest.approx(answer.opponent, abs=1e-6)
             assert scored.real.opponent == pytest.approx(pair.real.opponent, abs=1e-6)
 
@@ -197,7 +186,7 @@ def test_scores_go_to_the_answers_they_belong_to(random_player, tmp_path):
     engine, _ = random_player()
     pair = replace(pair_of(((8, STOP), "w8"), ((9, 9), "w9 w9")), first=Answer((4,), "w4", False))
     pair = replace(pair, real=replace(pair.real, opponent=-1.0))
-    (found,) = score(engine, [pair], "base", Shards(tmp_path, "tag", Silent()), "score")
+    (found,) = score_pairs(engine, [pair], "base", Shards(tmp_path, "tag", Silent()), "score")
     singles = [Query((3,), (ids,)) for ids in ((7, STOP), (8, STOP), (9, 9), (4,))]
     expected = [sums[0] for sums in engine.score(singles)]
     assert [answer.base for answer in found.answers] == pytest.approx(expected, abs=1e-6)
@@ -207,9 +196,9 @@ def test_scores_go_to_the_answers_they_belong_to(random_player, tmp_path):
 
 def test_a_prompt_without_iterate_0s_answer_is_named():
     first = Answer((5,), "w5", False)
-    assert with_first([pair_of()], {"id": first})[0].first == first
+    assert with_first_answers([pair_of()], {"id": first})[0].first == first
     with pytest.raises(DataError, match=r"1 of 2 prompts have none \(example lost\)"):
-        with_first([pair_of(), replace(pair_of(), example_id="lost")], {"id": first})
+        with_first_answers([pair_of(), replace(pair_of(), example_id="lost")], {"id": first})
 
 
 def test_the_opponents_scores_of_its_own_answers_are_those_its_generator_drew_them_with(random_player, tmp_path):
@@ -234,9 +223,9 @@ def test_writers_are_drawn_evenly_from_the_latest_iterates():
 def test_answers_of_somebody_else_get_the_same_room(chain_player):
     _, generator = chain_player(CHAIN)
     real, answer = row((3, 5), (9, STOP), "id"), row((3, 5), (6, 7, 8, 9, STOP))
-    (whole,) = given_answers(generator, [real], {"id": [answer]}, 8, 40, "file")
-    (cut,) = given_answers(generator, [real], {"id": [answer]}, 8, 5, "file")
-    (short,) = given_answers(generator, [real], {"id": [answer]}, 2, 40, "file")
+    (whole,) = given_pairs(generator, [real], {"id": [answer]}, 8, 40, "file")
+    (cut,) = given_pairs(generator, [real], {"id": [answer]}, 8, 5, "file")
+    (short,) = given_pairs(generator, [real], {"id": [answer]}, 2, 40, "file")
     assert written(whole) == [((6, 7, 8, 9, STOP), True)]
     assert written(cut) == [((6, 7, 8), False)]
     assert written(short) == [((6, 7), False)]

@@ -1,8 +1,9 @@
-"""One iteration of SPIN end to end, and the standing of a player by hand."""
+"""One iteration of SPIN end to end, and the metrics of a player by hand."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -10,13 +11,16 @@ from spintune.generation.sampling import Sampling
 from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
-from spintune.selfplay.opponent import Shards, score, without_degenerate, write_answers
+from spintune.selfplay.filters import without_degenerate
+from spintune.selfplay.opponent import sample_pairs, score_pairs
+from spintune.selfplay.pair_metrics import HeldoutPairMetrics, summarize_pairs
 from spintune.selfplay.phases import PhasedBatches, Phases
+from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import (
     batches_of,
     default_rate,
-    heldout_pair_metrics,
     iteration_optimization,
+    measure_pairs,
     objective_of,
     train_iteration,
 )
@@ -35,10 +39,14 @@ def opponent(random_player, tmp_path):
     """The player at the start, and its pairs."""
     engine, generator = random_player()
     shards = Shards(tmp_path / "pairs", "tag", Silent())
-    written = write_answers(generator, ROWS, Sampling(8, seed=3), 1, 40, "iterate-0", shards, "play")
+    written = sample_pairs(generator, ROWS, Sampling(8, seed=3), 1, 40, "iterate-0", shards, "play")
     kept = without_degenerate(written).kept
     assert len(kept) > 8
-    return engine, score(engine, kept, "opponent", shards, "score")
+    return engine, score_pairs(engine, kept, "opponent", shards, "score")
+
+
+def summary(engine, pairs, objective) -> HeldoutPairMetrics:
+    return summarize_pairs(pairs, measure_pairs(engine, pairs, objective), [objective.start([one]) for one in pairs])
 
 
 def iterate(engine, pairs, section, folder, iteration=1):
@@ -56,9 +64,9 @@ def test_an_iteration_starts_at_ln_2_and_learns_to_tell_the_sides_apart(opponent
     engine, pairs = opponent
     section = SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5)
     objective = SelfPlay("logistic", 0.5)
-    before = heldout_pair_metrics(engine, pairs, objective)
+    before = summary(engine, pairs, objective)
     steps, reports = iterate(engine, pairs, section, tmp_path)
-    after = heldout_pair_metrics(engine, pairs, objective)
+    after = summary(engine, pairs, objective)
 
     assert reports[0].loss == pytest.approx(math.log(2), abs=1e-6)
     assert steps == len(reports) == 4 * math.ceil(len(pairs) / 4)
@@ -82,7 +90,7 @@ def test_settings_that_are_lists_follow_the_iteration(opponent, tmp_path):
     assert max(report.learning_rate for report in reports) == pytest.approx(1e-6)
 
 
-def test_standing_by_hand(random_player):
+def test_metrics_by_hand(random_player):
     engine, _ = random_player()
     objective = SelfPlay("logistic", 2.0)
 
@@ -99,11 +107,10 @@ def test_standing_by_hand(random_player):
         pair(*sides[1], real_2 - 1.5, generated_2 + 0.5, real_complete=False),
     ]
     gains = [math.log(2) - math.log1p(math.exp(0.5)), math.log(2) - math.log1p(math.exp(-4))]
-    found = heldout_pair_metrics(engine, pairs, objective)
-    assert [one["margin"] for one in found.each] == pytest.approx([-0.25, 2], abs=1e-5)
-    assert [one["loss"] for one in found.each] == pytest.approx([math.log(2) - gain for gain in gains], abs=1e-5)
-    result = found.to_json()
-    assert result == pytest.approx(
+    measured = measure_pairs(engine, pairs, objective)
+    assert [one.margin for one in measured] == pytest.approx([-0.25, 2], abs=1e-5)
+    assert [one.loss for one in measured] == pytest.approx([math.log(2) - gain for gain in gains], abs=1e-5)
+    assert asdict(summary(engine, pairs, objective)) == pytest.approx(
         {
             "pairs": 2,
             "start_loss": math.log(2),
@@ -121,21 +128,18 @@ def test_standing_by_hand(random_player):
             "generated_tokens": 3,
             "real_cut": 0.5,
             "generated_cut": 1,
+            "learned": False,
         },
         abs=1e-5,
     )
 
 
-def test_without_pairs_there_is_no_standing(random_player):
-    assert heldout_pair_metrics(random_player()[0], [], SelfPlay()) is None
-
-
 def test_a_player_has_learned_when_its_loss_can_be_told_from_the_start(opponent, tmp_path):
     engine, pairs = opponent
     objective = SelfPlay("logistic", 0.5)
-    assert not heldout_pair_metrics(engine, pairs, objective).learned
+    assert not summary(engine, pairs, objective).learned
     iterate(engine, pairs, SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5), tmp_path)
-    assert heldout_pair_metrics(engine, pairs, objective).learned
+    assert summary(engine, pairs, objective).learned
 
 
 def test_the_default_rate_rises_with_the_inverse_root_of_the_size_up_to_a_limit():

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from spintune.progress import Silent
-from spintune.selfplay import opponent
+from spintune.selfplay import shards
 
 
 class Stopped(BaseException):
@@ -73,7 +73,7 @@ def each_step_once(out: Path) -> None:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards of opponent answers, so that a stop can fall between them."""
-    monkeypatch.setattr(opponent, "SHARD", 8)
+    monkeypatch.setattr(shards, "SHARD_SIZE", 8)
 
 
 @pytest.mark.slow

@@ -1,1 +1,1 @@
-"""SPIN: the opponent's answers, and the iterations that learn from them."""
+"""Self-play: pairs of real and generated answers, iterations that learn from them, and diagnostics."""

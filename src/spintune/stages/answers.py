@@ -16,7 +16,9 @@ from spintune.data.sources import Source, source_digest
 from spintune.generation.sampling import Sampling
 from spintune.recipe import SpinSection
 from spintune.records import Example, Pair, read_records, write_records
-from spintune.selfplay.opponent import FilteredPairs, Shards, without_degenerate, write_answers
+from spintune.selfplay.filters import FilteredPairs, without_degenerate
+from spintune.selfplay.opponent import sample_pairs
+from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
 from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
 from spintune.storage import digest_json
@@ -84,7 +86,7 @@ class AnswerSampler:
         section, recipe = self.section, self.context.recipe
         seed = int(digest_json(["opponent", recipe.seed, *stream])[:12], 16)
         sampling = Sampling(self.max_tokens, section.temperature, section.top_p, section.top_k, seed)
-        return write_answers(
+        return sample_pairs(
             player.generator,
             rows,
             sampling,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -23,13 +23,15 @@ from spintune.progress import Progress, Silent
 from spintune.records import Pair, read_records, write_records
 from spintune.results import DiagnosisFacts, HeldoutPairFacts, IterationFacts, LaterPairCounts
 from spintune.selfplay.diagnostics import describe, divergence, identical_share
-from spintune.selfplay.opponent import FilteredPairs, Shards, score
+from spintune.selfplay.filters import FilteredPairs
+from spintune.selfplay.opponent import score_pairs
+from spintune.selfplay.pair_metrics import PairMetrics, summarize_pairs
 from spintune.selfplay.phases import PhasedBatches, Phases
+from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import (
-    HeldoutPairMetrics,
     batches_of,
-    heldout_pair_metrics,
     iteration_optimization,
+    measure_pairs,
     objective_of,
     train_iteration,
 )
@@ -42,6 +44,7 @@ from spintune.storage import digest_json, write_json_if_changed, write_json_line
 from spintune.tokens.rows import TokenRow
 from spintune.tracking import Stopwatch, flat
 from spintune.training.loop import Steps, TrainingHooks
+from spintune.training.objectives import SelfPlay
 from spintune.typed_json import JsonObject, to_json
 
 FEW_STEPS = 10
@@ -95,7 +98,9 @@ def _train(
     checkpoints = context.checkpoints(folder, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
-    heldout = heldout_pair_metrics(player.engine, read_records(folder / "pairs/heldout.jsonl", Pair), objective)
+    heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
+    measured = measure_pairs(player.engine, heldout_pairs, objective)
+    heldout = _heldout_facts(heldout_pairs, measured, objective) if heldout_pairs else None
     tokens = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
     later = [phase_pairs.written[phase] for phase in sorted(phase_pairs.written)]
     later_pairs = [pair for pairs in later for pair in pairs.kept]
@@ -106,25 +111,31 @@ def _train(
         pairs_seen=sum(map(len, tokens)),
         tokens=sum(map(sum, tokens)),
         later=LaterPairCounts(len(later_pairs), dict(sum((pairs.dropped for pairs in later), Counter()))),
-        heldout=_heldout_facts(heldout) if heldout else None,
+        heldout=heldout,
         seconds=clock.seconds,
         hardware=meter.facts(),
     )
     if heldout:
         context.metrics.begin(f"{stage}/heldout", 0)
-        context.metrics.add(f"{stage}/heldout", 1, **flat(heldout.to_json()))
+        context.metrics.add(f"{stage}/heldout", 1, **_means(heldout))
     files = [folder / "later.jsonl", folder / "standing.jsonl"]
     write_records(files[0], later_pairs)
-    write_json_lines(files[1], heldout.each if heldout else ())
+    write_json_lines(files[1], measured)
     return context.publish(player, f"iterate-{iteration}", stage, inputs, facts, *files), facts
 
 
-def _heldout_facts(metrics: HeldoutPairMetrics) -> HeldoutPairFacts:
+def _heldout_facts(pairs: Sequence[Pair], measured: Sequence[PairMetrics], objective: SelfPlay) -> HeldoutPairFacts:
+    metrics = summarize_pairs(pairs, measured, [objective.start([pair]) for pair in pairs])
     intervals = {
-        name: bootstrap([float(pair[name]) for pair in metrics.each]) for name in ("loss", "margin", "accuracy")
+        "loss": bootstrap([one.loss for one in measured]),
+        "margin": bootstrap([one.margin for one in measured]),
+        "accuracy": bootstrap([one.accuracy for one in measured]),
     }
-    means: JsonObject = dict(metrics.to_json())
-    return HeldoutPairFacts(**means, learned=metrics.learned, intervals=intervals)
+    return HeldoutPairFacts(**asdict(metrics), intervals=intervals)
+
+
+def _means(heldout: HeldoutPairFacts) -> dict[str, float]:
+    return flat({key: value for key, value in asdict(heldout).items() if key not in ("learned", "intervals")})
 
 
 def _batches(phase_pairs: _PhasePairs, folder: Path) -> Steps[Pair]:
@@ -180,7 +191,7 @@ class _PhasePairs:
         usable = [prompt for prompt, pair in zip(prompts, answers, strict=True) if self._usable(pair)]
         found = self.sampler.usable(answers, self.iteration)
         with self.clock("score"):
-            scored = score(self.player.engine, found.kept, "opponent", shards, f"{name}: scores")
+            scored = score_pairs(self.player.engine, found.kept, "opponent", shards, f"{name}: scores")
         self.written[phase] = replace(found, kept=scored)
         return dict(zip(usable, scored, strict=True))
 

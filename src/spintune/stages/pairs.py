@@ -19,18 +19,12 @@ from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair, read_records, write_records
 from spintune.results import HeldoutPairCounts, PairFacts, TrainPairCounts
-from spintune.selfplay.diagnostics import Separability, separability, warnings
-from spintune.selfplay.opponent import (
-    EMPTY,
-    FilteredPairs,
-    Shards,
-    check_sampler,
-    draw_writer,
-    given_answers,
-    score,
-    with_first,
-)
+from spintune.selfplay.artifacts import artifact_warnings
+from spintune.selfplay.filters import EMPTY, FilteredPairs, with_first_answers
+from spintune.selfplay.opponent import check_sampler, draw_writer, given_pairs, score_pairs
 from spintune.selfplay.phases import Phases
+from spintune.selfplay.separability import Separability, separability
+from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
 from spintune.stages.answers import AnswerSampler
 from spintune.stages.context import Iterate, RunContext, delete
@@ -111,11 +105,11 @@ class PairStage:
         sides = {"train": train.kept, "replay": self._replay(iteration), "heldout": heldout.kept}
         if self._needs_first(iteration):
             first = self._first_answers()
-            sides = {side: with_first(pairs, first) for side, pairs in sides.items()}
+            sides = {side: with_first_answers(pairs, first) for side, pairs in sides.items()}
         sides = self._scored(sides, shards, clock)
         for side, pairs in sides.items():
             write_records(folder / f"{side}.jsonl", pairs)
-        separable, warned = self._check_artefacts(iteration, stage, sides["train"])
+        separable, warned = self._check_artifacts(iteration, stage, sides["train"])
         facts = PairFacts(
             train=TrainPairCounts(
                 prompts=rendered.read,
@@ -181,7 +175,7 @@ class PairStage:
         given = {row.example_id: renderer.rows(self.sampler.given[row.example_id]) for row in rows}
         context.progress.note(f"{file}: answers to {len(rows)} of {prompts} training prompts")
         max_length = context.recipe.data.max_length
-        return given_answers(player.generator, rows, given, self.sampler.max_tokens, max_length, file)
+        return given_pairs(player.generator, rows, given, self.sampler.max_tokens, max_length, file)
 
     def _replayed(self, iteration: int) -> range:
         """The iterations whose pairs are trained on again."""
@@ -222,7 +216,7 @@ class PairStage:
     def _scored_by(self, scorer: Iterate, under: Literal["opponent", "base"], sides: Sides, shards: Shards) -> Sides:
         engine, progress = self.context.load(scorer).engine, self.context.progress
         return {
-            side: score(
+            side: score_pairs(
                 engine,
                 pairs,
                 under,
@@ -232,7 +226,7 @@ class PairStage:
             for side, pairs in sides.items()
         }
 
-    def _check_artefacts(
+    def _check_artifacts(
         self, iteration: int, stage: str, pairs: Sequence[Pair]
     ) -> tuple[Separability | None, list[str]]:
         """Whether length, last token or being cut tell real from generated answers, and warnings about it."""
@@ -245,7 +239,7 @@ class PairStage:
                 f"iteration {iteration}: AUC of telling real from generated answers by length alone "
                 f"{found.length_auc:.2f}, by last token {found.last_token_auc:.2f}, by being cut {found.cut_auc:.2f}"
             )
-        warned = warnings(pairs, found)
+        warned = artifact_warnings(pairs, found)
         for warning in warned:
             context.progress.note(f"warning, iteration {iteration}: {warning}")
         return found, warned

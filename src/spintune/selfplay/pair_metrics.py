@@ -1,0 +1,107 @@
+"""How far the player has moved from its opponent, measured on pairs. It does not import torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spintune.records import Answer, Pair
+
+
+@dataclass(frozen=True)
+class PairMetrics:
+    """The player on one pair: means over its generated answers, log-probabilities in nats per answer.
+
+    Attributes:
+        id: of the example.
+        real_ratio, generated_ratio: r and r', log-probability of an answer minus the opponent's.
+        margin: r - r'.
+        accuracy: share of the generated answers with a positive margin.
+    """
+
+    id: str
+    loss: float
+    real_ratio: float
+    generated_ratio: float
+    margin: float
+    accuracy: float
+    real_logprob: float
+    generated_logprob: float
+
+
+@dataclass(frozen=True)
+class HeldoutPairMetrics:
+    """The player on all held-out pairs: means over pairs, log-probabilities in nats per answer.
+
+    Attributes:
+        start_loss: loss of a player that equals its opponent, ln 2 for the logistic loss.
+        loss_error: standard error of ``start_loss - loss``, which is paired; None for a single pair.
+        real_ratio: r, by how much likelier the real answer became.
+        generated_ratio: r', the same for the opponent's answer; -r' estimates KL(opponent || player).
+        margin: r - r'.
+        accuracy: share of comparisons with a positive margin.
+        real_tokens, generated_tokens: length of an answer.
+        real_cut, generated_cut: share of answers that were cut at the maximum length.
+        learned: whether the loss is significantly below ``start_loss`` (one side of a 95 % interval).
+    """
+
+    pairs: int
+    start_loss: float
+    loss: float
+    loss_error: float | None
+    real_ratio: float
+    generated_ratio: float
+    margin: float
+    accuracy: float
+    real_logprob: float
+    generated_logprob: float
+    real_tokens: float
+    generated_tokens: float
+    real_cut: float
+    generated_cut: float
+    learned: bool
+
+
+def summarize_pairs(
+    pairs: Sequence[Pair], metrics: Sequence[PairMetrics], start_losses: Sequence[float]
+) -> HeldoutPairMetrics:
+    """Means over pairs. ``start_losses`` are those of a player that equals its opponent."""
+    count = len(pairs)
+    start_loss, loss = sum(start_losses) / count, sum(one.loss for one in metrics) / count
+    error = _standard_error([start - one.loss for start, one in zip(start_losses, metrics, strict=True)])
+    real = [pair.real for pair in pairs]
+    generated = [answer for pair in pairs for answer in pair.generated]
+    return HeldoutPairMetrics(
+        pairs=count,
+        start_loss=start_loss,
+        loss=loss,
+        loss_error=error,
+        real_ratio=sum(one.real_ratio for one in metrics) / count,
+        generated_ratio=sum(one.generated_ratio for one in metrics) / count,
+        margin=sum(one.margin for one in metrics) / count,
+        accuracy=sum(one.accuracy for one in metrics) / count,
+        real_logprob=sum(one.real_logprob for one in metrics) / count,
+        generated_logprob=sum(one.generated_logprob for one in metrics) / count,
+        real_tokens=_mean_tokens(real),
+        generated_tokens=_mean_tokens(generated),
+        real_cut=_share_cut(real),
+        generated_cut=_share_cut(generated),
+        learned=start_loss - loss > 1.96 * (error or 0.0),
+    )
+
+
+def _standard_error(values: Sequence[float]) -> float | None:
+    count = len(values)
+    if count < 2:
+        return None
+    mean = sum(values) / count
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
+
+
+def _mean_tokens(answers: Sequence[Answer]) -> float:
+    return sum(len(answer.ids) for answer in answers) / len(answers)
+
+
+def _share_cut(answers: Sequence[Answer]) -> float:
+    return sum(not answer.complete for answer in answers) / len(answers)

@@ -1,0 +1,56 @@
+"""Finished parts of a long computation on disk, so that a killed run continues from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from spintune.progress import Progress
+from spintune.records import Pair, Record, read_records, write_records
+
+SHARD_SIZE = 256
+"""Items per shard: what a killed run loses at most. It is fixed, so that a resumed run ends with the same bits."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one computation.
+
+    Attributes:
+        folder: where they are kept until the computation is complete.
+        tag: names the inputs; shards with another tag are not used.
+        progress: shows how many items are done.
+    """
+
+    folder: Path
+    tag: str
+    progress: Progress
+
+    def map(
+        self, what: str, items: Sequence[T], kind: type[Record], compute: Callable[[slice], list[Record]], title: str
+    ) -> list[Record]:
+        """One record per item, computed shard by shard; finished shards are read from disk.
+
+        Args:
+            what: name of the records in the names of files.
+            kind: type of the records.
+            compute: gives the records of a slice of the items.
+            title: of the progress bar.
+        """
+        records: list[Record] = []
+        with self.progress.task(title, len(items), "pairs" if kind is Pair else what) as task:
+            for begin in range(0, len(items), SHARD_SIZE):
+                path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
+                part = slice(begin, begin + SHARD_SIZE)
+                if path.exists():
+                    shard = read_records(path, kind)
+                else:
+                    shard = compute(part)
+                    write_records(path, shard)
+                records.extend(shard)
+                task.advance(len(items[part]))
+        return records
