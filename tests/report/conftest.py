@@ -109,8 +109,9 @@ class Folder:
         train |= {"replayed": 0, "real_cut": 3, "generated_cut": 4}
         answers = [{"example_id": str(n), "generated": [{"text": "a b c", "ids": [1, 2, 3]}]} for n in range(47)]
         self.lines(f"{stage}/answers.jsonl", answers)
-        told = {"separability": None, "warnings": [], "seconds": {"generate": 12.25, "score": 3.5}}
-        return self.stage(stage, train=train, heldout={"kept": 12, "dropped": {}}, **(told | changes))
+        told = {"separability": None, "warnings": [], "data": "0", "seconds": {"generate": 12.25, "score": 3.5}}
+        heldout = {"kept": 12, "dropped": {}, "real_cut": 0, "generated_cut": 1}
+        return self.stage(stage, train=train, heldout=heldout, **(told | changes))
 
     def iterate(self, number: int, steps: int = 4) -> Folder:
         stage = f"spin/iterate-{number}"
@@ -126,7 +127,7 @@ class Folder:
             pairs_seen=45,
             tokens=4000,
             later={"kept": 0, "dropped": {}},
-            heldout=after,
+            heldout={**after, "pairs": 12, **LENGTHS, "learned": True, "intervals": {}},
             seconds={"train": 20.0},
             hardware=HARDWARE,
         )
@@ -270,7 +271,19 @@ class Folder:
             for name, measures in rows.items()
             if name != start
         }
-        return self.json("results.json", {"heldout": heldout, "differences": differences, "stopped": None, **more})
+        spin = self._iterations()
+        found = {"spin": spin or None, "heldout": heldout, "differences": differences, "stopped": None, **more}
+        return self.json("results.json", {key: value for key, value in found.items() if value is not None})
+
+    def _iterations(self) -> list[dict[str, Any]]:
+        def facts(stage: str) -> Any:
+            path = self.path / "spin" / stage / "manifest.json"
+            return json.loads(path.read_text())["facts"] if path.is_file() else None
+
+        names = [f"iterate-{number}" for number in range(1, 10) if facts(f"iterate-{number}")]
+        return [
+            {**facts(name), "pairs": facts(f"{name}/pairs"), "diagnosis": facts(f"{name}/diagnosis")} for name in names
+        ]
 
     def _measures(self, name: str) -> dict[str, tuple[list[float], list[float] | None]]:
         judged = read_lines(self.path / f"eval/heldout/{name}/answers.jsonl")
@@ -291,6 +304,9 @@ STANDING = {
     "real_logprob": -60.0,
     "generated_logprob": -45.0,
 }
+
+
+LENGTHS = {"real_tokens": 18.0, "generated_tokens": 21.5, "real_cut": 0.0, "generated_cut": 0.25}
 
 
 def training(**facts: float) -> dict[str, float]:
@@ -411,7 +427,9 @@ def everything(folder: Callable[..., Folder]) -> Callable[..., Folder]:
         made.stage("contamination", training_rows=60, sets=sets)
         scores = {"base": {"rouge_l": {"mean": 0.0, "low": 0.0, "high": 0.0}}}
         scores["sft"] = {"rouge_l": {"mean": 0.5, "low": 0.125, "high": 0.875}}
-        told = {"benchmarks": {"questions": {"scores": scores}}, "conclusions": ["sft is better than base"]}
+        measures = {"rouge_l": {"better": "higher", "right_or_wrong": False}}
+        found = {"items": {"base": 12, "sft": 12}, "measures": measures, "scores": scores}
+        told = {"benchmarks": {"questions": found}, "conclusions": ["sft is better than base"]}
         return made.json("results.json", {**told, "judge": {**JUDGED, **(said or {})}})
 
     return make

@@ -53,7 +53,7 @@ def test_iterations_after_an_early_stop_are_not_missing(folder: Make) -> None:
     made = folder().data().sft().pairs(1).iterate(1).diagnosis(1)
     for name in ("base", "sft", "iterate-1"):
         made.judged(name, 2.0)
-    made.results(["base", "sft", "iterate-1"], spin=[{}], stopped="nothing is left to learn")
+    made.results(["base", "sft", "iterate-1"], stopped="nothing is left to learn")
     run = read_run(made.path)
     assert (run.missing, run.stopped) == ((), "nothing is left to learn")
 
@@ -79,7 +79,7 @@ def test_evaluations_are_missing_until_every_model_has_them(folder: Make) -> Non
         for model in ("base", "sft"):
             made.scored(name, model, {"acc": [1.0, 0.0]})
     assert read_run(made.path).missing == ("arc_challenge of base, sft", last)
-    cost = {"requests": 0, "completion_tokens": 0, "dollars": 0.0}
+    cost = {"requests": 0, "prompt_tokens": 0, "completion_tokens": 0, "dollars": 0.0}
     judge = {"judge": "wise-1", "canary": {}, "pairs": {}, "ratings": {}, "words": [], "problems": [], "cost": cost}
     made.json("results.json", {"failed": ["arc_challenge"], "judge": {**judge, "problems": ["nobody answers"]}})
     run = read_run(made.path)
@@ -98,7 +98,7 @@ def test_a_task_of_one_s_own_goes_by_the_name_in_its_file(folder: Make, tmp_path
     assert read_run(made.path).missing == ("quiz of base",)
     made.scored("quiz", "base", {"acc": [1.0]}, acc={"right_or_wrong": True})
     assert [one.name for one in read_run(made.path).evaluations] == ["quiz"]
-    made.json("results.json", {"benchmarks": {"quiz": {}}})
+    made.json("results.json", {"benchmarks": {"quiz": {"items": {"base": 1}, "measures": {}, "scores": {}}}})
     (tmp_path / "mine.yaml").unlink()  # results.json still knows it
     run = read_run(made.path)
     assert ([one.name for one in run.evaluations], run.missing) == (["quiz"], ())

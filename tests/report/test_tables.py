@@ -40,7 +40,8 @@ def test_the_teacher_s_funnel_comes_first(folder: Make) -> None:
     made = folder(synth={"method": "alpaca"}).data()
     step = {"step": "new_instructions", "unit": "instructions", "read": 9, "kept": 4, "dropped": {"similar": 5}}
     cost = {"requests": 3, "prompt_tokens": 100, "completion_tokens": 250, "dollars": 1.5}
-    made.stage("synth", funnel=[step], cost=cost, seconds={"write": 8.0})
+    told = {"teacher": "wise-1", "method": "alpaca", "seeds": "builtin:seeds", "examples": 4, "instructions": 4}
+    made.stage("synth", **told, funnel=[step], stopped=None, cost=cost, seconds={"write": 8.0})
     run = read_run(made.path)
     first, second = funnels(run)
     assert (first.step, first.read, first.kept, first.dropped) == ("writing: new instructions", 9, 4, {"similar": 5})
