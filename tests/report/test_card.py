@@ -10,8 +10,8 @@ import yaml
 
 from spintune.errors import ModelError
 from spintune.export.card import model_card
-from spintune.report.facts import read_run
 from spintune.report.findings import finding
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 

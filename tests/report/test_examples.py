@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spintune.report.examples import MOST_CHARACTERS, MOST_EXAMPLES, embedded, examples
-from spintune.report.facts import read_run
+from spintune.report.examples import MAX_CHARACTERS, MAX_EXAMPLES, embedded, examples
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 
@@ -58,15 +58,15 @@ def test_long_texts_are_cut_and_what_is_left_out_is_counted(folder: Make) -> Non
     made = folder(spin=None).data([("p" * 5000, "r" * 4001)]).sft()
     made.judged("sft", 1.0, ["x" * 1_000_000])
     (item,) = examples([read_run(made.path)])[0].items
-    assert item["prompt"] == [["user", "p" * MOST_CHARACTERS, 1000]]
-    assert item["reference"] == ["r" * MOST_CHARACTERS, 1]
-    assert item["answers"][0]["texts"] == [["x" * MOST_CHARACTERS, 996_000]]
+    assert item["prompt"] == [["user", "p" * MAX_CHARACTERS, 1000]]
+    assert item["reference"] == ["r" * MAX_CHARACTERS, 1]
+    assert item["answers"][0]["texts"] == [["x" * MAX_CHARACTERS, 996_000]]
 
 
 def test_the_first_of_many_examples_are_kept_and_all_are_counted(folder: Make) -> None:
-    made = folder(spin=None).data(MOST_EXAMPLES + 7).sft().judged("sft", 1.0)
+    made = folder(spin=None).data(MAX_EXAMPLES + 7).sft().judged("sft", 1.0)
     (found,) = examples([read_run(made.path)])
-    assert (len(found.items), found.total) == (MOST_EXAMPLES, MOST_EXAMPLES + 7)
+    assert (len(found.items), found.total) == (MAX_EXAMPLES, MAX_EXAMPLES + 7)
     assert found.items[0]["reference"] == ["word 0", 0]
 
 

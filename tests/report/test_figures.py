@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spintune.report.figures import MOST_POINTS, STRETCHES, Figure, Series, draw, thinned, ticks
+from spintune.report.figures import MAX_POINTS, STRETCHES, Figure, Series, draw, thinned, ticks
 
 HEIGHTS = st.floats(-1e9, 1e9, allow_nan=False).map(lambda value: round(value, 6))
 
@@ -50,7 +50,7 @@ def test_a_long_curve_becomes_means_within_a_band() -> None:
 
 
 def test_a_short_curve_is_left_as_it_is() -> None:
-    points = [(float(step), 1.0) for step in range(MOST_POINTS)]
+    points = [(float(step), 1.0) for step in range(MAX_POINTS)]
     assert thinned(points) == (points, ())
 
 

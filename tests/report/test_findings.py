@@ -10,21 +10,22 @@ from typing import Any
 
 import pytest
 
+from spintune.evaluation.judge import Canary
 from spintune.evaluation.statistics import Interval
-from spintune.report.facts import RunFacts, read_run
-from spintune.report.findings import (
+from spintune.report.facts import RunFacts
+from spintune.report.findings import belief, finding, finding_across
+from spintune.report.measures import (
     MEASURES,
     NLL,
     contenders,
     decimals,
     difference,
     estimate,
-    finding,
-    finding_across,
     measured,
     rank,
     shown,
 )
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 EXACT = MEASURES[2]
@@ -193,6 +194,29 @@ def test_warnings_of_self_play_are_told(whole: Make) -> None:
     made.pairs(2, warnings=["length alone tells real from generated answers"])
     remarks = finding(read_run(made.path)).remarks
     assert "Iteration 2: length alone tells real from generated answers." in remarks
+
+
+# The judge -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("items", "preferences", "told"),
+    [
+        (4, (0.0, 0.0, 0.5, 0.0), "constant nonsense lost; it was preferred in 12 % of 4"),
+        (2, (1.0, 0.5), "constant nonsense did not lose; it was preferred in 75 % of 2"),
+        (
+            4,
+            (0.0,),
+            "only 1 of 4 comparisons of constant nonsense with real answers got a verdict, so the judge is not",
+        ),
+        (4, (), "only 0 of 4"),
+    ],
+)
+def test_a_judge_is_believed_where_nonsense_loses(items: int, preferences: tuple[float, ...], told: str) -> None:
+    canary = Canary("wise-1", items, preferences, 0.2)
+    said = belief("questions", canary)
+    assert said.startswith(f"questions: {told}")
+    assert ("not believed" in said) == (not canary.trusted)
 
 
 # Several runs -------------------------------------------------------------------------------------------------------

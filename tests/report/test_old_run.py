@@ -18,8 +18,8 @@ from spintune.export.card import model_card
 from spintune.export.model import export_model
 from spintune.export.pairs import export_pairs
 from spintune.pipeline import final_model
-from spintune.report.facts import read_run
 from spintune.report.page import write_report
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from spintune.errors import RunError, StorageError
-from spintune.report.facts import read_run
 from spintune.report.page import render, write_report
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 
@@ -219,7 +219,10 @@ def test_a_text_of_a_model_stays_text(folder: Make, page: Make) -> None:
 @pytest.mark.parametrize("evil", [*EVIL, "lone \ud800 surrogate", "nul \0 byte"])
 def test_a_name_or_a_reason_stays_text(whole: Make, page: Make, evil: str) -> None:
     run = read_run(whole().path)
-    html = render([replace(run, name=evil, recipe={**run.recipe, "model": evil}, stopped=evil)], run.folder)
+    html = render(
+        [replace(run, name=evil, recipe={**run.recipe, "model": evil}, results=replace(run.results, stopped=evil))],
+        run.folder,
+    )
     html.encode()
     read = page(html)
     shown = " ".join(evil.replace("\ud800", "\ufffd").replace("\0", "\ufffd").split())
@@ -233,8 +236,10 @@ def test_what_a_judge_or_an_evaluation_says_stays_text(everything: Make, page: M
     made = everything(said={"judge": evil, "problems": [evil]})
     run = read_run(made.path)
     named = tuple(replace(one, name=evil) for one in run.evaluations)
-    overlaps = tuple(replace(one, evaluation=evil) for one in run.overlaps)
-    html = render([replace(run, evaluations=named, overlaps=overlaps, failed=(evil,), conclusions=(evil,))], run.folder)
+    overlaps = replace(run.contamination, sets=dict.fromkeys([evil], run.contamination.sets["questions"]))
+    results = replace(run.results, failed=[evil], conclusions=[evil])
+    stages = {**run.stages, "contamination": overlaps}
+    html = render([replace(run, evaluations=named, stages=stages, results=results)], run.folder)
     read = page(html)
     assert " ".join(read.text.split()).count(" ".join(evil.split())) >= 8
     assert len(read.scripts) == 2

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from spintune.export.card import model_card
-from spintune.report.benchmarks import scoreboard
-from spintune.report.facts import read_run
-from spintune.report.findings import MEASURES, contenders, difference, estimate, measured
+from spintune.report.measures import MEASURES, contenders, difference, estimate, measured
+from spintune.report.model_tables import scoreboard
 from spintune.report.page import write_report
+from spintune.report.reading import read_run
 
 
 def test_a_finished_run_lacks_nothing_and_tells_its_own_numbers(finished: Path, tmp_path: Path) -> None:
@@ -86,13 +86,14 @@ def test_what_judges_beside_held_out_examples_stands_in_the_page_and_the_card(
     settings = {"evaluation": {**files, "max_new_tokens": 8}, "eval": ["heldout", "questions"]}
     results = run(tmp_path / "run", **settings, sft={"max_steps": 1}, spin=None)
     found = read_run(tmp_path / "run")
-    assert (found.missing, found.rivals, list(found.conclusions)) == ((), ("parrot",), results["conclusions"])
-    (group,), rows_ = (board := scoreboard([found])).groups, board.rows
-    for row in rows_:
-        for measure, cell in zip(group.measures, row.cells, strict=True):
-            told = results["benchmarks"]["questions"]["scores"][row.label][measure.key]
-            assert cell.mean == f"{told['mean'] * measure.factor:.{measure.digits}f}"
-    assert [row.label for row in rows_] == ["base", "sft", "parrot"]
+    assert (found.missing, found.rivals, found.results.conclusions) == ((), ("parrot",), results["conclusions"])
+    board = scoreboard([found])
+    shown = [("rouge_l", 1, 3), ("exact_match", 100, 1), ("characters", 1, 1)]
+    for row in board.rows:
+        for (key, factor, digits), cell in zip(shown, row.cells, strict=True):
+            told = results["benchmarks"]["questions"]["scores"][row.label][key]
+            assert cell.mean == f"{told['mean'] * factor:.{digits}f}"
+    assert [row.label for row in board.rows] == ["base", "sft", "parrot"]
     html = write_report([tmp_path / "run"]).read_text()
     (data,) = re.findall(r'<script type="application/json" id="examples-data">(.*?)</script>', html)
     sets = {one["title"]: one for one in json.loads(data)}

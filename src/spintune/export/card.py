@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from spintune.errors import ModelError
-from spintune.report.benchmarks import belief, scoreboard
+from spintune.evaluation.judge import in_words
 from spintune.report.facts import RunFacts
-from spintune.report.findings import contenders, finding
-from spintune.report.tables import counted, recipe_text
-from spintune.report.views import ViewTable, view
+from spintune.report.findings import belief, canaries, finding
+from spintune.report.model_tables import differences, means, scoreboard
+from spintune.report.stage_tables import recipe_text
+from spintune.report.table import Cell, Column, Content, Table, counted
+from spintune.results import DataFacts
 from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.storage import read_json
 from spintune.version import __version__
@@ -33,15 +35,14 @@ def model_card(run: RunFacts, name: str) -> str:
     if name not in names:
         raise ModelError(f"{run.folder} has no model {name} of its own; it has {', '.join(names) or 'none yet'}")
     header = yaml.safe_dump(_header(run, name), sort_keys=False, allow_unicode=True)
-    shown = view(run, Path(run.folder), "")
+    found = finding(run)
     parts = [
         f"---\n{header}---",
         f"# {_plain(run.name)} / {name}",
         f"{_made(run, name)} This card was written by spintune {__version__} from the run's own files.",
         "## What was found",
-        _plain(finding(run).sentence),
-        *(_plain(remark) for remark in finding(run).remarks),
-        *_tables(shown.table, shown.differences),
+        *map(_plain, (found.sentence, *found.remarks)),
+        *_heldout(run),
         *_benchmarks(run, name),
         *_judge(run, name),
         "## Data",
@@ -97,37 +98,43 @@ def _made(run: RunFacts, name: str) -> str:
     )
 
 
-def _tables(means: ViewTable | None, differences: ViewTable | None) -> list[str]:
+def _heldout(run: RunFacts) -> list[str]:
     found = []
-    if means:
-        found += [f"On {means.items:,} held-out examples; 95 % intervals in brackets:", _markdown(means, "model")]
-    if differences:
-        found += ["Paired differences on the same examples:", _markdown(differences, "first − second")]
+    if each := means([run]):
+        found += [f"On {each.items:,} held-out examples; 95 % intervals in brackets:", _markdown(each)]
+    if paired := differences(run):
+        found += ["Paired differences on the same examples:", _markdown(paired)]
     return found
 
 
 def _benchmarks(run: RunFacts, name: str) -> list[str]:
     """Scores of the model beside those of where it starts."""
     board = scoreboard([run])
-    rows = {row.label: row.cells for row in board.rows if row.label in (_origin(run, name), name)} if board else {}
+    rows = [row for row in board.rows if row.label in (_origin(run, name), name)] if board else []
     if board is None or not rows:
         return []
-    lines = [["measure", "items", *rows], ["---", *("---:" for _ in ("items", *rows))]]
-    measures = [(group, measure) for group in board.groups for measure in group.measures]
-    for (group, measure), *cells in zip(measures, *rows.values(), strict=True):
-        title = f"{group.name}: {measure.title}" + (f", {measure.unit}" if measure.unit else "")
-        shown = [f"{cell.mean} ({cell.interval})" if cell else "–" for cell in cells]
-        lines.append([_plain(title), f"{group.items:,}", *shown])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return ["## Benchmarks", "95 % intervals in brackets:", table]
+    groups = [group for group in board.groups for _ in range(group.span)]
+    lines = [
+        [_plain(f"{group.name}: {_title(column)}"), f"{group.items:,}", *map(_shown, cells)]
+        for group, column, *cells in zip(groups, board.columns[1:], *(row.cells for row in rows), strict=True)
+    ]
+    heading = ["measure", "items", *(row.label for row in rows)]
+    return ["## Benchmarks", "95 % intervals in brackets:", _lines([heading, *lines])]
 
 
 def _judge(run: RunFacts, name: str) -> list[str]:
     """What the judge said of the model against where it starts, and where it is not believed."""
-    if run.judging is None:
+    judge = run.results.judge
+    if judge is None:
         return []
-    told = [f"{pair.words}." for pair in run.judging.pairs if {pair.first, pair.second} == {_origin(run, name), name}]
-    told += [belief(where, canary) for where, canary in run.judging.canaries.items() if not canary.trusted]
+    told = [
+        f"{evaluation}: {in_words(facts, first, second, judge.judge)}."
+        for evaluation, pairs in judge.pairs.items()
+        for pair, facts in pairs.items()
+        for first, second in [pair.split(" - ", 1)]
+        if {first, second} == {_origin(run, name), name}
+    ]
+    told += [belief(where, canary) for where, canary in canaries(run).items() if not canary.trusted]
     return ["## Judge", _list(told)] if told else []
 
 
@@ -139,36 +146,46 @@ def _list(lines: Sequence[str]) -> str:
     return "\n".join(f"- {_plain(line)}" for line in lines)
 
 
-def _markdown(table: ViewTable, first: str) -> str:
-    heading = [first, *(f"{measure.title}, {measure.unit}" for measure in table.measures)]
-    rows = [
-        [_plain(label), *(f"{cell.mean} ({cell.interval})" if cell else "–" for cell in cells)]
-        for label, cells in table.rows
-    ]
-    lines = [heading, ["---", *("---:" for _ in table.measures)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _markdown(table: Table) -> str:
+    heading = [table.columns[0].title, *map(_title, table.columns[1:])]
+    return _lines([heading, *([_plain(row.label), *map(_shown, row.cells)] for row in table.rows)])
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *("---:" for _ in rows[0][1:])]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
+
+
+def _title(column: Column) -> str:
+    return column.title + (f", {column.unit}" if column.unit else "")
+
+
+def _shown(cell: Content) -> str:
+    return f"{cell.mean} ({cell.interval})" if isinstance(cell, Cell) else cell or "–"
 
 
 def _data(run: RunFacts) -> list[str]:
     sources = [_code(source["path"]) for source in run.recipe["data"]["train"]]
-    if mixed := (run.facts_of("data") or {}).get("mixture"):
-        sources.append(f"a mixture of {len(mixed['tasks']):,} tasks ({', '.join(map(_code, mixed['tasks']))})")
+    facts = run.facts("data", DataFacts)
+    if facts and facts.mixture:
+        tasks = facts.mixture["tasks"]
+        sources.append(f"a mixture of {len(tasks):,} tasks ({', '.join(map(_code, tasks))})")
     text = [f"Trained on {', '.join(sources)}."]
-    if facts := run.facts_of("data"):
+    if facts:
         text.append(
-            f"{facts['read']:,} rows read, {facts['train']:,} to train on, {facts['heldout']:,} held out; dropped: "
-            f"{counted(facts['dropped'])}."
+            f"{facts.read:,} rows read, {facts.train:,} to train on, {facts.heldout:,} held out; dropped: "
+            f"{counted(facts.dropped)}."
         )
     if run.recipe.get("synth"):
         text.append("A part of it was written by a model and checked by nobody; `synth/card.md` describes it.")
-    if run.overlaps:
+    if run.contamination:
         text.append("What judges it was looked for in the training data:")
         text.append(
             _list(
                 [
-                    f"{one.evaluation}: of {one.items:,} items "
-                    + ", ".join(f"{touched:,} share {size} words in a row" for size, touched in one.touched.items())
-                    for one in run.overlaps
+                    f"{name}: of {found.items:,} items {found.shared_8:,} share 8 words in a row, "
+                    f"{found.shared_13:,} share 13 words in a row"
+                    for name, found in run.contamination.sets.items()
                 ]
             )
         )
@@ -176,7 +193,7 @@ def _data(run: RunFacts) -> list[str]:
 
 
 def _limits(run: RunFacts) -> list[str]:
-    judged = any(one.model.judged for one in contenders([run]))
+    judged = any(model.judged for model in run.models)
     by = [f"on {len(run.heldout):,} examples held out of its own training data"] if judged else []
     if benchmarks := [one.name for one in run.evaluations if one.scores]:
         by.append(f"with {', '.join(benchmarks)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from spintune.errors import ModelError, StorageError
 from spintune.export.card import model_card
-from spintune.report.facts import read_run
+from spintune.report.reading import read_run
 from spintune.run_folder import BASE
 from spintune.storage import storage_errors
 
@@ -24,7 +24,7 @@ def export_model(folder: Path, out: Path, name: str | None = None) -> str:
     if not own:
         raise ModelError(f"{folder} has no finished model of its own yet; run its recipe again to go on")
     if name is None:
-        best = run.best["name"] if run.best else None
+        best = run.best.name if run.best else None
         name = best if best in [model.name for model in own] else own[-1].name
     card = model_card(run, name)
     if out.exists():

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from spintune.report.facts import Facts, RunFacts
+from spintune.report.facts import RunFacts
 from spintune.report.figures import Figure, Series, draw
-from spintune.report.findings import NLL, contenders, estimate, measured
+from spintune.report.measures import NLL, contenders, estimate, measured
 from spintune.run_folder import BASELINE
+from spintune.selfplay.diagnostics import KlEstimate
+from spintune.typed_json import JsonObject
 
 Points = list[tuple[float, float]]
 
@@ -28,146 +30,111 @@ class FigureGroup:
 
 def curves(run: RunFacts) -> list[FigureGroup]:
     """The groups of a run that have anything to show, in the order of its stages."""
-    groups = [
-        FigureGroup("Supervised fine-tuning", "", _sft(run, "sft")),
-        FigureGroup(
-            "Self-play, step by step",
-            "On training pairs. A dot at the end of an iteration is the same measured on held-out pairs.",
-            _steps(run),
-        ),
-        FigureGroup("Self-play, iterate by iterate", "On held-out prompts.", _iterates(run)),
-        FigureGroup(f"Further SFT instead of self-play ({BASELINE})", "", _sft(run, "spin/baseline-sft")),
-    ]
-    return [group for group in groups if group.figures]
+    on_pairs = "On training pairs. A dot at the end of an iteration is the same measured on held-out pairs."
+    groups = (
+        ("Supervised fine-tuning", "", _sft(run, "sft")),
+        ("Self-play, step by step", on_pairs, _steps(run)),
+        ("Self-play, iterate by iterate", "On held-out prompts.", _iterates(run)),
+        (f"Further SFT instead of self-play ({BASELINE})", "", _sft(run, "spin/baseline-sft")),
+    )
+    found = [FigureGroup(title, text, tuple(filter(None, figures))) for title, text, figures in groups]
+    return [group for group in found if group.figures]
 
 
-def _there(*figures: Figure | None) -> tuple[Figure, ...]:
-    return tuple(figure for figure in figures if figure)
+def _column(rows: Iterable[JsonObject], name: str, offset: float = 0) -> Points:
+    """A quantity by step. JSON has null for what is no number; a curve leaves it out."""
+    return [(row["step"] + offset, math.nan if row[name] is None else row[name]) for row in rows if name in row]
 
 
-def _column(rows: Sequence[Facts], name: str, offset: float = 0) -> Points:
-    return [(row["step"] + offset, _number(row[name])) for row in rows if name in row]
-
-
-def _number(value: float | None) -> float:
-    """JSON has null for what is no number; a curve leaves it out."""
-    return math.nan if value is None else value
-
-
-# SFT ----------------------------------------------------------------------------------------------------------------
-
-
-def _sft(run: RunFacts, stage: str) -> tuple[Figure, ...]:
+def _sft(run: RunFacts, stage: str) -> list[Figure | None]:
     rows, heldout = run.metrics.get(stage, []), run.metrics.get(f"{stage}/heldout", [])
     losses = [Series("training", _column(rows, "loss")), Series("held out", _column(heldout, "loss"), 1, "dots")]
-    return _there(
+    return [
         draw("Loss", "nats a token", losses),
         draw("Gradient norm", "before clipping", [Series("gradient norm", _column(rows, "grad_norm"))]),
-        draw("Learning rate", "", [Series("learning rate", _column(rows, "learning_rate"))]) if rows else None,
-    )
+        draw("Learning rate", "", [Series("learning rate", _column(rows, "learning_rate"))]),
+    ]
 
 
 # Self-play by step --------------------------------------------------------------------------------------------------
 
 
-def _steps(run: RunFacts) -> tuple[Figure, ...]:
-    """Iterations one behind the other on one axis of steps."""
-    stages = [f"spin/iterate-{number}" for number in range(1, run.iterations + 1)]
-    begins, ends, offset = [], [], 0.0
-    for stage in stages:
-        rows = run.metrics.get(stage, [])
-        begins.append(offset)
-        offset += rows[-1]["step"] if rows else 0
-        ends.append(offset)
-    parts = [(begin, str(number)) for number, begin in enumerate(begins, 1) if stages]
-    if parts:
-        parts[0] = (parts[0][0], "iteration 1")
+def _steps(run: RunFacts) -> list[Figure | None]:
+    """Iterations one after the other on one axis of steps."""
+    stages = [f"spin/iterate-{one.number}" for one in run.iterations]
+    trained = [run.metrics.get(stage, []) for stage in stages]
+    heldout = [run.metrics.get(f"{stage}/heldout", [])[-1:] for stage in stages]
+    ends = list(itertools.accumulate(float(rows[-1]["step"]) if rows else 0.0 for rows in trained))
+    begins = [0.0, *ends][: len(stages)]
+    parts = [(begin, str(number) if number > 1 else "iteration 1") for number, begin in enumerate(begins, 1)]
 
-    def trained(name: str) -> Points:
-        columns = [
-            _column(run.metrics.get(stage, []), name, begin) for stage, begin in zip(stages, begins, strict=True)
-        ]
-        return [point for column in columns for point in column]
+    def steps(name: str) -> Points:
+        return [point for rows, begin in zip(trained, begins, strict=True) for point in _column(rows, name, begin)]
 
-    def heldout(name: str) -> Points:
-        rows = [(end, run.metrics.get(f"{stage}/heldout", [])) for stage, end in zip(stages, ends, strict=True)]
-        return [(end, _number(found[-1][name])) for end, found in rows if found and name in found[-1]]
+    def at_end(name: str) -> Points:
+        return [(end, y) for rows, end in zip(heldout, ends, strict=True) for _, y in _column(rows, name)]
 
     def both(
-        title: str, unit: str, *columns: tuple[str, str], level: float | None = None, note: str = ""
+        title: str, unit: str, columns: dict[str, str], level: float | None = None, note: str = ""
     ) -> Figure | None:
-        several = len(columns) > 1
-        series = []
-        for slot, (name, label) in enumerate(columns):
-            series.append(Series(label if several else "training", trained(name), slot))
-        for slot, (name, label) in enumerate(columns):
-            told = f"{label}, held out" if several else "held out"
-            series.append(Series(told, heldout(name), slot if several else 1, "dots"))
-        return draw(title, unit, series, parts=parts, level=level, note=note)
+        """``columns``: names of quantities, and their labels in the legend."""
+        lines, dots = [], []
+        for slot, (name, label) in enumerate(columns.items()):
+            several = len(columns) > 1
+            lines.append(Series(label if several else "training", steps(name), slot))
+            dots.append(
+                Series(f"{label}, held out" if several else "held out", at_end(name), slot if several else 1, "dots")
+            )
+        return draw(title, unit, [*lines, *dots], parts=parts, level=level, note=note)
 
-    losses = run.recipe["spin"]["loss"] if run.recipe["spin"] else ""
-    start: Any = {}
-    if losses == "logistic" and not run.recipe["spin"]["gamma"]:
-        start = {"level": math.log(2), "note": "Dashed: ln 2, the loss of a player that equals its opponent."}
-    return _there(
-        both("Loss", "a pair", ("loss", "loss"), **start),
-        both("Margin r − r′", NATS, ("margin", "margin")),
-        both(
-            "Accuracy",
-            "share of pairs with a margin above 0",
-            ("accuracy", "accuracy"),
-            level=0.5,
-            note="Dashed: what chance gets.",
-        ),
-        both("Log-ratios to the opponent", NATS, ("real_ratio", "r, real"), ("generated_ratio", "r′, generated")),
-        both("Log-probabilities", NATS, ("real_logprob", "real"), ("generated_logprob", "generated")),
-        draw("Gradient norm", "before clipping", [Series("gradient norm", trained("grad_norm"))], parts=parts),
-    )
+    spin = run.recipe["spin"] or {}
+    equal = spin.get("loss") == "logistic" and not spin["gamma"]
+    ln_2 = "Dashed: ln 2, the loss of a player that equals its opponent." if equal else ""
+    pairs = "share of pairs with a margin above 0"
+    return [
+        both("Loss", "a pair", {"loss": "loss"}, math.log(2) if equal else None, ln_2),
+        both("Margin r − r′", NATS, {"margin": "margin"}),
+        both("Accuracy", pairs, {"accuracy": "accuracy"}, 0.5, "Dashed: what chance gets."),
+        both("Log-ratios to the opponent", NATS, {"real_ratio": "r, real", "generated_ratio": "r′, generated"}),
+        both("Log-probabilities", NATS, {"real_logprob": "real", "generated_logprob": "generated"}),
+        draw("Gradient norm", "before clipping", [Series("gradient norm", steps("grad_norm"))], parts=parts),
+    ]
 
 
-# By iterate ---------------------------------------------------------------------------------------------------------
+# Self-play by iterate -----------------------------------------------------------------------------------------------
 
 
-def _iterates(run: RunFacts) -> tuple[Figure, ...]:
+def _iterates(run: RunFacts) -> list[Figure | None]:
     if not run.recipe["spin"]:
-        return ()
-    measured_on = [one for one in contenders([run]) if measured(one, NLL)]
-    estimates = [estimate(one, NLL, measured(one, NLL)) for one in measured_on]
+        return []
+    models = [one for one in contenders([run]) if measured(one, NLL)]
+    intervals = [estimate(one, NLL, measured(one, NLL)) for one in models]
     losses = Series(
         "held-out loss",
-        [(place, found.mean) for place, found in enumerate(estimates)],
-        0,
-        "dots",
-        [(found.low, found.high) for found in estimates],
+        [(place, found.mean) for place, found in enumerate(intervals)],
+        kind="dots",
+        errors=[(found.low, found.high) for found in intervals],
     )
-    numbers = [n for n in range(1, run.iterations + 1) if run.facts_of(f"spin/iterate-{n}/diagnosis")]
-    diagnoses = [run.stages[f"spin/iterate-{number}/diagnosis"].facts for number in numbers]
-    names = [f"iterate-{number}" for number in numbers]
+    diagnosed = [(one.number, one.diagnosis) for one in run.iterations if one.diagnosis]
+    names = [f"iterate-{number}" for number, _ in diagnosed]
+    facts = [found for _, found in diagnosed]
     moved = [
-        _divergence(diagnoses, "kl_opponent", "to the opponent", 0, -0.06),
-        _divergence(diagnoses, "kl_base", "to iterate 0", 1, 0.06),
+        _divergence("to the opponent", [one.kl_opponent for one in facts], 0, -0.06),
+        _divergence("to iterate 0", [one.kl_base for one in facts], 1, 0.06),
     ]
     lengths = [
-        Series("generated", [(n, facts["answers"]["tokens"]) for n, facts in enumerate(diagnoses)], 0, "dots"),
-        Series("real", [(n, facts["real"]["tokens"]) for n, facts in enumerate(diagnoses)], 1, "dots"),
+        Series("generated", [(place, one.answers.tokens) for place, one in enumerate(facts)], 0, "dots"),
+        Series("real", [(place, one.real.tokens) for place, one in enumerate(facts)], 1, "dots"),
     ]
-    return _there(
-        draw("Held-out loss", "nats a token, 95 % intervals", [losses], names=[one.label for one in measured_on]),
+    return [
+        draw("Held-out loss", "nats a token, 95 % intervals", [losses], names=[one.label for one in models]),
         draw("KL divergence", f"{NATS}, ± standard error", moved, names=names, level=0.0),
         draw("Length of its answers", "tokens, mean", lengths, names=names),
-    )
+    ]
 
 
-def _divergence(diagnoses: Sequence[Facts], name: str, label: str, slot: int, aside: float) -> Series:
+def _divergence(label: str, estimates: Sequence[KlEstimate | None], slot: int, aside: float) -> Series:
     """``aside`` keeps the bars of two series apart."""
-    found = [(place, facts[name]) for place, facts in enumerate(diagnoses) if facts[name]]
-    return Series(
-        label,
-        [(place + aside, value["mean"]) for place, value in found],
-        slot,
-        "dots",
-        [
-            (value["mean"] - (value["standard_error"] or 0.0), value["mean"] + (value["standard_error"] or 0.0))
-            for _, value in found
-        ],
-    )
+    found = [(place + aside, one.mean, one.standard_error or 0.0) for place, one in enumerate(estimates) if one]
+    points = [(place, mean) for place, mean, _ in found]
+    return Series(label, points, slot, "dots", [(mean - error, mean + error) for _, mean, error in found])

@@ -9,43 +9,25 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from spintune.report.evaluated import ReportedAnswer
-from spintune.report.facts import AnswerFacts, ModelFacts, RunFacts
-from spintune.report.findings import Contender, contenders
+from spintune.report.facts import Answers, ReportedAnswer, RunFacts
+from spintune.report.measures import Contender, contenders, label_of
 from spintune.run_folder import BASELINE
+from spintune.typed_json import JsonObject
 
-MOST_EXAMPLES = 500
-"""Of a set."""
-MOST_CHARACTERS = 4_000
+MAX_EXAMPLES = 500
+"""Per set."""
+MAX_CHARACTERS = 4_000
 """Of a prompt's message, a reference or an answer; what is left out is counted on the page."""
-MOST_BYTES = 8_000_000
-"""Of all examples together, every set an equal part; what comes behind is left out and counted."""
+MAX_BYTES = 8_000_000
+"""Of all examples together, an equal part for every set; what does not fit is left out and counted."""
 SHOWN_AT_FIRST = 5
 """Models whose answers are shown before a reader chooses."""
-
-HELDOUT_TITLE = "held-out examples"
 
 GREEDY, SAMPLED, DURING = "greedy", "sampled as in self-play", "greedy, of a few prompts, during SFT"
 STORED = "stored answers"
 
-
-@dataclass(frozen=True)
-class ShownAnswer:
-    """An answer, a text to each turn, with what is known of it in words; ``score`` orders the examples."""
-
-    texts: tuple[str, ...]
-    facts: tuple[str, ...]
-    score: float | None = None
-
-
-@dataclass(frozen=True)
-class ShownPrompt:
-    """A prompt, as (role, text) of each message, and its reference where there is one."""
-
-    prompt: tuple[tuple[str, str], ...]
-    reference: str | None
+_MEASURES = {"ifeval": "share of instructions", "questions": "ROUGE-L", "mt-bench": "rating"}
 
 
 @dataclass(frozen=True)
@@ -53,16 +35,24 @@ class AnswerColumn:
     """The answers of one model, or of a rival.
 
     Attributes:
-        kind: how they came about.
+        kind: how they were made.
         file: where they stand in full.
-        telling: a reader asks for this model first.
+        main: a reader asks for this model first.
     """
 
     label: str
     kind: str
     file: str
-    telling: bool
-    answers: Mapping[str, ShownAnswer]
+    main: bool
+    answers: Answers
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """A prompt, as (role, text) of each message, and its reference if it has one."""
+
+    messages: tuple[tuple[str, str], ...]
+    reference: str | None
 
 
 @dataclass(frozen=True)
@@ -83,11 +73,12 @@ class Examples:
     file: str
     columns: tuple[AnswerColumn, ...]
     shown: tuple[str, ...]
-    items: tuple[dict[str, Any], ...]
+    items: tuple[JsonObject, ...]
     total: int
     partial: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
+        """The set as the page's script reads it."""
         models = [
             {"name": one.label, "kind": one.kind, "file": one.file, "shown": one.label in self.shown}
             for one in self.columns
@@ -99,79 +90,25 @@ class Examples:
 def examples(runs: Sequence[RunFacts]) -> list[Examples]:
     """The sets with anything to show: examples that every run has, with the answers of all models."""
     names = dict.fromkeys(one.name for run in runs for one in run.evaluations if one.replies)
-    room = MOST_BYTES // (1 + len(names))
-    sets = [_heldout(runs, room), *(_evaluation(runs, name, room) for name in names)]
+    max_bytes = MAX_BYTES // (1 + len(names))
+    sets = [_heldout(runs, max_bytes), *(_evaluation(runs, name, max_bytes) for name in names)]
     return [one for one in sets if one.items]
-
-
-def _set(
-    title: str,
-    measure: str,
-    file: str,
-    columns: Sequence[AnswerColumn],
-    asked: Mapping[str, ShownPrompt],
-    partial: bool,
-    room: int,
-) -> Examples:
-    answered = {id for column in columns for id in column.answers}
-    chosen = {id: one for id, one in asked.items() if id in answered}
-    items: list[dict[str, Any]] = []
-    for id, one in list(chosen.items())[:MOST_EXAMPLES]:
-        item = {
-            "id": id,
-            "prompt": [[role, *_cut(text)] for role, text in one.prompt],
-            "reference": None if one.reference is None else _cut(one.reference),
-            "answers": [_answer(column.answers.get(id)) for column in columns],
-        }
-        room -= len(embedded(item).encode())
-        if room < 0:
-            break
-        items.append(item)
-    return Examples(title, measure, file, tuple(columns), _at_first(columns), tuple(items), len(chosen), partial)
-
-
-def _at_first(columns: Sequence[AnswerColumn]) -> tuple[str, ...]:
-    """All of a few models; of many, those that a reader asks for first, and rivals as far as there is room."""
-    if len(columns) <= SHOWN_AT_FIRST:
-        return tuple(column.label for column in columns)
-    telling = [column.label for column in columns if column.telling]
-    rivals = [column.label for column in columns if column.kind == STORED]
-    return (*telling, *rivals[: max(0, SHOWN_AT_FIRST - len(telling))])
-
-
-def _answer(told: ShownAnswer | None) -> dict[str, Any] | None:
-    if told is None:
-        return None
-    score = {} if told.score is None else {"score": told.score}
-    return {"texts": [_cut(text) for text in told.texts], "facts": list(told.facts)} | score
-
-
-def _cut(text: str) -> list[Any]:
-    """The text and how many characters are left out behind it."""
-    return [text[:MOST_CHARACTERS], max(0, len(text) - MOST_CHARACTERS)]
-
-
-def _tells(run: RunFacts, model: ModelFacts) -> bool:
-    best = run.best["name"] if run.best else run.models[-1].name
-    return model.name in (run.start, best, BASELINE)
 
 
 # Held-out examples --------------------------------------------------------------------------------------------------
 
 
-def _heldout(runs: Sequence[RunFacts], room: int) -> Examples:
+def _heldout(runs: Sequence[RunFacts], max_bytes: int) -> Examples:
     columns = [column for one in contenders(runs) if (column := _column(one))]
-    having = [run for run in runs if run.heldout]
-    held = [{example.id for example in run.heldout} for run in having]
-    common = set.intersection(*held) if held else set()
-    asked = {
-        example.id: ShownPrompt(tuple((message.role, message.content) for message in example.prompt), example.answer)
-        for run in having[:1]
-        for example in run.heldout
-        if example.id in common
-    }
-    partial = any(ids != common for ids in held)
-    return _set(HELDOUT_TITLE, "ROUGE-L", "data/heldout.jsonl", columns, asked, partial, room)
+    sets = [
+        {
+            one.id: ShownPrompt(tuple((message.role, message.content) for message in one.prompt), one.answer)
+            for one in run.heldout
+        }
+        for run in runs
+        if run.heldout
+    ]
+    return _set("held-out examples", "ROUGE-L", "data/heldout.jsonl", columns, sets, max_bytes)
 
 
 def _column(one: Contender) -> AnswerColumn | None:
@@ -183,79 +120,126 @@ def _column(one: Contender) -> AnswerColumn | None:
         (model.during, DURING, "sft/samples.jsonl"),
     ):
         if answers:
-            told = {id: _told(answer) for id, answer in answers.items()}
-            return AnswerColumn(one.label, kind, f"{one.run.name}/{file}", _tells(one.run, model), told)
+            return AnswerColumn(one.label, kind, f"{one.run.name}/{file}", _is_main(one.run, model.name), answers)
     return None
 
 
-def _told(answer: AnswerFacts) -> ShownAnswer:
-    facts = _measured(answer.rouge_l, answer.exact_match, answer.tokens, answer.finished)
-    return ShownAnswer((answer.text,), tuple(facts), answer.rouge_l)
-
-
-def _measured(
-    rouge_l: float | None, exact_match: bool | None, tokens: int | None, finished: bool | None
-) -> Iterator[str]:
-    if rouge_l is not None:
-        yield f"ROUGE-L {rouge_l:.3f}"
-    if exact_match:
-        yield "exact match"
-    if tokens is not None:
-        yield f"{tokens:,} token{'s' * (tokens != 1)}"
-    if finished is False:
-        yield "cut for length"
+def _is_main(run: RunFacts, name: str) -> bool:
+    best = run.best.name if run.best else run.models[-1].name
+    return name in (run.start, best, BASELINE)
 
 
 # Evaluations --------------------------------------------------------------------------------------------------------
 
 
-def _evaluation(runs: Sequence[RunFacts], name: str, room: int) -> Examples:
-    """Items that every run which has the evaluation was asked alike."""
+def _evaluation(runs: Sequence[RunFacts], name: str, max_bytes: int) -> Examples:
     having = [(run, one) for run in runs for one in run.evaluations if one.name == name and one.replies]
-    columns = []
-    for run, one in having:
-        models = {model.name: model for model in run.models}
-        for model, replies in one.replies.items():
-            columns.append(
-                AnswerColumn(
-                    label=model if len(runs) == 1 else f"{run.name} / {model}",
-                    kind=GREEDY if model in models else STORED,
-                    file=f"{run.name}/{one.place}/{model}/answers.jsonl",
-                    telling=model in models and _tells(run, models[model]),
-                    answers={id: _replied(reply) for id, reply in replies.items()},
-                )
-            )
-    asked = [{id: reply for replies in one.replies.values() for id, reply in replies.items()} for _, one in having]
+    columns = [
+        AnswerColumn(
+            label_of(run, model, len(runs)),
+            STORED if model in run.rivals else GREEDY,
+            f"{run.name}/{one.place}/{model}/answers.jsonl",
+            model not in run.rivals and _is_main(run, model),
+            replies,
+        )
+        for run, one in having
+        for model, replies in one.replies.items()
+    ]
+    sets = [
+        {id: _asked(reply) for replies in one.replies.values() for id, reply in replies.items()} for _, one in having
+    ]
+    scored = any(_score(reply) is not None for column in columns for reply in column.answers.values())
+    return _set(name, _MEASURES.get(name, "score") if scored else "", columns[0].file, columns, sets, max_bytes)
+
+
+def _asked(reply: ReportedAnswer) -> ShownPrompt:
+    several = len(reply.turns) > 1
+    roles = [f"turn {number}" if several else "user" for number in range(1, len(reply.turns) + 1)]
+    return ShownPrompt(tuple(zip(roles, reply.turns, strict=True)), reply.reference)
+
+
+# Sets ---------------------------------------------------------------------------------------------------------------
+
+
+def _set(
+    title: str,
+    measure: str,
+    file: str,
+    columns: Sequence[AnswerColumn],
+    sets: Sequence[Mapping[str, ShownPrompt]],
+    max_bytes: int,
+) -> Examples:
+    """``sets`` are the prompts of each run; those that all runs have alike are shown."""
+    first, *others = sets or [{}]
     alike = {
-        id: ShownPrompt(tuple(zip(_roles(reply), reply.turns, strict=True)), reply.reference)
-        for id, reply in asked[0].items()
-        if all(id in other and other[id].turns == reply.turns for other in asked[1:])
+        id: one
+        for id, one in first.items()
+        if all(id in other and other[id].messages == one.messages for other in others)
     }
-    told = [answer for column in columns for answer in column.answers.values() if answer.score is not None]
-    measure = _MEASURES.get(name, "score") if told else ""
-    partial = any(len(one) != len(alike) for one in asked)
-    return _set(name, measure, columns[0].file, columns, alike, partial, room)
+    answered = {id for column in columns for id in column.answers}
+    chosen = {id: one for id, one in alike.items() if id in answered}
+    items: list[JsonObject] = []
+    for id, one in list(chosen.items())[:MAX_EXAMPLES]:
+        item = {
+            "id": id,
+            "prompt": [[role, *_cut(text)] for role, text in one.messages],
+            "reference": None if one.reference is None else _cut(one.reference),
+            "answers": [_shown(column.answers[id]) if id in column.answers else None for column in columns],
+        }
+        max_bytes -= len(embedded(item).encode())
+        if max_bytes < 0:
+            break
+        items.append(item)
+    partial = any(len(one) != len(alike) for one in sets)
+    return Examples(title, measure, file, tuple(columns), _at_first(columns), tuple(items), len(chosen), partial)
 
 
-_MEASURES = {"ifeval": "share of instructions", "questions": "ROUGE-L", "mt-bench": "rating"}
+def _at_first(columns: Sequence[AnswerColumn]) -> tuple[str, ...]:
+    """All of a few models; of many, those that a reader asks for first, and rivals as far as there is room."""
+    if len(columns) <= SHOWN_AT_FIRST:
+        return tuple(column.label for column in columns)
+    main = [column.label for column in columns if column.main]
+    rivals = [column.label for column in columns if column.kind == STORED]
+    return (*main, *rivals[: max(0, SHOWN_AT_FIRST - len(main))])
 
 
-def _roles(reply: ReportedAnswer) -> list[str]:
-    return ["user"] if len(reply.turns) == 1 else [f"turn {number}" for number in range(1, len(reply.turns) + 1)]
+def _shown(answer: ReportedAnswer) -> JsonObject:
+    score = _score(answer)
+    plain: JsonObject = {"texts": [_cut(text) for text in answer.texts], "facts": list(_facts(answer))}
+    return plain if score is None else {**plain, "score": score}
 
 
-def _replied(reply: ReportedAnswer) -> ShownAnswer:
-    facts = [*_measured(reply.rouge_l, reply.exact_match, reply.tokens, reply.finished)]
-    score = reply.rouge_l
-    if reply.followed:
-        missed = [kind for kind, follows in reply.followed if not follows]
-        score = 1 - len(missed) / len(reply.followed)
-        facts.insert(0, f"follows {len(reply.followed) - len(missed)} of {len(reply.followed)} instructions")
-        facts += [f"not {', '.join(missed)}"] if missed else []
-    if given := [rating for rating in reply.ratings if rating is not None]:
-        score = sum(given) / len(given)
-        facts.insert(0, f"rated {' and '.join('nothing' if one is None else str(one) for one in reply.ratings)}")
-    return ShownAnswer(reply.answers, tuple(facts), score)
+def _cut(text: str) -> list[str | int]:
+    """The text and how many characters are left out behind it."""
+    return [text[:MAX_CHARACTERS], max(0, len(text) - MAX_CHARACTERS)]
+
+
+def _score(answer: ReportedAnswer) -> float | None:
+    """What orders the examples."""
+    if given := [rating for rating in answer.ratings if rating is not None]:
+        return sum(given) / len(given)
+    if answer.followed:
+        return sum(follows for _, follows in answer.followed) / len(answer.followed)
+    return answer.rouge_l
+
+
+def _facts(answer: ReportedAnswer) -> Iterator[str]:
+    """What is known of an answer, in words."""
+    missed = [kind for kind, follows in answer.followed if not follows]
+    if any(rating is not None for rating in answer.ratings):
+        yield f"rated {' and '.join('nothing' if one is None else str(one) for one in answer.ratings)}"
+    if answer.followed:
+        yield f"follows {len(answer.followed) - len(missed)} of {len(answer.followed)} instructions"
+    if answer.rouge_l is not None:
+        yield f"ROUGE-L {answer.rouge_l:.3f}"
+    if answer.exact_match:
+        yield "exact match"
+    if answer.tokens is not None:
+        yield f"{answer.tokens:,} token{'s' * (answer.tokens != 1)}"
+    if answer.finished is False:
+        yield "cut for length"
+    if missed:
+        yield f"not {', '.join(missed)}"
 
 
 # As a part of the page ----------------------------------------------------------------------------------------------
@@ -265,7 +249,7 @@ def _replied(reply: ReportedAnswer) -> ShownAnswer:
 _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
-def embedded(value: Any) -> str:
+def embedded(value: object) -> str:
     """JSON that can stand inside a script element of an HTML page, whatever texts it holds.
 
     >>> embedded("</script>")

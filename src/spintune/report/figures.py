@@ -1,7 +1,7 @@
-"""Curves as inline SVG: small, without scripts, in colours that the page's style sheet names.
+"""Curves and bars as inline SVG: small, without scripts, in colors that the page's style sheet names.
 
 A figure is drawn for a column of about 360 pixels and scales with it. Every series has a slot (0, 1, 2), which stands
-for a colour and a dash, so that it can be told in grey as well.
+for a color and a dash, so that series differ without color, too.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from markupsafe import Markup, escape
+
+from spintune.evaluation.statistics import Interval
 
 WIDTH, HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8, 10, 20, 30
 _GLYPH = 6.1
 """Width of a digit of the axes' text. [pixels]"""
 
-MOST_POINTS = 240
+MAX_POINTS = 240
 """Points above which a line is drawn as means of equal stretches, in a band from their lowest to their highest."""
 STRETCHES = 120
 TELLING_POINTS = 80
@@ -73,8 +75,8 @@ def draw(
     """Draws series over one pair of axes; None when there is nothing to draw.
 
     Args:
-        names: of the places 0, 1, ... on the x axis; numbers if there are none.
-        parts: where a part of the x axis begins, and what it is called.
+        names: of the places 0, 1, ... on the x axis, instead of numbers.
+        parts: where a part of the x axis begins, and its name.
         level: a height to compare with, drawn dashed.
     """
     series = [kept for one in series if (kept := _finite(one)).points]
@@ -84,17 +86,43 @@ def draw(
     label = ", ".join(filter(None, (title, unit))) + ". " + "; ".join(_told(one, x_title, names) for one in series)
     body = Markup("").join(drawing.marks(x_title, unit))
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(WIDTH, HEIGHT, label, body)
-    if any(one.kind == "line" and len(one.points) > MOST_POINTS for one in series):
+    if any(one.kind == "line" and len(one.points) > MAX_POINTS for one in series):
         note = f"{note} A line is the mean of stretches of steps; its band reaches from their lowest to their highest."
     legend = tuple((one.label, one.slot, one.kind) for one in series) if len(series) > 1 else ()
     return Figure(title, unit, svg, legend, note.strip())
+
+
+def interval_bar(found: Interval, low: float, high: float) -> Markup:
+    """An interval on a scale from ``low`` to ``high``, which hold 0, with a line at 0."""
+    margin = 0.04 * (high - low) or 1.0
+    zero, begin, end, mean = (
+        f"{100 * (value - low + margin) / (high - low + 2 * margin):.2f}%"
+        for value in (0.0, found.low, found.high, found.mean)
+    )
+    marks = Markup("").join(
+        (
+            _element("line", "zero", x1=zero, x2=zero, y1="0", y2="22"),
+            _element("line", "error s0", x1=begin, x2=end, y1="11", y2="11"),
+            _element("circle", "dot s0", cx=mean, cy="11", r="4.5"),
+        )
+    )
+    return Markup('<svg width="100%" height="22" aria-hidden="true" focusable="false">{}</svg>').format(marks)
+
+
+def share_bar(share: float) -> Markup:
+    """A share of items as a bar of 64 pixels."""
+    return Markup(
+        '<svg width="64" height="8" role="img" aria-label="{:.0f} % kept">'
+        '<rect class="track" x="0" y="0" width="64" height="8" rx="2"></rect>'
+        '<rect class="filled" x="0" y="0" width="{:.1f}" height="8" rx="2"></rect></svg>'
+    ).format(100 * share, 64 * share)
 
 
 def _finite(series: Series) -> Series:
     """Without points that are no numbers, which a diverging run may have."""
     kept = [place for place, (_, y) in enumerate(series.points) if math.isfinite(y)]
     errors = [series.errors[place] for place in kept] if series.errors else ()
-    return Series(series.label, [series.points[place] for place in kept], series.slot, series.kind, errors)
+    return replace(series, points=[series.points[place] for place in kept], errors=errors)
 
 
 def _told(series: Series, x_title: str, names: Sequence[str]) -> str:
@@ -216,7 +244,7 @@ def thinned(
     1,000 points become 120 of 8 or 9 points each.
     """
     count = len(points)
-    if count <= MOST_POINTS:
+    if count <= MAX_POINTS:
         return points, ()
     means, band = [], []
     for number in range(STRETCHES):

@@ -1,170 +1,40 @@
-"""What a run found, in numbers with intervals and in a sentence: which model is best, and by how much."""
+"""What a run found, in sentences: which model is best, by how much, and what else must be known."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from spintune.evaluation.statistics import Interval, bootstrap, wilson
+from spintune.evaluation.judge import Canary
+from spintune.evaluation.statistics import Interval
 from spintune.recipe import HELDOUT
-from spintune.report.facts import ModelFacts, RunFacts
-from spintune.run_folder import BASELINE
-
-FEW_ITEMS = 50
-"""Below this the percentile bootstrap's intervals are too short to lean on: even at 50 items 6 of 100 are wrong."""
-
-
-@dataclass(frozen=True)
-class MeasureColumn:
-    """A column of the tables.
-
-    Attributes:
-        better: which way is better; None for what only describes.
-        factor: shown as so many times the value: 100 for shares in percent.
-        digits: shown behind the point.
-    """
-
-    key: str
-    title: str
-    unit: str
-    better: Literal["lower", "higher"] | None
-    factor: float = 1.0
-    digits: int = 3
-
-
-NLL = MeasureColumn("nll_per_token", "held-out loss", "nats a token", "lower")
-ROUGE_L = MeasureColumn("rouge_l", "ROUGE-L", "F-measure", "higher")
-EXACT_MATCH = MeasureColumn("exact_match", "exact match", "% of answers", "higher", 100, 1)
-MEASURES = (
+from spintune.report.facts import RunFacts
+from spintune.report.measures import (
+    EXACT_MATCH,
+    MEASURES,
     NLL,
     ROUGE_L,
-    EXACT_MATCH,
-    MeasureColumn("answer_tokens", "answer length", "tokens", None, 1, 1),
-    MeasureColumn("finished", "finished", "% of answers", None, 100, 1),
+    Contender,
+    MeasureColumn,
+    Ranking,
+    comparable,
+    contenders,
+    decimals,
+    difference,
+    estimate,
+    measured,
+    rank,
+    shared,
+    shown,
+    verdict,
 )
+from spintune.run_folder import BASELINE
+from spintune.typed_json import from_json
+
+FEW_ITEMS = 50
+"""Below this the percentile bootstrap's intervals are too short: even at 50 items 6 of 100 are wrong, not 5."""
+
 _METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH}
-
-
-def main_measure(run: RunFacts) -> MeasureColumn:
-    """What the run itself judges its iterates by."""
-    return _METRICS[run.recipe["spin"]["metric"]] if run.recipe["spin"] else NLL
-
-
-# Estimates ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A model of one of the runs in a comparison."""
-
-    run: RunFacts
-    model: ModelFacts
-    label: str
-
-
-def contenders(runs: Sequence[RunFacts]) -> list[Contender]:
-    """Every model; with several runs, the run's name is in front."""
-    return [
-        Contender(run, model, model.name if len(runs) == 1 else f"{run.name} / {model.name}")
-        for run in runs
-        for model in run.models
-    ]
-
-
-def measured(contender: Contender, measure: MeasureColumn) -> tuple[str, ...]:
-    """Ids of the held-out examples on which a model was measured, in order."""
-    model = contender.model
-    return tuple(model.likely if measure is NLL else model.judged)
-
-
-def estimate(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> Interval:
-    """A model's mean over held-out examples, with its 95 % interval."""
-    values, weights = _values(one, measure, ids), _weights(one, measure, ids)
-    return _known(one.run.estimates.get((one.model.name, measure.key)), values, weights) or bootstrap(values, weights)
-
-
-def difference(one: Contender, other: Contender, measure: MeasureColumn, ids: Sequence[str]) -> Interval:
-    """The paired mean difference, first minus second, on the same held-out examples, with its 95 % interval."""
-    values = [a - b for a, b in zip(_values(one, measure, ids), _values(other, measure, ids), strict=True)]
-    weights = _weights(one, measure, ids)
-    if one.run is other.run:
-        known, names = one.run.differences, (one.model.name, other.model.name)
-        if there := _known(known.get((*names, measure.key)), values, weights):
-            return there
-        reverse = known.get((*names[::-1], measure.key))
-        if there := _known(reverse and negative(reverse), values, weights):
-            return there
-    return bootstrap(values, weights)
-
-
-def negative(interval: Interval) -> Interval:
-    return Interval(-interval.mean, -interval.high, -interval.low)
-
-
-def comparable(one: Contender, other: Contender, measure: MeasureColumn, ids: Sequence[str]) -> bool:
-    """Whether the measure means the same for both: nats a token need the same tokens."""
-    mine, theirs = one.model.likely, other.model.likely
-    return measure is not NLL or all(mine[id].tokens == theirs[id].tokens for id in ids)
-
-
-def _known(interval: Interval | None, values: Sequence[float], weights: Sequence[float] | None) -> Interval | None:
-    """An interval of results.json, if it is of these values: a run that goes on has measured anew since."""
-    if interval is None:
-        return None
-    mean = math.fsum(values) / (len(values) if weights is None else math.fsum(weights))
-    return interval if math.isclose(mean, interval.mean, rel_tol=1e-9, abs_tol=1e-12) else None
-
-
-def _values(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> list[float]:
-    if measure is NLL:
-        return [one.model.likely[id].nll for id in ids]
-    name = {"answer_tokens": "tokens"}.get(measure.key, measure.key)
-    return [float(getattr(one.model.judged[id], name)) for id in ids]
-
-
-def _weights(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> list[int] | None:
-    return [one.model.likely[id].tokens for id in ids] if measure is NLL else None
-
-
-# Ranking ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Who is best by a measure on the same held-out examples.
-
-    Attributes:
-        first: the one with the best mean.
-        tied: those that it cannot be told from, the best mean first.
-        behind: those that it is better than, the best mean first.
-        gains: by how much ``first`` is better than each other, by label; above 0 is better.
-    """
-
-    measure: MeasureColumn
-    items: int
-    first: Contender
-    tied: tuple[Contender, ...]
-    behind: tuple[Contender, ...]
-    gains: Mapping[str, Interval]
-
-
-def rank(models: Sequence[Contender], measure: MeasureColumn, ids: Sequence[str]) -> Ranking:
-    """Ranks models by a measure that has a better side."""
-    sign = -1 if measure.better == "lower" else 1
-    ordered = sorted(models, key=lambda one: -sign * estimate(one, measure, ids).mean)
-    first, *others = ordered
-    gains = {}
-    for other in others:
-        gain = difference(first, other, measure, ids)
-        gains[other.label] = gain if sign == 1 else negative(gain)
-    tied = tuple(other for other in others if gains[other.label].low <= 0)
-    behind = tuple(other for other in others if gains[other.label].low > 0)
-    return Ranking(measure, len(ids), first, tied, behind, gains)
-
-
-# Words --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,8 +42,13 @@ class Finding:
     """What was found: a sentence, what else must be said, and the ranking that it comes from."""
 
     sentence: str
-    remarks: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
     ranking: Ranking | None = None
+
+
+def main_measure(run: RunFacts) -> MeasureColumn:
+    """What the run itself judges its iterates by."""
+    return _METRICS[run.recipe["spin"]["metric"]] if run.recipe["spin"] else NLL
 
 
 def finding(run: RunFacts) -> Finding:
@@ -182,54 +57,91 @@ def finding(run: RunFacts) -> Finding:
     models = [one for one in contenders([run]) if measured(one, measure)]
     remarks = tuple(_remarks(run))
     if len(models) == 1 and not run.missing:
-        return Finding(_alone(models[0], measure), remarks)
+        return Finding(_single_model(models[0], measure), remarks)
     if len(models) < 2:
-        return Finding(_unjudged(run), (*(f"{said}." for said in run.conclusions), *remarks))
+        return Finding(_unjudged(run), (*(f"{said}." for said in run.results.conclusions or ()), *remarks))
     ids = measured(models[0], measure)
-    models = [one for one in models if measured(one, measure) == ids]
-    ranking = rank(models, measure, ids)
-    return Finding(
-        _sentence(ranking, bool(run.missing)), (*_choice(run, ranking), *_elsewhere(run, ranking), *remarks), ranking
-    )
+    ranking = rank([one for one in models if measured(one, measure) == ids], measure, ids)
+    others = (*_choice(run, ranking), *_other_measures(run, ranking), *_few(ranking.items))
+    return Finding(_best(ranking, bool(run.missing)), (*others, *remarks), ranking)
 
 
 def finding_across(runs: Sequence[RunFacts]) -> Finding:
     """Which run's best model is best, where they were judged on the same held-out examples."""
-    answers = [finding(run) for run in runs]
-    found = [(run, one.ranking) for run, one in zip(runs, answers, strict=True) if one.ranking]
-    if len(found) < 2:
+    rankings = [(run, ranking) for run in runs if (ranking := finding(run).ranking)]
+    if len(rankings) < 2:
         held = "Fewer than two of these runs have judged their models on held-out examples"
         if any(run.evaluations for run in runs):
-            return Finding(f"{held}; what their benchmarks found stands below.", ())
-        return Finding(f"{held}, so there is nothing to compare.", ())
-    measure = found[0][1].measure
-    if any(ranking.measure is not measure for _, ranking in found):
-        return Finding("These runs judge by different measures, so no one model is named the best.", ())
-    every = contenders(runs)
-    best = [next(one for one in every if one.run is run and one.model is ranking.first.model) for run, ranking in found]
+            return Finding(f"{held}; what their benchmarks found stands below.")
+        return Finding(f"{held}, so there is nothing to compare.")
+    measure = rankings[0][1].measure
+    if any(ranking.measure is not measure for _, ranking in rankings):
+        return Finding("These runs judge by different measures, so no one model is named the best.")
+    best = [
+        next(one for one in contenders(runs) if one.run is run and one.model is ranking.first.model)
+        for run, ranking in rankings
+    ]
     ids = shared(best, measure)
     if not ids:
-        return Finding("These runs hold out different examples, so their models cannot be compared.", ())
-    if not all(comparable(best[0], other, measure, ids) for other in best[1:]):
+        return Finding("These runs hold out different examples, so their models cannot be compared.")
+    if not comparable(best, measure, ids):
         return Finding(
             "These runs split text into different tokens, so their losses a token cannot be compared; "
-            "the measures of answers below can.",
-            (),
+            "the measures of answers below can."
         )
     ranking = rank(best, measure, ids)
-    remarks = [f"The best model of each run, on the {len(ids):,} held-out examples that all of them were measured on."]
-    return Finding(_sentence(ranking), (*remarks, *_few(ranking.items)), ranking)
+    remark = f"The best model of each run, on the {len(ids):,} held-out examples that all of them were measured on."
+    return Finding(_best(ranking), (remark, *_few(ranking.items)), ranking)
 
 
-def shared(models: Sequence[Contender], measure: MeasureColumn) -> tuple[str, ...]:
-    """Held-out examples on which all were measured, in the order of the first."""
-    common = set.intersection(*(set(measured(one, measure)) for one in models))
-    return tuple(id for id in measured(models[0], measure) if id in common)
+def comparison_notes(runs: Sequence[RunFacts]) -> str:
+    """What must be known to read a table of the models of several runs."""
+    models = [one for one in contenders(runs) if measured(one, NLL)]
+    ids = shared(models, NLL)
+    if not models:
+        notes = ["No model of these runs has been judged on held-out examples yet."]
+    elif not ids:
+        notes = [
+            "These runs share no held-out example that all models were measured on: each row is of its own examples, "
+            "and rows of different runs must not be compared."
+        ]
+    elif any(len(measured(one, NLL)) != len(ids) for one in models):
+        notes = [f"The runs hold out different examples: all rows are of the {len(ids):,} that all of them share."]
+    else:
+        notes = [f"All rows are of the same {len(ids):,} held-out examples."]
+    if not comparable(models, NLL, ids):
+        notes.append("The runs' tokenizers differ: losses a token cannot be compared between them.")
+    if len({(run.recipe["spin"] or {}).get("max_new_tokens") for run in runs}) > 1:
+        notes.append("The runs give answers different room (spin.max_new_tokens), which moves all measures of answers.")
+    return " ".join(notes)
 
 
-def _sentence(ranking: Ranking, so_far: bool = False) -> str:
-    measure, first = ranking.measure, ranking.first.label
-    on = _items(ranking.items)
+def canaries(run: RunFacts) -> dict[str, Canary]:
+    """How constant nonsense fared with the judge, by evaluation; empty without a judge."""
+    found = run.results.judge.canary if run.results.judge else {}
+    return {name: from_json(Canary, facts, run.folder / "results.json") for name, facts in found.items()}
+
+
+def belief(evaluation: str, canary: Canary) -> str:
+    """Whether a judge can be believed, as a sentence."""
+    given, rate = len(canary.preferences), canary.rate
+    disbelief = "so the judge is not believed and its verdicts are not counted"
+    if rate is None or (not canary.trusted and rate <= canary.limit):
+        return (
+            f"{evaluation}: only {given} of {canary.items} comparisons of constant nonsense with real answers got a "
+            f"verdict, {disbelief}."
+        )
+    told = f"it was preferred in {100 * rate:.0f} % of {given} comparisons with real answers"
+    if canary.trusted:
+        return f"{evaluation}: constant nonsense lost; {told}."
+    return f"{evaluation}: constant nonsense did not lose; {told}, {disbelief}."
+
+
+# Sentences ----------------------------------------------------------------------------------------------------------
+
+
+def _best(ranking: Ranking, so_far: bool = False) -> str:
+    measure, first, on = ranking.measure, ranking.first.label, _items(ranking.items)
     if not ranking.behind:
         models = "So far, the models" if so_far else "The models"
         return (
@@ -238,30 +150,23 @@ def _sentence(ranking: Ranking, so_far: bool = False) -> str:
         )
     opening = "So far, " if so_far else ""
     next_best = ranking.behind[0].label
-    gain = f"{_by(ranking.gains[next_best], measure)} {measure.better} than that of {next_best}"
+    gain = ranking.gains[next_best]
+    low, high = (shown(end, measure, decimals([gain], measure)) for end in (gain.low, gain.high))
+    lead = f"{_by(gain, measure)} {measure.better} than that of {next_best} (95 % interval {low} to {high}; {on})."
     if not ranking.tied:
-        return (
-            f"{opening}{first} is the best model: its {measure.title} is {gain} ({_range(ranking, next_best)}; {on})."
-        )
+        return f"{opening}{first} is the best model: its {measure.title} is {lead}"
     level = _listed([first, *(one.label for one in ranking.tied)])
+    return f"{opening}{level} are the best models and cannot be told apart; the {measure.title} of {first} is {lead}"
+
+
+def _single_model(one: Contender, measure: MeasureColumn) -> str:
+    ids = measured(one, measure)
+    found = estimate(one, measure, ids)
+    mean, low, high = (shown(value, measure, measure.digits) for value in (found.mean, found.low, found.high))
     return (
-        f"{opening}{level} are the best models and cannot be told apart; the {measure.title} of {first} is {gain} "
-        f"({_range(ranking, next_best)}; {on})."
+        f"Only {one.label} was judged: its {measure.title} is {mean} {measure.unit} (95 % interval {low} to {high}; "
+        f"{_items(len(ids))})."
     )
-
-
-def _by(gain: Interval, measure: MeasureColumn) -> str:
-    return f"{shown(abs(gain.mean), measure, decimals([gain], measure))} {_unit(measure)}".rstrip()
-
-
-def _range(ranking: Ranking, label: str) -> str:
-    gain, measure = ranking.gains[label], ranking.measure
-    digits = decimals([gain], measure)
-    return f"95 % interval {shown(gain.low, measure, digits)} to {shown(gain.high, measure, digits)}"
-
-
-def _unit(measure: MeasureColumn) -> str:
-    return "points" if measure.factor == 100 else measure.unit if measure is NLL else ""
 
 
 def _unjudged(run: RunFacts) -> str:
@@ -284,116 +189,66 @@ def _unjudged(run: RunFacts) -> str:
     return told + "The models have not been judged against each other yet."
 
 
-def _alone(one: Contender, measure: MeasureColumn) -> str:
-    ids = measured(one, measure)
-    found = estimate(one, measure, ids)
-    mean, low, high = (shown(value, measure, measure.digits) for value in (found.mean, found.low, found.high))
-    return (
-        f"Only {one.label} was judged: its {measure.title} is {mean} {measure.unit} (95 % interval {low} to {high}; "
-        f"{_items(len(ids))})."
-    )
+# Remarks ------------------------------------------------------------------------------------------------------------
+
+
+def _choice(run: RunFacts, ranking: Ranking) -> Iterator[str]:
+    """What the run itself keeps, and where that is not the best there is."""
+    if run.best is None:
+        return
+    beaten = run.best.name in ranking.gains and ranking.gains[run.best.name].low > 0
+    more = " As many more steps of SFT did better." if beaten and ranking.first.model.name == BASELINE else ""
+    yield f"Self-play keeps {run.best.name}: {run.best.why}.{more}"
+    yield "It was chosen on the examples that measure it, which flatters it a little."
+
+
+def _other_measures(run: RunFacts, ranking: Ranking) -> Iterator[str]:
+    """Whether the first can be told from the model where self-play starts by other measures, too."""
+    first = ranking.first
+    start = next((one for one in contenders([run]) if one.model.name == run.start), None)
+    if start is None or start.model is first.model:
+        return
+    told, level = [], []
+    for measure in MEASURES:
+        ids = measured(start, measure)
+        if measure is ranking.measure or measure.better is None or not ids or measured(first, measure) != ids:
+            continue
+        gap = difference(first, start, measure, ids)
+        if found := verdict(gap, measure):
+            told.append(f"{measure.title} is {found} than {start.label}'s by {_by(gap, measure)}")
+        else:
+            level.append(measure.title)
+    if told:
+        yield f"For {first.label}, {_listed(told)}."
+    if level:
+        yield f"By {_listed(level)}, {first.label} cannot be told from {start.label}."
+
+
+def _few(items: int) -> Iterator[str]:
+    if items < FEW_ITEMS:
+        yield f"{items} held-out examples are few: such intervals are too short. Hold out more before you rely on them."
+
+
+def _remarks(run: RunFacts) -> Iterator[str]:
+    if run.results.stopped:
+        yield f"Self-play stopped early: {run.results.stopped}."
+    for iteration in run.iterations:
+        for warning in iteration.pairs.warnings if iteration.pairs else ():
+            yield f"Iteration {iteration.number}: {warning}."
+
+
+# Words --------------------------------------------------------------------------------------------------------------
+
+
+def _by(gain: Interval, measure: MeasureColumn) -> str:
+    unit = "points" if measure.factor == 100 else measure.unit if measure is NLL else ""
+    return f"{shown(abs(gain.mean), measure, decimals([gain], measure))} {unit}".rstrip()
 
 
 def _items(count: int) -> str:
     return f"{count:,} held-out example{'s' * (count != 1)}"
 
 
-def _choice(run: RunFacts, ranking: Ranking) -> list[str]:
-    """What the run itself keeps, and where that is not the best there is."""
-    if run.best is None:
-        return []
-    told = f"Self-play keeps {run.best['name']}: {run.best['why']}."
-    if ranking.first.model.name == BASELINE and ranking.gains.get(run.best["name"], Interval(0, 0, 0)).low > 0:
-        told += " As many more steps of SFT did better."
-    return [told, "It was chosen on the examples that measure it, which flatters it a little."]
-
-
-def _elsewhere(run: RunFacts, ranking: Ranking) -> list[str]:
-    """Other measures on which the first can be told from where self-play starts."""
-    first = ranking.first
-    start = next((one for one in contenders([run]) if one.model.name == run.start), None)
-    if start is None or start.model is first.model:
-        return list(_few(ranking.items))
-    told, level = [], []
-    for measure in MEASURES:
-        if measure is ranking.measure or measure.better is None:
-            continue
-        ids = measured(start, measure)
-        if not ids or measured(first, measure) != ids:
-            continue
-        gap = difference(first, start, measure, ids)
-        if gap.low <= 0 <= gap.high:
-            level.append(measure.title)
-        else:
-            better = (gap.mean > 0) == (measure.better == "higher")
-            told.append(
-                f"{measure.title} is {'better' if better else 'worse'} than {start.label}'s by {_by(gap, measure)}"
-            )
-    sentences = []
-    if told:
-        sentences.append(f"For {first.label}, {_listed(told)}.")
-    if level:
-        sentences.append(f"By {_listed(level)}, {first.label} cannot be told from {start.label}.")
-    return [*sentences, *_few(ranking.items)]
-
-
-def _few(items: int) -> list[str]:
-    if items >= FEW_ITEMS:
-        return []
-    return [f"{items} held-out examples are few: such intervals are too short. Hold out more before you rely on them."]
-
-
-def _remarks(run: RunFacts) -> list[str]:
-    remarks = [f"Self-play stopped early: {run.stopped}."] if run.stopped else []
-    for number in range(1, run.iterations + 1):
-        facts = run.facts_of(f"spin/iterate-{number}/pairs")
-        remarks += [f"Iteration {number}: {warning}." for warning in (facts["warnings"] if facts else [])]
-    return remarks
-
-
 def _listed(names: Sequence[str]) -> str:
     """a; a and b; a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-# Numbers ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number with its interval, as text.
-
-    Attributes:
-        verdict: better, worse, more or less, where the interval of a difference leaves out 0.
-        note: what else must be known of it.
-    """
-
-    mean: str
-    interval: str
-    verdict: str = ""
-    note: str = ""
-
-
-def cell(found: Interval, measure: MeasureColumn, items: int | None, note: str = "") -> Cell:
-    """A mean over so many items with its interval; without ``items`` the interval is no bootstrap's."""
-    ends = found
-    if items and measure.factor == 100 and found.low == found.high:
-        ends = wilson(found.mean * items, items)  # resampling answers that are all alike tells nothing
-    low, high = (shown(end, measure, measure.digits) for end in (ends.low, ends.high))
-    return Cell(shown(found.mean, measure, measure.digits), f"{low} to {high}", note=note)
-
-
-def decimals(intervals: Sequence[Interval], measure: MeasureColumn) -> int:
-    """Digits behind the point that show two figures of the narrowest interval, so that columns line up."""
-    widths = [(one.high - one.low) / 2 * measure.factor for one in intervals if one.high > one.low]
-    if not widths:
-        return measure.digits
-    return max(measure.digits, min(6, 1 - math.floor(math.log10(min(widths)))))
-
-
-def shown(value: float, measure: MeasureColumn, digits: int, sign: bool = False) -> str:
-    """A value as text, with a real minus sign. What rounds to 0 has no sign."""
-    text = f"{value * measure.factor:{'+' if sign else ''}.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")

@@ -7,23 +7,23 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from spintune import __version__
+from spintune.report import curves, findings, model_tables, stage_tables
 from spintune.report.examples import embedded, examples
-from spintune.report.facts import RunFacts, read_run
-from spintune.report.tables import counted, duration
-from spintune.report.views import compare, unique_names, view
+from spintune.report.facts import RunFacts
+from spintune.report.reading import read_run
 from spintune.storage import atomic_file
-from spintune.version import __version__
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Writes the report of one run folder or several; the file that it is in.
+    """Writes the report of one run folder or several. Returns the file.
 
     Args:
         out: the file; by default ``report.html`` in the run folder, or ``comparison.html`` in the first of several.
@@ -40,18 +40,15 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[RunFacts], beside: Path) -> str:
     """The page of runs, whose links start at the folder ``beside``. The same files give the same page."""
     runs = unique_names(runs)
-    views = [view(run, beside, f"run{number}-" if len(runs) > 1 else "") for number, run in enumerate(runs, 1)]
-    several = compare(runs) if len(runs) > 1 else None
     style, script = _asset("style.css"), _asset("script.js")
     browsed = examples(runs)
     return (
         _environment()
         .get_template("page.html")
         .render(
-            views=views,
-            several=several,
+            runs=runs,
+            beside=beside,
             title=" · ".join(run.name for run in runs),
-            answer=several.finding if several else views[0].finding,
             examples=browsed,
             data=Markup(embedded([one.to_json() for one in browsed])),  # noqa: S704 -- escaped for where it stands
             style=Markup(style),  # noqa: S704 -- our own files
@@ -63,7 +60,40 @@ def render(runs: Sequence[RunFacts], beside: Path) -> str:
     )
 
 
+def unique_names(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """Runs whose folders have the same name are called by their paths."""
+    names = [run.name for run in runs]
+    return [replace(run, name=str(run.folder)) if names.count(run.name) > 1 else run for run in runs]
+
+
 # Templates ----------------------------------------------------------------------------------------------------------
+
+_CALLED_BY_TEMPLATES = (
+    curves.curves,
+    findings.belief,
+    findings.canaries,
+    findings.comparison_notes,
+    findings.finding,
+    findings.finding_across,
+    model_tables.accuracies,
+    model_tables.contests,
+    model_tables.differences,
+    model_tables.different_items,
+    model_tables.forest,
+    model_tables.means,
+    model_tables.overlaps,
+    model_tables.ratings,
+    model_tables.scoreboard,
+    model_tables.scores_without_overlaps,
+    stage_tables.cost_table,
+    stage_tables.file_table,
+    stage_tables.funnel_table,
+    stage_tables.iteration_table,
+    stage_tables.mixture_table,
+    stage_tables.recipe_text,
+    stage_tables.settings_table,
+    stage_tables.versions,
+)
 
 _NEVER_SHOWN = re.compile("[\0\ud800-\udfff]")
 """No HTML can hold these; the page has U+FFFD in their place."""
@@ -79,11 +109,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         finalize=_whole,
     )
-    environment.filters |= {"counted": counted, "duration": duration, "bytes": _bytes, "prose": _prose}
+    environment.globals |= {function.__name__: function for function in _CALLED_BY_TEMPLATES}
+    environment.filters["prose"] = _prose
     return environment
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: object) -> object:
     if isinstance(value, str) and _NEVER_SHOWN.search(value):
         clean = _NEVER_SHOWN.sub("\ufffd", value)
         return Markup(clean) if isinstance(value, Markup) else clean  # noqa: S704 -- as safe as it was
@@ -97,16 +128,6 @@ def _prose(text: str) -> Markup:
     """A sentence in which "95 %" and "iterate-2" stay on one line."""
     whole = _HYPHENATED.sub(r'<span class="whole">\g<0></span>', str(escape(text)).replace(" %", "\u00a0%"))
     return Markup(whole)  # noqa: S704 -- escaped above, and no entity holds a hyphen
-
-
-def _bytes(count: int) -> str:
-    """1,234 as 1.2 kB."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
 
 
 def _asset(name: str) -> str:

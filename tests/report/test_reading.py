@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from spintune.errors import RunError
-from spintune.report.facts import read_run
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 
@@ -55,7 +55,7 @@ def test_iterations_after_an_early_stop_are_not_missing(folder: Make) -> None:
         made.judged(name, 2.0)
     made.results(["base", "sft", "iterate-1"], stopped="nothing is left to learn")
     run = read_run(made.path)
-    assert (run.missing, run.stopped) == ((), "nothing is left to learn")
+    assert (run.missing, run.results.stopped) == ((), "nothing is left to learn")
 
 
 def test_without_held_out_examples_no_answers_are_missing(folder: Make) -> None:
@@ -83,13 +83,13 @@ def test_evaluations_are_missing_until_every_model_has_them(folder: Make) -> Non
     judge = {"judge": "wise-1", "canary": {}, "pairs": {}, "ratings": {}, "words": [], "problems": [], "cost": cost}
     made.json("results.json", {"failed": ["arc_challenge"], "judge": {**judge, "problems": ["nobody answers"]}})
     run = read_run(made.path)
-    assert run.failed == ("arc_challenge",)
+    assert run.results.failed == ["arc_challenge"]
     assert run.missing == ("a part of the judge's verdicts",)
     made.json("results.json", {"failed": ["arc_challenge"], "judge": judge, "conclusions": ["they are alike"]})
     run = read_run(made.path)
-    assert (run.missing, run.conclusions) == ((), ("they are alike",))
+    assert (run.missing, run.results.conclusions) == ((), ["they are alike"])
     made.scored("arc_challenge", "base", {"acc": [1.0]}).scored("arc_challenge", "sft", {"acc": [1.0]})
-    assert read_run(made.path).failed == ()  # a later command did it
+    assert read_run(made.path).results.failed == []  # a later command did it
 
 
 def test_a_task_of_one_s_own_goes_by_the_name_in_its_file(folder: Make, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_sampled_answers_stand_in_until_a_model_is_judged(folder: Make) -> None:
     ]
     made.lines(f"{stage}/answers.jsonl", rows).stage(stage, prompts=2, played=2)
     drawn = list(read_run(made.path).model("sft").sampled.values())
-    assert [(answer.text, answer.finished, answer.tokens) for answer in drawn] == [
+    assert [(answer.texts[0], answer.finished, answer.tokens) for answer in drawn] == [
         ("drawn 0", True, 2),
         ("drawn 1", False, 2),
     ]
@@ -149,8 +149,8 @@ def test_samples_during_sft_are_the_first_and_last_model_s(folder: Make) -> None
     made.lines("sft/samples.jsonl", rows)
     run = read_run(made.path)
     wanted = made.examples[1].id
-    assert run.model("base").during[wanted].text == "after 0"
-    assert run.model("sft").during[wanted].text == "after 5"
+    assert run.model("base").during[wanted].texts == ("after 0",)
+    assert run.model("sft").during[wanted].texts == ("after 5",)
 
 
 def test_a_line_that_is_still_being_written_is_left_out(folder: Make) -> None:
@@ -169,15 +169,21 @@ def damaged(made: Any) -> None:
     [
         (lambda made: (made.path / "recipe.json").unlink(), "no run folder, for it has no recipe.json"),
         (lambda made: (made.path / "recipe.json").write_text("{"), "recipe.json: damaged"),
-        (lambda made: made.json("recipe.json", {"name": "a web page"}), "not as this version of spintune writes it"),
-        (lambda made: made.json("recipe.json", [1]), "not as this version of spintune writes it"),
-        (lambda made: made.stage("sft", rows=3, seconds=4.5), "sft/manifest.json: not as this version"),
-        (lambda made: made.stage("sft", rows=3, dropped={}, truncated=0, seconds=4.5), "not as this version"),
-        (lambda made: made.json("results.json", {"heldout": {"sft": {"nll": 1}}}), "not as this version"),
+        (lambda made: made.json("recipe.json", {"name": "a web page"}), "recipe.json: spintune: field required"),
+        (lambda made: made.json("recipe.json", [1]), "recipe.json: RecipeFile: "),
+        (lambda made: made.stage("sft", rows=3, seconds=4.5), "sft/manifest.json: dropped: field required"),
+        (lambda made: made.stage("sft", rows=3, dropped={}, truncated=0, seconds=4.5), "steps: field required"),
+        (lambda made: made.json("results.json", {"heldout": {"sft": {"nll": 1}}}), "results.json: heldout.sft.nll: "),
         (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/scores.jsonl", []), "not as this version"),
         (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/answers.jsonl", [{}]), "not as this"),
-        (lambda made: made.json("results.json", {"judge": {"problems": [], "pairs": {}}}), "not as this version"),
-        (lambda made: made.stage("contamination", training_rows=3, sets={"x": {}}), "not as this version"),
+        (
+            lambda made: made.json("results.json", {"judge": {"problems": [], "pairs": {}}}),
+            "results.json: judge.canary: field required",
+        ),
+        (
+            lambda made: made.stage("contamination", training_rows=3, sets={"x": {}}),
+            "contamination/manifest.json: sets.x.items: field required",
+        ),
         (damaged, "metrics.jsonl:1: damaged"),
         (lambda made: made.metrics("sft", [{"loss": 1.0}]), "metrics.jsonl: not as this version"),
     ],

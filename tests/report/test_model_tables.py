@@ -6,11 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
-from spintune.evaluation.judge import Canary
-from spintune.report.benchmarks import belief, different_items, scoreboard, without_overlaps
-from spintune.report.facts import read_run
+from spintune.report.model_tables import different_items, scoreboard, scores_without_overlaps
+from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 
@@ -39,16 +36,20 @@ def test_shares_that_are_all_alike_have_wilson_s_interval(folder: Make) -> None:
 
 
 def test_measures_say_which_way_is_better_and_in_what_they_are(everything: Make) -> None:
-    groups = scoreboard([read_run(everything().path)]).groups
-    told = {(group.name, one.title): (one.unit, one.better) for group in groups for one in group.measures}
-    assert told == {
-        ("ifeval", "prompt strict"): ("%", "higher"),
-        ("ifeval", "instruction strict"): ("% of instructions", "higher"),
-        ("questions", "ROUGE-L"): ("", "higher"),
-        ("questions", "exact match"): ("%", "higher"),
-        ("questions", "characters"): ("", None),
-        ("mt-bench", "rating"): ("", "higher"),
-    }
+    made = everything(eval=["ifeval", "questions", "mt-bench", "bits"])
+    for model in ("base", "sft"):
+        made.scored("bits", model, {"per_byte": [1.5, 2.5]}, per_byte={"better": "lower"})
+    board = scoreboard([read_run(made.path)])
+    groups = [group.name for group in board.groups for _ in range(group.span)]
+    assert list(zip(groups, ((one.title, one.unit) for one in board.columns[1:]), strict=True)) == [
+        ("ifeval", ("prompt strict", "%")),
+        ("ifeval", ("instruction strict", "% of instructions")),
+        ("questions", ("ROUGE-L", "")),
+        ("questions", ("exact match", "%")),
+        ("questions", ("characters", "")),
+        ("mt-bench", ("rating", "")),
+        ("bits", ("per byte", "lower is better")),
+    ]
 
 
 def test_rivals_come_last_and_are_marked(everything: Make) -> None:
@@ -58,7 +59,7 @@ def test_rivals_come_last_and_are_marked(everything: Make) -> None:
 
 
 def test_scores_without_what_was_trained_on_are_of_the_rest(everything: Make) -> None:
-    board = without_overlaps(read_run(everything().path))
+    board = scores_without_overlaps(read_run(everything().path))
     assert [group.name for group in board.groups] == ["questions"]  # of ifeval nothing was trained on
     means = [(row.label, row.note, row.cells[1].mean, row.cells[1].note) for row in board.rows]
     assert means == [
@@ -75,7 +76,7 @@ def test_where_all_was_trained_on_nothing_is_left_to_score(everything: Make) -> 
     made = everything()
     sets = {"ifeval": {"items": 2, "8": 2, "13": 2, "unclean": ["0", "1"]}}
     made.stage("contamination", training_rows=60, sets=sets)
-    rows = without_overlaps(read_run(made.path)).rows
+    rows = scores_without_overlaps(read_run(made.path)).rows
     assert [row.cells for row in rows if row.note] == [(None, None), (None, None)]
 
 
@@ -92,23 +93,3 @@ def test_a_damaged_interval_of_results_json_is_no_interval(everything: Make) -> 
     results["benchmarks"]["questions"]["scores"]["sft"]["rouge_l"]["mean"] = 0.9  # not that of the rows
     made.json("results.json", results)
     assert scoreboard([read_run(made.path)]).rows[1].cells[2].mean == "0.500"
-
-
-@pytest.mark.parametrize(
-    ("items", "preferences", "told"),
-    [
-        (4, (0.0, 0.0, 0.5, 0.0), "constant nonsense lost; it was preferred in 12 % of 4"),
-        (2, (1.0, 0.5), "constant nonsense did not lose; it was preferred in 75 % of 2"),
-        (
-            4,
-            (0.0,),
-            "only 1 of 4 comparisons of constant nonsense with real answers got a verdict, so the judge is not",
-        ),
-        (4, (), "only 0 of 4"),
-    ],
-)
-def test_a_judge_is_believed_where_nonsense_loses(items: int, preferences: tuple[float, ...], told: str) -> None:
-    canary = Canary("wise-1", items, preferences, 0.2)
-    said = belief("questions", canary)
-    assert said.startswith(f"questions: {told}")
-    assert ("not believed" in said) == (not canary.trusted)

@@ -1,0 +1,212 @@
+"""Reads a run folder, finished or not, without changing it.
+
+A stage counts when its manifest is there. ``results.json`` adds intervals, conclusions and the judge's findings; all
+else comes from what the stages wrote, so that a run that goes on, or was stopped, can be shown like a finished one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from spintune.errors import RunError
+from spintune.records import Example, read_records
+from spintune.report.evaluations import evaluations_of, read_evaluations, rivals_of
+from spintune.report.facts import Answers, LikelihoodFacts, ModelFacts, ReportedAnswer, RunFacts, number_of
+from spintune.report.missing import expected_models, missing_evaluations, missing_parts, missing_verdicts
+from spintune.results import (
+    BestModel,
+    ContaminationFacts,
+    DataFacts,
+    DiagnosisFacts,
+    IterationFacts,
+    LikelihoodCounts,
+    PairFacts,
+    RunResults,
+    SftFacts,
+    SynthFacts,
+)
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT
+from spintune.storage import read_json, read_json_lines
+from spintune.typed_json import JsonObject, from_json
+
+_Record = TypeVar("_Record")
+
+_STAGES: dict[str, type] = {
+    "synth": SynthFacts,
+    "data": DataFacts,
+    "sft": SftFacts,
+    "spin/iterate-*/pairs": PairFacts,
+    "spin/iterate-*": IterationFacts,
+    "spin/iterate-*/diagnosis": DiagnosisFacts,
+    "spin/heldout/*": dict,
+    "spin/baseline-sft": SftFacts,
+    "likelihood/*": LikelihoodCounts,
+    "eval/*/*": dict,
+    "contamination": ContaminationFacts,
+}
+_PLACES = {SFT: "sft/model", BASELINE: "spin/baseline-sft/model"}
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """``recipe.json``."""
+
+    spintune: str
+    recipe: JsonObject
+
+
+@dataclass(frozen=True)
+class StageManifest:
+    """The part of a stage's ``manifest.json`` that a report needs."""
+
+    spintune: str
+    facts: JsonObject
+
+
+def read_run(folder: Path) -> RunFacts:
+    """Reads a run folder, finished or not.
+
+    Raises RunError when it is none, or when a file in it is damaged or has another version's form.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist or is no folder; give the folder of a run (its recipe's out)")
+    if not (folder / "recipe.json").is_file():
+        raise RunError(f"{folder} is no run folder, for it has no recipe.json; give the folder of a run")
+    try:
+        return _read(folder)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _foreign(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _foreign(path: Path, why: str) -> RunError:
+    return RunError(f"{path}: not as this version of spintune writes it ({why}); run the recipe again")
+
+
+def _read(folder: Path) -> RunFacts:
+    claim = _record(folder / "recipe.json", RecipeFile)
+    recipe = claim.recipe
+    manifests = {
+        str(path.parent.relative_to(folder)): (path, kind, _record(path, StageManifest))
+        for pattern, kind in _STAGES.items()
+        for path in sorted(folder.glob(f"{pattern}/{MANIFEST}"))
+    }
+    stages: dict[str, object] = {
+        name: from_json(kind, manifest.facts, path) for name, (path, kind, manifest) in manifests.items()
+    }
+    results, best = folder / "results.json", folder / "spin" / "best.json"
+    heldout = tuple(read_records(folder / "data/heldout.jsonl", Example)) if "data" in stages else ()
+    examples = {example.id: example for example in heldout}
+    run = RunFacts(
+        folder=folder,
+        name=folder.resolve().name,
+        version=claim.spintune,
+        stage_versions=frozenset(manifest.spintune for _, _, manifest in manifests.values()),
+        recipe=recipe,
+        stages=stages,
+        missing=(),
+        metrics=_metrics(folder / "metrics.jsonl"),
+        heldout=heldout,
+        models=tuple(_model(folder, name, recipe, examples) for name in _names(recipe, stages)),
+        best=_record(best, BestModel) if recipe["spin"] and best.is_file() else None,
+        results=_record(results, RunResults) if results.is_file() else RunResults(),
+        evaluations=(),
+        rivals=rivals_of(recipe),
+    )
+    evaluations = dict.fromkeys([*evaluations_of(recipe), *(run.results.benchmarks or {})])
+    models = [*(model.name for model in run.models), *run.rivals]
+    return _checked(replace(run, evaluations=read_evaluations(folder, list(evaluations), models)))
+
+
+def _checked(run: RunFacts) -> RunFacts:
+    """The run with what is missing, and without results that later commands have made untrue."""
+    results = run.results
+    trained = sum(model.name.startswith("iterate-") for model in run.models)
+    if results.stopped and len(results.spin or ()) != trained:
+        results = replace(results, stopped=None)  # self-play has gone on since
+    if not run.recipe.get("judge"):
+        results = replace(results, judge=None)
+    run = replace(run, results=results)
+    undone = missing_evaluations(run, expected_models(run))
+    run = replace(run, results=replace(results, failed=[name for name in results.failed or () if name in undone]))
+    if missing := tuple(missing_parts(run)):
+        run = replace(run, results=replace(run.results, tasks=None, conclusions=None))
+    return replace(run, missing=(*missing, *missing_verdicts(run)))
+
+
+def _record(path: Path, kind: type[_Record]) -> _Record:
+    return from_json(kind, read_json(path), path)
+
+
+def _names(recipe: JsonObject, stages: Mapping[str, object]) -> list[str]:
+    """Models that exist, in the order in which they were made."""
+    names = [BASE] + [SFT] * ("sft" in stages)
+    for number in range(1, recipe["spin"]["iterations"] + 1) if recipe["spin"] else ():
+        if f"spin/iterate-{number}" not in stages:
+            break
+        names.append(f"iterate-{number}")
+    return names + [BASELINE] * ("spin/baseline-sft" in stages)
+
+
+def _metrics(path: Path) -> dict[str, list[JsonObject]]:
+    by_stage: dict[str, list[JsonObject]] = {}
+    for number, row in enumerate(read_json_lines(path) if path.is_file() else [], 1):
+        stage = row["stage"]
+        trained = stage in (SFT, "spin/baseline-sft") or stage == f"spin/iterate-{number_of(stage)}"
+        for key in ("step", "tokens", "seconds") if trained else ("step",):
+            if key not in row:
+                raise _foreign(path, f"line {number} has no {key}")
+        by_stage.setdefault(stage, []).append(row)
+    return by_stage
+
+
+# Models -------------------------------------------------------------------------------------------------------------
+
+
+def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, Example]) -> ModelFacts:
+    """``examples`` are the held-out ones by id. Measurements on others are of earlier data, and are left out."""
+
+    def rows(stage: str, file: str) -> list[JsonObject]:
+        return read_json_lines(folder / stage / file) if (folder / stage / MANIFEST).is_file() else []
+
+    def measured(stage: str, file: str) -> list[JsonObject]:
+        found = rows(stage, file)
+        return found if all(row["id"] in examples for row in found) else []
+
+    return ModelFacts(
+        name=name,
+        place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
+        likely={
+            row["id"]: LikelihoodFacts(row["nll"], row["tokens"])
+            for row in measured(f"likelihood/{name}", "likelihood.jsonl")
+        },
+        judged={
+            row["id"]: ReportedAnswer(
+                texts=(row["answer"],),
+                finished=row["finish_reason"] == "stop",
+                tokens=row["answer_tokens"],
+                rouge_l=row["rouge_l"],
+                exact_match=row["exact_match"],
+            )
+            for row in measured(f"eval/heldout/{name}", "answers.jsonl")
+        },
+        sampled={
+            row["example_id"]: ReportedAnswer((answer["text"],), finished=answer["complete"], tokens=len(answer["ids"]))
+            for row in rows(f"spin/heldout/{name}", "answers.jsonl")
+            if row["example_id"] in examples
+            for answer in row["generated"][:1]
+        },
+        during=_during(folder / "sft" / "samples.jsonl", name, examples),
+    )
+
+
+def _during(path: Path, name: str, examples: Mapping[str, Example]) -> Answers:
+    """Answers among SFT's samples: those of step 0 are the recipe's model's, those of the last step SFT's."""
+    rows = read_json_lines(path) if name in (BASE, SFT) and path.is_file() else []
+    step = rows[-1]["step"] if rows and name == SFT else 0
+    # the samples name no example, but show its prompt and reference
+    ids = {(example.prompt[-1].content, example.answer): id for id, example in examples.items()}
+    keyed = [(ids.get((row["prompt"], row["reference"])), row) for row in rows if row["step"] == step]
+    return {id: ReportedAnswer((row["answer"],)) for id, row in keyed if id is not None}

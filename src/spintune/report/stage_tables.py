@@ -1,0 +1,380 @@
+"""Tables of a run's stages: what they read and dropped, what they cost, and which files they wrote."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import orjson
+import yaml
+from markupsafe import Markup
+
+from spintune.report.facts import RunFacts
+from spintune.report.figures import share_bar
+from spintune.report.table import Column, Content, Row, Table, byte_size, counted, duration, isolated
+from spintune.results import Cost, DataFacts, FunnelStep, IterationFacts, LikelihoodCounts, SftFacts, SynthFacts
+from spintune.selfplay.diagnostics import KlEstimate
+from spintune.typed_json import JsonObject
+
+# Data ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NotedStep(FunnelStep):
+    """A step at which items are counted, and what else to say of it."""
+
+    note: str = ""
+
+
+def funnel(run: RunFacts) -> list[NotedStep]:
+    """Every step at which examples, rows or pairs are counted, in order."""
+    return [*_written(run), *_read(run), *_trained(run), *_paired(run), *_judged(run)]
+
+
+def funnel_table(run: RunFacts) -> Table | None:
+    """The steps with the share of items that each one kept."""
+    columns = (
+        Column("step"),
+        Column("read", style="number"),
+        Column("kept", style="number"),
+        Column(Markup('<span class="unseen">share kept</span>'), style="share"),
+        Column("dropped"),
+        Column("besides", style="quiet"),
+    )
+    rows = []
+    for step in funnel(run):
+        share = min(1.0, step.kept / step.read) if step.read else 0.0  # repeated rows are kept more than once
+        read = Markup("{:,} <small>{}</small>").format(step.read, step.unit)
+        rows.append(Row(step.step, (read, f"{step.kept:,}", share_bar(share), counted(step.dropped), step.note)))
+    return Table("What was read, kept and dropped", columns, tuple(rows), style="funnel") if rows else None
+
+
+def _written(run: RunFacts) -> Iterator[NotedStep]:
+    facts = run.facts("synth", SynthFacts)
+    for step in facts.funnel if facts else ():
+        name = f"writing: {step.step.replace('_', ' ')}"
+        yield NotedStep(name, step.unit, step.read, step.kept, step.dropped)
+
+
+def _read(run: RunFacts) -> Iterator[NotedStep]:
+    facts = run.facts("data", DataFacts)
+    if facts is None:
+        return
+    split = f"{facts.train:,} to train on, {facts.heldout:,} held out"
+    if facts.read:
+        kept = facts.read - sum(facts.dropped.values()) + facts.repeated
+        notes = [f"{facts.repeated:,} repeated by their weight"] if facts.repeated else []
+        notes += [] if facts.mixture else [split]
+        yield NotedStep("reading", "rows", facts.read, kept, facts.dropped, "; ".join(notes))
+    if mixed := facts.mixture:
+        tasks = mixed["tasks"].values()
+        dropped = sum((Counter(task["dropped"]) for task in tasks), Counter[str]())
+        read = sum(task["read"] for task in tasks)
+        note = f"{mixed['examples']:,} examples mixed from them, {mixed['distinct']:,} of them distinct; {split}"
+        yield NotedStep("tasks", "rows", read, read - dropped.total(), dropped, note)
+
+
+def _trained(run: RunFacts) -> Iterator[NotedStep]:
+    for stage, name in (("sft", "SFT"), ("spin/baseline-sft", "further SFT")):
+        if facts := run.facts(stage, SftFacts):
+            read = facts.rows + sum(facts.dropped.values())
+            note = f"{facts.truncated:,} truncated" if facts.truncated else ""
+            yield NotedStep(name, "examples", read, facts.rows, facts.dropped, note)
+
+
+def _paired(run: RunFacts) -> Iterator[NotedStep]:
+    for iteration in run.iterations:
+        if iteration.pairs is None:
+            continue
+        train = iteration.pairs.train
+        notes = [f"{train.answers:,} generated answers, {train.generated_cut:,} cut"]
+        notes += [f"{train.real_cut:,} real ones cut"] if train.real_cut else []
+        notes += [f"{train.played:,} prompts answered"] if train.played != train.prompts else []
+        notes += [f"{train.replayed:,} replayed pairs besides"] if train.replayed else []
+        name = f"iteration {iteration.number}"
+        yield NotedStep(name, "prompts", train.prompts, train.kept, train.dropped, "; ".join(notes))
+
+
+def _judged(run: RunFacts) -> Iterator[NotedStep]:
+    """The same for every model, so the first one that was judged tells it."""
+    counts = [run.facts(f"likelihood/{model.name}", LikelihoodCounts) for model in run.models]
+    for facts in [one for one in counts if one][:1]:
+        dropped = {"too_long": facts.left_out} if facts.left_out else {}
+        yield NotedStep("judging", "held-out examples", facts.items + facts.left_out, facts.items, dropped)
+
+
+def mixture_table(run: RunFacts) -> Table | None:
+    """The tasks of a mixture, the largest first; None without a mixture."""
+    facts = run.facts("data", DataFacts)
+    if facts is None or not facts.mixture:
+        return None
+    names = ("task", "wanted, %", "realised, %", "examples", "rows", "passes", "held out")
+    rows = [
+        Row(
+            name,
+            (
+                f"{100 * task['wanted']:.2f}",
+                f"{100 * task['realised']:.2f}",
+                f"{task['examples']:,}",
+                f"{task['rows']:,}",
+                f"{task['passes']:.2f}",
+                f"{task['heldout']:,}",
+            ),
+        )
+        for name, task in sorted(facts.mixture["tasks"].items(), key=lambda entry: -entry[1]["wanted"])
+    ]
+    return Table("The mixture", tuple(map(Column, names)), tuple(rows), style="numbers plain", caption="shown")
+
+
+# Cost ---------------------------------------------------------------------------------------------------------------
+
+WORK = ("write", "generate", "score", "train")
+"""Kinds of work that stages time."""
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage took.
+
+    Attributes:
+        did: how much it did, in words.
+        tokens: that it trained on, or wrote.
+        rate: tokens per second in optimizer steps; None where no step was timed.
+        seconds: by kind of work.
+        share_of_peak: achieved arithmetic over the machine's best; None where it is not known.
+        joules: energy of the processors; None where the system does not tell.
+    """
+
+    stage: str
+    did: str
+    tokens: int
+    seconds: Mapping[str, float]
+    rate: float | None = None
+    share_of_peak: float | None = None
+    joules: float | None = None
+
+
+def costs(run: RunFacts) -> list[StageCost]:
+    """Cost of each finished stage."""
+    found = []
+    if synth := run.facts("synth", SynthFacts):
+        found.append(_asked("writing data", synth.cost, synth.seconds))
+    if sft := run.facts("sft", SftFacts):
+        found.append(_training(run, "sft", "SFT", sft))
+    for one in run.iterations:
+        stage = f"spin/iterate-{one.number}"
+        if one.pairs:
+            answers, tokens = _generated(run.folder / stage / "pairs" / "answers.jsonl")
+            name = f"iteration {one.number}: pairs"
+            found.append(StageCost(name, f"{answers:,} answers", tokens, one.pairs.seconds))
+        if one.training:
+            found.append(_training(run, stage, f"iteration {one.number}: training", one.training))
+    if further := run.facts("spin/baseline-sft", SftFacts):
+        found.append(_training(run, "spin/baseline-sft", "further SFT", further))
+    if run.results.judge:
+        found.append(_asked("judge", run.results.judge.cost, {}))
+    return found
+
+
+def cost_table(run: RunFacts) -> Table | None:
+    """Tokens, speed and time of each stage; the time of all of them in the last row."""
+    spent = costs(run)
+    kinds = [kind for kind in WORK if any(kind in cost.seconds for cost in spent)]
+    rows = [
+        Row(
+            cost.stage,
+            (
+                cost.did,
+                f"{cost.tokens:,}",
+                f"{cost.rate:,.0f}" if cost.rate else None,
+                None if cost.share_of_peak is None else f"{100 * cost.share_of_peak:.0f}",
+                None if cost.joules is None else f"{cost.joules / 1000:,.1f}",
+                *(duration(cost.seconds[kind]) if kind in cost.seconds else None for kind in kinds),
+            ),
+        )
+        for cost in spent
+    ]
+    sums = [duration(sum(cost.seconds.get(kind, 0.0) for cost in spent)) for kind in kinds]
+    names = ("stage", "did", "tokens", "tokens/s", "of peak, %", "energy, kJ", *kinds)
+    total = Row("all", ("", "", "", "", "", *sums))
+    return Table("Cost of each stage", tuple(map(Column, names)), tuple(rows), total=total) if rows else None
+
+
+def _asked(stage: str, cost: Cost, seconds: Mapping[str, float]) -> StageCost:
+    did = f"{cost.requests:,} requests" + (f", ${cost.dollars:,.2f}" if cost.dollars else "")
+    return StageCost(stage, did, cost.completion_tokens, seconds)
+
+
+def _training(run: RunFacts, stage: str, name: str, facts: SftFacts | IterationFacts) -> StageCost:
+    steps = run.metrics.get(stage, [])
+    tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
+    rate = tokens / seconds if seconds else None
+    hardware = facts.hardware
+    did = f"{len(steps):,} steps"
+    return StageCost(name, did, tokens, facts.seconds, rate, hardware.share_of_peak, hardware.joules)
+
+
+def _generated(path: Path) -> tuple[int, int]:
+    """Generated answers of a file of pairs, and their tokens."""
+    with path.open("rb") as file:
+        lengths = [len(answer["ids"]) for line in file for answer in orjson.loads(line)["generated"]]
+    return len(lengths), sum(lengths)
+
+
+# Iterations ---------------------------------------------------------------------------------------------------------
+
+_QUANTITIES = (  # name, unit, place in IterationStages, form
+    ("learning rate", "peak", "training.learning_rate", "{:.3g}"),
+    ("steps", "", "training.steps", "{:,}"),
+    ("pairs seen", "in training", "training.pairs_seen", "{:,}"),
+    ("loss at the start", "held-out pairs", "training.heldout.start_loss", "{:,.3f}"),
+    ("loss", "held-out pairs", "training.heldout.loss", "{:,.3f}"),
+    ("standard error", "of the fall in loss", "training.heldout.loss_error", "{:,.3f}"),
+    ("margin r − r′", "nats an answer", "training.heldout.margin", "{:,.3f}"),
+    ("accuracy", "share of held-out pairs", "training.heldout.accuracy", "{:,.3f}"),
+    ("r", "real, nats an answer", "training.heldout.real_ratio", "{:,.3f}"),
+    ("r′", "generated, nats an answer", "training.heldout.generated_ratio", "{:,.3f}"),
+    ("log p real", "nats an answer", "training.heldout.real_logprob", "{:,.2f}"),
+    ("log p generated", "nats an answer", "training.heldout.generated_logprob", "{:,.2f}"),
+    ("held-out loss", "nats a token", "diagnosis.nll_per_token", "{:,.3f}"),
+    ("KL to the opponent", "nats an answer", "diagnosis.kl_opponent", "{:,.3f}"),
+    ("KL to iterate 0", "nats an answer", "diagnosis.kl_base", "{:,.3f}"),
+    ("length of its answers", "tokens", "diagnosis.answers.tokens", "{:.1f}"),
+    ("length of real answers", "tokens", "diagnosis.real.tokens", "{:.1f}"),
+    ("answers cut", "share", "diagnosis.answers.cut", "{:,.3f}"),
+    ("distinct-1", "share", "diagnosis.answers.distinct_1", "{:,.3f}"),
+    ("distinct-2", "share", "diagnosis.answers.distinct_2", "{:,.3f}"),
+    ("repeated 4-grams", "share", "diagnosis.answers.repetition", "{:,.3f}"),
+    ("same answer as the opponent", "share", "diagnosis.identical_to_opponent", "{:,.3f}"),
+    ("real told by length alone", "AUC", "pairs.separability.length_auc", "{:.2f}"),
+    ("real told by last token", "AUC", "pairs.separability.last_token_auc", "{:.2f}"),
+    ("real told by being cut", "AUC", "pairs.separability.cut_auc", "{:.2f}"),
+)
+
+
+def iteration_table(run: RunFacts) -> Table | None:
+    """What was measured of each iteration, a column each; None before the first."""
+    iterations = run.iterations
+    rows = []
+    for name, unit, place, form in _QUANTITIES:
+        cells = tuple(_formatted(_inside(one, place), form) for one in iterations)
+        if any(cells):
+            rows.append(Row(name, cells, unit))
+    columns = (Column("quantity"), *(Column(f"iteration {one.number}") for one in iterations))
+    return Table("Each iteration in numbers", columns, tuple(rows), style="numbers plain") if rows else None
+
+
+def _inside(facts: object, place: str) -> object:
+    """The value at ``a.b``, or None where any part of the way is missing."""
+    for name in place.split("."):
+        facts = getattr(facts, name, None)
+    return facts
+
+
+def _formatted(value: object, form: str) -> Content:
+    if value is None:
+        return None
+    if isinstance(value, KlEstimate):
+        error = value.standard_error
+        text = form.format(value.mean) + ("" if error is None else f" ± {form.format(error)}")
+    else:
+        text = form.format(value)
+    return re.sub(r"e([+-])0*", r"e\1", text).replace("-", "−")
+
+
+# Recipe and files ---------------------------------------------------------------------------------------------------
+
+
+def recipe_text(recipe: JsonObject) -> str:
+    """The resolved recipe as YAML, without sections that it does not have."""
+    return yaml.safe_dump(
+        {key: value for key, value in recipe.items() if value is not None}, sort_keys=False, allow_unicode=True
+    )
+
+
+def versions(run: RunFacts) -> list[tuple[str, str]]:
+    """What wrote the run: (name, version)."""
+    others = sorted(run.stage_versions - {run.version})
+    found = [("spintune", run.version + (f" (some stages: {', '.join(others)})" if others else ""))]
+    for model in run.models[1:]:
+        config = run.folder / model.place / "config.json"
+        if config.is_file() and (version := orjson.loads(config.read_bytes()).get("transformers_version")):
+            return [*found, ("transformers", str(version))]
+    return found
+
+
+def files(run: RunFacts) -> list[tuple[str, str]]:
+    """What is worth opening in the run folder: (path, what it is)."""
+    listed = [
+        ("results.json", "the numbers of this page"),
+        ("metrics.jsonl", "every optimizer step"),
+        ("recipe.json", "the resolved recipe"),
+        ("synth/card.md", "what the teacher wrote"),
+        ("synth/examples.jsonl", "the written examples"),
+        ("data/train.jsonl", "training examples"),
+        ("data/heldout.jsonl", "held-out examples"),
+        *((model.place, f"{model.name}, a Hugging Face folder") for model in run.models[1:]),
+        *((f"eval/heldout/{model.name}/answers.jsonl", f"answers of {model.name}") for model in run.models),
+    ]
+    for one in run.evaluations:
+        places = dict.fromkeys([f"eval/{one.name}", one.place or f"eval/{one.name}"])
+        listed += [(place, f"{one.name}: items of every model") for place in places]
+    listed += [
+        ("judge", "replies and verdicts of the judge"),
+        ("contamination/contamination.json", "overlaps, by item"),
+        *(
+            (f"spin/iterate-{one.number}/pairs/train.jsonl", f"pairs of iteration {one.number}")
+            for one in run.iterations
+        ),
+    ]
+    return [(path, what) for path, what in listed if (run.folder / path).exists()]
+
+
+def file_table(run: RunFacts, beside: Path) -> Table:
+    """The files with their sizes, linked from a page in the folder ``beside``."""
+    rows = []
+    for path, what in files(run):
+        link = Markup('<a href="{}"><code>{}</code></a>').format(
+            quote(os.path.relpath(run.folder / path, beside)), path
+        )
+        rows.append(Row(link, (what, byte_size(_size(run.folder / path)))))
+    columns = (Column("file"), Column("content"), Column("size", style="number"))
+    return Table("Files of the run", columns, tuple(rows), style="files")
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
+def settings_table(runs: Sequence[RunFacts]) -> Table | None:
+    """Settings in which the recipes of runs differ; None where they are the same."""
+    code = Markup("<code><bdi>{}</bdi></code>")
+    rows = [
+        Row(Markup("<code>{}</code>").format(key), tuple(code.format(value) for value in values))
+        for key, values in differing([run.recipe for run in runs])
+    ]
+    columns = (Column("setting"), *(Column(isolated(run.name)) for run in runs))
+    return Table("Settings that differ", columns, tuple(rows), style="") if rows else None
+
+
+def differing(recipes: Sequence[JsonObject]) -> list[tuple[str, list[str]]]:
+    """Settings in which recipes differ: dotted key, and the value of each as text."""
+    flat = [dict(_flat(recipe)) for recipe in recipes]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    found = [(key, [one.get(key, "–") for one in flat]) for key in keys]
+    return [(key, values) for key, values in found if len(set(values)) > 1]
+
+
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value):
+        value = {str(number): one for number, one in enumerate(value, 1)}
+    if isinstance(value, Mapping):
+        for key, inside in value.items():
+            yield from _flat(inside, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value if isinstance(value, str) else orjson.dumps(value).decode()
