@@ -14,12 +14,12 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spintune import __version__
 from spintune.report import curves, findings, model_tables, stage_tables
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
 from spintune.storage import atomic_file
+from spintune.version import __version__
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
