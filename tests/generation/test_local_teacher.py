@@ -85,9 +85,9 @@ def test_what_does_not_fit_is_a_failure_and_the_others_are_answered(teacher: Loc
 
 def test_a_large_presence_penalty_keeps_every_token_from_coming_twice(teacher: LocalTeacher) -> None:
     prompt = teacher.renderer.prompt((Message("user", "the fox"),))
-    plain, penalised = (
+    plain, penalized = (
         teacher.writer.generate([prompt], Sampling(24, temperature=0, presence_penalty=penalty))[0].ids
         for penalty in (0.0, 1e4)
     )
     assert len(set(plain)) < len(plain)
-    assert len(set(penalised)) == len(penalised)
+    assert len(set(penalized)) == len(penalized)

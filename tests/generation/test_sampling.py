@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spintune.errors import NonFiniteError
-from spintune.generation.sampling import Sampling, choose, penalise, stream_keys, uniforms
+from spintune.generation.sampling import Sampling, choose, penalize, stream_keys, uniforms
 
 DRAWS = 10_000
 GRID = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
@@ -155,5 +155,5 @@ def test_keys_depend_on_seed_prompt_and_repetition_not_on_place():
 def test_penalties_are_taken_off_what_was_written_once_or_for_each_time() -> None:
     """Token 1 twice and token 2 once, presence 0.5 and frequency 0.25: off come 0.5 + 2·0.25 and 0.5 + 0.25."""
     sampling = Sampling(4, presence_penalty=0.5, frequency_penalty=0.25)
-    found = penalise(torch.zeros(2, 4), [[1, 2, 1], []], sampling)
+    found = penalize(torch.zeros(2, 4), [[1, 2, 1], []], sampling)
     assert found.tolist() == [[0.0, -1.0, -0.75, 0.0], [0.0] * 4]

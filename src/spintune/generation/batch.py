@@ -1,8 +1,7 @@
-"""Writes completions: continuous batching over stock transformers models, with a preallocated key-value cache.
+"""Continuous batching: a finished sequence gives its slot to the next prompt at once.
 
-Every call of a decoder-only model is one packed row: the next token of each running sequence, then the prompts of the
-sequences that start, without what all prompts have in common: that was read once, before. (Encoder-decoder models:
-``seq2seq_generation.py``.) A finished sequence gives its place to the next prompt at once.
+Each step is one call of the model for all running sequences and the prompts that start (:mod:`.decoder`,
+:mod:`.encoder_decoder`), then one draw for each.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from spintune.generation.protocol import (
     new_sequences,
     shared_length,
 )
-from spintune.generation.sampling import Sampling, choose, penalise
+from spintune.generation.sampling import Sampling, choose, penalize
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.linear import inference_kernels
 from spintune.records import Completion
@@ -98,7 +97,7 @@ class BatchGenerator:
         if not all(prompts):
             raise ValueError("a prompt needs at least one token to predict from")
         tune_malloc()
-        # for a single row the weights' own order is as good
+        # a single row gains nothing from reordered weights
         copy_bytes = self.limits.cache_bytes(self.model.device) // 2 if len(prompts) > 1 else 0
         with inference_kernels(self.model, self.autocast, copy_bytes, self.engine.compiled):
             return self._generate(new_sequences(prompts, sampling, keys), sampling, on_token)
@@ -110,7 +109,7 @@ class BatchGenerator:
             shared = shared_length([sequence.prompt for sequence in sequences])
             for sequence in sequences:
                 sequence.shared = shared
-        # taken from the end, the longest first: sequences of like length stand beside each other in the cache
+        # popped from the end, so the longest start first and sequences of similar length share groups of slots
         waiting = sorted(sequences, key=lambda sequence: (len(sequence.prompt), -sequence.index))
         longest = max(len(sequence.prompt) - sequence.shared for sequence in sequences)
         runner = self._runner(longest, sampling.max_new_tokens, min(len(sequences), self.limits.slots))
@@ -150,7 +149,7 @@ class BatchGenerator:
         self, running: list[SequenceState], logits: Tensor, sampling: Sampling, on_token: OnToken | None
     ) -> None:
         uniforms = torch.tensor([s.uniforms[len(s.ids)] for s in running], dtype=torch.float64)
-        tokens, logprobs = choose(penalise(logits, [s.ids for s in running], sampling), uniforms, sampling)
+        tokens, logprobs = choose(penalize(logits, [s.ids for s in running], sampling), uniforms, sampling)
         for sequence, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):
             sequence.ids.append(token)
             sequence.logprob += logprob
@@ -160,7 +159,7 @@ class BatchGenerator:
     def _retire(
         self, running: list[SequenceState], runner: Runner, sampling: Sampling, finished: list[Completion | None]
     ) -> None:
-        """Takes finished sequences out; the last running one moves into each gap."""
+        """Removes finished sequences; the last running one moves into each gap."""
         for slot in reversed(range(len(running))):
             sequence = running[slot]
             full = len(sequence.ids) == sampling.max_new_tokens

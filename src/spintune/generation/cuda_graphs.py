@@ -1,7 +1,7 @@
-"""The step that generation repeats, recorded once as a CUDA graph and replayed: a GPU then waits for no Python.
+"""The step that generation repeats, recorded once as a CUDA graph and replayed, so that the GPU never waits for Python.
 
 A step of a small model is a thousand kernels of microseconds each, which take longer to launch than to run. A recording
-has fixed shapes, so every slot is computed, running or not, and attends as far as a multiple of ``_BUCKET`` tokens.
+has fixed shapes: it computes every slot, running or not, and attends up to a multiple of ``_BUCKET`` tokens.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class GraphReplay:
     """One more token for all slots, with the same shapes in every call.
 
     Args:
-        compute: logits ``[S, V]`` of token ids ``[S]`` at positions ``[S]``, with ``lengths`` tokens ``[S]`` in the
-            slots, none beyond the last number.
+        compute: returns logits ``[S, V]`` from token ids ``[S]``, positions ``[S]``, numbers of tokens in the slots
+            ``[S]``, and an upper bound of those numbers.
         max_len: tokens that a slot can hold.
     """
 
@@ -35,7 +35,7 @@ class GraphReplay:
         self._records = device.type == "cuda"
 
     def __call__(self, ids: Sequence[int], positions: Sequence[int], lengths: Sequence[int]) -> Tensor:
-        """Logits ``[len(ids), V]`` of the slots that run; they are overwritten by the next call."""
+        """Logits ``[len(ids), V]`` of the slots that run; the next call overwrites them."""
         rest = [0] * (self._inputs_3S.shape[1] - len(ids))
         self._inputs_3S.copy_(torch.tensor([[*row, *rest] for row in (ids, positions, lengths)]))
         used = min(self._max_len, -(-(max(lengths) + 1) // _BUCKET) * _BUCKET)
@@ -45,7 +45,7 @@ class GraphReplay:
         if self._records and used not in self._recorded:
             try:
                 self._recorded[used] = self._record(used)
-            except RuntimeError as error:  # an operation that asks the GPU for a number, say
+            except RuntimeError as error:  # for example an operation that reads a number from the GPU
                 self._records = False
                 log.warning("steps of this model cannot be recorded and are launched one by one: %s", error)
         if used not in self._recorded:
@@ -55,12 +55,12 @@ class GraphReplay:
         return logits
 
     def _record(self, used: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # once on the side first: libraries choose their kernels and take their memory outside of the recording
-        aside = torch.cuda.Stream(self._device)
-        aside.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(aside):
+        # one step on another stream first: libraries choose kernels and allocate memory outside of the recording
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
             self._step(used)
-        torch.cuda.current_stream(self._device).wait_stream(aside)
+        torch.cuda.current_stream(self._device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             logits = self._step(used)

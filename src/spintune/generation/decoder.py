@@ -1,4 +1,8 @@
-"""Decoder-only models in continuous batching: every call is one packed row."""
+"""Decoder-only models in continuous batching.
+
+Every call is one packed row: the next token of each running sequence, then the prompts that start, without the tokens
+that all prompts begin with. Those are read once, before.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,12 @@ from spintune.generation.protocol import SequenceState
 
 
 class DecoderRunner:
-    """Decoder-only models: every call is one packed row.
+    """A decoder-only model that computes sequences in slots. See :class:`spintune.generation.protocol.Runner`.
 
     Args:
-        max_len: tokens of the longest prompt, without those that all share, and answer together.
+        max_len: tokens of the longest prompt, without those that all share, plus those of the longest answer.
         slots: sequences that run at once; fewer when the cache would pass ``cache_bytes``.
-        fixed: calls without new prompts have the same shapes every time, and are recorded on a GPU.
+        fixed: calls without new prompts have the same shapes every time, and a GPU records them.
     """
 
     def __init__(
@@ -64,7 +68,7 @@ class DecoderRunner:
             return head_logits(self.model, hidden_TD[torch.tensor(last, device=self.model.device)])
 
     def _one_more(self, ids_S: Tensor, positions_S: Tensor, lengths_S: Tensor, used: int) -> Tensor:
-        """Logits ``[S, V]`` of one more token in every slot. Nothing here waits for a GPU."""
+        """Logits ``[S, V]`` after one more token in every slot. Nothing here waits for a GPU."""
         self._cache.plan_all(lengths_S, used)
         with precision(self.model, self.autocast):
             return head_logits(self.model, self._packed(ids_S[None], positions_S[None], self._cache))

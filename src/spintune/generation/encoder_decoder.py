@@ -1,7 +1,7 @@
-"""Generation with encoder-decoder models of the T5 kind: the decoder's side of continuous batching.
+"""Encoder-decoder models of the T5 kind in continuous batching.
 
-A prompt is read by the encoder once, when its sequence starts; keys and values of the decoder's cross-attention are
-computed then and kept. From there on each call is the next token of every sequence, wherever in its answer it stands.
+The encoder reads a prompt once, when its sequence starts; the cache then keeps keys and values of the decoder's
+cross-attention. Every call of the decoder is the next token of each sequence, at that sequence's own position.
 """
 
 from __future__ import annotations
@@ -19,18 +19,14 @@ from spintune.generation.protocol import SequenceState
 
 
 class EncoderDecoderCache:
-    """Keys and values of up to ``slots`` answers and of the prompts they are to; the layout of one decoder call.
+    """Keys and values of up to ``slots`` answers and of their prompts; also the layout of one decoder call.
 
     Slot i belongs to the i-th sequence; sequences fill the slots from 0 without gaps.
     """
 
     def __init__(self, slots: int, prompt_max_len: int, answer_max_len: int, device: torch.device) -> None:
-        self.slots, self.prompt_max_len, self.answer_max_len, self.device = (
-            slots,
-            prompt_max_len,
-            answer_max_len,
-            device,
-        )
+        self.slots, self.device = slots, device
+        self.prompt_max_len, self.answer_max_len = prompt_max_len, answer_max_len
         self.stores: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
         self._positions = torch.zeros(0, dtype=torch.long)
         self._started: list[int] = []
@@ -39,7 +35,10 @@ class EncoderDecoderCache:
         self._biases: dict[int, Tensor] = {}
 
     def plan(self, prompts: Sequence[int], positions: Sequence[int], started: int) -> None:
-        """Sets up one call: a token at ``positions`` of answers to prompts of these lengths, the last ones starting."""
+        """Sets up one call: each answer's next token at its position, the last ``started`` answers being new.
+
+        ``prompts`` are the lengths of the prompts.
+        """
         self._positions = torch.tensor(positions, device=self.device)
         self._started = list(prompts[len(prompts) - started :])
         length = torch.tensor(prompts, device=self.device)
@@ -78,23 +77,22 @@ class EncoderDecoderCache:
         return out_BH1D[:, :, 0].transpose(0, 1)[None]
 
     def _prefill(self, running: int, k: Tensor, v: Tensor) -> list[tuple[int, int, Tensor, Tensor]]:
-        """Slot, length, keys and values of each prompt that starts; in a call without any there is nothing to keep."""
+        """Slot, length, keys and values of each prompt that starts."""
         if not self._started:
             return []
         first = running - len(self._started)
-        pieces = zip(self._started, k.split(self._started, 2), v.split(self._started, 2), strict=True)
-        return [(first + i, length, key, value) for i, (length, key, value) in enumerate(pieces)]
+        prompts = zip(self._started, k.split(self._started, 2), v.split(self._started, 2), strict=True)
+        return [(first + i, length, key, value) for i, (length, key, value) in enumerate(prompts)]
 
     def _answer_bias(self, module: nn.Module, dtype: torch.dtype) -> Tensor:
-        """Relative bias ``[B, H, 1, S]`` of each sequence's own position, minus infinity behind it."""
-        # of the last position there is, to every position: the distances of all others are among these
+        """Relative bias ``[B, H, 1, S]`` of each sequence's own position, minus infinity after it."""
+        # the bias of the last possible position: its distances include those of all other positions
         whole_1H1R = self._bias(module, 1, self.answer_max_len, past=self.answer_max_len - 1)
         if id(whole_1H1R) not in self._biases:
             place = torch.arange(int(self._positions.max()) + 1, device=self.device)
             distance_BS = self._positions[:, None] - place[None, :]
-            bias_HBS = whole_1H1R[0, :, 0][
-                :, (self.answer_max_len - 1 - distance_BS).clamp(max=self.answer_max_len - 1)
-            ]
+            last = self.answer_max_len - 1
+            bias_HBS = whole_1H1R[0, :, 0][:, (last - distance_BS).clamp(max=last)]
             bias_HBS = bias_HBS.masked_fill(distance_BS < 0, float("-inf"))
             self._biases[id(whole_1H1R)] = bias_HBS.transpose(0, 1)[:, :, None].to(dtype)
         return self._biases[id(whole_1H1R)]
@@ -109,7 +107,7 @@ class EncoderDecoderCache:
 
 
 class EncoderDecoderRunner:
-    """Encoder-decoder models at work. See :class:`spintune.generation.batch.Decoding`.
+    """An encoder-decoder model that computes sequences in slots. See :class:`spintune.generation.protocol.Runner`.
 
     Args:
         prompt_max_len: tokens of the longest prompt.
@@ -151,7 +149,7 @@ class EncoderDecoderRunner:
         self._cache.move(source, target, len(sequence.prompt), len(sequence.ids))
 
     def _states(self, started: Sequence[SequenceState]) -> Tensor:
-        """Encoder states of the prompts that start; of a call without any, one that nobody looks at."""
+        """Encoder states of the prompts that start; without any, a placeholder that no query attends to."""
         if not started:
             return torch.zeros(1, 1, self.model.config.d_model, dtype=self.model.dtype, device=self.model.device)
         ids = torch.tensor([[token for sequence in started for token in sequence.prompt]], device=self.model.device)

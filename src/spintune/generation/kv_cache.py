@@ -1,9 +1,9 @@
-"""The generator's cache of keys and values: one slot for each sequence that runs, and one prefix for all of them.
+"""The generator's key-value cache: one slot for each running sequence, and one prefix for all of them.
 
     prefix      tokens that all prompts begin with: read once, kept once, attended to by all sequences in one product
-    slot i      what the i-th running sequence has behind the prefix
+    slot i      the tokens of the i-th running sequence after the prefix
 
-Both are layouts (``attention.py``): the prefix of the call that reads it, the slots of every call after that.
+Both are layouts (:mod:`spintune.engine.attention`): the prefix of the call that reads it, the slots of later calls.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from spintune.engine.attention import AttentionParams, attention
 from spintune.kernels.native.attention import AttentionPlan, attend_runs, attend_slots, can_attend
 
 KeysValues = tuple[Tensor, Tensor]
-"""Keys and values."""
 
 GROUP = 32
-"""Slots that attend in one product, as far as the longest of them."""
+"""Number of slots that attend in one product, up to the length of the longest."""
 
 
 @dataclass
 class Prefix:
-    """Keys and values of the tokens that all prompts begin with; the layout of the call that reads them."""
+    """Keys and values of the tokens that all prompts begin with; also the layout of the call that reads them."""
 
     length: int = 0
-    _pairs: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _pairs: dict[int, KeysValues] = field(default_factory=dict)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         self.length = q.shape[2]
@@ -39,20 +38,20 @@ class Prefix:
             return attend_runs(q, k, v, AttentionPlan([[(0, self.length, 0, 0)]]), params.scale, params.window)
         return attention(q, k, v, params, _visible(0, self.length, params.window, q.device))
 
-    def of(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[1, K, P, D]`` of a layer that has computed ``k`` and ``v``; P is 0 without a prefix."""
+    def of(self, layer: int, k: Tensor, v: Tensor) -> KeysValues:
+        """A layer's keys and values ``[1, K, P, D]``; without a prefix P is 0, and the rest as in ``k`` and ``v``."""
         return self._pairs.get(layer, (k[:, :, :0], v[:, :, :0]))
 
 
 class SlotCache:
-    """Keys and values of up to ``slots`` sequences, and the layout of the row that is being computed.
+    """Keys and values of up to ``slots`` sequences; also the layout of the row that is being computed.
 
-    Slot i belongs to the i-th running sequence; running sequences fill the slots from 0 without gaps, so the running
-    part of the cache is a plain slice and is never copied to be read. Compiled code (``native``) reads of each slot
-    what it has; torch's products read groups of slots, as far as the longest of a group.
+    Slot i belongs to the i-th running sequence. Running sequences fill the slots from 0 without gaps, so the running
+    part of the cache is a plain slice and is never copied to be read. Compiled code (``kernels.native``) reads each
+    slot up to its own length; torch's products read groups of slots up to the longest of a group.
 
     Args:
-        max_len: tokens of a sequence behind the prefix.
+        max_len: tokens of a sequence after the prefix.
     """
 
     def __init__(self, slots: int, max_len: int, device: torch.device) -> None:
@@ -68,9 +67,9 @@ class SlotCache:
         self._biases: dict[int | None, Tensor] = {}
 
     def plan(self, lengths: Sequence[int], prefill: Sequence[int]) -> None:
-        """Sets up one call: one more token for slots of ``lengths``, then prompts of ``prefill`` tokens behind them.
+        """Sets up one call: one more token for slots of ``lengths``, then prompts of ``prefill`` tokens in new slots.
 
-        What the prefix holds counts in neither.
+        Neither counts the tokens of the prefix.
         """
         self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.device)
         self.prefill = list(prefill)
@@ -85,7 +84,7 @@ class SlotCache:
         self._biases.clear()
 
     def plan_all(self, lengths_S: Tensor, used: int) -> None:
-        """Sets up one call of fixed shapes: one more token for every slot, none of which gets more than ``used``."""
+        """Sets up one call of fixed shapes: one more token for every slot, up to ``used`` tokens in each."""
         self.lengths, self.prefill, self._groups, self._end = lengths_S, [], [(slice(0, self.slots), used)], used
         self._biases.clear()
 
@@ -138,7 +137,7 @@ class SlotCache:
             store_SKRD[places, :, self.lengths] = new_1KBD[0].transpose(0, 1)
         heads, running, width = q_1HBD.shape[1:]
         shared, before = keys_KPD.shape[:2]
-        # the query heads that share a key head stand as columns of one matrix: grouped attention without copies
+        # query heads that share a key head are columns of one matrix: grouped attention without copies
         q_BKGD = q_1HBD[0].transpose(0, 1).reshape(running, shared, heads // shared, width)
         bias_B11R = self._bias(params.window)
         outputs = []
@@ -155,9 +154,9 @@ class SlotCache:
         return torch.cat(outputs).reshape(running, heads, -1).transpose(0, 1)[None]
 
     def _bias(self, window: int | None) -> Tensor:
-        """What is added to scores, ``[B, 1, 1, prefix + longest + 1]``: 0 where visible, else minus infinity.
+        """The bias added to scores, ``[B, 1, 1, prefix + longest + 1]``: 0 where visible, else minus infinity.
 
-        In float32, so that softmax is taken in it at least.
+        It is float32, so that the softmax is computed in float32 at least.
         """
         if window not in self._biases:
             own_B = self.lengths + self.prefix.length
@@ -176,7 +175,7 @@ class SlotCache:
 
     def _store(self, like: Tensor, native: bool) -> Tensor:
         shape = (self.slots, like.shape[1], self.max_len, like.shape[3])
-        if native:  # reads no more than was written
+        if native:  # it never reads beyond what was written
             return torch.empty(shape)
         return torch.zeros(shape, dtype=like.dtype, device=self.device)
 

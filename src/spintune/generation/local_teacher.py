@@ -1,10 +1,9 @@
-"""A model on this machine as a teacher or a judge."""
+"""A local model as a teacher or a judge."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import orjson
 
@@ -16,49 +15,51 @@ from spintune.records import Completion, Example, Message
 from spintune.streams import stream_key
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request
 from spintune.tokens.rows import RowRenderer
+from spintune.typed_json import JsonObject
 
 AT_ONCE = 64
-"""Requests that are answered together, and are on disk before the next ones begin."""
+"""Number of requests answered together; they are on disk before the next ones begin."""
 
 
 class LocalTeacher:
     """Answers requests with a generator, each with its own random stream: a reply depends on its request alone.
 
     Args:
-        identity: what decides its answers: model, precision, template.
-        longest: tokens that the model reads and writes at most; None where it sets no limit.
-        continues: whether it can go on from the beginning of an answer. An encoder-decoder is only told what the
-            messages tell it.
+        identity: what determines its answers: model, precision, template.
+        max_length: tokens of prompt and answer together; None for a model without a limit.
+        continues: whether it can continue the given beginning of an answer. An encoder-decoder reads only the messages.
     """
 
     def __init__(
         self,
         name: str,
-        identity: dict[str, Any],
+        identity: JsonObject,
         writer: Writer,
         renderer: RowRenderer,
-        longest: int | None,
+        max_length: int | None,
         continues: bool = True,
         progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
     ) -> None:
-        self._name, self._identity, self.writer, self.renderer, self.longest = name, identity, writer, renderer, longest
-        self.continues, self.progress = continues, progress
+        self._name, self._identity, self.writer, self.renderer = name, identity, writer, renderer
+        self.max_length, self.continues, self.progress = max_length, continues, progress
 
     @property
     def name(self) -> str:
         return self._name
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         return self._identity
 
     def ask(self, requests: Sequence[Request]) -> Generator[tuple[int, Outcome], None, None]:
-        """Yields outcomes, those of equal decoding settings together."""
+        """Yields outcomes; requests of equal sampling settings are answered together."""
         groups: dict[Sampling, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
         for index, request in enumerate(requests):
             prompt = _prompt(self.renderer, request, self.continues)
-            if self.longest is not None and len(prompt) + request.max_tokens > self.longest:
-                detail = f"{len(prompt)} tokens of prompt and {request.max_tokens} of answer; it reads {self.longest}"
+            if self.max_length is not None and len(prompt) + request.max_tokens > self.max_length:
+                detail = (
+                    f"{len(prompt)} tokens of prompt and {request.max_tokens} of answer; it reads {self.max_length}"
+                )
                 yield index, Failure("too_long", detail)
             else:
                 groups[_sampling(request)].append((index, prompt))
@@ -73,8 +74,8 @@ class LocalTeacher:
         keys = [stream_key(orjson.dumps(request)) for request in requests]
         stops = [StopTexts(self.writer.decode, request.stop) for request in requests]
         prompts = [prompt for _, prompt in part]
-        most = sum(request.max_tokens for request in requests)
-        with self.progress.task(f"{self.name} answers {len(requests)} requests", most, "tokens at most") as bar:
+        max_tokens = sum(request.max_tokens for request in requests)
+        with self.progress.task(f"{self.name} answers {len(requests)} requests", max_tokens, "tokens at most") as bar:
 
             def written(place: int, token: int) -> bool:
                 bar.advance()
@@ -92,7 +93,7 @@ def _reply(completion: Completion, stop: StopTexts, prompt_tokens: int) -> Reply
 
 
 def _prompt(renderer: RowRenderer, request: Request, continues: bool) -> tuple[int, ...]:
-    """The conversation, and the beginning of its answer as if the model had written it."""
+    """The conversation, with the given beginning of its answer as if the model had written it."""
     prompt = renderer.prompt(request.messages)
     if not (request.begin and continues):
         return prompt

@@ -1,4 +1,4 @@
-"""What generators have in common: prompts in, completions out, and a sequence on its way."""
+"""What a generator guarantees, what a runner computes for it, and the state of a sequence that is being written."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ from spintune.records import Completion
 
 Prompt = tuple[int, ...]
 
-
 OnToken = Callable[[int, int], bool | None]
-"""Called with the index of a prompt and each token written for it, the stop token included; True ends it there."""
+"""Receives the index of a prompt and each token written for it, stop token included. True ends the completion there."""
 
 
 class Generator(Protocol):
-    """Writes one completion for each prompt, in the order of the prompts."""
+    """Writes one completion for each prompt.
+
+    Every generator guarantees:
+
+    - A completion depends on its prompt, the sampling settings and its key alone: not on the other prompts, on their
+      order, or on how many are computed at once.
+    - ``ids`` holds every token that was drawn, at most ``sampling.max_new_tokens``. A stop token ends them, is included,
+      and makes ``finish_reason`` "stop"; otherwise it is "length". ``text`` leaves out the stop token.
+    - ``logprob`` is the sum of the tokens' log-probabilities in nats under the distribution they were drawn from. At
+      temperature 1, without top-k, top-p and penalties, it equals the engine's score to rounding; self-play checks it.
+    - The model comes out as it went in: same weights, same attention.
+    """
 
     def generate(
         self,
@@ -30,7 +40,14 @@ class Generator(Protocol):
         keys: Sequence[bytes] | None = None,
         on_token: OnToken | None = None,
     ) -> list[Completion]:
-        """Completions of ``prompts``. ``keys`` are their random streams (default: :func:`stream_keys`)."""
+        """Completions of ``prompts``, in their order.
+
+        Args:
+            keys: the random stream of each prompt, 16 bytes; by default those of :func:`stream_keys`.
+            on_token: called for each token as it is drawn.
+
+        Raises ValueError for a prompt without tokens, NonFiniteError when the model's scores are not numbers.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, without control tokens."""
@@ -38,47 +55,48 @@ class Generator(Protocol):
 
 @dataclass
 class SequenceState:
-    """One prompt on its way: what was written so far, and the numbers that decide its draws."""
+    """A sequence that is being written: its prompt, the tokens so far, and the numbers that decide its draws."""
 
     index: int
     prompt: Prompt
     uniforms: list[float]
     shared: int = 0
-    """Tokens that all prompts begin with."""
+    """Number of tokens that all prompts begin with."""
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     ended: bool = False
 
     @property
     def cached(self) -> int:
-        """Tokens in its slot: all that was read behind the shared ones; the last one written is not."""
+        """Number of tokens in its slot: all that were read after the shared ones. The last one written was not read."""
         return len(self.prompt) - self.shared + len(self.ids) - 1
 
 
 class Runner(Protocol):
-    """A model at work on sequences in slots, with a cache of what it has read."""
+    """A model that computes sequences in slots, with a cache of the keys and values that it has read."""
 
     slots: int
-    """Sequences that run at once."""
+    """Number of sequences that run at once."""
 
     def forward(self, running: Sequence[SequenceState], started: Sequence[SequenceState]) -> Tensor:
-        """Next-token logits of running sequences, then of those that start in the slots behind them."""
+        """Next-token logits ``[B, V]`` of running sequences, then of those that start in the slots after them."""
 
     def move(self, source: int, target: int, sequence: SequenceState) -> None:
-        """Gives the sequence of one slot another slot, whose own sequence is finished."""
+        """Moves a sequence to another slot, whose own sequence is finished."""
 
 
 def shared_length(prompts: Sequence[Prompt]) -> int:
-    """Tokens that several prompts all begin with, short of the whole of one."""
+    """Number of tokens that all of several prompts begin with, less than the whole of any."""
     if len(prompts) == 1:
         return 0
-    # the first and the last in the order of a dictionary differ no later than any two
+    # in lexicographic order the first and the last prompt differ no later than any two
     first, last = min(prompts), max(prompts)
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
     return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
 
 
 def new_sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[SequenceState]:
+    """A sequence for each prompt, with the random numbers of its key."""
     keys = stream_keys(prompts, sampling.seed) if keys is None else keys
     return [
         SequenceState(index, prompt, uniforms(key, sampling.max_new_tokens))
@@ -87,6 +105,7 @@ def new_sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[
 
 
 def completion_of(sequence: SequenceState, stop_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+    """The completion of a sequence that ended."""
     stopped = bool(sequence.ids) and sequence.ids[-1] in stop_ids
     written = sequence.ids[:-1] if stopped else sequence.ids
     return Completion(

@@ -14,15 +14,15 @@ from spintune.streams import numpy_stream, stream_key
 
 _BLOCK = 256
 _CANDIDATES, _GROWTH = 256, 8
-"""Tokens that top-p looks at first, and how many times more when their probability does not reach it."""
+"""Top-p looks at this many tokens first, and at this many times more while their probability does not reach it."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What to generate. The defaults draw from the model itself, as self-play needs it (y' ~ p_θt)."""
+    """Sampling settings. The defaults draw from the model's own distribution, as self-play needs (y' ~ p_θt)."""
 
     max_new_tokens: int
-    """Tokens, the stop token included."""
+    """Stop token included."""
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
@@ -31,9 +31,9 @@ class Sampling:
     """Keep this many most likely tokens; 0 keeps all."""
     seed: int = 0
     presence_penalty: float = 0.0
-    """Taken off the logit of every token that was written already (OpenAI's definition)."""
+    """Subtracted from the logit of every token that was already written (OpenAI's definition)."""
     frequency_penalty: float = 0.0
-    """Taken off it once for each time that it was written."""
+    """Subtracted once for each time that the token was written."""
 
     @property
     def greedy(self) -> bool:
@@ -43,8 +43,8 @@ class Sampling:
 def stream_keys(prompts: Sequence[tuple[int, ...]], seed: int) -> list[bytes]:
     """A key for the random stream of each prompt.
 
-    It depends on the seed, the prompt's tokens and how often this prompt came before, so an answer does not depend on
-    where its prompt stands in the list.
+    It depends on the seed, the prompt's tokens and how often the same prompt came before, so that an answer does not
+    depend on the order of the prompts.
     """
     seen: Counter[tuple[int, ...]] = Counter()
     keys = []
@@ -60,16 +60,16 @@ def uniforms(key: bytes, count: int) -> list[float]:
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """The next token of each row, and its log-probability under the distribution it was drawn from (nats).
+    """The next token of each row, and its log-probability (nats) under the distribution it was drawn from.
 
-    Greedy choices report the model's own log-probability. ``uniform_B`` (float64) decides each draw by inversion of
-    the cumulative distribution.
+    Greedy choices report the model's own log-probability. ``uniform_B`` (float64) decides each draw by inverting the
+    cumulative distribution.
     """
     logits_BC, ids_BC = logits_BV.float(), None
     if not sampling.greedy:
         logits_BC, ids_BC = _kept(logits_BC / sampling.temperature, sampling)
     probability_BC = logits_BC.softmax(-1)
-    # one score that is not finite makes its whole row not a number
+    # one non-finite score makes its whole row NaN
     if not probability_BC[:, 0].isfinite().all():
         raise NonFiniteError("the model's scores of the next token are not numbers; it is damaged or has diverged")
     choice_B = logits_BC.argmax(-1) if sampling.greedy else _invert(probability_BC, uniform_B)
@@ -77,7 +77,7 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Te
     return choice_B if ids_BC is None else ids_BC.gather(1, choice_B[:, None])[:, 0], logprob_B
 
 
-def penalise(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
+def penalize(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
     """The logits of each row after the penalties for what it has written so far."""
     if not sampling.presence_penalty and not sampling.frequency_penalty:
         return logits_BV
@@ -92,9 +92,9 @@ def penalise(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Samp
 
 
 def _kept(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]:
-    """Logits that top-k and top-p keep, with their tokens in the order of the vocabulary; None where that is all.
+    """Logits that top-k and top-p keep, with their tokens in the order of the vocabulary (None: the whole vocabulary).
 
-    Top-p looks at what top-k kept. Its leavings among the candidates are at minus infinity.
+    Top-p applies to what top-k kept. Candidates that it drops are set to minus infinity.
     """
     vocabulary = logits_BV.shape[1]
     limit = min(sampling.top_k or vocabulary, vocabulary)
@@ -109,7 +109,7 @@ def _kept(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]
 
 
 def _nucleus(logits_BV: Tensor, limit: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens, ``limit`` at most, until their probability reaches ``top_p``; none is sorted in vain."""
+    """The likeliest tokens, ``limit`` at most, until their probability reaches ``top_p``, without sorting all others."""
     among_BV = logits_BV if limit == logits_BV.shape[1] else logits_BV.topk(limit).values
     whole_B1 = among_BV.logsumexp(-1, keepdim=True)
     count = min(_CANDIDATES, limit)
@@ -124,9 +124,9 @@ def _nucleus(logits_BV: Tensor, limit: int, top_p: float) -> tuple[Tensor, Tenso
 
 
 def _invert(probability_BC: Tensor, uniform_B: Tensor) -> Tensor:
-    """Place whose cumulative probability first exceeds the uniform number, in float64.
+    """Index whose cumulative probability first exceeds the uniform number, in float64.
 
-    First the block of 256 places, then the place in it: one pass over the vocabulary instead of a full cumulative sum.
+    Finds the block of 256 first, then the index in it: one pass over the vocabulary instead of a full cumulative sum.
     """
     rows = torch.arange(len(probability_BC), device=probability_BC.device)
     padding = -probability_BC.shape[1] % _BLOCK
@@ -140,9 +140,9 @@ def _invert(probability_BC: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _first_above(mass_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Index whose cumulative mass first exceeds the target, and what the masses before it leave of the target."""
+    """Index whose cumulative mass first exceeds the target, and the target less the masses before that index."""
     cumulative = mass_BN.cumsum(-1)
-    # rounding may put the target at the very end; stay just inside, so that an index of zero mass is never chosen
+    # rounding may put the target at the very end; staying just inside never chooses an index without mass
     inside = torch.minimum(target_B, torch.nextafter(cumulative[:, -1], torch.zeros_like(target_B)))
     index_B = torch.searchsorted(cumulative, inside[:, None], right=True)[:, 0]
     before_B = cumulative.gather(1, index_B[:, None])[:, 0] - mass_BN.gather(1, index_B[:, None])[:, 0]
