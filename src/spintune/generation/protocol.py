@@ -26,7 +26,7 @@ class Generator(Protocol):
 
     - A completion depends on its prompt, the sampling settings and its key alone: not on the other prompts, on their
       order, or on how many are computed at once.
-    - ``ids`` holds every token that was drawn, at most ``sampling.max_new_tokens``. A stop token ends them, is included,
+    - ``ids`` holds every token drawn, at most ``sampling.max_new_tokens``. A stop token ends them, is among them,
       and makes ``finish_reason`` "stop"; otherwise it is "length". ``text`` leaves out the stop token.
     - ``logprob`` is the sum of the tokens' log-probabilities in nats under the distribution they were drawn from. At
       temperature 1, without top-k, top-p and penalties, it equals the engine's score to rounding; self-play checks it.

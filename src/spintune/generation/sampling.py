@@ -109,7 +109,7 @@ def _kept(logits_BV: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | None]
 
 
 def _nucleus(logits_BV: Tensor, limit: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens, ``limit`` at most, until their probability reaches ``top_p``, without sorting all others."""
+    """The likeliest tokens, ``limit`` at most, until their probability reaches ``top_p``, without a full sort."""
     among_BV = logits_BV if limit == logits_BV.shape[1] else logits_BV.topk(limit).values
     whole_B1 = among_BV.logsumexp(-1, keepdim=True)
     count = min(_CANDIDATES, limit)
