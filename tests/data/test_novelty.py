@@ -379,4 +379,4 @@ def test_there_may_be_more_words_than_there_are_characters() -> None:
 def test_a_threshold_outside_zero_to_one_is_an_error(threshold: float) -> None:
     with pytest.raises(DataError) as caught:
         NoveltyIndex(threshold)
-    assert str(caught.value) == (f"a novelty threshold of {threshold} is of no use; give more than 0 and at most 1")
+    assert str(caught.value) == (f"a novelty threshold of {threshold} cannot be used; give more than 0 and at most 1")

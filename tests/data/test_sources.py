@@ -520,12 +520,12 @@ def test_a_sample_depends_on_the_seed_alone_and_keeps_the_order(tmp_path: Path) 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_weight_that_is_not_above_zero_is_an_error(tmp_path: Path, weight: float) -> None:
     path = write_lines(tmp_path, [ROW])
-    assert error(path, weight=weight) == f"{path}: weight {weight} is of no use; give a number above 0"
+    assert error(path, weight=weight) == f"{path}: a weight of {weight} cannot be used; give a number above 0"
 
 
 def test_a_limit_below_one_is_an_error(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])
-    assert error(path, limit=0) == f"{path}: limit 0 is of no use; give 1 or more, or leave it out"
+    assert error(path, limit=0) == f"{path}: a limit of 0 cannot be used; give 1 or more, or leave it out"
 
 
 def test_sources_that_leave_nothing_are_an_error_with_the_reasons(tmp_path: Path) -> None:

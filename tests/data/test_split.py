@@ -69,7 +69,7 @@ def test_another_seed_holds_out_others() -> None:
 def test_a_fraction_outside_zero_to_one_is_an_error(fraction: float) -> None:
     with pytest.raises(DataError) as caught:
         split_examples(questions(5), fraction, seed=7)
-    assert str(caught.value) == f"a held-out fraction of {fraction} is of no use; give 0 or more, and less than 1"
+    assert str(caught.value) == f"a held-out fraction of {fraction} cannot be used; give 0 or more, and less than 1"
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(3, 0.9), (1, 0.6)])

@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.errors import RecipeError
+from spintune.mixtures.declarations import PhrasingSection
 from spintune.mixtures.phrasings import Kind, Pattern, Phrasing, phrasing
 
 
 def made(input_: str, target: str, kind: Kind = "direct", inverted: bool = False) -> Phrasing:
-    return phrasing(input_, "", target, kind=kind, inverted=inverted, number=0, where="task.yaml: direct.0")
+    return phrasing(PhrasingSection(input=input_, target=target), kind, inverted, 0, "task.yaml: direct.0")
 
 
 @given(st.text(), st.text())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spintune.errors import DataError, RecipeError, SpintuneError
-from spintune.mixtures.tasks import MixtureTask, builtin_tasks, load_tasks
+from spintune.mixtures.tasks import MixtureTask, load_tasks
 
 Declare = Callable[..., Path]
 TaskOf = Callable[..., MixtureTask]
@@ -217,7 +217,7 @@ def test_an_unknown_built_in_task_is_suggested_a_known_one() -> None:
 
 def test_a_built_in_task_without_a_folder_says_which_file_it_wants() -> None:
     assert problem("builtin:gsm8k", RecipeError).endswith(
-        "file gsm8k_train.jsonl is to be given by you; set folder to where it is"
+        "file gsm8k_train.jsonl is not part of the package; set folder to where it is"
     )
 
 
@@ -289,7 +289,3 @@ def test_two_tasks_of_one_name_are_an_error(declare: Declare, tmp_path: Path) ->
     with pytest.raises(RecipeError) as caught:
         load_tasks([str(first), str(second)])
     assert str(caught.value) == f"{second}: name: there is already a task sums ({first}); rename one"
-
-
-def test_built_in_tasks_name_files_without_folders() -> None:
-    assert {"builtin:gsm8k", "builtin:t0", "builtin:aqua"} <= set(builtin_tasks())

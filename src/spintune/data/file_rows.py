@@ -16,17 +16,24 @@ _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", 
 
 @dataclass(frozen=True)
 class FileRow:
-    """One object of a file. Every error about it begins with ``where``: ``file:line`` or ``file: row N``."""
+    """One object of a file.
+
+    Attributes:
+        values: its keys and values.
+        where: ``file:line`` or ``file: row N``, with which every error about it begins.
+        number: the line or row, from 1; 0 for an object inside a row.
+    """
 
     values: dict[str, Any]
     where: str
+    number: int = 0
 
     @classmethod
-    def of(cls, value: object, where: str) -> FileRow:
+    def of(cls, value: object, where: str, number: int = 0) -> FileRow:
         """Raises DataError when ``value`` is not an object with keys."""
         if not isinstance(value, dict):
             raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; mend or delete the row")
-        return cls(value, where)
+        return cls(value, where, number)
 
     def text(self, key: str, what: str) -> str:
         """The text under ``key``; ``what`` says what the row lacks without it ("an answer").

@@ -87,7 +87,7 @@ class NoveltyIndex:
 
     def __init__(self, threshold: float = 0.7, tokeniser: WordRule = "reference", ties: Ties = "keep") -> None:
         if not 0 < threshold <= 1:
-            raise DataError(f"a novelty threshold of {threshold} is of no use; give more than 0 and at most 1")
+            raise DataError(f"a novelty threshold of {threshold} cannot be used; give more than 0 and at most 1")
         self.threshold = threshold
         self.tokeniser = tokeniser
         self.ties = ties

@@ -10,7 +10,7 @@ preference   ``prompt``, ``chosen``, ``rejected``: texts    TRL, LLaMA-Factory; 
 from __future__ import annotations
 
 from spintune.data.formats import preferred, turns_of
-from spintune.data.sources import Source, rows_of
+from spintune.data.tables import rows_of
 from spintune.errors import DataError
 from spintune.records import Example
 
@@ -21,7 +21,7 @@ def read_answers(path: str) -> dict[str, list[Example]]:
     Raises DataError for a file without such rows, and for the first broken row.
     """
     answers: dict[str, list[Example]] = {}
-    for row in rows_of(Source(path)):
+    for row in rows_of(path):
         if "real" in row.values:
             better, worse = turns_of(row, "real"), turns_of(row, "generated")
         elif "chosen" in row.values:

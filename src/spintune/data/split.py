@@ -35,7 +35,7 @@ def split_examples(
     Raises DataError when ``fraction`` is not in [0, 1), or so large that nothing would be left to train on.
     """
     if not 0 <= fraction < 1:
-        raise DataError(f"a held-out fraction of {fraction} is of no use; give 0 or more, and less than 1")
+        raise DataError(f"a held-out fraction of {fraction} cannot be used; give 0 or more, and less than 1")
     # equal for equal prompts; the prompts themselves need not stay in memory
     draws = [_draw(example.prompt, seed) for example in examples]
     prompts = sorted(set(draws))

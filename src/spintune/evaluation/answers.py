@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spintune.data.file_rows import FileRow, instruction_prompt
-from spintune.data.sources import Source, rows_of
+from spintune.data.tables import rows_of
 from spintune.errors import DataError
 from spintune.storage import digest_json
 
@@ -68,7 +68,7 @@ def file_rows(path: Path) -> Iterator[FileRow]:
     """The rows of a file on this machine. Raises DataError when there is none, or it holds no rows."""
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path")
-    return rows_of(Source(str(path)))
+    return rows_of(path)
 
 
 def _answers(row: FileRow) -> Iterator[StoredAnswer]:

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from spintune.data.file_rows import FileRow, kind_of
-from spintune.data.sources import Source, rows_of
+from spintune.data.tables import rows_of
 from spintune.errors import DataError, RecipeError
 from spintune.metrics import ROUGE_L, exact_match
 from spintune.mixtures.answers import number
@@ -262,7 +262,7 @@ def read_custom_task(path: Path) -> CustomTask:
 
 
 def _items(file: CustomTaskFile, prompt: Pattern, data: Path) -> tuple[CustomTaskItem, ...]:
-    items = tuple(_item(file, prompt, row) for row in rows_of(Source(str(data))))
+    items = tuple(_item(file, prompt, row) for row in rows_of(data))
     if not items:
         raise DataError(f"{data}: no rows; a benchmark needs at least one")
     return items

@@ -1,6 +1,6 @@
-"""Phrasings: how a row of a task is put into words.
+"""Phrasings: the templates that turn a row of a task into a prompt and a target.
 
-A pattern is text with ``{field}`` in it. It is substituted once, so braces in a user's data stay what they are.
+A pattern is text with ``{field}`` in it. It is substituted once, so braces in a user's data stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spintune.errors import RecipeError
+from spintune.mixtures.declarations import PhrasingSection
 
 Kind = Literal["direct", "cot"]
 OPTIONS, ANSWER, RATIONALE = "options", "answer", "rationale"
@@ -21,7 +22,7 @@ _TOKEN = re.compile(r"\{\{|\}\}|\{(\w+)\}|[{}]")
 
 @dataclass(frozen=True)
 class Pattern:
-    """Literal text and fields by turns: ``literals[0] fields[0] literals[1] ... literals[-1]``.
+    """Literal text and fields in turn: ``literals[0] fields[0] literals[1] ... literals[-1]``.
 
     >>> Pattern.parse("{{{word}}}: ", "here").fill({"word": "{word}"})
     '{{word}}: '
@@ -50,7 +51,7 @@ class Pattern:
         return cls(tuple(literals), tuple(fields))
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The text with each field replaced. Options that are left out take the line breaks before them along."""
+        """The text with each field replaced. Where the options are empty, the line breaks before them go as well."""
         parts = [self.literals[0]]
         for field, literal in zip(self.fields, self.literals[1:], strict=True):
             if field == OPTIONS and not values[OPTIONS]:
@@ -65,11 +66,11 @@ class Phrasing:
 
     Attributes:
         input: what is asked.
-        cue: what leads to the answer ("\\nAnswer: "); empty where the frame of a few-shot prompt may choose it.
+        cue: text before the answer ("\\nAnswer: "); when empty, the frame of a few-shot prompt chooses one.
         target: what is answered.
-        kind: "cot" where the rationale is in it, else "direct".
-        inverted: True where the task is turned around: the answer is in the input.
-        number: its place among the phrasings of its kind and direction, from 0.
+        kind: "cot" when a rationale is part of it, else "direct".
+        inverted: whether the task is inverted: the answer is part of the input.
+        number: place among the phrasings of its kind and direction, from 0.
         where: file and key, for errors.
     """
 
@@ -90,20 +91,20 @@ class Phrasing:
         return OPTIONS in self.input.fields
 
 
-def phrasing(input_: str, cue: str, target: str, *, kind: Kind, inverted: bool, number: int, where: str) -> Phrasing:
-    """Checks the two patterns and what their kind promises. Raises RecipeError.
+def phrasing(spec: PhrasingSection, kind: Kind, inverted: bool, number: int, where: str) -> Phrasing:
+    """Parses a phrasing and checks that it is of its kind. Raises RecipeError.
 
     direct: the target holds {answer}; cot: the target holds {rationale} and then {answer}; inverted: the target holds
     a field that the input does not give away.
     """
     made = Phrasing(
-        Pattern.parse(input_, f"{where}.input"),
-        cue,
-        Pattern.parse(target, f"{where}.target"),
-        kind,
-        inverted,
-        number,
-        where,
+        input=Pattern.parse(spec.input, f"{where}.input"),
+        cue=spec.cue,
+        target=Pattern.parse(spec.target, f"{where}.target"),
+        kind=kind,
+        inverted=inverted,
+        number=number,
+        where=where,
     )
     given, asked = made.input.fields, made.target.fields
     if not given:
@@ -128,7 +129,7 @@ def phrasing(input_: str, cue: str, target: str, *, kind: Kind, inverted: bool, 
 
 
 def unknown_field(phrasing: Phrasing, known: Iterable[str]) -> str | None:
-    """What is wrong when a phrasing asks for a field that the task does not have; None when nothing is."""
+    """Describes the first field that a phrasing uses and the task lacks; None if it lacks none."""
     names = sorted(known)
     for name in (*phrasing.input.fields, *phrasing.target.fields):
         if name not in names:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from spintune.errors import RecipeError
 from spintune.mixtures.declarations import BUILTIN, PresetFile
+from spintune.mixtures.task_files import builtin_file
 from spintune.mixtures.tasks import MixtureTask
 from spintune.recipe.checking import read_section
 from spintune.recipe.mixture import GroupSection, QuadrantName, QuadrantsSection, WeighingSection
@@ -58,18 +59,9 @@ class MixturePlan:
     absent: tuple[str, ...]
 
 
-def presets() -> list[str]:
-    """Names of the published mixtures that ship with the package."""
-    return [path.stem for path in sorted((BUILTIN / "presets").glob("*.yaml"))]
-
-
 def load_preset(name: str) -> PresetFile:
     """A published mixture. Raises RecipeError when there is none of that name."""
-    if name not in presets():
-        close = difflib.get_close_matches(name, presets(), 1)
-        hint = f"did you mean {close[0]}?" if close else f"use one of: {', '.join(presets())}"
-        raise RecipeError(f"there is no mixture preset {name}; {hint}")
-    return read_section(BUILTIN / "presets" / f"{name}.yaml", PresetFile, "preset")
+    return read_section(builtin_file(BUILTIN / "presets", name, "mixture preset"), PresetFile, "preset")
 
 
 def select(selectors: Sequence[str], tasks: Sequence[MixtureTask], where: str) -> list[MixtureTask]:

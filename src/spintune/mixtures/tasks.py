@@ -1,4 +1,4 @@
-"""Tasks: a YAML file and the rows it names, with each row's fields, options and answer worked out and checked."""
+"""Tasks: a YAML file and the rows it names, with each row's fields, options and answer read and checked."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from pathlib import Path
 
 import orjson
 
-from spintune.data.sources import Source
 from spintune.errors import DataError, RecipeError
-from spintune.mixtures.declarations import (
-    BUILTIN,
-    Check,
-    PhrasingsFile,
-    TaskFile,
-)
+from spintune.mixtures.declarations import BUILTIN, Check, PhrasingsFile, TaskFile
+from spintune.mixtures.fields import read_choice, read_field
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
-from spintune.mixtures.task_files import BUILTIN_PREFIX, read_builtin, read_choice, read_field, rows_or_none, sources_of
+from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_file, sources_of
 from spintune.recipe.checking import read_section
 
 
@@ -30,9 +25,9 @@ class TaskItem:
 
     Attributes:
         number: line or row of its file, from 1.
-        fields: by name, as phrasings call them; "answer" is the option's text where there are options.
-        options: the answers to choose from; empty where there are none.
-        choice: which option is right; None where there are none.
+        fields: texts by the names that phrasings use; with options, "answer" is the text of the right one.
+        options: the answers to choose from, if any.
+        choice: which option is right; None without options.
     """
 
     number: int
@@ -51,13 +46,14 @@ class MixtureTask:
 
     Attributes:
         name: unique in a mixture; a file of a folder of tasks is FOLDER_TASK/FILE.
-        collection: which group of a preset it belongs to.
-        cluster: tasks that are held out together.
+        collection: group of a preset that it belongs to.
+        cluster: name of the tasks that are held out together.
+        family: kind of task, such as classification.
         check: how answers are compared, see :mod:`spintune.mixtures.answers`.
         read: rows of the file; ``len(items) + dropped.total() == read``.
         dropped: rows left out, by reason: empty_answer, empty_FIELD.
-        letters: options are listed as A, B, C, ... only, because the rationales name those.
-        options_optional: the question can be answered without seeing the options.
+        letters: whether options are listed as A, B, C, ... only, because the rationales name those.
+        options_optional: whether the question can be answered without seeing the options.
         where: its YAML file.
     """
 
@@ -75,22 +71,22 @@ class MixtureTask:
     where: str = ""
 
     def ways(self, kind: Kind, inverted: bool = False) -> list[Phrasing]:
-        """Its phrasings of a kind, straight or turned around."""
+        """Its phrasings of a kind, straight or inverted."""
         return [phrasing for phrasing in self.phrasings if (phrasing.kind, phrasing.inverted) == (kind, inverted)]
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What it can answer with: direct, cot, or both. Turned-around phrasings alone do not make a task."""
+        """The kinds of straight phrasings it has: direct, cot, or both."""
         kinds: tuple[Kind, ...] = ("direct", "cot")
         return tuple(kind for kind in kinds if self.ways(kind))
 
     def key(self, item: TaskItem) -> str:
-        """What is asked, whatever the phrasing: rows with equal keys ask the same."""
+        """What a row asks, whatever the phrasing: rows with equal keys ask the same."""
         return orjson.dumps([[item.fields[name] for name in self._asked], list(item.options)]).decode()
 
     @cached_property
     def _asked(self) -> list[str]:
-        """Fields that straight phrasings ask with."""
+        """The fields in the inputs of straight phrasings."""
         names = {name for way in self.phrasings if not way.inverted for name in way.input.fields}
         return sorted(names - {OPTIONS})
 
@@ -107,123 +103,60 @@ class MixtureTask:
 
 @dataclass(frozen=True)
 class TaskSet:
-    """Tasks that were read, and files of folders of tasks that have no usable row, with the reason."""
+    """Tasks that were read, and the files of folders of tasks that have no usable row, each with the reason."""
 
     tasks: tuple[MixtureTask, ...]
     unusable: Mapping[str, str]
 
 
-def builtin_tasks() -> list[str]:
-    """Names of the tasks that ship with the package, as ``builtin:NAME``."""
-    return [BUILTIN_PREFIX + path.stem for path in sorted(BUILTIN.glob("*.yaml"))]
-
-
 def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
     """Reads tasks: ``builtin:NAME`` or the path of a YAML file each.
 
-    A task's file is looked for beside its YAML file (not for built-in ones), then in ``folder`` and its subfolders of
-    first order.
+    A task's file is searched beside its YAML file (not for built-in ones), then in ``folder`` and its direct
+    subfolders.
 
-    Raises RecipeError for a declaration that is wrong and for names that stand twice; DataError, with the row, for data
-    that lacks a field, and for a task without a usable row. In a folder of tasks a file without a usable row is left
-    out and reported.
+    Raises RecipeError for a wrong declaration and for a name that occurs twice; DataError, with the row, for data that
+    lacks a field, and for a task without a usable row. In a folder of tasks a file without a usable row is left out
+    and reported.
     """
     tasks: dict[str, MixtureTask] = {}
     unusable: dict[str, str] = {}
     for name in names:
-        path = _declaration_path(name)
+        path = builtin_file(BUILTIN, name, "built-in task") if _is_builtin(name) else Path(name).expanduser()
         declared = read_section(path, TaskFile, "task")
-        ways = _phrasings(declared, path)
-        for task_name, source, cluster, family in sources_of(declared, path, folder):
-            if task_name in tasks or task_name in unusable:
-                other = tasks[task_name].where if task_name in tasks else "a file without usable rows"
-                raise RecipeError(f"{path}: name: there is already a task {task_name} ({other}); rename one")
-            task = _task(declared, ways, path, task_name, source, cluster, family)
+        phrasings = _phrasings(declared, path)
+        for source in sources_of(declared, path, folder):
+            if source.name in tasks or source.name in unusable:
+                other = tasks[source.name].where if source.name in tasks else "a file without usable rows"
+                raise RecipeError(f"{path}: name: there is already a task {source.name} ({other}); rename one")
+            task = _read_task(declared, phrasings, source, str(path))
             if task.items:
-                tasks[task_name] = task
+                tasks[task.name] = task
             elif declared.files is None:
-                raise DataError(f"{source.path}: task {task_name} has no usable rows ({_tally(task)})")
+                raise DataError(f"{source.path}: task {task.name} has no usable rows ({_row_counts(task)})")
             else:
-                unusable[task_name] = _tally(task)
+                unusable[task.name] = _row_counts(task)
     if not tasks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(unusable.items())[:3]) or "none was named"
         raise DataError(f"no tasks with usable rows ({reasons}); give data with answers")
     return TaskSet(tuple(tasks.values()), unusable)
 
 
-def _tally(task: MixtureTask) -> str:
+def _is_builtin(name: str) -> bool:
+    return name.startswith(BUILTIN_PREFIX)
+
+
+def _row_counts(task: MixtureTask) -> str:
     reasons = "".join(f", {count} {reason}" for reason, count in task.dropped.items())
     return f"{task.read} read{reasons}"
 
 
-# --- declarations ---
-
-
-def _declaration_path(name: str) -> Path:
-    return read_builtin(BUILTIN, name, "task") if name.startswith(BUILTIN_PREFIX) else Path(name).expanduser()
-
-
-def _phrasings(declared: TaskFile, path: Path) -> tuple[Phrasing, ...]:
-    """Its own phrasings, then the shared ones it can use: those with a rationale only where it has rationales."""
-    known = {*declared.fields, *([OPTIONS] if declared.options else [])}
-    ways: list[Phrasing] = []
-    for origin, section, shared in _phrasing_files(declared, path):
-        kinds: tuple[tuple[str, Kind | None], ...] = (("direct", "direct"), ("cot", "cot"), ("inverted", None))
-        for key, kind in kinds:
-            for number, spec in enumerate(getattr(section, key)):
-                inverted = kind is None
-                rational = RATIONALE in spec.input + spec.target if inverted else kind == "cot"
-                if shared and rational and RATIONALE not in known:
-                    continue
-                place: Kind = "cot" if rational else "direct"
-                count = sum(1 for way in ways if (way.kind, way.inverted) == (place, inverted))
-                way = phrasing(
-                    spec.input,
-                    spec.cue,
-                    spec.target,
-                    kind=place,
-                    inverted=inverted,
-                    number=count,
-                    where=f"{origin}: {key}.{number}",
-                )
-                if problem := unknown_field(way, known):
-                    raise RecipeError(problem + (f" (task {path})" if shared else ""))
-                ways.append(way)
-    if not any(not way.inverted for way in ways):
-        raise RecipeError(f"{path}: no phrasing asks for the answer; write some under direct or cot")
-    return tuple(ways)
-
-
-def _phrasing_files(declared: TaskFile, path: Path) -> Iterator[tuple[Path, TaskFile | PhrasingsFile, bool]]:
-    yield path, declared, False
-    for name in declared.phrasings:
-        if name.startswith(BUILTIN_PREFIX):
-            shared = read_builtin(BUILTIN / "phrasings", name, "phrasings")
-        else:
-            shared = path.parent / Path(name).expanduser()
-        yield shared, read_section(shared, PhrasingsFile, "phrasings"), True
-
-
-# --- where the rows are ---
-
-
-# --- rows to items ---
-
-
-def _task(
-    declared: TaskFile,
-    ways: tuple[Phrasing, ...],
-    path: Path,
-    name: str,
-    source: Source,
-    cluster: str,
-    family: str,
-) -> MixtureTask:
-    needed = sorted({ANSWER}.union(*(way.fields for way in ways)) - {OPTIONS})
+def _read_task(declared: TaskFile, phrasings: tuple[Phrasing, ...], source: TaskSource, where: str) -> MixtureTask:
+    needed = sorted({ANSWER}.union(*(way.fields for way in phrasings)) - {OPTIONS})
     items: list[TaskItem] = []
     dropped: Counter[str] = Counter()
     read = 0
-    for number, row in rows_or_none(source, declared):
+    for row in source.rows():
         read += 1
         fields = {field: read_field(spec, field, row) for field, spec in declared.fields.items()}
         empty = next((field for field in needed if not fields[field]), None)
@@ -233,18 +166,52 @@ def _task(
         options, choice = read_choice(declared.options, declared.fields[ANSWER], fields[ANSWER], row)
         if choice is not None:
             fields[ANSWER] = options[choice]
-        items.append(TaskItem(number, fields, options, choice))
+        items.append(TaskItem(row.number, fields, options, choice))
     return MixtureTask(
-        name=name,
+        name=source.name,
         collection=declared.collection,
-        cluster=cluster,
-        family=family,
+        cluster=source.cluster,
+        family=source.family,
         check=declared.check or ("option" if declared.options else "text"),
-        phrasings=ways,
+        phrasings=phrasings,
         items=tuple(items),
         read=read,
         dropped=dict(dropped),
         letters=declared.options is not None and declared.options.labels == "letters",
         options_optional=declared.options is not None and declared.options.optional,
-        where=str(path),
+        where=where,
     )
+
+
+def _phrasings(declared: TaskFile, path: Path) -> tuple[Phrasing, ...]:
+    """A task's own phrasings, then the shared ones; of those, phrasings with a rationale need a task that has one."""
+    known = {*declared.fields, *([OPTIONS] if declared.options else [])}
+    found: list[Phrasing] = []
+    numbers: Counter[tuple[Kind, bool]] = Counter()
+    for origin, section in _phrasing_files(declared, path):
+        shared = origin != path
+        for key, specs in (("direct", section.direct), ("cot", section.cot), ("inverted", section.inverted)):
+            for place, spec in enumerate(specs):
+                inverted = key == "inverted"
+                rational = RATIONALE in spec.input + spec.target if inverted else key == "cot"
+                if shared and rational and RATIONALE not in known:
+                    continue
+                kind: Kind = "cot" if rational else "direct"
+                way = phrasing(spec, kind, inverted, numbers[kind, inverted], f"{origin}: {key}.{place}")
+                numbers[kind, inverted] += 1
+                if problem := unknown_field(way, known):
+                    raise RecipeError(problem + (f" (task {path})" if shared else ""))
+                found.append(way)
+    if all(way.inverted for way in found):
+        raise RecipeError(f"{path}: no phrasing asks for the answer; write some under direct or cot")
+    return tuple(found)
+
+
+def _phrasing_files(declared: TaskFile, path: Path) -> Iterator[tuple[Path, TaskFile | PhrasingsFile]]:
+    yield path, declared
+    for name in declared.phrasings:
+        if _is_builtin(name):
+            shared = builtin_file(BUILTIN / "phrasings", name, "built-in phrasings")
+        else:
+            shared = path.parent / Path(name).expanduser()
+        yield shared, read_section(shared, PhrasingsFile, "phrasings")

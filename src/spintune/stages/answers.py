@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from spintune.data.preferences import read_answers, turns_of_example
-from spintune.data.sources import Source, source_digest
+from spintune.data.tables import source_digest
 from spintune.generation.sampling import Sampling
 from spintune.recipe import SpinSection
 from spintune.records import Example, Pair, read_records, write_records
@@ -38,7 +38,7 @@ class AnswerSampler:
         """The settings that decide what is answered."""
         keys = ("max_new_tokens", "temperature", "top_p", "top_k", "negatives", "turns", "history")
         given = self.section.generated
-        digest = [given, source_digest(Source(given))] if given else None
+        digest = [given, source_digest(given)] if given else None
         return {**{key: getattr(self.section, key) for key in keys}, "generated": digest}
 
     @property

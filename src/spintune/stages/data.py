@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spintune.data.sources import Collection, Source, read_sources, source_digest
+from spintune.data.sources import Collection, Source, read_sources
 from spintune.data.split import split_examples
+from spintune.data.tables import source_digest
 from spintune.mixtures.mixture import Mixture, load_mixture, materialise
 from spintune.models.loading import load_tokenizer
 from spintune.progress import Progress, Silent
@@ -38,7 +39,7 @@ def data_stage(context: RunContext) -> DataFacts:
         "fraction": recipe.data.eval_fraction,
         "most": recipe.data.eval_limit,
         "seed": recipe.seed,
-        "contents": [source_digest(source) for source in _sources(recipe)],
+        "contents": [source_digest(source.path) for source in _sources(recipe)],
         "mixture": mixture and _mixture_inputs(context, mixture),
     }
     facts = context.run.finished("data", inputs, DataFacts)

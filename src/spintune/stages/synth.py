@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from spintune.data.sources import Source, source_digest
+from spintune.data.tables import source_digest
 from spintune.recipe import SynthSection
 from spintune.results import SynthFacts
 from spintune.stages.context import Iterate, RunContext
@@ -90,8 +90,8 @@ def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[s
     evaluation = section.decontaminate.files if section.decontaminate else []
     return {
         "synth": context.settings["synth"],
-        "seeds": source_digest(Source(section.seeds)),
-        "evaluation": [source_digest(Source(path)) for path in evaluation],
+        "seeds": source_digest(section.seeds),
+        "evaluation": [source_digest(path) for path in evaluation],
         "teacher": None if section.teacher else base.digest,
         "template": None if section.teacher else context.settings["data"]["template"],
         "precision": None if section.teacher else context.recipe.precision,

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from spintune.data.file_rows import FileRow, instruction_prompt
-from spintune.data.sources import Source, rows_of
+from spintune.data.tables import rows_of
 from spintune.errors import DataError
 from spintune.records import Example, Message
 from spintune.typed_json import to_json
@@ -91,7 +91,7 @@ def read_seeds(path: str) -> list[SeedTask]:
 
     Raises DataError for a file without such rows, and for the first broken row.
     """
-    seeds = [_seed(row, number) for number, row in enumerate(rows_of(Source(path)), 1)]
+    seeds = [_seed(row, number) for number, row in enumerate(rows_of(path), 1)]
     if not seeds:
         raise DataError(
             f"{path}: holds no seed tasks; give rows of instruction and instances, or of instruction and output"

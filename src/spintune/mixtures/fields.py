@@ -1,0 +1,90 @@
+"""Reads the fields, the options and the right option of a task's row."""
+
+from __future__ import annotations
+
+import re
+import string
+
+from spintune.data.file_rows import FileRow, kind_of
+from spintune.errors import DataError
+from spintune.mixtures.declarations import FieldSection, OptionsSection
+from spintune.mixtures.phrasings import OPTIONS
+
+
+def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
+    """The text of a field.
+
+    Raises DataError for a missing key, a value that is no text or number, and a pattern or map that does not fit it.
+    """
+    text = _text(row.lookup(spec.from_, f"field {name}"), spec.from_, row)
+    if spec.pattern is not None:
+        match = re.search(spec.pattern, text)
+        if match is None:
+            raise DataError(
+                f"{row.where}: fields.{name}: pattern {spec.pattern!r} is not in '{spec.from_}'; mend row or task"
+            )
+        text = (match[1] if match.re.groups else match[0]) or ""
+    if spec.remove is not None:
+        text = re.sub(spec.remove, "", text)
+    text = text.strip()
+    if spec.map is None:
+        return text
+    if text not in spec.map:
+        known = ", ".join(spec.map)
+        raise DataError(f"{row.where}: fields.{name}: map has no entry for {text!r:.60}; it has: {known}")
+    return spec.map[text]
+
+
+def read_choice(
+    spec: OptionsSection | None, answer: FieldSection, text: str, row: FileRow
+) -> tuple[tuple[str, ...], int | None]:
+    """The options of a row, and which of them the answer ``text`` means.
+
+    Raises DataError for options that cannot be read, and an answer that is none of them.
+    """
+    if spec is None:
+        return (), None
+    labels, options = _options(spec, row)
+    if not options:
+        raise DataError(f"{row.where}: no options found in '{spec.from_}'; mend the row, or options in the task")
+    if not all(options):
+        raise DataError(f"{row.where}: an option in '{spec.from_}' is empty; mend the row, or options in the task")
+    places = list(map(str, range(len(options))))
+    what, known = {"index": ("places", places), "label": ("labels", labels), "text": ("texts", options)}[answer.is_]
+    if text not in known:
+        raise DataError(f"{row.where}: the answer {text!r:.60} is none of the options' {what}: {', '.join(known):.120}")
+    return tuple(options), known.index(text)
+
+
+def _options(spec: OptionsSection, row: FileRow) -> tuple[list[str], list[str]]:
+    """Labels and texts. Options without labels of their own have A, B, C, ... or, past Z, numbers from 1."""
+    if spec.fixed is not None:
+        return _labeled([text.strip() for text in spec.fixed])
+    key = spec.from_ or ""
+    value = row.lookup(key, f"field {OPTIONS}")
+    if isinstance(value, list):
+        return _labeled([_text(option, key, row).strip() for option in value])
+    if spec.each is None:
+        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; say in options.each how to cut it up")
+    matches = [match.groupdict() for match in re.finditer(spec.each, _text(value, key, row))]
+    texts = [(match["text"] or "").strip() for match in matches]
+    if matches and "label" in matches[0]:
+        return [(match["label"] or "").strip() for match in matches], texts
+    return _labeled(texts)
+
+
+def _labeled(texts: list[str]) -> tuple[list[str], list[str]]:
+    letters = string.ascii_uppercase
+    count = len(texts)
+    labels = list(letters[:count]) if count <= len(letters) else [str(place) for place in range(1, count + 1)]
+    return labels, texts
+
+
+def _text(value: object, key: str, row: FileRow) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a text; name a key that holds text")
