@@ -35,7 +35,8 @@ from self_play_grammar import SFT, Row, World, draw, write_model
 from transformers.utils import logging as transformers_logging
 
 from spintune.engine.logprobs import LogProbEngine
-from spintune.evaluation.comparison import Comparison, Difference, compare, heldout_tables
+from spintune.evaluation.comparison import Comparison, Difference, compare
+from spintune.evaluation.contenders import heldout_tables
 from spintune.evaluation.heldout import HeldoutAnswer, score_heldout
 from spintune.evaluation.statistics import wilson
 from spintune.generation.build import build_generator

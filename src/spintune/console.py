@@ -224,12 +224,19 @@ _HEADINGS = {
 
 
 def _heldout_table(heldout: Mapping[str, Intervals]) -> Table:
-    headings = ("model", *(heading for heading, _, _ in _HEADINGS.values()))
+    added = {name: (name, "{:.3g}", True) for measures in heldout.values() for name in measures if _is_added(name)}
+    columns = _HEADINGS | added
+    headings = ("model", *(heading for heading, _, _ in columns.values()))
     table = _table("Held-out examples: loss in nats per token, greedy answers; 95 % intervals", headings)
     for model, measures in heldout.items():
-        cells = [_estimate(measures[measure], form, ends) for measure, (_, form, ends) in _HEADINGS.items()]
+        cells = [_estimate(measures.get(measure), form, ends) for measure, (_, form, ends) in columns.items()]
         table.add_row(model, *cells)
     return table
+
+
+def _is_added(measure: str) -> bool:
+    """Whether a measure is a metric that a user registered."""
+    return measure not in _HEADINGS and not measure.startswith(("nll_per_", "perplexity_per_"))
 
 
 def _estimate(value: Interval | GroupAccuracy | None, form: str, interval: bool = True) -> Text:
@@ -246,9 +253,9 @@ def _differences(differences: Mapping[str, Intervals]) -> str:
     ]
     for names, measures in differences.items():
         significant = [
-            f"{_HEADINGS[measure][0]} {difference.mean:+.3g}"
+            f"{_HEADINGS[measure][0] if measure in _HEADINGS else measure} {difference.mean:+.3g}"
             for measure, difference in measures.items()
-            if measure in _HEADINGS  # loss per byte repeats loss per token
+            if measure in _HEADINGS or _is_added(measure)  # loss per byte repeats loss per token
             if difference.low > 0 or difference.high < 0
         ]
         found = "; ".join(significant) or "none; so few items cannot tell them apart"

@@ -21,10 +21,10 @@ from spintune.evaluation.comparison import (
     Difference,
     MeasuredItems,
     compare,
-    heldout_tables,
     random_signs,
     table_rows,
 )
+from spintune.evaluation.contenders import heldout_tables
 from spintune.evaluation.statistics import bootstrap, paired
 
 

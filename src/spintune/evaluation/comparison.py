@@ -24,14 +24,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
-from spintune.evaluation.answers import file_rows
 from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, paired
 from spintune.streams import numpy_stream
 
@@ -298,74 +295,6 @@ def _finding(
     if measure.better is None:
         return "different"
     return "better" if (difference > 0) == (measure.better == "higher") else "worse"
-
-
-# The held-out measures of a run -------------------------------------------------------------------------------------
-
-
-def heldout_tables(files: Mapping[str, Path]) -> dict[str, Table]:
-    """The measures of each model's answers to held-out examples (``eval/heldout/NAME/answers.jsonl``), by its name.
-
-    The likelihood is given by the token where all models count the same tokens, else by the byte of the reference,
-    because tokens of different tokenizers are different units.
-
-    Raises DataError with ``path:line`` for a row that is no such answer.
-    """
-    rows = {name: _heldout_rows(path) for name, path in files.items()}
-    counts: dict[str, set[int]] = {}
-    for read in rows.values():
-        for item, row in read.items():
-            counts.setdefault(item, set()).add(int(row["reference_tokens"]))
-    same_tokens = all(len(found) == 1 for found in counts.values())
-    return {name: _heldout_table(read, same_tokens) for name, read in rows.items()}
-
-
-_NUMBERS = ("nll", "rouge_l", "answer_tokens", "reference_tokens")
-
-
-def _heldout_rows(path: Path) -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for row in file_rows(path):
-        item = row.text("id", "an id")
-        if item in rows:
-            raise DataError(f"{row.where}: the id {item} was there before; delete the file and run again")
-        rows[item] = {
-            **{key: _number(row, key) for key in _NUMBERS},
-            "exact_match": float(_flag(row, "exact_match")),
-            "finished": float(row.text("finish_reason", "an end") == "stop"),
-            "bytes": len(row.text("reference", "a reference").encode()),
-        }
-    return rows
-
-
-def _number(row: FileRow, key: str) -> float:
-    value = row.values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        found = kind_of(value) if key in row.values else "missing"
-        raise DataError(f"{row.where}: '{key}' is {found}, not a number; give the answers of an evaluated run")
-    return value
-
-
-def _flag(row: FileRow, key: str) -> bool:
-    value = row.values.get(key)
-    if not isinstance(value, bool):
-        found = kind_of(value) if key in row.values else "missing"
-        raise DataError(f"{row.where}: '{key}' is {found}, not true or false; give the answers of an evaluated run")
-    return value
-
-
-def _heldout_table(rows: Mapping[str, Mapping[str, float]], same_tokens: bool) -> dict[str, MeasuredItems]:
-    def column(key: str) -> dict[str, float]:
-        return {item: row[key] for item, row in rows.items()}
-
-    likelihood = MeasuredItems(column("nll"), "lower", weights=column("reference_tokens" if same_tokens else "bytes"))
-    return {
-        "nll_per_token" if same_tokens else "nll_per_byte": likelihood,
-        "rouge_l": MeasuredItems(column("rouge_l")),
-        "exact_match": MeasuredItems(column("exact_match"), right_or_wrong=True),
-        "answer_tokens": MeasuredItems(column("answer_tokens"), better=None),
-        "finished": MeasuredItems(column("finished"), right_or_wrong=True),
-    }
 
 
 # For a reader -------------------------------------------------------------------------------------------------------

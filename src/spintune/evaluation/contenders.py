@@ -1,75 +1,93 @@
-"""Everything that was measured of a model, for a comparison: of a run, of one of its models, or a file of answers."""
+"""What was measured of the models to be compared: of a run, of one of its models, or a file of answers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows, item_ids, pair_answers, read_answers
-from spintune.evaluation.comparison import MeasuredItems, Table, heldout_tables
+from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.scores import finished_scores, read_scores
-from spintune.metrics import answer_metrics
+from spintune.metrics import BUILT_IN, answer_metrics
 from spintune.run_folder import BASE, BASELINE, SFT
 
 _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """One model: what evaluations measured, and its answers to held-out examples, which are read later."""
+
+    table: Table
+    heldout: Path | None = None
+
+
 def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Table]:
-    """The measures of each model that is meant, by a name that tells them apart.
+    """The measures of each model, by the shortest name that is unique.
 
     Args:
-        names: run folders (all of their own models), RUN:MODEL, or files: the answers of a run, or any saved answers.
-        references: good answers to what is asked, for files of answers that have none.
+        names: run folders (all of their own models), RUN:MODEL, or files: the held-out answers of a run, or any saved
+            answers.
+        references: good answers to the same prompts, for files of answers that have none.
 
     Raises DataError for a name that is none of these, and for a file or model without anything to compare.
     """
-    heldout: dict[str, Path] = {}
-    found: dict[str, dict[str, MeasuredItems]] = {}
     good = read_answers(references) if references else []
-    runs = {name.partition(":")[0] for name in names if not Path(name).is_file()}
-    short = _short([*runs, *(name for name in names if Path(name).is_file())])
+    files = [name for name in names if Path(name).is_file()]
+    runs = list(dict.fromkeys(name.partition(":")[0] for name in names if name not in files))
+    short = _short_names([*runs, *files])
+    found: dict[str, _Measured] = {}
     for name in names:
-        folder, _, model = name.partition(":")
-        if Path(name).is_file():
-            found[short[name]] = {}
-            if _evaluated(Path(name)):
-                heldout[short[name]] = Path(name)
-            else:
-                found[short[name]].update(_saved(Path(name), good))
-            continue
-        if not (Path(folder) / "recipe.json").is_file():
-            raise DataError(
-                f"{name}: no run folder and no file of answers; name a run, RUN:MODEL, or a file (spintune eval makes "
-                "a run of a model)"
-            )
-        for one in [model] if model else _models(Path(folder)):
-            label = one if len(runs) == 1 else f"{short[folder]}:{one}"
-            found[label] = _scores(Path(folder), one)
-            if (path := Path(folder) / "eval" / "heldout" / one / "answers.jsonl").is_file():
-                heldout[label] = path
-            if label not in heldout and not found[label]:
-                known = ", ".join(_models(Path(folder), rivals=True))
-                advice = f"use one of: {known}" if known else "run its recipe first, to the end"
-                raise DataError(f"{folder}: nothing was measured of '{one}'; {advice}")
-    measured = heldout_tables(heldout)
-    return {name: {**measured.get(name, {}), **table} for name, table in found.items()}
+        if name in files:
+            found[short[name]] = _of_file(Path(name), good)
+        else:
+            folder = name.partition(":")[0]
+            prefix = "" if len(runs) == 1 else f"{short[folder]}:"
+            found |= {f"{prefix}{model}": measured for model, measured in _of_run(name).items()}
+    heldout = heldout_tables({name: one.heldout for name, one in found.items() if one.heldout})
+    return {name: {**heldout.get(name, {}), **one.table} for name, one in found.items()}
 
 
-def _short(paths: Sequence[str]) -> dict[str, str]:
-    """Each path as the name of its folder or file without what comes before, where that tells it apart."""
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """The name of each folder or file without its parents, or the whole path where that name is not unique."""
     stems = {path: Path(path).stem if Path(path).is_file() else Path(path).name for path in paths}
     return {path: stem if list(stems.values()).count(stem) == 1 else path for path, stem in stems.items()}
 
 
-def _models(folder: Path, rivals: bool = False) -> list[str]:
-    """Models of which a run measured something: its own, or those too whose answers were stored."""
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+
+def _of_run(name: str) -> dict[str, _Measured]:
+    """The models of a run, or the one that RUN:MODEL names."""
+    path, _, only = name.partition(":")
+    folder = Path(path)
+    if not (folder / "recipe.json").is_file():
+        raise DataError(
+            f"{name}: no run folder and no file of answers; name a run, RUN:MODEL, or a file (spintune eval makes a "
+            "run of a model)"
+        )
+    found = {}
+    for model in [only] if only else _models(folder, rivals=False):
+        answers = folder / "eval" / "heldout" / model / "answers.jsonl"
+        found[model] = _Measured(_scores(folder, model), answers if answers.is_file() else None)
+        if not found[model].table and not found[model].heldout:
+            known = ", ".join(_models(folder, rivals=True))
+            advice = f"use one of: {known}" if known else "run its recipe first, to the end"
+            raise DataError(f"{folder}: nothing was measured of '{model}'; {advice}")
+    return found
+
+
+def _models(folder: Path, rivals: bool) -> list[str]:
+    """Models of which a run measured something: its own, with ``rivals`` also those whose answers were stored."""
     scored = {model for models in finished_scores(folder).values() for model in models}
     return sorted(name for name in {*answered_models(folder), *scored} if rivals or _OF_THE_RUN.fullmatch(name))
 
 
-def _scores(folder: Path, model: str) -> dict[str, MeasuredItems]:
+def _scores(folder: Path, model: str) -> Table:
     found: dict[str, MeasuredItems] = {}
     for evaluation, models in finished_scores(folder).items():
         if model in models:
@@ -77,24 +95,99 @@ def _scores(folder: Path, model: str) -> dict[str, MeasuredItems]:
     return found
 
 
-def _evaluated(path: Path) -> bool:
-    """Whether a file is a run's answers to held-out examples, with their likelihood."""
-    return "nll" in next(iter(file_rows(path))).values
+# Files of answers ----------------------------------------------------------------------------------------------------
 
 
-def _saved(path: Path, good: Sequence[StoredAnswer]) -> Mapping[str, MeasuredItems]:
-    """Answers of anybody: against their own references or those of a file, and their lengths."""
+def _of_file(path: Path, good: Sequence[StoredAnswer]) -> _Measured:
+    """Held-out answers of a run, which have a likelihood, or answers from anywhere."""
+    if "nll" in next(iter(file_rows(path))).values:
+        return _Measured({}, path)
+    return _Measured(_saved_answers(path, good))
+
+
+def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
+    """The lengths of answers, and their scores against their own references or those of ``good``."""
     answers = read_answers(path)
     items = item_ids(answers)
-    texts = {items[place]: one.answer.strip() for place, one in enumerate(answers)}
-    references = {items[place]: one.reference for place, one in enumerate(answers) if one.reference is not None}
+    texts = {item: one.answer.strip() for item, one in zip(items, answers, strict=True)}
+    references = {item: one.reference for item, one in zip(items, answers, strict=True) if one.reference is not None}
     if good:
-        places = {id(one): place for place, one in enumerate(answers)}
+        item_of = {id(one): item for item, one in zip(items, answers, strict=True)}
         pairs = pair_answers(answers, good).pairs
-        references |= {items[places[id(one)]]: other.reference or other.answer for one, other in pairs}
+        references |= {item_of[id(one)]: other.reference or other.answer for one, other in pairs}
     measures = {"characters": MeasuredItems({item: float(len(text)) for item, text in texts.items()}, better=None)}
-    if references:
-        for metric in answer_metrics():
-            values = {item: metric.score(texts[item], [reference]) for item, reference in references.items()}
-            measures[metric.name] = MeasuredItems(values, metric.better, metric.right_or_wrong)
+    for metric in answer_metrics() if references else []:
+        values = {item: metric.score(texts[item], [reference]) for item, reference in references.items()}
+        measures[metric.name] = MeasuredItems(values, metric.better, metric.right_or_wrong)
     return measures
+
+
+# Held-out answers ----------------------------------------------------------------------------------------------------
+
+
+def heldout_tables(files: Mapping[str, Path]) -> dict[str, Table]:
+    """The measures of each model's answers to held-out examples (``eval/heldout/MODEL/answers.jsonl``), by its name.
+
+    The likelihood is per token where all models count the same tokens, else per byte of the reference, because tokens
+    of different tokenizers are different units. A metric that a user added is there where every answer was scored.
+
+    Raises DataError, which names ``path:line``, for a row that is no such answer.
+    """
+    rows = {name: _rows_by_id(path) for name, path in files.items()}
+    counts: dict[str, set[float]] = {}
+    for answers in rows.values():
+        for item, row in answers.items():
+            counts.setdefault(item, set()).add(_number(row, "reference_tokens"))
+    same_tokens = all(len(found) == 1 for found in counts.values())
+    return {name: _heldout_table(answers, same_tokens) for name, answers in rows.items()}
+
+
+def _rows_by_id(path: Path) -> dict[str, FileRow]:
+    rows: dict[str, FileRow] = {}
+    for row in file_rows(path):
+        item = row.text("id", "an id")
+        if item in rows:
+            raise DataError(f"{row.where}: the id {item} was there before; delete the file and run again")
+        rows[item] = row
+    return rows
+
+
+def _heldout_table(rows: Mapping[str, FileRow], same_tokens: bool) -> Table:
+    def column(read: Callable[[FileRow], float]) -> dict[str, float]:
+        return {item: read(row) for item, row in rows.items()}
+
+    units = column(lambda row: _number(row, "reference_tokens")), column(_reference_bytes)
+    likelihood = MeasuredItems(column(lambda row: _number(row, "nll")), "lower", weights=units[0 if same_tokens else 1])
+    table = {"nll_per_token" if same_tokens else "nll_per_byte": likelihood}
+    for metric in answer_metrics():
+        if metric in BUILT_IN or all(metric.name in row.values for row in rows.values()):
+            read = _flag if metric.right_or_wrong else _number
+            values = {item: float(read(row, metric.name)) for item, row in rows.items()}
+            table[metric.name] = MeasuredItems(values, metric.better, metric.right_or_wrong)
+    table["answer_tokens"] = MeasuredItems(column(lambda row: _number(row, "answer_tokens")), better=None)
+    finished = column(lambda row: float(row.text("finish_reason", "an end") == "stop"))
+    table["finished"] = MeasuredItems(finished, right_or_wrong=True)
+    return table
+
+
+def _reference_bytes(row: FileRow) -> float:
+    return max(1, len(row.text("reference", "a reference").encode()))
+
+
+def _number(row: FileRow, key: str) -> float:
+    value = row.values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong_kind(row, key, "a number")
+    return value
+
+
+def _flag(row: FileRow, key: str) -> bool:
+    value = row.values.get(key)
+    if not isinstance(value, bool):
+        raise _wrong_kind(row, key, "true or false")
+    return value
+
+
+def _wrong_kind(row: FileRow, key: str, wanted: str) -> DataError:
+    found = kind_of(row.values[key]) if key in row.values else "missing"
+    return DataError(f"{row.where}: '{key}' is {found}, not {wanted}; give the answers of an evaluated run")

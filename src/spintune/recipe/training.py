@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from spintune import metrics
 from spintune.errors import RecipeError
 from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
@@ -29,6 +30,19 @@ LossName = Annotated[
     AfterValidator(_known_loss),
     # editors offer the built-in names and accept a registered one
     WithJsonSchema({"anyOf": [{"enum": [loss.name for loss in losses.BUILT_IN]}, {"type": "string"}]}),
+]
+
+
+def _known_metric(name: str) -> str:
+    if name not in metrics.METRICS:
+        raise ValueError(metrics.METRICS.unknown(name))
+    return name
+
+
+MetricName = Annotated[
+    str,
+    AfterValidator(_known_metric),
+    WithJsonSchema({"anyOf": [{"enum": [metric.name for metric in metrics.BUILT_IN]}, {"type": "string"}]}),
 ]
 
 
@@ -176,7 +190,7 @@ class SpinSection(TrainingSection):
         description="File of generated answers for iteration 1, as real/generated or prompt/chosen/rejected rows. The "
         "model answers the prompts that the file lacks. [path]",
     )
-    metric: Literal["nll", "rouge_l", "exact_match"] = Field(
+    metric: MetricName = Field(
         "nll", description="Held-out metric that decides which iterate is best; nll is the loss per token."
     )
     stop: StopSection = Field(
