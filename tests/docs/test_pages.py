@@ -12,6 +12,7 @@ Real models of the pages are replaced by tiny ones.
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -192,6 +193,28 @@ def test_every_drawing_has_a_title_and_both_color_schemes_and_every_image_a_text
         assert "http://" not in text.replace('xmlns="http://www.w3.org/2000/svg"', ""), path.name
         assert any(path.name in page for page in PAGES.values()), path.name
     assert [page for page, text in PAGES.items() if "![](" in text] == []
+
+
+def test_the_architecture_names_what_exists() -> None:
+    page = PAGES["architecture.md"]
+    names = {name for name in re.findall(r"`([a-z_0-9]+(?:\.\w+)+)", page) if not name.endswith((".toml", ".jsonl"))}
+    names -= {"spin.lambda"}
+    assert len(names) > 30
+    broken = []
+    for name in sorted(names):
+        try:
+            pkgutil.resolve_name(f"spintune.{name}")
+        except (ImportError, AttributeError):
+            broken.append(name)
+    assert broken == []
+
+
+def test_the_architecture_lists_the_rooms_in_the_order_of_imports() -> None:
+    layers = re.search(r"^layers = \[(.*?)^\]", (REPOSITORY / "pyproject.toml").read_text(), re.M | re.S)
+    assert layers is not None
+    rooms = PAGES["architecture.md"].partition("## The rooms")[2].partition("\n## ")[0]
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", rooms, re.M) for name in re.findall(r"`(\w+)`", row)]
+    assert listed == re.findall(r'"spintune\.(\w+)"', layers[1])
 
 
 PRIVATE = re.compile(r"\b(agents?|sub-?agents?|worktrees?|workplace|house\.md|DESIGN\.md)\b|/work/|/tmp/", re.I)
