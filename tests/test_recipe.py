@@ -21,6 +21,7 @@ from spintune.recipe import (
     read_yaml,
     recipe_schema,
 )
+from spintune.recipe.losses import LOSSES
 from spintune.selfplay.spin import default_rate
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -212,6 +213,27 @@ def test_a_schedule_gives_each_iteration_its_value() -> None:
 def test_a_schedule_of_another_length_is_refused(key: str, value: Any, length: int) -> None:
     message = wrong(spin={"iterations": 2, key: [value] * length})
     assert message == f"test: spin: {key} lists {length} values for 2 iterations; give one for each"
+
+
+def test_a_loss_of_an_installed_package_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pip leaves behind of a package whose entry point is the record of a loss."""
+    (tmp_path / "losses_of_ann.py").write_text(
+        "from spintune.recipe.losses import SelfPlayLoss\n"
+        "cubic = SelfPlayLoss('cubic', 'losses_of_ann:no_such_function', 'ratios', 0.25, ('shift',))\n"
+    )
+    info = tmp_path / "losses_of_ann-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: losses_of_ann\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[spintune.losses]\ncubic = losses_of_ann:cubic\n")
+    assert "there is no loss 'cubic'" in wrong(spin={"loss": "cubic"})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        spin = parsed(spin={"loss": ["cubic", "logistic"], "iterations": 2, "shift": 1.0}).spin
+        assert spin is not None
+        assert [spin.in_iteration(t).lambda_ for t in (1, 2)] == [0.25, 0.1]
+        assert "cubic reads no margin" in wrong(spin={"loss": "cubic", "reference_mixture": 0.5})
+    finally:
+        LOSSES.unregister("cubic")
 
 
 def test_the_identity_leaves_out_what_cannot_change_a_result() -> None:

@@ -143,7 +143,7 @@ def test_several_negatives_a_prompt(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("refresh", [2, pytest.param("step", marks=pytest.mark.slow)])
-def test_each_stretch_begins_at_ln_2_with_answers_of_the_newest_player(run: Run, tmp_path: Path, refresh: Any) -> None:
+def test_each_phase_begins_at_ln_2_with_answers_of_the_current_player(run: Run, tmp_path: Path, refresh: Any) -> None:
     out = tmp_path / "run"
     results = run(out, **SHORT, spin={"iterations": 1, "refresh": refresh, "pairs_per_step": 8})
     steps = {row["step"]: row for row in rows(out / "metrics.jsonl") if row["stage"] == "spin/iterate-1"}
@@ -151,7 +151,7 @@ def test_each_stretch_begins_at_ln_2_with_answers_of_the_newest_player(run: Run,
     begins = {2: (1, 3), "step": (1, 2, 3, 4)}[refresh]
     for step, row in steps.items():
         assert (abs(row["loss"] - math.log(2)) < 1e-5) == (step in begins), step
-    # the opponent answers the first stretch alone
+    # the opponent answers the first phase alone
     assert len(pairs(out, 1, "answers")) == {2: 16, "step": 8}[refresh]
     (entry,) = results["spin"]
     assert entry["pairs_seen"] == 32
@@ -610,7 +610,7 @@ def test_the_time_of_every_kind_of_work_is_told(run: Run, tmp_path: Path) -> Non
     results = run(tmp_path / "run", spin={"iterations": 1, "refresh": 2}, eval=[])
     (entry,) = results["spin"]
     assert set(entry["pairs"]["seconds"]) == {"generate", "score"}
-    assert set(entry["seconds"]) == {"generate", "score", "train"}  # a stretch is answered while the player trains
+    assert set(entry["seconds"]) == {"generate", "score", "train"}  # a phase is answered while the player trains
     assert min(*entry["pairs"]["seconds"].values(), *entry["seconds"].values(), results["sft"]["seconds"]["train"]) > 0
 
 

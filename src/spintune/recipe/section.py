@@ -1,4 +1,4 @@
-"""The base class of a recipe's sections, and the number types of their fields."""
+"""The base class of a recipe's sections, and the types that fields share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 ScheduleName = Literal["cosine", "linear", "constant"]
+OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]

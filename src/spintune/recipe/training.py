@@ -12,7 +12,7 @@ from spintune import metrics
 from spintune.errors import RecipeError
 from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
-from spintune.recipe.section import Count, NonNegative, Positive, ScheduleName, Section, Share
+from spintune.recipe.section import Count, NonNegative, OptimizerName, Positive, ScheduleName, Section, Share
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class TrainingSection(Section):
     """Settings that SFT and SPIN share."""
 
     schedule: ScheduleName
-    optimizer: Literal["adamw", "rmsprop", "adafactor"] = Field(
+    optimizer: OptimizerName = Field(
         "adamw",
         description="adamw; rmsprop with torch's defaults, as in the SPIN scripts; or adafactor, as for FLAN-T5 "
         "(which used learning_rate 5e-4, schedule constant, warmup 0).",

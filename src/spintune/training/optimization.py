@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spintune.recipe import SftSection, TrainingSection
+from spintune.recipe.section import OptimizerName, ScheduleName
 from spintune.training.adafactor import Adafactor
-
-Schedule = Literal["cosine", "linear", "constant"]
-OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +19,7 @@ class Optimization:
 
     learning_rate: float
     """Peak."""
-    schedule: Schedule = "cosine"
+    schedule: ScheduleName = "cosine"
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises from 0."""
     weight_decay: float = 0.0

@@ -40,7 +40,7 @@ def steps_of_tokens(rows: Sequence[TokenRow], steps: int, tokens: int, seed: int
 
 @dataclass(frozen=True)
 class SftRows:
-    """What SFT trains on and is watched on.
+    """The rows of SFT.
 
     Attributes:
         train: the training rows.
