@@ -19,10 +19,11 @@ from spintune.progress import Progress
 from spintune.recipe import Recipe
 from spintune.results import BestModel, EvaluationResults, RunResults
 from spintune.run_folder import BASE, RunFolder
-from spintune.stages.context import Iterate, RunContext
+from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate
+from spintune.stages.iterates import Iterate
 from spintune.stages.registry import Evaluation, evaluations_of
 from spintune.stages.selfplay import SelfPlayOutcome, selfplay_stage
 from spintune.stages.sft import sft_stage

@@ -50,9 +50,8 @@ def inspect(
     }
     shown = rendered.rows[:rows]
     if json:
-        from dataclasses import asdict
-
-        print_json({**facts, "shown": [asdict(row) for row in shown]})
+        keys = ("example_id", "prompt_ids", "response_ids", "trained", "complete")
+        print_json({**facts, "shown": [{key: getattr(row, key) for key in keys} for row in shown]})
         return
     from spintune.console import print_tokens
 

@@ -20,7 +20,8 @@ from spintune.selfplay.filters import FilteredPairs, without_degenerate
 from spintune.selfplay.opponent import sample_pairs
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
-from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
+from spintune.stages.context import RunContext, delete
+from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json
 from spintune.tokens.rows import RenderedRows, TokenRow
 from spintune.typed_json import JsonObject
@@ -110,7 +111,7 @@ class AnswerSampler:
         folder = context.run.folder / stage
         file = folder / "answers.jsonl"
         settings = {key: value for key, value in self.inputs.items() if key not in ("generated", "history")}
-        inputs = context.inputs(iterate, play=settings)
+        inputs = context.training_inputs(iterate, play=settings)
         if context.run.finished(stage, inputs) is None:
             player = context.load(iterate)
             shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)

@@ -1,4 +1,4 @@
-"""What every stage works with: the run folder, the examples, and one model in memory."""
+"""What every stage works with: the run folder, the examples, and one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -7,81 +7,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.errors import DataError, ModelError
-from spintune.generation.build import build_generator
-from spintune.models.loading import ALIASES, LoadedModel, load_model, locate_model, model_identity, save_folder
-from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
+from spintune.models.loading import ALIASES, load_model, locate_model, model_identity
+from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
 from spintune.run_folder import Inputs, RunFolder
+from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.storage import digest_json
 from spintune.tokens.cache import TokenCache
-from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, Turns, render
-from spintune.tokens.templates import template_source
+from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, render
 from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport
+from spintune.typed_json import JsonObject
 
 _RENDERING = ("max_length", "max_input_length", "max_target_length", "template", "turns")
 
 
-@dataclass(frozen=True)
-class Iterate:
-    """A model of the run.
-
-    Attributes:
-        name: in tables: base, sft, iterate-1, ...
-        location: an ordinary model folder, or what the recipe calls the model.
-        digest: of its contents.
-        adapter: folder of a LoRA adapter that goes on top of the recipe's model; None where ``location`` is all.
-    """
-
-    name: str
-    location: str
-    digest: str
-    adapter: Path | None = None
-
-
-class LoadedIterate:
-    """An iterate in memory, with what reads, scores and writes for it."""
-
-    def __init__(
-        self,
-        iterate: Iterate,
-        loaded: LoadedModel,
-        template: str,
-        engine: LogProbEngine,
-        adapted: Any = None,
-    ) -> None:
-        self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
-        self.engine = engine
-        self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids)
-
-    def renderer(self, turns: Turns) -> RowRenderer:
-        return self.loaded.renderer(self.template, turns)
-
-    def save(self, folder: Path) -> None:
-        """Writes a Hugging Face folder that stops and renders as it was trained to. An adapter is merged, and gone."""
-        if self.template != "tokenizer" and not self.loaded.encoder_decoder:
-            self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
-        model = self.loaded.model if self.adapted is None else merge(self.adapted)
-        if model.generation_config is not None:
-            model.generation_config.eos_token_id = sorted(self.renderer("last").stop_ids)
-        save_folder(model, self.loaded.tokenizer, folder)
-
-
 @dataclass
 class RunContext:
-    """One run at work.
+    """One run while its stages execute.
 
     Attributes:
-        environment: where keys of endpoints are looked up.
+        cache: folder of models and tokens that runs share.
+        environment: where the API keys of endpoints are looked up.
     """
 
     recipe: Recipe
@@ -90,14 +45,14 @@ class RunContext:
     progress: Progress
     metrics: Metrics
     environment: Mapping[str, str]
-    _player: LoadedIterate | None = None
+    _loaded: LoadedIterate | None = None
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> JsonObject:
         """The recipe as plain values, for the inputs of stages."""
         return self.recipe.identity()
 
-    # Examples --------------------------------------------------------------------------------------------------
+    # Examples --------------------------------------------------------------------------------------------------------
 
     @property
     def train_file(self) -> Path:
@@ -109,16 +64,22 @@ class RunContext:
 
     @cached_property
     def train(self) -> Sequence[Example]:
-        """They stay on disk."""
+        """The training examples, read from disk one by one."""
         return RecordFile(self.train_file, Example)
 
     @cached_property
     def heldout(self) -> list[Example]:
+        """The held-out examples."""
         return read_records(self.heldout_file, Example)
 
     def render(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None
     ) -> RenderedRows:
+        """Examples as tokens, within the recipe's lengths. Those of a file are cached.
+
+        Args:
+            max_response: maximum length of a response, if lower than the recipe's. [tokens]
+        """
         data = self.recipe.data
         longest = min(filter(None, (max_response, data.max_target_length)), default=None)
 
@@ -134,31 +95,30 @@ class RunContext:
     def render_heldout(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None
     ) -> Sequence[TokenRow]:
-        """The rows of held-out examples that fit. Raises DataError when there are examples and none does."""
+        """The rows of the held-out examples that fit. Raises DataError when there are examples and none fits."""
         try:
             return self.render(examples, renderer, max_response).rows if examples else []
         except DataError as error:
             raise DataError(f"held-out examples: {error}, or set data.eval_fraction to 0") from error
 
-    # Models ----------------------------------------------------------------------------------------------------
+    # Models ----------------------------------------------------------------------------------------------------------
 
     def load(self, iterate: Iterate) -> LoadedIterate:
-        """The iterate in memory; what is there already is not read again."""
-        if self._player is None or self._player.iterate != iterate:
-            self._player = None
-            self._player = self._read(iterate)
-        return self._player
+        """The iterate in memory, in place of the one before; it is not read again if it is there already."""
+        if self._loaded is None or self._loaded.iterate != iterate:
+            self._loaded = None
+            self._loaded = self._read(iterate)
+        return self._loaded
 
-    def guest(self, name: str) -> LoadedIterate:
-        """A model that is none of the run's, such as a judge, in memory: as it is, with a template of its own."""
+    def load_by_name(self, name: str) -> LoadedIterate:
+        """A model from outside the run, such as a judge, with its own chat template, in place of the one before."""
         iterate = Iterate("guest", name, model_identity(name, self.cache))
-        if self._player is None or self._player.iterate != iterate:
-            self._player = None
+        if self._loaded is None or self._loaded.iterate != iterate:
+            self._loaded = None
             loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
-            tokens = self.recipe.tokens_per_forward
-            engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=tokens)
-            self._player = LoadedIterate(iterate, loaded, "tokenizer", engine)
-        return self._player
+            engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=self.recipe.tokens_per_forward)
+            self._loaded = LoadedIterate(iterate, loaded, "tokenizer", engine)
+        return self._loaded
 
     def _read(self, iterate: Iterate) -> LoadedIterate:
         recipe = self.recipe
@@ -178,7 +138,7 @@ class RunContext:
             adapted = load_adapter(loaded.model, iterate.adapter)
         elif recipe.lora:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
-        # iterates of this run carry their template with them
+        # an iterate that this run wrote has its template in its tokenizer
         template = recipe.data.template if location == recipe.model else "tokenizer"
         engine = LogProbEngine(
             loaded.model,
@@ -190,49 +150,53 @@ class RunContext:
         return LoadedIterate(iterate, loaded, template, engine, adapted)
 
     def publish(
-        self, player: LoadedIterate, name: str, stage: str, inputs: Inputs, facts: object, *more: Path
+        self, player: LoadedIterate, name: str, stage: str, inputs: Inputs, facts: object, *files: Path
     ) -> Iterate:
-        """Writes the player as an iterate of the run, then its stage's manifest."""
+        """Writes the trained player as an iterate of the run, then the stage's manifest.
+
+        Args:
+            name: of the new iterate.
+            files: other files that the stage wrote.
+        """
         folder = self.run.folder / stage
-        files = [folder / "model", *more]
+        outputs = [folder / "model", *files]
         if player.adapted is not None:
-            files.append(folder / "adapter")
-            inside = player.iterate.adapter is None and Path(player.iterate.location).is_relative_to(self.run.folder)
-            location = Path(player.iterate.location)
-            # peft knows no aliases
-            known = (
-                locate_model(self.recipe.model, self.cache)[0] if self.recipe.model in ALIASES else self.recipe.model
-            )
-            base = str(location.relative_to(self.run.folder)) if inside else known
-            save_adapter(player.adapted, folder / "adapter", base)
+            save_adapter(player.adapted, folder / "adapter", self._adapter_base(player.iterate))
+            outputs.append(folder / "adapter")
         player.save(folder / "model")
-        self.run.finish(stage, inputs, files, facts)
+        self.run.finish(stage, inputs, outputs, facts)
         iterate = self.published(name, stage)
         if player.adapted is None:
             player.iterate = iterate
-        else:  # merging used it up, and what comes back from disk is what a resumed run would read
-            self._player = None
+        else:  # merging used the adapter up; a resumed run, too, would read the model from disk
+            self._loaded = None
         return iterate
 
     def published(self, name: str, stage: str) -> Iterate:
         """The iterate that a finished stage wrote."""
         folder = self.run.folder / stage
-        goes_on = self.recipe.lora is not None and self.recipe.lora.between == "continue"
-        adapter = folder / "adapter" if goes_on else None
-        return Iterate(name, str(folder / "model"), self.run.digest(stage), adapter)
+        continues = self.recipe.lora is not None and self.recipe.lora.between == "continue"
+        return Iterate(name, str(folder / "model"), self.run.digest(stage), folder / "adapter" if continues else None)
 
-    # Stages ----------------------------------------------------------------------------------------------------
+    def _adapter_base(self, iterate: Iterate) -> str:
+        """The model that an adapter belongs on, as peft finds it: a hub id, a path, or a path inside the run folder."""
+        location = Path(iterate.location)
+        if iterate.adapter is None and location.is_relative_to(self.run.folder):
+            return str(location.relative_to(self.run.folder))
+        return locate_model(self.recipe.model, self.cache)[0] if self.recipe.model in ALIASES else self.recipe.model
 
-    def inputs(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
-        """What every stage that trains depends on."""
-        return {"data": self.run.digest("data"), **self.reading(iterate, **more)}
+    # Inputs of stages ------------------------------------------------------------------------------------------------
 
-    def judging(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
-        """What judging on held-out examples depends on: these, and not what else was trained on."""
-        return {"heldout": self.run.file_digest("data", self.heldout_file.name), **self.reading(iterate, **more)}
+    def training_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
+        """What the output of a stage depends on that trains ``iterate``, or writes what is trained on."""
+        return {"data": self.run.digest("data"), **self.model_inputs(iterate, **more)}
 
-    def reading(self, iterate: Iterate, **more: Any) -> dict[str, Any]:
-        """What everything that a model reads and writes depends on."""
+    def heldout_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
+        """What judging ``iterate`` on held-out examples depends on; the training examples are not part of it."""
+        return {"heldout": self.run.file_digest("data", self.heldout_file.name), **self.model_inputs(iterate, **more)}
+
+    def model_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
+        """What everything that ``iterate`` reads and writes depends on."""
         return {
             "model": iterate.digest,
             "rendering": {key: self.settings["data"][key] for key in _RENDERING},
@@ -244,18 +208,21 @@ class RunContext:
             **more,
         }
 
-    def checkpoints(self, folder: Path, inputs: dict[str, Any], section: SftSection | SpinSection) -> Checkpoints:
-        """Checkpoints of a stage with these inputs; what a stopped run left of other inputs is deleted."""
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def checkpoints(self, stage: str, inputs: Inputs, section: SftSection | SpinSection) -> Checkpoints:
+        """The checkpoints of a stage for these inputs. Those that a stopped run left for other inputs are deleted."""
+        folder = self.run.folder / stage / "checkpoints"
         tag = digest_json(inputs)[:12]
-        for other in folder.glob("checkpoints/*"):
+        for other in folder.glob("*"):
             if other.name != tag:
                 delete(other)
-        return Checkpoints(folder / "checkpoints" / tag, section.checkpoint_minutes)
+        return Checkpoints(folder / tag, section.checkpoint_minutes)
 
     def step_logger(self, stage: str, meter: Meter) -> Callable[[StepReport], None]:
-        """Writes each step's report into the run's metrics, and shows it to the meter."""
+        """A hook that adds each step to the run's metrics and to the meter."""
 
-        def write(report: StepReport) -> None:
+        def log(report: StepReport) -> None:
             meter.step(report)
             self.metrics.add(
                 stage,
@@ -269,9 +236,9 @@ class RunContext:
                 **report.facts,
             )
 
-        return write
+        return log
 
 
 def delete(folder: Path) -> None:
-    """Removes a folder of intermediate files, if it is there."""
+    """Removes a folder of intermediate files, if it exists."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,8 @@ from spintune.generation.local_teacher import LocalTeacher
 from spintune.models.loading import model_identity
 from spintune.recipe import JudgeSection, TeacherSection
 from spintune.recipe.endpoint import ENDPOINT
-from spintune.stages.context import LoadedIterate, RunContext
+from spintune.stages.context import RunContext
+from spintune.stages.iterates import LoadedIterate
 from spintune.teachers.budget import Budget
 from spintune.teachers.protocol import Teacher, Usage
 from spintune.teachers.registry import build_teacher

@@ -21,8 +21,9 @@ from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
 from spintune.records import write_records
 from spintune.results import EvaluationResults
 from spintune.stages.contamination import contamination_stage
-from spintune.stages.context import Iterate, RunContext
+from spintune.stages.context import RunContext
 from spintune.stages.heldout import heldout_results, judge_stage
+from spintune.stages.iterates import Iterate
 from spintune.stages.judge import judging_stage
 from spintune.stages.registry import Evaluation, EvaluationOutcome
 from spintune.storage import write_json_lines
@@ -85,7 +86,7 @@ def _evaluated(
 ) -> bool:
     """One evaluation of one model, done now or before; False where it cannot be done."""
     stage = f"eval/{evaluation.name}/{iterate.name}"
-    inputs = context.reading(iterate, **evaluation.inputs)
+    inputs = context.model_inputs(iterate, **evaluation.inputs)
     facts = context.run.finished(stage, inputs)
     if facts is None:
         outcome = evaluation.judge(context, context.load(iterate))

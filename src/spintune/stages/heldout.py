@@ -17,7 +17,8 @@ from spintune.evaluation.heldout import (
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.metrics import METRICS, metric_inputs
 from spintune.records import Example, read_records, write_records
-from spintune.stages.context import Iterate, RunContext
+from spintune.stages.context import RunContext
+from spintune.stages.iterates import Iterate
 from spintune.stages.task_accuracy import judge_tasks
 from spintune.tokens.rows import RowRenderer, TokenRow, fit
 from spintune.typed_json import to_json
@@ -30,7 +31,7 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
     """The log-probability of every held-out reference under an iterate."""
     stage = f"likelihood/{iterate.name}"
     path = context.run.folder / stage / "likelihood.jsonl"
-    inputs = context.judging(iterate)
+    inputs = context.heldout_inputs(iterate)
     if context.run.finished(stage, inputs) is None:
         player = context.load(iterate)
         _, rows = _whole_rows(context, player.renderer("last"))
@@ -47,7 +48,7 @@ def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     stage = f"eval/heldout/{iterate.name}"
     path = context.run.folder / stage / "answers.jsonl"
     longest = context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
-    inputs = context.judging(iterate, max_new_tokens=longest, **metric_inputs())
+    inputs = context.heldout_inputs(iterate, max_new_tokens=longest, **metric_inputs())
     if context.run.finished(stage, inputs) is None:
         player = context.load(iterate)
         examples, rows = _whole_rows(context, player.renderer("last"))

@@ -36,8 +36,9 @@ from spintune.selfplay.spin import (
     train_iteration,
 )
 from spintune.stages.answers import AnswerSampler
-from spintune.stages.context import Iterate, LoadedIterate, RunContext, delete
+from spintune.stages.context import RunContext, delete
 from spintune.stages.heldout import likelihood_stage
+from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.stages.pairs import training_settings
 from spintune.storage import digest_json, write_json_if_changed, write_json_lines
@@ -59,7 +60,7 @@ def training_stage(sampler: AnswerSampler, opponent: Iterate, iteration: int) ->
     context = sampler.context
     stage = f"spin/iterate-{iteration}"
     folder = context.run.folder / stage
-    inputs = context.inputs(
+    inputs = context.training_inputs(
         opponent,
         pairs=context.run.digest(f"{stage}/pairs"),
         spin=training_settings(context, sampler.section, iteration),
@@ -95,7 +96,7 @@ def _train(
         )
     meter = Meter(player.engine)
     hooks = TrainingHooks(lambda step: context.metrics.begin(stage, step), context.step_logger(stage, meter))
-    checkpoints = context.checkpoints(folder, inputs, section)
+    checkpoints = context.checkpoints(stage, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
     heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
@@ -216,7 +217,7 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
         return None
     stage = f"spin/iterate-{iteration}/diagnosis"
     path = context.run.folder / stage / "diagnosis.json"
-    inputs = context.inputs(
+    inputs = context.training_inputs(
         iterate, opponent=opponent.digest, base=start.digest, play=sampler.inputs, iteration=iteration
     )
     facts = context.run.finished(stage, inputs, DiagnosisFacts)

@@ -70,7 +70,7 @@ def judging_stage(
     found: dict[str, Any] = {"canary": {}, "pairs": {}, "ratings": {}, "words": [], "problems": []}
     with Replies(context.run.folder / "judge" / "replies.sqlite") as replies:
         if section.runs_locally:
-            teacher = local_teacher(context, section.model, context.guest(section.model))
+            teacher = local_teacher(context, section.model, context.load_by_name(section.model))
         else:
             teacher = named_teacher(context, section, replies)
         judging = JudgeStage(context, section, CachedTeacher(teacher, replies))

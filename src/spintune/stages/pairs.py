@@ -27,7 +27,8 @@ from spintune.selfplay.separability import Separability, separability
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
 from spintune.stages.answers import AnswerSampler
-from spintune.stages.context import Iterate, RunContext, delete
+from spintune.stages.context import RunContext, delete
+from spintune.stages.iterates import Iterate
 from spintune.storage import digest_json
 from spintune.tokens.rows import RenderedRows, TokenRow
 from spintune.tracking import Stopwatch, flat
@@ -77,7 +78,7 @@ class PairStage:
     def _inputs(self, iteration: int) -> JsonObject:
         context, section = self.context, self.section
         earlier_pairs = [context.run.digest(_stage(earlier)) for earlier in self._replayed(iteration)]
-        return context.inputs(
+        return context.training_inputs(
             self.opponent,
             play=self.sampler.inputs,
             iteration=iteration,

@@ -31,7 +31,8 @@ from spintune.metrics import answer_metrics, metric_inputs
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, EvaluationSection, Recipe
 from spintune.records import Message
 from spintune.run_folder import BASE, BASELINE, SFT
-from spintune.stages.context import LoadedIterate, RunContext
+from spintune.stages.context import RunContext
+from spintune.stages.iterates import LoadedIterate
 from spintune.storage import digest_file
 
 Row = dict[str, Any]

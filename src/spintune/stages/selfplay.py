@@ -17,8 +17,9 @@ from pathlib import Path
 from spintune.recipe import SpinSection
 from spintune.results import BestModel, IterationResults, SftFacts
 from spintune.stages.answers import AnswerSampler
-from spintune.stages.context import Iterate, RunContext
+from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage, metric_difference
+from spintune.stages.iterates import Iterate
 from spintune.stages.iteration import diagnosis_stage, training_stage
 from spintune.stages.pairs import NothingToLearnError, PairStage
 from spintune.stages.sft import baseline_stage

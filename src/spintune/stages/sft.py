@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from spintune.recipe import SftSection, SpinSection
 from spintune.results import SftFacts
 from spintune.run_folder import BASELINE, SFT, StepLog
-from spintune.stages.context import Iterate, RunContext, delete
+from spintune.stages.context import RunContext, delete
+from spintune.stages.iterates import Iterate
 from spintune.stages.metering import Meter
 from spintune.tokens.rows import TokenRow
 from spintune.training.optimization import optimization_of
@@ -45,7 +46,7 @@ class _Training:
 
 def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, SftFacts]:
     """Trains the base model on the training examples."""
-    inputs = context.inputs(base, sft=context.settings["sft"])
+    inputs = context.training_inputs(base, sft=context.settings["sft"])
     return _run(context, _Training(SFT, "sft", base, section, inputs))
 
 
@@ -62,7 +63,7 @@ def baseline_stage(
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
     budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)
-    inputs = context.inputs(start, sft=section.model_dump(mode="json"), budget=vars(budget))
+    inputs = context.training_inputs(start, sft=section.model_dump(mode="json"), budget=vars(budget))
     return _run(context, _Training(BASELINE, "spin/baseline-sft", start, section, inputs, budget))
 
 
@@ -98,7 +99,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             player.generator,
             SftRows(train.rows, steps, heldout, heldout[: section.samples]),
             optimization_of(section, section.learning_rate, recipe.seed),
-            context.checkpoints(context.run.folder / stage, training.inputs, section),
+            context.checkpoints(stage, training.inputs, section),
             task,
             SftHooks(evaluations.begin, context.step_logger(stage, meter), evaluations.add),
         )

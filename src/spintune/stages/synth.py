@@ -18,8 +18,9 @@ from typing import Any
 from spintune.data.tables import source_digest
 from spintune.recipe import SynthSection
 from spintune.results import SynthFacts
-from spintune.stages.context import Iterate, RunContext
+from spintune.stages.context import RunContext
 from spintune.stages.endpoints import budget_of, local_teacher, named_teacher
+from spintune.stages.iterates import Iterate
 from spintune.storage import atomic_file, write_json, write_json_lines
 from spintune.synthesis.alpaca import ALPACA_DECODING
 from spintune.synthesis.card import CardSource, SynthesisCard, as_markdown, describe

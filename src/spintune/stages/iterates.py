@@ -1,0 +1,68 @@
+"""The models of a run: iterates on disk, and an iterate loaded into memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.generation.build import build_generator
+from spintune.models.loading import LoadedModel, save_folder
+from spintune.models.lora import merge
+from spintune.tokens.rows import RowRenderer, Turns
+from spintune.tokens.templates import template_source
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """A model of the run.
+
+    Attributes:
+        name: in tables: base, sft, iterate-1, ...
+        location: a Hugging Face folder, or what the recipe calls the model.
+        digest: of its contents.
+        adapter: folder of a LoRA adapter to load on top of the recipe's model instead of ``location``, or None.
+    """
+
+    name: str
+    location: str
+    digest: str
+    adapter: Path | None = None
+
+
+class LoadedIterate:
+    """An iterate in memory, with the engine that scores and the generator that answers.
+
+    Attributes:
+        template: name of the chat template.
+        adapted: the model with the adapter that is trained; None when all weights are.
+    """
+
+    def __init__(
+        self,
+        iterate: Iterate,
+        loaded: LoadedModel,
+        template: str,
+        engine: LogProbEngine,
+        adapted: PeftModel | None = None,
+    ) -> None:
+        self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
+        self.engine = engine
+        self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids)
+
+    def renderer(self, turns: Turns) -> RowRenderer:
+        """What writes conversations as tokens of this model; ``turns`` says which assistant turns are trained."""
+        return self.loaded.renderer(self.template, turns)
+
+    def save(self, folder: Path) -> None:
+        """Writes a Hugging Face folder with the template and stop tokens of training. An adapter is merged for good."""
+        if self.template != "tokenizer" and not self.loaded.encoder_decoder:
+            self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
+        model = self.loaded.model if self.adapted is None else merge(self.adapted)
+        if model.generation_config is not None:
+            model.generation_config.eos_token_id = sorted(self.renderer("last").stop_ids)
+        save_folder(model, self.loaded.tokenizer, folder)
