@@ -50,11 +50,15 @@ def blocks(text: str) -> list[Block]:
     return [Block(found["mark"] or "", found["name"], found["kind"], found["text"]) for found in FENCE.finditer(text)]
 
 
+def lines(text: str) -> list[list[str]]:
+    """The words of every command in a console block."""
+    shown = [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
+    return [shlex.split(line, comments=True) for line in shown]
+
+
 def commands(text: str) -> list[list[str]]:
-    """The words of every spintune command in a console block."""
-    lines = [line.removeprefix("$ ") for line in text.splitlines() if line.startswith("$ ")]
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [line[1:] for line in words if line and line[0].rpartition("/")[2] == "spintune"]
+    """The words behind spintune of every such command in a console block."""
+    return [words[1:] for words in lines(text) if words[0].rpartition("/")[2] == "spintune"]
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +269,12 @@ def test_pages_run(
         if block.name:
             (tmp_path / block.name).write_text(text + "\n")
         elif block.mark == "run" and block.kind == "console":
-            for words in commands(text):
-                ended = spintune(*words)
-                assert ended.code == 0, (words, ended.err)
+            for words in lines(text):
+                if words[0] == "spintune":
+                    ended = spintune(*words[1:])
+                    assert ended.code == 0, (words, ended.err)
+                else:
+                    subprocess.run(words, check=True)  # cp
         elif block.mark == "run":
             exec(compile(text, page, "exec"), namespace)
     for run in (tmp_path / "runs").glob("*"):
