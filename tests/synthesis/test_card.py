@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from spintune.synthesis.card import CardSource, Opening, WordCount, as_markdown, describe, nearest_seed, openings
+from spintune.synthesis.card import Opening, WordCount, as_markdown, describe, nearest_seed, openings
 from spintune.synthesis.examples import AnsweredPrompt, GeneratedExample, SeedTask, SynthesisProvenance
 from spintune.synthesis.figure import openings_figure
 from spintune.synthesis.filters import FilterCounts
@@ -54,8 +54,8 @@ def test_the_card_is_markdown_in_which_a_teachers_text_stays_text() -> None:
     examples = [GeneratedExample(task, SynthesisProvenance("who", "alpaca", (AnsweredPrompt("p", "k"),), ("s",)))]
     removed = [RemovedExample(1, "exam", 3, "a | b", "Say.")]
     counts = [FilterCounts("candidates", "tasks", 1, 1)]
-    result = SynthesisResult(examples, counts, Usage(1, 2, 3), removed=removed)
-    card = describe(result, CardSource("who", "alpaca", "builtin:seeds"), [task], "reference", 0)
+    result = SynthesisResult("who", "alpaca", examples, counts, Usage(1, 2, 3), removed=removed)
+    card = describe(result, [task], "builtin:seeds")
     text = as_markdown(card)
     assert "| exam | 3 | a \\| b |" in text
     assert "\n    input: # no heading\n" in text

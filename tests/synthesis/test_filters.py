@@ -52,9 +52,9 @@ def test_alpaca_has_more_keywords() -> None:
 def test_words_of_scripts_without_spaces_count_one_by_one() -> None:
     chinese = "写一首关于秋天的短诗"
     assert RULES.instruction_drop_reason(chinese) == "too_short"
-    assert FilterRules(tokenizer="unicode", ascii_start=False).instruction_drop_reason(chinese) is None
+    assert FilterRules(word_rule="unicode", ascii_start=False).instruction_drop_reason(chinese) is None
     assert (
-        FilterRules(tokenizer="unicode", ascii_start=False, keywords=("图片",)).instruction_drop_reason(
+        FilterRules(word_rule="unicode", ascii_start=False, keywords=("图片",)).instruction_drop_reason(
             "描述这张图片里的人"
         )
         == "keyword"

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from spintune.data.tables import source_digest
 from spintune.recipe import SynthSection
@@ -23,7 +22,7 @@ from spintune.stages.endpoints import budget_of, local_teacher, named_teacher
 from spintune.stages.iterates import Iterate
 from spintune.storage import atomic_file, write_json, write_json_lines
 from spintune.synthesis.alpaca import ALPACA_DECODING
-from spintune.synthesis.card import CardSource, SynthesisCard, as_markdown, describe
+from spintune.synthesis.card import SynthesisCard, as_markdown, describe
 from spintune.synthesis.decoding import DecodingSettings
 from spintune.synthesis.examples import GeneratedExample, read_seeds
 from spintune.synthesis.figure import openings_figure
@@ -44,42 +43,23 @@ def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> Sy
     """
     folder = context.run.folder / "synth"
     inputs = _inputs(context, section, base)
-    known = context.run.finished("synth", inputs, SynthFacts)
-    if known is not None:
-        return known
+    facts = context.run.finished("synth", inputs, SynthFacts)
+    if facts is not None:
+        return facts
     # read before anything is asked: a mistake in these files must not show only after everything is paid for
     seeds, options = read_seeds(section.seeds), _options(section)
     clock = Stopwatch()
     with clock("write"), Replies(folder / "replies.sqlite") as replies:
         teacher = _teacher(context, section, base, replies)
-        result = synthesize(
-            seeds,
-            teacher,
-            section.instructions,
-            section.method,
-            context.recipe.seed,
-            replies,
-            options,
-            context.progress,
-        )
+        target, method, seed = section.instructions, section.method, context.recipe.seed
+        result = synthesize(seeds, teacher, target, method, seed, replies, options, context.progress)
     dollars = budget_of(section.teacher).cost(result.cost)
-    source = CardSource(teacher.name, section.method, section.seeds, dollars)
-    card = describe(result, source, seeds, section.filters.novelty_tokens, context.recipe.seed)
-    facts = {
-        "teacher": teacher.name,
-        "method": section.method,
-        "seeds": section.seeds,
-        "examples": card.examples,
-        "instructions": card.instructions,
-        "funnel": card.funnel,
-        "stopped": card.stopped,
-        "cost": card.cost,
-        "seconds": clock.seconds,
-    }
+    card = describe(result, seeds, section.seeds, dollars, section.filters.novelty_tokens, seed)
     files = _publish(folder, section, result.examples, card)
+    facts = from_json(SynthFacts, {**to_json(card), "seconds": clock.seconds}, folder)
     if not result.budget_used_up:
         context.run.finish("synth", inputs, files, facts)
-    return from_json(SynthFacts, facts, folder)
+    return facts
 
 
 def examples_file(folder: Path) -> Path:
@@ -87,7 +67,7 @@ def examples_file(folder: Path) -> Path:
     return folder / "synth" / "examples.jsonl"
 
 
-def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[str, Any]:
+def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[str, object]:
     evaluation = section.decontaminate.files if section.decontaminate else []
     return {
         "synth": context.settings["synth"],
@@ -117,7 +97,7 @@ def _options(section: SynthSection) -> SynthesisOptions:
         rules=FilterRules(
             min_words=filters.fewest_words,
             max_words=filters.most_words,
-            tokenizer=filters.novelty_tokens,
+            word_rule=filters.novelty_tokens,
             keywords=KEYWORDS[section.method] if filters.keywords is None else tuple(filters.keywords),
             starts=tuple(filters.starts),
             ascii_start=filters.novelty_tokens != "unicode" if filters.ascii_start is None else filters.ascii_start,

@@ -107,7 +107,7 @@ def bootstrap(
     Raises TeacherError when the teacher cannot be asked, or no task at all is accepted.
     """
     pool, rounds_without_new = BootstrapResult(), 0
-    index = NoveltyIndex(rules.novelty, rules.tokenizer)
+    index = NoveltyIndex(rules.novelty, rules.word_rule)
     index.extend([task.instruction for task in seeds])
     with progress.task(f"{teacher.name} writes tasks", settings.target, "tasks") as bar:
         while pool.stopped is None and len(pool.accepted) < settings.target:

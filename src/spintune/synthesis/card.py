@@ -95,30 +95,32 @@ class SynthesisCard:
     sample: list[JsonObject]
 
 
-@dataclass(frozen=True)
-class CardSource:
-    """Where the examples come from: names of teacher, method and seeds, and the cost in dollars."""
-
-    teacher: str
-    method: str
-    seeds: str
-    dollars: float = 0.0
-
-
 def describe(
-    result: SynthesisResult, source: CardSource, seeds: Sequence[SeedTask], tokenizer: WordRule, seed: int
+    result: SynthesisResult,
+    seeds: Sequence[SeedTask],
+    seeds_name: str,
+    dollars: float = 0.0,
+    word_rule: WordRule = "reference",
+    seed: int = 0,
 ) -> SynthesisCard:
-    """The card of what was generated. ``seed`` draws the sample; ``tokenizer`` defines the words of ROUGE-L."""
+    """The card of what was generated.
+
+    Args:
+        seeds_name: file of the seeds, or "builtin:seeds".
+        dollars: what the teacher cost.
+        word_rule: the words of ROUGE-L.
+        seed: of the sample that the card shows.
+    """
     tasks = [one.task for one in result.examples]
     chosen = sorted(stream(seed, "card").sample(range(len(tasks)), min(SAMPLE, len(tasks))))
     return SynthesisCard(
-        teacher=source.teacher,
-        method=source.method,
-        seeds=source.seeds,
+        teacher=result.teacher,
+        method=result.method,
+        seeds=seeds_name,
         examples=len(tasks),
         instructions=len(result.instructions),
         stopped=result.stopped,
-        cost={**to_json(result.cost), "dollars": source.dollars},
+        cost={**to_json(result.cost), "dollars": dollars},
         decontaminated=result.removed,
         classification=sum(task.classification is True for task in tasks),
         without_input=sum(not task.input for task in tasks),
@@ -129,7 +131,7 @@ def describe(
             "output": _lengths([task.output or "" for task in tasks]),
         },
         openings=openings(result.instructions),
-        nearest_seed=nearest_seed(result.instructions, seeds, tokenizer),
+        nearest_seed=nearest_seed(result.instructions, seeds, word_rule),
         sample=[result.examples[place].to_json() for place in chosen],
     )
 
@@ -161,9 +163,9 @@ def openings(instructions: Sequence[str]) -> list[Opening]:
     ]
 
 
-def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], tokenizer: WordRule) -> SeedSimilarity:
+def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], word_rule: WordRule) -> SeedSimilarity:
     """ROUGE-L of each instruction with the seed most similar to it."""
-    index = NoveltyIndex(1.0, tokenizer)
+    index = NoveltyIndex(1.0, word_rule)
     index.extend([seed.instruction for seed in seeds])
     scores = [near[0][1] if (near := index.nearest(text, 1)) else 0.0 for text in instructions]
     bins = Counter(next(bound for bound in _SIMILARITY_BOUNDS if score <= bound) for score in scores)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 
@@ -13,7 +12,7 @@ from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.data.tables import rows_of
 from spintune.errors import DataError
 from spintune.records import Example, Message
-from spintune.typed_json import to_json
+from spintune.typed_json import JsonObject, to_json
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class GeneratedExample:
         prompt = instruction_prompt(task.instruction, task.input)
         return Example((Message("user", prompt), Message("assistant", task.output or "")), f"synth:{task.id}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """A row of the Alpaca format, with the provenance beside it."""
         return {**to_json(self.task), "provenance": to_json(self.provenance)}
 

@@ -16,20 +16,7 @@ from functools import cached_property
 from spintune.synthesis.examples import SeedTask
 from spintune.text.words import WordRule, split_words
 
-_VISUAL = (
-    "image",
-    "images",
-    "graph",
-    "graphs",
-    "picture",
-    "pictures",
-    "file",
-    "files",
-    "map",
-    "maps",
-    "draw",
-    "plot",
-)
+_VISUAL = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot")
 KEYWORDS: dict[str, tuple[str, ...]] = {
     "self_instruct": (*_VISUAL, "go to"),
     "alpaca": (*_VISUAL, "go to", "video", "audio", "music", "flowchart", "diagram"),
@@ -53,8 +40,8 @@ class FilterRules:
 
     Attributes:
         min_words, max_words: of an instruction; the paper's code drops those of 3 words or fewer and of more than 150.
-        tokenizer: how words are counted and compared: "reference" splits at white space to count, as the paper's code
-            does; "unicode" reads every script.
+        word_rule: how words are counted and compared: "reference" counts what white space separates, as the paper's
+            code does; "unicode" reads every script.
         keywords: whole words that an instruction must not contain, in any case.
         starts: texts that an instruction must not begin with.
         ascii_start: whether an instruction must begin with an ASCII character; for English data.
@@ -64,7 +51,7 @@ class FilterRules:
 
     min_words: int = 4
     max_words: int = 150
-    tokenizer: WordRule = "reference"
+    word_rule: WordRule = "reference"
     keywords: tuple[str, ...] = KEYWORDS["self_instruct"]
     starts: tuple[str, ...] = STARTS
     ascii_start: bool = True
@@ -75,7 +62,7 @@ class FilterRules:
         """The name of the first rule that an instruction breaks; None if it breaks none."""
         if not text:
             return "empty_instruction"
-        words = len(text.split() if self.tokenizer == "reference" else split_words(text, self.tokenizer))
+        words = len(text.split() if self.word_rule == "reference" else split_words(text, self.word_rule))
         if not self.min_words <= words <= self.max_words:
             return "too_short" if words < self.min_words else "too_long"
         if self._keyword and self._keyword.search(text):

@@ -1,6 +1,6 @@
-"""What a teacher wrote, as tasks. Whatever cannot be read is a counted reason, never a guess.
+"""Parsers of a teacher's replies. What cannot be parsed is counted with a reason and never guessed.
 
-Markers count only at the beginning of a line, so that a text may hold "16.", "###", "Example" or "Output:" inside.
+Markers count only at the beginning of a line, so that a text may contain "16.", "###", "Example" or "Output:".
 """
 
 from __future__ import annotations
@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from spintune.data.file_rows import NO_INPUT
 from spintune.synthesis.examples import SeedTask, one_line, task_id
 from spintune.teachers.protocol import Outcome, Reply
 
+T = TypeVar("T")
+
 
 @dataclass
 class ParsedReply:
-    """Tasks found in a reply, and what was dropped by reason. ``failure`` when nothing in the reply could be read."""
+    """The tasks in a reply, how many were dropped for each reason, and why nothing in it could be parsed, if so."""
 
     tasks: list[SeedTask] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -24,9 +27,10 @@ class ParsedReply:
 
 
 def reply_text(outcome: Outcome, begin: str, marker: re.Pattern[str]) -> str | ParsedReply:
-    """The reply with its beginning, which a teacher may or may not have repeated; or why there is none.
+    """The reply with its beginning, or the reason why there is no text.
 
-    It has repeated it when it begins with a marker of the kind, whatever its number.
+    The teacher may or may not have repeated the beginning. It has if the reply begins with a marker of that kind, with
+    any number.
     """
     if not isinstance(outcome, Reply):
         return ParsedReply(failure=outcome.reason)
@@ -46,9 +50,9 @@ _ITEM = re.compile(r"^[ \t]*(?:[*_#]+[ \t]*)?(?:Task[ \t]+)?(\d{1,3})[ \t]*[.):]
 
 
 def instructions(outcome: Outcome, begin: str) -> ParsedReply:
-    """The items of a numbered list, whatever the numbers; an item ends at an empty line.
+    """The items of a numbered list with any numbers; an item ends at an empty line.
 
-    The last one of a reply that ran out of room is dropped.
+    If the reply reached its maximum length, the last item is dropped.
     """
     text = reply_text(outcome, begin, _ITEM)
     if isinstance(text, ParsedReply):
@@ -60,9 +64,7 @@ def instructions(outcome: Outcome, begin: str) -> ParsedReply:
     texts = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
     items = [one_line(item.partition("\n\n")[0]).strip("*_ ") for item in texts]
     parsed = ParsedReply()
-    if _cut(outcome):
-        items.pop()
-        parsed.dropped["cut_off"] += 1
+    _drop_cut_off(items, outcome, parsed)
     parsed.tasks = [SeedTask(task_id(item), item) for item in items]
     return parsed
 
@@ -74,7 +76,7 @@ _JUDGEMENT = re.compile(r"[*_#\s]*Classification[*_]*:\W*(yes|no)\b", re.IGNOREC
 
 
 def classification(outcome: Outcome, begin: str) -> bool | str:
-    """Yes or No, or why neither was said."""
+    """Whether the reply says Yes; or the reason why it says neither Yes nor No."""
     text = reply_text(outcome, begin, _JUDGEMENT)
     if isinstance(text, ParsedReply):
         return text.failure or "unparsed"
@@ -100,15 +102,13 @@ def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> Parse
     before, *blocks = _EXAMPLE.split(_TASK.split(text)[0])
     if before.strip():
         blocks.insert(0, before)
-    if _cut(outcome) and blocks:
-        blocks.pop()
-        parsed.dropped["cut_off"] += 1
+    _drop_cut_off(blocks, outcome, parsed)
     for block in blocks:
         before, *outputs = _OUTPUT.split(block)
         if not outputs:
             parsed.dropped["no_output"] += 1
             continue
-        # a second output in a block belongs to nothing that was asked
+        # a second output in a block has no input of its own
         output = _INPUT.split(outputs[0])[0].strip()
         parsed.tasks.append(_instance(task, _INPUT.sub("", before.strip(), count=1).strip(), output))
     if not blocks and not parsed.dropped:
@@ -117,15 +117,13 @@ def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> Parse
 
 
 def instances_output_first(outcome: Outcome, begin: str, task: SeedTask) -> ParsedReply:
-    """Labels, each with the input that follows it, if any."""
+    """Class labels, each with the input that follows it, if any."""
     text = reply_text(outcome, begin, _LABEL)
     if isinstance(text, ParsedReply):
         return text
     _, *blocks = _LABEL.split(_TASK.split(text)[0])
     parsed = ParsedReply(failure=None if blocks else "unparsed")
-    if _cut(outcome) and blocks:
-        blocks.pop()
-        parsed.dropped["cut_off"] += 1
+    _drop_cut_off(blocks, outcome, parsed)
     for block in blocks:
         label, _, context = block.strip().partition("\n")
         parsed.tasks.append(_instance(task, _INPUT.sub("", context.strip(), count=1).strip(), label.strip(" *_")))
@@ -148,19 +146,17 @@ _FIELDS = ("Instruction", "Input", "Output")
 
 
 def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
-    """Instruction, input and output of each block; the last block of a reply that ran out of room is dropped.
+    """Instruction, input and output of each block.
 
-    A block begins with its instruction, whatever its number says, and must have its three fields in order. A block
-    that has not is dropped by itself. ``limit`` blocks count; more than were asked for are dropped.
+    A block begins with an instruction of any number and must have its three fields in order; a broken block is dropped
+    alone. If the reply reached its maximum length, the last block is dropped. Blocks beyond ``limit`` are dropped.
     """
     text = reply_text(outcome, begin, _FIELD)
     if isinstance(text, ParsedReply):
         return text
     blocks = _blocks(text)
     parsed = ParsedReply(failure=None if blocks else "unparsed")
-    if _cut(outcome) and blocks:
-        blocks.pop()
-        parsed.dropped["cut_off"] += 1
+    _drop_cut_off(blocks, outcome, parsed)
     for block in blocks[:limit]:
         if tuple(name for name, _ in block) != _FIELDS:
             parsed.dropped["broken_block"] += 1
@@ -174,7 +170,7 @@ def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
 
 
 def _blocks(text: str) -> list[list[tuple[str, str]]]:
-    """Fields with their contents, a list for each instruction. Where fields are numbered, those without are text."""
+    """The fields of each block with their contents. If some fields have numbers, those without are ordinary text."""
     marks = list(_FIELD.finditer(text))
     if any(mark[1] for mark in marks):
         marks = [mark for mark in marks if mark[1]]
@@ -190,9 +186,12 @@ def _blocks(text: str) -> list[list[tuple[str, str]]]:
 
 
 def _given(context: str) -> str:
-    """An input, or nothing where the teacher says in words that there is none."""
+    """The input; empty if the teacher wrote that there is none."""
     return "" if context.strip().strip("()[].").lower() in ("", NO_INPUT, "none", "n/a", "no input") else context
 
 
-def _cut(outcome: Outcome) -> bool:
-    return isinstance(outcome, Reply) and outcome.ending == "length"
+def _drop_cut_off(blocks: list[T], outcome: Outcome, parsed: ParsedReply) -> None:
+    """Drops the last block of a reply that reached its maximum length."""
+    if blocks and isinstance(outcome, Reply) and outcome.ending == "length":
+        blocks.pop()
+        parsed.dropped["cut_off"] += 1

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from spintune.data.contamination import decontaminate, text_of
+from spintune.data.contamination import Removed, decontaminate, text_of
 from spintune.data.sources import Source, read_sources
 from spintune.errors import BudgetError, DataError, RecipeError
 from spintune.progress import Progress, Silent
 from spintune.storage import write_json_lines
 from spintune.synthesis.alpaca import Alpaca
-from spintune.synthesis.bootstrap import BootstrapResult, BootstrapSettings, bootstrap
+from spintune.synthesis.bootstrap import BootstrapSettings, bootstrap
 from spintune.synthesis.decoding import DecodingSettings
 from spintune.synthesis.examples import GeneratedExample, SeedTask, read_seeds
 from spintune.synthesis.filters import KEYWORDS, FilterCounts, FilterRules
@@ -58,20 +58,9 @@ class EvaluationTexts:
 
 
 @dataclass(frozen=True)
-class RemovedExample:
-    """An example that was removed because it shares a run of words with evaluation data.
+class RemovedExample(Removed):
+    """An example removed by decontamination. ``item`` counts the items of the evaluation file from 0."""
 
-    Attributes:
-        row: its place among the examples before decontamination.
-        evaluation: the evaluation file.
-        item: place of the item in that file, from 0.
-        ngram: the words that both share.
-    """
-
-    row: int
-    evaluation: str
-    item: int
-    ngram: str
     instruction: str
 
 
@@ -101,6 +90,7 @@ class SynthesisResult:
     """What :func:`synthesize` made.
 
     Attributes:
+        teacher: the teacher's name.
         examples: what was kept, each with its provenance.
         counts: what each step read, kept and dropped, in order.
         cost: requests and tokens by the teacher's own count, with those of earlier calls on the same replies.
@@ -109,6 +99,8 @@ class SynthesisResult:
         removed: examples that overlapped with evaluation data.
     """
 
+    teacher: str
+    method: MethodName
     examples: list[GeneratedExample]
     counts: list[FilterCounts]
     cost: Usage
@@ -184,19 +176,18 @@ def synthesize(
     settings = BootstrapSettings(target, options.requests_per_round, options.patience, seed)
     with _opened(replies) as file:
         cached = CachedTeacher(teacher, file)
-        pool, examples, counts = _generate(cached, method, tasks, settings, options, progress)
+        stopped, examples, counts = _generate(cached, method, tasks, settings, options, progress)
         cost = cached.spent
-    removed = _overlapping(examples, options.evaluation)
+    removed: list[RemovedExample] = []
     if options.evaluation is not None:
-        gone = {one.row for one in removed}
-        counts.append(_decontamination_counts(len(examples), len(gone)))
-        examples = [one for row, one in enumerate(examples) if row not in gone]
+        examples, removed = _decontaminate(examples, options.evaluation, counts)
     if not examples and cached.exhausted:
         raise BudgetError(f"no example was finished: {cached.exhausted}")
     if not examples:
         kept = f"; the replies are kept in {file.path}" if file.path else ""
         raise DataError(f"{teacher.name}: no example passed the filters{kept}")
-    return SynthesisResult(examples, counts, cost, pool.stopped, cached.exhausted is not None, removed)
+    budget_used_up = cached.exhausted is not None
+    return SynthesisResult(teacher.name, method, examples, counts, cost, stopped, budget_used_up, removed)
 
 
 def _opened(replies: Replies | Path | str | None) -> contextlib.AbstractContextManager[Replies]:
@@ -212,32 +203,32 @@ def _generate(
     settings: BootstrapSettings,
     options: SynthesisOptions,
     progress: Progress,
-) -> tuple[BootstrapResult, list[GeneratedExample], list[FilterCounts]]:
-    """The bootstrap, its examples, and the counts of all steps."""
+) -> tuple[str | None, list[GeneratedExample], list[FilterCounts]]:
+    """Why it stopped early (None if it did not), the examples, and the counts of all steps."""
     rules = options.rules or FilterRules(keywords=KEYWORDS[method])
     if method == "alpaca":
         alpaca = Alpaca() if options.decoding is None else Alpaca(options.decoding)
         pool = bootstrap(teacher, alpaca, seeds, rules, settings, progress=progress)
-        return pool, pool.accepted, [pool.replies, pool.candidates]
+        return pool.stopped, pool.accepted, [pool.replies, pool.candidates]
     self_instruct = SelfInstruct() if options.decoding is None else SelfInstruct(options.decoding)
     writer = InstanceWriter(teacher, rules, options.instance_decoding, settings.seed)
     pool = bootstrap(teacher, self_instruct, seeds, rules, settings, writer.add, progress)
-    return pool, writer.examples, [pool.replies, pool.candidates, *writer.counts]
+    return pool.stopped, writer.examples, [pool.replies, pool.candidates, *writer.counts]
 
 
-def _overlapping(examples: Sequence[GeneratedExample], evaluation: EvaluationTexts | None) -> list[RemovedExample]:
-    if evaluation is None:
-        return []
+def _decontaminate(
+    examples: Sequence[GeneratedExample], evaluation: EvaluationTexts, counts: list[FilterCounts]
+) -> tuple[list[GeneratedExample], list[RemovedExample]]:
+    """Splits the examples into those without an overlap and the removed ones, and counts them."""
     _, overlaps = decontaminate([one.example for one in examples], evaluation.texts, evaluation.ngram)
-    # an item has two texts
-    return [
+    gone = {one.row for one in overlaps}
+    step = FilterCounts("decontamination", "examples")
+    step.drop("in_evaluation_data", len(gone))
+    step.keep(len(examples) - len(gone))
+    counts.append(step)
+    removed = [
+        # // 2: each item has two texts
         RemovedExample(one.row, one.evaluation, one.item // 2, one.ngram, examples[one.row].task.instruction)
         for one in overlaps
     ]
-
-
-def _decontamination_counts(examples: int, removed: int) -> FilterCounts:
-    counts = FilterCounts("decontamination", "examples")
-    counts.drop("in_evaluation_data", removed)
-    counts.keep(examples - removed)
-    return counts
+    return [one for row, one in enumerate(examples) if row not in gone], removed

@@ -1,7 +1,7 @@
-"""What a teacher is asked. The texts are our own; what they ask for is what the papers' prompts ask for.
+"""The prompts. They ask for what the papers' prompts ask for, in our own words.
 
-Each prompt has a name with a version, which stands in the provenance of every example; a changed text is a new version.
-They are plain texts that a base model can continue from ``begin`` and that a chat model understands without it.
+Each prompt has a name with a version, which the provenance of every example states; a changed text gets a new version.
+A base model can continue the text from ``begin``, and a chat model understands it without ``begin``.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ OUTPUT_FIRST = "self-instruct/output-first/1"
 ALPACA = "alpaca/1"
 
 NEW_INSTRUCTIONS = 8
-"""Asked for in one request of Self-Instruct; the paper's stop text lets seven through."""
+"""New instructions per request of Self-Instruct. The paper's stop text allows seven."""
 
 ALPACA_TASKS = 20
-"""Length of Alpaca's list, its demonstrations included."""
+"""Length of Alpaca's list, with its demonstrations."""
 
 NO_INPUT_MARK = "<noinput>"
 
-Asked = tuple[tuple[Message, ...], str]
-"""The conversation, and how its answer begins."""
+Prompt = tuple[tuple[Message, ...], str]
+"""The conversation, and the beginning of the answer."""
 
 
-def new_instructions(shown: Sequence[SeedTask]) -> Asked:
-    """Asks for instructions that follow the shown ones in a numbered list (paper: 8 shown)."""
+def new_instructions(shown: Sequence[SeedTask]) -> Prompt:
+    """Asks for instructions that continue a numbered list of shown ones (paper: 8 shown)."""
     first = len(shown) + 1
     last = len(shown) + NEW_INSTRUCTIONS
     listed = "\n".join(f"{number}. {_listed(task)}" for number, task in enumerate(shown, 1))
@@ -43,11 +43,11 @@ def new_instructions(shown: Sequence[SeedTask]) -> Asked:
 
 
 def _listed(task: SeedTask) -> str:
-    """As it stands in a list: on one line, without a colon at its end."""
+    """The instruction on one line, without a colon at its end."""
     return one_line(task.instruction).rstrip(": ")
 
 
-def is_classification(task: SeedTask) -> Asked:
+def is_classification(task: SeedTask) -> Prompt:
     """Asks whether the answers to a task are a small set of labels."""
     worked = "\n\n".join(f"Task: {text}\nClassification: {'Yes' if labels else 'No'}" for text, labels in _JUDGED)
     text = (
@@ -57,8 +57,8 @@ def is_classification(task: SeedTask) -> Asked:
     return _ask(text), "Classification:"
 
 
-def instances_input_first(task: SeedTask) -> Asked:
-    """Asks for inputs of a task and then the output of each."""
+def instances_input_first(task: SeedTask) -> Prompt:
+    """Asks for inputs of a task, each with its output."""
     text = (
         "Write examples of each task: an input that fits it, then the right output. Write up to five different "
         "examples; write the output alone if the task needs no input.\n\n"
@@ -67,8 +67,8 @@ def instances_input_first(task: SeedTask) -> Asked:
     return _ask(text), "Example 1\n"
 
 
-def instances_output_first(task: SeedTask) -> Asked:
-    """Asks for the labels of a classification task, and then an input for each: so that no label is forgotten."""
+def instances_output_first(task: SeedTask) -> Prompt:
+    """Asks for the labels of a classification task, each with an input, so that no label is left out."""
     text = (
         "For each classification task, name a label and then write an input for which it is right. Do so for every "
         "label; write the labels alone if the task needs no input.\n\n"
@@ -77,8 +77,8 @@ def instances_output_first(task: SeedTask) -> Asked:
     return _ask(text), "Class label:"
 
 
-def alpaca(shown: Sequence[SeedTask]) -> Asked:
-    """Asks for whole examples that follow the shown ones (Stanford: 3 shown of a list of 20)."""
+def alpaca(shown: Sequence[SeedTask]) -> Prompt:
+    """Asks for whole examples that continue the list of shown ones (Stanford: a list of 20, 3 of them shown)."""
     listed = "\n".join(_block(number, task) for number, task in enumerate(shown, 1))
     text = f"{_ALPACA.format(count=ALPACA_TASKS)}\n\n{listed}\n###"
     return _ask(text), f"{len(shown) + 1}. Instruction:"
