@@ -47,7 +47,7 @@ from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
 from spintune.records import write_records
-from spintune.tokens.chat import Renderer
+from spintune.tokens.chat import ChatRenderer
 from spintune.typed_json import to_json
 
 TRAIN, PROMPTS = 500, 3000
@@ -84,7 +84,7 @@ class Checkpoint:
         results = run_recipe(parse_recipe(values, "false_positives"), folder, Silent())
         loaded = load_model((results.models or {})["sft"], cache=folder, precision="float32")
         engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=4096)
-        renderer = Renderer(loaded.tokenizer)
+        renderer = ChatRenderer(loaded.tokenizer)
         rendered = renderer.rows([row.example for row in rows])
         self.rows = rows
         self.prompts = [row.prompt_ids for row in rendered]

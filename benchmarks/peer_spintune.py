@@ -18,7 +18,7 @@ from spintune.generation.build import build_generator
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.models.loading import LoadedModel, load_model, locate_model
 from spintune.records import Answer, Pair
-from spintune.tokens.chat import Renderer
+from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rows import TokenRow, fit
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
@@ -39,7 +39,7 @@ def prepare(spec: dict[str, Any]) -> Workload:
     """
     cache = Path(spec["cache"])
     loaded = load_model(spec["model"], cache=cache, precision="float32")
-    renderer = Renderer(loaded.tokenizer)
+    renderer = ChatRenderer(loaded.tokenizer)
     examples = read_sources([Source(spec["data"])], seed=0).examples
     whole = [row for row in (fit(row, MAX_LENGTH) for row in renderer.rows(examples)) if isinstance(row, TokenRow)]
     if len(whole) < max(spec["rows"], spec["pairs"]):
@@ -54,7 +54,7 @@ def prepare(spec: dict[str, Any]) -> Workload:
 
 
 def _play(
-    loaded: LoadedModel, renderer: Renderer, rows: Sequence[TokenRow], spec: dict[str, Any]
+    loaded: LoadedModel, renderer: ChatRenderer, rows: Sequence[TokenRow], spec: dict[str, Any]
 ) -> list[PreferencePair]:
     longest: int = spec["answer_tokens"]
     engine = LogProbEngine(loaded.model, loaded.autocast)

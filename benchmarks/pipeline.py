@@ -52,9 +52,9 @@ def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     whole = prepare_workload({**spec, **sizes, "seed": 0})
     whole.save(Path(spec["workload"]))
     from spintune.models.loading import load_tokenizer
-    from spintune.tokens.chat import Renderer
+    from spintune.tokens.chat import ChatRenderer
 
-    renderer = Renderer(load_tokenizer(spec["model"], cache=Path(spec["cache"])))
+    renderer = ChatRenderer(load_tokenizer(spec["model"], cache=Path(spec["cache"])))
     return {"stop": sorted(renderer.stop_ids)}
 
 

@@ -34,7 +34,7 @@ from spintune.kernels.native import layers as native_layers
 from spintune.kernels.native import products as native_products
 from spintune.models.loading import load_model
 from spintune.storage import cache_folder
-from spintune.tokens.chat import Renderer
+from spintune.tokens.chat import ChatRenderer
 from spintune.training.objectives import NegativeLogLikelihood
 
 SHAPES = ((976, 576, 1536), (976, 1536, 576), (976, 576, 576), (976, 576, 192), (627, 576, 49152))
@@ -103,7 +103,7 @@ def step(repeats: int) -> None:
     loaded = load_model("smollm2-135m-instruct", cache=cache_folder(), precision="float32")
     engine, objective = LogProbEngine(loaded.model), NegativeLogLikelihood()
     examples = read_sources([Source("builtin:seeds")], seed=0).examples[:24]
-    rows = Renderer(loaded.tokenizer).rows(examples)
+    rows = ChatRenderer(loaded.tokenizer).rows(examples)
     queries = pack([objective.query(row) for row in rows], lambda query: query.tokens, 1024)[0]
 
     def run() -> Tensor:

@@ -49,7 +49,7 @@ from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
 from spintune.records import Example, Message
-from spintune.tokens.chat import Renderer
+from spintune.tokens.chat import ChatRenderer
 from spintune.typed_json import to_json
 
 WORDS = ("ash", "bay", "cork", "dew", "elm", "fog", "gum", "hay", "ivy", "jade", "kelp", "lark")
@@ -209,7 +209,7 @@ class Measured:
 def measure(location: str, world: World, fresh: Sequence[Row]) -> Measured:
     loaded = load_model(location, cache=Path(location), precision="float32")
     engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=4096)
-    renderer = Renderer(loaded.tokenizer)
+    renderer = ChatRenderer(loaded.tokenizer)
     rows = renderer.rows([row.example for row in fresh])
     scores = engine.score([Query(row.prompt_ids, (row.response_ids,)) for row in rows])
     model = [score for (score,) in scores]

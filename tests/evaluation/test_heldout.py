@@ -86,10 +86,10 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
     from spintune.models.loading import load_model
     from spintune.progress import Silent
     from spintune.records import Example, Message
-    from spintune.tokens.chat import Renderer
+    from spintune.tokens.chat import ChatRenderer
 
     loaded = load_model(str(tiny_model), cache=cache)
-    renderer = Renderer(loaded.tokenizer, "tokenizer")
+    renderer = ChatRenderer(loaded.tokenizer, "tokenizer")
     engine = LogProbEngine(loaded.model, loaded.autocast)
     generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)
     examples = [

@@ -73,7 +73,7 @@ def test_beyond_its_size_the_longest_unused_goes(tmp_path: Path, render: Countin
     for name in "abc":
         kept.rendered({"name": name}, render)
     size = sum(file.stat().st_size for file in tmp_path.rglob("*.json*")) // 3
-    small = TokenCache(tmp_path, most_bytes=2 * size + 1)
+    small = TokenCache(tmp_path, max_bytes=2 * size + 1)
     small.rendered({"name": "a"}, render)  # used again, so b is the oldest
     assert render.calls == 3
     small.rendered({"name": "d"}, render)
@@ -86,7 +86,7 @@ def test_beyond_its_size_the_longest_unused_goes(tmp_path: Path, render: Countin
 
 
 def test_one_entry_larger_than_the_whole_cache_is_kept(tmp_path: Path, render: Counting) -> None:
-    kept = TokenCache(tmp_path, most_bytes=1)
+    kept = TokenCache(tmp_path, max_bytes=1)
     kept.rendered(CONTENT, render)
     kept.rendered(CONTENT, render)
     assert render.calls == 1

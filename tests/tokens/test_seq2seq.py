@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
-from spintune.tokens.chat import Renderer
+from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rendering import build_renderer
 from spintune.tokens.rows import PROMPT_TOO_LONG, fit, render
 from spintune.tokens.seq2seq import Seq2SeqRenderer, flatten
@@ -136,7 +136,7 @@ def test_the_fingerprint_follows_the_tokenizer(t5_tokenizer, renderer):
 
 def test_the_kind_of_model_decides_the_renderer(t5_tokenizer):
     assert isinstance(build_renderer(t5_tokenizer, "tokenizer", "last", encoder_decoder=True), Seq2SeqRenderer)
-    assert isinstance(build_renderer(t5_tokenizer, "plain", "last", encoder_decoder=False), Renderer)
+    assert isinstance(build_renderer(t5_tokenizer, "plain", "last", encoder_decoder=False), ChatRenderer)
 
 
 def _without_processor(tokenizer):

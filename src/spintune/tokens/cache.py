@@ -1,4 +1,4 @@
-"""Rows of examples that were tokenized before: kept by content, so that the next run does not tokenize them again."""
+"""A cache of tokenized examples, stored by content, so that the next run does not tokenize them again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from spintune.errors import StorageError
 from spintune.record_files import RecordFile
@@ -24,18 +23,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TokenCache:
-    """A folder of rendered examples, each under the digest of everything that decides their tokens.
+    """A folder of rendered examples, each entry under the digest of everything that determines its tokens.
 
     Attributes:
-        folder: may be deleted at any time; nothing else lives in it.
-        most_bytes: beyond this, what was used longest ago goes.
+        folder: holds nothing else and may be deleted at any time.
+        max_bytes: beyond this size, the least recently used entries are deleted.
     """
 
     folder: Path
-    most_bytes: int = 4 * 2**30
+    max_bytes: int = 4 * 2**30
 
-    def rendered(self, content: dict[str, Any], render: Callable[[], RenderedRows]) -> RenderedRows:
-        """What ``render`` gives, or gave when it was called with the same ``content`` and by the same code."""
+    def rendered(self, content: Mapping[str, object], render: Callable[[], RenderedRows]) -> RenderedRows:
+        """The result of ``render``, cached if the same code was called with the same ``content`` before."""
         entry = self.folder / digest_json({**content, "code": _code()})[:32]
         found = _read(entry)
         if found is None:
@@ -47,7 +46,7 @@ class TokenCache:
         return found
 
     def _keep(self, entry: Path, rendered: RenderedRows) -> None:
-        # a name of its own until it is complete: another process may be writing the same
+        # a name of its own until it is complete: another process may be writing the same entry
         own = entry.with_name(f"{entry.name}-{os.getpid()}")
         with atomic_folder(own) as folder:
             rendered.rows.copy_to(folder / "rows.jsonl")
@@ -55,16 +54,16 @@ class TokenCache:
             write_json(folder / "facts.json", facts)
         try:
             own.rename(entry)
-        except OSError:  # the other one was first
+        except OSError:  # the other process was first
             shutil.rmtree(own, ignore_errors=True)
         self._shrink(entry)
 
     def _shrink(self, newest: Path) -> None:
-        room = self.most_bytes
+        remaining = self.max_bytes
         entries = [(path.stat().st_mtime, path) for path in self.folder.iterdir() if path.is_dir()]
         for _, path in sorted(entries, reverse=True):
-            room -= sum(file.stat().st_size for file in path.iterdir())
-            if room < 0 and path != newest:
+            remaining -= sum(file.stat().st_size for file in path.iterdir())
+            if remaining < 0 and path != newest:
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -74,16 +73,16 @@ def _read(entry: Path) -> RenderedRows | None:
         facts = read_json(entry / "facts.json")
         os.utime(entry)  # used just now
     except FileNotFoundError:
-        shutil.rmtree(entry, ignore_errors=True)  # somebody deleted a part of it
+        shutil.rmtree(entry, ignore_errors=True)  # a part of it was deleted
         return None
-    except OSError:  # not ours to read
+    except OSError:  # not readable by this user
         return None
     return RenderedRows(rows, Counter(facts["dropped"]), facts["truncated"], facts["read"])
 
 
 @cache
 def _code() -> str:
-    """Digest of this package and of the tokenizers library: what they make of an example may change with them."""
+    """Digest of this package's code and of the version of tokenizers, either of which may change the tokens."""
     sha = hashlib.sha256(version("tokenizers").encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         sha.update(file.read_bytes())

@@ -1,8 +1,8 @@
 """Conversations to token rows with an exact loss mask.
 
-The chat template is rendered with placeholders instead of contents, once for each shape of conversation; the contents
-are then encoded where the placeholders stand. So text is never control, the answer's place is known and not searched
-for, and the prompt of a row is token for token the prompt that generation reads.
+The chat template is rendered with placeholders instead of contents, once for each shape of conversation. The contents
+are then encoded in place of the placeholders. So text never becomes a control token, the position of the answer is
+known without a search, and the prompt of a row equals the prompt that generation reads, token for token.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
 from spintune.tokens.layout import Control, Part, Span, TemplateStyle, Turn, lay_out, split_controls
 from spintune.tokens.plain import PlainEncoder, Position
-from spintune.tokens.rows import RefusedError, TokenRow, Turns, check_roles, first_line, where
+from spintune.tokens.rows import TokenRow, Turns, check_roles, where
 from spintune.tokens.templates import template_source, with_fixed_date
 
 if TYPE_CHECKING:
@@ -33,13 +33,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-_ANSWER_TO_COME = Turn("assistant", "", "", empty=False)
-_SHAPES = 4096
+_OPEN_ANSWER = Turn("assistant", "", "", empty=False)
+_MAX_PLANS = 4096
+
+
+class RefusedError(Exception):
+    """A template's own words when it raises for a conversation."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The spans of every conversation of one shape; ``ids`` holds those that no content changes."""
+    """The spans of all conversations of one shape; ``ids`` holds the ids of those without contents."""
 
     spans: tuple[Span, ...]
     ids: tuple[tuple[int, ...] | None, ...]
@@ -47,26 +51,26 @@ class _Plan:
     parts: tuple[Part, ...]
 
 
-class Renderer:
-    """Writes conversations as token ids, the way a model's chat template says.
+class ChatRenderer:
+    """Writes conversations as token ids, as a model's chat template says.
 
-    The loss covers the assistant's contents and what ends their turns: the template text after a content, through the
-    first control token. Where a template writes no control token after the answer, the tokenizer's end-of-sequence
-    token is added after every assistant content and ends the turn. White space that stands between the generation
-    prompt and the answer (Llama-2's space) is part of the response.
+    The loss covers the assistant's contents and the ends of their turns: the template text after a content, through
+    the first control token. Where a template writes no control token after the answer, the tokenizer's end-of-sequence
+    token follows every assistant content and ends the turn. White space between the generation prompt and the answer
+    (Llama-2's space) is part of the response.
 
     A default system turn that the template adds is kept; earlier content that it leaves out is left out. Templates
-    cannot see contents: one that rewrites them (parses thinking blocks) is warned about and gets them as they are.
-    A template that writes the date always writes 2024-07-26.
+    cannot see contents. If a template rewrites contents (parses thinking blocks), a warning says so and the contents
+    stay as they are. A template that writes the date always writes 2024-07-26.
 
     Args:
         tokenizer: a tokenizer with a fast (Rust) form.
         template: "tokenizer", "alpaca", "chatml" or "plain"; see :mod:`spintune.tokens.templates`.
-        turns: train on all assistant turns, or on the last one only with the earlier ones in the prompt.
+        turns: train on all assistant turns, or only on the last one, with the earlier ones in the prompt.
 
     Attributes:
         stop_ids: ids at which generation must stop: the template's end-of-turn and ``tokenizer.eos_token_id``.
-        end_ids: what ends an ordinary answer and is trained, the end-of-turn token last. Usually one id.
+        end_ids: ids that end an ordinary answer and are trained, the end-of-turn token last. Usually one id.
 
     Raises ModelError when the tokenizer or the template cannot be used.
     """
@@ -94,13 +98,13 @@ class Renderer:
         self._added_text = re.compile("|".join(map(re.escape, added)) or "(?!)")
         question_and_answer = self._probe([_turn("user", "Hi"), _turn("assistant", "Hello")])
         controls = special | self._structure(added.keys() - special, question_and_answer)
-        self._dialect = self._learn_dialect({text: added[text] for text in controls}, question_and_answer)
+        self._style = self._learn_style({text: added[text] for text in controls}, question_and_answer)
         self._encoder = PlainEncoder(tokenizer.backend_tokenizer, controls)
         self._bos = _automatic_bos(tokenizer)
-        self._plan = lru_cache(_SHAPES)(self._make_plan)
+        self._plan = lru_cache(_MAX_PLANS)(self._make_plan)
 
         eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-        self.stop_ids = frozenset({self._dialect.end.id} | eos)
+        self.stop_ids = frozenset({self._style.end.id} | eos)
         self.end_ids = self._learn_end()
         self._compare_with_tokenizer()
 
@@ -111,7 +115,7 @@ class Renderer:
         Raises DataError for a conversation that the template refuses.
         """
         check_roles(messages, "")
-        shape = (*map(_turn_of, messages), _ANSWER_TO_COME)
+        shape = (*map(_turn_of, messages), _OPEN_ANSWER)
         plan = self._plan_of(shape, frozenset({len(messages)}), "")
         self._watch_rewriting(plan, [*messages, Message("assistant", "Hello")], "")
         spans = self._encode([(plan, [*_contents(messages), ""])])[0]
@@ -133,7 +137,7 @@ class Renderer:
         ]
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the tokens: template, vocabulary, tokenizer settings and options."""
+        """Digest of everything that determines the tokens: template, vocabulary, tokenizer settings and options."""
         facts = [
             self._template,
             self._turns,
@@ -158,10 +162,10 @@ class Renderer:
             )
         except jinja2.TemplateError as error:
             if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
-                raise RefusedError(first_line(error)) from error
-            raise ModelError(f"{self._name}: the chat template fails: {first_line(error)}") from error
+                raise RefusedError(_one_line(error)) from error
+            raise ModelError(f"{self._name}: the chat template fails: {_one_line(error)}") from error
         except Exception as error:  # a template is foreign code and may raise anything
-            raise ModelError(f"{self._name}: the chat template fails: {first_line(error)}") from error
+            raise ModelError(f"{self._name}: the chat template fails: {_one_line(error)}") from error
 
     def _parts(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
         """The template's text around placeholders: text, index, text, ..., text."""
@@ -184,9 +188,9 @@ class Renderer:
             ) from refusal
 
     def _structure(self, ordinary: set[str], question_and_answer: tuple[Part, ...]) -> set[str]:
-        """Added tokens that are not flagged special, yet which the template writes: control tokens all the same.
+        """Added tokens that the template writes although they are not flagged special: they are control tokens too.
 
-        Runs of white space (Gemma has tokens for them) are no structure.
+        Runs of white space (Gemma has tokens for them) are not.
         """
         rendered = [*question_and_answer]
         with contextlib.suppress(RefusedError):
@@ -196,7 +200,7 @@ class Renderer:
         written = "\ue000".join(part for part in rendered if isinstance(part, str))
         return {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
 
-    def _learn_dialect(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> TemplateStyle:
+    def _learn_style(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> TemplateStyle:
         if question_and_answer[-2:-1] != (1,):
             raise ModelError(f"{self._name}: the chat template does not write the assistant's turn; set data.template")
         after = split_controls(str(question_and_answer[-1]), controls)
@@ -208,20 +212,20 @@ class Renderer:
                 "set data.template"
             )
         end = ends[0] if ends else controls[eos]
-        return TemplateStyle(controls, end, bool(ends), self._learn_lead(question_and_answer))
+        return TemplateStyle(controls, end, bool(ends), self._learn_answer_space(question_and_answer))
 
-    def _learn_lead(self, question_and_answer: tuple[Part, ...]) -> str:
+    def _learn_answer_space(self, question_and_answer: tuple[Part, ...]) -> str:
         generation = self._probe([_turn("user", "Hi")], generation=True)
         header, prompt = question_and_answer[-3], generation[-1]
         if generation[:-1] != question_and_answer[: len(generation) - 1]:
             return ""
-        lead = str(header).removeprefix(str(prompt))
-        return lead if lead != header and lead.isspace() else ""
+        space = str(header).removeprefix(str(prompt))
+        return space if space != header and space.isspace() else ""
 
     def _learn_end(self) -> tuple[int, ...]:
-        """What follows the content in the tokens of a plain answer: the ids of its end when encoded by itself."""
+        """The ids that follow the content of a plain answer, encoded by themselves."""
         plan = self._plan((_turn("user", "Hi"), _turn("assistant", "Hello")), frozenset({1}))
-        answer, end = plan.spans[-2].parts, self._dialect.end.id
+        answer, end = plan.spans[-2].parts, self._style.end.id
         after_content = "" if isinstance(answer, Control) else "".join(map(str, answer[answer.index(1) + 1 :]))
         return (*self._encoder.encode([after_content], "cut")[0], end)
 
@@ -256,7 +260,7 @@ class Renderer:
                 )
         bare_shape = [replace(turn, left="") if turn.role == "assistant" else turn for turn in shape]
         bare = parts if bare_shape == list(shape) else self._parts(bare_shape)
-        spans = lay_out(parts, bare, shape, answers, self._dialect)
+        spans = lay_out(parts, bare, shape, answers, self._style)
         if self._bos is not None and not (isinstance(first := spans[0].parts, Control) and first.id == self._bos.id):
             spans = (Span(self._bos, "start", False), *spans)
         first_trained = next(number for number, span in enumerate(spans) if span.trained)
@@ -270,7 +274,7 @@ class Renderer:
         return tuple(self._encoder.encode(["".join(map(str, span.parts))], span.position)[0])
 
     def _encode(self, jobs: Sequence[tuple[_Plan, Sequence[str]]]) -> list[list[Sequence[int]]]:
-        """For each plan with its contents, the ids of each span; one batch a position."""
+        """The ids of each span, for each plan with its contents; one batch per position."""
         texts: dict[Position, list[str]] = {"start": [], "control": [], "cut": []}
         for plan, contents in jobs:
             for span, ids in zip(plan.spans, plan.ids, strict=True):
@@ -288,7 +292,7 @@ class Renderer:
     # Checks ----------------------------------------------------------------------------------------------------
 
     def _watch_rewriting(self, plan: _Plan, messages: Sequence[Message], source: str) -> None:
-        """Warns once when the template treats some content specially; only markup in a content can make it do so."""
+        """Warns once when the template treats a content specially. Only markup in a content can make it do so."""
         if self._warned_of_rewriting or not any(self._added_text.search(message.content) for message in messages):
             return
         try:
@@ -304,11 +308,11 @@ class Renderer:
             )
 
     def _compare_with_tokenizer(self) -> None:
-        """Logs a warning when an ordinary conversation does not get the tokenizer's own ids."""
+        """Logs a warning when the ids of an ordinary conversation differ from the tokenizer's own."""
         messages = (Message("user", "What is two plus two?"), Message("assistant", "Two plus two is four."))
         row = self.row(Example(messages))
         ours = [*row.prompt_ids, *row.response_ids]
-        if not self._dialect.template_ends:
+        if not self._style.template_ends:
             del ours[-1]
         theirs = self._tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
@@ -320,7 +324,7 @@ class Renderer:
             theirs = [self._bos.id, *theirs]
         if theirs[: len(ours)] == ours:
             return
-        # A cut before the answer may split a token that the tokenizer would have made across it.
+        # the cut before the answer may split a token that the tokenizer would have made across it
         text, their_text = (self._tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (ours, theirs))
         if not their_text.startswith(text):
             log.warning(
@@ -339,6 +343,10 @@ def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]]) -> TokenRo
     return TokenRow(example.id, _joined(ids[: plan.first_trained]), _joined(response), trained, complete=True)
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
 def _joined(spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(chain.from_iterable(spans))
 
@@ -348,7 +356,7 @@ def _fill(parts: Sequence[Part], contents: Sequence[str]) -> str:
 
 
 def _contents(messages: Sequence[Message]) -> list[str]:
-    """What stands in for the placeholders: the white space around it is in the rendered text already."""
+    """The texts that replace the placeholders; the white space around them is in the rendered text already."""
     return [message.content.strip() for message in messages]
 
 
@@ -357,7 +365,7 @@ def _turn_of(message: Message) -> Turn:
 
 
 def _turn(role: str, content: str) -> Turn:
-    """The shape of a message. An assistant's turn always has a place for its content, even for an empty one."""
+    """The shape of a message. An assistant's turn has a placeholder even for an empty content."""
     rest = content.lstrip()
     core = rest.rstrip()
     empty = not core and role != "assistant"
@@ -365,7 +373,7 @@ def _turn(role: str, content: str) -> Turn:
 
 
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
-    """The BOS token, when the tokenizer puts one before plain text by itself."""
+    """The BOS token, if the tokenizer puts one before plain text by itself."""
     bos = tokenizer.bos_token_id
     adds_bos = (
         bos is not None and tokenizer.encode("a")[:1] == [bos] != tokenizer.encode("a", add_special_tokens=False)[:1]

@@ -1,14 +1,14 @@
-"""Where the tokens of a conversation come from, and which of them are trained.
+"""The layout of a rendered conversation: which stretches are control tokens or plain text, and which are trained.
 
-A chat template is rendered with a placeholder for each content. What it writes around the placeholders is template
-text, and only there a control token is one::
+A chat template is rendered with a placeholder for each content. The text that it writes around the placeholders is
+template text, and only there does the text of a control token mean that token::
 
     <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello!<|im_end|>\\n
     control     text    control   text control    text        text  control text
                                                               [-- trained --]
 
-Text between two control tokens is one span, template text and contents joined, because that is how the tokenizer sees
-it; only before an assistant's turn there is always a cut, so that the prompt is a token prefix of the row.
+Text between two control tokens is one span, template text and contents joined, because the tokenizer sees it so. A cut
+always comes before an assistant's turn, so that the prompt is a token prefix of the row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Part = str | int
 class Turn:
     """What a template may see of a message: its role, the white space around its content, and whether it is empty.
 
-    ``left`` and ``right`` stay in the rendered text, so that a template which trims contents does so here as well.
+    ``left`` and ``right`` stay in the rendered text, so that a template that trims contents does so here as well.
     """
 
     role: Role
@@ -39,7 +39,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Control:
-    """A control token; ``lstrip`` and ``rstrip`` say whether it swallows the white space before and after it."""
+    """A control token; ``lstrip`` and ``rstrip`` say whether it removes the white space before and after it."""
 
     id: int
     text: str
@@ -58,28 +58,28 @@ class Span:
 
 @dataclass(frozen=True)
 class TemplateStyle:
-    """How a template and its tokenizer write.
+    """How a template and its tokenizer write a conversation.
 
     Attributes:
         controls: control tokens by their text.
-        end: closes an assistant's turn where the template does not do it, always with this token.
+        end: the token that closes an assistant's turn where the template does not.
         template_ends: the template closes an assistant's turn with the first control token after the content.
-        lead: white space between the template's generation prompt and the answer (Llama-2's space). It belongs to
-            the response, as it does wherever the model is used through its generation prompt.
+        answer_space: white space between the template's generation prompt and the answer (Llama-2's space). It belongs
+            to the response, as it does wherever the model is used through its generation prompt.
     """
 
     controls: dict[str, Control]
     end: Control
     template_ends: bool
-    lead: str
+    answer_space: str
 
     def split(self, text: str) -> list[str | Control]:
-        """Template text as text and control tokens."""
+        """Splits template text into text and control tokens."""
         return split_controls(text, self.controls)
 
 
 def split_controls(text: str, controls: dict[str, Control]) -> list[str | Control]:
-    """Text and control tokens in order; the longest control token wins, as in the tokenizer."""
+    """Splits text at control tokens; the longest one wins, as in the tokenizer."""
     if not controls:
         return [text]
     pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
@@ -98,7 +98,7 @@ def lay_out(
     bare: Sequence[Part],
     turns: Sequence[Turn],
     answers: frozenset[int],
-    dialect: TemplateStyle,
+    style: TemplateStyle,
 ) -> tuple[Span, ...]:
     """The spans of a rendered conversation, up to the last trained one.
 
@@ -115,29 +115,29 @@ def lay_out(
         index, text_before, text_after = int(parts[place]), str(parts[place - 1]), str(parts[place + 1])
         turn = turns[index]
         if turn.role != "assistant":
-            items += [(item, False) for item in (*dialect.split(open_text), index)]
+            items += [(item, False) for item in (*style.split(open_text), index)]
             open_text = text_after
             continue
         own = turn.left if len(bare) == len(parts) and text_before == f"{bare[place - 1]}{turn.left}" else ""
-        header = open_text.removesuffix(own).removesuffix(dialect.lead)
-        closing, rest = _end_of_turn(text_after, turn, dialect)
-        items += [(item, False) for item in (*dialect.split(header), _Cut())]
+        header = open_text.removesuffix(own).removesuffix(style.answer_space)
+        closing, rest = _end_of_turn(text_after, turn, style)
+        items += [(item, False) for item in (*style.split(header), _Cut())]
         items += [(item, index in answers) for item in (open_text[len(header) :], index, *closing)]
         open_text = rest
     return _through_last_trained(_spans(items))
 
 
-def _end_of_turn(text: str, turn: Turn, dialect: TemplateStyle) -> tuple[list[_Item], str]:
-    """What closes the assistant's turn that ``text`` follows, and what of ``text`` comes after that."""
-    pieces = dialect.split(text)
+def _end_of_turn(text: str, turn: Turn, style: TemplateStyle) -> tuple[list[_Item], str]:
+    """The items that close the assistant's turn before ``text``, and the rest of ``text`` after them."""
+    pieces = style.split(text)
     for number, piece in enumerate(pieces):
         if isinstance(piece, Control):
-            if dialect.template_ends or piece == dialect.end:
+            if style.template_ends or piece == style.end:
                 closing = pieces[: number + 1]
                 return [*closing], text[sum(len(p if isinstance(p, str) else p.text) for p in closing) :]
             break
     own = turn.right if text.startswith(turn.right) else ""
-    return [own, dialect.end], text[len(own) :]
+    return [own, style.end], text[len(own) :]
 
 
 def _spans(items: Sequence[tuple[_Item, bool]]) -> list[Span]:
@@ -169,7 +169,7 @@ def _spans(items: Sequence[tuple[_Item, bool]]) -> list[Span]:
 
 
 def _stripped(run: Sequence[Part], left: bool, right: bool) -> tuple[Part, ...]:
-    """The parts without the white space that neighbouring control tokens swallow, and without empty texts."""
+    """The parts without empty texts and without the white space that neighboring control tokens remove."""
     parts = [part for part in run if part != ""]
     while left and parts and isinstance(parts[0], str):
         parts[0] = parts[0].lstrip()

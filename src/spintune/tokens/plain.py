@@ -1,4 +1,4 @@
-"""Text to ids in which no text is ever a control token."""
+"""Encoding of plain text that never yields a control token."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import orjson
 from tokenizers import Tokenizer
 
 from spintune.errors import ModelError
+from spintune.typed_json import JsonObject
 
 Position = Literal["start", "control", "cut"]
-"""Where a text stands: first of all, right after a control token, or right after other text.
+"""Where a text stands: at the very start, right after a control token, or right after other text.
 
-It matters for tokenizers that put a space before text (SentencePiece's ``▁``): they do so at the start and, depending
-on their settings, after a control token, but a text that goes on from another one must get none.
+It matters for tokenizers that put a space before text (SentencePiece's ``▁``). They do so at the start and, depending
+on their settings, after a control token; a text that continues another one must get none.
 """
 
 
 class PlainEncoder:
-    """Encodes text with the vocabulary of a tokenizer, control tokens excepted.
+    """Encodes text with the vocabulary of a tokenizer, except its control tokens.
 
-    It works on copies of the tokenizer, so the state of the given one (truncation, padding) plays no part and stays
-    as it was. ``controls`` are the added tokens that text must never become; other added tokens (Gemma's runs of
-    spaces, ``<think>`` in a template that does not write it) are ordinary vocabulary.
+    It works on copies of the tokenizer, so the state of the given one (truncation, padding) neither matters nor
+    changes. ``controls`` are the added tokens that text must never become; other added tokens (Gemma's runs of spaces,
+    ``<think>`` in a template that does not write it) are ordinary vocabulary.
     """
 
     def __init__(self, tokenizer: Tokenizer, controls: Iterable[str]):
@@ -39,11 +40,11 @@ class PlainEncoder:
         settings["model"] = _without_pieces(settings["model"], texts)
         self._encoders = _by_position(settings)
         self._forbidden = frozenset(map(tokenizer.token_to_id, texts)) - {_unknown_id(tokenizer, settings)}
-        # A lookahead finds overlapping occurrences too.
+        # a lookahead finds overlapping occurrences too
         self._control_text = re.compile(f"(?={'|'.join(map(re.escape, texts)) or '(?!)'})")
 
     def encode(self, texts: Sequence[str], position: Position) -> list[list[int]]:
-        """The ids of each text, all of them standing at ``position``.
+        """The ids of each text, all at ``position``.
 
         Raises ModelError when the vocabulary can spell a text only with a control token.
         """
@@ -55,10 +56,10 @@ class PlainEncoder:
         ]
 
     def _broken(self, text: str, position: Position) -> list[int]:
-        """Encodes ``text`` in pieces, for vocabularies that hold a control token's text as an ordinary entry too.
+        """Encodes ``text`` in pieces, for vocabularies that also hold a control token's text as an ordinary entry.
 
-        Pieces end inside each control text; where a normalizer makes a control text of something else, at each
-        character.
+        Pieces end inside each control text. Where a normalizer turns something else into a control text, every
+        character is a piece.
         """
         inside_controls = [match.start() + 1 for match in self._control_text.finditer(text)]
         for breaks in (inside_controls, range(1, len(text))):
@@ -75,8 +76,8 @@ class PlainEncoder:
         return self._encoders[position].encode(text, add_special_tokens=False).ids
 
 
-def _by_position(settings: dict[str, Any]) -> dict[Position, Tokenizer]:
-    """One tokenizer a position; positions whose settings agree share one."""
+def _by_position(settings: JsonObject) -> dict[Position, Tokenizer]:
+    """One tokenizer per position; positions with equal settings share one."""
     after_control = {**settings, "pre_tokenizer": _never_after_first(settings["pre_tokenizer"])}
     after_text = {
         **settings,
@@ -85,8 +86,8 @@ def _by_position(settings: dict[str, Any]) -> dict[Position, Tokenizer]:
     }
     built: dict[bytes, Tokenizer] = {}
 
-    def build(wanted: dict[str, Any]) -> Tokenizer:
-        text = orjson.dumps(wanted)
+    def build(changed: JsonObject) -> Tokenizer:
+        text = orjson.dumps(changed)
         if text not in built:
             built[text] = Tokenizer.from_str(text.decode())
             built[text].encode_special_tokens = True
@@ -95,11 +96,11 @@ def _by_position(settings: dict[str, Any]) -> dict[Position, Tokenizer]:
     return {"start": build(settings), "control": build(after_control), "cut": build(after_text)}
 
 
-def _without_pieces(model: dict[str, Any], controls: Sequence[str]) -> dict[str, Any]:
+def _without_pieces(model: JsonObject, controls: Sequence[str]) -> JsonObject:
     """A Unigram model (SentencePiece's) that cannot spell its control tokens; ids and other pieces stay as they are.
 
     T5's vocabulary lists ``</s>`` and the others as ordinary pieces, the likeliest of all. A control token of a single
-    character stays: text without it could not be spelled.
+    character stays, because text could not be spelled without it.
     """
     if model["type"] != "Unigram":
         return model
@@ -107,8 +108,8 @@ def _without_pieces(model: dict[str, Any], controls: Sequence[str]) -> dict[str,
     return {**model, "vocab": [[hidden.get(piece, piece), score] for piece, score in model["vocab"]]}
 
 
-def _never_after_first(step: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The pre-tokenizer for text that is not the first: ``prepend_scheme: first`` then adds no space."""
+def _never_after_first(step: JsonObject | None) -> JsonObject | None:
+    """The pre-tokenizer for text that is not at the start, where ``prepend_scheme: first`` adds no space."""
     if step is None:
         return None
     if step["type"] == "Sequence":
@@ -118,7 +119,7 @@ def _never_after_first(step: dict[str, Any] | None) -> dict[str, Any] | None:
     return step
 
 
-def _without_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
+def _without_prefix(step: JsonObject | None) -> JsonObject | None:
     """A normalizer or pre-tokenizer that adds no space before the text."""
     if step is None or step["type"] == "Prepend":
         return None
@@ -132,8 +133,8 @@ def _without_prefix(step: dict[str, Any] | None) -> dict[str, Any] | None:
     return step
 
 
-def _unknown_id(tokenizer: Tokenizer, settings: dict[str, Any]) -> int | None:
-    """The id that stands for characters outside the vocabulary: flagged special, yet what such text honestly gives."""
+def _unknown_id(tokenizer: Tokenizer, settings: JsonObject) -> int | None:
+    """The id of characters outside the vocabulary. It is flagged special, and yet plain text may yield it."""
     model = settings["model"]
     if "unk_id" in model:
         return model["unk_id"]

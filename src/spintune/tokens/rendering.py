@@ -1,10 +1,10 @@
-"""Which renderer writes a model's rows."""
+"""The choice of a renderer for a model."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spintune.tokens.chat import Renderer
+from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.seq2seq import Seq2SeqRenderer
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 def build_renderer(
     tokenizer: PreTrainedTokenizerBase, template: str, turns: Turns, encoder_decoder: bool
 ) -> RowRenderer:
-    """A chat for decoder-only models, text to text for encoder-decoders. Raises ModelError as either does."""
-    kind = Seq2SeqRenderer if encoder_decoder else Renderer
+    """A chat renderer for decoder-only models, a text-to-text renderer for encoder-decoders.
+
+    Raises ModelError when tokenizer, template and turns do not go together.
+    """
+    kind = Seq2SeqRenderer if encoder_decoder else ChatRenderer
     return kind(tokenizer, template, turns)

@@ -1,4 +1,4 @@
-"""Examples as rows of tokens, and those that fit a length."""
+"""Token rows: what a renderer makes of an example, and which rows fit into a length."""
 
 from __future__ import annotations
 
@@ -6,25 +6,18 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from spintune.errors import DataError
 from spintune.progress import Progress, Silent
 from spintune.record_files import RecordFile, Spool
 from spintune.records import ROLES, Example, Message
 
-if TYPE_CHECKING:
-    pass
-
-
 Turns = Literal["all", "last"]
-
+"""Whether all assistant turns are trained or the last one only."""
 
 PROMPT_TOO_LONG = "prompt_too_long"
-
-
 NOTHING_TO_TRAIN = "nothing_to_train"
-
 
 _BATCH = 1024
 
@@ -38,7 +31,7 @@ class TokenRow:
         prompt_ids: everything up to the first trained token.
         response_ids: from the first trained token to the last.
         mask: for each response token, whether it is in the loss; None where all are, as for a single trained turn.
-        complete: False when the response was cut: it then misses its last end-of-turn.
+        complete: False when the response was cut: it then lacks its last end-of-turn token.
     """
 
     example_id: str
@@ -58,11 +51,11 @@ class TokenRow:
 
 
 class RowRenderer(Protocol):
-    """Writes conversations as token rows: :class:`Renderer`, or ``TextToText`` for encoder-decoder models.
+    """Writes conversations as token rows: :class:`ChatRenderer`, or :class:`Seq2SeqRenderer` for encoder-decoders.
 
     Attributes:
         stop_ids: ids at which generation must stop.
-        end_ids: what ends an ordinary answer and is trained.
+        end_ids: ids that end an ordinary answer; they are trained.
     """
 
     stop_ids: frozenset[int]
@@ -78,18 +71,18 @@ class RowRenderer(Protocol):
         """:meth:`row` of each example; faster than one at a time."""
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the tokens."""
+        """Digest of everything that determines the tokens."""
 
 
 @dataclass(frozen=True)
 class RenderedRows:
-    """Examples as rows that fit.
+    """The rows of examples that fit.
 
     Attributes:
         rows: the kept rows, in the order of the examples. They stay on disk.
-        dropped: how many examples were dropped, by reason; with ``rows`` they add up to ``read``.
-        truncated: how many of the kept rows had their response cut.
-        read: how many examples came in.
+        dropped: number of dropped examples by reason; together with ``rows`` they add up to ``read``.
+        truncated: number of kept rows whose response was cut.
+        read: number of examples.
     """
 
     rows: RecordFile[TokenRow]
@@ -101,16 +94,16 @@ class RenderedRows:
 def fit(
     row: TokenRow, max_length: int, max_response: int | None = None, max_prompt: int | None = None
 ) -> TokenRow | str:
-    """The row within ``max_length`` tokens, its response within ``max_response``, or the reason why it is dropped.
+    """The row within ``max_length`` tokens, its response within ``max_response``, or the reason to drop it.
 
-    A prompt is never cut: ``prompt_too_long`` when it leaves no room, or has more than ``max_prompt`` tokens. A
-    response is cut at its end and is then not complete; tokens after its last trained one go as well.
-    ``nothing_to_train`` when no trained token is left.
+    A prompt is never cut: a row is ``prompt_too_long`` when its prompt leaves no space for a response or has more than
+    ``max_prompt`` tokens. A response is cut at its end, through its last trained token, and is then not complete. The
+    reason is ``nothing_to_train`` when no trained token is left.
     """
-    room = max_length - len(row.prompt_ids)
-    if room <= 0 or (max_prompt is not None and len(row.prompt_ids) > max_prompt):
+    max_len = max_length - len(row.prompt_ids)
+    if max_len <= 0 or (max_prompt is not None and len(row.prompt_ids) > max_prompt):
         return PROMPT_TOO_LONG
-    limit = room if max_response is None else min(room, max_response)
+    limit = max_len if max_response is None else min(max_len, max_response)
     if len(row.response_ids) <= limit:
         return row if any(row.trained) else NOTHING_TO_TRAIN
     trained = row.trained[:limit]
@@ -128,9 +121,9 @@ def render(
     progress: Progress | None = None,
     max_prompt: int | None = None,
 ) -> RenderedRows:
-    """All examples as rows that :func:`fit`; kept + dropped = read.
+    """The rows of all examples that :func:`fit`; kept + dropped = read.
 
-    Raises DataError when no row is left, and where :meth:`RowRenderer.row` does.
+    Raises DataError when no row is left, and whatever :meth:`RowRenderer.rows` raises.
     """
     spool = Spool(TokenRow)
     truncated = 0
@@ -160,10 +153,6 @@ def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:
         yield batch
 
 
-class RefusedError(Exception):
-    """What a template says when it raises for a conversation."""
-
-
 def _nothing_left(
     read: int, dropped: Counter[str], max_length: int, shortest_prompt: int | None, max_prompt: int | None
 ) -> str:
@@ -172,7 +161,7 @@ def _nothing_left(
     if dropped[PROMPT_TOO_LONG] == read and max_prompt is not None:
         return f"every prompt is longer than {max_prompt} tokens (shortest: {shortest_prompt}); allow longer ones"
     if dropped[PROMPT_TOO_LONG] == read:
-        # A prompt of exactly max_length is too long as well: it leaves no room for an answer.
+        # a prompt of exactly max_length is too long as well
         return (
             f"max_length ({max_length} tokens) leaves no room after any prompt (shortest: {shortest_prompt}); "
             "raise data.max_length"
@@ -182,16 +171,12 @@ def _nothing_left(
 
 
 def check_roles(messages: Sequence[Message], source: str) -> None:
-    """Raises DataError for a message of no known role; ``source`` is where it comes from."""
+    """Raises DataError for a message whose role is unknown; ``source`` is where it comes from."""
     for message in messages:
         if message.role not in ROLES:
             raise DataError(f"{where(source)}role {str(message.role)[:40]!r} is none of {', '.join(ROLES)}")
 
 
 def where(source: str) -> str:
-    """Beginning of an error about what comes from ``source``."""
+    """The beginning of an error message about data from ``source``."""
     return f"{source}: " if source else ""
-
-
-def first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

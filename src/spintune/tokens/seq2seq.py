@@ -1,7 +1,7 @@
-"""Text to text: token rows for encoder-decoder models (T5, FLAN-T5), which have no chat template.
+"""Token rows for encoder-decoder models (T5, FLAN-T5), which have no chat template.
 
-The encoder reads one text and the decoder writes one, each ended by the tokenizer as it ends any text: with T5's
-``</s>``. What stands in the text of a conversation is in :func:`flatten`.
+The encoder reads one text and the decoder writes one. The tokenizer ends both as it ends any text: T5's with ``</s>``.
+:func:`flatten` turns a conversation into text.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ _SPEAKERS = {"user": "User", "assistant": "Assistant"}
 def flatten(messages: Sequence[Message]) -> str:
     """A conversation as one text, for the encoder.
 
-    A single user message is that message, verbatim. A system message stands before the rest, with a blank line
-    between. Where there is more than one turn, each has a line that begins with who speaks, and the last line leaves
-    the word to the assistant::
+    A single user message stays verbatim. A system message comes first, followed by a blank line. With more than one
+    turn, each turn is a line that begins with its speaker, and the last line prompts the assistant::
 
         Answer in French.
 
@@ -52,17 +51,17 @@ def flatten(messages: Sequence[Message]) -> str:
 class Seq2SeqRenderer:
     """Writes the conversation so far as the encoder's text, and the last answer as the decoder's.
 
-    No text becomes a control token: what spells one (``</s>``, ``<extra_id_0>``) is encoded as other text is. All
+    No text becomes a control token: text that spells one (``</s>``, ``<extra_id_0>``) is encoded like any other. All
     other text gets the tokenizer's own ids.
 
     Args:
         tokenizer: a tokenizer with a fast (Rust) form that ends a text with its end-of-sequence token.
         template: "tokenizer" or "plain", which are the same here.
-        turns: "last"; one row has one answer.
+        turns: "last", since a row has one answer.
 
     Attributes:
         stop_ids: the end-of-sequence token alone.
-        end_ids: the same; it ends every answer, and is trained.
+        end_ids: the same token; it ends every answer and is trained.
 
     Raises ModelError when the tokenizer or an option cannot be used.
     """
@@ -94,7 +93,7 @@ class Seq2SeqRenderer:
     def row(self, example: Example) -> TokenRow:
         """The whole example as tokens, of any length.
 
-        Raises DataError for a conversation that does not end with the assistant, or has nothing before.
+        Raises DataError for a conversation that does not end with the assistant or has nothing before that.
         """
         return self.rows([example])[0]
 
@@ -110,7 +109,7 @@ class Seq2SeqRenderer:
         ]
 
     def fingerprint(self) -> str:
-        """Digest of everything that decides the tokens: vocabulary and tokenizer settings."""
+        """Digest of everything that determines the tokens: vocabulary and tokenizer settings."""
         facts = ["text-to-text", self._before, self._after, self._encoder.digest]
         return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]
 
@@ -130,7 +129,7 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 
 def _surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What the tokenizer puts before and after any text."""
+    """The ids that the tokenizer puts before and after any text."""
     bare = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a")
     for begin in range(len(whole) - len(bare) + 1):

@@ -1,4 +1,4 @@
-"""How a conversation is written as text: the built-in chat templates, and the choice among them.
+"""The built-in chat templates, and the choice among them and the tokenizer's own.
 
 ==============  ===================================================================================================
 ``tokenizer``   the chat template that comes with the tokenizer
@@ -87,11 +87,11 @@ _DAY = date(2024, 7, 26)  # what Llama 3.1's template falls back to
 def with_fixed_date(source: str) -> str:
     """The template with ``strftime_now`` always on 2024-07-26.
 
-    With today's date a run that resumes tomorrow would train on other tokens. transformers lets no function into a
-    template, so the date comes from a macro in front of it.
+    With today's date, a run that resumes tomorrow would train on other tokens. transformers accepts no functions for a
+    template, so a macro before it supplies the date.
     """
     if "strftime_now" not in source:
         return source
     filters = "".join(f" | replace('%{code}', '{_DAY.strftime(f'%{code}')}')" for code in _DIRECTIVES)
-    # transformers' environment removes the line break after a block, so the template itself begins a line as before.
+    # transformers' environment removes the line break after a block, so the template still begins a line
     return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}\n{source}"
