@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from spintune.recipe.losses import SelfPlayLoss, register_loss
     from spintune.records import Completion, Example, Message
     from spintune.results import RunResults
+    from spintune.synthesis.pipeline import synthesize
     from spintune.trackers import register_tracker
     from spintune.training import losses
 
@@ -50,6 +51,7 @@ _HOMES = {
     "register_loss": "spintune.recipe.losses",
     "register_tracker": "spintune.trackers",
     "run": "spintune.api",
+    "synthesize": "spintune.synthesis.pipeline",
 }
 _MODULES = {"losses": "spintune.training.losses", "statistics": "spintune.evaluation.statistics"}
 
@@ -73,6 +75,7 @@ __all__ = [
     "register_tracker",
     "run",
     "statistics",
+    "synthesize",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from spintune.pipeline import Stage
     from spintune.results import RunResults
+    from spintune.teachers.protocol import Teacher
 
 Turn: TypeAlias = Message | Mapping[str, str]
 """A message: a Message, or a mapping with ``role`` and ``content``."""
@@ -159,6 +160,14 @@ class Model:
         }
         return [Score(logprobs[place], sum(rows[place][2])) for place in range(len(rows))]
 
+    def as_teacher(self) -> Teacher:
+        """This model as a teacher that writes data (:func:`synthesize`). Its replies depend on the request alone."""
+        from spintune.generation.local_teacher import LocalTeacher
+
+        identity = {"kind": "local", "model": self.name, "autocast": str(self._engine.autocast)}
+        whole = not self.model.config.is_encoder_decoder
+        return LocalTeacher(self.name, identity, self._generator, self._renderer, self._max_length, whole)
+
     def _prompt_ids(self, prompt: Prompt, where: str) -> tuple[int, ...]:
         if _is_ids(prompt):
             return self._checked_ids(cast("Sequence[int]", prompt), where)
@@ -213,7 +222,8 @@ def load(
 
     if (Path(name) / "recipe.json").is_file():
         name = final_model(Path(name))
-    loaded = load_model(str(name), cache=cache_folder(), precision=precision)
+    with _no_bars():
+        loaded = load_model(str(name), cache=cache_folder(), precision=precision)
     return Model(str(name), loaded.model, loaded.tokenizer, precision=precision, template=template, engine=engine)
 
 
@@ -291,7 +301,8 @@ def run(
             *path, last = key.split(".")
             values = merged(values, _nested(path, last, value))
         recipe = parse_recipe(values, name)
-    return run_recipe(recipe, cache_folder(), progress or Silent(), until, os.environ)
+    with _no_bars():
+        return run_recipe(recipe, cache_folder(), progress or Silent(), until, os.environ)
 
 
 def _nested(path: Sequence[str], last: str, value: object) -> dict[str, object]:
@@ -309,6 +320,20 @@ def merged(values: Mapping[str, object], others: Mapping[str, object]) -> dict[s
         known = result.get(key)
         result[key] = merged(known, value) if isinstance(known, Mapping) and isinstance(value, Mapping) else value
     return result
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """transformers draws no progress bars inside; ``progress`` tells what happens."""
+    from transformers.utils import logging
+
+    drawn = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if drawn:
+            logging.enable_progress_bar()
 
 
 def _several(prompts: Prompt | Sequence[Prompt]) -> Sequence[Prompt]:

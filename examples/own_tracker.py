@@ -1,0 +1,36 @@
+"""A tracker of your own: the numbers of each step go into a CSV file.
+
+python examples/own_tracker.py FILE [MODEL] [OUT]
+"""
+
+import csv
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import spintune
+
+
+class CsvTracker:
+    """Rows of stage, step, name and value. Made anew when a run resumes, so it appends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = (folder / "numbers.csv").open("a", newline="")
+        self.rows = csv.writer(self.file)
+
+    def begin(self, stage: str, step: int) -> None:
+        """Nothing to do: steps that are done again overwrite nothing here."""
+
+    def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        self.rows.writerows((stage, step, name, value) for name, value in numbers.items())
+
+    def close(self) -> None:
+        self.file.close()
+
+
+spintune.register_tracker("csv", CsvTracker)
+
+data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/own-tracker"][len(sys.argv) - 2 :])
+recipe = {"model": model, "out": out, "data": {"train": data, "max_length": 256}, "sft": {"max_steps": 5}, "eval": []}
+spintune.run(recipe, tracking=["csv"])
+print((Path(out) / "numbers.csv").read_text().splitlines()[0])
