@@ -22,7 +22,7 @@ results = spintune.run(
 )
 assert results.heldout
 for name, measures in results.heldout.items():
-    print(f"{name}: held-out loss {measures['loss']['mean']:.3f} nats a token")
+    print(f"{name}: held-out loss {measures['nll_per_token'].mean:.3f} nats a token")
 
 question = [examples[0].prompt]
 for name in (model, out):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from spintune.data.novelty import NoveltyIndex
     from spintune.errors import SpintuneError
     from spintune.evaluation import statistics
+    from spintune.generation.build import register_generator
     from spintune.recipe import Recipe
     from spintune.recipe.losses import SelfPlayLoss, register_loss
     from spintune.records import Completion, Example, Message
@@ -48,6 +49,7 @@ _HOMES = {
     "load": "spintune.api",
     "mix": "spintune.api",
     "read": "spintune.api",
+    "register_generator": "spintune.generation.build",
     "register_loss": "spintune.recipe.losses",
     "register_tracker": "spintune.trackers",
     "run": "spintune.api",
@@ -71,6 +73,7 @@ __all__ = [
     "losses",
     "mix",
     "read",
+    "register_generator",
     "register_loss",
     "register_tracker",
     "run",

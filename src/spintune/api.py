@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ class Model:
         *,
         precision: str = "auto",
         template: str = "tokenizer",
-        engine: str | None = None,
+        generator: str | None = None,
     ) -> None:
         from spintune.engine.logprobs import LogProbEngine
         from spintune.generation.build import build_generator
@@ -71,7 +72,7 @@ class Model:
         loaded = LoadedModel(name, model, tokenizer, autocast_type(precision, model.device))
         self._renderer = loaded.renderer(template, "last")
         self._engine = LogProbEngine(model, loaded.autocast)
-        self._generator = build_generator(self._engine, tokenizer, self._renderer.stop_ids)
+        self._generator = build_generator(self._engine, tokenizer, self._renderer.stop_ids, generator)
         self._max_length = loaded.max_input_length
 
     def __repr__(self) -> str:
@@ -201,7 +202,7 @@ def load(
     *,
     precision: str = "auto",
     template: str = "tokenizer",
-    engine: str | None = None,
+    generator: str | None = None,
 ) -> Model:
     """Loads a model that writes and scores answers.
 
@@ -210,7 +211,7 @@ def load(
             id ``owner/name[@revision]``.
         precision: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU that has it).
         template: chat template: ``tokenizer`` (its own), ``alpaca``, ``chatml`` or ``plain``.
-        engine: a generator registered by :func:`register_generator`; None takes the fastest built-in one that is right
+        generator: one registered by :func:`register_generator`; None takes the fastest built-in one that is right
             for the model.
 
     A transformers model of your own becomes one by ``spintune.Model(name, model, tokenizer)``.
@@ -224,7 +225,7 @@ def load(
         name = final_model(Path(name))
     with _no_bars():
         loaded = load_model(str(name), cache=cache_folder(), precision=precision)
-    return Model(str(name), loaded.model, loaded.tokenizer, precision=precision, template=template, engine=engine)
+    return Model(str(name), loaded.model, loaded.tokenizer, precision=precision, template=template, generator=generator)
 
 
 def read(path: str | Path, *, format: str = "auto", limit: int | None = None) -> Sequence[Example]:

@@ -32,7 +32,7 @@ SAYS = {
     "mixture.py": "capital",
     "novelty.py": "instructions are novel",
     "own_format.py": "2 examples",
-    "own_generator.py": "LOUD",
+    "own_generator.py": "best-of-four: -",
     "own_loss.py": "loss 0.6931 ->",
     "own_metric.py": "starts_alike",
     "own_teacher.py": "healthy breakfast",
