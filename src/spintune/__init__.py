@@ -23,22 +23,27 @@ from spintune.version import __version__
 
 if TYPE_CHECKING:
     from spintune.api import Model, Score, load, mix, read, run
+    from spintune.data.formats import Format, register_format
     from spintune.data.novelty import NoveltyIndex
     from spintune.errors import SpintuneError
     from spintune.evaluation import statistics
     from spintune.generation.build import register_generator
+    from spintune.metrics import Metric, register_metric
     from spintune.recipe import Recipe
     from spintune.recipe.losses import SelfPlayLoss, register_loss
     from spintune.records import Completion, Example, Message
     from spintune.results import RunResults
     from spintune.synthesis.pipeline import synthesize
+    from spintune.teachers.registry import register_teacher
     from spintune.trackers import register_tracker
     from spintune.training import losses
 
 _HOMES = {
     "Completion": "spintune.records",
     "Example": "spintune.records",
+    "Format": "spintune.data.formats",
     "Message": "spintune.records",
+    "Metric": "spintune.metrics",
     "Model": "spintune.api",
     "NoveltyIndex": "spintune.data.novelty",
     "Recipe": "spintune.recipe",
@@ -49,8 +54,11 @@ _HOMES = {
     "load": "spintune.api",
     "mix": "spintune.api",
     "read": "spintune.api",
+    "register_format": "spintune.data.formats",
     "register_generator": "spintune.generation.build",
     "register_loss": "spintune.recipe.losses",
+    "register_metric": "spintune.metrics",
+    "register_teacher": "spintune.teachers.registry",
     "register_tracker": "spintune.trackers",
     "run": "spintune.api",
     "synthesize": "spintune.synthesis.pipeline",
@@ -60,7 +68,9 @@ _MODULES = {"losses": "spintune.training.losses", "statistics": "spintune.evalua
 __all__ = [
     "Completion",
     "Example",
+    "Format",
     "Message",
+    "Metric",
     "Model",
     "NoveltyIndex",
     "Recipe",
@@ -73,8 +83,11 @@ __all__ = [
     "losses",
     "mix",
     "read",
+    "register_format",
     "register_generator",
     "register_loss",
+    "register_metric",
+    "register_teacher",
     "register_tracker",
     "run",
     "statistics",
