@@ -295,7 +295,7 @@ def write_model(folder: Path, seed: int) -> None:
     """A Unigram tokenizer of the world's words, and random weights."""
     texts = [job.phrasing(wording)["input"] for job in JOBS for wording in WORDINGS]
     texts += [f"{input_} {cue}" for input_, cue in SILENT_WORDINGS] + list(FORMS.values())
-    texts += [frame.prefix + frame.lead + frame.separator for frame in FRAMES]
+    texts += [frame.prefix + frame.cue + frame.separator for frame in FRAMES]
     words = {word for text in texts for word in re.findall(r"\w+", text.replace("{record}", ""))}
     words |= {word for field in FIELDS.values() for word in field}
     # a piece has to stand in several words of the corpus before the trainer considers it

@@ -262,12 +262,13 @@ def mix(
 
     Raises RecipeError for unknown tasks and options, DataError for files that cannot be read.
     """
-    from spintune.mixtures.mixture import load_mixture, materialise
+    from spintune.mixtures.mixture import load_mixture
+    from spintune.mixtures.report import materialize
 
     values = {"tasks": tasks, "examples": count, "folder": folder and str(folder), **options}
     section = parse_recipe({"out": "", "model": "", "data": {"mixture": values}}, "spintune.mix").data.mixture
     mixture = load_mixture(cast("MixtureSection", section), seed, 0.0, max_length, _counter(tokenizer))
-    return materialise(mixture, count).examples
+    return materialize(mixture, count).examples
 
 
 def run(

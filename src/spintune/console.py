@@ -12,6 +12,7 @@ from rich.text import Text
 
 from spintune.evaluation.comparison import HEADER, Comparison, table_rows
 from spintune.evaluation.statistics import Interval
+from spintune.mixtures.report import MixtureReport, ShownPrompt
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.results import (
     BenchmarkResults,
@@ -27,7 +28,6 @@ from spintune.results import (
     TaskAccuracies,
 )
 from spintune.selfplay.diagnostics import KlEstimate
-from spintune.typed_json import JsonObject
 
 
 class _Console(Console):
@@ -328,56 +328,54 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 # Mixtures and tokens -------------------------------------------------------------------------------------------------
 
 
-def print_examples(rows: Sequence[JsonObject]) -> None:
+def print_examples(rows: Sequence[ShownPrompt]) -> None:
     """Prints examples of a task as a model reads them: the prompt plain, the target green."""
     console = Console(highlight=False)
     for row in rows:
-        shots = f"few-shot ({row['shots']})" if row["shots"] else "zero-shot"
-        kind = "chain of thought" if row["quadrant"].endswith("cot") else "direct"
-        inverted = ", turned around" if row["inverted"] else ""
-        console.rule(
-            f"{row['source'].split('/')[0]}: {shots}, {kind}, phrasing {row['phrasing']}{inverted}", align="left"
-        )
-        console.print(Text(row["prompt"]))
-        console.print(Text("-> " + row["target"], style="bold green"))
+        shots = f"few-shot ({row.shots})" if row.shots else "zero-shot"
+        kind = "chain of thought" if row.quadrant.endswith("cot") else "direct"
+        inverted = ", turned around" if row.inverted else ""
+        console.rule(f"{row.source.split('/')[0]}: {shots}, {kind}, phrasing {row.phrasing}{inverted}", align="left")
+        console.print(Text(row.prompt))
+        console.print(Text("-> " + row.target, style="bold green"))
 
 
-def print_mixture(mixture: JsonObject) -> None:
+def print_mixture(mixture: MixtureReport) -> None:
     """Prints the target and actual shares of a mixture's tasks and quadrants, and what it leaves out."""
     console = _Console()
     tasks = _table("Tasks", ("task", "target", "actual", "examples", "rows", "passes", "held out", "dropped"))
-    for name, task in sorted(mixture["tasks"].items(), key=lambda entry: -entry[1]["wanted"]):
+    for name, task in sorted(mixture.tasks.items(), key=lambda entry: -entry[1].wanted):
         tasks.add_row(
             name,
-            f"{task['wanted']:.2%}",
-            f"{task['realised']:.2%}",
-            f"{task['examples']:,}",
-            f"{task['rows']:,}",
-            f"{task['passes']:.2f}",
-            f"{task['heldout']:,}",
-            _counts(task["dropped"]),
+            f"{task.wanted:.2%}",
+            f"{task.realised:.2%}",
+            f"{task.examples:,}",
+            f"{task.rows:,}",
+            f"{task.passes:.2f}",
+            f"{task.heldout:,}",
+            _counts(task.dropped),
         )
     console.print(tasks)
     quadrants = _table("Quadrants", ("quadrant", "target", "planned", "actual"))
-    for name, shares in mixture["quadrants"].items():
-        quadrants.add_row(name, *(f"{shares[key]:.1%}" for key in ("wanted", "planned", "realised")))
+    for name, shares in mixture.quadrants.items():
+        quadrants.add_row(name, f"{shares.wanted:.1%}", f"{shares.planned:.1%}", f"{shares.realised:.1%}")
     console.print(quadrants)
     for line in _mixture_lines(mixture):
         console.sentence(line)
 
 
-def _mixture_lines(mixture: JsonObject) -> Iterator[str]:
-    exemplars = mixture["exemplars"]
+def _mixture_lines(mixture: MixtureReport) -> Iterator[str]:
+    exemplars = mixture.exemplars
     yield (
-        f"{mixture['examples']:,} examples, {mixture['distinct']:,} of them distinct. Exemplars: "
-        f"{exemplars['asked_for']:,} requested, {exemplars['used']:,} used, {exemplars['over_budget']:,} over "
-        f"the token budget, {exemplars['none_other']:,} not available; {exemplars['prompts_left_without']:,} few-shot "
+        f"{mixture.examples:,} examples, {mixture.distinct:,} of them distinct. Exemplars: "
+        f"{exemplars.asked_for:,} requested, {exemplars.used:,} used, {exemplars.over_budget:,} over "
+        f"the token budget, {exemplars.none_other:,} not available; {exemplars.prompts_left_without:,} few-shot "
         "prompts have none."
     )
-    for title, names in (("Held-out tasks", mixture["held_out_tasks"]), ("Absent groups", mixture["absent_groups"])):
+    for title, names in (("Held-out tasks", mixture.held_out_tasks), ("Absent groups", mixture.absent_groups)):
         if names:
             yield f"{title}: {', '.join(names)}"
-    for name, reason in mixture["files_without_rows"].items():
+    for name, reason in mixture.files_without_rows.items():
         yield f"Left out: {name} ({reason})"
 
 

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import Interval
+from spintune.mixtures.report import MixtureReport
 from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
 from spintune.selfplay.pair_metrics import HeldoutPairMetrics
 from spintune.selfplay.separability import Separability
@@ -98,7 +99,7 @@ class DataFacts(OmitNone):
         dropped: rows by the reason they were dropped for.
     """
 
-    mixture: JsonObject | None = None
+    mixture: MixtureReport | None = None
     read: int
     repeated: int
     dropped: dict[str, int]

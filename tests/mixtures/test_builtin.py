@@ -12,10 +12,11 @@ import pytest
 
 from spintune.mixtures.answers import correct
 from spintune.mixtures.declarations import BUILTIN, PhrasingsFile, TaskFile
-from spintune.mixtures.mixture import Mixture, materialise
+from spintune.mixtures.mixture import Mixture
 from spintune.mixtures.options import STYLES, styles_for
 from spintune.mixtures.phrasings import Phrasing
 from spintune.mixtures.rendering import FRAMES, render
+from spintune.mixtures.report import materialize
 from spintune.mixtures.tasks import MixtureTask, TaskItem, TaskSet, load_tasks
 
 BUILTIN_TASKS = [f"builtin:{path.stem}" for path in sorted(BUILTIN.glob("*.yaml"))]
@@ -140,9 +141,9 @@ def test_t0_files_without_answers_are_left_out_and_named(real: Callable[[str], T
 @pytest.mark.slow
 def test_all_quadrants_of_all_real_tasks_in_one_mixture(shared: Path) -> None:
     tasks = load_tasks(BUILTIN_TASKS, shared).tasks
-    report = materialise(Mixture(tasks, 7), 600).report
-    assert report["examples"] == sum(row["examples"] for row in report["tasks"].values()) == 600
-    assert all(share["realised"] > 0.1 for share in report["quadrants"].values())
+    report = materialize(Mixture(tasks, 7), 600).report
+    assert report.examples == sum(row.examples for row in report.tasks.values()) == 600
+    assert all(share.realised > 0.1 for share in report.quadrants.values())
 
 
 @pytest.mark.parametrize("path", sorted((BUILTIN / "phrasings").glob("*.yaml")), ids=lambda path: path.stem)

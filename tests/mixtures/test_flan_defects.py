@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ TEN = [{"input": f"[{n}] {{question}}", "target": "{answer}"} for n in range(10)
 
 
 def elements(mixture: Mixture, count: int) -> list[RenderedPrompt]:
-    return list(itertools.islice(mixture.stream(), count))
+    return [mixture.element(position) for position in range(count)]
 
 
 def only(**quadrants: float) -> WeighingSection:
@@ -125,7 +124,7 @@ def only_direct() -> Prompting:
 
 def test_every_frame_announces_a_question_and_an_answer_once() -> None:
     """There: a missing comma joins two prefixes, "CONVERSATION:Conversation:"."""
-    assert all(frame.prefix.count(":") <= 1 and frame.lead.count(":") <= 1 for frame in FRAMES)
+    assert all(frame.prefix.count(":") <= 1 and frame.cue.count(":") <= 1 for frame in FRAMES)
 
 
 def test_the_few_shot_budget_is_1920_tokens() -> None:

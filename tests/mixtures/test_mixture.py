@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import subprocess
@@ -15,8 +14,9 @@ from typing import Any
 import pytest
 
 from spintune.errors import DataError, RecipeError
-from spintune.mixtures.mixture import Mixture, Prompting, load_mixture, materialise, show
+from spintune.mixtures.mixture import Mixture, Prompting, load_mixture
 from spintune.mixtures.rendering import PromptBudget, RenderedPrompt
+from spintune.mixtures.report import ExemplarReport, materialize, show
 from spintune.mixtures.tasks import MixtureTask, load_tasks
 from spintune.recipe.checking import checked
 from spintune.recipe.mixture import MixtureSection, WeighingSection
@@ -29,7 +29,7 @@ def weighing(**settings: Any) -> WeighingSection:
 
 
 def first(mixture: Mixture, count: int) -> list[RenderedPrompt]:
-    return list(itertools.islice(mixture.stream(), count))
+    return [mixture.element(position) for position in range(count)]
 
 
 @pytest.fixture
@@ -50,22 +50,9 @@ def test_an_element_depends_on_seed_and_position_alone(mixed: Callable[..., Mixt
     assert first(mixed(seed=8), 200) != forwards
 
 
-def test_a_stream_goes_on_where_it_stopped(mixed: Callable[..., Mixture]) -> None:
-    whole = first(mixed(), 150)
-    assert list(itertools.islice(mixed().stream(start=60), 90)) == whole[60:]
-
-
-@pytest.mark.parametrize("world", [2, 3, 8])
-def test_ranks_share_the_stream_without_overlap(mixed: Callable[..., Mixture], world: int) -> None:
-    ranks = [list(itertools.islice(mixed().stream(rank=rank, world=world), 24)) for rank in range(world)]
-    assert [element for row in zip(*ranks, strict=True) for element in row] == first(mixed(), 24 * world)
-    resumed = list(itertools.islice(mixed().stream(start=10, rank=1, world=world), 14))
-    assert resumed == ranks[1][10:]
-
-
 def test_fewer_examples_are_the_beginning_of_more(mixed: Callable[..., Mixture]) -> None:
     mixture = mixed()
-    assert materialise(mixture, 50).examples == materialise(mixture, 120).examples[:50]
+    assert materialize(mixture, 50).examples == materialize(mixture, 120).examples[:50]
 
 
 # --- rows ---
@@ -111,16 +98,16 @@ def test_realised_shares_stay_within_a_few_examples_of_the_wanted_ones(
     mixed: Callable[..., Mixture], count: int
 ) -> None:
     wanted = {"zero_direct": 0.3, "few_direct": 0.3, "zero_cot": 0.3, "few_cot": 0.1}
-    report = materialise(
+    report = materialize(
         mixed(weighing=weighing(weights={"a": 2.0, "b": 1.0, "c": 1.0}, quadrants=wanted)), count
     ).report
     for name, share in (("a", 0.5), ("b", 0.25), ("c", 0.25)):
-        assert report["tasks"][name]["wanted"] == pytest.approx(share)
-        assert report["tasks"][name]["realised"] == report["tasks"][name]["examples"] / count
-        assert abs(report["tasks"][name]["examples"] - share * count) <= 10
+        assert report.tasks[name].wanted == pytest.approx(share)
+        assert report.tasks[name].realised == report.tasks[name].examples / count
+        assert abs(report.tasks[name].examples - share * count) <= 10
     for name, share in wanted.items():
-        assert report["quadrants"][name]["wanted"] == pytest.approx(share)
-        assert abs(report["quadrants"][name]["realised"] - share) * count <= 10 * 3  # one interval a task
+        assert report.quadrants[name].wanted == pytest.approx(share)
+        assert abs(report.quadrants[name].realised - share) * count <= 10 * 3  # one interval a task
 
 
 def test_shares_of_any_window_are_close_too(mixed: Callable[..., Mixture]) -> None:
@@ -145,7 +132,7 @@ def test_hidden_options_get_the_wanted_share_only_where_a_task_allows_it(news: T
     for optional, expected in ((True, 500), (False, 0)):
         task = news(40, options={"fixed": ["world", "sports", "business", "science"], "optional": optional})
         mixture = Mixture([task], 1, prompting=Prompting(inversion=0.0, no_options=0.5))
-        assert sum(element.optionless for element in first(mixture, 1000)) == pytest.approx(expected, abs=5 * 15.8)
+        assert sum(element.hides_options for element in first(mixture, 1000)) == pytest.approx(expected, abs=5 * 15.8)
 
 
 # --- exemplars ---
@@ -188,14 +175,10 @@ def test_frames_vary_from_example_to_example(additions: TaskOf) -> None:
 
 def test_too_small_a_pool_gives_fewer_exemplars_and_says_so(additions: TaskOf) -> None:
     mixture = Mixture([additions(3)], 5, weighing(quadrants={"few_direct": 1.0}), Prompting(shots=(5, 5)))
-    report = materialise(mixture, 10).report
-    assert report["exemplars"] == {
-        "asked_for": 50,
-        "used": 20,
-        "over_budget": 0,
-        "none_other": 30,
-        "prompts_left_without": 0,
-    }
+    report = materialize(mixture, 10).report
+    assert report.exemplars == ExemplarReport(
+        asked_for=50, used=20, over_budget=0, none_other=30, prompts_left_without=0
+    )
 
 
 def test_what_the_budget_drops_is_counted(additions: TaskOf) -> None:
@@ -203,10 +186,10 @@ def test_what_the_budget_drops_is_counted(additions: TaskOf) -> None:
     mixture = Mixture(
         [additions(40)], 5, weighing(quadrants={"few_direct": 1.0}), Prompting(shots=(5, 5), budget=words)
     )
-    made = materialise(mixture, 100)
-    counts = made.report["exemplars"]
-    assert counts["asked_for"] == counts["used"] + counts["over_budget"] == 500
-    assert counts["over_budget"] > 0
+    made = materialize(mixture, 100)
+    counts = made.report.exemplars
+    assert counts.asked_for == counts.used + counts.over_budget == 500
+    assert counts.over_budget > 0
     assert all(len(example.messages[0].content.split()) <= 30 for example in made.examples)
 
 
@@ -218,11 +201,11 @@ def test_few_shot_prompts_without_room_are_counted_as_zero_shot(additions: TaskO
         weighing(quadrants={"few_direct": 1.0}),
         Prompting(budget=PromptBudget(60, lambda t: len(t.split()))),
     )
-    report = materialise(mixture, 80).report
-    assert report["examples"] == 80
-    left = report["exemplars"]["prompts_left_without"]
+    report = materialize(mixture, 80).report
+    assert report.examples == 80
+    left = report.exemplars.prompts_left_without
     assert 40 <= left < 80  # every long question, and those whose first exemplar is long
-    assert report["quadrants"]["zero_direct"]["realised"] == left / 80
+    assert report.quadrants["zero_direct"].realised == left / 80
 
 
 def _wordy(additions: TaskOf, rows: list[dict[str, Any]]) -> MixtureTask:
@@ -242,7 +225,7 @@ def test_a_budget_that_never_fits_an_exemplar_is_an_error(additions: TaskOf) -> 
         Prompting(budget=PromptBudget(6, lambda t: len(t.split()))),
     )
     with pytest.raises(DataError) as caught:
-        materialise(mixture, 10)
+        materialize(mixture, 10)
     assert str(caught.value) == (
         "mixture: in none of 10 few-shot prompts does an exemplar fit into 6 tokens beside the question; "
         "raise few_shot_tokens (and data.max_length), or set the few-shot quadrants to 0"
@@ -285,8 +268,8 @@ def test_a_held_out_task_is_only_asked_in_every_quadrant_it_has(additions: TaskO
         ("zero_direct", "few_direct", "zero_cot", "few_cot"), 4
     )
     assert {element.task for element in asked} == {"b"}
-    assert not any(element.inverted or element.optionless for element in asked)
-    assert materialise(mixture, 10).report["held_out_tasks"] == ["b"]
+    assert not any(element.inverted or element.hides_options for element in asked)
+    assert materialize(mixture, 10).report.held_out_tasks == ["b"]
 
 
 def test_a_held_out_task_of_one_row_is_asked_without_exemplars(additions: TaskOf) -> None:
@@ -389,10 +372,9 @@ def test_settings_without_tasks_say_what_is_missing() -> None:
 
 
 def test_show_gives_plain_examples_of_one_task(additions: TaskOf) -> None:
-    shown = list(show(additions(9), 20, seed=3))
-    assert {row["quadrant"] for row in shown} == {"zero_direct", "few_direct", "zero_cot", "few_cot"}
-    assert shown == list(show(additions(9), 20, seed=3))
-    assert shown[0].keys() == {"prompt", "target", "quadrant", "inverted", "shots", "phrasing", "row", "source"}
+    shown = show(additions(9), 20, seed=3)
+    assert {row.quadrant for row in shown} == {"zero_direct", "few_direct", "zero_cot", "few_cot"}
+    assert shown == show(additions(9), 20, seed=3)
 
 
 def test_the_stream_is_the_same_in_every_process_and_needs_no_torch(declare: Callable[..., Path]) -> None:
@@ -400,9 +382,9 @@ def test_the_stream_is_the_same_in_every_process_and_needs_no_torch(declare: Cal
         "import importlib, pkgutil, sys\nimport spintune.mixtures as package\n"
         "for module in pkgutil.iter_modules(package.__path__):\n"
         "    importlib.import_module(f'spintune.mixtures.{module.name}')\n"
-        "from spintune.mixtures.mixture import show\nfrom spintune.mixtures.tasks import load_tasks\n"
+        "from spintune.mixtures.report import show\nfrom spintune.mixtures.tasks import load_tasks\n"
         "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
-        "print(heavy or list(show(load_tasks([sys.argv[1]]).tasks[0], 20, 3)))\n"
+        "print(heavy or show(load_tasks([sys.argv[1]]).tasks[0], 20, 3))\n"
     )
     path = str(declare())
     printed = [
@@ -415,8 +397,8 @@ def test_the_stream_is_the_same_in_every_process_and_needs_no_torch(declare: Cal
         ).stdout
         for seed in ("1", "2")
     ]
-    assert printed[0].startswith("[{'prompt'")
-    assert printed[0] == printed[1] == f"{list(show(load_tasks([path]).tasks[0], 20, 3))}\n"
+    assert printed[0].startswith("[ShownPrompt(prompt=")
+    assert printed[0] == printed[1] == f"{show(load_tasks([path]).tasks[0], 20, 3)}\n"
 
 
 def test_test_rows_may_differ_by_selector_and_the_first_that_means_a_task_counts(

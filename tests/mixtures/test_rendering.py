@@ -54,7 +54,7 @@ def test_the_query_and_rows_that_ask_the_same_are_no_exemplars(task: TaskOf) -> 
     sums = task(rows=rows)
     made = render(sums, sums.items[0], sums.ways("direct")[0], frame=QA, exemplars=sums.items)
     assert made.prompt == "Q: other\nA: 1\n\nQ: q\nA:"
-    assert (made.wanted_shots, made.found_shots, made.shots) == (3, 1, 1)
+    assert (made.requested_shots, made.available_shots, made.shots) == (3, 1, 1)
 
 
 def test_turned_around_an_equal_answer_is_an_equal_input(task: TaskOf) -> None:
@@ -74,7 +74,7 @@ def test_as_many_exemplars_as_fit_separators_and_all(task: TaskOf, shots: int) -
     way = sums.ways("direct")[0]
     for room, expected in ((exactly, shots), (exactly + len(block) - 1, shots)):
         made = render(sums, sums.items[0], way, frame=QA, exemplars=sums.items[1:4], budget=characters(room))
-        assert (made.shots, made.found_shots) == (expected, 3)
+        assert (made.shots, made.available_shots) == (expected, 3)
         assert len(made.prompt) <= room
 
 
@@ -83,7 +83,7 @@ def test_without_room_for_an_exemplar_a_prompt_is_zero_shot(task: TaskOf) -> Non
     made = render(
         sums, sums.items[0], sums.ways("direct")[0], frame=QA, exemplars=[sums.items[1]], budget=characters(5)
     )
-    assert (made.prompt, made.quadrant, made.wanted_shots) == ("What is 0 plus 1?", "zero_direct", 1)
+    assert (made.prompt, made.quadrant, made.requested_shots) == ("What is 0 plus 1?", "zero_direct", 1)
 
 
 def test_options_labels_and_targets_of_exemplars_and_query_share_one_style(news: TaskOf) -> None:
@@ -91,13 +91,13 @@ def test_options_labels_and_targets_of_exemplars_and_query_share_one_style(news:
     made = render(task, task.items[1], task.ways("direct")[0], LETTERS, QA, [task.items[3]])
     listed = "A. world\nB. sports\nC. business\nD. science"
     assert made.prompt == f"Q: Headline number 3\n{listed}\nA: D\n\nQ: Headline number 1\n{listed}\nA:"
-    assert (made.target, made.labelled, made.optionless) == ("B", True, False)
+    assert (made.target, made.labeled, made.hides_options) == ("B", True, False)
 
 
 def test_hidden_options_leave_no_gap_and_no_label(news: TaskOf) -> None:
     task = news(4, phrasings=None, direct=[{"input": "{text}\n\n{options}", "cue": "\nKind: ", "target": "{answer}"}])
     made = render(task, task.items[1], task.ways("direct")[0], style=None)
-    assert (made.prompt, made.target, made.optionless) == ("Headline number 1\nKind:", "sports", True)
+    assert (made.prompt, made.target, made.hides_options) == ("Headline number 1\nKind:", "sports", True)
 
 
 def test_text_that_looks_like_a_pattern_is_never_filled(task: TaskOf) -> None:
@@ -134,4 +134,4 @@ def test_provenance_reads_a_source(source: str, expected: MixtureProvenance | No
 def test_frames_are_distinct_and_vary_prefixes_and_separators() -> None:
     assert len(set(FRAMES)) == len(FRAMES)
     assert len({frame.separator for frame in FRAMES}) == 5
-    assert len({(frame.prefix, frame.lead) for frame in FRAMES}) == 10
+    assert len({(frame.prefix, frame.cue) for frame in FRAMES}) == 10

@@ -66,6 +66,12 @@ MIXTURE = {
         }
         for name, share in (("sums", 0.25), ("halves", 0.75))
     },
+    "quadrants": {},
+    "exemplars": dict.fromkeys(("asked_for", "used", "over_budget", "none_other", "prompts_left_without"), 0),
+    **dict.fromkeys(("inverted", "labelled_answers", "hidden_options"), 0.0),
+    "held_out_tasks": [],
+    "absent_groups": [],
+    "files_without_rows": {},
 }
 
 

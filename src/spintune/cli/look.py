@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +79,7 @@ def mix(
     """Show a task's examples (--show TASK), or a recipe's mixture with its wanted and realised shares."""
     from spintune.console import print_examples, print_mixture
     from spintune.errors import RecipeError
-    from spintune.mixtures.mixture import show as examples_of
+    from spintune.mixtures.report import show as examples_of
     from spintune.mixtures.tasks import load_tasks
 
     path = recipe_path(words or [])
@@ -86,7 +87,7 @@ def mix(
         found = load_tasks([show], folder)
         shown = [row for task in found.tasks[:rows] for row in examples_of(task, rows, seed)]
         if json:
-            print_json(shown)
+            print_json([asdict(one) for one in shown])
         else:
             print_examples(shown)
         return
@@ -99,10 +100,11 @@ def mix(
     if recipe.data.mixture is None:
         raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
     mixed = read_data(recipe, mixture_of(recipe, cache_folder()))
-    if json:
-        print_json(mixed.facts.mixture)
-    else:
-        print_mixture(mixed.facts.mixture or {})
+    if mixed.facts.mixture is not None:
+        if json:
+            print_json(asdict(mixed.facts.mixture))
+        else:
+            print_mixture(mixed.facts.mixture)
 
 
 def doctor(json: Json = False) -> None:

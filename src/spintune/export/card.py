@@ -168,7 +168,7 @@ def _data(run: RunFacts) -> list[str]:
     sources = [_code(source["path"]) for source in run.recipe["data"]["train"]]
     facts = run.facts("data", DataFacts)
     if facts and facts.mixture:
-        tasks = facts.mixture["tasks"]
+        tasks = facts.mixture.tasks
         sources.append(f"a mixture of {len(tasks):,} tasks ({', '.join(map(_code, tasks))})")
     text = [f"Trained on {', '.join(sources)}."]
     if facts:

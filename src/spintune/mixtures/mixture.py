@@ -1,7 +1,6 @@
-"""A mixture of tasks as a stream of examples: element i is a pure function of the seed and i.
+"""A mixture of tasks as a sequence of examples: element i is a pure function of the seed and i.
 
-Nothing is saved to resume, rank r of w takes every w-th element, and within a task every training row comes once before
-any comes twice.
+Resuming needs no saved state, and within a task every training row comes once before any comes twice.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ import bisect
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from spintune import streams
 from spintune.data.split import split_examples
@@ -25,22 +23,21 @@ from spintune.mixtures.phrasings import Kind, Phrasing
 from spintune.mixtures.rendering import FRAMES, QUADRANTS, ExemplarFrame, PromptBudget, RenderedPrompt, render
 from spintune.mixtures.shares import MixturePlan, load_preset, plan, select
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
-from spintune.progress import Progress, Silent
 from spintune.recipe.mixture import MixtureSection, QuadrantName, WeighingSection
 from spintune.records import Example, Message
 
-_SILENT = Silent()
-_STRIDE = 200  # examples between two reports of progress
-_HELD_OUT_TASK = 0.5  # rows of a task that is only tested: half are asked, half are there to be exemplars
+_HELD_OUT_TASK = 0.5  # share of the questions of a task that is only tested; the others serve as exemplars
 
 
 @dataclass(frozen=True)
 class Prompting:
-    """How rows are put into words, see :class:`spintune.recipe.mixture.MixtureSection`.
+    """How rows become prompts, see :class:`spintune.recipe.mixture.PromptingSection`.
 
-    inversion, no_options:  shares in [0, 1]
-    shots:                  fewest and most exemplars of a few-shot prompt
-    budget:                 tokens of a few-shot prompt; None for no limit
+    Attributes:
+        inversion: share of inverted phrasings, where a task has some.
+        no_options: share of prompts that hide the options, where a task allows it.
+        shots: minimum and maximum number of exemplars in a few-shot prompt.
+        budget: maximum length of a few-shot prompt; None for no limit.
     """
 
     inversion: float = 0.23
@@ -51,11 +48,12 @@ class Prompting:
 
 @dataclass(frozen=True)
 class TaskPool:
-    """A task with its rows on either side, as indices in an order that depends on the seed alone.
+    """A task whose rows are split, as indices in an order that depends on the seed alone.
 
-    train:    rows to train on, and to take exemplars from
-    heldout:  rows that are only asked in tests
-    trained:  False for a task that is only tested
+    Attributes:
+        train: rows to train on, and to take exemplars from.
+        heldout: rows that only tests ask.
+        trained: False for a task that is only tested.
     """
 
     task: MixtureTask
@@ -65,7 +63,7 @@ class TaskPool:
 
     @cached_property
     def quadrants(self) -> list[QuadrantName]:
-        """What it has phrasings for, and, for the few-shot quadrants, rows that ask something else."""
+        """The quadrants that it has phrasings for and, if few-shot, other rows that ask something else."""
         questions = {self.task.key(self.task.items[index]) for index in self.train}
         few = len(questions) > (1 if self.trained else 0)
         return [key for key in QUADRANTS if key.partition("_")[2] in self.task.kinds and (few or "zero" in key)]
@@ -75,15 +73,15 @@ class Mixture:
     """Tasks with their shares.
 
     Args:
-        tasks: what is mixed; names are unique.
-        seed: decides which rows are held out, and the stream.
-        weighing: how tasks are weighed: groups, weights, caps, quadrants; a preset of :func:`load_preset` is one.
-        overall: what goes before the caps, temperature and quadrants of ``weighing`` and its groups.
-        held_out: selectors of tasks that are not in the stream, only in :meth:`heldout`.
-        eval_fraction: part of each task's distinct questions that is held out. [share]
+        tasks: the tasks, with unique names.
+        seed: decides which rows are held out, and every draw.
+        weighing: how tasks are weighted: groups, weights, caps, quadrants; a preset of :func:`load_preset` is one.
+        overall: caps, temperature and quadrants that replace those of ``weighing`` and its groups.
+        held_out: selectors of tasks that only :meth:`heldout` uses.
+        eval_fraction: share of each task's distinct questions that is held out.
         unusable: files that gave no task, for the report.
 
-    Raises RecipeError or DataError for shares that cannot be had, see :func:`spintune.mixtures.shares.plan`.
+    Raises RecipeError or DataError for shares that the tasks cannot have, see :func:`spintune.mixtures.shares.plan`.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class Mixture:
         self._epochs: dict[str, tuple[int, array[int]]] = {}
 
     def _lay_out(self) -> None:
-        """Shares the circle of 2**64 out: an interval a task, and in it one a quadrant."""
+        """Divides the circle of 2^64: an interval for each task, and within it one for each quadrant."""
         cells = [
             (place, quadrant, part)
             for place, share in enumerate(self.plan.tasks)
@@ -137,7 +135,7 @@ class Mixture:
             self._intervals[place] = (self._intervals.get(place, (low, low))[0], high)
 
     def element(self, position: int) -> RenderedPrompt:
-        """Element ``position`` of the stream, from 0."""
+        """Element ``position``, from 0."""
         point = draws.point(position, self._start)
         place, quadrant = self._cells[bisect.bisect_right(self._ends, point)]
         pool = self.training[place]
@@ -146,35 +144,28 @@ class Mixture:
         item = pool.task.items[pool.train[self._order(pool, epoch)[within]]]
         return self._render(pool, item, quadrant, self.prompting.inversion, self.prompting.no_options, "stream", visit)
 
-    def stream(self, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[RenderedPrompt]:
-        """The elements of one of ``world`` ranks, from its ``start``-th on: rank, rank + world, rank + 2 world, ..."""
-        position = rank + start * world
-        while True:
-            yield self.element(position)
-            position += world
-
     def heldout(self, rows: int | Mapping[str, int]) -> list[RenderedPrompt]:
-        """Test prompts: of each task up to ``rows`` rows that are not trained on, in every quadrant the task has.
+        """Test prompts: up to ``rows`` held-out rows of each task, in every quadrant that the task has.
 
-        ``rows`` may differ by selector: the first that means a task counts, and a task that none means is not asked.
-        Straight phrasings only, with the options. Exemplars come from rows that are not asked.
+        ``rows`` may differ by selector: the first that matches a task counts, and a task that none matches is not
+        tested. Prompts have straight phrasings and show the options. Exemplars come from training rows.
 
-        Raises RecipeError for a selector that means no task.
+        Raises RecipeError for a selector that matches no task.
         """
         tasks = [pool.task for pool in self.pools]
-        wanted: dict[str, int] = {}
+        limits: dict[str, int] = {}
         for selector, count in {"*": rows}.items() if isinstance(rows, int) else rows.items():
             for task in select([selector], tasks, "heldout_rows"):
-                wanted.setdefault(task.name, count)
+                limits.setdefault(task.name, count)
         return [
             self._render(pool, pool.task.items[index], quadrant, 0.0, 0.0, "heldout", place)
             for pool in self.pools
-            for place, index in enumerate(pool.heldout[: wanted.get(pool.task.name, 0)])
+            for place, index in enumerate(pool.heldout[: limits.get(pool.task.name, 0)])
             for quadrant in pool.quadrants
         ]
 
     def _order(self, pool: TaskPool, epoch: int) -> array[int]:
-        """The order of a task's training rows in an epoch; the last one is kept, as the stream asks for it again."""
+        """The order of a task's training rows in an epoch. The latest is kept for the next element."""
         name = pool.task.name
         kept = self._epochs.get(name)
         if kept is None or kept[0] != epoch:
@@ -197,26 +188,26 @@ class Mixture:
         if inverted and streams.draw_uniform(*name, "inversion") < inversion:
             ways = inverted
         way = ways[streams.draw_below(len(ways), *name, "phrasing")]
-        wanted = 0
+        shots = 0
         exemplars: list[TaskItem] = []
         if quadrant.startswith("few"):
-            fewest, most = self.prompting.shots
-            wanted = fewest + streams.draw_below(most - fewest + 1, *name, "shots")
-            exemplars = _exemplars(pool, item, way, wanted, *name)
+            minimum, maximum = self.prompting.shots
+            shots = minimum + streams.draw_below(maximum - minimum + 1, *name, "shots")
+            exemplars = _exemplars(pool, item, way, shots, *name)
         hidden = pool.task.options_optional and streams.draw_uniform(*name, "options") < no_options
         style = None if hidden else _style(pool.task, [item, *exemplars], *name)
         frame: ExemplarFrame = FRAMES[streams.draw_below(len(FRAMES), *name, "frame")]
-        return render(pool.task, item, way, style, frame, exemplars, wanted, self.prompting.budget)
+        return render(pool.task, item, way, style, frame, exemplars, shots, self.prompting.budget)
 
 
 def _pool(task: MixtureTask, trained: bool, fraction: float, seed: int) -> TaskPool:
-    """Splits a task's rows by what they ask."""
+    """Splits a task's rows, so that no held-out question is trained on."""
     questions = [Example((Message("user", task.key(item)), Message("assistant", ""))) for item in task.items]
     try:
         _, out = split_examples(questions, fraction if trained else max(fraction, _HELD_OUT_TASK), seed)
     except DataError as error:
         raise DataError(f"task {task.name}: {error}") from error
-    # a task of one question that is only tested has no other to spare
+    # a task that is only tested and has one question needs it for the test
     held = {question.id for question in (out if out or trained else questions)}
     sides: tuple[array[int], array[int]] = (array("I"), array("I"))
     for index in streams.permutation(len(task.items), seed, "rows", task.name):
@@ -224,18 +215,18 @@ def _pool(task: MixtureTask, trained: bool, fraction: float, seed: int) -> TaskP
     return TaskPool(task, sides[0], sides[1], trained)
 
 
-def _exemplars(pool: TaskPool, item: TaskItem, way: Phrasing, wanted: int, *name: object) -> list[TaskItem]:
-    """Up to ``wanted`` training rows that ask something else than ``item`` does, drawn without repetition."""
+def _exemplars(pool: TaskPool, item: TaskItem, way: Phrasing, shots: int, *name: object) -> list[TaskItem]:
+    """Up to ``shots`` training rows that ask something else than ``item`` does, drawn without repetition."""
     count = len(pool.train)
     if not count:
         return []
     place, stride = draws.walk(count, *name, "exemplars")
     found: list[TaskItem] = []
-    for _ in range(min(count, 64 + 8 * wanted)):
+    for _ in range(min(count, 64 + 8 * shots)):
         other = pool.task.items[pool.train[place]]
         if not _asks_the_same(pool.task, way, item, other):
             found.append(other)
-            if len(found) == wanted:
+            if len(found) == shots:
                 break
         place = (place + stride) % count
     return found
@@ -259,21 +250,21 @@ def load_mixture(
     max_length: int,
     count_tokens: Callable[[str], int],
 ) -> Mixture:
-    """The mixture that a recipe asks for.
+    """The mixture of a recipe.
 
     Args:
-        eval_fraction: part of each task's distinct questions that is held out. [share]
-        max_length: prompt and response together. [tokens]
-        count_tokens: tokens of a text.
+        eval_fraction: share of each task's distinct questions that is held out.
+        max_length: maximum number of tokens of prompt and response together.
+        count_tokens: gives the number of tokens of a text.
 
     Raises RecipeError or DataError, one line with file and key for each thing that is wrong.
     """
     found = load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None)
     preset = load_preset(section.preset) if section.preset else None
     own, base, default = section, preset or section, Prompting()
-    room = max_length * 3 // 4
+    limit = max_length * 3 // 4
     published = preset.few_shot_tokens if preset else None
-    tokens = own.few_shot_tokens or min(published or room, room)
+    tokens = own.few_shot_tokens or min(published or limit, limit)
     return Mixture(
         found.tasks,
         seed,
@@ -293,102 +284,3 @@ def load_mixture(
 
 def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
-
-
-@dataclass(frozen=True)
-class MaterialisedMixture:
-    """The first elements of a mixture as examples, and what they are made of."""
-
-    examples: list[Example]
-    report: dict[str, Any]
-
-
-def materialise(mixture: Mixture, count: int, progress: Progress = _SILENT) -> MaterialisedMixture:
-    """The first ``count`` elements. More elements later begin with the same ones.
-
-    Raises DataError when few-shot prompts are wanted and no exemplar fits in any of them.
-    """
-    elements: list[RenderedPrompt] = []
-    with progress.task("mixing", count, "examples") as task:
-        for position in range(count):
-            elements.append(mixture.element(position))
-            if (position + 1) % _STRIDE == 0:
-                task.advance(_STRIDE)
-        task.advance(count % _STRIDE)
-    few = [element for element in elements if element.wanted_shots]
-    budget = mixture.prompting.budget
-    if budget and any(element.found_shots for element in few) and not any(element.shots for element in few):
-        raise DataError(
-            f"mixture: in none of {len(few)} few-shot prompts does an exemplar fit into {budget.tokens} tokens beside "
-            "the question; raise few_shot_tokens (and data.max_length), or set the few-shot quadrants to 0"
-        )
-    return MaterialisedMixture([element.example() for element in elements], report(mixture, elements))
-
-
-def report(mixture: Mixture, elements: Sequence[RenderedPrompt]) -> dict[str, Any]:
-    """Wanted and realised shares, and what became of exemplars, rows and files; plain data.
-
-    ``planned`` quadrants are what the tasks' rationales allow of the ``wanted`` ones.
-    ``exemplars``: asked for = used + over_budget + none_other, where no other row asked something else.
-    """
-    count = max(1, len(elements))
-    by_task = Counter(element.task for element in elements)
-    by_quadrant = Counter(element.quadrant for element in elements)
-    planned = {key: sum(share.quadrants.get(key, 0.0) for share in mixture.plan.tasks) for key in QUADRANTS}
-    wanted = mixture.plan.quadrants or planned
-    few = [element for element in elements if element.wanted_shots]
-    asked, found, used = (
-        sum(getattr(element, name) for element in few) for name in ("wanted_shots", "found_shots", "shots")
-    )
-    trained = {pool.task.name: pool for pool in mixture.training}
-    return {
-        "examples": len(elements),
-        "distinct": len({(element.prompt, element.target) for element in elements}),
-        "tasks": {
-            share.task: {
-                "wanted": share.share,
-                "realised": by_task[share.task] / count,
-                "examples": by_task[share.task],
-                "rows": len(trained[share.task].train),
-                "heldout": len(trained[share.task].heldout),
-                "passes": by_task[share.task] / len(trained[share.task].train),
-                "read": trained[share.task].task.read,
-                "dropped": dict(trained[share.task].task.dropped),
-            }
-            for share in mixture.plan.tasks
-        },
-        "quadrants": {
-            key: {"wanted": wanted[key], "planned": planned[key], "realised": by_quadrant[key] / count}
-            for key in QUADRANTS
-        },
-        "exemplars": {
-            "asked_for": asked,
-            "used": used,
-            "over_budget": found - used,
-            "none_other": asked - found,
-            "prompts_left_without": sum(not element.shots for element in few),
-        },
-        "inverted": sum(element.inverted for element in elements) / count,
-        "labelled_answers": sum(element.labelled for element in elements) / count,
-        "hidden_options": sum(element.optionless for element in elements) / count,
-        "held_out_tasks": [pool.task.name for pool in mixture.pools if not pool.trained],
-        "absent_groups": list(mixture.plan.absent),
-        "files_without_rows": dict(mixture.unusable),
-    }
-
-
-def show(task: MixtureTask, count: int, seed: int, prompting: Prompting | None = None) -> Iterator[dict[str, Any]]:
-    """Examples of a task for a reader: ``count`` elements of a mixture of it alone."""
-    mixture = Mixture([task], seed, prompting=prompting)
-    for position in range(count):
-        element = mixture.element(position)
-        yield {
-            "prompt": element.prompt,
-            "target": element.target,
-            "quadrant": element.quadrant,
-            "inverted": element.inverted,
-            "shots": element.shots,
-            "phrasing": element.phrasing,
-            "row": element.row,
-            "source": element.source,
-        }

@@ -1,13 +1,13 @@
-"""From a row to a prompt and its target, alone or after exemplars.
+"""Renders a row as a prompt and its target, alone or after exemplars.
 
 ::
 
-    zero-shot   input cue                                          -> target
-    few-shot    (prefix input lead target separator) * shots
-                prefix input lead                                  -> target
+    zero-shot   input cue                                         -> target
+    few-shot    (prefix input cue target separator) * shots
+                prefix input cue                                  -> target
 
-``lead`` is the phrasing's own cue, or else the frame's. A prompt ends after it; trailing spaces, but not line breaks,
-are removed, as the Flan collection does (flan/v2/few_shot.py), so that a target never follows a lone space token.
+The cue is the phrasing's own, or else the frame's, and ends the prompt. Trailing spaces, but not line breaks, are
+removed as in the Flan collection (flan/v2/few_shot.py), so that a target never follows a lone space token.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ QUADRANTS: tuple[QuadrantName, ...] = ("zero_direct", "few_direct", "zero_cot", 
 
 @dataclass(frozen=True)
 class ExemplarFrame:
-    """What stands around exemplars. A phrasing with a cue of its own takes only the separator from it."""
+    """The text around exemplars. A phrasing with its own cue uses only the separator."""
 
     prefix: str
-    lead: str
+    cue: str
     separator: str
+
+    def around(self, way: Phrasing) -> tuple[str, str]:
+        """The texts before and after an input."""
+        return ("", way.cue) if way.cue else (self.prefix, self.cue)
 
 
 _AROUND = (
@@ -55,7 +59,7 @@ FRAMES: tuple[ExemplarFrame, ...] = tuple(
 
 @dataclass(frozen=True)
 class PromptBudget:
-    """How long a few-shot prompt may be: ``count(prompt) <= tokens``. The text is counted whole, separators too."""
+    """Maximum length of a few-shot prompt: ``count(prompt) <= tokens``, where ``count`` gets the whole text."""
 
     tokens: int
     count: Callable[[str], int]
@@ -63,21 +67,21 @@ class PromptBudget:
 
 @dataclass(frozen=True)
 class RenderedPrompt:
-    """A prompt, its target, and how they came about.
+    """A prompt, its target, and how they were made.
 
     Attributes:
         prompt: what the model reads.
-        target: what it is to answer.
+        target: the correct response.
         task: name of the task.
         row: line or row of the task's file, from 1.
-        kind: "direct", or "cot" where the rationale takes part.
-        inverted: True where the task is turned around.
+        kind: "direct", or "cot" with a rationale.
+        inverted: whether the task is inverted.
         phrasing: number of the phrasing among those of its kind and direction.
         shots: exemplars in the prompt.
-        wanted_shots: exemplars that were asked for; 0 in the zero-shot quadrants.
-        found_shots: exemplars that asked something else than the query; ``shots`` of them fitted.
-        labelled: True where the target names the option by its label.
-        optionless: True where the options of the row are not shown.
+        requested_shots: exemplars that were requested; 0 in the zero-shot quadrants.
+        available_shots: exemplars that ask something else than the row; the first ``shots`` of them fit.
+        labeled: whether the target names the option by its label.
+        hides_options: whether the row has options that the prompt does not show.
     """
 
     prompt: str
@@ -88,32 +92,33 @@ class RenderedPrompt:
     inverted: bool
     phrasing: int
     shots: int
-    wanted_shots: int
-    found_shots: int
-    labelled: bool
-    optionless: bool
+    requested_shots: int
+    available_shots: int
+    labeled: bool
+    hides_options: bool
 
     @property
     def quadrant(self) -> QuadrantName:
-        """By what is in the prompt: a few-shot prompt in which no exemplar fitted is a zero-shot one."""
+        """By what the prompt holds: a few-shot prompt into which no exemplar fits is a zero-shot one."""
         if self.kind == "direct":
             return "few_direct" if self.shots else "zero_direct"
         return "few_cot" if self.shots else "zero_cot"
 
     @property
     def source(self) -> str:
-        """Its provenance in one line; :func:`provenance` reads it."""
+        """The provenance as one line, which :func:`provenance` reads."""
         direction = "-inverted" if self.inverted else ""
         shots = f"few-shot({self.shots})" if self.shots else "zero-shot"
         return f"mixture:{self.task}/{self.kind}{direction}/{shots}/template-{self.phrasing}:row-{self.row}"
 
     def example(self) -> Example:
+        """The prompt and target as a conversation."""
         return Example((Message("user", self.prompt), Message("assistant", self.target)), self.source)
 
 
 @dataclass(frozen=True)
 class MixtureProvenance:
-    """Where an example of a mixture came from, see :class:`RenderedPrompt`."""
+    """Where an example of a mixture comes from; the fields are those of :class:`RenderedPrompt`."""
 
     task: str
     row: int
@@ -130,7 +135,7 @@ _SOURCE = re.compile(
 
 
 def provenance(source: str) -> MixtureProvenance | None:
-    """Reads an example's ``source``; None when it is not of a mixture.
+    """Reads an example's ``source``; None if the example is not part of a mixture.
 
     >>> provenance("mixture:gsm8k/cot/few-shot(3)/template-4:row-17").shots
     3
@@ -155,56 +160,51 @@ def render(
     style: OptionStyle | None = PLAIN,
     frame: ExemplarFrame = FRAMES[0],
     exemplars: Sequence[TaskItem] = (),
-    wanted_shots: int | None = None,
+    requested_shots: int | None = None,
     budget: PromptBudget | None = None,
 ) -> RenderedPrompt:
-    """Puts a row into words, after as many of the exemplars as fit: the first so many.
+    """Renders a row after as many of the exemplars as fit, in their order.
 
-    ``style`` None leaves the options out. Exemplars that ask the same as the row do are skipped, so that no answer is
-    given away. ``wanted_shots`` is for the record only.
+    ``style`` None leaves the options out. Exemplars that ask the same as the row are skipped, so that none gives the
+    answer away. ``requested_shots`` is only recorded.
     """
-    question, answer = _worded(item, way, style)
-    asked = {question}
+    question, target = _rendered(item, way, style)
+    prefix, cue = frame.around(way)
     parts = []
     for other in exemplars:
-        input_, target = _worded(other, way, style)
-        if input_ in asked or task.key(other) == task.key(item):
-            continue
-        prefix, lead = ("", way.cue) if way.cue else (frame.prefix, frame.lead)
-        parts.append(prefix + input_ + lead + target + frame.separator)
+        other_question, other_target = _rendered(other, way, style)
+        if other_question != question and task.key(other) != task.key(item):
+            parts.append(prefix + other_question + cue + other_target + frame.separator)
     shots = len(parts)
     while shots and budget and budget.count(_prompt(parts[:shots], question, way, frame)) > budget.tokens:
         shots -= 1
+    shows_options = style is not None and way.asks_with_options
     return RenderedPrompt(
         prompt=_prompt(parts[:shots], question, way, frame),
-        target=answer,
+        target=target,
         task=task.name,
         row=item.number,
         kind=way.kind,
         inverted=way.inverted,
         phrasing=way.number,
         shots=shots,
-        wanted_shots=len(exemplars) if wanted_shots is None else wanted_shots,
-        found_shots=len(parts),
-        labelled=_answers_with_label(item, way, style),
-        optionless=bool(item.options) and (style is None or not way.asks_with_options),
+        requested_shots=len(exemplars) if requested_shots is None else requested_shots,
+        available_shots=len(parts),
+        labeled=style is not None and style.answer == "label" and bool(item.options) and shows_options,
+        hides_options=bool(item.options) and not shows_options,
     )
 
 
-def _worded(item: TaskItem, way: Phrasing, style: OptionStyle | None) -> tuple[str, str]:
-    """Input and target. Options that are not shown have no labels to answer with."""
+def _rendered(item: TaskItem, way: Phrasing, style: OptionStyle | None) -> tuple[str, str]:
+    """Input and target. Hidden options have no labels to answer with."""
     fields = {**item.fields, OPTIONS: style.render(item.options) if style else ""}
     if style and item.choice is not None and way.asks_with_options:
         fields[ANSWER] = style.target(item.options, item.choice)
     return way.input.fill(fields), way.target.fill(fields)
 
 
-def _answers_with_label(item: TaskItem, way: Phrasing, style: OptionStyle | None) -> bool:
-    return bool(style and style.answer == "label" and item.options and way.asks_with_options)
-
-
 def _prompt(exemplars: Sequence[str], question: str, way: Phrasing, frame: ExemplarFrame) -> str:
     if not exemplars:
         return (question + way.cue).rstrip(" ")
-    prefix, lead = ("", way.cue) if way.cue else (frame.prefix, frame.lead)
-    return ("".join(exemplars) + prefix + question + lead).rstrip(" ")
+    prefix, cue = frame.around(way)
+    return ("".join(exemplars) + prefix + question + cue).rstrip(" ")

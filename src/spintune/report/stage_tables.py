@@ -72,10 +72,10 @@ def _read(run: RunFacts) -> Iterator[NotedStep]:
         notes += [] if facts.mixture else [split]
         yield NotedStep("reading", "rows", facts.read, kept, facts.dropped, "; ".join(notes))
     if mixed := facts.mixture:
-        tasks = mixed["tasks"].values()
-        dropped = sum((Counter(task["dropped"]) for task in tasks), Counter[str]())
-        read = sum(task["read"] for task in tasks)
-        note = f"{mixed['examples']:,} examples mixed from them, {mixed['distinct']:,} of them distinct; {split}"
+        tasks = mixed.tasks.values()
+        dropped = sum((Counter(task.dropped) for task in tasks), Counter[str]())
+        read = sum(task.read for task in tasks)
+        note = f"{mixed.examples:,} examples mixed from them, {mixed.distinct:,} of them distinct; {split}"
         yield NotedStep("tasks", "rows", read, read - dropped.total(), dropped, note)
 
 
@@ -118,15 +118,15 @@ def mixture_table(run: RunFacts) -> Table | None:
         Row(
             name,
             (
-                f"{100 * task['wanted']:.2f}",
-                f"{100 * task['realised']:.2f}",
-                f"{task['examples']:,}",
-                f"{task['rows']:,}",
-                f"{task['passes']:.2f}",
-                f"{task['heldout']:,}",
+                f"{100 * task.wanted:.2f}",
+                f"{100 * task.realised:.2f}",
+                f"{task.examples:,}",
+                f"{task.rows:,}",
+                f"{task.passes:.2f}",
+                f"{task.heldout:,}",
             ),
         )
-        for name, task in sorted(facts.mixture["tasks"].items(), key=lambda entry: -entry[1]["wanted"])
+        for name, task in sorted(facts.mixture.tasks.items(), key=lambda entry: -entry[1].wanted)
     ]
     return Table("The mixture", tuple(map(Column, names)), tuple(rows), style="numbers plain", caption="shown")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from spintune.data.sources import Collection, Source, read_sources
 from spintune.data.split import split_examples
 from spintune.data.tables import source_digest
-from spintune.mixtures.mixture import Mixture, load_mixture, materialise
+from spintune.mixtures.mixture import Mixture, load_mixture
+from spintune.mixtures.report import materialize
 from spintune.models.loading import load_tokenizer
 from spintune.progress import Progress, Silent
 from spintune.recipe import SYNTH, Recipe
@@ -65,7 +66,7 @@ def read_data(
     train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit)
     report = None
     if recipe.data.mixture and mixture:
-        mixed = materialise(mixture, recipe.data.mixture.examples, progress)
+        mixed = materialize(mixture, recipe.data.mixture.examples, progress)
         tested = mixture.heldout(recipe.data.mixture.heldout_rows)
         train, heldout = Joined([train, mixed.examples]), Joined([heldout, [element.example() for element in tested]])
         report = mixed.report
