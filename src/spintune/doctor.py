@@ -1,4 +1,4 @@
-"""What is installed here, what each part can use, and what is wrong."""
+"""Checks the installation: packages, processor, memory, accelerator and disk."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 REQUIRED = (
     "torch",
     "transformers",
+    "peft",
     "tokenizers",
     "safetensors",
     "gguf",
@@ -21,27 +25,36 @@ REQUIRED = (
     "pyarrow",
     "pydantic",
     "rapidfuzz",
+    "openai",
 )
-OPTIONAL = {"tensorboard": "tracking: [tensorboard]", "trl": "benchmarks/training.py"}
+OPTIONAL = {
+    "lm-eval": "standard benchmarks (eval: [arc_challenge, ...])",
+    "langdetect": "eval: [ifeval]",
+    "tensorboard": "tracking: [tensorboard]",
+    "trl": "benchmarks/training.py",
+}
+"""Packages that only some features need, and which."""
 
 
 @dataclass(frozen=True)
 class DoctorFinding:
+    """One line of the check; ``fine`` is False for a problem that has to be solved."""
+
     subject: str
     text: str
     fine: bool = True
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
 def examine(cache: Path) -> list[DoctorFinding]:
-    """Looks at packages, processor, memory, accelerator and disk. Takes a few seconds."""
+    """Checks everything, in a few seconds. The cache is in the folder ``cache``."""
     findings = [DoctorFinding("python", platform.python_version())]
     findings += [_package(name) for name in REQUIRED]
     for name, use in OPTIONAL.items():
         version = _version(name)
-        findings.append(DoctorFinding(name, version or f"not installed; only {use} needs it"))
+        findings.append(DoctorFinding(name, version or f"not installed; needed only for {use}"))
     if _version("torch"):
         findings += _hardware()
     findings += [_disk("cache", cache), _disk("here", Path.cwd())]
@@ -85,8 +98,8 @@ def _hardware() -> list[DoctorFinding]:
     return findings
 
 
-def _gemm_rate(dtype: Any) -> float:
-    """GFLOP/s of a square matrix product."""
+def _gemm_rate(dtype: torch.dtype) -> float:
+    """Speed of a square matrix product. [GFLOP/s]"""
     import torch
 
     size = 1024

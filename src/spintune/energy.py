@@ -1,4 +1,4 @@
-"""What the processors have used, where the system says so: Linux's powercap counters (Intel and AMD RAPL)."""
+"""Measures the energy that the processors use, by Linux's powercap counters (Intel and AMD RAPL)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ POWERCAP = Path("/sys/class/powercap")
 
 
 class EnergyMeter:
-    """Adds up the counters of all processor packages.
+    """Adds up the energy counters of all processor packages.
 
-    They start again from 0 every hour or so: call :meth:`read` more often than that.
+    The counters wrap around every hour or so: call :meth:`read` more often than that.
     """
 
     def __init__(self, folder: Path = POWERCAP) -> None:
@@ -19,7 +19,7 @@ class EnergyMeter:
         self._microjoules = 0
 
     def read(self) -> float | None:
-        """Joules since the beginning; None where nothing is known, or may not be read."""
+        """Joules since the meter was made; None when there are no counters or they may not be read."""
         for place, path in enumerate(self._counters):
             now, before = _number(path), self._last[place]
             if now is None or before is None:
@@ -32,12 +32,12 @@ class EnergyMeter:
 
 
 def _zone(path: Path) -> str:
-    """Of intel-rapl:0 it is 0, a package; of intel-rapl:0:1, a part of one, 0:1."""
+    """``intel-rapl:0`` is package 0, ``intel-rapl:0:1`` part 1 of it: the name after the first colon."""
     return path.parent.name.partition(":")[2]
 
 
 def _number(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # mostly for root alone
+    except (OSError, ValueError):  # most systems let only root read them
         return None

@@ -1,22 +1,22 @@
-"""Errors that a user can mend. Each prints as one line (what, where, what to do) and has its own exit code."""
+"""Errors that the user can solve. Each prints as one line (what, where, what to do) and has its own exit code."""
 
 from __future__ import annotations
 
 
 class SpintuneError(Exception):
-    """Base of every error that is the user's to mend; ``exit_code`` is what the command returns."""
+    """Base of all errors that the user can solve; ``exit_code`` is the exit code of the command."""
 
     exit_code = 1
 
 
 class RecipeError(SpintuneError):
-    """A recipe or a command line that cannot be carried out."""
+    """A recipe or command line that is wrong."""
 
     exit_code = 2
 
 
 class DataError(SpintuneError):
-    """Input rows that cannot be read, or leave nothing to train on."""
+    """Input data that cannot be read, or that leaves nothing to train on."""
 
     exit_code = 3
 
@@ -28,36 +28,36 @@ class ModelError(SpintuneError):
 
 
 class RunError(SpintuneError):
-    """A run folder that belongs to another recipe, another process, or is damaged."""
+    """A run folder that belongs to another recipe or process, or is damaged."""
 
     exit_code = 5
 
 
 class StorageError(SpintuneError):
-    """A disk that is full, read-only or out of reach."""
+    """A place that cannot be written: the disk is full, read-only or not accessible."""
 
     exit_code = 6
 
 
 class NonFiniteError(SpintuneError):
-    """A loss or gradient that is not a number; the weights were not touched."""
+    """A loss or gradient that is not a finite number; the weights were not changed."""
 
     exit_code = 7
 
 
 class MissingExtraError(SpintuneError):
-    """An optional package that the recipe asks for and that is not installed."""
+    """An optional package that the recipe needs and that is not installed."""
 
     exit_code = 8
 
 
 class TeacherError(SpintuneError):
-    """A teacher or judge that cannot be asked: no key, a wrong address, or one that never answers."""
+    """A teacher or judge that cannot be used: the key is missing, the address is wrong, or it does not answer."""
 
     exit_code = 9
 
 
 class BudgetError(SpintuneError):
-    """The budget for a teacher or judge is used up; everything it paid for is kept."""
+    """The budget for a teacher or judge is used up; everything that it paid for is kept."""
 
     exit_code = 10

@@ -1,36 +1,36 @@
-"""How long work reports that it moves. The command line draws it; the library only counts."""
+"""Progress reporting for long work: the library counts, the command line draws."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class ProgressTask(Protocol):
     """One counted piece of work."""
 
-    def advance(self, amount: float = 1, **facts: Any) -> None:
-        """Counts ``amount`` units as done; ``facts`` are shown beside the bar (loss, rate)."""
+    def advance(self, amount: float = 1, **facts: object) -> None:
+        """Counts ``amount`` more units as done. ``facts``, such as the loss, are shown beside the bar."""
 
 
 class Progress(Protocol):
-    """Receives what happens, in order."""
+    """Receives the progress of tasks, and notes for the user."""
 
     def task(self, name: str, total: float, unit: str) -> contextlib.AbstractContextManager[ProgressTask]:
-        """Begins a counted piece of work of ``total`` ``unit``s."""
+        """Begins a task of ``total`` ``unit``s, which ends with the context."""
 
     def note(self, text: str) -> None:
-        """One line for the reader."""
+        """Shows one line of text."""
 
 
 class _SilentTask:
-    def advance(self, amount: float = 1, **facts: Any) -> None:
+    def advance(self, amount: float = 1, **facts: object) -> None:
         pass
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Shows nothing."""
 
     @contextlib.contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:

@@ -1,12 +1,12 @@
-"""Progress on a terminal, in plain lines, or as JSON events."""
+"""Shows progress as bars on a terminal, as plain lines in a log, or as JSON events."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any, TextIO
+from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 import orjson
 from rich.console import Console
@@ -17,13 +17,12 @@ from spintune.progress import Progress, ProgressTask
 
 SECONDS_BETWEEN_LINES = 10.0
 
-
 WIDTH_OF_FILES = 120
-"""Columns of tables that do not go to a terminal."""
+"""Columns of tables when the output is no terminal."""
 
 
 def open_progress(as_json: bool) -> contextlib.AbstractContextManager[Progress]:
-    """Bars on a terminal, a line now and then elsewhere, JSON events for machines. All of it on standard error."""
+    """Bars on a terminal, plain lines elsewhere, or JSON events on request; all on standard error."""
     if as_json:
         return contextlib.nullcontext(JsonProgress(sys.stderr))
     console = Console(stderr=True)
@@ -47,7 +46,7 @@ def _bars(console: Console) -> Iterator[Progress]:
 
 
 class BarProgress:
-    """Live bars."""
+    """A live bar per task."""
 
     def __init__(self, bars: Bars) -> None:
         self._bars = bars
@@ -67,7 +66,7 @@ class _Bar:
         self._bars, self._handle, self._unit = bars, handle, unit
         self._started, self._done = time.monotonic(), 0.0
 
-    def advance(self, amount: float = 1, **facts: Any) -> None:
+    def advance(self, amount: float = 1, **facts: object) -> None:
         self._done += amount
         rate = self._done / max(1e-6, time.monotonic() - self._started)
         shown = f"{rate:.1f}/s" if rate >= 1 else f"{1 / max(rate, 1e-6):.1f} s each"
@@ -75,7 +74,7 @@ class _Bar:
 
 
 class LineProgress:
-    """Plain lines for logs: when a task begins, every ten seconds, and when it ends."""
+    """Plain lines for logs: one every ten seconds of a task, and one at its end."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -99,7 +98,7 @@ class _Line:
         self._started = self._shown = time.monotonic()
         self._done, self._facts = 0.0, ""
 
-    def advance(self, amount: float = 1, **facts: Any) -> None:
+    def advance(self, amount: float = 1, **facts: object) -> None:
         self._done += amount
         self._facts = _facts(facts)
         if time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
@@ -121,7 +120,7 @@ class _Line:
 
 
 class JsonProgress:
-    """One JSON object an event."""
+    """One JSON object per line and event: an advance of a task, or a note."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -133,7 +132,8 @@ class JsonProgress:
     def note(self, text: str) -> None:
         self.emit({"note": text})
 
-    def emit(self, event: dict[str, Any]) -> None:
+    def emit(self, event: Mapping[str, object]) -> None:
+        """Writes one event."""
         self._stream.write(orjson.dumps(event).decode() + "\n")
         self._stream.flush()
 
@@ -142,18 +142,19 @@ class _JsonTask:
     def __init__(self, progress: JsonProgress, name: str, total: float, unit: str) -> None:
         self._progress, self._event, self._done = progress, {"task": name, "total": total, "unit": unit}, 0.0
 
-    def advance(self, amount: float = 1, **facts: Any) -> None:
+    def advance(self, amount: float = 1, **facts: object) -> None:
         self._done += amount
         self._progress.emit({**self._event, "done": self._done, **facts})
 
 
-def _facts(facts: dict[str, Any]) -> str:
+def _facts(facts: Mapping[str, object]) -> str:
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
     )
 
 
 def duration_text(seconds: float) -> str:
+    """A duration to the second, or above an hour to the minute: "59 s", "1:30 min", "2:05 h"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,4 +1,4 @@
-"""Numbers of a run over time: metrics.jsonl always, trackers when the recipe names them; and how long work takes."""
+"""Records the numbers of a run over time, in metrics.jsonl and in the recipe's trackers, and how long work takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from spintune.run_folder import StepLog
 from spintune.trackers import TRACKERS
@@ -39,10 +38,10 @@ class Metrics:
 
 
 class Stopwatch:
-    """How long each kind of work takes. Work inside other work counts for itself alone.
+    """Measures how long each kind of work takes. Nested work counts only as itself, not as the work around it.
 
     Attributes:
-        seconds: by name of the work; of this process, so a resumed stage counts what it did since.
+        seconds: by name of the work, in this process: a resumed stage counts what it did since.
     """
 
     def __init__(self) -> None:
@@ -51,6 +50,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def __call__(self, work: str) -> Iterator[None]:
+        """Measures the block as the named work."""
         started = time.monotonic()
         self._inside.append(0.0)
         try:
@@ -61,12 +61,12 @@ class Stopwatch:
             self._inside[-1] += whole
 
 
-def flat(facts: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested facts as one level, ``{"a": {"b": 1}}`` as ``{"a/b": 1}``; what is None is left out."""
+def flat(facts: Mapping[str, object], prefix: str = "") -> dict[str, float]:
+    """The numbers of nested facts on one level: ``{"a": {"b": 1}}`` becomes ``{"a/b": 1}``; None is left out."""
     level: dict[str, float] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping):
             level |= flat(value, f"{prefix}{key}/")
-        elif value is not None:
+        elif isinstance(value, (int, float)):
             level[f"{prefix}{key}"] = value
     return level
