@@ -1,4 +1,4 @@
-"""The table of self-play losses, which a recipe's ``spin.loss`` is checked against. It does not import torch.
+"""The table of self-play losses by name, for ``spin.loss``. Recipes read it, so it does not import torch.
 
 A loss of your own needs one record; then ``spin.loss: mine`` trains with it::
 
@@ -28,16 +28,16 @@ LossOption = Literal["mu", "shift", "history_weight"]
 class SelfPlayLoss:
     """A loss of pairs of a real and a generated answer.
 
-    With r and r' the log-ratios of player and opponent for the real and the generated answer, the function gets, by
-    ``kind``:
+    The function gets, by ``kind``, with r and r' the log-ratios of player and opponent for the real and the generated
+    answer:
 
     ===========  =======================================================================================
-    margin       ``(margin_D, lambda_, **options)``; the margin is r - r'
-    ratios       ``(real_ratio_D, generated_ratio_D, lambda_, **options)``; r and r'
-    likelihoods  ``(real_D, generated_D, first_D, lambda_, **options)``; the player's log-probabilities
+    margin       ``(margin_D, lambda_, **options)``: r - r'
+    ratios       ``(real_ratio_D, generated_ratio_D, lambda_, **options)``: r and r'
+    likelihoods  ``(real_D, generated_D, first_D, lambda_, **options)``: the player's log-probabilities
     ===========  =======================================================================================
 
-    D is the number of (real, generated) answer pairs; it returns one loss for each.
+    Each tensor has one value for each duel of a real and a generated answer, and so has the loss that it returns.
 
     Attributes:
         name: value of ``spin.loss``.
@@ -85,20 +85,11 @@ BUILT_IN = (
     SelfPlayLoss("correlation", f"{_HERE}:correlation", "margin", paper=_SPIN),
     SelfPlayLoss("ipo", f"{_HERE}:ipo", "margin", paper="2310.12036"),
     SelfPlayLoss("space", f"{_HERE}:space", "ratios", 1.0, ("mu",), learns_from_identical=True, paper="2512.07175"),
-    SelfPlayLoss(
-        "gsil_bernoulli", f"{_HERE}:gsil_bernoulli", "ratios", 0.01, ("shift",), learns_from_identical=True, paper=_GSIL
-    ),
-    SelfPlayLoss(
-        "gsil_brier", f"{_HERE}:gsil_brier", "ratios", 0.01, ("shift",), learns_from_identical=True, paper=_GSIL
-    ),
-    SelfPlayLoss(
-        "gsil_hinge", f"{_HERE}:gsil_hinge", "ratios", 0.01, ("shift",), learns_from_identical=True, paper=_GSIL
-    ),
-    SelfPlayLoss(
-        "gsil_kliep", f"{_HERE}:gsil_kliep", "ratios", 0.01, ("shift",), learns_from_identical=True, paper=_GSIL
-    ),
-    SelfPlayLoss(
-        "gsil_lsif", f"{_HERE}:gsil_lsif", "ratios", 0.01, ("shift",), learns_from_identical=True, paper=_GSIL
+    *(
+        SelfPlayLoss(
+            f"gsil_{form}", f"{_HERE}:gsil_{form}", "ratios", 0.01, ("shift",), learns_from_identical=True, paper=_GSIL
+        )
+        for form in ("bernoulli", "brier", "hinge", "kliep", "lsif")
     ),
     SelfPlayLoss(
         "t_spin",
