@@ -23,7 +23,8 @@ from spintune.training.optimization import Optimization, optimization_of
 def default_rate(weights: int) -> float:
     """Default peak learning rate of a model with so many parameters: the SPIN paper's 5e-7 for 7 billion.
 
-    Our choice for smaller ones: proportional to 1 / √parameters, up to 5e-6. A billion get 1.3e-6, 135 million 3.6e-6.
+    Our choice for smaller ones: proportional to 1 / √parameters, up to 5e-6. That is 1.3e-6 for 1 billion, 3.6e-6 for
+    135 million.
     """
     return min(5e-6, 5e-7 * math.sqrt(7e9 / weights))
 
@@ -89,7 +90,7 @@ def train_iteration(
 
 
 def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay) -> list[PairMetrics]:
-    """The player on each of some pairs."""
+    """Metrics of the player on each pair."""
     scores = engine.score([objective.query(pair) for pair in pairs])
     losses = [objective([pair], _as_logprobs(pair, sums)) for pair, sums in zip(pairs, scores, strict=True)]
     return [
