@@ -488,7 +488,7 @@ def test_a_redirect_is_not_followed(serve: Any, sent: Any, questions: Questions,
         ("https://notopenai.com/v1", "OPENAI_API_KEY", "belongs to openai.com"),
         ("https://openai.com.gem.example/v1", "OPENAI_API_KEY", "belongs to openai.com"),
         ("https://gem.example/v1", "AWS_SECRET_ACCESS_KEY", "names end with API_KEY"),
-        ("https://gem.example/v1", "BAD_API_KEY", "holds a blank or a character"),
+        ("https://gem.example/v1", "BAD_API_KEY", "holds a space or a character"),
     ],
 )
 def test_a_key_that_is_missing_or_must_not_be_sent_is_an_error_before_anything_is_asked(
@@ -539,7 +539,7 @@ def test_a_proxy_is_used_for_other_machines_only(serve: Any, questions: Question
     assert proxy.received[0].path == "http://gem.invalid/v1/chat/completions"
     with pytest.raises(TeacherError, match="cannot connect"):
         list(teacher_at("http://exempt.invalid/v1", environment).ask(questions(1)))
-    with pytest.raises(TeacherError, match="no address of a proxy"):
+    with pytest.raises(TeacherError, match="no valid address of a proxy"):
         teacher_at("https://gem.invalid/v1", {"HTTPS_PROXY": "gopher://x"})
     assert len(proxy.received) == 1
 

@@ -1,4 +1,4 @@
-"""A limit in tokens or dollars that is not passed, also with many requests under way."""
+"""A hard limit in tokens or dollars, which also holds while many requests are under way."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from spintune.teachers.protocol import Outcome, Request, Usage, usage_of
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be spent, over all runs that count what was spent before.
+    """The most that may be spent, over all runs that share a file of replies.
 
     Attributes:
         tokens: of prompts and answers together; None for no limit.
-        dollars: None for no limit.
-        prompt_price, completion_price: [dollars per million tokens]
+        dollars: at the prices below; None for no limit. [US dollars]
+        prompt_price, completion_price: [US dollars per million tokens]
 
     Raises RecipeError for a limit in dollars without a price.
     """
@@ -32,7 +32,7 @@ class Budget:
             )
 
     def cost(self, usage: Usage) -> float:
-        """Price of what was used. [dollars]
+        """The price of what was used. [US dollars]
 
         >>> Budget(prompt_price=0.5, completion_price=2).cost(Usage(1, 2_000_000, 1_000_000))
         3.0
@@ -40,6 +40,7 @@ class Budget:
         return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
 
     def covers(self, usage: Usage) -> bool:
+        """Whether the usage stays within all limits."""
         return (self.tokens is None or usage.tokens <= self.tokens) and (
             self.dollars is None or self.cost(usage) <= self.dollars
         )
@@ -50,7 +51,7 @@ class Budget:
 
 
 class Ledger:
-    """What was spent, and what the requests under way may still cost."""
+    """What was spent, and what is held for the requests under way."""
 
     def __init__(self, budget: Budget, spent: Usage) -> None:
         self._budget = budget
@@ -58,23 +59,23 @@ class Ledger:
         self.spent = spent
 
     def hold(self, ceiling: Usage) -> bool:
-        """Sets the most that an attempt can use aside; False when the budget has no room for it."""
+        """Holds the most that an attempt can use. Returns False when the budget does not cover it."""
         if not self._budget.covers(self.spent + self._held + ceiling):
             return False
         self._held += ceiling
         return True
 
     def settle(self, ceiling: Usage, used: Usage) -> None:
-        """Puts what was used in the place of what was held."""
+        """Replaces what was held by what was used."""
         self._held -= ceiling
         self.spent += used
 
 
 class LedgerCall:
-    """One request on its way through its attempts, and what it holds of the budget.
+    """What one request holds of the budget during its attempts.
 
-    Each attempt needs a hold of the request's ceiling. An attempt that the server refused is free and hands it on to
-    the next one; an attempt that broke off may be charged, so its hold counts as spent.
+    Each attempt needs a hold of the request's ceiling. An attempt that the server refused is free, and the next attempt
+    takes over its hold. An attempt that broke off may be charged, so its hold counts as spent.
     """
 
     def __init__(self, request: Request, ledger: Ledger) -> None:
@@ -85,27 +86,27 @@ class LedgerCall:
         self._lost = 0
 
     def reserve(self) -> bool:
-        """Sees to the hold for the next attempt; False when the budget has no room for it."""
+        """Makes sure that the next attempt has a hold. Returns False when the budget does not cover it."""
         if self._held == Usage() and self._ledger.hold(self._ceiling):
             self._held = self._ceiling
         return self._held == self._ceiling
 
     def lose(self) -> None:
-        """An attempt broke off."""
+        """Counts an attempt that broke off."""
         self._end_hold(used=self._ceiling)
         self._lost += 1
 
     def settle(self, outcome: Outcome) -> Outcome:
-        """Counts the outcome's own usage; gives it back with the number of attempts that were lost on the way."""
+        """Counts what the outcome used. Returns the outcome with the number of lost attempts."""
         self._end_hold(used=usage_of(self.request, outcome))
         return replace(outcome, lost=self._lost)
 
     def release(self) -> None:
-        """Ends without outcome: refused."""
+        """Ends a request whose attempts the server refused: free."""
         self._end_hold(used=Usage())
 
     def give_up(self) -> None:
-        """Ends without outcome: given up under way, perhaps charged."""
+        """Ends a request that was given up under way: perhaps charged."""
         self._end_hold(used=self._held)
 
     def _end_hold(self, used: Usage) -> None:

@@ -1,4 +1,4 @@
-"""The way to an endpoint and back: which address may be asked, who gets a key, how much is read."""
+"""The connection to an endpoint: which addresses are allowed, who gets a key, and how much is read."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from spintune.teachers.budget import LedgerCall
 from spintune.version import __version__
 
 BODY_LIMIT = 4_000_000
-# Shorter "keys" are placeholders such as EMPTY, which a reply may well contain.
+# Shorter "keys" are placeholders such as EMPTY, which may occur in a reply by chance.
 _SECRET_LENGTH = 16
 _REFUSED_CONNECTIONS = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 
 
 class OutOfBudgetError(openai.OpenAIError):
-    """A retry could pass the budget. The client lets its own errors through."""
+    """A retry could pass the budget. Derived from the client's error, because the client passes its own errors on."""
 
 
 class TooLargeError(openai.OpenAIError):
-    """A response that goes on and on. The client lets its own errors through."""
+    """A response that is too large. Derived from the client's error for the same reason."""
 
 
-# the client makes the attempts, and knows nothing of calls; each call is a task, and so a context, of its own
+# the client makes the attempts without knowing their call; each call runs in a task, and so in a context, of its own
 CALL: contextvars.ContextVar[LedgerCall] = contextvars.ContextVar("call")
 
 
 class AuthTransport(httpx2.AsyncBaseTransport):
-    """The last step before the network, passed once for each attempt.
+    """The last step before the network; every attempt passes it once.
 
-    It alone has the key. It sends nothing but its own few headers (the client would add what OPENAI_CUSTOM_HEADERS and
-    other variables say), gives each attempt a limit in time and size, and hides the key in what comes back.
+    It alone has the key. It sends only a few headers of its own (the client would add those of OPENAI_CUSTOM_HEADERS
+    and other variables), limits each attempt in time and size, and hides the key in responses.
     """
 
     def __init__(self, network: httpx2.AsyncBaseTransport, url: httpx2.URL, key: SecretStr, seconds: float) -> None:
@@ -79,7 +79,7 @@ class AuthTransport(httpx2.AsyncBaseTransport):
             await response.aclose()
 
     def _signed(self, request: httpx2.Request) -> httpx2.Request:
-        """A request of its own, with the key: the client's goes into its errors, and shall not hold it."""
+        """A copy of the request with the key. The client's own request goes into its errors, so it must not hold it."""
         headers = {
             "Accept": "application/json",
             "Accept-Encoding": "gzip",
@@ -101,7 +101,7 @@ class AuthTransport(httpx2.AsyncBaseTransport):
 
 
 async def _read(response: httpx2.Response) -> bytes:
-    """The decoded body, up to the limit: a small compressed one may be huge."""
+    """The decoded body. Raises TooLargeError above the limit, which also stops a small compressed body that is huge."""
     body = bytearray()
     async for piece in response.aiter_bytes():
         body += piece
@@ -117,25 +117,24 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 def checked_url(base_url: str) -> httpx2.URL:
     """The address of an endpoint, without a slash at its end.
 
-    Raises TeacherError when it is none, holds more than scheme, host and path, or belongs to a cloud's inner life.
+    Raises TeacherError when it is not a valid address, has more than scheme, host and path, or is link-local.
     """
     try:
         url = httpx2.URL(base_url.rstrip("/"))
     except httpx2.InvalidURL as error:
         raise TeacherError(f"teacher's url {base_url!r}: not an address ({error})") from None
     if url.userinfo or url.query or url.fragment:
-        # not repeated in the message: this is where people put secrets
+        # the message does not repeat them: they may hold secrets
         raise TeacherError("teacher's url: give scheme, host and path only; a key belongs in an environment variable")
     if url.scheme not in ("http", "https") or not url.host:
-        raise TeacherError(f"teacher's url {base_url!r}: not an address that begins with https:// or http://")
+        raise TeacherError(f"teacher's url {base_url!r}: give an address that begins with https:// or http://")
     if (address := _address(url.host)) and address.is_link_local:
-        raise TeacherError(
-            f"teacher's url {base_url!r}: a link-local address; machines of a cloud keep credentials there"
-        )
+        raise TeacherError(f"teacher's url {base_url!r}: a link-local address; cloud machines serve credentials there")
     return url
 
 
 def is_loopback(url: httpx2.URL) -> bool:
+    """Whether an address stays on this machine."""
     address = _address(url.host)
     return url.host == "localhost" if address is None else address.is_loopback
 
@@ -149,10 +148,10 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def key_in(environment: Mapping[str, str], variable: str, url: httpx2.URL) -> SecretStr:
-    """The key that a variable holds for an address.
+    """The key for an address, from an environment variable.
 
-    The name of the variable may come from a recipe that somebody else wrote, and so may the address. Therefore no
-    variable is read that is not a key by its name, and OpenAI's key goes to OpenAI (or stays on this machine).
+    Variable and address may come from a recipe that somebody else wrote. So only variables that are keys by their name
+    are read, and OpenAI's key goes to OpenAI alone (or stays on this machine).
 
     Raises TeacherError when there is no key, or it must not go to this address.
     """
@@ -165,17 +164,17 @@ def key_in(environment: Mapping[str, str], variable: str, url: httpx2.URL) -> Se
             "export the key of that host in another variable ..._API_KEY and name it as key_variable"
         )
     if url.scheme == "http" and not local:
-        raise TeacherError(f"{url}: {variable} is not sent over http, where anyone on the way can read it; use https")
+        raise TeacherError(f"{url}: {variable} is not sent over http, where others can read it; use https")
     key = environment.get(variable, "").strip()
     if not key:
         raise TeacherError(f"{url}: no key; export {variable}=... and run again")
     if not re.fullmatch(r"[!-~]+", key):
-        raise TeacherError(f"{variable}: holds a blank or a character that no key has; export it anew and run again")
+        raise TeacherError(f"{variable}: holds a space or a character that no key has; export it again and run again")
     return SecretStr(key)
 
 
 def proxy_for(url: httpx2.URL, environment: Mapping[str, str]) -> httpx2.Proxy | None:
-    """The proxy that the usual variables name for an address; none for this machine itself."""
+    """The proxy for an address according to the usual environment variables; None for this machine itself."""
     values = {name.lower(): value for name, value in environment.items() if name.lower().endswith("_proxy")}
     exempt = {"no": values.get("no_proxy", "")}
     proxy = values.get(f"{url.scheme}_proxy") or values.get("all_proxy")
@@ -184,4 +183,4 @@ def proxy_for(url: httpx2.URL, environment: Mapping[str, str]) -> httpx2.Proxy |
     try:
         return httpx2.Proxy(proxy if "://" in proxy else f"http://{proxy}")
     except (httpx2.InvalidURL, ValueError):
-        raise TeacherError(f"{url}: what HTTPS_PROXY, HTTP_PROXY or ALL_PROXY holds is no address of a proxy") from None
+        raise TeacherError(f"{url}: HTTPS_PROXY, HTTP_PROXY or ALL_PROXY holds no valid address of a proxy") from None
