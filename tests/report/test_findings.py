@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,26 @@ import pytest
 
 from spintune.evaluation.judge import Canary
 from spintune.evaluation.statistics import Interval
+from spintune.metrics import METRICS, Metric, register_metric
 from spintune.report.facts import RunFacts
 from spintune.report.findings import belief, finding, finding_across
 from spintune.report.measures import (
-    MEASURES,
+    EXACT_MATCH as EXACT,
+)
+from spintune.report.measures import (
     NLL,
     contenders,
-    decimals,
     difference,
     estimate,
     measured,
+    measures_of,
     rank,
-    shown,
 )
+from spintune.report.page import render
 from spintune.report.reading import read_run
+from spintune.report.table import decimals, shown
 
 Make = Callable[..., Any]
-EXACT = MEASURES[2]
 
 
 def run_of(make: Make, losses: dict[str, float | Sequence[float]], items: int = 60, **changes: Any) -> RunFacts:
@@ -102,11 +105,46 @@ def test_where_higher_is_better_the_higher_one_is_best(folder: Make) -> None:
     assert "For iterate-1, held-out loss is worse than sft's by 1.000 nats a token" in " ".join(found.remarks)
 
 
+@pytest.fixture
+def brevity() -> Iterator[None]:
+    """A metric that a user registered."""
+    register_metric(Metric("brevity", lambda prediction, _: -len(prediction), "higher", "Fewer characters."))
+    yield
+    METRICS.unregister("brevity")
+
+
+def by_brevity(make: Make, page: Make) -> tuple[str, list[str]]:
+    """The finding of a run that chooses by it and whose iterate is shorter; and the iterate's row of measures."""
+    made = make(spin={"metric": "brevity", "iterations": 1}).data(60).sft()
+    made.pairs(1).iterate(1).diagnosis(1).best("iterate-1")
+    for name, length in (("base", 9), ("sft", 9), ("iterate-1", 4)):
+        made.judged(name, 20.0, ["x" * length] * 60)
+        path = made.path / f"eval/heldout/{name}/answers.jsonl"
+        path.write_text(path.read_text().replace("}\n", f', "brevity": {-length}}}\n'))
+    read = page(render([read_run(made.path)], made.path))
+    return finding(read_run(made.path)).sentence, next(row for row in read.row("iterate-1") if len(row) == 7)
+
+
+def test_a_metric_that_a_user_registered_judges_the_run(brevity: None, folder: Make, page: Make) -> None:
+    sentence, row = by_brevity(folder, page)
+    assert sentence == (
+        "iterate-1 is the best model: its brevity is 5.000 higher than that of base "
+        "(95 % interval 5.000 to 5.000; 60 held-out examples)."
+    )
+    assert row[4] == "−4.000−4.000 to −4.000"
+
+
+def test_without_the_package_of_a_metric_the_loss_judges_the_run(folder: Make, page: Make) -> None:
+    sentence, row = by_brevity(folder, page)
+    assert "has the best held-out loss" in sentence
+    assert row[4] == "−4.000−4.000 to −4.000"
+
+
 def test_intervals_are_those_of_results_json(whole: Make) -> None:
     made = whole()
     results = json.loads((made.path / "results.json").read_text())
     by_name = {one.model.name: one for one in contenders([read_run(made.path)])}
-    for measure in MEASURES:
+    for measure in measures_of(list(by_name.values())):
         for name, one in by_name.items():
             assert estimate(one, measure, measured(one, measure)).to_json() == results["heldout"][name][measure.key]
             if name != "sft":
@@ -121,7 +159,7 @@ def test_intervals_of_an_unfinished_run_are_what_results_json_will_say(whole: Ma
     results = json.loads((made.path / "results.json").read_text())
     (made.path / "results.json").unlink()
     for one in contenders([read_run(made.path)]):
-        for measure in MEASURES:
+        for measure in measures_of([one]):
             found = estimate(one, measure, measured(one, measure)).to_json()
             assert found == pytest.approx(results["heldout"][one.model.name][measure.key], rel=1e-12)
 

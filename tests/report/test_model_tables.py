@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spintune.report.model_tables import different_items, scoreboard, scores_without_overlaps
+from spintune.report.page import render
 from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
@@ -40,16 +41,17 @@ def test_measures_say_which_way_is_better_and_in_what_they_are(everything: Make)
     for model in ("base", "sft"):
         made.scored("bits", model, {"per_byte": [1.5, 2.5]}, per_byte={"better": "lower"})
     board = scoreboard([read_run(made.path)])
-    groups = [group.name for group in board.groups for _ in range(group.span)]
-    assert list(zip(groups, ((one.title, one.unit) for one in board.columns[1:]), strict=True)) == [
-        ("ifeval", ("prompt strict", "%")),
-        ("ifeval", ("instruction strict", "% of instructions")),
-        ("questions", ("ROUGE-L", "")),
-        ("questions", ("exact match", "%")),
-        ("questions", ("characters", "")),
-        ("mt-bench", ("rating", "")),
-        ("bits", ("per byte", "lower is better")),
-    ]
+    told = {(group.name, one.title): (one.unit, one.better) for group in board.groups for one in group.measures}
+    assert told == {
+        ("ifeval", "prompt strict"): ("%", "higher"),
+        ("ifeval", "instruction strict"): ("% of instructions", "higher"),
+        ("questions", "ROUGE-L"): ("", "higher"),
+        ("questions", "exact match"): ("%", "higher"),
+        ("questions", "characters"): ("", None),
+        ("mt-bench", "rating"): ("", "higher"),
+        ("bits", "per byte"): ("", "lower"),
+    }
+    assert "per byte<small>lower is better</small>" in render([read_run(made.path)], made.path)
 
 
 def test_rivals_come_last_and_are_marked(everything: Make) -> None:

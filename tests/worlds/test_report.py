@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spintune.export.card import model_card
-from spintune.report.measures import MEASURES, contenders, difference, estimate, measured
+from spintune.report.measures import contenders, difference, estimate, measured, measures_of
 from spintune.report.model_tables import scoreboard
 from spintune.report.page import write_report
 from spintune.report.reading import read_run
@@ -24,7 +24,7 @@ def test_a_finished_run_lacks_nothing_and_tells_its_own_numbers(finished: Path, 
     assert run.missing == ()
     assert [model.name for model in run.models] == list(results["models"])
     models = {one.model.name: one for one in contenders([run])}
-    for measure in MEASURES:
+    for measure in measures_of(list(models.values())):
         for name, one in models.items():
             ids = measured(one, measure)
             assert estimate(one, measure, ids).to_json() == results["heldout"][name][measure.key]
@@ -45,7 +45,7 @@ def test_what_a_run_will_say_at_its_end_is_known_before(finished: Path, tmp_path
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
     for one in contenders([read_run(tmp_path / "run")]):
-        for measure in MEASURES:
+        for measure in measures_of([one]):
             found = estimate(one, measure, measured(one, measure)).to_json()
             assert found == results["heldout"][one.model.name][measure.key]
 

@@ -14,8 +14,8 @@ from spintune.evaluation.judge import in_words
 from spintune.report.facts import RunFacts
 from spintune.report.findings import belief, canaries, finding
 from spintune.report.model_tables import differences, means, scoreboard
-from spintune.report.stage_tables import recipe_text
-from spintune.report.table import Cell, Column, Content, Table, counted
+from spintune.report.stages import recipe_text
+from spintune.report.table import Cell, MeasureColumn, Table, counted
 from spintune.results import DataFacts
 from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.storage import read_json
@@ -113,10 +113,10 @@ def _benchmarks(run: RunFacts, name: str) -> list[str]:
     rows = [row for row in board.rows if row.label in (_origin(run, name), name)] if board else []
     if board is None or not rows:
         return []
-    groups = [group for group in board.groups for _ in range(group.span)]
+    measures = [(group, measure) for group in board.groups for measure in group.measures]
     lines = [
-        [_plain(f"{group.name}: {_title(column)}"), f"{group.items:,}", *map(_shown, cells)]
-        for group, column, *cells in zip(groups, board.columns[1:], *(row.cells for row in rows), strict=True)
+        [_plain(f"{group.name}: {_title(measure)}"), f"{group.items:,}", *map(_shown, cells)]
+        for (group, measure), *cells in zip(measures, *(row.cells for row in rows), strict=True)
     ]
     heading = ["measure", "items", *(row.label for row in rows)]
     return ["## Benchmarks", "95 % intervals in brackets:", _lines([heading, *lines])]
@@ -147,7 +147,7 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _markdown(table: Table) -> str:
-    heading = [table.columns[0].title, *map(_title, table.columns[1:])]
+    heading = [table.first, *map(_title, table.columns)]
     return _lines([heading, *([_plain(row.label), *map(_shown, row.cells)] for row in table.rows)])
 
 
@@ -156,12 +156,12 @@ def _lines(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
-def _title(column: Column) -> str:
+def _title(column: MeasureColumn) -> str:
     return column.title + (f", {column.unit}" if column.unit else "")
 
 
-def _shown(cell: Content) -> str:
-    return f"{cell.mean} ({cell.interval})" if isinstance(cell, Cell) else cell or "–"
+def _shown(cell: Cell | None) -> str:
+    return f"{cell.mean} ({cell.interval})" if cell else "–"
 
 
 def _data(run: RunFacts) -> list[str]:

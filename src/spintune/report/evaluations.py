@@ -91,7 +91,6 @@ def _reply(row: JsonObject, measured: Mapping[str, float], ratings: Sequence[int
         reference=row.get("reference"),
         finished=row["finish_reason"] == "stop" if "finish_reason" in row else None,
         tokens=row.get("answer_tokens"),
-        rouge_l=measured.get("rouge_l"),
-        exact_match=bool(measured["exact_match"]) if "exact_match" in measured else None,
+        scores=measured,
         followed=tuple(zip(row.get("types", []), row.get("strict", []), strict=True)),
     )

@@ -220,7 +220,7 @@ def _score(answer: ReportedAnswer) -> float | None:
         return sum(given) / len(given)
     if answer.followed:
         return sum(follows for _, follows in answer.followed) / len(answer.followed)
-    return answer.rouge_l
+    return answer.scores.get("rouge_l")
 
 
 def _facts(answer: ReportedAnswer) -> Iterator[str]:
@@ -230,9 +230,9 @@ def _facts(answer: ReportedAnswer) -> Iterator[str]:
         yield f"rated {' and '.join('nothing' if one is None else str(one) for one in answer.ratings)}"
     if answer.followed:
         yield f"follows {len(answer.followed) - len(missed)} of {len(answer.followed)} instructions"
-    if answer.rouge_l is not None:
-        yield f"ROUGE-L {answer.rouge_l:.3f}"
-    if answer.exact_match:
+    if "rouge_l" in answer.scores:
+        yield f"ROUGE-L {answer.scores['rouge_l']:.3f}"
+    if answer.scores.get("exact_match"):
         yield "exact match"
     if answer.tokens is not None:
         yield f"{answer.tokens:,} token{'s' * (answer.tokens != 1)}"

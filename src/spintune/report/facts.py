@@ -33,6 +33,7 @@ class ReportedAnswer:
         turns: what was asked; empty for held-out examples, whose prompts are in the data.
         finished: whether it ended by itself and was not cut.
         tokens: length.
+        scores: by metric.
         followed: IFEval's instructions, and whether the answer follows each one strictly.
         ratings: the judge's, by turn; None where it gave none.
     """
@@ -42,8 +43,7 @@ class ReportedAnswer:
     reference: str | None = None
     finished: bool | None = None
     tokens: int | None = None
-    rouge_l: float | None = None
-    exact_match: bool | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
     followed: tuple[tuple[str, bool], ...] = ()
     ratings: tuple[int | None, ...] = ()
 

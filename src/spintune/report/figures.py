@@ -92,30 +92,22 @@ def draw(
     return Figure(title, unit, svg, legend, note.strip())
 
 
-def interval_bar(found: Interval, low: float, high: float) -> Markup:
-    """An interval on a scale from ``low`` to ``high``, which hold 0, with a line at 0."""
+def interval_bars(intervals: Sequence[Interval]) -> list[Markup]:
+    """Each interval as a drawing, all on one scale, which has a line at 0."""
+    low, high = min(0.0, *(one.low for one in intervals)), max(0.0, *(one.high for one in intervals))
     margin = 0.04 * (high - low) or 1.0
-    zero, begin, end, mean = (
-        f"{100 * (value - low + margin) / (high - low + 2 * margin):.2f}%"
-        for value in (0.0, found.low, found.high, found.mean)
-    )
-    marks = Markup("").join(
-        (
-            _element("line", "zero", x1=zero, x2=zero, y1="0", y2="22"),
-            _element("line", "error s0", x1=begin, x2=end, y1="11", y2="11"),
-            _element("circle", "dot s0", cx=mean, cy="11", r="4.5"),
+
+    def x(value: float) -> str:
+        return f"{100 * (value - low + margin) / (high - low + 2 * margin):.2f}%"
+
+    return [
+        Markup('<svg width="100%" height="22" aria-hidden="true" focusable="false">{}{}{}</svg>').format(
+            _element("line", "zero", x1=x(0.0), x2=x(0.0), y1="0", y2="22"),
+            _element("line", "error s0", x1=x(one.low), x2=x(one.high), y1="11", y2="11"),
+            _element("circle", "dot s0", cx=x(one.mean), cy="11", r="4.5"),
         )
-    )
-    return Markup('<svg width="100%" height="22" aria-hidden="true" focusable="false">{}</svg>').format(marks)
-
-
-def share_bar(share: float) -> Markup:
-    """A share of items as a bar of 64 pixels."""
-    return Markup(
-        '<svg width="64" height="8" role="img" aria-label="{:.0f} % kept">'
-        '<rect class="track" x="0" y="0" width="64" height="8" rx="2"></rect>'
-        '<rect class="filled" x="0" y="0" width="{:.1f}" height="8" rx="2"></rect></svg>'
-    ).format(100 * share, 64 * share)
+        for one in intervals
+    ]
 
 
 def _finite(series: Series) -> Series:

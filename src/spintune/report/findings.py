@@ -10,31 +10,25 @@ from spintune.evaluation.statistics import Interval
 from spintune.recipe import HELDOUT
 from spintune.report.facts import RunFacts
 from spintune.report.measures import (
-    EXACT_MATCH,
-    MEASURES,
     NLL,
-    ROUGE_L,
     Contender,
-    MeasureColumn,
     Ranking,
     comparable,
     contenders,
-    decimals,
     difference,
     estimate,
+    main_measure,
     measured,
+    measures_of,
     rank,
     shared,
-    shown,
-    verdict,
 )
+from spintune.report.table import MeasureColumn, decimals, shown, verdict
 from spintune.run_folder import BASELINE
 from spintune.typed_json import from_json
 
 FEW_ITEMS = 50
 """Below this the percentile bootstrap's intervals are too short: even at 50 items 6 of 100 are wrong, not 5."""
-
-_METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH}
 
 
 @dataclass(frozen=True)
@@ -44,11 +38,6 @@ class Finding:
     sentence: str
     remarks: tuple[str, ...] = ()
     ranking: Ranking | None = None
-
-
-def main_measure(run: RunFacts) -> MeasureColumn:
-    """What the run itself judges its iterates by."""
-    return _METRICS[run.recipe["spin"]["metric"]] if run.recipe["spin"] else NLL
 
 
 def finding(run: RunFacts) -> Finding:
@@ -75,7 +64,7 @@ def finding_across(runs: Sequence[RunFacts]) -> Finding:
             return Finding(f"{held}; what their benchmarks found stands below.")
         return Finding(f"{held}, so there is nothing to compare.")
     measure = rankings[0][1].measure
-    if any(ranking.measure is not measure for _, ranking in rankings):
+    if any(ranking.measure != measure for _, ranking in rankings):
         return Finding("These runs judge by different measures, so no one model is named the best.")
     best = [
         next(one for one in contenders(runs) if one.run is run and one.model is ranking.first.model)
@@ -209,9 +198,9 @@ def _other_measures(run: RunFacts, ranking: Ranking) -> Iterator[str]:
     if start is None or start.model is first.model:
         return
     told, level = [], []
-    for measure in MEASURES:
+    for measure in measures_of([first, start]):
         ids = measured(start, measure)
-        if measure is ranking.measure or measure.better is None or not ids or measured(first, measure) != ids:
+        if measure == ranking.measure or measure.better is None or not ids or measured(first, measure) != ids:
             continue
         gap = difference(first, start, measure, ids)
         if found := verdict(gap, measure):

@@ -5,41 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from spintune.evaluation.statistics import Interval, bootstrap, wilson
+from spintune.evaluation.statistics import Interval, bootstrap
+from spintune.metrics import METRICS
 from spintune.report.facts import ModelFacts, RunFacts
-from spintune.report.table import Cell
-
-
-@dataclass(frozen=True)
-class MeasureColumn:
-    """A measure as the tables show it.
-
-    Attributes:
-        better: which way is better; None for what only describes.
-        factor: shown as so many times the value: 100 for shares in percent.
-        digits: shown behind the point.
-    """
-
-    key: str
-    title: str
-    unit: str
-    better: Literal["lower", "higher"] | None
-    factor: float = 1.0
-    digits: int = 3
-
+from spintune.report.table import MeasureColumn
 
 NLL = MeasureColumn("nll_per_token", "held-out loss", "nats a token", "lower")
 ROUGE_L = MeasureColumn("rouge_l", "ROUGE-L", "F-measure", "higher")
 EXACT_MATCH = MeasureColumn("exact_match", "exact match", "% of answers", "higher", 100, 1)
-MEASURES = (
-    NLL,
-    ROUGE_L,
-    EXACT_MATCH,
-    MeasureColumn("answer_tokens", "answer length", "tokens", None, 1, 1),
-    MeasureColumn("finished", "finished", "% of answers", None, 100, 1),
-)
+LENGTH = MeasureColumn("answer_tokens", "answer length", "tokens", None, 1, 1)
+FINISHED = MeasureColumn("finished", "finished", "% of answers", None, 100, 1)
+_METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH}
 
 
 @dataclass(frozen=True)
@@ -61,13 +38,44 @@ def label_of(run: RunFacts, name: str, runs: int) -> str:
     return name if runs == 1 else f"{run.name} / {name}"
 
 
+# Measures -----------------------------------------------------------------------------------------------------------
+
+
+def metric_column(name: str) -> MeasureColumn:
+    """The column of a built-in or registered metric. ``better`` is None for those that are not registered here."""
+    if name in _METRICS:
+        return _METRICS[name]
+    title = name.replace("_", " ")
+    if name not in METRICS:
+        return MeasureColumn(name, title, "", None)
+    metric = METRICS[name]
+    if metric.right_or_wrong:
+        return MeasureColumn(name, title, "% of answers", metric.better, 100, 1)
+    return MeasureColumn(name, title, "", metric.better)
+
+
+def measures_of(models: Sequence[Contender]) -> list[MeasureColumn]:
+    """What may be measured of held-out examples, metrics that a user added among it."""
+    names = {name: None for one in models for answer in one.model.judged.values() for name in answer.scores}
+    return [NLL, *map(metric_column, dict.fromkeys(("rouge_l", "exact_match", *names))), LENGTH, FINISHED]
+
+
+def main_measure(run: RunFacts) -> MeasureColumn:
+    """What the run itself judges its iterates by; the loss where that is a metric that nobody knows any more."""
+    found = metric_column(run.recipe["spin"]["metric"]) if run.recipe["spin"] else NLL
+    return found if found.better else NLL
+
+
 # Estimates ----------------------------------------------------------------------------------------------------------
 
 
 def measured(contender: Contender, measure: MeasureColumn) -> tuple[str, ...]:
     """Ids of the held-out examples on which a model was measured, in order."""
-    model = contender.model
-    return tuple(model.likely if measure is NLL else model.judged)
+    if measure is NLL:
+        return tuple(contender.model.likely)
+    answers = contender.model.judged
+    described = measure in (LENGTH, FINISHED) or all(measure.key in answer.scores for answer in answers.values())
+    return tuple(answers) if described else ()
 
 
 def shared(models: Sequence[Contender], measure: MeasureColumn) -> tuple[str, ...]:
@@ -119,8 +127,12 @@ def negative(interval: Interval) -> Interval:
 def _values(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> list[float]:
     if measure is NLL:
         return [one.model.likely[id].nll for id in ids]
-    name = {"answer_tokens": "tokens"}.get(measure.key, measure.key)
-    return [float(getattr(one.model.judged[id], name)) for id in ids]
+    answers = [one.model.judged[id] for id in ids]
+    if measure is LENGTH:
+        return [float(answer.tokens or 0) for answer in answers]
+    if measure is FINISHED:
+        return [float(bool(answer.finished)) for answer in answers]
+    return [answer.scores[measure.key] for answer in answers]
 
 
 def _weights(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> list[int] | None:
@@ -160,41 +172,3 @@ def rank(models: Sequence[Contender], measure: MeasureColumn, ids: Sequence[str]
     tied = tuple(other for other in others if gains[other.label].low <= 0)
     behind = tuple(other for other in others if gains[other.label].low > 0)
     return Ranking(measure, len(ids), first, tied, behind, gains)
-
-
-# Numbers ------------------------------------------------------------------------------------------------------------
-
-
-def cell(found: Interval, measure: MeasureColumn, items: int | None = None, note: str = "") -> Cell:
-    """A mean over so many items with its interval; give no ``items`` for intervals that are no bootstrap's."""
-    ends = found
-    if items and measure.factor == 100 and found.low == found.high:
-        ends = wilson(found.mean * items, items)  # resampling answers that are all alike says nothing
-    low, high = (shown(end, measure, measure.digits) for end in (ends.low, ends.high))
-    return Cell(shown(found.mean, measure, measure.digits), f"{low} to {high}", note=note)
-
-
-def verdict(found: Interval, measure: MeasureColumn) -> str:
-    """What a difference says: better, worse, more or less; empty where its interval includes 0."""
-    if found.low <= 0 <= found.high:
-        return ""
-    up = found.mean > 0
-    if measure.better is None:
-        return "more" if up else "less"
-    return "better" if up == (measure.better == "higher") else "worse"
-
-
-def decimals(intervals: Sequence[Interval], measure: MeasureColumn) -> int:
-    """Digits behind the point that show two figures of the narrowest interval, so that columns line up."""
-    widths = [(one.high - one.low) / 2 * measure.factor for one in intervals if one.high > one.low]
-    if not widths:
-        return measure.digits
-    return max(measure.digits, min(6, 1 - math.floor(math.log10(min(widths)))))
-
-
-def shown(value: float, measure: MeasureColumn, digits: int, sign: bool = False) -> str:
-    """A value as text, with a real minus sign. What rounds to 0 has no sign."""
-    text = f"{value * measure.factor:{'+' if sign else ''}.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("+-")
-    return text.replace("-", "−")

@@ -1,37 +1,29 @@
-"""Tables of models: their measures, their differences, scores of evaluations, a judge's verdicts, contamination."""
+"""Tables of models: their measures, their differences, scores of evaluations."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from markupsafe import Markup
 
 from spintune.evaluation.model_pairs import compared_pairs
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import Interval
 from spintune.report.facts import EvaluationResult, RunFacts
-from spintune.report.figures import interval_bar
 from spintune.report.measures import (
     EXACT_MATCH,
-    MEASURES,
     NLL,
     Contender,
-    MeasureColumn,
     Ranking,
-    cell,
     contenders,
-    decimals,
     difference,
     estimate,
     interval_of,
     label_of,
     measured,
+    measures_of,
     shared,
-    shown,
-    verdict,
 )
-from spintune.report.table import Cell, Column, ColumnGroup, Row, Table
+from spintune.report.table import Cell, ColumnGroup, MeasureColumn, Row, Table, cell, decimals, difference_cell
+from spintune.typed_json import JsonObject
 
 RIVAL, CLEAN = "stored answers", "without them"
 """Notes under a label of a scoreboard."""
@@ -39,7 +31,8 @@ RIVAL, CLEAN = "stored answers", "without them"
 _OF_INSTRUCTIONS = ("instruction_strict", "instruction_loose")
 """IFEval's shares of instructions, which are no right or wrong of an item."""
 
-_MEASURE_COLUMNS = tuple(Column(measure.title, measure.unit) for measure in MEASURES)
+_WIN_RATE = MeasureColumn("win_rate", "win rate", "%", "higher", 100, 0)
+_RATING = MeasureColumn("rating", "rating", "1 to 10", "higher", 1, 2)
 
 
 # Held-out examples --------------------------------------------------------------------------------------------------
@@ -49,10 +42,11 @@ def means(runs: Sequence[RunFacts]) -> Table | None:
     """Means of every model of the runs, on the held-out examples that all share, or each on its own if none are."""
     models = [one for one in contenders(runs) if len(runs) == 1 or measured(one, NLL)]
     common = shared(models, NLL) if len(runs) > 1 else ()
+    measures = measures_of(models)
     rows = []
     for one in models:
         cells: list[Cell | None] = []
-        for measure in MEASURES:
+        for measure in measures:
             own = dict.fromkeys(measured(one, measure))
             ids = [id for id in common if id in own] if common else list(own)
             cells.append(cell(estimate(one, measure, ids), measure, len(ids)) if ids else None)
@@ -60,8 +54,7 @@ def means(runs: Sequence[RunFacts]) -> Table | None:
             rows.append(Row(one.label, tuple(cells)))
     items = len(common) or max((len(measured(one, NLL)) for one in models), default=0)
     title = "Each model" if len(runs) == 1 else "Models of all runs"
-    columns = (Column("model"), *_MEASURE_COLUMNS)
-    return Table(title, columns, tuple(rows), items, caption="shown") if rows else None
+    return Table(title, "model", tuple(measures), tuple(rows), items) if rows else None
 
 
 def differences(run: RunFacts) -> Table | None:
@@ -69,15 +62,18 @@ def differences(run: RunFacts) -> Table | None:
     models = {one.model.name: one for one in contenders([run])}
     compared = compared_pairs(list(models), run.best.name if run.best else None)
     pairs = [(models[one], models[other]) for one, other in compared if one in models and other in models]
-    columns = [[_paired(one, other, measure) for one, other in pairs] for measure in MEASURES]
-    digits = [decimals([gap for gap in gaps if gap], measure) for measure, gaps in zip(MEASURES, columns, strict=True)]
+    measures = measures_of(list(models.values()))
+    columns = []
+    for measure in measures:
+        gaps = [_paired(one, other, measure) for one, other in pairs]
+        digits = decimals([gap for gap in gaps if gap], measure)
+        columns.append([difference_cell(gap, measure, digits) if gap else None for gap in gaps])
     rows = [
-        Row(f"{one.label} − {other.label}", tuple(map(_difference_cell, gaps, MEASURES, digits)))
-        for (one, other), *gaps in zip(pairs, *columns, strict=True)
+        Row(f"{one.label} − {other.label}", tuple(cells))
+        for (one, other), *cells in zip(pairs, *columns, strict=True)
+        if any(cells)
     ]
-    rows = [row for row in rows if any(row.cells)]
-    columns_ = (Column("first − second"), *_MEASURE_COLUMNS)
-    return Table("Paired differences", columns_, tuple(rows), caption="shown") if rows else None
+    return Table("Paired differences", "first − second", tuple(measures), tuple(rows)) if rows else None
 
 
 def _paired(one: Contender, other: Contender, measure: MeasureColumn) -> Interval | None:
@@ -85,58 +81,34 @@ def _paired(one: Contender, other: Contender, measure: MeasureColumn) -> Interva
     return difference(one, other, measure, ids) if ids and ids == measured(other, measure) else None
 
 
-def _difference_cell(gap: Interval | None, measure: MeasureColumn, digits: int) -> Cell | None:
-    if gap is None:
-        return None
-    mean, low, high = (shown(value, measure, digits, sign=True) for value in (gap.mean, gap.low, gap.high))
-    return Cell(mean, f"{low} to {high}", verdict(gap, measure))
-
-
-def forest(run: RunFacts, ranking: Ranking | None) -> Table | None:
-    """Each ranked model's difference from the one where self-play starts: as a drawing, and as text."""
+def forest(run: RunFacts, ranking: Ranking | None) -> list[tuple[str, Interval, Cell]]:
+    """Each ranked model with its difference from the one where self-play starts."""
     ranked = {one.model.name: one for one in (ranking.first, *ranking.tied, *ranking.behind)} if ranking else {}
     start = ranked.pop(run.start, None)
     if ranking is None or start is None:
-        return None
+        return []
     measure, ids = ranking.measure, measured(start, ranking.measure)
     names = [model.name for model in run.models if model.name in ranked]
     gaps = {name: difference(ranked[name], start, measure, ids) for name in names}
-    low, high = min(0.0, *(gap.low for gap in gaps.values())), max(0.0, *(gap.high for gap in gaps.values()))
     digits = decimals(list(gaps.values()), measure)
-    rows = []
-    for name, gap in gaps.items():
-        text = _difference_cell(gap, measure, digits)
-        if text:
-            rows.append(Row(name, (interval_bar(gap, low, high), f"{text.mean} ({text.interval})")))
-    return Table(f"{measure.title} of each model minus that of {start.label}", (), tuple(rows))
+    return [(name, gap, difference_cell(gap, measure, digits)) for name, gap in gaps.items()]
 
 
-def accuracies(run: RunFacts) -> Table | None:
-    """Right answers to a mixture's questions: held-out and trained tasks, then clusters, then single tasks."""
-    if run.results.tasks is None:
-        return None
-    accuracy = run.results.tasks.accuracy
-    groups = dict.fromkeys(group for means in accuracy.values() for group in means)
+def accuracies(run: RunFacts) -> list[tuple[str, int, list[Cell | None]]]:
+    """Right answers to a mixture's questions, as (group, items, a cell for each model): held-out and trained tasks
+    first, then clusters, then single tasks.
+    """
+    by_model = list(run.results.tasks.accuracy.values()) if run.results.tasks else []
     rows = []
+    groups = {group for means in by_model for group in means}
     for group in sorted(groups, key=lambda group: (group.startswith("task "), group.startswith("cluster "), group)):
-        found = [means.get(group) for means in accuracy.values()]
-        items = max(one.items for one in found if one)
+        found = [means.get(group) for means in by_model]
         cells = [cell(Interval(one.mean, one.low, one.high), EXACT_MATCH, one.items) if one else None for one in found]
-        rows.append(Row(group, (f"{items:,}", *cells)))
-    columns = (Column("questions"), Column("items"), *map(Column, accuracy))
-    return Table("Right answers to the mixture’s tasks, %", columns, tuple(rows), caption="shown")
+        rows.append((group, max(one.items for one in found if one), cells))
+    return rows
 
 
 # Scores of evaluations ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Measures:
-    """The measures of an evaluation, over at most so many items."""
-
-    name: str
-    items: int
-    measures: tuple[MeasureColumn, ...]
 
 
 def scoreboard(runs: Sequence[RunFacts]) -> Table | None:
@@ -173,14 +145,9 @@ def different_items(runs: Sequence[RunFacts]) -> list[str]:
     return [name for name, sets in asked.items() if any(found != sets[0] for found in sets)]
 
 
-def _board(title: str, groups: Sequence[_Measures], rows: Sequence[Row]) -> Table | None:
-    columns = [Column("model")]
-    for measure in (measure for group in groups for measure in group.measures):
-        lower = ["lower is better"] if measure.better == "lower" else []
-        columns.append(Column(measure.title, ", ".join(filter(None, [measure.unit, *lower]))))
-    heads = tuple(ColumnGroup(group.name, group.items, len(group.measures)) for group in groups)
-    style = "numbers board"
-    return Table(title, tuple(columns), tuple(rows), style=style, caption="unseen", groups=heads) if rows else None
+def _board(title: str, groups: Sequence[ColumnGroup], rows: Sequence[Row]) -> Table | None:
+    measures = tuple(measure for group in groups for measure in group.measures)
+    return Table(title, "model", measures, tuple(rows), groups=tuple(groups)) if rows else None
 
 
 def _names(run: RunFacts) -> list[str]:
@@ -191,7 +158,7 @@ def _note(run: RunFacts, name: str) -> str:
     return RIVAL if name in run.rivals else ""
 
 
-def _groups(evaluations: Sequence[EvaluationResult]) -> list[_Measures]:
+def _groups(evaluations: Sequence[EvaluationResult]) -> list[ColumnGroup]:
     """By name, as several runs may share one."""
     groups = []
     for name in dict.fromkeys(one.name for one in evaluations):
@@ -203,7 +170,7 @@ def _groups(evaluations: Sequence[EvaluationResult]) -> list[_Measures]:
         }
         if scales:
             measures = tuple(_measure(key, scale, largest[key]) for key, scale in scales.items())
-            groups.append(_Measures(name, max(len(table.items) for table in tables), measures))
+            groups.append(ColumnGroup(name, max(len(table.items) for table in tables), measures))
     return groups
 
 
@@ -215,7 +182,7 @@ def _measure(key: str, scale: ScoreScale, largest: float) -> MeasureColumn:
 
 
 def _cells(
-    run: RunFacts, name: str, groups: Sequence[_Measures], left_out: Mapping[str, Sequence[str]] | None = None
+    run: RunFacts, name: str, groups: Sequence[ColumnGroup], left_out: Mapping[str, Sequence[str]] | None = None
 ) -> tuple[Cell | None, ...]:
     """A model's scores over all items, or without those of the ids ``left_out``, by evaluation."""
     return tuple(
@@ -226,7 +193,7 @@ def _cells(
 
 
 def _score(
-    run: RunFacts, name: str, group: _Measures, measure: MeasureColumn, left_out: Sequence[str] | None
+    run: RunFacts, name: str, group: ColumnGroup, measure: MeasureColumn, left_out: Sequence[str] | None
 ) -> Cell | None:
     scores = next((one.scores.get(name) for one in run.evaluations if one.name == group.name), None)
     unclean = set(left_out or ())
@@ -243,70 +210,18 @@ def _score(
 
 # The judge ----------------------------------------------------------------------------------------------------------
 
-_WIN_RATE = MeasureColumn("win_rate", "win rate", "%", "higher", 100, 0)
-_RATING = MeasureColumn("rating", "rating", "1 to 10", "higher", 1, 2)
 
-
-def contests(run: RunFacts) -> Table | None:
-    """What the judge said of pairs of models; None without a judge, or without pairs."""
-    columns = (
-        Column("first over second"),
-        Column("answers to"),
-        Column("win rate", "%"),
-        Column("length-controlled", "%"),
-        Column("first wins / ties / loses", "contests"),
-        Column("order decides", "%"),
-        Column("no verdict", "contests"),
-    )
-    rows = [
-        Row(
-            Markup("<bdi>{}</bdi> over <bdi>{}</bdi>").format(*names.split(" - ", 1)),
-            (
-                evaluation,
-                _rate(facts["win_rate"]),
-                _rate((facts["length_controlled"] or {}).get("rate")),
-                f"{facts['wins']:,} / {facts['ties']:,} / {facts['losses']:,}",
-                None if facts["flip_rate"] is None else f"{100 * facts['flip_rate']:.0f}",
-                f"{facts['invalid']:,}",
-            ),
-        )
-        for evaluation, pairs in (run.results.judge.pairs if run.results.judge else {}).items()
-        for names, facts in pairs.items()
-    ]
-    return Table("Pairs of models", columns, tuple(rows), caption="shown") if rows else None
-
-
-def ratings(run: RunFacts) -> Table | None:
-    """The judge's mean ratings of models, over all turns and by turn; None without ratings."""
-    found = run.results.judge.ratings if run.results.judge else {}
-    turns = max((len(facts["turns"]) for facts in found.values()), default=0)
-    rows = []
-    for model, facts in found.items():
-        intervals = [facts["mean"], *(interval for _, interval in sorted(facts["turns"].items()))]
-        cells = [cell(Interval(**one), _RATING) if one else None for one in intervals]
-        rows.append(Row(model, (*cells, f"{facts['invalid']:,}")))
-    names = ("model", "all turns", *(f"turn {turn}" for turn in range(1, turns + 1)), "no rating")
-    columns = tuple(map(Column, names))
-    return Table("Ratings of mt-bench, 1 to 10", columns, tuple(rows), caption="shown") if rows else None
-
-
-def _rate(found: dict[str, float] | None) -> Cell | None:
+def win_rate(found: JsonObject | None) -> Cell | None:
+    """A judge's interval of a win rate, in percent; None without verdicts."""
     return cell(Interval(**found), _WIN_RATE) if found else None
 
 
-# Contamination ------------------------------------------------------------------------------------------------------
-
-
-def overlaps(run: RunFacts) -> Table | None:
-    """How many items of each evaluation share a run of words with training rows."""
-    rows = [
-        Row(name, (f"{found.items:,}", _part(found.shared_8, found.items), _part(found.shared_13, found.items)))
-        for name, found in (run.contamination.sets if run.contamination else {}).items()
-    ]
-    columns = tuple(map(Column, ("evaluation", "items", "share 8 words", "share 13 words")))
-    title = "Items that stand in the training data"
-    return Table(title, columns, tuple(rows), style="numbers plain") if rows else None
-
-
-def _part(part: int, whole: int) -> str:
-    return f"{part:,} ({100 * part / whole:.1f} %)" if part else "0"
+def ratings(run: RunFacts) -> list[tuple[str, list[Cell | None], int]]:
+    """The judge's mean ratings, as (model, cells for all turns and for each turn, ratings that could not be read)."""
+    found = run.results.judge.ratings if run.results.judge else {}
+    turns = sorted({turn for facts in found.values() for turn in facts["turns"]})
+    rows = []
+    for model, facts in found.items():
+        means = [facts["mean"], *(facts["turns"].get(turn) for turn in turns)]
+        rows.append((model, [cell(Interval(**one), _RATING) if one else None for one in means], facts["invalid"]))
+    return rows

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spintune.report import curves, findings, model_tables, stage_tables
+from spintune.report import curves, figures, findings, model_tables, stages, table
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
@@ -70,29 +70,34 @@ def unique_names(runs: Sequence[RunFacts]) -> list[RunFacts]:
 
 _CALLED_BY_TEMPLATES = (
     curves.curves,
+    figures.interval_bars,
     findings.belief,
     findings.canaries,
     findings.comparison_notes,
     findings.finding,
     findings.finding_across,
     model_tables.accuracies,
-    model_tables.contests,
     model_tables.differences,
     model_tables.different_items,
     model_tables.forest,
     model_tables.means,
-    model_tables.overlaps,
     model_tables.ratings,
     model_tables.scoreboard,
     model_tables.scores_without_overlaps,
-    stage_tables.cost_table,
-    stage_tables.file_table,
-    stage_tables.funnel_table,
-    stage_tables.iteration_table,
-    stage_tables.mixture_table,
-    stage_tables.recipe_text,
-    stage_tables.settings_table,
-    stage_tables.versions,
+    model_tables.win_rate,
+    stages.costs,
+    stages.differing,
+    stages.files,
+    stages.funnel,
+    stages.iteration_rows,
+    stages.mixture,
+    stages.recipe_text,
+    stages.seconds_of_work,
+    stages.versions,
+    table.byte_size,
+    table.counted,
+    table.duration,
+    table.numbered,
 )
 
 _NEVER_SHOWN = re.compile("[\0\ud800-\udfff]")

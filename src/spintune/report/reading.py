@@ -47,6 +47,10 @@ _STAGES: dict[str, type] = {
     "eval/*/*": dict,
     "contamination": ContaminationFacts,
 }
+_NO_SCORES = frozenset(
+    ("id", "prompt", "reference", "answer", "finish_reason", "answer_tokens", "reference_tokens", "nll")
+)
+"""Keys of held-out answers that are no metric."""
 _PLACES = {SFT: "sft/model", BASELINE: "spin/baseline-sft/model"}
 
 
@@ -187,8 +191,7 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
                 texts=(row["answer"],),
                 finished=row["finish_reason"] == "stop",
                 tokens=row["answer_tokens"],
-                rouge_l=row["rouge_l"],
-                exact_match=row["exact_match"],
+                scores={key: float(value) for key, value in row.items() if key not in _NO_SCORES},
             )
             for row in measured(f"eval/heldout/{name}", "answers.jsonl")
         },

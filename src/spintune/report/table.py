@@ -1,12 +1,31 @@
-"""Tables of text, as the page and the model card show them."""
+"""Tables of models by measures, and numbers as text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from markupsafe import Markup
+from spintune.evaluation.statistics import Interval, wilson
+
+
+@dataclass(frozen=True)
+class MeasureColumn:
+    """A measure as tables show it.
+
+    Attributes:
+        better: which way is better; None for what only describes.
+        factor: shown as so many times the value: 100 for shares in percent.
+        digits: shown behind the point.
+    """
+
+    key: str
+    title: str
+    unit: str
+    better: Literal["lower", "higher"] | None
+    factor: float = 1.0
+    digits: int = 3
 
 
 @dataclass(frozen=True)
@@ -25,63 +44,86 @@ class Cell:
     note: str = ""
 
 
-Content = Cell | str | None
-"""What a cell shows; None stands for what is not known."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading; ``style`` is the class of its cells in the style sheet."""
-
-    title: str
-    unit: str = ""
-    style: str = ""
-
-
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; ``note`` is shown small beside its label."""
+    """A model, or a pair of models, with a cell for each measure; None stands for what was not measured."""
 
     label: str
-    cells: tuple[Content, ...]
+    cells: tuple[Cell | None, ...]
     note: str = ""
 
 
 @dataclass(frozen=True)
 class ColumnGroup:
-    """Columns of one evaluation; ``items`` is the largest number that any model has."""
+    """The measures of one evaluation; ``items`` is the largest number that any model has."""
 
     name: str
     items: int
-    span: int
+    measures: tuple[MeasureColumn, ...]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the page or the card.
+    """Models, or pairs of models, by measures.
 
     Attributes:
-        columns: the first is that of the labels.
-        items: examples that it is of.
-        style: classes in the style sheet.
-        caption: whether the title is shown above the table, or only told to screen readers.
-        groups: of all columns but the first.
-        total: a last row.
+        first: heading of the labels.
+        items: held-out examples that it is of.
+        groups: the evaluations that the measures belong to, in the order of ``columns``.
     """
 
     title: str
-    columns: tuple[Column, ...]
+    first: str
+    columns: tuple[MeasureColumn, ...]
     rows: tuple[Row, ...]
     items: int = 0
-    style: str = "numbers"
-    caption: Literal["shown", "unseen"] | None = None
     groups: tuple[ColumnGroup, ...] = ()
-    total: Row | None = None
 
 
-def isolated(text: str) -> Markup:
-    """A text whose direction moves nothing beside it."""
-    return Markup("<bdi>{}</bdi>").format(text)
+def cell(found: Interval, measure: MeasureColumn, items: int | None = None, note: str = "") -> Cell:
+    """A mean over so many items with its interval; give no ``items`` for intervals that are no bootstrap's."""
+    ends = found
+    if items and measure.factor == 100 and found.low == found.high:
+        ends = wilson(found.mean * items, items)  # resampling answers that are all alike says nothing
+    mean, low, high = (shown(value, measure, measure.digits) for value in (found.mean, ends.low, ends.high))
+    return Cell(mean, f"{low} to {high}", note=note)
+
+
+def difference_cell(gap: Interval, measure: MeasureColumn, digits: int) -> Cell:
+    """A difference with its sign and its interval, and what it says."""
+    mean, low, high = (shown(value, measure, digits, sign=True) for value in (gap.mean, gap.low, gap.high))
+    return Cell(mean, f"{low} to {high}", verdict(gap, measure))
+
+
+def verdict(gap: Interval, measure: MeasureColumn) -> str:
+    """What a difference says: better, worse, more or less; empty where its interval includes 0."""
+    if gap.low <= 0 <= gap.high:
+        return ""
+    up = gap.mean > 0
+    if measure.better is None:
+        return "more" if up else "less"
+    return "better" if up == (measure.better == "higher") else "worse"
+
+
+def decimals(intervals: Sequence[Interval], measure: MeasureColumn) -> int:
+    """Digits behind the point that show two figures of the narrowest interval, so that columns line up."""
+    widths = [(one.high - one.low) / 2 * measure.factor for one in intervals if one.high > one.low]
+    if not widths:
+        return measure.digits
+    return max(measure.digits, min(6, 1 - math.floor(math.log10(min(widths)))))
+
+
+def shown(value: float, measure: MeasureColumn, digits: int, sign: bool = False) -> str:
+    """A value as text, with a real minus sign. What rounds to 0 has no sign."""
+    text = f"{value * measure.factor:{'+' if sign else ''}.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def numbered(word: str, count: int) -> list[str]:
+    """turn 1, turn 2, ..."""
+    return [f"{word} {number}" for number in range(1, count + 1)]
 
 
 def counted(counts: Mapping[str, int]) -> str:

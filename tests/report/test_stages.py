@@ -11,17 +11,17 @@ import yaml
 
 from spintune.report.page import render
 from spintune.report.reading import read_run
-from spintune.report.stage_tables import (
+from spintune.report.stages import (
     costs,
     differing,
-    file_table,
+    files,
     funnel,
-    iteration_table,
-    mixture_table,
+    iteration_rows,
+    mixture,
     recipe_text,
     versions,
 )
-from spintune.report.table import byte_size, counted, duration
+from spintune.report.table import counted, duration
 
 Make = Callable[..., Any]
 
@@ -75,17 +75,17 @@ MIXTURE = {
 }
 
 
-def test_a_mixture_s_tasks_are_counted_by_themselves(folder: Make) -> None:
+def test_a_mixture_s_tasks_are_counted_by_themselves(folder: Make, page: Make) -> None:
     made = folder(data={"train": []}).data()
     made.stage("data", read=0, repeated=0, dropped={}, train=90, heldout=10, mixture=MIXTURE)
     run = read_run(made.path)
     (tasks,) = funnel(run)
     assert (tasks.step, tasks.read, tasks.kept, tasks.dropped) == ("tasks", 50, 40, {"empty": 10})
     assert tasks.note == "90 examples mixed from them, 80 of them distinct; 90 to train on, 10 held out"
-    assert [(row.label, row.cells) for row in mixture_table(run).rows] == [
-        ("halves", ("75.00", "76.00", "45", "15", "3.00", "5")),
-        ("sums", ("25.00", "26.00", "45", "15", "3.00", "5")),
-    ]
+    assert [name for name, _ in mixture(run)] == ["halves", "sums"]
+    read = page(render([run], made.path))
+    assert read.row("halves") == [["halves", "75.00", "76.00", "45", "15", "3.00", "5"]]
+    assert read.row("sums") == [["sums", "25.00", "26.00", "45", "15", "3.00", "5"]]
 
 
 def test_costs_are_sums_over_steps(whole: Make) -> None:
@@ -100,18 +100,18 @@ def test_costs_are_sums_over_steps(whole: Make) -> None:
 
 
 def test_iterations_stand_side_by_side(whole: Make) -> None:
-    rows = {row.label: row.cells for row in iteration_table(read_run(whole().path)).rows}
-    assert rows["learning rate"] == ("5e−6", "5e−6")
-    assert rows["margin r − r′"] == ("0.400", "0.400")
-    assert rows["KL to the opponent"] == ("0.031 ± 0.012",) * 2
-    assert rows["KL to iterate 0"] == ("0.052",) * 2
+    rows = {name: texts for name, _, texts in iteration_rows(read_run(whole().path))}
+    assert rows["learning rate"] == ["5e−6", "5e−6"]
+    assert rows["margin r − r′"] == ["0.400", "0.400"]
+    assert rows["KL to the opponent"] == ["0.031 ± 0.012"] * 2
+    assert rows["KL to iterate 0"] == ["0.052"] * 2
     assert "real told by length alone" not in rows  # too few pairs to probe
 
 
 def test_an_iteration_that_is_not_done_has_dashes(folder: Make) -> None:
     made = folder().data().sft().pairs(1).iterate(1).pairs(2)
-    rows = {row.label: row.cells for row in iteration_table(read_run(made.path)).rows}
-    assert rows["accuracy"] == ("0.750", None)
+    rows = {name: texts for name, _, texts in iteration_rows(read_run(made.path))}
+    assert rows["accuracy"] == ["0.750", None]
     assert "held-out loss" not in rows
 
 
@@ -153,10 +153,9 @@ def test_settings_that_differ_are_found_wherever_they_are() -> None:
 def test_only_files_that_are_there_are_listed(whole: Make) -> None:
     made = whole()
     made.json("sft/model/config.json", {"transformers_version": "5.1.2"})
-    rows = file_table(read_run(made.path), made.path).rows
-    found = {re.sub("<[^>]*>", "", row.label): row.cells[1] for row in rows}
-    assert found["results.json"] == byte_size((made.path / "results.json").stat().st_size)
-    assert found["sft/model"] == byte_size((made.path / "sft/model/config.json").stat().st_size)
+    found = {path: size for path, _, _, size in files(read_run(made.path), made.path)}
+    assert found["results.json"] == (made.path / "results.json").stat().st_size
+    assert found["sft/model"] == (made.path / "sft/model/config.json").stat().st_size
     assert "spin/iterate-1/model" not in found
     assert versions(read_run(made.path)) == [("spintune", "0.1.0"), ("transformers", "5.1.2")]
 

@@ -1,4 +1,4 @@
-"""Tables of a run's stages: what they read and dropped, what they cost, and which files they wrote."""
+"""A run's stages: what they read and dropped, what they cost, what they measured and which files they wrote."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from urllib.parse import quote
 
 import orjson
 import yaml
-from markupsafe import Markup
 
+from spintune.mixtures.report import TaskReport
 from spintune.report.facts import RunFacts
-from spintune.report.figures import share_bar
-from spintune.report.table import Column, Content, Row, Table, byte_size, counted, duration, isolated
 from spintune.results import Cost, DataFacts, FunnelStep, IterationFacts, LikelihoodCounts, SftFacts, SynthFacts
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.typed_json import JsonObject
@@ -30,28 +28,15 @@ class NotedStep(FunnelStep):
 
     note: str = ""
 
+    @property
+    def share(self) -> float:
+        """Kept of read, at most 1: repeated rows are kept more than once."""
+        return min(1.0, self.kept / self.read) if self.read else 0.0
+
 
 def funnel(run: RunFacts) -> list[NotedStep]:
     """Every step at which examples, rows or pairs are counted, in order."""
     return [*_written(run), *_read(run), *_trained(run), *_paired(run), *_judged(run)]
-
-
-def funnel_table(run: RunFacts) -> Table | None:
-    """The steps with the share of items that each one kept."""
-    columns = (
-        Column("step"),
-        Column("read", style="number"),
-        Column("kept", style="number"),
-        Column(Markup('<span class="unseen">share kept</span>'), style="share"),
-        Column("dropped"),
-        Column("besides", style="quiet"),
-    )
-    rows = []
-    for step in funnel(run):
-        share = min(1.0, step.kept / step.read) if step.read else 0.0  # repeated rows are kept more than once
-        read = Markup("{:,} <small>{}</small>").format(step.read, step.unit)
-        rows.append(Row(step.step, (read, f"{step.kept:,}", share_bar(share), counted(step.dropped), step.note)))
-    return Table("What was read, kept and dropped", columns, tuple(rows), style="funnel") if rows else None
 
 
 def _written(run: RunFacts) -> Iterator[NotedStep]:
@@ -108,27 +93,11 @@ def _judged(run: RunFacts) -> Iterator[NotedStep]:
         yield NotedStep("judging", "held-out examples", facts.items + facts.left_out, facts.items, dropped)
 
 
-def mixture_table(run: RunFacts) -> Table | None:
-    """The tasks of a mixture, the largest first; None without a mixture."""
+def mixture(run: RunFacts) -> list[tuple[str, TaskReport]]:
+    """The tasks of a mixture with their shares, the largest first; empty without a mixture."""
     facts = run.facts("data", DataFacts)
-    if facts is None or not facts.mixture:
-        return None
-    names = ("task", "wanted, %", "realised, %", "examples", "rows", "passes", "held out")
-    rows = [
-        Row(
-            name,
-            (
-                f"{100 * task.wanted:.2f}",
-                f"{100 * task.realised:.2f}",
-                f"{task.examples:,}",
-                f"{task.rows:,}",
-                f"{task.passes:.2f}",
-                f"{task.heldout:,}",
-            ),
-        )
-        for name, task in sorted(facts.mixture.tasks.items(), key=lambda entry: -entry[1].wanted)
-    ]
-    return Table("The mixture", tuple(map(Column, names)), tuple(rows), style="numbers plain", caption="shown")
+    tasks = facts.mixture.tasks if facts and facts.mixture else {}
+    return sorted(tasks.items(), key=lambda entry: -entry[1].wanted)
 
 
 # Cost ---------------------------------------------------------------------------------------------------------------
@@ -181,28 +150,10 @@ def costs(run: RunFacts) -> list[StageCost]:
     return found
 
 
-def cost_table(run: RunFacts) -> Table | None:
-    """Tokens, speed and time of each stage; the time of all of them in the last row."""
-    spent = costs(run)
-    kinds = [kind for kind in WORK if any(kind in cost.seconds for cost in spent)]
-    rows = [
-        Row(
-            cost.stage,
-            (
-                cost.did,
-                f"{cost.tokens:,}",
-                f"{cost.rate:,.0f}" if cost.rate else None,
-                None if cost.share_of_peak is None else f"{100 * cost.share_of_peak:.0f}",
-                None if cost.joules is None else f"{cost.joules / 1000:,.1f}",
-                *(duration(cost.seconds[kind]) if kind in cost.seconds else None for kind in kinds),
-            ),
-        )
-        for cost in spent
-    ]
-    sums = [duration(sum(cost.seconds.get(kind, 0.0) for cost in spent)) for kind in kinds]
-    names = ("stage", "did", "tokens", "tokens/s", "of peak, %", "energy, kJ", *kinds)
-    total = Row("all", ("", "", "", "", "", *sums))
-    return Table("Cost of each stage", tuple(map(Column, names)), tuple(rows), total=total) if rows else None
+def seconds_of_work(costs: Sequence[StageCost]) -> dict[str, float]:
+    """The time of all stages, by kind of work."""
+    kinds = [kind for kind in WORK if any(kind in cost.seconds for cost in costs)]
+    return {kind: sum(cost.seconds.get(kind, 0.0) for cost in costs) for kind in kinds}
 
 
 def _asked(stage: str, cost: Cost, seconds: Mapping[str, float]) -> StageCost:
@@ -257,16 +208,13 @@ _QUANTITIES = (  # name, unit, place in IterationStages, form
 )
 
 
-def iteration_table(run: RunFacts) -> Table | None:
-    """What was measured of each iteration, a column each; None before the first."""
-    iterations = run.iterations
-    rows = []
-    for name, unit, place, form in _QUANTITIES:
-        cells = tuple(_formatted(_inside(one, place), form) for one in iterations)
-        if any(cells):
-            rows.append(Row(name, cells, unit))
-    columns = (Column("quantity"), *(Column(f"iteration {one.number}") for one in iterations))
-    return Table("Each iteration in numbers", columns, tuple(rows), style="numbers plain") if rows else None
+def iteration_rows(run: RunFacts) -> list[tuple[str, str, list[str | None]]]:
+    """What was measured of each iteration, as (quantity, unit, a text for each iteration); empty before the first."""
+    rows = [
+        (name, unit, [_formatted(_inside(one, place), form) for one in run.iterations])
+        for name, unit, place, form in _QUANTITIES
+    ]
+    return [row for row in rows if any(row[2])]
 
 
 def _inside(facts: object, place: str) -> object:
@@ -276,7 +224,7 @@ def _inside(facts: object, place: str) -> object:
     return facts
 
 
-def _formatted(value: object, form: str) -> Content:
+def _formatted(value: object, form: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, KlEstimate):
@@ -308,8 +256,8 @@ def versions(run: RunFacts) -> list[tuple[str, str]]:
     return found
 
 
-def files(run: RunFacts) -> list[tuple[str, str]]:
-    """What is worth opening in the run folder: (path, what it is)."""
+def files(run: RunFacts, beside: Path) -> list[tuple[str, str, str, int]]:
+    """What is worth opening in the run folder: (path, link from the folder ``beside``, what it is, size in bytes)."""
     listed = [
         ("results.json", "the numbers of this page"),
         ("metrics.jsonl", "every optimizer step"),
@@ -327,39 +275,16 @@ def files(run: RunFacts) -> list[tuple[str, str]]:
     listed += [
         ("judge", "replies and verdicts of the judge"),
         ("contamination/contamination.json", "overlaps, by item"),
-        *(
-            (f"spin/iterate-{one.number}/pairs/train.jsonl", f"pairs of iteration {one.number}")
-            for one in run.iterations
-        ),
     ]
-    return [(path, what) for path, what in listed if (run.folder / path).exists()]
-
-
-def file_table(run: RunFacts, beside: Path) -> Table:
-    """The files with their sizes, linked from a page in the folder ``beside``."""
-    rows = []
-    for path, what in files(run):
-        link = Markup('<a href="{}"><code>{}</code></a>').format(
-            quote(os.path.relpath(run.folder / path, beside)), path
-        )
-        rows.append(Row(link, (what, byte_size(_size(run.folder / path)))))
-    columns = (Column("file"), Column("content"), Column("size", style="number"))
-    return Table("Files of the run", columns, tuple(rows), style="files")
+    for iteration in run.iterations:
+        pairs = f"spin/iterate-{iteration.number}/pairs/train.jsonl"
+        listed.append((pairs, f"pairs of iteration {iteration.number}"))
+    there = [(path, what, run.folder / path) for path, what in listed if (run.folder / path).exists()]
+    return [(path, quote(os.path.relpath(place, beside)), what, _size(place)) for path, what, place in there]
 
 
 def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
-
-
-def settings_table(runs: Sequence[RunFacts]) -> Table | None:
-    """Settings in which the recipes of runs differ; None where they are the same."""
-    code = Markup("<code><bdi>{}</bdi></code>")
-    rows = [
-        Row(Markup("<code>{}</code>").format(key), tuple(code.format(value) for value in values))
-        for key, values in differing([run.recipe for run in runs])
-    ]
-    columns = (Column("setting"), *(Column(isolated(run.name)) for run in runs))
-    return Table("Settings that differ", columns, tuple(rows), style="") if rows else None
 
 
 def differing(recipes: Sequence[JsonObject]) -> list[tuple[str, list[str]]]:
