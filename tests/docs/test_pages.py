@@ -148,6 +148,12 @@ def test_recipes_are_valid(page: str) -> None:
             parse_recipe({"out": "runs/x", "model": "m", **yaml.safe_load(block.text)}, page)
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_repository_that_pages_name_exist(page: str) -> None:
+    named = re.findall(r"\b((?:recipes|benchmarks|tests)/[\w/.-]+\.(?:py|yaml|json))", PAGES[page])
+    assert [name for name in named if not (REPOSITORY / name).is_file()] == []
+
+
 def test_the_demo_is_the_recipe_that_the_tutorial_reads() -> None:
     (recipe,) = (block for block in blocks(PAGES["tutorial/demo.md"]) if block.mark == "recipe")
     assert yaml.safe_load(recipe.text) == yaml.safe_load((REPOSITORY / "recipes/quickstart.yaml").read_text())
@@ -231,7 +237,12 @@ def test_pages_are_about_the_program(page: str) -> None:
 
 # What runs ----------------------------------------------------------------------------------------------------------
 
-QUICK = ("how-to/chat-template.md", "how-to/prepare-data.md")
+QUICK = (
+    "explanation/losses.md",
+    "explanation/synthesis.md",
+    "how-to/chat-template.md",
+    "how-to/prepare-data.md",
+)
 RUNNABLE = [
     pytest.param(page, marks=() if page in QUICK else pytest.mark.slow)
     for page, text in PAGES.items()
