@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spintune.data.contamination import NgramIndex, Removed, contamination, decontaminate, text_of
+from spintune.data.contamination import SHORTEST, Removed, TouchingRow, contamination, decontaminate, text_of
 from spintune.records import Example, Message
+from spintune.text.ngrams import NgramIndex
 from spintune.text.words import split_words
+from spintune.typed_json import to_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -20,6 +23,22 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 def ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     tokens = split_words(text)
     return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
+
+
+class Overlap(NamedTuple):
+    """An n-gram of a text that an item has too: its first place in the text, the item, its words."""
+
+    start: int
+    item: int
+    ngram: tuple[str, ...]
+
+
+def overlaps(index: NgramIndex, text: str) -> list[Overlap]:
+    found: dict[tuple[int, tuple[str, ...]], int] = {}
+    for _, shared in index.shared([split_words(text)]):
+        for item, start, place in zip(shared.item.tolist(), shared.start.tolist(), shared.place.tolist(), strict=True):
+            found[item, index.ngram(item, start)] = place
+    return sorted(Overlap(place, item, ngram) for (item, ngram), place in found.items())
 
 
 def brute_force(items: Sequence[str], text: str, n: int, shortest: int) -> list[tuple[int, int, tuple[str, ...]]]:
@@ -43,7 +62,7 @@ unknown = st.lists(st.sampled_from("aabcxy"), max_size=24).map(" ".join)
 @settings(max_examples=300, deadline=None)
 @given(items=st.lists(few, max_size=6), text=unknown, n=st.integers(1, 13), shortest=st.integers(1, 6))
 def test_overlaps_are_those_of_the_brute_force(items: list[str], text: str, n: int, shortest: int) -> None:
-    found = NgramIndex(items, n, shortest).overlaps(text)
+    found = overlaps(NgramIndex(items, n, shortest), text)
     assert sorted((o.start, o.item, o.ngram) for o in found) == brute_force(items, text, n, shortest)
     assert [(o.start, o.item) for o in found] == sorted((o.start, o.item) for o in found)
 
@@ -83,8 +102,8 @@ def test_the_report_is_that_of_the_brute_force(
             best = max(covered(split_words(items[item.item]), grams) for grams in shared)
             assert item.coverage == pytest.approx(best / lengths[item.item])
         expected_rows = {row: len({i for _, i, _ in hit}) for row, hit in enumerate(hits) if hit}
-        assert found.rows() == expected_rows
-    assert json.loads(json.dumps(report.to_json())) == report.to_json()
+        assert {one.row: one.items for one in found.rows} == expected_rows
+    assert json.loads(json.dumps(to_json(report))) == to_json(report)
 
 
 def covered(tokens: list[str], grams: set[tuple[str, ...]]) -> int:
@@ -126,19 +145,19 @@ def test_a_copied_question_is_found_whatever_its_case_and_punctuation() -> None:
     # 13 words in a row of 20 are shared: natalia ... she
     assert (item.item, item.rows, item.coverage) == (0, [1], 13 / 20)
     assert item.ngram == "natalia sold clips to 48 of her friends"
-    assert (found.share, found.clean, found.unmatched, found.rows()) == (0.5, [1], 1, {1: 1})
+    assert (found.share, found.clean, found.unmatched, found.rows) == (0.5, [1], 1, [TouchingRow(1, 1)])
 
 
 def test_thirteen_words_in_a_row_are_a_13_gram_and_twelve_are_none() -> None:
-    index = NgramIndex([QUESTION], 13)
+    index = NgramIndex([QUESTION], 13, SHORTEST)
     thirteen = " ".join(split_words(QUESTION)[3:16])
-    assert [(o.item, o.start, o.ngram) for o in index.overlaps("so " + thirteen)] == [(0, 1, tuple(thirteen.split()))]
-    assert index.overlaps(" ".join(split_words(QUESTION)[3:15]) + " x " + " ".join(split_words(QUESTION)[15:])) == []
+    assert [(o.item, o.start, o.ngram) for o in overlaps(index, "so " + thirteen)] == [(0, 1, tuple(thirteen.split()))]
+    assert overlaps(index, " ".join(split_words(QUESTION)[3:15]) + " x " + " ".join(split_words(QUESTION)[15:])) == []
 
 
 def test_an_ngram_does_not_reach_from_one_item_or_row_to_the_next() -> None:
-    index = NgramIndex(["a b c d", "e f g h"], 4)
-    assert index.overlaps("c d e f") == []
+    index = NgramIndex(["a b c d", "e f g h"], 4, SHORTEST)
+    assert overlaps(index, "c d e f") == []
     report = contamination(["a b", "c d e f", "g h"], {"set": ["a b c d", "e f g h"]}, [4])
     assert report.sets[0].touched == []
 
@@ -167,7 +186,7 @@ def test_removal_names_the_set_the_item_and_the_ngram() -> None:
 
 
 def test_no_items_and_no_rows_give_empty_reports() -> None:
-    assert contamination([], {}).to_json() == {"training_rows": 0, "sets": []}
+    assert to_json(contamination([], {})) == {"training_rows": 0, "sets": []}
     (found,) = contamination(["a b c d e"], {"none": []}, [8]).sets
     assert (found.items, found.share, found.touched) == (0, 0.0, [])
     (found,) = contamination([], {"one": [QUESTION]}, [13]).sets
@@ -188,18 +207,18 @@ def test_sizes_below_one_are_an_error(n: int, shortest: int) -> None:
 
 @pytest.mark.slow
 def test_ten_megabytes_of_one_word_match_a_repeated_item_once() -> None:
-    index = NgramIndex(["ab " * 1000, "ab " * 7, "ba " * 9], 8)
-    found = index.overlaps("ab " * (10_000_000 // 3))
+    index = NgramIndex(["ab " * 1000, "ab " * 7, "ba " * 9], 8, SHORTEST)
+    found = overlaps(index, "ab " * (10_000_000 // 3))
     assert [(o.item, o.start, o.ngram) for o in found] == [(0, 0, ("ab",) * 8), (1, 0, ("ab",) * 7)]
 
 
 def test_ten_megabytes_without_a_space_are_one_word() -> None:
-    assert NgramIndex(["a b c d e f g h"], 8).overlaps("a" * 10_000_000) == []
+    assert overlaps(NgramIndex(["a b c d e f g h"], 8, SHORTEST), "a" * 10_000_000) == []
 
 
 def test_a_needle_at_the_very_end_of_a_long_text_is_found() -> None:
     text = "hay " * 1_000_000 + QUESTION
-    assert [o.start for o in NgramIndex([QUESTION], 13).overlaps(text)] == list(range(1_000_000, 1_000_008))
+    assert [o.start for o in overlaps(NgramIndex([QUESTION], 13, SHORTEST), text)] == list(range(1_000_000, 1_000_008))
 
 
 def test_rows_keep_their_numbers_over_many_batches() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from spintune.data.contamination import SIZES, contamination, text_of
 from spintune.stages.context import RunContext
 from spintune.storage import digest_json, write_json
+from spintune.typed_json import to_json
 
 DECIDES = max(SIZES)
 """Words of a shared run that make an item unclean: GPT-3's."""
@@ -47,7 +48,7 @@ def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, st
             counted[str(one.n)] = len(one.touched)
             if one.n == DECIDES:
                 counted["unclean"] = [ids[one.evaluation][item.item] for item in one.touched]
-        rows = found.to_json()
+        rows = to_json(found)
         for one in rows["sets"]:
             for item in one["touched"]:
                 item["id"] = ids[one["evaluation"]][item["item"]]
