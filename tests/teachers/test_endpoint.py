@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import logging
@@ -624,3 +625,21 @@ def test_the_identity_is_what_an_answer_depends_on() -> None:
         {"extra": {"a": 1}},
     ):
         assert EndpointTeacher(replace(base, **other), {}).identity != identity
+
+
+def test_a_notebook_whose_event_loop_runs_can_ask_as_well(serve: Any, questions: Questions) -> None:
+    server = serve()
+    teacher = EndpointTeacher(Endpoint(server.url, "gem", concurrency=2))
+
+    async def cell() -> list[Outcome]:
+        return outcomes_of(teacher, questions(5))
+
+    assert asyncio.run(cell()) == [Reply(f"question {n}", "stop", 7, 3) for n in range(5)]
+    assert outcomes_of(teacher, questions(1)) == [Reply("question 0", "stop", 7, 3)]
+    poor = EndpointTeacher(Endpoint(server.url, "gem", budget=Budget(tokens=300)))
+
+    async def poor_cell() -> list[Outcome]:
+        return outcomes_of(poor, questions(5, max_tokens=10))
+
+    with pytest.raises(BudgetError, match="budget of 300 tokens"):
+        asyncio.run(poor_cell())

@@ -16,11 +16,14 @@ too_large      the response has more than 4 MB
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self
 
 import httpx2
 import openai
@@ -103,13 +106,18 @@ class EndpointTeacher:
     the proxy (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY) and of certificates (SSL_CERT_FILE, SSL_CERT_DIR).
 
     Args:
-        environment: holds the key's variable.
+        environment: holds the key's variable, such as ``os.environ``; empty for an endpoint without a key.
         spent: what earlier runs used of the budget.
 
     Raises TeacherError when the address is not valid, or no key may or can be sent there.
     """
 
-    def __init__(self, endpoint: Endpoint, environment: Mapping[str, str], spent: Usage = Usage()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        spent: Usage = Usage(),  # noqa: B008 -- frozen
+    ) -> None:
         self._endpoint = endpoint
         self._url = checked_url(endpoint.base_url)
         self._key_variable = endpoint.key_variable
@@ -149,17 +157,17 @@ class EndpointTeacher:
         """See :class:`spintune.teachers.protocol.Teacher`.
 
         Requests proceed only while the caller waits for the next outcome, so at most ``concurrency`` of them are under
-        way, or answered and not yet yielded. Not for use inside a running event loop.
+        way, or answered and not yet yielded. Inside a running event loop, such as a notebook's, they run in a thread.
 
         Raises also TeacherError when max(8, concurrency) requests in a row fail, counted over all calls.
         """
-        with asyncio.Runner() as runner:
+        with _event_loop() as run:
             outcomes = self._outcomes(requests)
             try:
-                while (found := runner.run(_next(outcomes))) is not None:
+                while (found := run(_next(outcomes))) is not None:
                     yield found
             finally:
-                runner.run(outcomes.aclose())
+                run(outcomes.aclose())
 
     async def _outcomes(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
         async with self._client() as client, _Calls(requests, self._ledger, self._endpoint.concurrency) as calls:
@@ -277,6 +285,29 @@ class EndpointTeacher:
             case httpx2.DecodingError():
                 return Failure("malformed", "the response cannot be decompressed")
         return Failure("disconnected", one_line(str(cause)))
+
+
+@contextlib.contextmanager
+def _event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
+    """Runs coroutines in an event loop of their own; in a thread if the caller's thread has a running loop."""
+    runner = asyncio.Runner()
+    if not _loop_is_running():
+        with runner:
+            yield runner.run
+        return
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            yield lambda coroutine: thread.submit(runner.run, coroutine).result()
+        finally:
+            thread.submit(runner.close).result()
+
+
+def _loop_is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _next(outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> tuple[int, Outcome] | None:
