@@ -146,7 +146,7 @@ def attending(repeats: int) -> None:
             scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).sum().backward()
 
         def compiled(q: Tensor, k: Tensor, v: Tensor, plan: native.AttentionPlan = plan) -> None:
-            native.attend_runs(q, k, v, plan, 0.125, None).sum().backward()
+            native.attend_segments(q, k, v, plan, 0.125, None).sum().backward()
 
         def of(dtype: torch.dtype, length: int = length) -> list[Tensor]:
             return [torch.randn(1, heads, length, 64, dtype=dtype, requires_grad=True) for heads in (9, 3, 3)]

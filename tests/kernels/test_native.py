@@ -23,7 +23,7 @@ from spintune.generation.batch import BatchGenerator, GenerationLimits
 from spintune.generation.sampling import Sampling
 from spintune.kernels.native import attention as native
 from spintune.kernels.native import build
-from spintune.kernels.native.attention import AttentionPlan, attend_runs, attend_slots, can_attend
+from spintune.kernels.native.attention import AttentionPlan, attend_segments, attend_slots, can_attend
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -55,7 +55,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(
     mine = drawn(total, (heads[0], heads[1], heads[1]), width)
     assert can_attend(*mine, None)
     wanted = [x.detach().double().requires_grad_() for x in mine]
-    found = attend_runs(*mine, AttentionPlan(causal_segments(branches)), 0.3, window)
+    found = attend_segments(*mine, AttentionPlan(causal_segments(branches)), 0.3, window)
     visible = torch.block_diag(*[branch.visible(window).double() for branch in branches]).bool()
     expected = by_definition(*wanted, 0.3, visible)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
@@ -101,7 +101,7 @@ def test_a_token_sees_the_prefix_its_slot_and_itself(
 def test_prefixes_may_lie_in_other_tensors() -> None:
     q, k, v = (x.detach() for x in drawn(50, (4, 2, 2), 32))
     before = tuple(x.detach() for x in drawn(37, (2, 2), 32, seed=1))
-    found = attend_runs(q, k, v, AttentionPlan([[(0, 20, 0, 37)], [(20, 30, 0, 37)]]), 0.3, None, before)
+    found = attend_segments(q, k, v, AttentionPlan([[(0, 20, 0, 37)], [(20, 30, 0, 37)]]), 0.3, None, before)
     for begin, end in ((0, 20), (20, 50)):
         keys, values = (torch.cat([x, y[:, :, begin:end]], 2).double() for x, y in zip(before, (k, v), strict=True))
         visible = torch.ones(end - begin, 37 + end - begin).tril(37).bool()
@@ -122,7 +122,7 @@ def test_neither_threads_nor_neighbours_change_a_bit() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            out = attend_runs(*tensors, plan, 0.125, None)
+            out = attend_segments(*tensors, plan, 0.125, None)
             grads = torch.autograd.grad(out[:, :, : branch.length].square().sum(), tensors)
         finally:
             torch.set_num_threads(before)
@@ -134,18 +134,18 @@ def test_neither_threads_nor_neighbours_change_a_bit() -> None:
 def test_large_scores_stay_exact_and_what_is_no_number_stays_none() -> None:
     q, k, v = (x.detach() for x in drawn(40, (2, 2, 2), 16))
     plan, visible = AttentionPlan([[(0, 40, 0, 0)]]), torch.ones(40, 40).tril().bool()
-    found = attend_runs(100 * q, 100 * k, v, plan, 1.0, None)
+    found = attend_segments(100 * q, 100 * k, v, plan, 1.0, None)
     expected = by_definition(100 * q.double(), 100 * k.double(), v.double(), 1.0, visible)
     torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.01)  # scores of 1e5 have 2 digits behind 1
     k[0, 1, 7, 3] = torch.nan
-    spoilt = attend_runs(q, k, v, plan, 1.0, None)
+    spoilt = attend_segments(q, k, v, plan, 1.0, None)
     assert spoilt[0, 1, 7:].isnan().all()
     assert spoilt[0, 0].isfinite().all()
 
 
 def test_a_plan_must_fit_its_tokens() -> None:
     with pytest.raises(ValueError, match="4 tokens does not fit 5"):
-        attend_runs(*drawn(5, (2, 2, 2), 16), AttentionPlan([[(0, 4, 0, 0)]]), 1.0, None)
+        attend_segments(*drawn(5, (2, 2, 2), 16), AttentionPlan([[(0, 4, 0, 0)]]), 1.0, None)
 
 
 def test_what_it_cannot_do_is_left_to_torch() -> None:
@@ -165,7 +165,7 @@ def test_models_score_and_train_as_transformers_alone(family, build, queries, pl
     assert engine.packed
     with pytest.MonkeyPatch.context() as patch:
         calls = []
-        patch.setattr(packing, "attend_runs", lambda *a: calls.append(1) or attend_runs(*a))
+        patch.setattr(packing, "attend_segments", lambda *a: calls.append(1) or attend_segments(*a))
         found = engine(queries).sum_N
         assert calls
     expected = plain(reference, queries)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spintune.engine.attention import AttentionParams, attention
-from spintune.kernels.native.attention import AttentionPlan, attend_runs, can_attend
+from spintune.kernels.native.attention import AttentionPlan, attend_segments, can_attend
 
 _BLOCK = 512
 """Keys that torch's fused CPU kernel takes at a time; it computes shorter causal rows in full."""
@@ -138,7 +138,7 @@ class PackedLayout:
         self.windows[layer] = params.window
         if can_attend(q, k, v, params.softcap):
             self._plan = self._plan or AttentionPlan(causal_segments(self.groups))
-            return attend_runs(q, k, v, self._plan, params.scale, params.window)
+            return attend_segments(q, k, v, self._plan, params.scale, params.window)
         return self._attend_segments(q, k, v, params)
 
     def _attend_segments(self, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from spintune.engine.attention import AttentionParams, attention
-from spintune.kernels.native.attention import AttentionPlan, attend_runs, attend_slots, can_attend
+from spintune.kernels.native.attention import AttentionPlan, attend_segments, attend_slots, can_attend
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -35,7 +35,7 @@ class Prefix:
         self.length = q.shape[2]
         self._pairs[layer] = k, v
         if can_attend(q, k, v, params.softcap):
-            return attend_runs(q, k, v, AttentionPlan([[(0, self.length, 0, 0)]]), params.scale, params.window)
+            return attend_segments(q, k, v, AttentionPlan([[(0, self.length, 0, 0)]]), params.scale, params.window)
         return attention(q, k, v, params, _visible(0, self.length, params.window, q.device))
 
     def of(self, layer: int, k: Tensor, v: Tensor) -> KeysValues:
@@ -119,7 +119,7 @@ class SlotCache:
 
     def _prompts_compiled(self, qkv: Sequence[Tensor], prefix: KeysValues, params: AttentionParams) -> Tensor:
         query, key, value = qkv
-        return attend_runs(query, key, value, self._plan, params.scale, params.window, prefix)
+        return attend_segments(query, key, value, self._plan, params.scale, params.window, prefix)
 
     def _prompts(self, qkv: Sequence[Tensor], prefix: KeysValues, params: AttentionParams) -> Tensor:
         outputs = []

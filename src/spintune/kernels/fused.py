@@ -1,9 +1,9 @@
-"""Layers of stock transformers models in fewer passes: RMSNorm and gated feed-forward blocks with SiLU.
+"""RMSNorm and gated feed-forward blocks with SiLU of stock transformers models, in fewer passes over memory.
 
-On a CPU they have compiled code of our own (``native``); on a GPU torch.compile makes it where a recipe asks for that.
+On a CPU they run our compiled code (``native``); on a GPU torch.compile compiles them if the recipe says so.
 
-Architectures write them in their own words (Llama's, Qwen's and Mistral's are alike; Gemma's norm adds 1 to its
-weights). So a class is recognised by what it computes: its parts must be there, and its numbers the same.
+Every architecture has its own classes for them (those of Llama, Qwen and Mistral agree; Gemma's norm adds 1 to its
+weights). So a class is recognized by what it computes: it must have the parts and return the same numbers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from spintune.kernels.native.layers import can_compute, rms_norm, swiglu
 Forward = Callable[..., Tensor]
 
 _known: dict[tuple[type, ...], bool] = {}
-"""Whether a class computes what its parts say."""
+"""Whether a class computes the formula that its parts suggest."""
 
 
 @contextmanager
 def patched_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
-    """Inside, modules compute with other functions than their own ``forward``."""
+    """Replaces the ``forward`` of modules for the length of a block."""
     for module, forward in forwards.items():
         module.forward = forward
     try:
@@ -37,14 +37,14 @@ def patched_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
 
 
 def fused_layers(model: nn.Module, compiled: bool = False) -> dict[nn.Module, Forward]:
-    """Functions that compute what the layers of ``model`` do, in fewer passes, differentiable.
+    """Differentiable forward functions that compute what layers of ``model`` do, in fewer passes.
 
     Args:
-        compiled: what has no compiled code of ours goes through torch.compile, once for all numbers of tokens.
+        compiled: torch.compile compiles the layers that have no compiled code of ours, with dynamic shapes.
     """
     found: dict[nn.Module, Forward] = {}
     for module in model.modules():
-        if "forward" in module.__dict__:  # somebody else's
+        if "forward" in module.__dict__:  # already replaced
             continue
         if _is_rms_norm(module, compiled):
             found[module] = _norm(module, compiled)
@@ -54,9 +54,9 @@ def fused_layers(model: nn.Module, compiled: bool = False) -> dict[nn.Module, Fo
 
 
 def tied_lookup(model: nn.Module) -> dict[nn.Module, Forward]:
-    """The embedding of a model on a CPU whose head has the same weights, with a gradient for the rows it looked up.
+    """The embedding of a CPU model with a tied head, with a sparse gradient for the rows that it looked up.
 
-    The head has one for all rows, to which these are added: no zeros for a whole vocabulary in between.
+    The head has a dense gradient, to which these rows are added without zeros for a whole vocabulary.
     """
     embedding, head = (
         getattr(model, name)() if hasattr(model, name) else None
@@ -138,12 +138,12 @@ def _is_swiglu(module: Any, compiled: bool) -> bool:
 
 @torch.no_grad()
 def _same(kind: tuple[type, ...], module: nn.Module, formula: Forward, weight: Tensor) -> bool:
-    """Does the class compute the formula? Asked once for each, with one module of it."""
+    """Whether the class computes the formula; tested once per class, with one of its modules."""
     if kind not in _known:
         x = torch.randn(3, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
         tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 0.05
         try:
             _known[kind] = torch.allclose(module(x), formula(x), rtol=tolerance, atol=tolerance)
-        except (TypeError, ValueError, RuntimeError):  # it wants something else than hidden states
+        except (TypeError, ValueError, RuntimeError):  # it takes something else than hidden states
             _known[kind] = False
     return _known[kind]

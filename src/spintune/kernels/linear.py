@@ -1,10 +1,9 @@
-"""Fast layers for the length of a call, in reading and in training; of matrix products in linear layers most of all.
+"""Faster layers for the length of a call, in inference and in training; above all the products of linear layers.
 
-torch hands float32 products to MKL, which keeps to half of the vector width on AMD's processors: 108 GFLOP/s a core
-were measured on an EPYC (Zen 5), where oneDNN, which torch carries as well, reaches 250. With the weights in oneDNN's
-own order, products of few rows gain most: 8 rows run at 188 GFLOP/s, and at 101 without. Training takes compiled
-products of our own (``native``) where there are any: the head's are faster, no side is copied first, and in bfloat16
-sums stay in float32.
+torch hands float32 products to MKL, which uses half of the vector width on AMD processors: 108 GFLOP/s per core on an
+EPYC (Zen 5), where oneDNN, which torch includes too, reaches 250. Products of few rows gain most from weights in
+oneDNN's own order: 8 rows run at 188 GFLOP/s with it and at 101 without. Training uses our compiled products
+(``native``) where available: the head's are faster, no factor is copied first, and in bfloat16 sums stay in float32.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ from spintune.kernels.rotary import fast_rotation
 def inference_kernels(
     model: nn.Module, autocast: torch.dtype | None, copy_bytes: int, compiled: bool = False
 ) -> Iterator[None]:
-    """Inside, linear layers of ``model`` that are on a CPU run in oneDNN, and others compiled (:mod:`.fused`).
+    """Runs linear layers of ``model`` on a CPU in oneDNN, and other layers compiled (:mod:`.fused`), inside a block.
 
-    No gradients, and no change of weights.
-    On a GPU they get weights in ``autocast``'s type, which autocast itself would make anew for every token.
+    There are no gradients, and weights must not change. On a GPU, linear layers get weights in ``autocast``'s type,
+    which autocast itself would convert again for every token.
 
     Args:
-        autocast: type of the products, or None for the weights' own. float32 and bfloat16 are taken over.
-        copy_bytes: the weights are put into oneDNN's order if the copies fit into this; otherwise used as they are.
+        autocast: type of the products, float32 or bfloat16; None for the weights' own.
+        copy_bytes: weights are reordered for oneDNN if the copies fit into this; otherwise they are used as they are.
         compiled: see :func:`.fused.fused_layers`.
     """
     linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
@@ -56,12 +55,12 @@ def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    """A subclass, or a forward put in its place, computes something else."""
+    """A subclass or a replaced forward computes something else."""
     return type(layer) is nn.Linear and "forward" not in layer.__dict__
 
 
 def _is_rounded(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
-    """Does autocast round the weights of a plain layer on a GPU?"""
+    """Whether autocast rounds the weights of a plain layer on a GPU."""
     on_gpu = _is_plain(layer) and layer.weight.device.type == "cuda"
     return on_gpu and autocast is not None and layer.weight.dtype != autocast
 
@@ -83,11 +82,11 @@ def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> F
 
 @contextmanager
 def training_kernels(model: nn.Module, autocast: torch.dtype | None, compiled: bool = False) -> Iterator[None]:
-    """Inside, layers of ``model`` that are on a CPU in float32 run compiled or in oneDNN, forwards and backwards.
+    """Runs float32 layers of ``model`` on a CPU compiled or in oneDNN, forward and backward, inside a block.
 
-    With ``autocast`` to bfloat16, linear layers round what they multiply, and all else is float32, where the processor
-    gains by that (:func:`.native.products.can_round`); elsewhere torch's own autocast is left alone. What was computed
-    inside may be differentiated outside.
+    With ``autocast`` to bfloat16, linear layers round their factors and everything else stays float32, if the processor
+    gains by that (:func:`.native.products.can_round`); otherwise torch's own autocast does its work. Results may be
+    differentiated outside of the block.
     """
     rounded = autocast is not None
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_train(layer, autocast)]
@@ -106,7 +105,7 @@ def _can_train(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
 
 def _differentiable(layer: nn.Linear, rounded: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
-        # autocast's own operations, before this one, return bfloat16
+        # operations before this one return bfloat16 under autocast
         return _LinearProduct.apply(x.to(layer.weight.dtype), layer.weight, layer.bias, recompute_of(x), rounded)
 
     return forward
@@ -115,17 +114,17 @@ def _differentiable(layer: nn.Linear, rounded: bool) -> Forward:
 class _LinearProduct(torch.autograd.Function):
     """y = x Wᵀ + b, with dx = g W, dW = gᵀ x and db = Σ g: three products.
 
-    Where x is made of what is kept anyway (a norm, a gated product), it is made again: a third of all that a layer
-    keeps, for half a percent of its time.
+    If x can be computed again from tensors that are kept anyway (a norm, a gated product), backward does that. It saves
+    a third of the memory that a layer keeps, for half a percent of its time.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, made: Recompute | None, rounded: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recompute: Recompute | None, rounded: bool
     ) -> Tensor:
-        ctx.make, ctx.rounded = made.make if made else lambda x: x, rounded
+        ctx.make, ctx.rounded = recompute.make if recompute else lambda x: x, rounded
         # a frozen weight, as under LoRA, needs no input kept
-        inputs = () if not ctx.needs_input_grad[1] else made.inputs if made else (x,)
+        inputs = () if not ctx.needs_input_grad[1] else recompute.inputs if recompute else (x,)
         ctx.save_for_backward(weight, *inputs)
         y = _times(x, weight.t(), rounded)
         return y if bias is None else y.add_(bias)
@@ -141,7 +140,7 @@ class _LinearProduct(torch.autograd.Function):
 
 
 def _rows(x: Tensor) -> Tensor:
-    """Of all batches, one below the other."""
+    """The rows of all batches as one matrix."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -152,5 +151,5 @@ def _times(x: Tensor, right_KN: Tensor, rounded: bool) -> Tensor:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b. "none": no activation behind the product."""
+    """x Wᵀ + b. "none": no activation after the product."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

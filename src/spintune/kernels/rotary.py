@@ -1,7 +1,7 @@
-"""Rotary position embeddings of stock transformers models in one pass, on a CPU.
+"""Rotary position embeddings of stock transformers models on a CPU, in one pass.
 
-Models call a function of their own file for it, ``apply_rotary_pos_emb``. It is recognised by what it computes, as
-layers are (:mod:`.fused`), and is still called for tensors that compiled code does not take.
+Every model calls ``apply_rotary_pos_emb`` of its own file. The function is recognized by what it computes, as layers
+are (:mod:`.fused`), and still called for tensors that compiled code does not take.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rotary = Callable[..., tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FastRotary:
-    """Stands in for a file's own function."""
+    """Replaces a model file's own function, and falls back to it."""
 
     own: Rotary
 
@@ -37,7 +37,7 @@ class FastRotary:
 
 @contextmanager
 def fast_rotation(model: nn.Module) -> Iterator[None]:
-    """Inside, queries and keys of ``model`` are turned by compiled code."""
+    """Rotates queries and keys of ``model`` with compiled code inside a block."""
     own: dict[ModuleType, Rotary] = {}
     names = {type(module).__module__ for module in model.modules()} if kernels() is not None else set()
     for file in filter(None, map(sys.modules.get, names)):
@@ -55,7 +55,7 @@ def fast_rotation(model: nn.Module) -> Iterator[None]:
 
 @cache
 def _is_rotary(function: Rotary) -> bool:
-    """Does it compute the formula? Asked once for each architecture."""
+    """Whether the function computes the formula; tested once per architecture."""
     draw = torch.Generator().manual_seed(0)
     q, k = (torch.randn(1, heads, 3, 64, generator=draw) for heads in (2, 1))
     cos, sin = (torch.randn(1, 3, 64, generator=draw) for _ in range(2))
@@ -63,5 +63,5 @@ def _is_rotary(function: Rotary) -> bool:
         found = function(q, k, cos, sin, unsqueeze_dim=1)
         expected = [x * cos[:, None] + torch.cat([-x[..., 32:], x[..., :32]], -1) * sin[:, None] for x in (q, k)]
         return all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
-    except (TypeError, ValueError, RuntimeError):  # it wants something else
+    except (TypeError, ValueError, RuntimeError):  # it takes something else
         return False

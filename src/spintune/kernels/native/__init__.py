@@ -1,1 +1,1 @@
-"""Matrix products, attention and other layers on a CPU in C++, compiled where it runs. torch does the same, slower."""
+"""Matrix products, attention and other layers in C++ for CPUs, compiled where they run. torch is the fallback."""

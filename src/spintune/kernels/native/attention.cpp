@@ -1,6 +1,6 @@
-// Attention of packed rows and of slots on a CPU, in float32. Called from attention.py, compiled by build.py.
+// Attention over packed rows and over cache slots on a CPU, in float32. Called by attention.py, compiled by build.py.
 //
-// Queries, keys and values are read where the model left them: element (t, h, d) lies at t * token + h * head + d.
+// Queries, keys and values are read in place: element (t, h, d) is at t * token + h * head + d.
 
 #include <algorithm>
 #include <cmath>
@@ -12,17 +12,17 @@
 
 namespace {
 
-constexpr long ROWS = 6;     // rows of a product that share what is loaded of its right side
-constexpr long QUERIES = 30; // queries whose scores are in the cache at a time
-constexpr long CHUNK = 128;  // queries of a run that one thread takes
+constexpr long ROWS = 6;     // rows of a product that share each load of its right side
+constexpr long QUERIES = 30; // queries whose scores fit into the cache together
+constexpr long CHUNK = 128;  // queries of a segment that one thread takes
 
-// The product that all else is made of: C = A B, or C += A B. Element (i, k) of A lies at i * ai + k * ak.
+// The basic product: C = A B, or C += A B. Element (i, k) of A is at i * ai + k * ak.
 struct Left {
     const float *at;
     long ai, ak;
 };
 
-// I is 0 to M W - 1: written out, since a compiler keeps an array in registers only where it sees no loop over it.
+// I is 0 to M W - 1. The loop is unrolled by hand, because compilers keep an array in registers only without a loop.
 template <int M, int W, int... I>
 void tile(Left a, long inner, const float *b, long ldb, float *c, long ldc, bool add, std::integer_sequence<int, I...>) {
     vec total[M * W];
@@ -62,48 +62,50 @@ void product(long rows, long columns, long inner, Left a, const float *b, long l
 
 }  // namespace
 
-struct Rows {  // of a tensor: where it begins and how far tokens and heads are apart
+struct Rows {  // a tensor: its address, and the strides of tokens and heads
     const float *at;
     long token, head;
     const float *of(long t, long h) const { return at + t * token + h * head; }
 };
 
-struct Run {  // queries `begin` to `begin + count`, which see `before` tokens from `prefix` on, then themselves, causally
+// Queries `begin` to `begin + count`. They see `before` tokens from `prefix` on, then each other, causally.
+struct Segment {
     long begin, count, prefix, before;
 };
 
 struct Shape {
-    long heads, shared, width;  // query heads, key heads, floats of one
-    long window;                // tokens that one sees, itself included
+    long heads, key_heads, width;  // query heads, key heads, floats per head
+    long window;                   // tokens that a query sees, its own included
     float scale;
     int threads;
 };
 
 namespace {
 
-// Keys (or values) of a run as columns: those before it, then its own up to `count`.
-void columns(const Rows &before, const Rows &own, const Run &run, long count, long head, long width, float *to, long ld) {
-    transpose(own.of(run.begin, head), own.token, count, width, to + run.before, ld);
-    // whole vectors are written, so what stands behind comes first; and the last one of these goes through a copy
-    const long whole = run.before / VEC * VEC;
-    transpose(before.of(run.prefix, head), before.token, whole, width, to, ld);
-    for (long i = whole; i < run.before; i++)
-        for (long d = 0; d < width; d++) to[d * ld + i] = before.of(run.prefix + i, head)[d];
+// Keys (or values) of a segment as columns: those before the segment, then its own up to `count`.
+void columns(const Rows &before, const Rows &own, const Segment &segment, long count, long head, long width, float *to,
+             long ld) {
+    transpose(own.of(segment.begin, head), own.token, count, width, to + segment.before, ld);
+    // stores write whole vectors, so the later columns come first, and the last partial vector is copied one by one
+    const long whole = segment.before / VEC * VEC;
+    transpose(before.of(segment.prefix, head), before.token, whole, width, to, ld);
+    for (long i = whole; i < segment.before; i++)
+        for (long d = 0; d < width; d++) to[d * ld + i] = before.of(segment.prefix + i, head)[d];
 }
 
-// Rows times the keys (or values) of a run, as they lie.
-void weigh(long rows, Left a, long from, long to, const Rows &before, const Rows &own, const Run &run, long head,
+// Rows times the keys (or values) of a segment, read in place.
+void weigh(long rows, Left a, long from, long to, const Rows &before, const Rows &own, const Segment &segment, long head,
            const Shape &shape, float *c, long ldc) {
-    const long first = std::min(from, run.before), split = std::min(to, run.before);
-    product(rows, shape.width, split - first, {a.at + first * a.ak, a.ai, a.ak}, before.of(run.prefix + first, head),
+    const long first = std::min(from, segment.before), split = std::min(to, segment.before);
+    product(rows, shape.width, split - first, {a.at + first * a.ak, a.ai, a.ak}, before.of(segment.prefix + first, head),
             before.token, c, ldc, false);
-    const long start = std::max(from, run.before);
+    const long start = std::max(from, segment.before);
     if (to > start)
         product(rows, shape.width, to - start, {a.at + start * a.ak, a.ai, a.ak},
-                own.of(run.begin + start - run.before, head), own.token, c, ldc, true);
+                own.of(segment.begin + start - segment.before, head), own.token, c, ldc, true);
 }
 
-// What the query at `position` sees of a row of scores in [begin, end), both multiples of VEC; minus infinity elsewhere.
+// Sets scores in [begin, end) that the query at `position` must not see to minus infinity; bounds are multiples of VEC.
 void hide(float *scores, long begin, long end, long position, long window) {
     const long from = position - window + 1;
     for (long j = begin; j < from && j < end; j++) scores[j] = -INFINITY;
@@ -115,7 +117,7 @@ long first_seen(long position, long window) {
     return from > 0 ? from / VEC * VEC : 0;
 }
 
-// Scores of G queries with keys one after the other; `next` is read soon after, and is on its way by then.
+// Scores of G queries with consecutive keys. `next` is prefetched, since it is read soon after.
 template <int G>
 void dots(const float *q, long head, const float *k, long token, long count, long width, const float *next, float *scores,
           long ld) {
@@ -139,7 +141,7 @@ void dots(long groups, const float *q, long head, const float *k, long token, lo
     if (groups == 1) dots<1>(q, head, k, token, count, width, next, scores, ld);
 }
 
-// Scores to e^(scale (score - largest)); returns their sum, and scale times the largest.
+// Replaces scores by e^(scale (score - largest)); returns their sum, and scale times the largest.
 std::pair<float, float> softmax(float *scores, long begin, long end, float scale) {
     vec top = load(scores + begin);
     for (long j = begin + VEC; j < end; j += VEC) top = load(scores + j) > top ? load(scores + j) : top;
@@ -159,43 +161,43 @@ extern "C" {
 
 int vector_floats() { return VEC; }
 
-// out (T, heads, width) and, for the backward pass, the logarithm of each softmax's denominator: lse (heads, T).
-void attend_runs(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v, const Run *runs,
-                 long count, const Shape *shape, long tokens, float *out, float *lse) {
-    const long groups = shape->heads / shape->shared, width = shape->width;
+// Writes out (T, heads, width) and, for the backward pass, the logarithm of each softmax's denominator: lse (heads, T).
+void attend_segments(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v,
+                     const Segment *segments, long count, const Shape *shape, long tokens, float *out, float *lse) {
+    const long groups = shape->heads / shape->key_heads, width = shape->width;
     long longest = 0;
-    std::vector<std::pair<long, long>> parts;  // a run, and its first query
+    std::vector<std::pair<long, long>> parts;  // a segment, and its first query
     for (long r = 0; r < count; r++) {
-        longest = std::max(longest, runs[r].before + runs[r].count);
-        for (long i = 0; i < runs[r].count; i += CHUNK) parts.emplace_back(r, i);
+        longest = std::max(longest, segments[r].before + segments[r].count);
+        for (long i = 0; i < segments[r].count; i += CHUNK) parts.emplace_back(r, i);
     }
-    const long tasks = static_cast<long>(parts.size()) * shape->shared;
+    const long tasks = static_cast<long>(parts.size()) * shape->key_heads;
     const long ld = up(longest) + VEC;
 #pragma omp parallel num_threads(shape->threads)
     {
         Scratch keys(width * ld), scores(QUERIES * ld);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < tasks; task++) {
-            const Run run = runs[parts[task / shape->shared].first];
-            const long head = task % shape->shared, first = parts[task / shape->shared].second;
-            const long last = std::min(first + CHUNK, run.count);
-            columns(*before_k, *k, run, last, head, width, keys.at, ld);
+            const Segment segment = segments[parts[task / shape->key_heads].first];
+            const long head = task % shape->key_heads, first = parts[task / shape->key_heads].second;
+            const long last = std::min(first + CHUNK, segment.count);
+            columns(*before_k, *k, segment, last, head, width, keys.at, ld);
             for (long h = head * groups; h < (head + 1) * groups; h++)
                 for (long i = first; i < last; i += QUERIES) {
-                    const long rows = std::min(QUERIES, last - i), position = run.before + i;
+                    const long rows = std::min(QUERIES, last - i), position = segment.before + i;
                     const long begin = first_seen(position, shape->window), end = up(position + rows);
-                    const Left query{q->of(run.begin + i, h), q->token, 1};
+                    const Left query{q->of(segment.begin + i, h), q->token, 1};
                     product(rows, end - begin, width, query, keys.at + begin, ld, scores.at + begin, ld, false);
-                    float *target = out + ((run.begin + i) * shape->heads + h) * width;
+                    float *target = out + ((segment.begin + i) * shape->heads + h) * width;
                     float denominator[QUERIES];
                     for (long row = 0; row < rows; row++) {
                         float *mine = scores.at + row * ld;
                         hide(mine, begin, end, position + row, shape->window);
                         const auto [total, most] = softmax(mine, begin, end, shape->scale);
                         denominator[row] = total;
-                        lse[h * tokens + run.begin + i + row] = most + std::log(total);
+                        lse[h * tokens + segment.begin + i + row] = most + std::log(total);
                     }
-                    weigh(rows, {scores.at, ld, 1}, begin, position + rows, *before_v, *v, run, head, *shape, target,
+                    weigh(rows, {scores.at, ld, 1}, begin, position + rows, *before_v, *v, segment, head, *shape, target,
                           shape->heads * width);
                     for (long row = 0; row < rows; row++)
                         for (long d = 0; d < width; d++) target[row * shape->heads * width + d] /= denominator[row];
@@ -204,31 +206,31 @@ void attend_runs(const Rows *q, const Rows *k, const Rows *v, const Rows *before
     }
 }
 
-// Gradients (T, heads, width) from that of `out`; those of keys and values, (T, shared, width), are added to. Runs of a
-// branch, from branches[b] to branches[b + 1], share a prefix and are one thread's, since they add to its gradient.
-void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run *runs, const long *branches, long count,
-                          const Shape *shape, long tokens, const float *out, const float *lse, const Rows *grad,
-                          float *grad_q, float *grad_k, float *grad_v) {
-    const long groups = shape->heads / shape->shared, width = shape->width, token = shape->shared * width;
+// Writes grad_q (T, heads, width) and adds to grad_k and grad_v (T, key_heads, width). The segments of a group, from
+// bounds[g] to bounds[g + 1], share a prefix; one thread takes them all, because they add to the prefix's gradient.
+void attend_segments_backward(const Rows *q, const Rows *k, const Rows *v, const Segment *segments, const long *bounds,
+                              long count, const Shape *shape, long tokens, const float *out, const float *lse,
+                              const Rows *grad, float *grad_q, float *grad_k, float *grad_v) {
+    const long groups = shape->heads / shape->key_heads, width = shape->width, token = shape->key_heads * width;
     long longest = 0;
-    for (long r = 0; r < branches[count]; r++)
-        longest = std::max(longest, runs[r].before + runs[r].count);
+    for (long r = 0; r < bounds[count]; r++)
+        longest = std::max(longest, segments[r].before + segments[r].count);
     const long ld = up(longest) + VEC;
 #pragma omp parallel num_threads(shape->threads)
     {
         Scratch keys(width * ld), values(width * ld), scores(QUERIES * ld), slopes(QUERIES * ld);
 #pragma omp for schedule(dynamic)
-        for (long task = 0; task < count * shape->shared; task++) {
-            const long head = task % shape->shared, branch = task / shape->shared;
-            for (long r = branches[branch]; r < branches[branch + 1]; r++) {
-                const Run run = runs[r];
-                columns(*k, *k, run, run.count, head, width, keys.at, ld);
-                columns(*v, *v, run, run.count, head, width, values.at, ld);
+        for (long task = 0; task < count * shape->key_heads; task++) {
+            const long head = task % shape->key_heads, group = task / shape->key_heads;
+            for (long r = bounds[group]; r < bounds[group + 1]; r++) {
+                const Segment segment = segments[r];
+                columns(*k, *k, segment, segment.count, head, width, keys.at, ld);
+                columns(*v, *v, segment, segment.count, head, width, values.at, ld);
                 for (long h = head * groups; h < (head + 1) * groups; h++)
-                    for (long i = 0; i < run.count; i += QUERIES) {
-                        const long rows = std::min(QUERIES, run.count - i), position = run.before + i;
+                    for (long i = 0; i < segment.count; i += QUERIES) {
+                        const long rows = std::min(QUERIES, segment.count - i), position = segment.before + i;
                         const long begin = first_seen(position, shape->window), seen = position + rows, end = up(seen);
-                        const long at = run.begin + i;
+                        const long at = segment.begin + i;
                         product(rows, end - begin, width, {q->of(at, h), q->token, 1}, keys.at + begin, ld,
                                 scores.at + begin, ld, false);
                         product(rows, end - begin, width, {grad->of(at, h), grad->token, 1}, values.at + begin, ld,
@@ -246,16 +248,16 @@ void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run
                                 store(slope + j, p * (load(slope + j) - mean) * shape->scale);
                             }
                         }
-                        weigh(rows, {slopes.at, ld, 1}, begin, seen, *k, *k, run, head, *shape,
+                        weigh(rows, {slopes.at, ld, 1}, begin, seen, *k, *k, segment, head, *shape,
                               grad_q + (at * shape->heads + h) * width, shape->heads * width);
-                        // transposed: a key's gradient adds up over the queries that see it
+                        // transposed: a key's gradient is a sum over the queries that see it
                         const auto collect = [&](const Scratch &weights, const Rows &x, float *to) {
-                            const long split = std::min(begin, run.before), middle = std::min(seen, run.before);
+                            const long split = std::min(begin, segment.before), middle = std::min(seen, segment.before);
                             product(middle - split, width, rows, {weights.at + split, 1, ld}, x.of(at, h), x.token,
-                                    to + (run.prefix + split) * token + head * width, token, true);
-                            const long start = std::max(begin, run.before);
+                                    to + (segment.prefix + split) * token + head * width, token, true);
+                            const long start = std::max(begin, segment.before);
                             product(seen - start, width, rows, {weights.at + start, 1, ld}, x.of(at, h), x.token,
-                                    to + (run.begin + start - run.before) * token + head * width, token, true);
+                                    to + (segment.begin + start - segment.before) * token + head * width, token, true);
                         };
                         collect(slopes, *q, grad_k);
                         collect(scores, *grad, grad_v);
@@ -265,19 +267,21 @@ void attend_runs_backward(const Rows *q, const Rows *k, const Rows *v, const Run
     }
 }
 
-// The next token of each slot: its key and value go behind the `lengths` ones in the slot's store, (slots, shared, room,
-// width), and its queries see the prefix that all share, the store and themselves. out (slots, heads, width).
+// The next token of each slot. Its key and value are stored after the `lengths` ones of the slot in `keys` and `values`
+// (slots, key_heads, max_len, width). Its queries see the shared prefix, the slot and themselves. Writes out (slots, heads,
+// width).
 void attend_slots(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v, long prefix,
-                  float *keys, float *values, long room, const long *lengths, long slots, const Shape *shape, float *out) {
-    const long groups = shape->heads / shape->shared, width = shape->width, ld = up(prefix + room) + VEC;
+                  float *keys, float *values, long max_len, const long *lengths, long slots, const Shape *shape,
+                  float *out) {
+    const long groups = shape->heads / shape->key_heads, width = shape->width, ld = up(prefix + max_len) + VEC;
 #pragma omp parallel num_threads(shape->threads)
     {
         Scratch scores(groups * ld);
 #pragma omp for schedule(dynamic)
-        for (long task = 0; task < slots * shape->shared; task++) {
-            const long slot = task / shape->shared, head = task % shape->shared;
+        for (long task = 0; task < slots * shape->key_heads; task++) {
+            const long slot = task / shape->key_heads, head = task % shape->key_heads;
             const long position = prefix + lengths[slot], from = first_seen(position, shape->window);
-            float *mine_k = keys + task * room * width, *mine_v = values + task * room * width;
+            float *mine_k = keys + task * max_len * width, *mine_v = values + task * max_len * width;
             std::memcpy(mine_k + lengths[slot] * width, k->of(slot, head), width * sizeof(float));
             std::memcpy(mine_v + lengths[slot] * width, v->of(slot, head), width * sizeof(float));
             const long first = std::min(from, prefix), skip = std::max(from - prefix, 0L);

@@ -1,7 +1,7 @@
-"""The compiled attention as functions of tensors. Formulas and memory layout: ``attention.cpp``.
+"""The compiled attention as functions of tensors. ``attention.cpp`` has formulas and memory layout.
 
-Products, softmax and everything between are float32, whatever the tensors are. Nothing depends on how many threads
-there are, or on what else is in the call.
+Products, softmax and everything between are float32, whatever the tensors' types. Results depend neither on the number
+of threads nor on what else is in the call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from spintune.kernels.native.build import kernels, require, vector_floats
 
-_MOST_GROUPS = 64
+_MAX_GROUPS = 64
 _NO_WINDOW = 2**40
 _TYPES = (torch.float32, torch.bfloat16)
 
@@ -29,7 +29,7 @@ class _Rows(ctypes.Structure):
 class _Shape(ctypes.Structure):
     _fields_ = [
         ("heads", ctypes.c_long),
-        ("shared", ctypes.c_long),
+        ("key_heads", ctypes.c_long),
         ("width", ctypes.c_long),
         ("window", ctypes.c_long),
         ("scale", ctypes.c_float),
@@ -38,35 +38,35 @@ class _Shape(ctypes.Structure):
 
 
 def can_attend(q: Tensor, k: Tensor, v: Tensor, softcap: float | None) -> bool:
-    """Is there compiled code for these tensors ``[1, H, T, D]``? Not on GPUs, in float64, or for capped scores."""
+    """Whether compiled code takes these tensors ``[1, H, T, D]``: not on GPUs, in float64, or with a soft cap."""
     return (
         softcap is None
         and q.device.type == "cpu"
         and all(x.dtype in _TYPES for x in (q, k, v))
         and q.shape[3] == v.shape[3]
-        and q.shape[1] // k.shape[1] <= _MOST_GROUPS
+        and q.shape[1] // k.shape[1] <= _MAX_GROUPS
         and kernels() is not None
         and q.shape[3] % vector_floats() == 0
     )
 
 
 class AttentionPlan:
-    """Runs of queries, and what each sees before itself.
+    """Segments of queries, and the tokens that each sees before itself.
 
     Args:
-        branches: runs ``(begin, count, prefix, before)``: the queries from ``begin`` on see ``before`` tokens from
-            ``prefix`` on, and then themselves, causally. Runs of a branch are the first, and those whose prefix lies
-            in it. Every token is in one run.
+        groups: segments ``(begin, count, prefix, before)``: ``count`` queries from ``begin`` on see ``before`` tokens
+            from ``prefix`` on, and then each other, causally. A group is a first segment and those whose prefix is in
+            it. Every token is in one segment.
     """
 
-    def __init__(self, branches: Sequence[Sequence[tuple[int, int, int, int]]]) -> None:
-        self.runs = torch.tensor([run for branch in branches for run in branch], dtype=torch.long).reshape(-1, 4)
-        ends = torch.tensor([len(branch) for branch in branches], dtype=torch.long).cumsum(0)
-        self.branches = torch.cat([torch.zeros(1, dtype=torch.long), ends])
-        self.tokens = int(self.runs[:, 1].sum())
+    def __init__(self, groups: Sequence[Sequence[tuple[int, int, int, int]]]) -> None:
+        self.segments = torch.tensor([one for group in groups for one in group], dtype=torch.long).reshape(-1, 4)
+        ends = torch.tensor([len(group) for group in groups], dtype=torch.long).cumsum(0)
+        self.bounds = torch.cat([torch.zeros(1, dtype=torch.long), ends])
+        self.tokens = int(self.segments[:, 1].sum())
 
 
-def attend_runs(
+def attend_segments(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -79,13 +79,13 @@ def attend_runs(
 
     Args:
         window: tokens that a token sees, itself included; None: all.
-        before: keys and values ``[1, K, P, D]`` that the prefixes of the plan lie in, in place of ``k`` and ``v``. Then
-            there are no gradients.
+        before: keys and values ``[1, K, P, D]`` that hold the plan's prefixes, instead of ``k`` and ``v``. The call
+            then has no gradients.
     """
     if before is None:
         return _Attention.apply(q.float(), k.float(), v.float(), plan, scale, window).to(v.dtype)
-    mine = [_rows_last(x.float()) for x in (q, k, v, *before)]
-    return _forward(mine[:3], mine[3:], plan, scale, window)[0].to(v.dtype).transpose(0, 1)[None]
+    inputs = [_rows_last(x.float()) for x in (q, k, v, *before)]
+    return _forward(inputs[:3], inputs[3:], plan, scale, window)[0].to(v.dtype).transpose(0, 1)[None]
 
 
 def attend_slots(
@@ -102,14 +102,14 @@ def attend_slots(
 
     Args:
         before: keys and values ``[1, K, P, D]`` that come first in all slots.
-        stores: keys and values ``[S, K, R, D]`` of at least B slots, float32; those of this token are put behind the
-            ``lengths`` that are there (int64, ``[B]``).
+        stores: keys and values ``[S, K, R, D]`` of at least B slots, float32. Those of this token are written after the
+            ``lengths`` tokens that a slot holds (int64, ``[B]``).
     """
-    mine = [_rows_last(x.float()) for x in (q, k, v, *before)]
+    inputs = [_rows_last(x.float()) for x in (q, k, v, *before)]
     out = torch.empty(q.shape[2], q.shape[1], q.shape[3])
     shape, lengths = _shape(q, k, scale, window), lengths.contiguous()
     _library().attend_slots(
-        *map(_rows, mine), before[0].shape[2], *map(_pointer, stores), stores[0].shape[2], _pointer(lengths),
+        *map(_rows, inputs), before[0].shape[2], *map(_pointer, stores), stores[0].shape[2], _pointer(lengths),
         len(lengths), ctypes.byref(shape), _pointer(out),
     )  # fmt: skip
     return out.to(v.dtype).transpose(0, 1)[None]
@@ -134,8 +134,8 @@ class _Attention(torch.autograd.Function):
         grad, shape = _rows_last(grads[0]), _shape(q, k, ctx.scale, ctx.window)
         grad_q = torch.empty_like(out_THD)
         grad_k, grad_v = (torch.zeros(len(out_THD), k.shape[1], k.shape[3]) for _ in range(2))
-        _library().attend_runs_backward(
-            _rows(q), _rows(k), _rows(v), _pointer(plan.runs), _pointer(plan.branches), len(plan.branches) - 1,
+        _library().attend_segments_backward(
+            _rows(q), _rows(k), _rows(v), _pointer(plan.segments), _pointer(plan.bounds), len(plan.bounds) - 1,
             ctypes.byref(shape), len(out_THD), _pointer(out_THD), _pointer(lse_HT), _rows(grad),
             _pointer(grad_q), _pointer(grad_k), _pointer(grad_v),
         )  # fmt: skip
@@ -151,8 +151,8 @@ def _forward(
     if plan.tokens != tokens:
         raise ValueError(f"a plan for {plan.tokens} tokens does not fit {tokens}")
     out, lse, shape = torch.empty(tokens, heads, width), torch.empty(heads, tokens), _shape(q, k, scale, window)
-    _library().attend_runs(
-        *map(_rows, qkv), *map(_rows, before), _pointer(plan.runs), len(plan.runs), ctypes.byref(shape), tokens,
+    _library().attend_segments(
+        *map(_rows, qkv), *map(_rows, before), _pointer(plan.segments), len(plan.segments), ctypes.byref(shape), tokens,
         _pointer(out), _pointer(lse),
     )  # fmt: skip
     return out, lse
@@ -179,13 +179,13 @@ def _pointer(x: Tensor) -> int:
 def _library() -> ctypes.CDLL:
     library = require()
     rows, pointer, number, shape = ctypes.POINTER(_Rows), ctypes.c_void_p, ctypes.c_long, ctypes.POINTER(_Shape)
-    library.attend_runs.argtypes = [*5 * [rows], pointer, number, shape, number, pointer, pointer]
-    library.attend_runs_backward.argtypes = [
+    library.attend_segments.argtypes = [*5 * [rows], pointer, number, shape, number, pointer, pointer]
+    library.attend_segments_backward.argtypes = [
         *3 * [rows], pointer, pointer, number, shape, number, pointer, pointer, rows, pointer, pointer, pointer,
     ]  # fmt: skip
     library.attend_slots.argtypes = [
         *5 * [rows], number, pointer, pointer, number, pointer, number, shape, pointer,
     ]  # fmt: skip
-    for function in (library.attend_runs, library.attend_runs_backward, library.attend_slots):
+    for function in (library.attend_segments, library.attend_segments_backward, library.attend_slots):
         function.restype = None
     return library

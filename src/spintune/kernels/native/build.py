@@ -1,4 +1,4 @@
-"""Compiles the C++ beside this file with the machine's own compiler, once, into the user's cache: about a second."""
+"""Compiles the C++ files of this folder once with the local compiler into the user's cache, in about a second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401 - its OpenMP, in memory from here on, is the one that the compiled code calls
+import torch  # noqa: F401 - loads the OpenMP that the compiled code calls
 
 from spintune.errors import StorageError
 from spintune.storage import atomic_file, cache_folder, storage_errors
@@ -26,11 +26,11 @@ SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.
 HEADER = Path(__file__).with_name("vectors.h")
 SWITCH = "SPINTUNE_KERNELS"
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC")
-_LIMIT = 120  # seconds, for each of what takes less than one
+_LIMIT = 120  # seconds for a command that takes less than one
 
 
 class NoKernelsError(Exception):
-    """Why there is no compiled code here, in a few words. Unexpected: there is a compiler, and it fails."""
+    """The reason why there is no compiled code. It is unexpected if there is a compiler and it fails."""
 
     def __init__(self, reason: str, unexpected: bool = False) -> None:
         super().__init__(reason)
@@ -39,21 +39,21 @@ class NoKernelsError(Exception):
 
 @cache
 def kernels() -> ctypes.CDLL | None:
-    """The compiled code, or None where there is none to be had: no Linux, no compiler, or switched off.
+    """The compiled code, or None: not Linux, no compiler, or switched off.
 
-    Threads are torch's own. With a second OpenMP beside it, the idle threads of one would wait in a loop on the
-    processors that the other needs; so the code is linked without any, and finds torch's in memory.
+    It uses torch's threads. With a second OpenMP, the idle threads of one would spin on the processors that the other
+    needs. So the code is linked without OpenMP and finds torch's in memory.
     """
     try:
         return _load()
     except NoKernelsError as error:
-        # who has a compiler expects it to do
+        # a compiler that fails deserves a warning, a missing one does not
         log.log(logging.WARNING if error.unexpected else logging.INFO, "layers run in torch's own code: %s", error)
         return None
 
 
 def require() -> ctypes.CDLL:
-    """The compiled code, where :func:`kernels` has it."""
+    """The compiled code. Raises RuntimeError where :func:`kernels` is None."""
     library = kernels()
     if library is None:
         raise RuntimeError(f"there is no compiled code here ({why_not()})")
@@ -62,12 +62,12 @@ def require() -> ctypes.CDLL:
 
 @cache
 def vector_floats() -> int:
-    """Floats that the processor computes at once: widths must be multiples of it."""
+    """Number of floats in a vector register; widths must be multiples of it."""
     return int(require().vector_floats())
 
 
 def why_not() -> str | None:
-    """The reason why :func:`kernels` is None; None where it is not."""
+    """The reason why :func:`kernels` is None; None if it is not."""
     try:
         _load()
     except NoKernelsError as error:
@@ -80,24 +80,24 @@ def _load() -> ctypes.CDLL:
         raise NoKernelsError(f"switched off by {SWITCH}")
     if sys.platform != "linux":
         raise NoKernelsError("compiled on Linux only")
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
-    compiler = next(filter(None, map(shutil.which, wanted)), None)
+    candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
+    compiler = next(filter(None, map(shutil.which, candidates)), None)
     if compiler is None:
-        raise NoKernelsError(f"there is no C++ compiler ({' or '.join(wanted)}); install g++")
+        raise NoKernelsError(f"there is no C++ compiler ({' or '.join(candidates)}); install g++")
     kept = cache_folder() / "kernels" / f"{_key(compiler)}.so"
     if kept.exists():
-        with contextlib.suppress(NoKernelsError):  # damaged: made anew
+        with contextlib.suppress(NoKernelsError):  # damaged: compile again
             return _open(kept)
     with tempfile.TemporaryDirectory() as folder:
         built = _compile(compiler, Path(folder))
         library = _open(built)
-        with contextlib.suppress(StorageError):  # a full or read-only disk is no reason to go without
+        with contextlib.suppress(StorageError):  # a full or read-only disk only costs the cache
             _publish(built, kept)
     return library
 
 
 def _key(compiler: str) -> str:
-    """Digest of all that decides the code: text, flags, compiler and processor (a home may be shared by several)."""
+    """Digest of everything that determines the code: source, flags, compiler, processor (machines may share a home)."""
     answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     try:
         cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line[:5] in ("flags", "Featu"))
@@ -132,7 +132,7 @@ def _compile(compiler: str, folder: Path) -> Path:
 
 
 def _publish(built: Path, kept: Path) -> None:
-    own = kept.with_name(f"{kept.name}-{os.getpid()}")  # another process may be at it as well
+    own = kept.with_name(f"{kept.name}-{os.getpid()}")  # another process may compile it too
     with atomic_file(own) as file:
         file.write(built.read_bytes())
     with storage_errors(kept):

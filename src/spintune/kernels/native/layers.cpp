@@ -1,4 +1,4 @@
-// What stands between the matrix products of a layer, each in one pass over its numbers. Called from layers.py.
+// Norms, activations and rotations between the matrix products of a layer, each in one pass. Called by layers.py.
 
 #include <cmath>
 #include <vector>
@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr long CHUNK = 64;  // rows that a thread takes: the same for any number of threads, so that sums are too
+constexpr long CHUNK = 64;  // rows per partial sum; fixed, so that sums do not depend on the number of threads
 
 // 1 / (1 + e^-x), by the exponential that cannot overflow
 vec sigmoid(vec x) {
@@ -19,7 +19,7 @@ vec sigmoid(vec x) {
 
 extern "C" {
 
-// y = w x / sqrt(mean(x^2) + epsilon); `inverse` (rows) keeps the divisor's for the backward pass.
+// y = w x / sqrt(mean(x^2) + epsilon); `inverse` (rows) keeps 1 / sqrt(...) for the backward pass.
 void rms_norm(const float *x, const float *w, long rows, long width, float epsilon, float *y, float *inverse, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long row = 0; row < rows; row++) {
@@ -60,7 +60,7 @@ void rms_norm_backward(const float *x, const float *w, const float *inverse, con
     }
 }
 
-// y = gate sigmoid(gate) up; `count` is a multiple of VEC, as in the backward pass.
+// y = gate sigmoid(gate) up; `count` is a multiple of VEC here and in the backward pass.
 void swiglu(const float *gate, const float *up, long count, float *y, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long i = 0; i < count; i += VEC) {
@@ -79,8 +79,8 @@ void swiglu_backward(const float *gate, const float *up, const float *dy, long c
     }
 }
 
-// y (tokens, heads, width) = x with each pair (i, i + width / 2) turned by its token's angle, whose cosines and sines are
-// (tokens, width). Element (t, h, d) of x lies at t * token + h * head + d. `back`: the gradient, turned the other way.
+// y (tokens, heads, width) = x with each pair (i, i + width / 2) rotated by its token's angle. Cosines and sines are
+// (tokens, width); element (t, h, d) of x is at t * token + h * head + d. `back` rotates the gradient the other way.
 void rotate(const float *x, long token, long head, const float *cosine, const float *sine, long tokens, long heads,
             long width, bool back, float *y, int threads) {
     const long half = width / 2;

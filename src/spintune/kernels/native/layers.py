@@ -1,7 +1,7 @@
-"""The compiled layers as functions of tensors. Formulas: ``layers.cpp``.
+"""The compiled layers as functions of tensors. ``layers.cpp`` has the formulas.
 
-All tensors are float32 on a CPU; :func:`can_compute` says whether they fit. Nothing depends on how many threads there
-are.
+All tensors are float32 on a CPU; :func:`can_compute` says whether they fit. Results do not depend on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spintune.kernels.native.build import kernels, require, vector_floats
 
 
 def can_compute(*tensors: Tensor) -> bool:
-    """Is there compiled code for these tensors? The last dimension must fill whole vectors."""
+    """Whether compiled code takes these tensors. The last dimension must fill whole vectors."""
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and (
         kernels() is not None and all(x.shape[-1] % vector_floats() == 0 for x in tensors)
     )
@@ -38,7 +38,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def can_rotate(x: Tensor, cosine: Tensor) -> bool:
-    """Has :func:`rotate` compiled code for ``x [1, H, T, D]`` and angles ``[1, T, D]``?"""
+    """Whether :func:`rotate` has compiled code for ``x [1, H, T, D]`` and angles ``[1, T, D]``."""
     return (
         x.ndim == 4
         and cosine.shape == (1, *x.shape[2:])
@@ -54,16 +54,16 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 class Recompute(NamedTuple):
-    """How a tensor is made again from others that are kept anyway: nobody needs to keep it for a backward pass."""
+    """How to compute a tensor again from others that are kept anyway, so that no backward pass needs to keep it."""
 
     make: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
     version: int
-    """Of the tensor: it goes up with every change in place."""
+    """The tensor's version, which every change in place increases."""
 
 
 def recompute_of(x: Tensor) -> Recompute | None:
-    """Of what :func:`rms_norm` and :func:`swiglu` returned, unless it was changed since."""
+    """The recipe of a result of :func:`rms_norm` or :func:`swiglu`, unless the result was changed since."""
     made: Recompute | None = getattr(x, "_recompute", None)
     return made if made is not None and made.version == x._version else None
 
@@ -128,7 +128,7 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
 
 
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """The normalised rows, and what each was multiplied with."""
+    """The normalized rows, and the factor of each."""
     rows = x.numel() // x.shape[-1]
     y, inverse = torch.empty_like(x), torch.empty(rows)
     _call("rms_norm", x, weight, rows, x.shape[-1], ctypes.c_float(epsilon), y, inverse)

@@ -1,10 +1,10 @@
-// Products of matrices as linear layers need them forwards and backwards. Called from products.py.
+// Matrix products of linear layers, forward and backward. Called by products.py.
 //
-// Everything is float32. A product may round what it multiplies to bfloat16, and adds up in float32 all the same: twice
-// as fast where the processor multiplies bfloat16. Two rounded numbers, neighbours in a sum, then are one word of a panel.
+// Everything is float32. A product may round its factors to bfloat16 and still sum in float32, which is twice as fast
+// where the processor multiplies bfloat16. Two rounded numbers that are neighbors in a sum then form one word of a panel.
 //
-// The loops are those of K. Goto and R. van de Geijn, Anatomy of high-performance matrix multiplication (ACM TOMS 34,
-// 2008): a tile of the result in registers, the right side packed into panels in the cache.
+// The loops follow K. Goto and R. van de Geijn, Anatomy of high-performance matrix multiplication (ACM TOMS 34, 2008):
+// a tile of the result in registers, the right side packed into panels in the cache.
 
 #include <algorithm>
 #include <cstring>
@@ -16,7 +16,7 @@
 #include <immintrin.h>
 #endif
 
-struct Matrix {  // element (i, j) lies at i * row + j * column, one of which is 1
+struct Matrix {  // element (i, j) is at i * row + j * column; row or column is 1
     const float *at;
     long row, column;
     Matrix from(long i, long j) const { return {at + i * row + j * column, row, column}; }
@@ -25,23 +25,23 @@ struct Matrix {  // element (i, j) lies at i * row + j * column, one of which is
 namespace {
 
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TALL = 8, ACROSS = 3;  // rows of a tile, and vectors of a row: sums, in as many registers as there are
+constexpr int TALL = 8, ACROSS = 3;  // rows of a tile and vectors per row: its sums fill the registers
 #else
 constexpr int TALL = 6, ACROSS = 2;
 #endif
 constexpr long PANEL = ACROSS * VEC;
-constexpr long INNER = 1024;                     // terms of a sum between two visits of the result
-constexpr long SECOND = 160'000, THIRD = 1'500'000; // floats that second- and third-level caches keep for a thread
-constexpr long ROWS = 16 * TALL;                 // of a left side that is packed, at a time
-constexpr long AHEAD = 8;                        // lines fetched before they are packed
+constexpr long INNER = 1024;                     // terms of a sum between two visits to the result
+constexpr long SECOND = 160'000, THIRD = 1'500'000; // floats per thread in second- and third-level caches
+constexpr long ROWS = 16 * TALL;                 // rows of the left side that are packed together
+constexpr long AHEAD = 8;                        // lines prefetched before they are packed
 
 constexpr long parts(long whole, long most) { return (whole + most - 1) / most; }
 
-// How a product multiplies: what a word of a panel is, and what a word of each side adds to sums.
+// How a product multiplies: what a word of a panel holds, and how a word of each side adds to sums.
 struct Exact {
-    static constexpr int NUMBERS = 1;  // in a word
-    // Fused by name where the processor can: left to itself, a compiler fuses in some tiles and rounds twice in others
-    // (GCC for Zen, to shorten chains), and a row's bits would depend on how many rows stand beside it.
+    static constexpr int NUMBERS = 1;  // per word
+    // Explicitly fused where the processor can. Compilers fuse in some tiles and round twice in others (GCC for Zen, to
+    // shorten dependency chains), and a row's bits would then depend on the number of rows in its tile.
     static vec add(vec total, float a, vec b) {
 #if defined(__AVX512F__)
         return (vec)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)total);
@@ -61,13 +61,13 @@ struct Rounded {
     static vec add(vec total, float a, vec b) {
         return _mm512_dpbf16_ps(total, (__m512bh)_mm512_set1_ps(a), (__m512bh)(b));
     }
-    // Of numbers, and of those that follow them in the sum.
+    // Words of numbers and of their successors in the sum.
     static vec words(vec x, vec next) {
         const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
         const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(next));
         return (vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     }
-    // Of numbers that lie side by side.
+    // Words of numbers that are side by side in memory.
     static vec line(const float *at) { return (vec)_mm512_cvtne2ps_pbh(load(at + VEC), load(at)); }
 };
 #endif
@@ -78,21 +78,21 @@ template <class Way> float word(float x, float next) {
     return Way::words(one, other)[0];
 }
 
-// c (M rows of V vectors) = a b, or += a b, where b is a packed panel and rows of `a` are packed, or lie `row` words
-// apart. I is 0 to M V - 1: written out, since a compiler keeps an array in registers only where it sees no loop over it.
+// c (M rows of V vectors) = a b, or += a b, where b is a packed panel and rows of `a` are packed or `row` words apart. I
+// is 0 to M V - 1. The loop is unrolled by hand, because compilers keep an array in registers only without a loop.
 template <class Way, int M, int V, bool PACKED, int... I>
 void tile(const float *a, long row, long words, const float *b, float *c, long ldc, bool add,
           std::integer_sequence<int, I...>) {
     vec total[M * V];
     ((total[I] = vec{}), ...);
-    (__builtin_prefetch(c + I / V * ldc + I % V * VEC, 1), ...);  // the result is far away: fetched while sums are made
+    (__builtin_prefetch(c + I / V * ldc + I % V * VEC, 1), ...);  // the result is not in the cache: prefetched meanwhile
     for (long k = 0; k < words; k++, b += V * VEC)
         ((total[I] = Way::add(total[I], PACKED ? a[I / V + k * TALL] : a[I / V * row + k], load(b + I % V * VEC))), ...);
     if (add) ((total[I] += load(c + I / V * ldc + I % V * VEC)), ...);
     (store(c + I / V * ldc + I % V * VEC, total[I]), ...);
 }
 
-struct Left {  // rows of words, side by side or `row` apart
+struct Left {  // rows of words, packed or `row` apart
     const float *at;
     long row;
     bool packed;
@@ -120,7 +120,7 @@ template <class Way, int V> void tile_rows(long rows, Left a, long words, const 
     else fewer<Way, 4, V>(rows, a, words, b, c, ldc, add);
 }
 
-// Up to TALL rows times a packed panel of `columns` columns. Where these end within a vector, by way of a copy.
+// Up to TALL rows times a packed panel of `columns` columns. A partial last vector goes through a copy.
 template <class Way>
 void tiles(long rows, long columns, Left a, long words, const float *b, float *c, long ldc, bool add) {
     if (columns == PANEL) return tile_rows<Way, ACROSS>(rows, a, words, b, c, ldc, add);
@@ -137,13 +137,13 @@ void tiles(long rows, long columns, Left a, long words, const float *b, float *c
         for (long i = 0; i < rows; i++) std::memcpy(c + i * ldc, copy + i * PANEL, 4 * columns);
 }
 
-// Word `w` of column j, or zeros beyond the last number.
+// Word `w` of column j, zero beyond the last number.
 template <class Way> float word_of(Matrix b, long w, long j, long inner) {
     const long k = w * Way::NUMBERS;
     return word<Way>(b.from(k, j).at[0], Way::NUMBERS > 1 && k + 1 < inner ? b.from(k + 1, j).at[0] : 0.0f);
 }
 
-// A panel of the right side word by word, with zeros up to a whole vector.
+// Packs a panel of the right side word by word, with zeros up to a whole vector.
 template <class Way> void pack_panel(Matrix b, long inner, long columns, float *to) {
     constexpr long STEP = Way::NUMBERS;
     const long words = parts(inner, STEP), wide = up(columns), whole = columns / VEC * VEC;
@@ -164,8 +164,8 @@ template <class Way> void pack_panel(Matrix b, long inner, long columns, float *
         for (long j = whole; j < wide; j++) to[w * wide + j] = j < columns ? word_of<Way>(b, w, j, inner) : 0.0f;
 }
 
-// Rows of the left side as the tiles read them: word by word as they lie, or, where columns are what lies side by side,
-// TALL of them column by column and then the next TALL.
+// Packs rows of the left side as the tiles read them: word by word if rows are contiguous; if columns are, TALL rows
+// column by column, and then the next TALL.
 template <class Way> Left pack_rows(Matrix a, long rows, long inner, float *to) {
     constexpr long STEP = Way::NUMBERS;
     const long words = parts(inner, STEP), whole = rows / TALL;
@@ -196,7 +196,7 @@ template <class Way> Left pack_rows(Matrix a, long rows, long inner, float *to) 
     return {to, 0, true};
 }
 
-// What one thread does: c (M, N) = a (M, K) b (K, N).
+// One thread's share: c (M, N) = a (M, K) b (K, N).
 template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     constexpr long STEP = Way::NUMBERS;
     const bool as_it_is = STEP == 1 && a.column == 1;
@@ -230,7 +230,7 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
 
 extern "C" {
 
-// Does the processor multiply bfloat16 at twice the rate? Where it has matrix units for that, torch's products use them.
+// Whether the processor multiplies bfloat16 at twice the rate. Not where it has matrix units, which torch's products use.
 int rounds() {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
     return 1;
@@ -239,13 +239,13 @@ int rounds() {
 #endif
 }
 
-// c (M, N) = a (M, K) b (K, N); rows of c are contiguous. Threads share out rows and columns, never a sum,
-// so that no bit depends on how many there are.
+// c (M, N) = a (M, K) b (K, N); rows of c are contiguous. Threads divide rows and columns, never a sum, so that no bit
+// depends on their number.
 void product(long M, long N, long K, const float *a_at, long a_row, long a_column, const float *b_at, long b_row,
              long b_column, float *c, bool rounded, int threads) {
     const Matrix a{a_at, a_row, a_column}, b{b_at, b_row, b_column};
     const long tall = parts(M, TALL), wide = parts(N, PANEL);
-    // of all grids of threads the one whose largest share takes least, what each of them packs for itself included
+    // the grid of threads whose largest share takes least time, including what each thread packs for itself
     long across = 1;
     double least = 1e300;
     for (long grid = 1; grid <= threads; grid++) {

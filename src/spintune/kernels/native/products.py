@@ -1,4 +1,4 @@
-"""The compiled product of matrices as a function of tensors. How: ``products.cpp``."""
+"""The compiled matrix product as a function of tensors. ``products.cpp`` has the algorithm."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from spintune.kernels.native.build import kernels, require
 
 
 def can_multiply(*tensors: Tensor) -> bool:
-    """Is there a compiled product for these tensors?"""
+    """Whether the compiled product takes these tensors."""
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and kernels() is not None
 
 
 @cache
 def can_round() -> bool:
-    """Does the processor multiply bfloat16 in vectors, faster? What matrix units it has are left to torch."""
+    """Whether the processor multiplies bfloat16 vectors faster. Matrix units are left to torch."""
     return kernels() is not None and bool(require().rounds())
 
 
 def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
-    """``left @ right``, of matrices or of their transposed views as they are; float32 on a CPU.
+    """``left @ right`` of float32 matrices or transposed views on a CPU, read in place.
 
-    A row of the result depends on nothing but its own row of the left side: neither on the others nor on how many
-    threads there are does a single bit.
+    No bit of a row of the result depends on the other rows of the left side or on the number of threads.
 
     Args:
-        rounded: both sides are rounded to bfloat16, their products added up in float32. Needs :func:`can_round`.
+        rounded: rounds both sides to bfloat16 and sums their products in float32. Needs :func:`can_round`.
     """
     left, right = _aligned(left_MK), _aligned(right_KN)
     (rows, inner), columns = left.shape, right.shape[1]
@@ -43,7 +42,7 @@ def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
 
 
 def _aligned(side: Tensor) -> Tensor:
-    """One of its dimensions lies side by side in memory."""
+    """The matrix with one dimension contiguous in memory."""
     return side if 1 in side.stride() else side.contiguous()
 
 

@@ -1,6 +1,6 @@
-// Vectors of floats, as wide as the processor's, and what all kernels need of them.
+// Vectors of floats as wide as the processor's, and the operations that all kernels need.
 //
-// Vectors are the compiler's own (GCC and Clang), so the same text is AVX-512, AVX2 or NEON.
+// These are the compiler's own vector types (GCC and Clang), so the same source becomes AVX-512, AVX2 or NEON.
 
 #pragma once
 
@@ -10,7 +10,7 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int VEC = 16, WIDE = 4;  // floats of a vector; vectors of a panel: what registers hold for four rows
+constexpr int VEC = 16, WIDE = 4;  // floats per vector; vectors per panel: as many as registers hold for four rows
 #elif defined(__AVX__)
 constexpr int VEC = 8, WIDE = 2;
 #else
@@ -64,11 +64,11 @@ inline vec exponential(vec x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     const vec scaled = reinterpret_cast<vec>(reinterpret_cast<ints>(p) + (reinterpret_cast<ints>(shifted) << 23));
-    return x <= -87.0f ? vec{} : x == x ? scaled : x;  // what is no number stays none
+    return x <= -87.0f ? vec{} : x == x ? scaled : x;  // NaN stays NaN
 }
 
-// Vectors line(i, d), of VEC floats from column d of row i on, as columns of `to`: to[d * ld + i]. Both counts are whole
-// vectors.
+// Writes the vectors line(i, d), which hold VEC floats from column d of row i on, as columns: to[d * ld + i]. Both counts
+// are multiples of VEC.
 template <class Line> inline void transpose_lines(const Line &line, long count, long width, float *to, long ld) {
     for (long i = 0; i < count; i += VEC)
         for (long d = 0; d < width; d += VEC) {
@@ -86,12 +86,12 @@ template <class Line> inline void transpose_lines(const Line &line, long count, 
         }
 }
 
-// Rows of `width` floats as columns of `to`: to[d * ld + i] = from[i * token + d]; up to the next whole vector, zeros.
+// Writes rows of `width` floats as columns: to[d * ld + i] = from[i * token + d], with zeros up to a whole vector.
 inline void transpose(const float *from, long token, long count, long width, float *to, long ld) {
     transpose_lines([&](long i, long d) { return i < count ? load(from + i * token + d) : vec{}; }, up(count), width, to, ld);
 }
 
-// Memory for the length of a call.
+// Memory for the duration of a call.
 struct Scratch {
     float *at;
     explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
