@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from spintune.errors import RecipeError
 from spintune.mixtures.declarations import BUILTIN
-from spintune.mixtures.shares import MixturePlan, fit, load_preset, plan, select
+from spintune.mixtures.selectors import select
+from spintune.mixtures.shares import MixturePlan, fit, load_preset, plan
 from spintune.mixtures.tasks import MixtureTask
 from spintune.recipe.mixture import QuadrantName, WeighingSection
 
@@ -163,7 +164,7 @@ def test_fit_meets_tasks_always_and_quadrants_whenever_hall_allows(
         ({"groups": {"x": {"share": 0.0}}}, "mixture: the shares of x sum to 0; give at least one above 0"),
         ({"weights": {"*": 0.0}}, "mixture: the weights of its tasks sum to 0"),
         ({"weights": {"a": 1.0}}, "mixture: weights: task b has none; give it one, or 0"),
-        ({"weights": {"*": 1.0, "a": 2.0}}, "mixture: weights: a means task a, which has one; name it once"),
+        ({"weights": {"*": 1.0, "a": 2.0}}, "mixture: weights: a matches task a, which has one already; name it once"),
         ({"weights": {"aa": 1.0}}, "mixture: weights: there is no task aa in this mixture; did you mean a?"),
     ],
 )

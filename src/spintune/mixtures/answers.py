@@ -1,17 +1,18 @@
-"""Whether a prediction gives the right answer, by rules.
+"""Decides by rules whether a prediction gives the right answer.
 
-1. Words that announce an answer are "answer is", "answer:" and the like (so "final answer:", "the correct answer is"),
-   and "####" as in GSM8K. What follows the last of them, to the end of the line, is the answer; a text without them is
-   taken whole. Where nothing can be read there, the announcement before it counts ("... is 7. That answer is right.").
-2. number: what stands behind the last "=" of the sentence, if there is one, else its first number; in a text without
+1. An answer is announced by "answer is", "answer:" and the like (also "final answer:", "the correct answer is"), or by
+   "####" as in GSM8K. It extends from the last announcement to the end of the line. A text without an announcement is
+   the answer as a whole. If nothing can be read there, the announcement before counts ("... is 7. That answer is
+   right.").
+2. number: the number after the last "=" of the sentence, else the sentence's first number; in a text without an
    announcement, the last number. 1,000 = 1000.0 = $1000; 3/4 = 0.75; 1 1/2 = 1.5; a percent sign is ignored.
 3. option: the option whose text the answer is or begins with, else the one whose label it begins with, else the only
-   one that it contains in whole words or numbers. A longer option goes before a shorter one inside it ("not equivalent"
-   before "equivalent"). Options that read the same are the same answer. An answer that names another option is right
-   only where it is the target itself (the label "1" of 2, though 1 is an option too); one that names none, or comes
-   without the row, falls under the rule for text.
-4. text: equal without case, punctuation, articles and extra white space (SQuAD's normalisation, Rajpurkar et al. 2016);
-   more sentences may follow.
+   one that it contains in whole words or numbers. A longer option comes before a shorter one inside it ("not
+   equivalent" before "equivalent"). Options that read the same are the same answer. An answer that names another option
+   is right only if it equals the target (the label "1" of 2, though 1 is an option too). If it names none, or the row
+   is not given, the rule for text applies.
+4. text: equal up to case, punctuation, articles and white space (SQuAD's normalization, Rajpurkar et al. 2016); more
+   sentences may follow.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LABEL = re.compile(
     r"^[\s\"'*]*(?:option|choice|letter|number)?\s*[(\[]?(?P<label>[A-Z]|\d{1,2})(?:[)\]]|[.:,](?!\d)|\s*$|\s+[-–—]\s)",
     re.IGNORECASE,
 )
-_DIGITS = 1000  # a model that repeats a digit for ever gives no number; Python refuses to read more than 4300
+_DIGITS = 1000  # a model that repeats a digit forever gives no number; Python refuses to read more than 4300
 _VULGAR = re.compile("([\u00bc-\u00be\u2150-\u215e])")
 _AROUND = string.whitespace + "\"'`*.,;:!?()[]{}"
 _AROUND_MATHS = string.whitespace + "\"'`*.,;:"  # "8!" is not 8, nor "(0, 1]" the same as "[0, 1]"
@@ -43,29 +44,29 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def correct(task: MixtureTask, target: str, prediction: str, item: TaskItem | None = None) -> bool:
-    """Whether ``prediction`` answers as ``target`` does.
+    """Whether ``prediction`` gives the same answer as ``target``.
 
     Args:
-        task: says how to compare (``task.check``).
-        target: the rendered target, a rationale before its answer included.
+        task: defines the rule (``task.check``).
+        target: the rendered target, including a rationale before its answer.
         prediction: what a model wrote.
-        item: the row, so that an option counts by text as well as by label.
+        item: the row; with it an option counts by its text and by its label.
     """
     if task.check == "number":
         expected = number(target)
         return expected is not None and expected == number(prediction)
-    wanted, given = _answers(target)[0], _answers(prediction)[0]
+    right, given = _answers(target)[0], _answers(prediction)[0]
     if task.check == "option" and item is not None and item.choice is not None:
         place = chosen(prediction, item.options)
         if place is not None:
             around = _around(item.options)
-            plain = [_plain(text, around) for text in (item.options[place], item.options[item.choice], wanted, given)]
+            plain = [_plain(text, around) for text in (item.options[place], item.options[item.choice], right, given)]
             return plain[0] == plain[1] or plain[2] == plain[3]
-    return _same_text(wanted, given)
+    return _same_text(right, given)
 
 
 def _answers(text: str) -> list[str]:
-    """What the announcements of a text announce, the last one first; the whole text when it has none."""
+    """The announced answers of a text, the last one first; the whole text if none is announced."""
     ends = [mark.end() for mark in _MARK.finditer(text)]
     return [text[end:].lstrip(string.whitespace + ":*").split("\n", 1)[0].strip() for end in reversed(ends)] or [
         text.strip()
@@ -73,7 +74,7 @@ def _answers(text: str) -> list[str]:
 
 
 def number(text: str) -> Fraction | None:
-    """The number that a text gives as its answer, by rule 2; None when it gives none.
+    """The number that a text gives as its answer, by rule 2; None if it gives none.
 
     >>> number("3 bags of 4 and 2 more: the answer is 3 * 4 + 2 = 14 apples.")
     Fraction(14, 1)
@@ -103,7 +104,7 @@ def _numbers(text: str) -> list[Fraction]:
 
 
 def chosen(text: str, options: Sequence[str]) -> int | None:
-    """The place of the option that a text chooses, by rule 3; None when it chooses none, or several.
+    """The place of the option that a text chooses, by rule 3; None if it chooses none or several.
 
     >>> chosen("The answer is (B).", ["rain", "snow"]), chosen("snow, I think", ["rain", "snow"])
     (1, 1)
@@ -137,31 +138,31 @@ def _place(label: str) -> int:
 
 
 def _whole(option: str) -> str:
-    """A pattern for an option in whole words; 5 is not in "2.5", "3/5", "5,000" or "-5"."""
+    """A pattern that matches an option as whole words; 5 is not in "2.5", "3/5", "5,000" or "-5"."""
     before = r"(?<!\w)" + (r"(?<!\d[.,/])(?<![-\u2212])" if option[:1].isdigit() else "")
     after = r"(?!\w)" + (r"(?![.,/]\d)" if option[-1:].isdigit() else "")
     return before + re.escape(option) + after
 
 
 def _around(options: Sequence[str]) -> str:
-    """What may be taken off around an answer: less where that is all in which two options differ ("8" and "8!")."""
+    """Characters to strip from an answer; fewer if two options differ only in them ("8" and "8!")."""
     return max((_AROUND, _AROUND_MATHS), key=lambda around: len({_plain(option, around) for option in options}))
 
 
 def _plain(text: str, around: str) -> str:
-    """Without case, runs of white space, and what stands around an answer."""
+    """A text without case, runs of white space, and the characters ``around`` it."""
     folded = " ".join(text.casefold().split())
     return folded.strip(around) or folded
 
 
-def _same_text(wanted: str, given: str) -> bool:
-    target = _normalised(wanted)
+def _same_text(expected: str, given: str) -> bool:
+    target = _normalized(expected)
     pieces = re.split(r"(?<=[.!?])\s+|\n", given)
-    return any(_normalised(" ".join(pieces[:count])) == target for count in range(1, len(pieces) + 1))
+    return any(_normalized(" ".join(pieces[:count])) == target for count in range(1, len(pieces) + 1))
 
 
-def _normalised(text: str) -> str:
-    """An answer that is an article or punctuation alone ("A", "?") stays."""
+def _normalized(text: str) -> str:
+    """SQuAD's normalization, except that an article or punctuation alone ("A", "?") stays."""
     folded = text.casefold()
     words = " ".join(folded.translate(_PUNCTUATION).split())
     return " ".join(_ARTICLES.sub(" ", words).split()) or words or folded.strip()

@@ -1,10 +1,10 @@
-"""What a task or preset file may say: closed, typed, described. The YAML is read by the recipe's own safe loader."""
+"""The keys of task, phrasing and preset files: closed, typed and described."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -20,7 +20,7 @@ def _compiles(pattern: str) -> str:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"not a regular expression ({error}); mend it or put it in single quotes") from error
+        raise ValueError(f"not a regular expression ({error}); fix it or put it in single quotes") from error
     return pattern
 
 
@@ -28,12 +28,12 @@ Expression = Annotated[str, AfterValidator(_compiles)]
 
 
 class FieldSection(Section):
-    """How a field is read from a row. White space around it is removed."""
+    """How to read a field from a row. White space around it is removed."""
 
-    from_: str = Field(alias="from", description="Key of the row; a dot goes into an object (choices.text).")
-    pattern: Expression | None = Field(None, description="Keep the first group of its first match, or all of it.")
-    remove: Expression | None = Field(None, description="Take every match out.")
-    map: dict[str, str] | None = Field(None, description="What stands for what, such as a label's number and its name.")
+    from_: str = Field(alias="from", description="Key of the row; a dot leads into an object (choices.text).")
+    pattern: Expression | None = Field(None, description="Keep the first group of its first match, or the whole match.")
+    remove: Expression | None = Field(None, description="Remove every match.")
+    map: dict[str, str] | None = Field(None, description="Replace texts, such as a label's number by its name.")
     is_: Literal["text", "label", "index"] = Field(
         "text",
         alias="is",
@@ -45,14 +45,14 @@ class OptionsSection(Section):
     """The answers to choose from: the same for all rows (fixed), or read from each row."""
 
     fixed: list[str] | None = Field(None, description="Options of every row.")
-    from_: str | None = Field(None, alias="from", description="Key of the row: a list of texts, or one text to cut up.")
+    from_: str | None = Field(None, alias="from", description="Key of the row: a list of texts, or one text to split.")
     each: Expression | None = Field(
-        None, description="Matches one option of a text; groups named text and (optional) label."
+        None, description="Matches one option of a text, with a group named text and an optional group label."
     )
     labels: Literal["any", "letters"] = Field(
-        "any", description="letters: list them as A, B, C, ... only, for rationales that name those."
+        "any", description="letters: list them as A, B, C, ... only, because rationales refer to those."
     )
-    optional: bool = Field(False, description="True where the question can be answered without seeing them.")
+    optional: bool = Field(False, description="Whether the question can be answered without seeing them.")
 
     @model_validator(mode="after")
     def _one_way(self) -> OptionsSection:
@@ -66,9 +66,11 @@ class OptionsSection(Section):
 
 
 class PhrasingSection(Section):
+    """One way to ask and to answer."""
+
     input: str = Field(description="What is asked, with {field} for the fields of the row.")
     target: str = Field(description="What is answered, with {answer}; before it {rationale} in a chain of thought.")
-    cue: str = Field("", description="What leads to the answer, such as '\\nAnswer: '; else few-shot frames choose it.")
+    cue: str = Field("", description="Text before the answer, such as '\\nAnswer: '. Default: the few-shot frame's.")
 
 
 class PhrasingsFile(Section):
@@ -77,60 +79,62 @@ class PhrasingsFile(Section):
     about: str = Field("", description="What they are for.")
     direct: list[PhrasingSection] = Field(default=[], description="The answer alone.")
     cot: list[PhrasingSection] = Field(default=[], description="The rationale, then the answer.")
-    inverted: list[PhrasingSection] = Field(default=[], description="The task turned around.")
+    inverted: list[PhrasingSection] = Field(default=[], description="The inverted task.")
 
 
 class KindSection(Section):
-    """What a file of a folder of tasks is about."""
+    """The cluster and family of a file in a folder of tasks."""
 
     cluster: str = Field(description="Tasks that are held out together.")
     family: str = Field(description="Kind of task, such as classification.")
 
 
 class TaskFile(Section):
-    """A task: data, a field map, and phrasings."""
+    """A task: its data, fields and phrasings."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
         description="Letters, digits, dots, dashes and underscores."
     )
-    about: str = Field("", description="What it is, and where it comes from.")
+    about: str = Field("", description="What it is and where it comes from.")
     collection: str = Field("own", description="Group of a preset: muffin, t0, niv2, cot, dialog or own.")
     cluster: str = Field("", description="Tasks that are held out together; default: the task's own name.")
     family: str = Field("", description="Kind of task, such as classification; default: the cluster.")
     file: str | None = Field(None, description="File beside this one or in the mixture's folder: .jsonl, .tsv, ...")
-    files: str | None = Field(None, description="Pattern of files, each of which is a task of its own: '*.jsonl'.")
-    subfolder: str | None = Field(None, description="Where files is looked for, if the folder has such a subfolder.")
-    hub: str | None = Field(None, description="Hub id owner/name[@revision] in place of a file.")
+    files: str | None = Field(None, description="Pattern of files, each a task of its own: '*.jsonl'.")
+    subfolder: str | None = Field(None, description="Subfolder to search for files, if it exists.")
+    hub: str | None = Field(None, description="Hub id owner/name[@revision] instead of a file.")
     split: str = Field("train", description="Split of a hub data set.")
     columns: list[str] | None = Field(None, description="Names of a .tsv file's columns; default: its first line.")
-    fields: dict[str, FieldSection] = Field(description="Field of a phrasing: key of the row.")
+    fields: dict[str, FieldSection] = Field(description="Fields of phrasings, each with its key of the row.")
     options: OptionsSection | None = Field(None, description="Answers to choose from.")
     check: Check | None = Field(
-        None, description="How an answer is checked: number, option or text. Default: option where there are options."
+        None,
+        description="How to check an answer: number, option or text. Default: option or text.",
     )
     phrasings: list[str] = Field(default=[], description="Shared phrasings: builtin:NAME or a YAML file.")
     direct: list[PhrasingSection] = Field(default=[], description="The answer alone.")
     cot: list[PhrasingSection] = Field(default=[], description="The rationale, then the answer.")
-    inverted: list[PhrasingSection] = Field(default=[], description="The task turned around.")
+    inverted: list[PhrasingSection] = Field(default=[], description="The inverted task.")
     groups: dict[str, KindSection] = Field(
-        default={}, description="For files: pattern of a file's name, and its cluster and family; the first one counts."
+        default={},
+        description="For files: patterns of file names, each with cluster and family; the first match counts.",
     )
 
     @field_validator("fields", mode="before")
     @classmethod
-    def _key_alone(cls, value: Any) -> Any:
+    def _key_alone(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
         return {name: {"from": spec} if isinstance(spec, str) else spec for name, spec in value.items()}
 
     @field_validator("options", mode="before")
     @classmethod
-    def _list_is_fixed(cls, value: Any) -> Any:
+    def _list_is_fixed(cls, value: object) -> object:
         return {"fixed": value} if isinstance(value, list) else value
 
     @field_validator("phrasings", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -154,4 +158,4 @@ class PresetFile(PromptingSection):
     """A published mixture."""
 
     name: str = Field(description="What a recipe calls it.")
-    about: str = Field(description="What it is, its source, and what differs from it here.")
+    about: str = Field(description="What it is, its source, and what differs here.")

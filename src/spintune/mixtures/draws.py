@@ -1,12 +1,11 @@
-"""Draws that are pure functions of the seed and a position: nothing to save, nothing to replay.
+"""The golden-ratio sequence that decides which task comes at which position of a mixture.
 
-Which task comes at position i is read off a golden-ratio sequence: x_i = (x_0 + i * a) mod 2**64, with a = 2**64 / φ,
-lies in one of the intervals that share 2**64. In any window of n positions each interval then gets its share to within
-log_φ n + 2: of F consecutive points, F a Fibonacci number, one lies near each corner of a regular F-gon, at most 1.45
-too many or too few in any interval, and n is a sum of at most log_φ(n) / 2 + 1 Fibonacci numbers (Zeckendorf). The
-worst interval of the first 100,000 points, measured, is 5.1 off. How often an interval was met before position i is a
-sum of floors, which a Euclid-like recursion gives in some 65 divisions, so the n-th row of a task is known without
-walking the stream.
+Position i belongs to the task in whose interval of [0, 2^64) the point x_i = (x_0 + i * a) mod 2^64 lies, with
+a = 2^64 / φ. In any window of n positions each interval gets its share to within log_φ n + 2 points: of F consecutive
+points, F a Fibonacci number, one lies near each corner of a regular F-gon, at most 1.45 too many or too few in any
+interval, and n is a sum of at most log_φ(n) / 2 + 1 Fibonacci numbers (Zeckendorf). The worst interval of the first
+100,000 points is 5.1 off, measured. The number of earlier points in an interval is a sum of floors, which a Euclid-like
+recursion computes in some 65 divisions, so the n-th row of a task is known without walking through the sequence.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ _STEP = 0x9E3779B97F4A7C15  # 2**64 / φ, rounded to odd
 
 
 def point(position: int, start: int) -> int:
-    """x_i on the circle of 2**64."""
+    """x_i for i = ``position`` and x_0 = ``start``."""
     return (start + position * _STEP) % CIRCLE
 
 
 def visits(position: int, start: int, low: int, high: int) -> int:
-    """How many of x_0 .. x_{position-1} lie in [low, high)."""
+    """How many of x_0, ..., x_{position-1} lie in [low, high)."""
     return _below_bound(position, start, high) - _below_bound(position, start, low)
 
 
 def _below_bound(position: int, start: int, bound: int) -> int:
-    """How many of the first points are below ``bound``: y mod m < c exactly when ⌊y/m⌋ - ⌊(y-c)/m⌋ = 1."""
+    """How many of the first ``position`` points are below ``bound``: y mod m < c iff ⌊y/m⌋ - ⌊(y-c)/m⌋ = 1."""
     shifted = start - bound + CIRCLE
     return _floor_sum(position, start) - _floor_sum(position, shifted) + position
 
 
 def _floor_sum(count: int, offset: int) -> int:
-    """Σ ⌊(a i + offset) / m⌋ over i < count, for a = the step and m = 2**64."""
+    """Σ ⌊(a i + offset) / m⌋ over i < count, with a = the step and m = 2^64."""
     total, m, a, b = 0, CIRCLE, _STEP, offset
     while True:
         if a >= m:
@@ -53,7 +52,7 @@ def _floor_sum(count: int, offset: int) -> int:
 
 
 def walk(count: int, *name: object) -> tuple[int, int]:
-    """Start and stride of a walk over ``count`` places that meets each of them once."""
+    """Start and stride of a walk over ``count`` places that visits each of them once; the name decides it."""
     stride = 1 + draw_below(max(1, count - 1), *name, "stride")
     while math.gcd(stride, count) != 1:
         stride += 1

@@ -21,7 +21,8 @@ from spintune.mixtures import draws
 from spintune.mixtures.options import OptionStyle, styles_for
 from spintune.mixtures.phrasings import Kind, Phrasing
 from spintune.mixtures.rendering import FRAMES, QUADRANTS, ExemplarFrame, PromptBudget, RenderedPrompt, render
-from spintune.mixtures.shares import MixturePlan, load_preset, plan, select
+from spintune.mixtures.selectors import select
+from spintune.mixtures.shares import MixturePlan, load_preset, plan
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
 from spintune.recipe.mixture import MixtureSection, QuadrantName, WeighingSection
 from spintune.records import Example, Message

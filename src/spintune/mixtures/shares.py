@@ -1,4 +1,4 @@
-"""Shares: how much of a mixture each task gets, and how much of each task goes to each quadrant.
+"""The share of each task in a mixture, and how much of it goes to each quadrant.
 
 The rate of a task is min(rows, rate_maximum) ** (1 / temperature): examples-proportional mixing (Raffel et al. 2020,
 arXiv 1910.10683, section 3.5.2). Flan 2022's caps are such rate maxima, "min(cap, n_examples) as weights"
@@ -7,14 +7,13 @@ arXiv 1910.10683, section 3.5.2). Flan 2022's caps are such rate maxima, "min(ca
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from spintune.errors import RecipeError
 from spintune.mixtures.declarations import BUILTIN, PresetFile
+from spintune.mixtures.selectors import matches, select
 from spintune.mixtures.task_files import builtin_file
 from spintune.mixtures.tasks import MixtureTask
 from spintune.recipe.checking import read_section
@@ -22,20 +21,19 @@ from spintune.recipe.mixture import GroupSection, QuadrantName, QuadrantsSection
 
 Quadrants = Mapping[QuadrantName, float]
 
-_SELECTORS = ("collection", "cluster", "family")
 _ITERATIONS = 2000
 _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True)
 class TaskShare:
-    """What a mixture wants of a task.
+    """The target share of a task.
 
     Attributes:
         task: its name.
-        share: part of the mixture; all tasks' parts sum to 1.
-        cap: rows that are used at most; None for all.
-        quadrants: parts of the mixture that go to each quadrant; they sum to ``share``.
+        share: its share of the mixture; the shares of all tasks sum to 1.
+        cap: maximum number of rows used; None for all.
+        quadrants: shares of the mixture by quadrant; they sum to ``share``.
     """
 
     task: str
@@ -49,9 +47,9 @@ class MixturePlan:
     """The shares of a mixture.
 
     Attributes:
-        tasks: one a task, in the tasks' order.
-        quadrants: what the settings ask for, in parts of the mixture; None where they ask for nothing.
-        absent: groups of a preset that no task belongs to; the others share what they would have had.
+        tasks: one per task, in the tasks' order.
+        quadrants: target shares of the mixture by quadrant; None without targets.
+        absent: groups of a preset that no task belongs to; the other groups divide their share.
     """
 
     tasks: tuple[TaskShare, ...]
@@ -64,39 +62,6 @@ def load_preset(name: str) -> PresetFile:
     return read_section(builtin_file(BUILTIN / "presets", name, "mixture preset"), PresetFile, "preset")
 
 
-def select(selectors: Sequence[str], tasks: Sequence[MixtureTask], where: str) -> list[MixtureTask]:
-    """The tasks that any of the selectors means: a name, a pattern of names, or collection:, cluster: or family:NAME.
-
-    Raises RecipeError, which begins with ``where``, for a selector that means none.
-    """
-    found = {name for selector in selectors for name in _meant(selector, tasks, where)}
-    return [task for task in tasks if task.name in found]
-
-
-def _meant(selector: str, tasks: Sequence[MixtureTask], where: str) -> list[str]:
-    names = _matches(selector, tasks)
-    if not names:
-        kind, colon, value = selector.partition(":")
-        known = sorted({getattr(task, kind) for task in tasks} if colon and kind in _SELECTORS else _names(tasks))
-        close = difflib.get_close_matches(value if colon and kind in _SELECTORS else selector, known, 1)
-        prefix = f"{kind}:" if colon and kind in _SELECTORS else ""
-        listed = f"known here: {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
-        hint = f"did you mean {prefix}{close[0]}?" if close else listed
-        raise RecipeError(f"{where}: there is no task {selector} in this mixture; {hint}")
-    return names
-
-
-def _matches(selector: str, tasks: Sequence[MixtureTask]) -> list[str]:
-    kind, colon, value = selector.partition(":")
-    if colon and kind in _SELECTORS:
-        return [task.name for task in tasks if fnmatch.fnmatchcase(getattr(task, kind), value)]
-    return [task.name for task in tasks if fnmatch.fnmatchcase(task.name, selector)]
-
-
-def _names(tasks: Sequence[MixtureTask]) -> set[str]:
-    return {task.name for task in tasks}
-
-
 def plan(
     tasks: Sequence[MixtureTask],
     rows: Mapping[str, int],
@@ -104,21 +69,21 @@ def plan(
     mixture: WeighingSection,
     overall: WeighingSection | None = None,
 ) -> MixturePlan:
-    """Works the shares out.
+    """Computes the shares.
 
     Args:
-        tasks: what is mixed.
-        rows: training rows of each task, which count for its rate.
-        supported: the quadrants each task has phrasings and exemplars for.
-        mixture: how they are weighed. A preset may have groups without tasks; elsewhere that is an error.
-        overall: cap, rate_maximum, temperature and quadrants that go before those of the mixture and its groups.
+        tasks: the tasks to mix.
+        rows: number of training rows of each task, for its rate.
+        supported: the quadrants that each task has phrasings and exemplars for.
+        mixture: how the tasks are weighted. Only a preset may have groups without tasks.
+        overall: cap, rate_maximum, temperature and quadrants that replace those of the mixture and its groups.
 
-    Where settings ask for quadrants, the tasks they are for and the quadrants are fitted together: each task keeps its
-    share, and the quadrants come as near to theirs as the tasks without rationales allow. Where nothing is asked, a
-    task's quadrants are equal.
+    Where settings give target shares of quadrants, these and the shares of their tasks are fitted together: each task
+    keeps its share, and the quadrants come as close to their targets as tasks without rationales allow. Without
+    targets, a task's quadrants have equal shares.
 
-    Raises RecipeError for unknown or doubly used tasks, tasks in no group, weights or shares that sum to 0, and a
-    quadrant that no task supports.
+    Raises RecipeError for unknown or repeated tasks, tasks in no group, weights or shares that sum to 0, and a quadrant
+    that no task supports.
     """
     preset = isinstance(mixture, PresetFile)
     name = f"preset {mixture.name}" if isinstance(mixture, PresetFile) else "mixture"
@@ -132,7 +97,7 @@ def plan(
                 f"({', '.join(resolver.seen)}); add it to one, or leave it out"
             )
     asked = {name: leaf.settings.quadrants for name, leaf in leaves.items()}
-    wanted: dict[QuadrantName, float] = {}
+    targets: dict[QuadrantName, float] = {}
     cells: dict[str, Quadrants] = {}
     for quadrants in dict.fromkeys(asked.values()):
         members = {name: leaves[name].share for name in leaves if asked[name] == quadrants}
@@ -142,19 +107,19 @@ def plan(
             }
             continue
         parts = _parts(quadrants, members, supported)
-        wanted = {key: wanted.get(key, 0.0) + part for key, part in parts.items()}
+        targets = {key: targets.get(key, 0.0) + part for key, part in parts.items()}
         cells |= fit(members, parts, supported)
     shares = [
         TaskShare(task.name, leaves[task.name].share, leaves[task.name].settings.cap, cells[task.name])
         for task in tasks
     ]
-    return MixturePlan(tuple(shares), wanted if None not in asked.values() else None, tuple(resolver.absent))
+    return MixturePlan(tuple(shares), targets if None not in asked.values() else None, tuple(resolver.absent))
 
 
 def _parts(
     quadrants: QuadrantsSection, tasks: Mapping[str, float], supported: Mapping[str, Sequence[QuadrantName]]
 ) -> dict[QuadrantName, float]:
-    """What quadrants ask for, in parts of the mixture. Raises RecipeError when a quadrant has no task."""
+    """Target shares of the mixture by quadrant. Raises RecipeError for a quadrant without a task."""
     given = quadrants.shares()
     scale = math.fsum(tasks.values()) / math.fsum(given.values())
     for key, share in given.items():
@@ -169,7 +134,7 @@ def _parts(
 
 @dataclass(frozen=True)
 class _Settings:
-    """What a group hands down to what is inside it."""
+    """Settings that a group passes on to the groups and tasks in it."""
 
     cap: int | None = None
     rate_maximum: int | None = None
@@ -197,7 +162,7 @@ class _Leaf:
 
 
 class _Resolver:
-    """Walks the groups down to the tasks."""
+    """Walks from the groups down to the tasks."""
 
     def __init__(self, rows: Mapping[str, int], overall: WeighingSection | None, lenient: bool) -> None:
         self.rows, self.overall, self.lenient = rows, overall, lenient
@@ -208,14 +173,14 @@ class _Resolver:
     def resolve(
         self, group: WeighingSection, inside: list[MixtureTask], share: float, name: str, outer: _Settings
     ) -> None:
-        """Gives the group's share to its tasks."""
+        """Divides the group's share among its tasks."""
         settings = outer.within(group)
         if group.groups is None:
             self._leaves(group, self._members(group, inside, name), share, name, settings)
             return
         if len({child.share is None for child in group.groups.values()}) > 1:
-            lacking = next(key for key, child in group.groups.items() if child.share is None)
-            raise RecipeError(f"{name}: group {lacking} has no share and others beside it have; give it one")
+            missing = next(key for key, child in group.groups.items() if child.share is None)
+            raise RecipeError(f"{name}: group {missing} has no share and others beside it have; give it one")
         members = {key: self._members(child, inside, f"{name}: group {key}") for key, child in group.groups.items()}
         self.seen += members
         self.absent += [key for key, found in members.items() if not found]
@@ -236,7 +201,7 @@ class _Resolver:
         if not isinstance(group, GroupSection) or group.tasks is None:
             return inside
         if self.lenient:
-            return [task for task in inside if any(_matches(selector, [task]) for selector in group.tasks)]
+            return [task for task in inside if any(matches(selector, task) for selector in group.tasks)]
         return select(group.tasks, inside, f"{name}: tasks")
 
     def _weight(self, group: GroupSection, members: list[MixtureTask], settings: _Settings) -> float:
@@ -266,10 +231,12 @@ class _Resolver:
     def _fixed(self, weights: Mapping[str, float], members: list[MixtureTask], name: str) -> dict[str, float]:
         fixed: dict[str, float] = {}
         for selector, weight in weights.items():
-            for key in _meant(selector, members, f"{name}: weights"):
-                if key in fixed:
-                    raise RecipeError(f"{name}: weights: {selector} means task {key}, which has one; name it once")
-                fixed[key] = weight
+            for task in select([selector], members, f"{name}: weights"):
+                if task.name in fixed:
+                    raise RecipeError(
+                        f"{name}: weights: {selector} matches task {task.name}, which has one already; name it once"
+                    )
+                fixed[task.name] = weight
         for task in members:
             if task.name not in fixed:
                 raise RecipeError(f"{name}: weights: task {task.name} has none; give it one, or 0")
@@ -279,9 +246,10 @@ class _Resolver:
 def fit(
     tasks: Mapping[str, float], quadrants: Quadrants, supported: Mapping[str, Sequence[QuadrantName]]
 ) -> dict[str, Quadrants]:
-    """Parts of each (task, quadrant) whose sums over quadrants are the tasks' shares, and whose sums over tasks are as
-    near to the quadrants' as the support allows: iterative proportional fitting (Deming and Stephan 1940), the tasks
-    last. A task none of whose quadrants is wanted keeps its share, spread evenly over those it supports.
+    """Shares of each (task, quadrant), by iterative proportional fitting (Deming and Stephan 1940).
+
+    Their sums over quadrants are the tasks' shares; their sums over tasks are as close to the quadrants' shares as the
+    support allows. A task whose quadrants all have target 0 keeps its share, spread evenly over those it supports.
 
         >>> fit({"maths": 0.5, "news": 0.5}, {"zero_direct": 0.75, "zero_cot": 0.25},
         ...     {"maths": ["zero_direct", "zero_cot"], "news": ["zero_direct"]})["maths"]["zero_cot"]

@@ -13,7 +13,7 @@ from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale
 from spintune.evaluation.statistics import bootstrap
 from spintune.mixtures.answers import correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
-from spintune.mixtures.shares import select
+from spintune.mixtures.selectors import select
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
 from spintune.recipe import MixtureSection
 from spintune.records import write_records
