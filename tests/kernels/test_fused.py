@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_left_to_torch() -> None:
 
 
 # Gemma's norm multiplies by 1 + w, and its blocks have another activation; Phi-3's block has one matrix for both
-RECOGNISED = {
+RECOGNIZED = {
     "llama": (5, 2),
     "qwen3": (9, 2),
     "mistral": (5, 2),
@@ -98,12 +98,12 @@ RECOGNISED = {
 
 
 @compiled
-@pytest.mark.parametrize("family", RECOGNISED)
+@pytest.mark.parametrize("family", RECOGNIZED)
 def test_layers_are_recognised_by_what_they_compute(family, build) -> None:
     model = build(family, torch.float32, hidden_size=64, head_dim=16, intermediate_size=96)
     found = list(fused_layers(model))
     norms = [module for module in found if "Norm" in type(module).__name__]
-    assert (len(norms), len(found) - len(norms)) == RECOGNISED[family]
+    assert (len(norms), len(found) - len(norms)) == RECOGNIZED[family]
     own = {name for name, module in model.named_modules() if "forward" in module.__dict__}
     with torch.no_grad(), inference_kernels(model, None, 2**30):
         fast = model(input_ids=torch.arange(9)[None]).logits

@@ -109,7 +109,7 @@ def test_prefixes_may_lie_in_other_tensors() -> None:
         torch.testing.assert_close(found[:, :, begin:end].double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_neither_threads_nor_neighbours_change_a_bit() -> None:
+def test_neither_threads_nor_neighbors_change_a_bit() -> None:
     branch = PromptGroup(45, (150, 7))
     mine = drawn(3 * branch.length, (9, 3, 3), 64)
     alone = [x.detach()[:, :, : branch.length].requires_grad_() for x in mine]

@@ -61,7 +61,7 @@ def test_a_files_function_is_replaced_where_it_computes_the_formula_and_put_back
     for family, file, wanted in (
         ("llama", modeling_llama, True),
         ("gpt_neox", modeling_gpt_neox, True),
-        ("cohere", modeling_cohere, False),  # neighbours are its pairs
+        ("cohere", modeling_cohere, False),  # neighbors are its pairs
     ):
         own = file.apply_rotary_pos_emb
         with fast_rotation(build(family)):

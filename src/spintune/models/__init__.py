@@ -1,1 +1,1 @@
-"""A language model in memory: loading, attention, log-probabilities, generation. torch starts here."""
+"""Loading and saving of models, and low-rank adapters inside them."""

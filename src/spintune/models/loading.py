@@ -1,4 +1,4 @@
-"""Finds a model by alias, folder, GGUF file or hub id, and brings it into memory."""
+"""Loads a model and its tokenizer from an alias, a folder, a GGUF file or the hub, and saves them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Packaged:
-    """A model that a Python package carries as a GGUF file."""
+    """A model that comes as a GGUF file inside a Python package."""
 
     package: str
     version: str
@@ -55,13 +55,13 @@ ALIASES = {
 
 @dataclass
 class LoadedModel:
-    """A model with its tokenizer. ``name`` is what the user called it, ``device`` where its weights are."""
+    """A model with its tokenizer. ``name`` is the user's name for it, ``device`` the place of its weights."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     autocast: torch.dtype | None
-    """Matrix products run in this type on top of float32 weights; None computes in the weights' own type."""
+    """Type of matrix products over float32 weights; None computes in the weights' own type."""
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +69,7 @@ class LoadedModel:
 
     @property
     def encoder_decoder(self) -> bool:
-        """Whether it reads and writes in two stacks, as T5 does, and not in one."""
+        """Whether it has an encoder and a decoder, as T5 does."""
         return bool(self.model.config.is_encoder_decoder)
 
     @property
@@ -78,7 +78,7 @@ class LoadedModel:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def renderer(self, template: str, turns: Turns = "last") -> RowRenderer:
-        """What makes token rows for it. Raises ModelError when tokenizer and template do not go together."""
+        """The renderer of its token rows. Raises ModelError when tokenizer and template do not go together."""
         return build_renderer(self.tokenizer, template, turns, self.encoder_decoder)
 
     def save(self, folder: Path) -> None:
@@ -94,6 +94,7 @@ def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def default_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -105,14 +106,14 @@ def load_model(
     Args:
         name: an alias of :data:`ALIASES`, a Hugging Face folder, a ``.gguf`` file, or a hub id, which may carry a
             revision (``owner/name@revision``).
-        cache: folder that keeps unpacked aliases.
+        cache: folder for unpacked aliases.
         precision: ``float32``, ``bfloat16`` (matrix products in bfloat16 over float32 weights), or ``auto``:
             bfloat16 on a GPU that has it, float32 elsewhere. There is no float16, in which T5 overflows
             (huggingface/transformers#5651); weights stored in it are read as float32.
-        frozen: the weights will not be trained, so that they are kept in the type of the matrix products.
+        frozen: the weights will not be trained, so they are kept in the type of the matrix products.
 
     Raises:
-        ModelError: no such model, or one that cannot be loaded.
+        ModelError: there is no such model, or it cannot be loaded.
     """
     device = device or default_device()
     autocast = autocast_type(precision, device)
@@ -130,17 +131,17 @@ def load_model(
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
         raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
-    _drop_quantisation(model)
+    _drop_quantization(model)
     _silence_generation_defaults(model)
-    _tell_of_untied_head(model)
+    _record_untied_head(model)
     model.to(device).eval()
     return LoadedModel(name, model, tokenizer, autocast)
 
 
 def is_encoder_decoder(name: str, *, cache: Path) -> bool:
-    """Whether a model is of two stacks, read off its config alone. Raises ModelError as :func:`load_model` does."""
+    """Whether a model has an encoder and a decoder, by its config alone. Raises ModelError as :func:`load_model`."""
     location, arguments = locate_model(name, cache)
     try:
         return bool(AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments).is_encoder_decoder)
@@ -149,7 +150,7 @@ def is_encoder_decoder(name: str, *, cache: Path) -> bool:
 
 
 def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
-    """Loads only the tokenizer of a model. Raises ModelError as :func:`load_model` does."""
+    """Loads only the tokenizer of a model. Raises ModelError as :func:`load_model`."""
     location, arguments = locate_model(name, cache)
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
@@ -158,7 +159,10 @@ def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
 
 
 def locate_model(name: str, cache: Path) -> tuple[str, dict[str, Any]]:
-    """Resolves a model name to what ``from_pretrained`` takes: a location and extra arguments."""
+    """Resolves a model name to the location and extra arguments that ``from_pretrained`` takes.
+
+    Raises ModelError when there is no such model.
+    """
     path = Path(name).expanduser()
     if name in ALIASES:
         return str(unpack_alias(name, cache)), {}
@@ -180,9 +184,9 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, Any]]:
 
 
 def model_identity(name: str, cache: Path) -> str:
-    """A digest that changes when the model does: of the alias's weights, of a folder's or file's listing, of a hub id.
+    """A digest that changes when the model does: of an alias's weights, a folder's or file's listing, or a hub id.
 
-    Local weights count by name, size and time of change, so that large ones are not read only to be recognised.
+    Local weights count by name, size and modification time, so that large files need not be read.
     Raises ModelError when there is no such model.
     """
     if name in ALIASES:
@@ -197,7 +201,7 @@ def model_identity(name: str, cache: Path) -> str:
 
 
 def unpack_alias(name: str, cache: Path) -> Path:
-    """Fetches a packaged model once, checks it, and keeps it in the cache as float32 safetensors."""
+    """Downloads a packaged model once, checks it, and keeps it in the cache as float32 safetensors."""
     packaged = ALIASES[name]
     folder = cache / "models" / f"{name}-{packaged.sha256[:12]}"
     if (folder / "config.json").is_file():
@@ -212,7 +216,7 @@ def unpack_alias(name: str, cache: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         _split_digits(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        _drop_quantisation(model)
+        _drop_quantization(model)
         save_folder(model, tokenizer, folder)
     return folder
 
@@ -230,14 +234,14 @@ def _download_member(packaged: Packaged, folder: Path) -> Path:
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Restores SmolLM2's pre-tokeniser, which reads every digit alone; its GGUF file only names it ("smollm")."""
+    """Restores SmolLM2's pre-tokenizer, which splits off every digit; its GGUF file only names it ("smollm")."""
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
         [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
     )
 
 
-def _drop_quantisation(model: PreTrainedModel) -> None:
-    """Weights from a GGUF file are plain tensors after loading; save_pretrained refuses while these marks remain."""
+def _drop_quantization(model: PreTrainedModel) -> None:
+    """Weights from a GGUF file are plain tensors once loaded; save_pretrained refuses while these marks remain."""
     for attribute in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
@@ -247,18 +251,18 @@ def _drop_quantisation(model: PreTrainedModel) -> None:
 
 
 def _silence_generation_defaults(model: PreTrainedModel) -> None:
-    """Sampling values stored with a checkpoint would make save_pretrained fail or a later generate() surprise."""
+    """Sampling values stored with a checkpoint would make save_pretrained fail and change a later generate()."""
     config = model.generation_config
     if config is not None:
         config.do_sample = False
         config.temperature = config.top_p = config.top_k = None
 
 
-def _tell_of_untied_head(model: PreTrainedModel) -> None:
-    """Writes into the config of T5 1.1, FLAN-T5 and mT5 that their head has weights of its own.
+def _record_untied_head(model: PreTrainedModel) -> None:
+    """Records in the config of T5 1.1, FLAN-T5 and mT5 that their head has weights of its own.
 
-    transformers 5 sets ``tie_word_embeddings`` there whatever the checkpoint says, and looks at the weights instead;
-    what reads a saved folder with another version would tie the head, and scale what it reads.
+    transformers 5 sets ``tie_word_embeddings`` there whatever the checkpoint says, and looks at the weights instead.
+    Another version that reads a saved folder would tie the head and scale its input.
     """
     if model.config.model_type in ("t5", "mt5") and model.get_output_embeddings().weight is not model.shared.weight:
         model.config.tie_word_embeddings = False

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) inside a loaded model, through peft.
 
-The adapted layers stand in the model's own place, so the engine and the generator see an ordinary model. Adapters are
-float32 whatever the frozen weights are.
+Adapted layers replace the model's own, so the engine and the generator see an ordinary model. Adapters are float32
+whatever the type of the frozen weights.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,11 +23,11 @@ from spintune.streams import torch_stream
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# peft is imported where an adapter is made: a run without one does not wait for it
+# peft is imported where an adapter is made, so that other runs do not wait for it
 
 
 def new_adapter(model: PreTrainedModel, section: LoraSection, key: str) -> PeftModel:
-    """Puts a fresh adapter into ``model``, which then computes what it did before: one factor is zero.
+    """Puts a new adapter into ``model``, which still computes the same: one factor is zero.
 
     ``key`` names the random stream of the other factor. Raises ModelError when no layer has a target's name.
     """
@@ -58,14 +58,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def save_adapter(adapted: PeftModel, folder: Path, base: str) -> None:
-    """Writes the adapter alone, as peft does; the folder is complete or absent. ``base`` names what it goes on."""
+    """Writes the adapter alone, as peft does; the folder is complete or absent. ``base`` names the adapted model."""
     for config in adapted.peft_config.values():
         config.base_model_name_or_path = base
-        if isinstance(config.target_modules, set):  # whose order would be another one in every process
+        if isinstance(config.target_modules, set):  # its order differs between processes
             config.target_modules = sorted(config.target_modules)
     with atomic_folder(folder) as temporary, storage_errors(folder):
         adapted.save_pretrained(str(temporary), save_embedding_layers=False)
-        (temporary / "README.md").unlink(missing_ok=True)  # a model card without anything in it
+        (temporary / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
@@ -78,7 +78,7 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
 
 
 def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
-    """What peft takes: all-linear, a pattern, or names that are all there. Raises ModelError."""
+    """The targets as peft takes them: all-linear, a pattern, or existing names. Raises ModelError."""
     if targets == "all-linear":
         return "all-linear"
     modules = [name for name, _ in model.named_modules()]
@@ -113,19 +113,19 @@ def has_dropout(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def dropout(model: nn.Module, key: str, rate: float = 0.0) -> Iterator[None]:
-    """Turns the adapters' dropout on, and the model's own at ``rate``, with the random stream ``key``.
+    """Turns on the adapters' dropout, and the model's own at ``rate``, with the random stream ``key``.
 
-    Raises ModelError when a decoder-only model is to drop something of its own: packed attention would not.
+    Raises ModelError when a decoder-only model has a ``rate``, which packed attention would ignore.
     """
     if rate and not model.config.is_encoder_decoder:  # type: ignore[union-attr]
-        raise ModelError("sft.dropout is of encoder-decoder models alone; leave it out")
+        raise ModelError("sft.dropout works only with encoder-decoder models; leave it out")
     adapters = list(_dropouts(model))
     own = list(_own_dropouts(model)) if rate else []
     if not adapters and not own:
         yield
         return
     rates = [getattr(layer, name) for layer, name in own]
-    # DoRA asks the layer around the dropout
+    # DoRA looks at the layer around the dropout
     layers = [layer for pair in adapters for layer in pair] + [layer for layer, _ in own]
     try:
         for layer in layers:
@@ -149,7 +149,7 @@ def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Dropout]]:
 
 
 def _own_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Layers that drop something in a model itself, each with the name of its rate: attention has only a number."""
+    """The model's own layers with dropout, each with the name of its rate: attention has only a number."""
     of_adapters = {
         id(layer)
         for module in model.modules()
@@ -163,7 +163,7 @@ def _own_dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, "dropout"
 
 
-def _evaluating(adapted: Any) -> PeftModel:
+def _evaluating(adapted: PeftModel) -> PeftModel:
     adapted.eval()
     for parameter in adapted.parameters():
         if parameter.requires_grad:
