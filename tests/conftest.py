@@ -39,12 +39,16 @@ def nothing_waits_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache folder of the tests' own, also for the commands they start; models are the user's, fetched once."""
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune" / "models"
-    users.mkdir(parents=True, exist_ok=True)
+    """A cache folder of the tests' own, also for the commands they start.
+
+    Models and compiled kernels are the user's, fetched and compiled once: each has its digest in its name.
+    """
+    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
     folder = tmp_path_factory.mktemp("cache")
     (folder / "spintune").mkdir()
-    (folder / "spintune" / "models").symlink_to(users)
+    for name in ("models", "kernels"):
+        (users / name).mkdir(parents=True, exist_ok=True)
+        (folder / "spintune" / name).symlink_to(users / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder / "spintune"

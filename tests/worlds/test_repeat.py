@@ -218,6 +218,7 @@ def test_a_run_on_the_same_data_tokenizes_them_no_more_and_trains_on_the_same(
 ) -> None:
     first, second = Watching(), Watching()
     for watching, out in ((first, tmp_path / "first"), (second, tmp_path / "second")):
-        run(out, progress=watching, data={"max_length": 95})  # which no other test asks for
+        # a length that no other test asks for
+        run(out, progress=watching, data={"max_length": 95}, spin={"iterations": 1})
     assert first.tasks.count("tokenize") > second.tasks.count("tokenize")
     assert contents(tmp_path / "first") == contents(tmp_path / "second")
