@@ -11,13 +11,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from spintune.evaluation.judge import Canary, PairwiseSummary
+from spintune.evaluation.rating import RatingSummary
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import Interval
 from spintune.mixtures.report import MixtureReport
 from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
 from spintune.selfplay.pair_metrics import HeldoutPairMetrics
 from spintune.selfplay.separability import Separability
-from spintune.typed_json import JsonObject, OmitNone
+from spintune.typed_json import OmitNone
 
 Intervals = dict[str, Interval]
 """Estimates by measure."""
@@ -330,9 +332,9 @@ class JudgeResults:
         judge: name of the judge.
     """
 
-    canary: dict[str, JsonObject]
-    pairs: dict[str, dict[str, JsonObject]]
-    ratings: dict[str, JsonObject]
+    canary: dict[str, Canary]
+    pairs: dict[str, dict[str, PairwiseSummary]]
+    ratings: dict[str, RatingSummary]
     words: list[str]
     problems: list[str]
     judge: str

@@ -21,6 +21,7 @@ from spintune.errors import DataError, MissingExtraError, ModelError, RecipeErro
 from spintune.evaluation.custom_tasks import read_custom_task
 from spintune.evaluation.harness import Benchmark, benchmarks, run_benchmarks
 from spintune.evaluation.harness_results import HarnessItem, HarnessReport
+from spintune.typed_json import from_json, to_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -612,7 +613,7 @@ def test_rows_and_report_are_json_and_rows_come_back(tiny_model: Path, tmp_path:
     path = written_to(tmp_path, questions(3), MULTIPLE_CHOICE)
     report = run_benchmarks(loaded(tiny_model).memory, [Benchmark(str(path))])
     for row in report.results[0].rows:
-        assert HarnessItem.from_json(orjson.loads(orjson.dumps(row.to_json()))) == row
+        assert from_json(HarnessItem, orjson.loads(orjson.dumps(to_json(row))), "here") == row
     document = orjson.loads(orjson.dumps(report.to_json()))
     assert document["results"][0]["documents"] == 3
     assert document["results"][0]["metrics"]["acc,none"]["value"] == report.results[0].metrics["acc,none"].value

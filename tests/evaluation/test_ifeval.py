@@ -13,7 +13,10 @@ import pytest
 from spintune.errors import DataError, MissingExtraError
 from spintune.evaluation.ifeval.language import _detector
 from spintune.evaluation.ifeval.prompts import Instruction, Prompt, read_prompts, require_langdetect
-from spintune.evaluation.ifeval.scoring import InstructionsFollowed, TypeCount, aggregate, by_type, check, compare
+from spintune.evaluation.ifeval.scoring import IFEVAL_SCALES, InstructionsFollowed, check, item_score
+from spintune.evaluation.scores import ScoreTable
+from spintune.evaluation.statistics import Interval
+from spintune.typed_json import from_json, to_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 
@@ -24,6 +27,11 @@ def prompt(*instructions: tuple[str, dict[str, Any]]) -> Prompt:
 
 def verdict(key: str, *followed: bool, loose: tuple[bool, ...] | None = None) -> InstructionsFollowed:
     return InstructionsFollowed(key, ("punctuation:no_comma",) * len(followed), followed, loose or followed)
+
+
+def accuracies(verdicts: list[InstructionsFollowed]) -> dict[str, Interval]:
+    prompts = [Prompt(verdict.key, "Say it.", ()) for verdict in verdicts]
+    return ScoreTable(IFEVAL_SCALES, tuple(map(item_score, prompts, verdicts))).summary()
 
 
 # Prompts -------------------------------------------------------------------------------------------------------------
@@ -172,6 +180,11 @@ def test_a_blank_response_follows_nothing(response: str) -> None:
     assert found.strict == found.loose == (False, False)
 
 
+def test_a_response_that_is_no_text_is_an_error_of_one_line() -> None:
+    with pytest.raises(DataError, match=r"^the response to prompt 1 is None, not a text; give one, if only empty$"):
+        check(prompt(("punctuation:no_comma", {})), None)  # type: ignore[arg-type]
+
+
 def test_loose_does_not_take_a_variant_that_is_blank() -> None:
     """Without its last line nothing is left of a response of one line, and nothing has no comma."""
     assert check(prompt(("punctuation:no_comma", {})), "one, two").loose == (False,)
@@ -182,7 +195,7 @@ def test_a_verdict_goes_through_json() -> None:
     assert found == InstructionsFollowed(
         "1", ("punctuation:no_comma", "startend:quotation"), (False, False), (False, False)
     )
-    assert InstructionsFollowed.from_json(json.loads(json.dumps(found.to_json()))) == found
+    assert from_json(InstructionsFollowed, json.loads(json.dumps(to_json(found))), "here") == found
 
 
 # Accuracies ----------------------------------------------------------------------------------------------------------
@@ -191,7 +204,7 @@ def test_a_verdict_goes_through_json() -> None:
 def test_accuracies_by_hand() -> None:
     """Three prompts with 1, 2 and 3 instructions: 1 of 1, 1 of 2 (loosely 2 of 2), 2 of 3."""
     verdicts = [verdict("a", True), verdict("b", True, False, loose=(True, True)), verdict("c", True, False, True)]
-    scores = aggregate(verdicts)
+    scores = accuracies(verdicts)
     assert {name: interval.mean for name, interval in scores.items()} == {
         "prompt_strict": 1 / 3,
         "instruction_strict": 4 / 6,
@@ -199,31 +212,6 @@ def test_accuracies_by_hand() -> None:
         "instruction_loose": 5 / 6,
     }
     assert all(interval.low <= interval.mean <= interval.high for interval in scores.values())
-    assert by_type(verdicts) == {"punctuation:no_comma": TypeCount(strict=4, loose=5, total=6)}
-
-
-def test_the_paired_difference_of_a_model_with_itself_is_zero_without_doubt() -> None:
-    verdicts = [verdict("a", True), verdict("b", True, False)]
-    for interval in compare(verdicts, verdicts).values():
-        assert (interval.low, interval.mean, interval.high) == (0, 0, 0)
-
-
-def test_paired_differences_by_hand() -> None:
-    """Of four instructions in two prompts one more is followed, which completes no prompt; loosely it does one."""
-    better = [verdict("a", True, True), verdict("b", True, False, loose=(True, True))]
-    worse = [verdict("a", True, True), verdict("b", False, False)]
-    differences = {name: interval.mean for name, interval in compare(better, worse).items()}
-    assert differences == {
-        "prompt_strict": 0,
-        "instruction_strict": 1 / 4,
-        "prompt_loose": 1 / 2,
-        "instruction_loose": 2 / 4,
-    }
-
-
-def test_a_comparison_of_different_prompts_is_refused() -> None:
-    with pytest.raises(ValueError, match="same prompts"):
-        compare([verdict("a", True)], [verdict("b", True)])
 
 
 # The recorded verdicts -----------------------------------------------------------------------------------------------
@@ -277,6 +265,6 @@ def test_verdicts_are_the_recorded_ones_except_where_chance_decided(model: str) 
     # the table of recorded accuracies: prompts of 541 and instructions of 834
     official = {"Mistral-7B-Instruct-v0.3": (255, 492), "Qwen2.5-1.5B-Instruct-GPTQ-Int4": (201, 413)}[model]
     chance = len({row for row in different if row[1] == "strict"})
-    scores = aggregate(verdicts)
+    scores = accuracies(verdicts)
     assert abs(scores["prompt_strict"].mean * 541 - official[0]) <= chance + 1e-9
     assert abs(scores["instruction_strict"].mean * 834 - official[1]) <= chance + 1e-9

@@ -25,7 +25,7 @@ from spintune.evaluation.judge import (
     canary,
     in_words,
     judge_pairs,
-    summary,
+    summarize_judgements,
 )
 from spintune.evaluation.verdicts import ParsedVerdict, code_for, read_verdict
 from spintune.progress import Silent
@@ -34,7 +34,7 @@ from spintune.teachers.endpoint import Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Failure, Reply, Request
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
-from spintune.typed_json import from_json
+from spintune.typed_json import JsonObject, from_json, to_json
 
 CODE = "4f9c21ab"
 
@@ -84,6 +84,11 @@ def judge(replies: Replies) -> Callable[[Opinion], CachedTeacher]:
 
 def judged(asker: CachedTeacher, *items: AnswerPair, seed: int = 1) -> list[Judgement]:
     return judge_pairs(asker, items, seed, Silent())
+
+
+def summary(found: list[Judgement]) -> JsonObject:
+    """As it is in results.json."""
+    return to_json(summarize_judgements(found))
 
 
 def contest(first: str, second: str, number: int = 0, reference: str | None = None) -> AnswerPair:
@@ -315,18 +320,22 @@ def test_a_judge_that_never_gives_a_verdict_leaves_no_rates(judge: Callable[[Opi
     assert (facts["invalid"], facts["problems"]) == (3, {"no_verdict": 6})
     assert [facts[key] for key in ("win_rate", "decided_win_rate", "length_controlled", "flip_rate")] == [None] * 4
     assert facts["bounds"] == [0, 1]
-    assert in_words(facts, "sft", "base", "gem") == "gem gave no verdict on sft against base (no_verdict 6)"
+    assert (
+        in_words(summarize_judgements(found), "sft", "base", "gem")
+        == "gem gave no verdict on sft against base (no_verdict 6)"
+    )
     assert summary([])["bounds"] == [None, None]
 
 
 def test_a_summary_in_words() -> None:
-    facts = summary([record("first", "first")] * 3 + [record("first", "second"), record(None, None)])
-    assert in_words(facts, "sft", "base", "gem") == (
+    found = [record("first", "first")] * 3 + [record("first", "second"), record(None, None)]
+    facts = summary(found)
+    assert in_words(summarize_judgements(found), "sft", "base", "gem") == (
         "sft is preferred to base in 88 % (40 to 99 %) of 4 contests (3 won, 1 tied, 0 lost; at equal length "
         f"{100 * facts['length_controlled']['rate']['mean']:.0f} % "
         f"({100 * facts['length_controlled']['rate']['low']:.0f} to "
         f"{100 * facts['length_controlled']['rate']['high']:.0f} %)), judged by gem, "
-        "whose verdict hangs on the order in 25 %; 1 more without a verdict"
+        "whose verdict depends on the order in 25 %; 1 more without a verdict"
     )
 
 
@@ -336,7 +345,7 @@ def test_judgements_come_back_from_json() -> None:
         record("tie", "second"),
         Judgement("y", ("tie", "tie"), (None, None), (0, 0), ()),
     ):
-        assert from_json(Judgement, json.loads(json.dumps(one.to_json())), "here") == one
+        assert from_json(Judgement, json.loads(json.dumps(to_json(one))), "here") == one
 
 
 def test_contests_have_the_reference_that_is_there_and_no_white_space_around_answers() -> None:
@@ -430,7 +439,7 @@ def test_a_judge_that_nonsense_can_win_is_not(
     found = canary(judge(opinion), TWENTY, 1, Silent())
     assert (found.rate, found.trusted) == (rate, False)
     assert f"in {100 * rate:.0f} % of 16 comparisons: its verdicts mean nothing" in str(found)
-    assert found.to_json()["trusted"] is False
+    assert to_json(found)["trusted"] is False
 
 
 def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], CachedTeacher]) -> None:

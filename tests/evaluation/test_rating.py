@@ -11,14 +11,22 @@ import pytest
 
 from spintune.errors import DataError, TeacherError
 from spintune.evaluation.judge import CANARIES
-from spintune.evaluation.rating import Dialogue, Question, Rating, rate, rating_canary, read_questions, summary
+from spintune.evaluation.rating import (
+    Dialogue,
+    Question,
+    Rating,
+    rate,
+    rating_canary,
+    read_questions,
+    summarize_ratings,
+)
 from spintune.progress import Silent
 from spintune.storage import json_line
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Failure, Reply
 from spintune.teachers.replies import Replies
 from spintune.teachers.scripted import ScriptedTeacher
-from spintune.typed_json import from_json
+from spintune.typed_json import JsonObject, from_json, to_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "mt_bench_questions.jsonl"
 
@@ -162,6 +170,11 @@ def test_a_dialogue_needs_an_answer_to_each_turn() -> None:
 # Counting ------------------------------------------------------------------------------------------------------------
 
 
+def summary(ratings: list[Rating]) -> JsonObject:
+    """As it is in results.json."""
+    return to_json(summarize_ratings(ratings))
+
+
 def record(question: str, turn: int, score: int | None, category: str = "math") -> Rating:
     return Rating(question, category, turn, score, None if score else "no_verdict", 5, "key")
 
@@ -258,7 +271,7 @@ def test_questions_are_read_with_a_place_for_each_reference(tmp_path: Path) -> N
         ({"question_id": 1, "turns": []}, "0 turns"),
         ({"question_id": 1, "turns": ["a"], "reference": ["b", "c"]}, "1 turns with 2 references"),
         ({"turns": ["a"]}, "without 'question_id'"),
-        ({"question_id": 0, "turns": ["a"]}, "the question_id 0 was there before"),
+        ({"question_id": 0, "turns": ["a"]}, "the question_id 0 occurs twice"),
         (["turns"], "not an object"),
     ],
 )

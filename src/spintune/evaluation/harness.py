@@ -24,6 +24,8 @@ from spintune.errors import MissingExtraError, RecipeError
 from spintune.evaluation.custom_tasks import CustomTask, read_custom_task
 from spintune.evaluation.harness_results import HarnessReport, HarnessResult, read_result
 from spintune.progress import Progress, Silent
+from spintune.storage import digest_file
+from spintune.typed_json import JsonObject
 
 if TYPE_CHECKING:
     from spintune.evaluation.harness_model import HarnessModel, InMemory
@@ -82,6 +84,21 @@ def check_benchmarks(chosen: Sequence[Benchmark], data_dir: Path | None = None) 
     with tempfile.TemporaryDirectory(prefix="spintune-tasks-") as temporary:
         library = _Library(chosen, data_dir, Path(temporary))
         return {benchmark.task: library.title(benchmark) for benchmark in chosen}
+
+
+def task_inputs(benchmark: Benchmark, title: str, data_dir: Path | None) -> JsonObject:
+    """What the requests of a benchmark depend on besides the model: its name, and digests of its files and rows."""
+    return {
+        "task": benchmark.task,
+        "file": read_custom_task(Path(benchmark.task)).version if _is_file(benchmark.task) else None,
+        "folder": _digests(data_dir / title) if data_dir else None,
+    }
+
+
+def _digests(folder: Path) -> dict[str, str] | None:
+    if not folder.is_dir():
+        return None
+    return {file.name: digest_file(file) for file in sorted(folder.iterdir()) if file.is_file()}
 
 
 def _need_harness() -> None:
@@ -281,6 +298,3 @@ def _quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-# Results -------------------------------------------------------------------------------------------------------

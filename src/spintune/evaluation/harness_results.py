@@ -1,31 +1,30 @@
-"""What lm-evaluation-harness found, as records: items, metrics and their intervals."""
+"""Results of lm-evaluation-harness as records: documents, metrics with intervals, and scores for comparisons."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from spintune.evaluation.scores import ItemScore, ScoreScale, ScoreTable
 from spintune.evaluation.statistics import Interval, bootstrap
-
-if TYPE_CHECKING:
-    pass
+from spintune.typed_json import JsonObject
 
 
 @dataclass(frozen=True)
 class HarnessItem:
-    """One document of a task, and what the model made of it.
+    """One document of a task, and the model's response.
 
     Attributes:
-        task: the task, or that part of a group, that it belongs to.
+        task: the task, or the part of a group.
         doc_id: its place in the task.
-        doc_hash: SHA-256 of the document; pair two models on it.
-        prompt_hash: SHA-256 of the first prompt, which other exemplars or another chat template change.
+        doc_hash: SHA-256 of the document; two models are paired on it.
+        prompt_hash: SHA-256 of the first prompt, which changes with exemplars and chat template.
         target_hash: SHA-256 of the right answer.
         text: all texts of the document, for finding it in training data.
-        scores: by ``name,filter``, as the harness computes them: mostly one number, for perplexities the
-            log-probability and its words or bytes.
+        scores: by ``name,filter``, as the harness computes them: usually a number, for perplexities the
+            log-probability and the number of words or bytes.
         responses: log-probability (nats) and greedy flag of each continuation; or the text, or the log-probability.
     """
 
@@ -38,36 +37,34 @@ class HarnessItem:
     scores: dict[str, Any]
     responses: list[Any]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> HarnessItem:
-        return cls(**row)
+    @property
+    def id(self) -> str:
+        """The same for the same document in every run."""
+        return f"{self.task}/{self.doc_id}/{self.doc_hash[:8]}"
 
 
 @dataclass(frozen=True)
 class HarnessMetric:
-    """A number of a task, with its 95 % interval where the number is a mean or a ratio over documents."""
+    """A number of a task; its 95 % interval is None where the number is no mean and no ratio over documents."""
 
     value: float
     interval: Interval | None
     higher_is_better: bool
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
+        """As in the manifest of an evaluation."""
         bounds = {"low": self.interval.low, "high": self.interval.high} if self.interval else {}
         return {"value": self.value, **bounds, "higher_is_better": self.higher_is_better}
 
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """A benchmark that was run.
+    """The results of one benchmark.
 
     Attributes:
-        task: its name.
-        metric: key in ``metrics`` of the number that stands for it.
+        metric: key in ``metrics`` of the number that represents it in tables.
         shots: answered examples before each question.
-        version: the task's version in the harness; for one's own tasks a digest of file and rows.
+        version: the task's version in the harness; for a user's own task a digest of file and rows.
         metrics: by ``name,filter``.
         rows: its documents.
     """
@@ -79,8 +76,8 @@ class HarnessResult:
     metrics: dict[str, HarnessMetric]
     rows: tuple[HarnessItem, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the rows."""
+    def to_json(self) -> JsonObject:
+        """Everything but the rows, as in the manifest of an evaluation."""
         return {
             "task": self.task,
             "metric": self.metric,
@@ -93,14 +90,19 @@ class HarnessResult:
 
 @dataclass(frozen=True)
 class HarnessReport:
-    """What a run of benchmarks gave: results, and one line for each task that could not be run."""
+    """Results of several benchmarks.
+
+    Attributes:
+        harness: version of lm-evaluation-harness.
+        failed: one line for each task that could not be run.
+    """
 
     harness: str
-    """Version of lm-evaluation-harness."""
     results: tuple[HarnessResult, ...]
     failed: dict[str, str]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
+        """As in the manifest of an evaluation."""
         return {
             "harness": self.harness,
             "results": [result.to_json() for result in self.results],
@@ -109,7 +111,10 @@ class HarnessReport:
 
 
 def read_result(head: str, found: Any, loaded: Any, metric: str | None) -> HarnessResult:
-    """A task or a group of them: the harness's numbers, with intervals over its documents."""
+    """The harness's numbers for a task or group, with intervals over its documents.
+
+    Raises ValueError when there are none, or none called ``metric``.
+    """
     group = loaded["groups"].get(head)
     parts = [task.task_name for task in group.get_all_tasks()] if group else [head]
     rows = tuple(row for part in parts for row in _rows(part, found["samples"][part]))
@@ -143,7 +148,7 @@ def read_result(head: str, found: Any, loaded: Any, metric: str | None) -> Harne
 
 
 def _rows(task: str, samples: Sequence[dict[str, Any]]) -> list[HarnessItem]:
-    """One row a document; the harness writes one for each of a task's filters."""
+    """One row per document; the harness gives one for each filter of a task."""
     rows: dict[int, HarnessItem] = {}
     for sample in samples:
         scores = {f"{metric},{sample['filter']}": _plain(sample[metric]) for metric in sample["metrics"]}
@@ -187,11 +192,11 @@ _OF_RATIOS: dict[str, Callable[[float], float]] = {
     "perplexity": math.exp,
     "bits_per_byte": lambda nats: nats / math.log(2),
 }
-"""What becomes of nats a word, byte or document."""
+"""The metric as a function of nats per word, byte or document."""
 
 
 def _interval(metric: str, value: float, scores: Sequence[Any]) -> Interval | None:
-    """The interval of a number over documents; None where it is neither their mean nor a ratio of their sums."""
+    """The interval of a number over documents; None when it is neither their mean nor a ratio of their sums."""
     if metric in _OF_RATIOS:
         pairs = [score if isinstance(score, list) else [score, 1] for score in scores]
         nats = bootstrap([-logprob for logprob, _ in pairs], [weight for _, weight in pairs])
@@ -202,3 +207,36 @@ def _interval(metric: str, value: float, scores: Sequence[Any]) -> Interval | No
     else:
         return None
     return interval if math.isclose(interval.mean, value, rel_tol=1e-6, abs_tol=1e-9) else None
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+def standing_scores(results: Sequence[HarnessResult]) -> ScoreTable:
+    """The metric that represents each benchmark, document by document.
+
+    A metric that is no mean and no ratio over documents is left out. Bits per byte and perplexities are compared as
+    bits, which add up.
+    """
+    scales: dict[str, ScoreScale] = {}
+    items: dict[str, ItemScore] = {}
+    for result in results:
+        metric = result.metrics[result.metric]
+        if metric.interval is None:
+            continue
+        name = result.metric.partition(",")[0] if len(results) == 1 else result.task
+        rows = [row for row in result.rows if result.metric in row.scores]
+        values = [row.scores[result.metric] for row in rows]
+        likelihood = any(isinstance(value, list) for value in values)
+        if likelihood:
+            name = f"{name} in bits"
+        scales[name] = ScoreScale(
+            "lower" if likelihood or not metric.higher_is_better else "higher", all(value in (0, 1) for value in values)
+        )
+        for row, value in zip(rows, values, strict=True):
+            item = items.setdefault(row.id, ItemScore(row.id, row.text, {}, {}))
+            nats, weight = value if isinstance(value, list) else (-value, None)
+            item.scores[name] = -nats / math.log(2) if likelihood else float(value)
+            if weight is not None:
+                item.weights[name] = float(weight)
+    return ScoreTable(scales, tuple(items.values()))

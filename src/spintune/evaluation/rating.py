@@ -1,7 +1,7 @@
-"""A model as judge of single answers, from 1 to 10, over the turns of a conversation (MT-Bench, arXiv 2306.05685).
+"""A model as judge that rates single answers from 1 to 10, turn by turn (MT-Bench, arXiv 2306.05685).
 
-A later turn is rated with the conversation before it in view. Reference answers are shown where the questions have
-them. A rating that cannot be read is counted by its reason and stands in no mean.
+The judge sees the conversation before a later turn, and reference answers where the questions have them. A rating that
+cannot be read is counted by its reason and left out of every mean.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, CANARY_LIMIT, MAX_TOKENS, Canary
 from spintune.evaluation.judge_prompts import BEST, RATING, WORST, rating_prompt
-from spintune.evaluation.statistics import bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.evaluation.verdicts import code_for, read_verdict
 from spintune.progress import Progress
 from spintune.records import Message
@@ -31,10 +30,10 @@ _SCORES = tuple(str(score) for score in range(WORST, BEST + 1))
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, turn by turn.
+    """A question of one or more turns.
 
     Attributes:
-        references: a good answer to each turn, None where there is none.
+        references: a good answer to each turn, or None.
     """
 
     id: str
@@ -47,7 +46,7 @@ class Question:
 class Dialogue:
     """A question with a model's answer to each turn.
 
-    Raises ValueError for another number of answers than turns.
+    Raises ValueError unless there is one answer per turn.
     """
 
     question: Question
@@ -67,7 +66,7 @@ def read_questions(path: Path) -> list[Question]:
     for row in file_rows(path):
         question = _question(row)
         if question.id in questions:
-            raise DataError(f"{row.where}: the question_id {question.id} was there before; give each question its own")
+            raise DataError(f"{row.where}: the question_id {question.id} occurs twice; give each question its own")
         questions[question.id] = question
     return list(questions.values())
 
@@ -82,7 +81,7 @@ def _question(row: FileRow) -> Question:
         raise DataError(f"{row.where}: a question without 'question_id'; give it a number or a name")
     references += [""] * (len(turns) - len(references))
     category = row.text("category", "a category") if "category" in row.values else ""
-    # the file says "" where only the other turn has a reference
+    # "" in the file: only the other turn has a reference
     return Question(str(number), category, tuple(turns), tuple(text or None for text in references))
 
 
@@ -96,14 +95,14 @@ def _texts(row: FileRow, key: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Rating:
-    """What became of one answer.
+    """The rating of one answer.
 
     Attributes:
-        turn: 1 for the first.
-        score: 1 to 10; None where there is none.
-        problem: why, see :mod:`spintune.evaluation.verdicts`.
+        turn: from 1.
+        score: 1 to 10, or None.
+        problem: why there is no score, see :mod:`spintune.evaluation.verdicts`.
         length: of the answer. [characters]
-        request: under which the reply is kept.
+        request: key of the stored reply.
     """
 
     id: str
@@ -120,8 +119,7 @@ def rate(
 ) -> list[Rating]:
     """A rating for every turn of every dialogue, in their order.
 
-    Raises TeacherError when the judge cannot be asked; the replies until then are kept, and the same call goes on from
-    there. Where its budget ends, what was not asked has the problem "budget".
+    Raises TeacherError as :func:`~spintune.evaluation.judge.judge_pairs` does; the problem "budget" is the same too.
     """
     turns = [(dialogue, turn) for dialogue in dialogues for turn in range(1, len(dialogue.answers) + 1)]
     asked = [_request(dialogue, turn, seed, max_tokens) for dialogue, turn in turns]
@@ -145,7 +143,7 @@ def rate(
 
 
 def _request(dialogue: Dialogue, turn: int, seed: int, max_tokens: int) -> tuple[Request, str]:
-    """What is asked about one turn, and the code of its rating."""
+    """The request about one turn, and the code of its rating."""
     question = dialogue.question
     conversation = list(zip(question.turns, dialogue.answers, strict=True))[:turn]
     references = question.references[:turn]
@@ -155,41 +153,53 @@ def _request(dialogue: Dialogue, turn: int, seed: int, max_tokens: int) -> tuple
     return Request((message,), max_tokens=max_tokens, temperature=0.0), code
 
 
-def summary(ratings: Sequence[Rating]) -> dict[str, Any]:
-    """Mean ratings with 95 % intervals; None where nothing was rated.
+@dataclass(frozen=True)
+class RatingSummary:
+    """Mean ratings of one model, with 95 % intervals; None where nothing was rated.
 
-    ===========  ================================================================================
-    prompt       name and version of what the judge was asked
-    items        ratings asked for
-    invalid      those that could not be read; they stand in no mean
-    problems     why, by reason
-    mean         over all ratings; its interval resamples questions, whose turns belong together
-    turns        the same for each turn, by its number
-    categories   the same for each category
-    ===========  ================================================================================
+    Attributes:
+        prompt: name and version of the judge's prompt.
+        items: answers that the judge was asked to rate.
+        invalid: ratings that could not be read; they are in no mean.
+        problems: why, by reason.
+        mean: over all ratings. The interval resamples questions, whose turns belong together.
+        turns: by the number of the turn.
+        categories: by category of the question.
     """
-    scored = [rating for rating in ratings if rating.score is not None]
+
+    prompt: str
+    items: int
+    invalid: int
+    problems: dict[str, int]
+    mean: Interval | None
+    turns: dict[str, Interval | None]
+    categories: dict[str, Interval | None]
+
+
+def summarize_ratings(ratings: Sequence[Rating]) -> RatingSummary:
+    """The mean rating of one model: over all, by turn and by category."""
+    rated = [rating for rating in ratings if rating.score is not None]
     turns = sorted({rating.turn for rating in ratings})
     categories = list(dict.fromkeys(rating.category for rating in ratings if rating.category))
-    return {
-        "prompt": RATING,
-        "items": len(ratings),
-        "invalid": len(ratings) - len(scored),
-        "problems": dict(Counter(rating.problem for rating in ratings if rating.problem is not None)),
-        "mean": _mean(scored),
-        "turns": {str(turn): _mean([rating for rating in scored if rating.turn == turn]) for turn in turns},
-        "categories": {name: _mean([rating for rating in scored if rating.category == name]) for name in categories},
-    }
+    return RatingSummary(
+        prompt=RATING,
+        items=len(ratings),
+        invalid=len(ratings) - len(rated),
+        problems=dict(Counter(rating.problem for rating in ratings if rating.problem is not None)),
+        mean=_mean(rated),
+        turns={str(turn): _mean([rating for rating in rated if rating.turn == turn]) for turn in turns},
+        categories={name: _mean([rating for rating in rated if rating.category == name]) for name in categories},
+    )
 
 
-def _mean(scored: Sequence[Rating]) -> dict[str, float] | None:
-    """Of all scores, as the ratio of sums over questions."""
+def _mean(rated: Sequence[Rating]) -> Interval | None:
+    """The mean of all scores, as a ratio of sums over questions."""
     sums: Counter[str] = Counter()
     counts: Counter[str] = Counter()
-    for rating in scored:
+    for rating in rated:
         sums[rating.id] += rating.score or 0
         counts[rating.id] += 1
-    return bootstrap(list(sums.values()), list(counts.values())).to_json() if sums else None
+    return bootstrap(list(sums.values()), list(counts.values())) if sums else None
 
 
 def rating_canary(
@@ -197,30 +207,29 @@ def rating_canary(
     dialogues: Sequence[Dialogue],
     seed: int,
     progress: Progress,
-    count: int = CANARY_ITEMS,
-    limit: float = CANARY_LIMIT,
     max_tokens: int = MAX_TOKENS,
+    count: int = CANARY_ITEMS,
 ) -> Canary:
-    """Rates constant nonsense and real answers to first turns: nonsense must be rated lower.
+    """Rates constant nonsense and real answers to first turns: a judge to be trusted rates nonsense lower.
 
-    As in :func:`~spintune.evaluation.judge.canary` the real answer is the reference where there is one; nobody sees
-    it as a reference here. Null models were rated 9.55 by judges in use (arXiv 2410.07137).
+    As in :func:`~spintune.evaluation.judge.canary`, the real answer is the reference where there is one; the judge does
+    not see it as a reference here. Judges in use have rated constant answers 9.55 (arXiv 2410.07137).
     """
 
     def order(dialogue: Dialogue) -> tuple[bool, str]:
         question = dialogue.question
         return question.references[0] is None, digest_json([seed, "canary", question.id])
 
-    staged = []
+    pairs = []
     for dialogue, nonsense in zip(sorted(dialogues, key=order)[:count], cycle(CANARIES), strict=False):
         question = dialogue.question
         alone = Question(question.id, question.category, question.turns[:1], (None,))
         real = dialogue.answers[0] if question.references[0] is None else question.references[0]
-        staged += [Dialogue(alone, (nonsense,)), Dialogue(alone, (real,))]
-    ratings = rate(asker, staged, seed, progress, max_tokens)
+        pairs += [Dialogue(alone, (nonsense,)), Dialogue(alone, (real,))]
+    ratings = rate(asker, pairs, seed, progress, max_tokens)
     preferences = tuple(
         (float(bad.score > good.score) + float(bad.score >= good.score)) / 2
         for bad, good in zip(ratings[::2], ratings[1::2], strict=True)
         if bad.score is not None and good.score is not None
     )
-    return Canary(asker.teacher.name, len(staged) // 2, preferences, limit)
+    return Canary(asker.teacher.name, len(pairs) // 2, preferences, CANARY_LIMIT)

@@ -1,30 +1,31 @@
-"""What an evaluation says of a model, item by item: the one form in which all of them are kept, shown and compared.
+"""The scores of one model in one evaluation, item by item: the form in which all are stored, shown and compared.
 
 ::
 
-    eval/NAME/MODEL/scores.jsonl     id, text, scores, weights: a row an item
-    eval/NAME/MODEL/manifest.json    facts: which measures there are, and which way is better
+    eval/NAME/MODEL/scores.jsonl     id, text, scores, weights: one row per item
+    eval/NAME/MODEL/manifest.json    facts: the measures, and which values of each are better
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.records import read_records
 from spintune.run_folder import MANIFEST
 from spintune.storage import read_json
+from spintune.typed_json import from_json
 
 SCORES = "scores.jsonl"
 
 
 @dataclass(frozen=True)
 class ScoreScale:
-    """How a measure is read: which way is better (None for neither, as for lengths), and whether it is 0 or 1."""
+    """How a measure is read: which values are better (None for neither, as for lengths), and whether all are 0 or 1."""
 
     better: Literal["higher", "lower"] | None = "higher"
     right_or_wrong: bool = False
@@ -32,10 +33,10 @@ class ScoreScale:
 
 @dataclass(frozen=True)
 class ItemScore:
-    """One item.
+    """The scores of one item.
 
     Attributes:
-        text: what is asked, with its right answer where there is one; contamination is looked for in it.
+        text: the prompt, with the right answer if there is one; contamination is looked for in it.
         scores: by measure: a number, or the numerator of a ratio of sums.
         weights: denominators, for measures that are such ratios: instructions of a prompt, bytes of a text.
     """
@@ -47,11 +48,23 @@ class ItemScore:
 
 
 @dataclass(frozen=True)
+class ScoreFacts:
+    """What the manifest of an evaluation says about its scores."""
+
+    items: int
+    measures: dict[str, ScoreScale]
+
+
+@dataclass(frozen=True)
 class ScoreTable:
-    """One model in one evaluation."""
+    """All scores of one model in one evaluation; ``scales`` by measure."""
 
     scales: dict[str, ScoreScale]
     items: tuple[ItemScore, ...]
+
+    def facts(self) -> ScoreFacts:
+        """The facts for the manifest."""
+        return ScoreFacts(len(self.items), self.scales)
 
     def table(self, prefix: str = "") -> Table:
         """The measures as :func:`~spintune.evaluation.comparison.compare` takes them, by ``prefix`` and name."""
@@ -68,29 +81,26 @@ class ScoreTable:
             {item.id: item.weights[name] for item in items} if weighted else None,
         )
 
-    def summary(self, only: Collection[str] | None = None) -> dict[str, Interval]:
-        """Each measure with its 95 % interval, over all items or those of some ids; without items it is left out."""
+    def summary(self, without: Collection[str] = ()) -> dict[str, Interval]:
+        """Each measure with its 95 % interval, over all items but those ``without``; left out when none remains."""
         found = {}
         for name in self.scales:
-            items = [item for item in self.items if name in item.scores and (only is None or item.id in only)]
+            items = [item for item in self.items if name in item.scores and item.id not in without]
             if items:
                 weights = [item.weights.get(name, 1.0) for item in items]
                 found[name] = bootstrap([item.scores[name] for item in items], weights)
         return found
 
-    def to_facts(self) -> dict[str, Any]:
-        return {name: asdict(scale) for name, scale in self.scales.items()}
-
 
 def read_scores(folder: Path) -> ScoreTable:
-    """What a finished evaluation of a model left in its folder."""
-    scales: Mapping[str, Any] = read_json(folder / MANIFEST)["facts"]["measures"]
-    items = tuple(read_records(folder / SCORES, ItemScore))
-    return ScoreTable({name: ScoreScale(**scale) for name, scale in scales.items()}, items)
+    """The scores in the folder of a finished evaluation of one model."""
+    measures = read_json(folder / MANIFEST)["facts"]["measures"]
+    scales = from_json(dict[str, ScoreScale], measures, folder / MANIFEST)
+    return ScoreTable(scales, tuple(read_records(folder / SCORES, ItemScore)))
 
 
 def finished_scores(run: Path) -> dict[str, dict[str, Path]]:
-    """The folders of finished evaluations of a run: by evaluation, then by model."""
+    """The folders of a run's finished evaluations: by evaluation, then by model."""
     found: dict[str, dict[str, Path]] = {}
     for manifest in sorted(run.glob(f"eval/*/*/{MANIFEST}")):
         if (manifest.parent / SCORES).is_file():

@@ -182,16 +182,15 @@ _PRECISION = 0.01
 
 @dataclass(frozen=True)
 class LengthControlled:
-    """The win rate if both answers were equally long, and what length does.
+    """The win rate at equal length of both answers, and the effect of length.
 
-    rate:    the controlled rate and its interval
-    raw:     the plain win rate
-    weight:  log-odds of a win for each unit of tanh(length difference/its standard deviation); above 0, the judge
-             likes the longer answer
+    Attributes:
+        rate: the controlled rate.
+        weight: log-odds of a win per unit of tanh(length difference/its standard deviation); above 0, the judge prefers
+            longer answers.
     """
 
     rate: Interval
-    raw: float
     weight: float
 
 
@@ -231,7 +230,7 @@ def length_controlled_win_rate(
     spread_22 = (input_N2.T * (wanted_N - rate_N) ** 2) @ input_N2
     error = math.sqrt((inverse_22 @ spread_22 @ inverse_22)[0, 0])
     low, mean, high = (float(1 / (1 + np.exp(-(weight_2[0] + side * _Z * error)))) for side in (-1, 0, 1))
-    return LengthControlled(Interval(mean, low, high), float(wanted_N.mean()), float(weight_2[1]))
+    return LengthControlled(Interval(mean, low, high), float(weight_2[1]))
 
 
 def _check_preferences(preferences: Sequence[float]) -> None:

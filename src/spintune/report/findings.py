@@ -25,7 +25,6 @@ from spintune.report.measures import (
 )
 from spintune.report.table import MeasureColumn, decimals, shown, verdict
 from spintune.run_folder import BASELINE
-from spintune.typed_json import from_json
 
 FEW_ITEMS = 50
 """Below this the percentile bootstrap's intervals are too short: even at 50 items 6 of 100 are wrong, not 5."""
@@ -107,8 +106,7 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
 
 def canaries(run: RunFacts) -> dict[str, Canary]:
     """How constant nonsense fared with the judge, by evaluation; empty without a judge."""
-    found = run.results.judge.canary if run.results.judge else {}
-    return {name: from_json(Canary, facts, run.folder / "results.json") for name, facts in found.items()}
+    return run.results.judge.canary if run.results.judge else {}
 
 
 def belief(evaluation: str, canary: Canary) -> str:

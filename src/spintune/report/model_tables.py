@@ -23,7 +23,6 @@ from spintune.report.measures import (
     shared,
 )
 from spintune.report.table import Cell, ColumnGroup, MeasureColumn, Row, Table, cell, decimals, difference_cell
-from spintune.typed_json import JsonObject
 
 RIVAL, CLEAN = "stored answers", "without them"
 """Notes under a label of a scoreboard."""
@@ -211,17 +210,17 @@ def _score(
 # The judge ----------------------------------------------------------------------------------------------------------
 
 
-def win_rate(found: JsonObject | None) -> Cell | None:
+def win_rate(found: Interval | None) -> Cell | None:
     """A judge's interval of a win rate, in percent; None without verdicts."""
-    return cell(Interval(**found), _WIN_RATE) if found else None
+    return cell(found, _WIN_RATE) if found else None
 
 
 def ratings(run: RunFacts) -> list[tuple[str, list[Cell | None], int]]:
     """The judge's mean ratings, as (model, cells for all turns and for each turn, ratings that could not be read)."""
     found = run.results.judge.ratings if run.results.judge else {}
-    turns = sorted({turn for facts in found.values() for turn in facts["turns"]})
+    turns = sorted({turn for one in found.values() for turn in one.turns})
     rows = []
-    for model, facts in found.items():
-        means = [facts["mean"], *(facts["turns"].get(turn) for turn in turns)]
-        rows.append((model, [cell(Interval(**one), _RATING) if one else None for one in means], facts["invalid"]))
+    for model, rated in found.items():
+        means = [rated.mean, *(rated.turns.get(turn) for turn in turns)]
+        rows.append((model, [cell(one, _RATING) if one else None for one in means], rated.invalid))
     return rows

@@ -1,4 +1,4 @@
-"""Evaluation items that stand in what was trained on.
+"""Evaluation items that are in the training data.
 
 ::
 
@@ -7,23 +7,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
-from spintune.data.contamination import SIZES, contamination, text_of
+from spintune.data.contamination import Contamination, contamination, text_of
+from spintune.results import ContaminationFacts, OverlapFacts
 from spintune.stages.context import RunContext
 from spintune.storage import digest_json, write_json
-from spintune.typed_json import to_json
-
-DECIDES = max(SIZES)
-"""Words of a shared run that make an item unclean: GPT-3's."""
-
-Clean = dict[str, set[str]]
-"""By evaluation, the ids of items that share no such run with any training row."""
+from spintune.typed_json import JsonObject, to_json
 
 
-def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, str]]) -> tuple[dict[str, Any], Clean]:
-    """How many items of each evaluation share words with training rows, and which do not.
+def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, str]]) -> ContaminationFacts:
+    """How many items of each evaluation share words with training rows, and which do.
 
     Args:
         items: by evaluation: the text of each item, by its id.
@@ -31,29 +25,35 @@ def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, st
     stage = "contamination"
     path = context.run.folder / stage / "contamination.json"
     inputs = {"data": context.run.digest("data"), "items": digest_json(items)}
-    facts = context.run.finished(stage, inputs)
+    facts = context.run.finished(stage, inputs, ContaminationFacts)
     if facts is None:
-        ids = {name: list(texts) for name, texts in items.items()}
-        with context.progress.task("contamination", len(context.train), "training rows") as task:
-
-            def trained() -> Any:
-                for example in context.train:
-                    task.advance()
-                    yield text_of(example)
-
-            found = contamination(trained(), {name: list(texts.values()) for name, texts in items.items()})
-        facts = {"training_rows": found.training_rows, "sets": {}}
-        for one in found.sets:
-            counted = facts["sets"].setdefault(one.evaluation, {"items": one.items, "unclean": []})
-            counted[str(one.n)] = len(one.touched)
-            if one.n == DECIDES:
-                counted["unclean"] = [ids[one.evaluation][item.item] for item in one.touched]
-        rows = to_json(found)
-        for one in rows["sets"]:
-            for item in one["touched"]:
-                item["id"] = ids[one["evaluation"]][item["item"]]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, rows)
+        texts = {name: list(one.values()) for name, one in items.items()}
+        found = contamination(_training_texts(context), texts)
+        ids = {name: list(one) for name, one in items.items()}
+        write_json(path, _with_ids(found, ids))
+        facts = ContaminationFacts(found.training_rows, {name: _overlap(found, name, ids[name]) for name in items})
         context.run.finish(stage, inputs, [path], facts)
-    clean = {name: set(texts) - set(facts["sets"][name]["unclean"]) for name, texts in items.items()}
-    return facts, clean
+    return facts
+
+
+def _training_texts(context: RunContext) -> Iterator[str]:
+    with context.progress.task("contamination", len(context.train), "training rows") as task:
+        for example in context.train:
+            task.advance()
+            yield text_of(example)
+
+
+def _overlap(found: Contamination, name: str, ids: list[str]) -> OverlapFacts:
+    """Items of one evaluation; those that share 13 words in a row, as for GPT-3, are unclean."""
+    touched = {one.n: one.touched for one in found.sets if one.evaluation == name}
+    unclean = [ids[item.item] for item in touched[13]]
+    items = next(one.items for one in found.sets if one.evaluation == name)
+    return OverlapFacts(items, unclean, shared_8=len(touched[8]), shared_13=len(touched[13]))
+
+
+def _with_ids(found: Contamination, ids: Mapping[str, list[str]]) -> JsonObject:
+    rows: JsonObject = to_json(found)
+    for one in rows["sets"]:
+        for item in one["touched"]:
+            item["id"] = ids[one["evaluation"]][item["item"]]
+    return rows

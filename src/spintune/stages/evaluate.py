@@ -1,16 +1,16 @@
-"""Judges the models of a run by everything that the recipe's ``eval`` names, each model loaded once.
+"""Evaluates the models of a run by everything that the recipe's ``eval`` names; each model is loaded once.
 
 ::
 
     each model  --> held-out examples, ifeval, questions, benchmarks --> scores, item by item --+
     the judge   --> pairs of answers, ratings                                                   +--> results
-    train.jsonl --> which items stand in it ---------------------------------------------------+
+    train.jsonl --> which items are in it -----------------------------------------------------+
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from spintune.data.contamination import text_of
 from spintune.errors import DataError
@@ -19,174 +19,167 @@ from spintune.evaluation.model_pairs import compared_pairs, start_of
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
 from spintune.records import write_records
-from spintune.results import EvaluationResults
+from spintune.results import BenchmarkResults, ContaminationFacts, EvaluationResults
 from spintune.stages.contamination import contamination_stage
 from spintune.stages.context import RunContext
 from spintune.stages.heldout import heldout_results, judge_stage
 from spintune.stages.iterates import Iterate
-from spintune.stages.judge import judging_stage
+from spintune.stages.judge import ModelPairs, judging_stage
 from spintune.stages.registry import Evaluation, EvaluationOutcome
 from spintune.storage import write_json_lines
-from spintune.typed_json import from_json
+from spintune.typed_json import JsonObject, to_json
+
+Scores = dict[str, dict[str, ScoreTable]]
+"""By evaluation, then by model."""
 
 
 def evaluate(
     context: RunContext, iterates: Sequence[Iterate], chosen: Sequence[Evaluation], best: str | None
 ) -> EvaluationResults:
-    """What was found out about every model, as it stands in results.json.
+    """What the evaluations find out about every model.
 
-    ``best`` is self-play's own choice among them. A benchmark that cannot be run is told of and left out.
+    ``best`` is the iterate that self-play chose. An evaluation that cannot be run is skipped; its reason is printed.
     """
     recipe = context.recipe
     names = [iterate.name for iterate in iterates]
+    pairs = compared_pairs(names, best)
     heldout = HELDOUT in recipe.eval and bool(context.heldout)
     if HELDOUT in recipe.eval and not context.heldout:
         context.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
-    scores: dict[str, dict[str, ScoreTable]] = {evaluation.name: {} for evaluation in chosen}
+    scores, failed = _evaluate_models(context, iterates, chosen, heldout)
+    results = heldout_results(context, iterates, pairs, start_of(names)) if heldout else EvaluationResults()
+    if recipe.judge:
+        judge = judging_stage(context, recipe.judge, names, _judged_pairs(chosen, names, pairs, best, heldout))
+        results = replace(results, judge=judge)
+        scores[MT_BENCH] = _rated(context, judge.ratings)
+    scores = {name: models for name, models in scores.items() if any(one.items for one in models.values())}
+    contamination = _contamination(context, scores, heldout) if context.train and (scores or heldout) else None
+    return replace(
+        results,
+        benchmarks=_benchmarks(scores, contamination) if scores else None,
+        conclusions=_conclusions(scores, names) if scores else None,
+        failed=failed or None,
+        contamination=contamination,
+    )
+
+
+# Models --------------------------------------------------------------------------------------------------------------
+
+
+def _evaluate_models(
+    context: RunContext, iterates: Sequence[Iterate], chosen: Sequence[Evaluation], heldout: bool
+) -> tuple[Scores, list[str]]:
+    """The scores of all models and rivals, and the names of evaluations that could not be done."""
+    scores: Scores = {evaluation.name: {} for evaluation in chosen}
     failed: list[str] = []
     for iterate in iterates:
         if heldout:
             judge_stage(context, iterate)
         for evaluation in chosen:
-            if evaluation.name not in failed and not _evaluated(context, iterate, evaluation, scores):
+            if evaluation.name not in failed and not _evaluate_model(context, iterate, evaluation, scores):
                 failed.append(evaluation.name)
     for evaluation in chosen:
         for rival, outcome in evaluation.rivals.items():
-            _keep(context, evaluation, rival, {**evaluation.inputs, "rival": rival}, outcome)
+            _write_outcome(context, evaluation, rival, {**evaluation.inputs, "rival": rival}, outcome)
             scores[evaluation.name][rival] = read_scores(context.run.folder / "eval" / evaluation.name / rival)
-
-    pairs = compared_pairs(names, best)
-    results: dict[str, Any] = {}
-    if heldout:
-        results |= heldout_results(context, iterates, pairs, start_of(names))
-    if recipe.judge:
-        judged = _judged_pairs(chosen, names, pairs, best, heldout)
-        results["judge"] = judging_stage(context, recipe.judge, names, judged)
-        # those that were rated now: ratings of earlier judges may lie beside
-        rated = [
-            name for name in results["judge"]["ratings"] if (context.run.folder / "eval" / MT_BENCH / name).exists()
-        ]
-        scores[MT_BENCH] = {name: read_scores(context.run.folder / "eval" / MT_BENCH / name) for name in rated}
-    scores = {name: models for name, models in scores.items() if any(one.items for one in models.values())}
-    if scores:
-        results["benchmarks"] = {name: _summaries(models) for name, models in scores.items()}
-        results["conclusions"] = _conclusions(scores, names)
-    if failed:
-        results["failed"] = failed
-    if context.train and (scores or heldout):
-        _add_contamination(context, scores, heldout, results)
-    return from_json(EvaluationResults, results, context.run.folder)
+    return scores, failed
 
 
-# Stages -------------------------------------------------------------------------------------------------------------
-
-
-def _evaluated(
-    context: RunContext, iterate: Iterate, evaluation: Evaluation, scores: dict[str, dict[str, ScoreTable]]
-) -> bool:
-    """One evaluation of one model, done now or before; False where it cannot be done."""
+def _evaluate_model(context: RunContext, iterate: Iterate, evaluation: Evaluation, scores: Scores) -> bool:
+    """One evaluation of one model, now or earlier; False when it cannot be done."""
     stage = f"eval/{evaluation.name}/{iterate.name}"
     inputs = context.model_inputs(iterate, **evaluation.inputs)
     facts = context.run.finished(stage, inputs)
     if facts is None:
-        outcome = evaluation.judge(context, context.load(iterate))
+        outcome = evaluation.run(context, context.load(iterate))
         if outcome is None:
             return False
-        _keep(context, evaluation, iterate.name, inputs, outcome)
-        facts = context.run.finished(stage, inputs) or {}
-    if facts.get("measures") is not None:
+        facts = _write_outcome(context, evaluation, iterate.name, inputs, outcome)
+    if "measures" in facts:
         scores[evaluation.name][iterate.name] = read_scores(context.run.folder / stage)
     return True
 
 
-def _keep(
-    context: RunContext, evaluation: Evaluation, name: str, inputs: dict[str, Any], outcome: EvaluationOutcome
-) -> None:
-    """Writes what an evaluation gave, once."""
+def _write_outcome(
+    context: RunContext, evaluation: Evaluation, name: str, inputs: JsonObject, outcome: EvaluationOutcome
+) -> JsonObject:
+    """Writes the outcome of an evaluation, unless it is there already; the facts of its manifest."""
     stage = f"eval/{evaluation.name}/{name}"
-    if context.run.finished(stage, inputs) is not None:
-        return
+    if (facts := context.run.finished(stage, inputs)) is not None:
+        return facts
     folder = context.run.folder / stage
-    files = []
     for file, rows in outcome.files.items():
-        files.append(folder / file)
         write_json_lines(folder / file, rows)
-    facts = dict(outcome.facts)
+    files, facts = [folder / file for file in outcome.files], dict(outcome.facts)
     if outcome.scores:
-        files.append(folder / SCORES)
         write_records(folder / SCORES, outcome.scores.items)
-        facts |= {"items": len(outcome.scores.items), "measures": outcome.scores.to_facts()}
+        files.append(folder / SCORES)
+        facts |= to_json(outcome.scores.facts())
     context.run.finish(stage, inputs, files, facts)
+    return facts
 
 
 def _judged_pairs(
-    chosen: Sequence[Evaluation],
-    names: Sequence[str],
-    pairs: Sequence[tuple[str, str]],
-    best: str | None,
-    heldout: bool,
-) -> dict[str, list[tuple[str, str]]]:
-    """Of each evaluation with answers: the pairs that are compared anyway, and the run's choice with each rival."""
-    wanted: dict[str, list[tuple[str, str]]] = {}
-    if heldout:
-        wanted[HELDOUT] = list(pairs)
+    chosen: Sequence[Evaluation], names: Sequence[str], pairs: ModelPairs, best: str | None, heldout: bool
+) -> dict[str, ModelPairs]:
+    """The pairs that the judge compares, by evaluation; on questions the best model also meets each rival."""
+    judged: dict[str, ModelPairs] = {HELDOUT: pairs} if heldout else {}
     for evaluation in chosen:
         if evaluation.name == QUESTIONS:
-            choice = best if best in names else names[-1]
-            wanted[QUESTIONS] = [*pairs, *((str(choice), rival) for rival in evaluation.rivals)]
-    return {name: found for name, found in wanted.items() if found}
+            choice = best if best is not None and best in names else names[-1]
+            judged[QUESTIONS] = [*pairs, *((choice, rival) for rival in evaluation.rivals)]
+    return {name: found for name, found in judged.items() if found}
 
 
-# Results ------------------------------------------------------------------------------------------------------------
+def _rated(context: RunContext, names: Iterable[str]) -> dict[str, ScoreTable]:
+    """The scores of models that were rated now; the folder may hold ratings of earlier judges too."""
+    folders = {name: context.run.folder / "eval" / MT_BENCH / name for name in names}
+    return {name: read_scores(folder) for name, folder in folders.items() if folder.exists()}
 
 
-def _summaries(models: Mapping[str, ScoreTable]) -> dict[str, Any]:
-    first = next(iter(models.values()))
-    return {
-        "items": {name: len(scores.items) for name, scores in models.items()},
-        "measures": first.to_facts(),
-        "scores": {
-            name: {measure: interval.to_json() for measure, interval in scores.summary().items()}
-            for name, scores in models.items()
-        },
-    }
+# Results -------------------------------------------------------------------------------------------------------------
 
 
-def _conclusions(scores: Mapping[str, Mapping[str, ScoreTable]], names: Sequence[str]) -> list[str]:
-    """What all benchmarks together say of each model beside where self-play starts, as sentences."""
-    start = start_of(names)
-    tables = {
-        name: {
-            key: table
-            for evaluation, models in scores.items()
-            if name in models
-            for key, table in models[name].table(f"{evaluation} ").items()
-        }
-        for name in names
-    }
-    if len(names) < 2:
-        return []
-    try:
-        compared = compare(tables, against=start)
-    except DataError as error:
-        return [str(error)]
-    return [*compared.conclusions, *compared.notes]
-
-
-def _add_contamination(
-    context: RunContext, scores: Mapping[str, Mapping[str, ScoreTable]], heldout: bool, results: dict[str, Any]
-) -> None:
-    """Says how many items stand in the training data, and what the scores are without them."""
+def _contamination(context: RunContext, scores: Scores, heldout: bool) -> ContaminationFacts:
+    """How many items of each evaluation are in the training data."""
     items = {
         name: {item.id: item.text for one in models.values() for item in one.items} for name, models in scores.items()
     }
     if heldout:
         items[HELDOUT] = {example.id: text_of(example) for example in context.heldout}
-    facts, clean = contamination_stage(context, items)
-    results["contamination"] = facts
-    for name, models in scores.items():
-        if len(clean[name]) < len(items[name]):
-            results["benchmarks"][name]["clean"] = {
-                model: {measure: found.to_json() for measure, found in one.summary(clean[name]).items()}
-                for model, one in models.items()
-            }
+    return contamination_stage(context, items)
+
+
+def _benchmarks(scores: Scores, contamination: ContaminationFacts | None) -> dict[str, BenchmarkResults]:
+    unclean = {name: set(found.unclean) for name, found in contamination.sets.items()} if contamination else {}
+    return {name: _benchmark(models, unclean.get(name, set())) for name, models in scores.items()}
+
+
+def _benchmark(models: Mapping[str, ScoreTable], unclean: Collection[str]) -> BenchmarkResults:
+    first = next(iter(models.values()))
+    return BenchmarkResults(
+        items={name: len(scores.items) for name, scores in models.items()},
+        measures=first.scales,
+        scores={name: scores.summary() for name, scores in models.items()},
+        clean={name: scores.summary(without=unclean) for name, scores in models.items()} if unclean else None,
+    )
+
+
+def _conclusions(scores: Scores, names: Sequence[str]) -> list[str]:
+    """What all evaluations together say about each model beside the one self-play starts from, as sentences."""
+    if len(names) < 2:
+        return []
+    tables = {
+        name: {
+            measure: items
+            for evaluation, models in scores.items()
+            if name in models
+            for measure, items in models[name].table(f"{evaluation} ").items()
+        }
+        for name in names
+    }
+    try:
+        compared = compare(tables, against=start_of(names))
+    except DataError as error:
+        return [str(error)]
+    return [*compared.conclusions, *compared.notes]

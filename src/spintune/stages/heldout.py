@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from spintune.errors import DataError
 from spintune.evaluation.heldout import (
@@ -17,6 +16,7 @@ from spintune.evaluation.heldout import (
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.metrics import METRICS, metric_inputs
 from spintune.records import Example, read_records, write_records
+from spintune.results import EvaluationResults
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
 from spintune.stages.task_accuracy import judge_tasks
@@ -60,18 +60,15 @@ def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
 
 def heldout_results(
     context: RunContext, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
-) -> dict[str, Any]:
-    """Every iterate's measures ("heldout"), the paired "differences" of ``pairs``, and with a mixture its "tasks"."""
+) -> EvaluationResults:
+    """Every iterate's measures, the paired differences of ``pairs``, and with a mixture the accuracy on its tasks."""
     judged = {iterate.name: judge_stage(context, iterate) for iterate in iterates}
-    found = {
-        "heldout": {name: _plain(summarize_heldout(rows)) for name, rows in judged.items()},
-        "differences": {
-            f"{one} - {other}": _plain(heldout_differences(judged[one], judged[other])) for one, other in pairs
-        },
-    }
-    if context.recipe.data.mixture:
-        found["tasks"] = judge_tasks(context, context.recipe.data.mixture, judged, reference)
-    return found
+    mixture = context.recipe.data.mixture
+    return EvaluationResults(
+        heldout={name: summarize_heldout(rows) for name, rows in judged.items()},
+        differences={f"{one} - {other}": heldout_differences(judged[one], judged[other]) for one, other in pairs},
+        tasks=judge_tasks(context, mixture, judged, reference) if mixture else None,
+    )
 
 
 def metric_difference(context: RunContext, metric: str, iterate: Iterate, other: Iterate) -> Interval:
@@ -81,10 +78,6 @@ def metric_difference(context: RunContext, metric: str, iterate: Iterate, other:
         return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
     better, worse = (iterate, other) if METRICS[metric].better == "higher" else (other, iterate)
     return heldout_differences(judge_stage(context, better), judge_stage(context, worse))[metric]
-
-
-def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
-    return {measure: interval.to_json() for measure, interval in intervals.items()}
 
 
 def _whole_rows(context: RunContext, renderer: RowRenderer) -> tuple[list[Example], list[TokenRow]]:

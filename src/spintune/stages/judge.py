@@ -1,21 +1,19 @@
-"""A model as judge of the run's answers: pairs of models, and ratings for mt-context.
+"""A model judges the run's answers: which of two models answers better, and ratings for MT-Bench.
 
 ::
 
     judge/replies.sqlite                      every reply, so that nothing is asked or paid twice
     judge/canary/EVALUATION.json              whether the judge tells real answers from constant nonsense
     judge/EVALUATION/A-vs-B/judgements.jsonl  verdicts in both orders
-    eval/mt-context/MODEL/                      ratings.jsonl, scores.jsonl
+    eval/mt-bench/MODEL/                      ratings.jsonl, scores.jsonl
 
-A judge that prefers nonsense is asked nothing more, and its verdicts are not counted.
+A judge that prefers nonsense is asked nothing more, and its verdicts do not count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spintune.errors import TeacherError
 from spintune.evaluation.answers import pair_answers, read_answers
@@ -23,194 +21,187 @@ from spintune.evaluation.judge import (
     AnswerPair,
     Canary,
     Judgement,
+    PairwiseSummary,
     answer_pairs,
     canary,
     in_words,
     judge_pairs,
-    summary,
+    summarize_judgements,
 )
-from spintune.evaluation.rating import Dialogue, Question, Rating, rate, rating_canary, read_questions
-from spintune.evaluation.rating import summary as rating_summary
+from spintune.evaluation.rating import (
+    Dialogue,
+    Question,
+    Rating,
+    RatingSummary,
+    rate,
+    rating_canary,
+    read_questions,
+    summarize_ratings,
+)
 from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
 from spintune.recipe import MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
 from spintune.records import read_records, write_records
+from spintune.results import Cost, JudgeResults
 from spintune.stages.context import RunContext
 from spintune.stages.endpoints import budget_of, local_teacher, named_teacher
-from spintune.storage import digest_json, read_json_lines, write_json, write_json_lines
+from spintune.storage import digest_json, read_json_lines, write_json
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.replies import Replies
+from spintune.typed_json import JsonObject, to_json
 
-_SCALES = {"rating": ScoreScale()}
-
-
-@dataclass
-class JudgeStage:
-    """What judging works with."""
-
-    context: RunContext
-    section: JudgeSection
-    asker: CachedTeacher
-
-    @property
-    def seed(self) -> int:
-        return self.context.recipe.seed
+ModelPairs = Sequence[tuple[str, str]]
+"""Names of models that are compared."""
 
 
 def judging_stage(
-    context: RunContext, section: JudgeSection, names: Sequence[str], pairs: Mapping[str, Sequence[tuple[str, str]]]
-) -> dict[str, Any]:
-    """What the judge says.
+    context: RunContext, section: JudgeSection, names: Sequence[str], pairs: Mapping[str, ModelPairs]
+) -> JudgeResults:
+    """Asks the judge about pairs of models and, where the recipe has MT-Bench, for ratings.
 
     Args:
-        names: models whose answers to mt-context are rated.
-        pairs: of models whose answers are compared, by evaluation (heldout, questions).
+        names: models whose answers to MT-Bench are rated.
+        pairs: models whose answers are compared, by evaluation (heldout, questions).
 
-    A judge that cannot be asked, or is not to be believed, is told of ("problems"); what it said before stays.
+    A judge that cannot be asked, or is not to be trusted, is a problem in the results; what it said before stays.
     """
-    found: dict[str, Any] = {"canary": {}, "pairs": {}, "ratings": {}, "words": [], "problems": []}
     with Replies(context.run.folder / "judge" / "replies.sqlite") as replies:
         if section.runs_locally:
             teacher = local_teacher(context, section.model, context.load_by_name(section.model))
         else:
             teacher = named_teacher(context, section, replies)
-        judging = JudgeStage(context, section, CachedTeacher(teacher, replies))
-        found["judge"] = teacher.name
+        stage = JudgeStage(context, section, CachedTeacher(teacher, replies))
         try:
-            for evaluation, wanted in pairs.items():
-                _compare(judging, evaluation, wanted, found)
+            for evaluation, models in pairs.items():
+                stage.compare(evaluation, models)
             if MT_BENCH in context.recipe.eval:
-                _rate(judging, names, found)
+                stage.rate(names)
         except TeacherError as error:
-            found["problems"].append(str(error))
-            context.progress.note(f"judging stopped: {error}; the same command goes on")
-        if judging.asker.exhausted:
-            found["problems"].append(judging.asker.exhausted)
-        spent = judging.asker.spent
-        found["cost"] = {**vars(spent), "dollars": budget_of(section).cost(spent)}
-    return found
+            stage.problems.append(str(error))
+            context.progress.note(f"judging stopped: {error}; run the same command to continue")
+        return stage.results()
 
 
-# Pairs --------------------------------------------------------------------------------------------------------------
+class JudgeStage:
+    """One judge at work on one run."""
+
+    def __init__(self, context: RunContext, section: JudgeSection, asker: CachedTeacher) -> None:
+        self.context, self.section, self.asker = context, section, asker
+        self.run, self.progress, self.seed = context.run, context.progress, context.recipe.seed
+        self.canaries: dict[str, Canary] = {}
+        self.pairs: dict[str, dict[str, PairwiseSummary]] = {}
+        self.ratings: dict[str, RatingSummary] = {}
+        self.words: list[str] = []
+        self.problems: list[str] = []
+
+    def results(self) -> JudgeResults:
+        """What was found out so far."""
+        exhausted = [self.asker.exhausted] if self.asker.exhausted else []
+        spent = self.asker.spent
+        return JudgeResults(
+            canary=self.canaries,
+            pairs=self.pairs,
+            ratings=self.ratings,
+            words=self.words,
+            problems=[*self.problems, *exhausted],
+            judge=self.asker.teacher.name,
+            cost=Cost(**vars(spent), dollars=budget_of(self.section).cost(spent)),
+        )
+
+    # Pairs -----------------------------------------------------------------------------------------------------
+
+    def compare(self, evaluation: str, models: ModelPairs) -> None:
+        """Judges each pair of models on their answers in one evaluation."""
+        answers = {pair: self._answers(evaluation, *pair) for pair in models}
+        some = next(iter(answers.values()), [])
+        if not some:
+            return
+        if not self._trusts(evaluation, canary(self.asker, some, self.seed, self.progress, self.section.max_tokens)):
+            return
+        for (first, second), items in answers.items():
+            found = summarize_judgements(self._judgements(evaluation, first, second, items))
+            self.pairs.setdefault(evaluation, {})[f"{first} - {second}"] = found
+            self.words.append(f"{evaluation}: {in_words(found, first, second, self.asker.teacher.name)}")
+
+    def _answers(self, evaluation: str, first: str, second: str) -> list[AnswerPair]:
+        """The answers of two models to the same items; at most as many as the recipe says, drawn by the seed."""
+        one, other = (read_answers(_answers_file(self.run.folder, evaluation, name)) for name in (first, second))
+        found = answer_pairs(pair_answers(one, other).pairs)
+        drawn = sorted(found, key=lambda item: digest_json([self.seed, "judge", item.id]))[: self.section.items]
+        chosen = {item.id for item in drawn}
+        return [item for item in found if item.id in chosen]
+
+    def _judgements(self, evaluation: str, first: str, second: str, items: Sequence[AnswerPair]) -> list[Judgement]:
+        stage = f"judge/{evaluation}/{first}-vs-{second}"
+        path = self.run.folder / stage / "judgements.jsonl"
+        inputs = self._inputs([vars(item) for item in items])
+        if self.run.finished(stage, inputs) is None:
+            judgements = judge_pairs(self.asker, items, self.seed, self.progress, self.section.max_tokens)
+            write_records(path, map(to_json, judgements))
+            if self.asker.exhausted is not None:  # unfinished: a larger budget continues from here
+                return judgements
+            self.run.finish(stage, inputs, [path], {"items": len(items)})
+        return read_records(path, Judgement)
+
+    # Ratings ---------------------------------------------------------------------------------------------------
+
+    def rate(self, names: Sequence[str]) -> None:
+        """Rates the answers of each model to MT-Bench."""
+        path = Path(self.context.recipe.evaluation.mt_bench or "")
+        questions = {question.id: question for question in read_questions(path)}
+        dialogues = {name: self._dialogues(name, questions) for name in names}
+        some = dialogues[names[0]]
+        tested = rating_canary(self.asker, some, self.seed, self.progress, self.section.max_tokens)
+        if self._trusts(MT_BENCH, tested):
+            self.ratings = {name: summarize_ratings(self._ratings(name, one)) for name, one in dialogues.items()}
+
+    def _dialogues(self, name: str, questions: Mapping[str, Question]) -> list[Dialogue]:
+        rows = read_json_lines(_answers_file(self.run.folder, MT_BENCH_ANSWERS, name))
+        return [Dialogue(questions[row["id"]], tuple(row["answers"])) for row in rows]
+
+    def _ratings(self, name: str, dialogues: Sequence[Dialogue]) -> list[Rating]:
+        stage = f"eval/{MT_BENCH}/{name}"
+        ratings_file, scores_file = (self.run.folder / stage / file for file in ("ratings.jsonl", SCORES))
+        asked = [[one.question.id, one.question.references, one.answers] for one in dialogues]
+        inputs = self._inputs(asked)
+        if self.run.finished(stage, inputs) is None:
+            ratings = rate(self.asker, dialogues, self.seed, self.progress, self.section.max_tokens)
+            if self.asker.exhausted is not None:
+                return ratings
+            write_records(ratings_file, ratings)
+            scores = _rating_scores(dialogues, ratings)
+            write_records(scores_file, scores.items)
+            self.run.finish(stage, inputs, [ratings_file, scores_file], scores.facts())
+        return read_records(ratings_file, Rating)
+
+    # Both ------------------------------------------------------------------------------------------------------
+
+    def _trusts(self, evaluation: str, tested: Canary) -> bool:
+        """Keeps what the canary found, and whether the judge may go on."""
+        write_json(self.run.folder / "judge" / "canary" / f"{evaluation}.json", to_json(tested))
+        self.canaries[evaluation] = tested
+        self.words.append(f"{evaluation}: {tested}")
+        if not tested.trusted and self.asker.exhausted is None:
+            self.progress.note(f"{tested}; give a more capable judge")
+        return tested.trusted
+
+    def _inputs(self, items: object) -> JsonObject:
+        return {
+            "judge": self.asker.teacher.identity,
+            "items": digest_json(items),
+            "max_tokens": self.section.max_tokens,
+            "seed": self.seed,
+        }
 
 
-def _compare(judging: JudgeStage, evaluation: str, wanted: Sequence[tuple[str, str]], found: dict[str, Any]) -> None:
-    staged = {pair: _contests(judging, evaluation, *pair) for pair in wanted}
-    some = next(iter(staged.values()), [])
-    if not some:
-        return
-    tested = canary(judging.asker, some, judging.seed, judging.context.progress, max_tokens=judging.section.max_tokens)
-    if not _believed(judging, evaluation, tested, found):
-        return
-    for (first, second), items in staged.items():
-        judgements = _judgements(judging, evaluation, first, second, items)
-        said = summary(judgements)
-        found["pairs"].setdefault(evaluation, {})[f"{first} - {second}"] = said
-        found["words"].append(f"{evaluation}: {in_words(said, first, second, judging.asker.teacher.name)}")
-
-
-def _contests(judging: JudgeStage, evaluation: str, first: str, second: str) -> list[AnswerPair]:
-    """Answers of two models to the same items; as many as the recipe asks for, drawn by the seed."""
-    folder = judging.context.run.folder
-    one, other = (read_answers(answers_file(folder, evaluation, name)) for name in (first, second))
-    found = answer_pairs(pair_answers(one, other).pairs)
-    drawn = sorted(found, key=lambda item: digest_json([judging.seed, "judge", item.id]))[: judging.section.items]
-    chosen = {item.id for item in drawn}
-    return [item for item in found if item.id in chosen]
-
-
-def answers_file(folder: Path, evaluation: str, name: str) -> Path:
+def _answers_file(folder: Path, evaluation: str, name: str) -> Path:
     return folder / "eval" / evaluation / name / "answers.jsonl"
 
 
-def _judgements(
-    judging: JudgeStage, evaluation: str, first: str, second: str, items: Sequence[AnswerPair]
-) -> list[Judgement]:
-    stage = f"judge/{evaluation}/{first}-vs-{second}"
-    run = judging.context.run
-    path = run.folder / stage / "judgements.jsonl"
-    inputs = _inputs(judging, [vars(item) for item in items])
-    if run.finished(stage, inputs) is None:
-        judgements = judge_pairs(
-            judging.asker, items, judging.seed, judging.context.progress, judging.section.max_tokens
-        )
-        write_json_lines(path, [judgement.to_json() for judgement in judgements])
-        if judging.asker.exhausted is not None:  # not done: a larger budget goes on from here
-            return judgements
-        run.finish(stage, inputs, [path], {"items": len(items)})
-    return read_records(path, Judgement)
-
-
-# Ratings ------------------------------------------------------------------------------------------------------------
-
-
-def _rate(judging: JudgeStage, names: Sequence[str], found: dict[str, Any]) -> None:
-    questions = {
-        question.id: question for question in read_questions(Path(judging.context.recipe.evaluation.mt_bench or ""))
-    }
-    dialogues = {name: _dialogues(judging, name, questions) for name in names}
-    tested = rating_canary(
-        judging.asker,
-        dialogues[names[0]],
-        judging.seed,
-        judging.context.progress,
-        max_tokens=judging.section.max_tokens,
-    )
-    if not _believed(judging, MT_BENCH, tested, found):
-        return
-    for name, said in dialogues.items():
-        found["ratings"][name] = rating_summary(_ratings(judging, name, said))
-
-
-def _dialogues(judging: JudgeStage, name: str, questions: Mapping[str, Question]) -> list[Dialogue]:
-    path = answers_file(judging.context.run.folder, MT_BENCH_ANSWERS, name)
-    return [Dialogue(questions[row["id"]], tuple(row["answers"])) for row in read_json_lines(path)]
-
-
-def _ratings(judging: JudgeStage, name: str, dialogues: Sequence[Dialogue]) -> list[Rating]:
-    stage = f"eval/{MT_BENCH}/{name}"
-    run = judging.context.run
-    folder = run.folder / stage
-    said = [[dialogue.question.id, dialogue.question.references, dialogue.answers] for dialogue in dialogues]
-    inputs = _inputs(judging, said)
-    if run.finished(stage, inputs) is None:
-        ratings = rate(judging.asker, dialogues, judging.seed, judging.context.progress, judging.section.max_tokens)
-        if judging.asker.exhausted is not None:
-            return ratings
-        write_records(folder / "ratings.jsonl", ratings)
-        scores = _scores(dialogues, ratings)
-        write_records(folder / SCORES, scores.items)
-        facts = {"items": len(scores.items), "measures": scores.to_facts()}
-        run.finish(stage, inputs, [folder / "ratings.jsonl", folder / SCORES], facts)
-    return read_records(folder / "ratings.jsonl", Rating)
-
-
-def _scores(dialogues: Sequence[Dialogue], ratings: Sequence[Rating]) -> ScoreTable:
-    """The mean rating of each question's turns; one without any has no score."""
+def _rating_scores(dialogues: Sequence[Dialogue], ratings: Sequence[Rating]) -> ScoreTable:
+    """The mean rating of each question's turns; a question without a rating has no score."""
     items = []
-    for dialogue in dialogues:
-        given = [rating.score for rating in ratings if rating.id == dialogue.question.id and rating.score is not None]
+    for question in (dialogue.question for dialogue in dialogues):
+        given = [rating.score for rating in ratings if rating.id == question.id and rating.score is not None]
         if given:
-            text = "\n\n".join(dialogue.question.turns)
-            items.append(ItemScore(dialogue.question.id, text, {"rating": sum(given) / len(given)}))
-    return ScoreTable(_SCALES, tuple(items))
-
-
-# What they share ----------------------------------------------------------------------------------------------------
-
-
-def _believed(judging: JudgeStage, evaluation: str, tested: Canary, found: dict[str, Any]) -> bool:
-    write_json(judging.context.run.folder / "judge" / "canary" / f"{evaluation}.json", tested.to_json())
-    found["canary"][evaluation] = tested.to_json()
-    found["words"].append(f"{evaluation}: {tested}")
-    if not tested.trusted and judging.asker.exhausted is None:
-        judging.context.progress.note(f"{tested}; give a more capable judge")
-    return tested.trusted
-
-
-def _inputs(judging: JudgeStage, items: Any) -> dict[str, Any]:
-    return {
-        "judge": judging.asker.teacher.identity,
-        "items": digest_json(items),
-        "max_tokens": judging.section.max_tokens,
-        "seed": judging.seed,
-    }
+            items.append(ItemScore(question.id, "\n\n".join(question.turns), {"rating": sum(given) / len(given)}))
+    return ScoreTable({"rating": ScoreScale()}, tuple(items))

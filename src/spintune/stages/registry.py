@@ -1,41 +1,38 @@
-"""The evaluations that a recipe names beside its held-out examples, each a function from a model to scores.
+"""The evaluations that a recipe names besides held-out examples, each a function from a model to scores.
 
 ::
 
-    eval/ifeval/MODEL/         answers.jsonl, scores.jsonl
-    eval/questions/MODEL/      answers.jsonl, scores.jsonl     MODEL may be a rival, whose answers were stored
-    eval/mt-context-answers/MODEL/   answers.jsonl, which the judge rates (judge.py)
-    eval/TASK/MODEL/           rows.jsonl, scores.jsonl        a benchmark of lm-evaluation-harness, or of one's own
+    eval/ifeval/MODEL/             answers.jsonl, scores.jsonl
+    eval/questions/MODEL/          answers.jsonl, scores.jsonl    MODEL may be a rival, whose answers were stored
+    eval/mt-bench-answers/MODEL/   answers.jsonl, which the judge rates (judge.py)
+    eval/TASK/MODEL/               rows.jsonl, scores.jsonl       a benchmark of lm-evaluation-harness or of a user
 
-Files are read before anything is trained, so that a mistake in one shows at once.
+Their files are read before anything is trained, so that a mistake in one shows at once.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from spintune.errors import DataError, RecipeError
 from spintune.evaluation.answers import StoredAnswer, pair_answers, read_answers
 from spintune.evaluation.generate_answers import write_answers
-from spintune.evaluation.harness import Benchmark, benchmarks, check_benchmarks, run_benchmarks
-from spintune.evaluation.harness_results import HarnessResult
-from spintune.evaluation.ifeval.prompts import Prompt, read_prompts, require_langdetect
-from spintune.evaluation.ifeval.scoring import check
+from spintune.evaluation.harness import Benchmark, benchmarks, check_benchmarks, run_benchmarks, task_inputs
+from spintune.evaluation.harness_results import standing_scores
+from spintune.evaluation.ifeval.prompts import read_prompts, require_langdetect
+from spintune.evaluation.ifeval.scoring import IFEVAL_SCALES, check, item_score
 from spintune.evaluation.rating import Question, read_questions
 from spintune.evaluation.scores import ItemScore, ScoreScale, ScoreTable
 from spintune.metrics import answer_metrics, metric_inputs
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, EvaluationSection, Recipe
-from spintune.records import Message
+from spintune.records import Completion, Message
 from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import LoadedIterate
 from spintune.storage import digest_file
-
-Row = dict[str, Any]
+from spintune.typed_json import JsonObject, to_json
 
 
 @dataclass(frozen=True)
@@ -43,72 +40,60 @@ class EvaluationOutcome:
     """What one evaluation found out about one model.
 
     Attributes:
-        scores: item by item; None where a judge gives them later.
-        files: what else is kept, as rows, by the file's name.
-        facts: what the manifest says besides.
+        scores: item by item; None when a judge gives them later.
+        files: rows to keep besides, by the file's name.
+        facts: of the manifest, besides those of the scores.
     """
 
     scores: ScoreTable | None
-    files: dict[str, list[Row]] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, list[JsonObject]]
+    facts: JsonObject = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One thing that judges models.
+    """One evaluation of all models.
 
     Attributes:
         name: in tables, and of its folder.
-        inputs: what decides its outcome, besides the model.
-        judge: what finds out; None where it could not be done, which was said then.
-        rivals: answers of other models, which were stored.
+        inputs: what its outcome depends on, besides the model.
+        run: evaluates one model; None when that cannot be done, after a note about the reason.
+        rivals: the outcomes of other models, whose answers were stored.
     """
 
     name: str
-    inputs: dict[str, Any]
-    judge: Callable[[RunContext, LoadedIterate], EvaluationOutcome | None]
+    inputs: JsonObject
+    run: Callable[[RunContext, LoadedIterate], EvaluationOutcome | None]
     rivals: dict[str, EvaluationOutcome] = field(default_factory=dict)
 
 
 def evaluations_of(recipe: Recipe) -> list[Evaluation]:
-    """What a recipe's ``eval`` names, held-out examples apart, in its order; all files are read.
+    """The evaluations that a recipe's ``eval`` names, without held-out examples, in its order. Reads all their files.
 
-    Raises RecipeError, DataError or MissingExtraError for what is wrong with any of them.
+    Raises RecipeError, DataError or MissingExtraError for the first mistake in any of them.
     """
     section = recipe.evaluation
-    own = {IFEVAL: _ifeval, QUESTIONS: _questions, MT_BENCH: _mt_bench}
-    standard = [name for name in recipe.eval if name not in {HELDOUT, *own}]
-    titles = check_benchmarks(benchmarks(standard, section.shots), _folder(section))
-    chosen = [
-        one
-        for name in recipe.eval
-        for one in (
-            [own[name](section)]
-            if name in own
-            else [_benchmark(section, known, titles[known.task]) for known in benchmarks([name], section.shots)]
-            if name != HELDOUT
-            else []
-        )
-    ]
-    names = [one.name for one in chosen]
+    builtin = {IFEVAL: _ifeval, QUESTIONS: _questions, MT_BENCH: _mt_bench}
+    others = [name for name in recipe.eval if name not in (HELDOUT, *builtin)]
+    titles = check_benchmarks(benchmarks(others, section.shots), _data_folder(section))
+    found: list[Evaluation] = []
+    for name in recipe.eval:
+        if name in builtin:
+            found.append(builtin[name](section))
+        elif name != HELDOUT:
+            found += [_benchmark(section, one, titles[one.task]) for one in benchmarks([name], section.shots)]
+    names = [one.name for one in found]
     for name in names:
-        if names.count(name) > 1 or (name in {HELDOUT, *own} and name not in recipe.eval):
-            raise RecipeError(f"eval: there are several evaluations called {name}; give the task of one another name")
-    return chosen
+        if names.count(name) > 1 or (name in (HELDOUT, *builtin) and name not in recipe.eval):
+            raise RecipeError(f"eval: there are several evaluations called {name}; rename the task of one of them")
+    return found
 
 
-def _folder(section: EvaluationSection) -> Path | None:
+def _data_folder(section: EvaluationSection) -> Path | None:
     return Path(section.folder).expanduser() if section.folder else None
 
 
-# IFEval -------------------------------------------------------------------------------------------------------------
-
-_IFEVAL_SCALES = {
-    "prompt_strict": ScoreScale(right_or_wrong=True),
-    "instruction_strict": ScoreScale(),
-    "prompt_loose": ScoreScale(right_or_wrong=True),
-    "instruction_loose": ScoreScale(),
-}
+# IFEval --------------------------------------------------------------------------------------------------------------
 
 
 def _ifeval(section: EvaluationSection) -> Evaluation:
@@ -116,30 +101,19 @@ def _ifeval(section: EvaluationSection) -> Evaluation:
     prompts = read_prompts(path)[: section.limit]
     require_langdetect(prompts)
 
-    def judge(context: RunContext, player: LoadedIterate) -> EvaluationOutcome:
-        answers = _answers(context, player, [[Message("user", prompt.text)] for prompt in prompts], IFEVAL)
+    def run(context: RunContext, player: LoadedIterate) -> EvaluationOutcome:
+        completions = _answer(context, player, [[Message("user", prompt.text)] for prompt in prompts], IFEVAL)
         rows, items = [], []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            verdict = check(prompt, answer["answer"])
-            rows.append({"id": prompt.key, "prompt": prompt.text, **answer, **verdict.to_json()})
-            items.append(_followed(prompt, verdict.strict, verdict.loose))
-        return EvaluationOutcome(ScoreTable(_IFEVAL_SCALES, tuple(items)), {"answers.jsonl": rows})
+        for prompt, completion in zip(prompts, completions, strict=True):
+            followed = check(prompt, completion.text)
+            rows.append({"id": prompt.key, "prompt": prompt.text, **_answer_row(completion), **to_json(followed)})
+            items.append(item_score(prompt, followed))
+        return EvaluationOutcome(ScoreTable(IFEVAL_SCALES, tuple(items)), {"answers.jsonl": rows})
 
-    return Evaluation(IFEVAL, _reading(section, path), judge)
-
-
-def _followed(prompt: Prompt, strict: Sequence[bool], loose: Sequence[bool]) -> ItemScore:
-    asked = float(len(prompt.instructions))
-    scores = {
-        "prompt_strict": float(all(strict)),
-        "instruction_strict": float(sum(strict)),
-        "prompt_loose": float(all(loose)),
-        "instruction_loose": float(sum(loose)),
-    }
-    return ItemScore(prompt.key, prompt.text, scores, {"instruction_strict": asked, "instruction_loose": asked})
+    return Evaluation(IFEVAL, _answer_inputs(section, path), run)
 
 
-# Questions ----------------------------------------------------------------------------------------------------------
+# Questions -----------------------------------------------------------------------------------------------------------
 
 
 def _questions(section: EvaluationSection) -> Evaluation:
@@ -148,9 +122,10 @@ def _questions(section: EvaluationSection) -> Evaluation:
     if missing := [question.where for question in questions if not question.prompt.strip()]:
         raise DataError(f"{missing[0]}: a question without a prompt; fill it in or delete the row")
 
-    def judge(context: RunContext, player: LoadedIterate) -> EvaluationOutcome:
-        answers = _answers(context, player, [[Message("user", question.prompt)] for question in questions], QUESTIONS)
-        return _answered(list(zip(questions, answers, strict=True)))
+    def run(context: RunContext, player: LoadedIterate) -> EvaluationOutcome:
+        prompts = [[Message("user", question.prompt)] for question in questions]
+        answers = map(_answer_row, _answer(context, player, prompts, QUESTIONS))
+        return _score_answers(list(zip(questions, answers, strict=True)))
 
     rivals = {}
     for rival in map(Path, section.rivals):
@@ -159,67 +134,68 @@ def _questions(section: EvaluationSection) -> Evaluation:
         if rival.stem in (BASE, SFT, BASELINE) or rival.stem.startswith("iterate-"):
             raise RecipeError(f"evaluation.rivals: {rival} has the name of a model of the run; rename it")
         pairing = pair_answers(questions, read_answers(rival))
-        rivals[rival.stem] = _answered([(one, {"answer": other.answer}) for one, other in pairing.pairs])
+        rivals[rival.stem] = _score_answers([(one, {"answer": other.answer}) for one, other in pairing.pairs])
     rival_digests = [digest_file(Path(rival)) for rival in section.rivals]
-    inputs = _reading(section, path) | {"rivals": rival_digests} | metric_inputs()
-    return Evaluation(QUESTIONS, inputs, judge, rivals)
+    inputs = {**_answer_inputs(section, path), "rivals": rival_digests, **metric_inputs()}
+    return Evaluation(QUESTIONS, inputs, run, rivals)
 
 
-def _answered(pairs: Sequence[tuple[StoredAnswer, Row]]) -> EvaluationOutcome:
-    """Answers against those of the people who wrote the questions."""
+def _score_answers(pairs: Sequence[tuple[StoredAnswer, JsonObject]]) -> EvaluationOutcome:
+    """Scores answers against the reference of each question, or the answer that its writers gave."""
     metrics = answer_metrics()
-    scales = {metric.name: ScoreScale(metric.better, metric.right_or_wrong) for metric in metrics}
     rows, items = [], []
-    for question, answer in pairs:
-        text, reference = answer["answer"], question.reference or question.answer
-        rows.append({"id": question.id, "prompt": question.prompt, "reference": reference, **answer})
+    for question, row in pairs:
+        text, reference = row["answer"], question.reference or question.answer
+        rows.append({"id": question.id, "prompt": question.prompt, "reference": reference, **row})
         scores = {metric.name: metric.score(text, [reference]) for metric in metrics}
         scores["characters"] = float(len(text.strip()))
         items.append(ItemScore(question.id, f"{question.prompt}\n\n{reference}", scores))
-    table = ScoreTable({**scales, "characters": ScoreScale(better=None)}, tuple(items))
-    return EvaluationOutcome(table, {"answers.jsonl": rows})
+    scales = {metric.name: ScoreScale(metric.better, metric.right_or_wrong) for metric in metrics}
+    scales["characters"] = ScoreScale(better=None)
+    return EvaluationOutcome(ScoreTable(scales, tuple(items)), {"answers.jsonl": rows})
 
 
-# MT-Bench -----------------------------------------------------------------------------------------------------------
+# MT-Bench ------------------------------------------------------------------------------------------------------------
 
 
 def _mt_bench(section: EvaluationSection) -> Evaluation:
     path = Path(section.mt_bench or "")
     questions = read_questions(path)[: section.limit]
 
-    def judge(context: RunContext, player: LoadedIterate) -> EvaluationOutcome:
-        return EvaluationOutcome(None, {"answers.jsonl": _dialogues(context, player, questions)})
+    def run(context: RunContext, player: LoadedIterate) -> EvaluationOutcome:
+        rows = [
+            {"id": question.id, "category": question.category, "turns": question.turns, "answers": answers}
+            for question, answers in zip(questions, _answer_turns(context, player, questions), strict=True)
+        ]
+        return EvaluationOutcome(None, {"answers.jsonl": rows})
 
-    return Evaluation(MT_BENCH_ANSWERS, _reading(section, path), judge)
+    return Evaluation(MT_BENCH_ANSWERS, _answer_inputs(section, path), run)
 
 
-def _dialogues(context: RunContext, player: LoadedIterate, questions: Sequence[Question]) -> list[Row]:
-    """Answers to all turns of all questions; a later turn is asked with the answers to the earlier ones in view."""
+def _answer_turns(context: RunContext, player: LoadedIterate, questions: Sequence[Question]) -> list[list[str]]:
+    """Answers to all turns of each question. A later turn is asked after the earlier turns and their answers."""
     answers: list[list[str]] = [[] for _ in questions]
     for turn in range(max(len(question.turns) for question in questions)):
-        asked = [place for place, question in enumerate(questions) if len(question.turns) > turn]
+        places = [place for place, question in enumerate(questions) if len(question.turns) > turn]
         conversations = []
-        for place in asked:
-            said = zip(questions[place].turns, answers[place], strict=False)
-            earlier = [Message(role, text) for pair in said for role, text in zip(_ROLES, pair, strict=True)]
-            conversations.append([*earlier, Message("user", questions[place].turns[turn])])
-        written = _answers(context, player, conversations, f"{MT_BENCH}, turn {turn + 1}")
-        for place, row in zip(asked, written, strict=True):
-            answers[place].append(row["answer"])
-    return [
-        {"id": question.id, "category": question.category, "turns": question.turns, "answers": said}
-        for question, said in zip(questions, answers, strict=True)
-    ]
+        for place in places:
+            conversation: list[Message] = []
+            for prompt, answer in zip(questions[place].turns, answers[place], strict=False):
+                conversation += [Message("user", prompt), Message("assistant", answer)]
+            conversations.append([*conversation, Message("user", questions[place].turns[turn])])
+        completions = _answer(context, player, conversations, f"{MT_BENCH}, turn {turn + 1}")
+        for place, completion in zip(places, completions, strict=True):
+            answers[place].append(completion.text)
+    return answers
 
 
-_ROLES: tuple[Any, Any] = ("user", "assistant")
-
-
-# Standard benchmarks and one's own ----------------------------------------------------------------------------------
+# Benchmarks ----------------------------------------------------------------------------------------------------------
 
 
 def _benchmark(section: EvaluationSection, benchmark: Benchmark, title: str) -> Evaluation:
-    def judge(context: RunContext, player: LoadedIterate) -> EvaluationOutcome | None:
+    """A benchmark of lm-evaluation-harness, or a user's own."""
+
+    def run(context: RunContext, player: LoadedIterate) -> EvaluationOutcome | None:
         from spintune.evaluation.harness_model import InMemory
 
         report = run_benchmarks(
@@ -227,79 +203,37 @@ def _benchmark(section: EvaluationSection, benchmark: Benchmark, title: str) -> 
             [benchmark],
             limit=section.limit,
             chat=section.chat,
-            data_dir=_folder(section),
+            data_dir=_data_folder(section),
             progress=context.progress,
             name=player.iterate.name,
         )
         if not report.results:
             return None
-        scales: dict[str, ScoreScale] = {}
-        items: dict[str, ItemScore] = {}
-        for result in report.results:
-            _add(result, result.metric.partition(",")[0] if len(report.results) == 1 else result.task, scales, items)
-        rows = [row.to_json() for result in report.results for row in result.rows]
-        return EvaluationOutcome(ScoreTable(scales, tuple(items.values())), {"rows.jsonl": rows}, report.to_json())
+        rows = [to_json(row) for result in report.results for row in result.rows]
+        return EvaluationOutcome(standing_scores(report.results), {"rows.jsonl": rows}, report.to_json())
 
     inputs = {
-        "task": benchmark.task,
-        "file": _contents(Path(benchmark.task)),
-        "folder": _contents(folder / title) if (folder := _folder(section)) else None,
+        **task_inputs(benchmark, title, _data_folder(section)),
         "shots": benchmark.shots,
         "limit": section.limit,
         "chat": section.chat,
     }
-    return Evaluation(title, inputs, judge)
+    return Evaluation(title, inputs, run)
 
 
-def _contents(path: Path) -> Any:
-    """Digests of a task's YAML file and of the rows beside it, or of a folder of splits."""
-    if path.is_dir():
-        return {file.name: digest_file(file) for file in sorted(path.iterdir()) if file.is_file()}
-    if path.suffix not in (".yaml", ".yml"):
-        return None
-    from spintune.evaluation.custom_tasks import read_custom_task
-
-    return read_custom_task(path).version
+# Answers -------------------------------------------------------------------------------------------------------------
 
 
-def _add(result: HarnessResult, name: str, scales: dict[str, ScoreScale], items: dict[str, ItemScore]) -> None:
-    """A result's standing metric, document by document; nothing where it is no mean and no ratio over documents."""
-    metric = result.metrics[result.metric]
-    if metric.interval is None:
-        return
-    values = {}
-    for row in result.rows:
-        if result.metric in row.scores:
-            found = row.scores[result.metric]
-            nats, weight = found if isinstance(found, list) else (None, None)
-            values[f"{row.task}/{row.doc_id}/{row.doc_hash[:8]}"] = (row, found if nats is None else -nats, weight)
-    likelihood = any(weight is not None for _, _, weight in values.values())
-    if likelihood:  # bits_per_byte and perplexities: compared as bits, which add up
-        name = f"{name} in bits"
-    scales[name] = ScoreScale(
-        "lower" if likelihood or not metric.higher_is_better else "higher",
-        all(value in (0, 1) and weight is None for _, value, weight in values.values()),
-    )
-    for id, (row, value, weight) in values.items():
-        item = items.setdefault(id, ItemScore(id, row.text, {}, {}))
-        item.scores[name] = value / math.log(2) if likelihood else float(value)
-        if weight is not None:
-            item.weights[name] = float(weight)
-
-
-# What they share ----------------------------------------------------------------------------------------------------
-
-
-def _reading(section: EvaluationSection, path: Path) -> dict[str, Any]:
+def _answer_inputs(section: EvaluationSection, path: Path) -> JsonObject:
     return {"file": digest_file(path), "limit": section.limit, "max_new_tokens": section.max_new_tokens}
 
 
-def _answers(
+def _answer(
     context: RunContext, player: LoadedIterate, conversations: Sequence[Sequence[Message]], title: str
-) -> list[Row]:
-    """Greedy answers: their text, why they ended, and their tokens."""
+) -> list[Completion]:
+    """Greedy answers to conversations, in their order."""
     renderer = player.renderer("last")
-    completions = write_answers(
+    return write_answers(
         player.generator,
         [renderer.prompt(list(conversation)) for conversation in conversations],
         context.recipe.evaluation.max_new_tokens,
@@ -307,6 +241,11 @@ def _answers(
         f"{player.iterate.name}: {title}",
         player.loaded.max_input_length,
     )
-    return [
-        {"answer": one.text, "finish_reason": one.finish_reason, "answer_tokens": len(one.ids)} for one in completions
-    ]
+
+
+def _answer_row(completion: Completion) -> JsonObject:
+    return {
+        "answer": completion.text,
+        "finish_reason": completion.finish_reason,
+        "answer_tokens": len(completion.ids),
+    }

@@ -1,15 +1,13 @@
-"""Right answers to the tasks of a mixture: by quadrant, by cluster, on tasks that were trained and on held-out ones."""
+"""Accuracy on the tasks of a mixture: by quadrant, by cluster, on trained and on held-out tasks."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from spintune.evaluation.heldout import HeldoutAnswer
-from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale
+from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
 from spintune.evaluation.statistics import bootstrap
 from spintune.mixtures.answers import correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
@@ -17,19 +15,26 @@ from spintune.mixtures.selectors import select
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
 from spintune.recipe import MixtureSection
 from spintune.records import write_records
+from spintune.results import GroupAccuracy, TaskAccuracies
 from spintune.stages.context import RunContext
 
-Right = dict[str, bool]
-"""Whether each held-out example was answered rightly, by example id."""
+Questions = Mapping[str, tuple[MixtureTask, MixtureProvenance]]
+"""The held-out examples that a task of the mixture gave, by example id."""
+
+Groups = Mapping[str, Sequence[str]]
+"""Ids of examples, by group."""
+
+Correct = dict[str, bool]
+"""Whether an answer is correct, by example id."""
 
 
 def judge_tasks(
     context: RunContext, section: MixtureSection, judged: Mapping[str, Sequence[HeldoutAnswer]], reference: str
-) -> dict[str, Any]:
-    """Accuracy of every model in every group of questions, and each one's paired difference from ``reference``.
+) -> TaskAccuracies:
+    """Accuracy of every model in every group of questions, and its paired difference from the model ``reference``.
 
-    An answer is right by the rules of :func:`spintune.mixtures.answers.correct`. Whether it is stands in
-    eval/tasks/MODEL for comparisons.
+    An answer is correct by the rules of :func:`spintune.mixtures.answers.correct`. Each model's answers are also scored
+    in eval/tasks/MODEL, for comparisons.
     """
     folder = Path(section.folder).expanduser() if section.folder else None
     loaded = load_tasks(section.tasks, folder).tasks
@@ -40,45 +45,44 @@ def judge_tasks(
         for example in context.heldout
         if (found := provenance(example.source)) and found.task in tasks
     }
-    groups: dict[str, list[str]] = defaultdict(list)
-    quadrants: dict[str, str] = {}
-    for id, (task, found) in questions.items():
-        trained = "held-out tasks" if task.name in held_out else "trained tasks"
-        kind = (
-            f"{'few-shot' if found.shots else 'zero-shot'}, {'chain of thought' if found.kind == 'cot' else 'direct'}"
-        )
-        quadrants[id] = f"{trained}, {kind}"
-        for group in (trained, quadrants[id], f"cluster {task.cluster}", f"task {task.name}"):
-            groups[group].append(id)
-    right = {name: _right(rows, questions) for name, rows in judged.items()}
-    for name, answers in right.items():
-        _keep(context, name, {row.id: f"{row.prompt}\n\n{row.reference}" for row in judged[name]}, answers, quadrants)
-    return {
-        "accuracy": {name: _means(groups, answers) for name, answers in right.items()},
-        "differences": {
-            f"{name} - {reference}": _differences(groups, answers, right[reference])
-            for name, answers in right.items()
+    quadrants = {id: _quadrant(task.name in held_out, found) for id, (task, found) in questions.items()}
+    groups = _groups(questions, quadrants)
+    correct = {name: _correct(rows, questions) for name, rows in judged.items()}
+    for name, answers in correct.items():
+        texts = {row.id: f"{row.prompt}\n\n{row.reference}" for row in judged[name]}
+        _write_scores(context, name, texts, answers, quadrants)
+    return TaskAccuracies(
+        accuracy={name: _means(groups, answers) for name, answers in correct.items()},
+        differences={
+            f"{name} - {reference}": _differences(groups, answers, correct[reference])
+            for name, answers in correct.items()
             if name != reference
         },
-    }
+    )
 
 
-def _keep(
-    context: RunContext, name: str, texts: Mapping[str, str], answers: Right, quadrants: Mapping[str, str]
-) -> None:
-    """Writes which questions a model answered rightly, a measure for each kind of question."""
-    stage = f"eval/tasks/{name}"
-    inputs = {"answers": context.run.digest(f"eval/heldout/{name}"), "quadrants": quadrants}
-    if context.run.finished(stage, inputs) is None:
-        path = context.run.folder / stage / SCORES
-        write_records(path, (ItemScore(id, texts[id], {quadrants[id]: float(right)}) for id, right in answers.items()))
-        measures = {quadrant: asdict(ScoreScale(right_or_wrong=True)) for quadrant in sorted(set(quadrants.values()))}
-        context.run.finish(stage, inputs, [path], {"items": len(answers), "measures": measures})
+def _trained(quadrant: str) -> str:
+    return quadrant.partition(",")[0]
 
 
-def _right(rows: Sequence[HeldoutAnswer], questions: Mapping[str, tuple[MixtureTask, MixtureProvenance]]) -> Right:
+def _quadrant(held_out: bool, found: MixtureProvenance) -> str:
+    tasks = "held-out tasks" if held_out else "trained tasks"
+    shots = "few-shot" if found.shots else "zero-shot"
+    return f"{tasks}, {shots}, {'chain of thought' if found.kind == 'cot' else 'direct'}"
+
+
+def _groups(questions: Questions, quadrants: Mapping[str, str]) -> Groups:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for id, (task, _) in questions.items():
+        quadrant = quadrants[id]
+        for group in (_trained(quadrant), quadrant, f"cluster {task.cluster}", f"task {task.name}"):
+            groups[group].append(id)
+    return groups
+
+
+def _correct(rows: Sequence[HeldoutAnswer], questions: Questions) -> Correct:
     items: dict[str, dict[int, TaskItem]] = {}
-    answers: Right = {}
+    answers: Correct = {}
     for row in rows:
         if row.id in questions:
             task, found = questions[row.id]
@@ -87,17 +91,36 @@ def _right(rows: Sequence[HeldoutAnswer], questions: Mapping[str, tuple[MixtureT
     return answers
 
 
-def _means(groups: Mapping[str, Sequence[str]], answers: Right) -> dict[str, Any]:
+def _write_scores(
+    context: RunContext, name: str, texts: Mapping[str, str], answers: Correct, quadrants: Mapping[str, str]
+) -> None:
+    """Scores a model's answers, one measure per quadrant."""
+    stage = f"eval/tasks/{name}"
+    inputs = {"answers": context.run.digest(f"eval/heldout/{name}"), "quadrants": quadrants}
+    if context.run.finished(stage, inputs) is None:
+        items = tuple(ItemScore(id, texts[id], {quadrants[id]: float(right)}) for id, right in answers.items())
+        scales = dict.fromkeys(sorted(set(quadrants.values())), ScoreScale(right_or_wrong=True))
+        path = context.run.folder / stage / SCORES
+        write_records(path, items)
+        context.run.finish(stage, inputs, [path], ScoreTable(scales, items).facts())
+
+
+def _means(groups: Groups, answers: Correct) -> dict[str, GroupAccuracy]:
     return {
-        group: {"items": len(values), **bootstrap(values).to_json()}
+        group: _accuracy(values)
         for group, ids in groups.items()
         if (values := [float(answers[id]) for id in ids if id in answers])
     }
 
 
-def _differences(groups: Mapping[str, Sequence[str]], answers: Right, others: Right) -> dict[str, Any]:
+def _differences(groups: Groups, answers: Correct, others: Correct) -> dict[str, GroupAccuracy]:
     return {
-        group: {"items": len(values), **bootstrap(values).to_json()}
+        group: _accuracy(values)
         for group, ids in groups.items()
         if (values := [float(answers[id]) - float(others[id]) for id in ids if id in answers and id in others])
     }
+
+
+def _accuracy(values: Sequence[float]) -> GroupAccuracy:
+    interval = bootstrap(values)
+    return GroupAccuracy(len(values), interval.mean, interval.low, interval.high)

@@ -1,22 +1,30 @@
-"""Verdicts on responses, strict and loose, and accuracies over many with intervals."""
+"""Checks responses against the instructions of their prompts, strictly and loosely, and scores them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from spintune.errors import DataError
 from spintune.evaluation.ifeval.prompts import Instruction, Prompt
 from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
-from spintune.evaluation.statistics import Interval, bootstrap
+from spintune.evaluation.scores import ItemScore, ScoreScale
+
+IFEVAL_SCALES = {
+    "prompt_strict": ScoreScale(right_or_wrong=True),
+    "instruction_strict": ScoreScale(),
+    "prompt_loose": ScoreScale(right_or_wrong=True),
+    "instruction_loose": ScoreScale(),
+}
+"""The four accuracies of the paper: the share of prompts with all instructions followed, and of instructions."""
 
 
 @dataclass(frozen=True)
 class InstructionsFollowed:
     """Which instructions of one prompt a response follows, in the prompt's order.
 
-    ``loose`` forgives an introduction, a closing line and Markdown emphasis (see :func:`check`); what is followed
-    strictly is followed loosely.
+    ``loose`` forgives an introduction, a closing line and Markdown emphasis (see :func:`check`). What is followed
+    strictly is also followed loosely.
     """
 
     key: str
@@ -24,27 +32,24 @@ class InstructionsFollowed:
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, row: dict[str, Any]) -> InstructionsFollowed:
-        return cls(row["key"], tuple(row["types"]), tuple(row["strict"]), tuple(row["loose"]))
-
 
 def check(prompt: Prompt, response: str) -> InstructionsFollowed:
     """Checks a response against every instruction of its prompt.
 
-    Loosely an instruction is followed when any of eight variants follows it: with and without asterisks x (whole,
-    without the first line, without the last, without both). A blank response follows nothing.
+    An instruction is followed loosely when any of eight variants of the response follows it: whole, without the first
+    line, without the last, or without both, each with and without asterisks. A blank response follows nothing.
 
-    Raises MissingExtraError when an instruction asks for a language and langdetect is not installed.
+    Raises DataError for a response that is no text, and MissingExtraError when an instruction asks for a language and
+    langdetect is not installed.
     """
+    if not isinstance(response, str):
+        raise DataError(f"the response to prompt {prompt.key} is {response!r:.60}, not a text; give one, if only empty")
+    variants = _variants(response)
     return InstructionsFollowed(
         key=prompt.key,
         types=tuple(instruction.type for instruction in prompt.instructions),
         strict=tuple(_followed(instruction, [response]) for instruction in prompt.instructions),
-        loose=tuple(_followed(instruction, _variants(response)) for instruction in prompt.instructions),
+        loose=tuple(_followed(instruction, variants) for instruction in prompt.instructions),
     )
 
 
@@ -59,61 +64,17 @@ def _variants(response: str) -> list[str]:
     return list(dict.fromkeys([*cut, *(text.replace("*", "") for text in cut)]))
 
 
-# Accuracies ----------------------------------------------------------------------------------------------------------
+def item_score(prompt: Prompt, found: InstructionsFollowed) -> ItemScore:
+    """The scores of one prompt by :data:`IFEVAL_SCALES`.
 
-
-def aggregate(verdicts: Sequence[InstructionsFollowed]) -> dict[str, Interval]:
-    """The four accuracies of the paper, each with its 95 % interval.
-
-    ``prompt_strict`` and ``prompt_loose`` are the share of prompts with all instructions followed,
-    ``instruction_strict`` and ``instruction_loose`` the share of instructions. Prompts are what is resampled, each with
-    all of its instructions, so the intervals know that instructions of one prompt succeed and fail together.
+    Instructions are a ratio of sums, so that intervals resample prompts: their instructions succeed and fail together.
     """
-    return {name: bootstrap(followed, asked) for name, (followed, asked) in _counts(verdicts).items()}
-
-
-def compare(verdicts: Sequence[InstructionsFollowed], against: Sequence[InstructionsFollowed]) -> dict[str, Interval]:
-    """Paired differences of the four accuracies (first minus second), each with its 95 % interval.
-
-    Raises ValueError unless both have the same prompts in the same order.
-    """
-    if [(v.key, v.types) for v in verdicts] != [(v.key, v.types) for v in against]:
-        raise ValueError("a paired comparison needs the same prompts in the same order")
-    others = _counts(against)
-    return {
-        name: bootstrap([one - other for one, other in zip(followed, others[name][0], strict=True)], asked)
-        for name, (followed, asked) in _counts(verdicts).items()
+    instructions = float(len(found.types))
+    scores = {
+        "prompt_strict": float(all(found.strict)),
+        "instruction_strict": float(sum(found.strict)),
+        "prompt_loose": float(all(found.loose)),
+        "instruction_loose": float(sum(found.loose)),
     }
-
-
-def _counts(verdicts: Sequence[InstructionsFollowed]) -> dict[str, tuple[list[int], list[int]]]:
-    """For each accuracy and each verdict: how much was followed, and of how much."""
-    prompts, instructions = [1] * len(verdicts), [len(verdict.types) for verdict in verdicts]
-    return {
-        "prompt_strict": ([int(all(verdict.strict)) for verdict in verdicts], prompts),
-        "instruction_strict": ([sum(verdict.strict) for verdict in verdicts], instructions),
-        "prompt_loose": ([int(all(verdict.loose)) for verdict in verdicts], prompts),
-        "instruction_loose": ([sum(verdict.loose) for verdict in verdicts], instructions),
-    }
-
-
-@dataclass(frozen=True)
-class TypeCount:
-    """How often instructions of one type were followed, of ``total``."""
-
-    strict: int
-    loose: int
-    total: int
-
-
-def by_type(verdicts: Sequence[InstructionsFollowed]) -> dict[str, TypeCount]:
-    """Counts for each instruction type that occurs, in alphabetical order."""
-    rows = [row for v in verdicts for row in zip(v.types, v.strict, v.loose, strict=True)]
-    return {
-        name: TypeCount(
-            strict=sum(strict for kind, strict, _ in rows if kind == name),
-            loose=sum(loose for kind, _, loose in rows if kind == name),
-            total=sum(kind == name for kind, _, _ in rows),
-        )
-        for name in sorted({kind for kind, _, _ in rows})
-    }
+    weights = {"instruction_strict": instructions, "instruction_loose": instructions}
+    return ItemScore(prompt.key, prompt.text, scores, weights)
