@@ -51,6 +51,21 @@ def test_a_registered_teacher_gets_model_and_extra_by_name(shouting: str, questi
         assert cached.spent.requests == 2
 
 
+def test_a_teacher_without_arguments_needs_no_model() -> None:
+    class Plain(Shouting):
+        def __init__(self) -> None:
+            super().__init__("plain")
+
+    register_teacher("plain", Plain)
+    try:
+        section = recipe(kind="plain").synth.teacher
+        assert build_teacher("plain", section.model, section.extra).name == "plain"
+        with pytest.raises(RecipeError, match="teacher 'plain': got an unexpected keyword argument 'model'"):
+            build_teacher("plain", "any", {})
+    finally:
+        TEACHERS.unregister("plain")
+
+
 def test_the_script_of_a_file_is_a_kind(tmp_path: Path, questions: Any) -> None:
     (tmp_path / "s.jsonl").write_text('{"reply": "yes"}\n')
     teacher = build_teacher("scripted", str(tmp_path / "s.jsonl"), {})
@@ -62,6 +77,7 @@ def test_the_script_of_a_file_is_a_kind(tmp_path: Path, questions: Any) -> None:
     [
         ("shoutin", {}, "there is no kind of teacher 'shoutin'; did you mean shouting?"),
         ("shouting", {"volume": 11}, "teacher 'shouting': got an unexpected keyword argument 'volume'"),
+        ("shouting", {"model": "twice"}, "teacher 'shouting': model is an argument of its own; leave it out of extra"),
     ],
 )
 def test_an_unknown_kind_and_unknown_arguments_are_one_line(
@@ -116,7 +132,7 @@ def test_outcomes_may_come_as_a_list_and_in_any_order(questions: Any) -> None:
         ({"model": "m"}, "synth.teacher: url is missing"),
         ({"kind": "shouting", "model": "m", "url": "http://a/v1"}, "url is for an endpoint, and kind is shouting"),
         ({"kind": "shouting", "model": "m", "budget": {"tokens": 9}}, "budget is for an endpoint"),
-        ({"kind": "shouting"}, "synth.teacher.model is missing"),
+        ({"url": "http://a/v1"}, "synth.teacher: model is missing"),
     ],
 )
 def test_a_recipe_gives_a_kind_nothing_that_does_nothing(teacher: dict[str, Any], words: str) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from spintune.errors import DataError, ModelError, RecipeError, TeacherError
+from spintune.teachers.registry import TEACHERS, register_teacher
+from spintune.teachers.scripted import ScriptedTeacher
 
 Run = Callable[..., dict[str, Any]]
 Spintune = Callable[..., Any]
@@ -177,6 +179,20 @@ def test_a_judge_that_prefers_nonsense_is_not_counted(
     assert results["judge"]["pairs"] == {}
     assert any("its verdicts mean nothing" in note for note in notes)
     assert results["benchmarks"]["questions"]["items"]["sft"] == 12  # what needs no judge stays
+
+
+def test_a_registered_teacher_may_judge(run: Run, files: dict[str, Any], tmp_path: Path) -> None:
+    register_teacher("counter", lambda: ScriptedTeacher(lambda request: verdict(request.messages[-1].content), "count"))
+    kept = {"questions": files["questions"], "max_new_tokens": 8}
+    settings = {"eval": ["questions"], "evaluation": kept, "judge": {"kind": "counter", "items": 3}}
+    try:
+        judge = run(tmp_path / "run", **settings, sft={"max_steps": 1}, spin=None)["judge"]
+    finally:
+        TEACHERS.unregister("counter")
+    assert judge["judge"] == "count"
+    assert judge["canary"]["questions"]["trusted"]
+    assert [pair["items"] for pair in judge["pairs"]["questions"].values()] == [3]
+    assert judge["cost"]["dollars"] == 0
 
 
 def test_a_judge_that_never_answers_leaves_what_needs_none(run: Run, files: dict[str, Any], tmp_path: Path) -> None:

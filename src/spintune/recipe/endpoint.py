@@ -45,8 +45,9 @@ class EndpointSection(Section):
         "Kinds other than endpoint take only model and extra.",
     )
     model: str = Field(
-        description="The model's name at the endpoint. Other kinds get it as the argument model; for scripted, it is "
-        "the path of the file."
+        "",
+        description="The model's name at the endpoint. Other kinds get it as the argument model, if given; for "
+        "scripted, it is the path of the file.",
     )
     style: Literal["chat", "completions"] = Field(
         "chat", description="Which requests to send: chat completions or plain completions."
@@ -73,8 +74,10 @@ class EndpointSection(Section):
     budget: BudgetSection = Field(default=BudgetSection.model_validate({}), description="Maximum cost.")
 
     @model_validator(mode="after")
-    def _other_kinds_have_no_endpoint(self) -> EndpointSection:
+    def _settings_fit_the_kind(self) -> EndpointSection:
         own = {name for name in self.model_fields_set if name in EndpointSection.model_fields or name == "url"}
+        if self.kind == ENDPOINT and not self.model:
+            raise ValueError("model is missing; give the model's name")
         if self.kind != ENDPOINT and (unused := sorted(own - _OTHER_KINDS_TAKE)):
             raise ValueError(
                 f"{unused[0]} is for an endpoint, and kind is {self.kind}; leave it out, or put it in extra"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from spintune.recipe.endpoint import ENDPOINT, EndpointSection
 from spintune.recipe.section import Count, Section
@@ -55,6 +55,8 @@ class EvaluationSection(Section):
 
 class JudgeSection(EndpointSection):
     """A model that compares answers in pairs, in both orders, and rates the answers to mt-bench."""
+
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["model"]}, {"required": ["kind"]}]})
 
     url: str | None = Field(
         None,

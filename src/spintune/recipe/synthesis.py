@@ -13,7 +13,7 @@ from spintune.recipe.section import Count, NonNegative, Section
 class TeacherSection(EndpointSection):
     """The teacher that writes instruction data: an endpoint, or a registered kind of teacher."""
 
-    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["url"]}, {"required": ["kind"]}]})
+    model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["url", "model"]}, {"required": ["kind"]}]})
 
     url: str | None = Field(
         None,

@@ -5,13 +5,13 @@
     from spintune.teachers.registry import register_teacher
 
     class Shouting:
-        def __init__(self, model, marks=1): ...
+        def __init__(self, marks=1): ...
 
     register_teacher("shouting", Shouting)
 
-    # in the recipe: Shouting(model="any", marks=3)
+    # in the recipe: Shouting(marks=3)
     synth:
-      teacher: {kind: shouting, model: any, extra: {marks: 3}}
+      teacher: {kind: shouting, extra: {marks: 3}}
 
 An installed package offers teachers in its entry point group ``spintune.teachers``.
 """
@@ -27,7 +27,7 @@ from spintune.teachers.protocol import Teacher
 from spintune.teachers.scripted import ScriptedTeacher
 
 TeacherFactory = Callable[..., Teacher]
-"""A class or function that takes ``model`` and what the recipe gives as ``extra``, by name, and returns a teacher."""
+"""A class or function that takes, by name, what the recipe gives as ``model`` and ``extra``, and returns a teacher."""
 
 TEACHERS: Table[TeacherFactory] = Table("kind of teacher", "spintune.teachers", {"scripted": ScriptedTeacher.from_file})
 
@@ -40,13 +40,16 @@ def register_teacher(kind: str, factory: TeacherFactory) -> None:
 
 
 def build_teacher(kind: str, model: str, extra: Mapping[str, object]) -> Teacher:
-    """The teacher of a recipe's ``kind``, ``model`` and ``extra``.
+    """The teacher of a recipe's ``kind``, ``model`` ("" for none) and ``extra``.
 
     Raises RecipeError for an unknown kind, or for settings that its factory does not take.
     """
     factory = TEACHERS[kind]
+    if "model" in extra:
+        raise RecipeError(f"teacher {kind!r}: model is an argument of its own; leave it out of extra")
+    arguments = {"model": model, **extra} if model else dict(extra)
     try:
-        inspect.signature(factory).bind(model=model, **extra)
+        inspect.signature(factory).bind(**arguments)
     except TypeError as error:
-        raise RecipeError(f"teacher {kind!r}: {error}; extra holds the arguments of its factory by name") from None
-    return factory(model=model, **extra)
+        raise RecipeError(f"teacher {kind!r}: {error}; model and extra are the arguments of its factory") from None
+    return factory(**arguments)
