@@ -65,7 +65,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     folder = Path(spec["folder"])
     collection = read_sources([Source(spec["data"])], seed=0)
     lap("read")
-    train, heldout = split_examples(collection.examples, 0.1, seed=0, most=1000)
+    train, heldout = split_examples(collection.examples, 0.1, seed=0, limit=1000)
     lap("split")
     write_records(folder / "train.jsonl", train)
     write_records(folder / "heldout.jsonl", heldout)

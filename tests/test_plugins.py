@@ -57,5 +57,5 @@ def test_an_installed_package_offers_more_and_a_broken_one_is_named(tmp_path: Pa
     assert done.stdout.splitlines() == [
         "['circle', 'star', 'triangle'] 3 False",
         "the shape 'star' of package shapes_of_bob cannot be imported (ModuleNotFoundError: No module named "
-        "'no_such_module'); mend or remove that package",
+        "'no_such_module'); fix or remove that package",
     ]

@@ -78,7 +78,7 @@ class Table(Generic[T]):
             package = offered.dist.name if offered.dist else offered.value
             raise RecipeError(
                 f"the {self.kind} {offered.name!r} of package {package} cannot be imported "
-                f"({type(error).__name__}: {error}); mend or remove that package"
+                f"({type(error).__name__}: {error}); fix or remove that package"
             ) from error
         return value
 

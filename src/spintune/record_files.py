@@ -1,13 +1,13 @@
 """Sequences of records that stay on disk, so that memory does not grow with the data.
 
 ===========  ================================================================
-RecordFile   the records of a file of JSON lines; 8 bytes of memory a record
-Spool        takes records one by one, and gives them back as a RecordFile
-Selection    some records of a sequence, in any order; 8 bytes a record
-Joined       several sequences, one behind the other
+RecordFile   the records of a JSON lines file; 8 bytes of memory per record
+Spool        collects records one by one, and returns them as a RecordFile
+Selection    some records of a sequence, in any order; 8 bytes per record
+Joined       several sequences, one after another
 ===========  ================================================================
 
-They are compared, sliced and indexed like lists, and read only. A record is decoded whenever it is asked for.
+They compare, slice and index like lists, but cannot be changed. Every access decodes the record anew.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _READ = 1 << 20  # bytes
 
 
 class _Lazy(Sequence[R], Generic[R]):
-    """What a sequence needs besides its length and one item: slices and equality with any sequence."""
+    """Adds slices, negative positions and equality with any sequence to a length and :meth:`_item`."""
 
     @abstractmethod
     def _item(self, position: int) -> R:
-        """The record at a position that is there."""
+        """The record at ``position``, which is in range."""
 
     @overload
     def __getitem__(self, position: int) -> R: ...
@@ -65,8 +65,8 @@ class _Lazy(Sequence[R], Generic[R]):
 class RecordFile(_Lazy[S], Generic[S]):
     """The records of a file that :func:`spintune.records.write_records` or a :class:`Spool` wrote.
 
-    The file must not change while this is in use. Raises RunError with ``path:line`` where a line that is asked for is
-    not such a record.
+    The file must not change while this is in use. Accessing a line that is not such a record raises RunError, which
+    names ``path:line``.
     """
 
     def __init__(self, path: Path, kind: type[S], _file: BinaryIO | None = None) -> None:
@@ -79,7 +79,7 @@ class RecordFile(_Lazy[S], Generic[S]):
         return len(self._ends)
 
     def __iter__(self) -> Iterator[S]:
-        """From the first to the last, which is faster than asking for one after the other."""
+        """Reads in large blocks, faster than by position."""
         number = 0
         for block, ends in self._blocks():
             begin = 0
@@ -89,7 +89,7 @@ class RecordFile(_Lazy[S], Generic[S]):
                 begin = end
 
     def copy_to(self, path: Path) -> None:
-        """Writes the same file once more; it is complete or absent."""
+        """Writes a copy of the file; it is complete or absent."""
         with atomic_file(path) as file:
             for block in _read(self._file.fileno()):
                 file.write(block)
@@ -107,7 +107,7 @@ class RecordFile(_Lazy[S], Generic[S]):
         return parse_record(line, self._kind, self.path, position + 1)
 
     def _blocks(self) -> Iterator[tuple[bytes, list[int]]]:
-        """Runs of whole lines of about a megabyte, and where in them each line ends."""
+        """Blocks of whole lines of about a megabyte, each with the ends of its lines."""
         begin = first = 0
         while first < len(self._ends):
             last = max(first + 1, bisect.bisect_right(self._ends, begin + _READ, first))
@@ -117,23 +117,24 @@ class RecordFile(_Lazy[S], Generic[S]):
 
 
 class Spool(Generic[S]):
-    """Takes records and keeps them in a temporary file that goes away with the last sequence that reads it.
+    """Collects records in a temporary file, which lives as long as a sequence reads it.
 
-    Raises StorageError when the temporary folder has no room for it.
+    Raises StorageError when the temporary folder is full.
     """
 
     def __init__(self, kind: type[S]) -> None:
         self._kind = kind
         with _temporary_room():
-            # the file has no name, so nothing is left of it when the process dies; who reads it closes it
+            # the file has no name, so nothing of it remains when the process dies; its reader closes it
             self._file: BinaryIO = tempfile.TemporaryFile("w+b", prefix="spintune-")  # noqa: SIM115
 
     def add(self, record: S) -> None:
+        """Appends a record."""
         with _temporary_room():
             self._file.write(json_line(record))
 
     def records(self) -> RecordFile[S]:
-        """What was added, in that order. Nothing can be added any more."""
+        """The added records, in their order. No more can be added afterwards."""
         with _temporary_room():
             self._file.flush()
         return RecordFile(Path("temporary file"), self._kind, self._file)
@@ -145,8 +146,8 @@ def _temporary_room() -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"the folder for temporary files cannot hold what is read ({error.strerror or error}); free some space "
-            "there, or set TMPDIR to a folder that has more"
+            f"the data does not fit into the folder for temporary files ({error.strerror or error}); free some space "
+            "there, or set TMPDIR to another folder"
         ) from error
 
 
@@ -164,7 +165,7 @@ class Selection(_Lazy[R], Generic[R]):
 
 
 class Joined(_Lazy[R], Generic[R]):
-    """Several sequences, one behind the other."""
+    """Several sequences, one after another."""
 
     def __init__(self, parts: Iterable[Sequence[R]]) -> None:
         self._parts = [part for part in parts if len(part)]
@@ -184,7 +185,7 @@ class Joined(_Lazy[R], Generic[R]):
 
 
 def _line_ends(descriptor: int) -> array[int]:
-    """Where each line ends, its newline included."""
+    """The end of each line, including its newline."""
     with open(descriptor, "rb", closefd=False) as file:
         file.seek(0)
         return array("q", itertools.accumulate(map(len, file)))
@@ -198,7 +199,7 @@ def _read(descriptor: int) -> Iterator[bytes]:
 
 
 def _at(descriptor: int, begin: int, size: int) -> bytes:
-    """Bytes at a place. Not mapped into memory: pages of a map would count as the process's."""
+    """``size`` bytes from ``begin``. Not a memory map, whose pages would count as the process's memory."""
     parts = []
     while size > 0 and (part := os.pread(descriptor, size, begin)):
         parts.append(part)

@@ -1,12 +1,12 @@
-"""The records that stages hand to each other: frozen, typed, and stored as JSON lines.
+"""The records that stages exchange: frozen, typed, and stored as JSON lines.
 
-==========  =====================================================================
+==========  ===========================================================================
 Message     one turn: a role and its text
 Example     a conversation that ends in a reference answer (or several of them)
-Completion  what a generator returned for one prompt: ids, text, finish reason
-Answer      one response of a pair, and how likely frozen iterates find it
+Completion  what a generator returns for one prompt: ids, text, finish reason
+Answer      one response of a pair, with its log-probabilities under frozen iterates
 Pair        one prompt with its real and its generated responses
-==========  =====================================================================
+==========  ===========================================================================
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 FinishReason = Literal["stop", "length"]
 
-_CLOSED = ConfigDict(extra="forbid")  # a row with an unknown field is of another version, and is refused
+_CLOSED = ConfigDict(extra="forbid")  # a row with an unknown field is of another version
 
 
 @dataclass(frozen=True)
 class Message:
+    """One turn of a conversation."""
+
     role: Role
     content: str
 
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation. ``messages`` ends with the assistant's reference answer.
+    """A conversation that ends with the assistant's reference answer.
 
-    ``source`` says where the row came from (``path:line``), for error messages; it is not part of the identity.
+    ``source`` names the row it comes from (``path:line``), for error messages, and is not part of :attr:`id`.
     """
 
     messages: tuple[Message, ...]
@@ -51,7 +53,7 @@ class Example:
 
     @property
     def id(self) -> str:
-        """Content address: equal conversations have equal ids, wherever they were read."""
+        """Digest of the messages: equal conversations have equal ids, wherever they were read."""
         return self._id
 
     @cached_property
@@ -74,9 +76,11 @@ class Example:
 class Completion:
     """What a generator wrote for one prompt.
 
-    ``ids`` holds every token that was sampled, so it ends with the stop token exactly when ``finish_reason`` is
-    "stop": a completion that ran out of room carries no end-of-turn. ``text`` leaves the stop token out.
-    ``logprob`` is the sum over ``ids`` of the sampler's own log-probabilities, in nats.
+    Attributes:
+        ids: every sampled token. The last one is a stop token exactly when ``finish_reason`` is "stop"; a completion
+            that reached the length limit has none.
+        text: the tokens as text, without the stop token.
+        logprob: sum of the log-probabilities of ``ids`` under the distribution they were sampled from. [nats]
     """
 
     ids: tuple[int, ...]
@@ -87,16 +91,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Answer:
-    """One response of a pair, and how likely frozen iterates find it (log-probabilities in nats, summed).
+    """One response of a pair, with its log-probabilities (sums over tokens, in nats).
 
     Attributes:
         ids: its tokens; the last one ends the turn exactly when ``complete``.
         text: the tokens as text, without control tokens.
-        complete: False when it was cut for want of room.
-        opponent: under the opponent of the iteration that trains on it; None before it was scored.
-        base: under iterate 0; None where nothing asks for it.
-        sampled: under the distribution it was drawn from, as the generator saw it; None when nobody drew it, or when
-            it was cut afterwards.
+        complete: False if it was cut at the length limit.
+        opponent: log-probability under the opponent of the iteration that trains on it; None before scoring.
+        base: log-probability under iterate 0; None if the loss does not need it.
+        sampled: log-probability under the distribution it was sampled from, as the generator computed it; None if it
+            was not sampled, or was cut afterwards.
     """
 
     __pydantic_config__ = _CLOSED
@@ -116,10 +120,10 @@ class Pair:
     Attributes:
         example_id: the example that prompt and real response come from.
         real: the reference answer.
-        generated: answers of the writer, in the order in which they were drawn.
-        first: iterate 0's answer, for losses that look back to it (T-SPIN); else None.
+        generated: answers of the iterate ``writer``, in the order in which they were sampled.
+        first: iterate 0's answer, for losses that use it (T-SPIN); else None.
         writer: name of the iterate that wrote ``generated``.
-        weight: share in the step's mean loss, relative to other pairs.
+        weight: weight in the step's mean loss, relative to other pairs.
     """
 
     __pydantic_config__ = _CLOSED
@@ -134,7 +138,7 @@ class Pair:
 
     @property
     def answers(self) -> tuple[Answer, ...]:
-        """Everything that is scored for it: the real answer, the generated ones, iterate 0's."""
+        """All scored answers: the real one, the generated ones, and iterate 0's if there is one."""
         return (self.real, *self.generated) if self.first is None else (self.real, *self.generated, self.first)
 
 

@@ -360,7 +360,7 @@ def test_invalid_json_is_an_error_with_its_line(tmp_path: Path, name: str, conte
     path.write_text(content, encoding="utf-8")
     text = error(path)
     assert text.startswith(f"{path}:{line}: not valid JSON (")
-    assert text.endswith("); mend or delete the row")
+    assert text.endswith("); fix or delete the row")
 
 
 @pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
@@ -399,8 +399,8 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         ({**ROW, "output": True}, "'output' is a boolean, not a text; quote it"),
         ({**ROW, "output": ["5"]}, "'output' is a list, not a text; give it as one text"),
         ({**ROW, "input": {}}, "'input' is an object, not a text; give it as one text"),
-        ([1], "the row is a list, not an object with keys; mend or delete the row"),
-        (None, "the row is null, not an object with keys; mend or delete the row"),
+        ([1], "the row is a list, not an object with keys; fix or delete the row"),
+        (None, "the row is null, not an object with keys; fix or delete the row"),
     ],
 )
 def test_a_broken_row_is_an_error_with_its_line_and_what_to_do(tmp_path: Path, row: Any, expected: str) -> None:
@@ -411,7 +411,7 @@ def test_a_broken_row_is_an_error_with_its_line_and_what_to_do(tmp_path: Path, r
 def test_a_broken_row_of_a_json_list_is_an_error_with_its_number(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([ROW, 7], indent=1), encoding="utf-8")
-    assert error(path) == f"{path}: row 2: the row is a number, not an object with keys; mend or delete the row"
+    assert error(path) == f"{path}: row 2: the row is a number, not an object with keys; fix or delete the row"
 
 
 @pytest.mark.parametrize(
@@ -420,7 +420,7 @@ def test_a_broken_row_of_a_json_list_is_an_error_with_its_number(tmp_path: Path)
         ([], "a row without an answer ('messages' is empty); fill it in or delete the row"),
         (None, "a row without an answer ('messages' is null); fill it in or delete the row"),
         ("Hi", "'messages' is a text, not a list; give it as a list of objects"),
-        (["Hi"], "messages 1: the row is a text, not an object with keys; mend or delete the row"),
+        (["Hi"], "messages 1: the row is a text, not an object with keys; fix or delete the row"),
         ([{"role": "tool", "content": ""}], "messages 1: unknown role 'tool'; use system, user, assistant"),
         ([USER, {"role": "assistant"}], "messages 2: a row without a text ('content' is missing); fill it in"),
         ([USER, {"content": "Hello"}], "messages 2: a row without a role ('role' is missing); fill it in"),

@@ -84,8 +84,8 @@ def test_a_fraction_that_empties_the_training_side_is_an_error(count: int, fract
 
 def test_no_more_are_held_out_than_allowed_and_they_are_the_first_of_the_same_order() -> None:
     examples = questions(50)
-    train, held = split_examples(examples, 0.4, 7, most=5)
+    train, held = split_examples(examples, 0.4, 7, limit=5)
     assert (len(train), len(held)) == (45, 5)
     # of 50 prompts a tenth are five
     assert set(held) == set(split_examples(examples, 0.1, 7)[1])
-    assert split_examples(examples, 0.1, 7, most=99) == split_examples(examples, 0.1, 7)
+    assert split_examples(examples, 0.1, 7, limit=99) == split_examples(examples, 0.1, 7)

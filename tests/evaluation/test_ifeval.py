@@ -78,7 +78,7 @@ def test_parameters_that_are_null_are_absent(tmp_path: Path) -> None:
         ({"key": 7}, "key 7 comes twice; give every prompt a key of its own"),
         ({"prompt": 3}, "'prompt' is a number, not a text; quote it"),
         ({"prompt": None}, "a row without a prompt ('prompt' is null); fill it in or delete the row"),
-        ({"kwargs": {}}, "'kwargs' is an object, not a list; mend or delete the row"),
+        ({"kwargs": {}}, "'kwargs' is an object, not a list; fix or delete the row"),
         (
             {"kwargs": [{}]},
             "2 instructions and 1 kwargs; give at least one instruction, and one object of kwargs for each",
@@ -131,7 +131,7 @@ def test_a_file_that_is_missing_empty_or_no_json_is_an_error(tmp_path: Path) -> 
         read_prompts(path)
     assert str(caught.value) == f"{path}: empty; give a file with at least one prompt"
     path.write_bytes(b"\n{1}\n")
-    with pytest.raises(DataError, match=rf"{re.escape(str(path))}:2: not valid JSON \(.*\); mend or delete the row"):
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}:2: not valid JSON \(.*\); fix or delete the row"):
         read_prompts(path)
     path.write_bytes(json.dumps(ROW).encode() + b"\n3\n")
     with pytest.raises(DataError, match=rf"{re.escape(str(path))}:2: the row is a number, not an object"):

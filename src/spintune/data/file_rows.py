@@ -32,7 +32,7 @@ class FileRow:
     def of(cls, value: object, where: str, number: int = 0) -> FileRow:
         """Raises DataError when ``value`` is not an object with keys."""
         if not isinstance(value, dict):
-            raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; mend or delete the row")
+            raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; fix or delete the row")
         return cls(value, where, number)
 
     def text(self, key: str, what: str) -> str:

@@ -154,7 +154,7 @@ def _preference(row: FileRow) -> Iterator[Conversation]:
 
 
 def preferred(row: FileRow, side: str) -> Conversation:
-    """The conversation that ends in one side of a preference row: prompt and answer are texts or lists of messages."""
+    """The conversation that ends with one side of a preference row, of texts or of lists of messages."""
     prompt, answer = row.values.get("prompt"), row.values.get(side)
     before = turns_of(row, "prompt", answered=False) if isinstance(prompt, list) else None
     if isinstance(answer, list):
@@ -169,7 +169,10 @@ def preferred(row: FileRow, side: str) -> Conversation:
 
 
 def turns_of(row: FileRow, key: str, answered: bool = True) -> Conversation:
-    """The messages under ``key``. Raises DataError for unknown roles, and where they do not end with an answer."""
+    """The messages under ``key``.
+
+    Raises DataError for an unknown role, and with ``answered`` for messages that do not end with an assistant's turn.
+    """
     return _turns(row, key, "role", "content", _CHAT_ROLES, answered)
 
 

@@ -1,16 +1,16 @@
-"""Novelty as Self-Instruct defines it: a text joins the pool when its ROUGE-L with every text of the pool is low.
+"""Novelty as in Self-Instruct: a text joins the pool if its ROUGE-L with every text of the pool is low.
 
-Taken literally that is an LCS with each text of the pool (arXiv 2212.10560, section 2.2). This index gives the same
-verdicts and computes an LCS for a few pairs only::
+Taken literally, that is a longest common subsequence (LCS) with each text of the pool (arXiv 2212.10560, section 2.2).
+This index decides the same and computes the LCS of few pairs::
 
     all texts of the pool
-      |   lengths   2 min(m, n) / (m + n) <= threshold: too short or too long, whatever the words
-      |   words     an LCS of a leaves at most m - a words of the query without a partner, so of any m - a + c of them
-      |             c have one: take the rarest, and only texts that come up c times in their postings are left
+      |   lengths   drop texts that are too short or too long, whatever their words: 2 min(m, n) / (m + n) <= threshold
+      |   words     an LCS of a words leaves at most m - a words of the query unmatched, so of any m - a + c of them c
+      |             are matched: take the rarest ones, and drop texts that occur less than c times in their postings
       v
-    bit-parallel LCS of what is left, by words encoded as characters
+    bit-parallel LCS with the remaining texts, words encoded as characters
 
-Both bounds are exact: they never lose a pair above the threshold.
+Both bounds are exact: they never drop a pair above the threshold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,16 +34,16 @@ from spintune.text.words import WordRule, split_words
 Ties = Literal["keep", "float"]
 
 _EXTRA = 2
-"""How many partners are asked for beyond the first (c - 1). Each lengthens the postings to read and spares LCSs; 2 was
-fastest for pools of 50,000 and 100,000 instructions."""
+"""c - 1: how many matches beyond one are required. Each lengthens the postings to read and saves LCSs; 2 is fastest for
+pools of 50,000 and 100,000 instructions."""
 _LIKELY = 64
-"""Texts beyond k that :meth:`NoveltyIndex.nearest` looks at first."""
+"""How many texts beyond k :meth:`NoveltyIndex.nearest` scores first."""
 _SHIFT = 30
 _CODES = 0x110000
-"""Characters there are; words with a higher code make the text a tuple of numbers, which is slower."""
+"""Number of characters; a word with a higher code makes the text a tuple of numbers, which is slower."""
 
 _Encoded = str | tuple[int, ...]
-_Integers = NDArray[np.integer[Any]]
+_Integers = NDArray[np.int64] | NDArray[np.uintc] | NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,17 @@ _NOVEL = NoveltyResult(novel=True)
 
 
 class NoveltyIndex:
-    """A pool of texts that knows whether another one is too similar to any of them.
+    """A pool of texts that decides whether another text is too similar to one of them.
 
-    threshold:  ROUGE-L above it is too similar; a decimal number in (0, 1]
-    tokeniser:  what a word is, see :func:`spintune.text.words.split_words`
-    ties:       what happens to a pair whose score is the threshold. "keep": it is not above, in exact arithmetic.
-                "float": as the ``rouge_score`` package's rounding has it, above for 7 words common to 7 and 13, not
-                above for 7 common to 10 and 10. For reproducing results that were made with it.
+    Args:
+        threshold: a ROUGE-L above it is too similar; a decimal number in (0, 1].
+        word_rule: defines the words of a text, see :func:`spintune.text.words.split_words`.
+        ties: how to treat a score equal to the threshold. "keep": not above it, in exact arithmetic. "float": as the
+            ``rouge_score`` package rounds: above it for 7 common words of 7 and 13, not for 7 of 10 and 10; for
+            reproducing results of that package.
 
-    Texts are numbered from 0 in the order in which they came in. A text without words scores 0 with everything, as in
-    ``rouge_score``: it is always novel, however often it comes.
+    Texts are numbered from 0 in the order in which they are added. A text without words scores 0 with every text, as in
+    ``rouge_score``, so it is always novel.
 
         >>> pool = NoveltyIndex()
         >>> pool.add("Name three animals that sleep in winter.")
@@ -78,26 +79,26 @@ class NoveltyIndex:
         >>> pool.admit("Name a river.").novel, len(pool)
         (True, 2)
 
-    Memory grows with the words of the pool: about 0.4 kB an instruction of 18 words. The length of a candidate is
-    bounded by memory only, but the LCS of two long texts with much the same words takes time in proportion to the
-    product of their lengths (a second for 200,000 words each), so leave such texts out beforehand.
+    Memory grows with the words of the pool: about 0.4 kB per instruction of 18 words. The LCS of two long texts with
+    similar words takes time proportional to the product of their lengths (a second for 200,000 words each), so filter
+    out such texts before.
 
-    Raises DataError for a threshold that is not in (0, 1].
+    Raises DataError for a threshold outside (0, 1].
     """
 
-    def __init__(self, threshold: float = 0.7, tokeniser: WordRule = "reference", ties: Ties = "keep") -> None:
+    def __init__(self, threshold: float = 0.7, word_rule: WordRule = "reference", ties: Ties = "keep") -> None:
         if not 0 < threshold <= 1:
             raise DataError(f"a novelty threshold of {threshold} cannot be used; give more than 0 and at most 1")
         self.threshold = threshold
-        self.tokeniser = tokeniser
+        self.word_rule = word_rule
         self.ties = ties
         self.compared = 0
-        """Pairs whose LCS was computed so far."""
+        """Number of LCSs computed so far."""
         self._exact = Fraction(str(threshold))
-        # Bounds use a threshold that is lower by 2^-30 or so: then they hold for either rule, in 64-bit arithmetic.
+        # The bounds use a threshold lower by about 2^-30, so they hold for both kinds of ties in 64-bit arithmetic.
         self._floor = max(0, int(self._exact * 2**_SHIFT) - 1)
         self._code_of: dict[str, int] = {}
-        self._postings: list[array[int]] = [array("I")]  # of each code; 0 stands for words that the pool lacks
+        self._postings: list[array[int]] = [array("I")]  # by code; 0 stands for words that are not in the pool
         self._lengths = array("I")
         self._longest = 0
         self._texts: list[_Encoded] = []
@@ -107,31 +108,31 @@ class NoveltyIndex:
         return len(self._texts)
 
     def add(self, text: str) -> int:
-        """Puts a text into the pool, novel or not; its number."""
-        return self._add(split_words(text, self.tokeniser))
+        """Adds a text to the pool, novel or not, and returns its number."""
+        return self._add(split_words(text, self.word_rule))
 
     def verdict(self, text: str) -> NoveltyResult:
-        """Whether the text is novel. The pool stays as it is."""
-        return self._verdict(split_words(text, self.tokeniser))
+        """Whether the text is novel. The pool does not change."""
+        return self._verdict(split_words(text, self.word_rule))
 
     def admit(self, text: str) -> NoveltyResult:
-        """Puts a text into the pool if it is novel."""
-        words = split_words(text, self.tokeniser)
+        """Adds a text to the pool if it is novel."""
+        words = split_words(text, self.word_rule)
         verdict = self._verdict(words)
         if verdict.novel:
             self._add(words)
         return verdict
 
     def extend(self, texts: Iterable[str]) -> list[NoveltyResult]:
-        """Admits texts one after the other, so each is compared with those admitted before it as well."""
+        """Admits texts one after another, so each is also compared with those admitted before it."""
         return [self.admit(text) for text in texts]
 
     def nearest(self, text: str, k: int = 1) -> list[tuple[int, float]]:
-        """Numbers and scores of the ``k`` most similar texts, best first; of equal scores the lower number.
+        """Numbers and scores of the ``k`` most similar texts, the best first; for equal scores the lower number first.
 
-        Texts that share no word with it score 0 and are left out, so there may be fewer.
+        Texts that share no word with ``text`` score 0 and are left out, so the list may be shorter.
         """
-        codes = self._encode(split_words(text, self.tokeniser))
+        codes = self._encode(split_words(text, self.word_rule))
         hit = self._hits(dict.fromkeys(codes))
         if not len(hit):
             return []
@@ -139,7 +140,7 @@ class NoveltyIndex:
         index_N = count_N.nonzero()[0]
         length_N = np.frombuffer(self._lengths, np.uintc)[index_N]
         bound_N = np.minimum(count_N[index_N], length_N) / (length_N + len(codes))
-        # Some likely texts give k scores; whatever scores higher than the lowest of these has a bound as high.
+        # The k best scores of some likely texts: a text that scores higher has a bound at least as high.
         if (some := k + _LIKELY) < len(index_N):
             likely = index_N[np.argpartition(bound_N, -some)[-some:]]
             floor = np.partition(self._scores(codes, likely), -k)[-k] / 2
@@ -182,16 +183,16 @@ class NoveltyIndex:
         return best
 
     def _exceeds(self, score: float, common: int, lengths: int) -> bool:
-        """Whether a pair is above the threshold, by the rule for ties."""
+        """Whether a pair is above the threshold, see ``ties``."""
         return score > self.threshold if self.ties == "float" else Fraction(2 * common, lengths) > self._exact
 
     def _shortlist(self, codes: Sequence[int]) -> tuple[_Integers, _Integers]:
-        """Texts that may be above the threshold, in order; and the LCS that each would need for it."""
+        """The texts that may be above the threshold, in order, and the LCS that each needs for that."""
         length = len(codes)
         shortest = self._floor * length // (2 ** (_SHIFT + 1) - self._floor) + 1
         if shortest > self._longest:
             return _NOBODY
-        # The rarest words, until all but `least - 1` of the partners that the shortest text needs are among them.
+        # Probe the rarest words until they contain all but `least - 1` of the matches that the shortest text needs.
         spare = length
         least = least_needed = self._floor * (length + shortest) // 2 ** (_SHIFT + 1) + 1
         probed = []
@@ -204,19 +205,19 @@ class NoveltyIndex:
                 break
         hit = np.sort(self._hits(probed))
         later = hit[least - 1 :]
-        hit = later[later == hit[: len(later)]]  # without the first least - 1 hits of each text
+        hit = later[later == hit[: len(later)]]  # drops the first least - 1 hits of each text
         if not len(hit):
             return _NOBODY
         first = np.concatenate(([0], (hit[1:] != hit[:-1]).nonzero()[0] + 1, [len(hit)]))
         index_N = hit[first[:-1]]
-        count_N = np.diff(first) + (least - 1 + spare)  # the LCS is no longer, if all words not probed have partners
+        count_N = np.diff(first) + (least - 1 + spare)  # an upper bound of the LCS: all words not probed match
         length_N = np.frombuffer(self._lengths, np.uintc)[index_N].astype(np.int64)
         needed_N = (self._floor * (length_N + length) >> (_SHIFT + 1)) + 1
         possible = np.minimum(count_N, length_N) >= needed_N
         return index_N[possible], needed_N[possible]
 
     def _hits(self, codes: Iterable[int]) -> _Integers:
-        """The texts that hold the words, once for each occurrence in a text."""
+        """The texts that contain the words, once per occurrence."""
         return np.frombuffer(b"".join([self._postings[code] for code in codes]), np.uintc)
 
     def _scores(self, codes: Sequence[int], index_N: _Integers) -> NDArray[np.float64]:
@@ -230,7 +231,7 @@ class NoveltyIndex:
     def _common(self, codes: Sequence[int], index_N: _Integers) -> _Integers:
         """LCS with each text.
 
-        Without rapidfuzz's score_cutoff: given the very LCS of two texts of over 64 words it may return 0 (3.14.6).
+        rapidfuzz's score_cutoff is not used: set to the LCS of two texts of over 64 words, it may return 0 (3.14.6).
         """
         self.compared += len(index_N)
         texts = [self._texts[index] for index in index_N.tolist()]
@@ -245,5 +246,5 @@ _NOBODY = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
 def _as_text(codes: Sequence[int]) -> _Encoded:
-    """A character for each word: what rapidfuzz compares fastest. Surrogates serve like any other character."""
+    """One character per word, which rapidfuzz compares fastest. Surrogates work like other characters."""
     return "".join(map(chr, codes)) if max(codes, default=0) < _CODES else tuple(codes)

@@ -16,9 +16,10 @@ from spintune.records import Example
 
 
 def read_answers(path: str) -> dict[str, list[Example]]:
-    """The worse answers of a file, each as an example that ends in it, by the id of the example with the better one.
+    """Reads the worse answers of a file of pairs, by the id of the example that ends with the better answer.
 
-    Raises DataError for a file without such rows, and for the first broken row.
+    Each is an example that ends with the worse answer. Raises DataError for a file without pairs, and for the first
+    damaged row.
     """
     answers: dict[str, list[Example]] = {}
     for row in rows_of(path):
@@ -27,12 +28,12 @@ def read_answers(path: str) -> dict[str, list[Example]]:
         elif "chosen" in row.values:
             better, worse = preferred(row, "chosen"), preferred(row, "rejected")
         else:
-            raise DataError(f"{row.where}: no real and generated, nor chosen and rejected; name a file of pairs")
+            raise DataError(f"{row.where}: no real and generated, nor chosen and rejected; give a file of pairs")
         answers.setdefault(Example(better).id, []).append(Example(worse, row.where))
     return answers
 
 
 def turns_of_example(example: Example) -> list[Example]:
-    """One example for each assistant turn: the conversation up to it."""
+    """One example per assistant turn: the conversation up to it."""
     answers = [place for place, message in enumerate(example.messages) if message.role == "assistant" and place]
     return [Example(example.messages[: place + 1], example.source) for place in answers]

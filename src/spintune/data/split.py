@@ -1,4 +1,4 @@
-"""Training and held-out examples: which is which depends on the prompt and the seed, not on the order."""
+"""Splits examples into training and held-out ones, by a hash of prompt and seed and not by their order."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ Prompt = tuple[Message, ...]
 
 
 def split_examples(
-    examples: Sequence[Example], fraction: float, seed: int, most: int | None = None
+    examples: Sequence[Example], fraction: float, seed: int, limit: int | None = None
 ) -> tuple[Selection[Example], Selection[Example]]:
     """Splits into (train, held-out), each in input order.
 
-    Examples with the same prompt form a group and stay together, so that no held-out prompt is trained on. Of n groups
-    the ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out, at least one of two or more, and
-    no more than ``most``.
+    Examples with the same prompt stay together, so that no held-out prompt is trained on. Of n distinct prompts, the
+    ``round(fraction * n)`` with the smallest hash of (seed, prompt) are held out: at least one if n > 1, and at most
+    ``limit``.
 
-    The trade-off: a threshold on the hash would never move a group, but leave the size to chance (none of 20, or 6, for
-    a fraction of 0.15). Here the size is exact, and groups come and go in one fixed order: when data is added, the old
-    groups that are held out are a part of those before, or those before and the next ones in that order.
+    A threshold on the hash would never move a prompt, but would leave the number of held-out prompts to chance (0 or 6
+    of 20 for a fraction of 0.15). Here the number is exact and the order of prompts is fixed: when data is added, the
+    held-out prompts among the old ones are a prefix of that order, shorter or longer than before.
 
         >>> rows = [Example((Message("user", q), Message("assistant", "yes"))) for q in "abcdefghij"]
         >>> [len(side) for side in split_examples(rows, 0.2, seed=7)]
         [8, 2]
 
-    Raises DataError when ``fraction`` is not in [0, 1), or so large that nothing would be left to train on.
+    Raises DataError if ``fraction`` is outside [0, 1), or so large that nothing is left to train on.
     """
     if not 0 <= fraction < 1:
         raise DataError(f"a held-out fraction of {fraction} cannot be used; give 0 or more, and less than 1")
     # equal for equal prompts; the prompts themselves need not stay in memory
-    draws = [_draw(example.prompt, seed) for example in examples]
-    prompts = sorted(set(draws))
+    hashes = [_hash(example.prompt, seed) for example in examples]
+    prompts = sorted(set(hashes))
     size = round(fraction * len(prompts))
     if fraction > 0 and len(prompts) > 1:
         size = max(1, size)
-    size = min(size, len(prompts) if most is None else most)
+    size = min(size, len(prompts) if limit is None else limit)
     if prompts and size == len(prompts):
         raise DataError(
             f"a held-out fraction of {fraction} leaves none of {len(prompts)} distinct prompts to train on; "
@@ -50,11 +50,11 @@ def split_examples(
         )
     heldout = set(prompts[:size])
     sides = (array("q"), array("q"))
-    for place, draw in enumerate(draws):
-        sides[draw in heldout].append(place)
+    for place, prompt in enumerate(hashes):
+        sides[prompt in heldout].append(place)
     return Selection(examples, sides[0]), Selection(examples, sides[1])
 
 
-def _draw(prompt: Prompt, seed: int) -> bytes:
+def _hash(prompt: Prompt, seed: int) -> bytes:
     text = orjson.dumps([[message.role, message.content] for message in prompt])
     return digest(f"split:{seed}:".encode() + text)

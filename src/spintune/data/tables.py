@@ -190,7 +190,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _invalid_json(where: str, error: orjson.JSONDecodeError) -> DataError:
-    return DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); mend or delete the row")
+    return DataError(f"{where}: not valid JSON ({error.msg}, column {error.colno}); fix or delete the row")
 
 
 def _check_utf8(path: str, data: bytes, first_line: int = 1) -> None:

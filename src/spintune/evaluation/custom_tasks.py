@@ -323,7 +323,7 @@ def _text(row: FileRow, key: str) -> str:
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a text; mend the row")
+    raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a text; fix the row")
 
 
 def _value(row: FileRow, key: str) -> Any:

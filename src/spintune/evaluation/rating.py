@@ -90,7 +90,7 @@ def _texts(row: FileRow, key: str) -> list[str]:
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return list(value)
     found = kind_of(value) if key in row.values else "missing"
-    raise DataError(f"{row.where}: '{key}' is {found}, not a list of texts; mend or delete the row")
+    raise DataError(f"{row.where}: '{key}' is {found}, not a list of texts; fix or delete the row")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
         match = re.search(spec.pattern, text)
         if match is None:
             raise DataError(
-                f"{row.where}: fields.{name}: pattern {spec.pattern!r} is not in '{spec.from_}'; mend row or task"
+                f"{row.where}: fields.{name}: pattern {spec.pattern!r} is not in '{spec.from_}'; fix row or task"
             )
         text = (match[1] if match.re.groups else match[0]) or ""
     if spec.remove is not None:
@@ -46,9 +46,9 @@ def read_choice(
         return (), None
     labels, options = _options(spec, row)
     if not options:
-        raise DataError(f"{row.where}: no options found in '{spec.from_}'; mend the row, or options in the task")
+        raise DataError(f"{row.where}: no options found in '{spec.from_}'; fix the row, or options in the task")
     if not all(options):
-        raise DataError(f"{row.where}: an option in '{spec.from_}' is empty; mend the row, or options in the task")
+        raise DataError(f"{row.where}: an option in '{spec.from_}' is empty; fix the row, or options in the task")
     places = list(map(str, range(len(options))))
     what, known = {"index": ("places", places), "label": ("labels", labels), "text": ("texts", options)}[answer.is_]
     if text not in known:

@@ -115,7 +115,7 @@ def _tsv_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[FileRow]:
         if len(values) != len(names):
             raise DataError(
                 f"{path}:{number}: {len(values)} columns where {len(names)} are named ({', '.join(names)}); "
-                "mend the row, or columns in the task"
+                "fix the row, or columns in the task"
             )
         cells = {name: value.replace("\\n", "\n") for name, value in zip(names, values, strict=True)}
         yield FileRow(cells, f"{path}:{number}", number)

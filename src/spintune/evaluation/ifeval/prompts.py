@@ -60,7 +60,7 @@ def _rows(path: Path) -> Iterator[FileRow]:
             try:
                 value = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error}); mend or delete the row") from error
+                raise DataError(f"{path}:{number}: not valid JSON ({error}); fix or delete the row") from error
             yield FileRow.of(value, f"{path}:{number}")
 
 
@@ -92,7 +92,7 @@ def _prompt(row: FileRow) -> Prompt:
 def _list(row: FileRow, key: str) -> list[Any]:
     value = row.values.get(key)
     if not isinstance(value, list):
-        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; mend or delete the row")
+        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; fix or delete the row")
     return value
 
 
