@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,10 +46,10 @@ def fused_layers(model: nn.Module, compiled: bool = False) -> dict[nn.Module, Fo
     for module in model.modules():
         if "forward" in module.__dict__:  # already replaced
             continue
-        if _is_rms_norm(module, compiled):
-            found[module] = _norm(module, compiled)
-        elif _is_swiglu(module, compiled):
-            found[module] = _gated(module, compiled)
+        if norm := _rms_norm_parts(module, compiled):
+            found[module] = _norm(module.forward, norm, compiled)
+        elif block := _swiglu_parts(module, compiled):
+            found[module] = _gated(block, compiled)
     return found
 
 
@@ -70,27 +70,33 @@ def tied_lookup(model: nn.Module) -> dict[nn.Module, Forward]:
     return {embedding: lambda ids: nn.functional.embedding(ids, weight, padding, sparse=True)}
 
 
-def _epsilon(norm: nn.Module) -> Any:
-    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+class _RmsNorm(NamedTuple):
+    weight: Tensor
+    epsilon: float
 
 
-def _norm(norm: Any, compiled: bool) -> Forward:
-    own = norm.forward
+class _SwiGlu(NamedTuple):
+    gate: nn.Module
+    up: nn.Module
+    down: nn.Module
+    activation: nn.Module
 
+
+def _norm(own: Forward, norm: _RmsNorm, compiled: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
         if can_compute(x, norm.weight):
-            return rms_norm(x, norm.weight, _epsilon(norm))
-        return _compiled(_norm_formula)(x, norm.weight, _epsilon(norm)) if compiled else own(x)
+            return rms_norm(x, norm.weight, norm.epsilon)
+        return _compiled(_norm_formula)(x, norm.weight, norm.epsilon) if compiled else own(x)
 
     return forward
 
 
-def _gated(block: Any, compiled: bool) -> Forward:
+def _gated(block: _SwiGlu, compiled: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
-        gate, up = block.gate_proj(x), block.up_proj(x)
+        gate, up = block.gate(x), block.up(x)
         if can_compute(gate, up):
-            return block.down_proj(swiglu(gate, up))
-        return block.down_proj(_compiled(_gate_formula)(gate, up) if compiled else block.act_fn(gate) * up)
+            return block.down(swiglu(gate, up))
+        return block.down(_compiled(_gate_formula)(gate, up) if compiled else block.activation(gate) * up)
 
     return forward
 
@@ -109,31 +115,36 @@ def _compiled(formula: Forward) -> Forward:
     return torch.compile(formula, dynamic=True, fullgraph=True)
 
 
-def _is_rms_norm(module: Any, compiled: bool) -> bool:
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(_epsilon(module), float):
-        return False
+def _rms_norm_parts(module: nn.Module, compiled: bool) -> _RmsNorm | None:
+    """The parts of a module that computes RMSNorm; None for others."""
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
+        return None
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or not (compiled or can_compute(weight)):
-        return False
+        return None
 
     def formula(x: Tensor) -> Tensor:
-        return _norm_formula(x, weight, _epsilon(module))
+        return _norm_formula(x, weight, epsilon)
 
-    return _same((type(module),), module, formula, weight)
+    return _RmsNorm(weight, epsilon) if _same((type(module),), module, formula, weight) else None
 
 
-def _is_swiglu(module: Any, compiled: bool) -> bool:
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
-    if not all(isinstance(part, nn.Module) for part in parts):
-        return False
-    weight = getattr(parts[0], "weight", None)
+def _swiglu_parts(module: nn.Module, compiled: bool) -> _SwiGlu | None:
+    """The parts of a module that computes a gated block with SiLU; None for others."""
+    found = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
+    parts = [part for part in found if isinstance(part, nn.Module)]
+    if len(parts) < len(found):
+        return None
+    block = _SwiGlu(*parts)
+    weight = getattr(block.gate, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not (compiled or can_compute(weight)):
-        return False
+        return None
 
     def formula(x: Tensor) -> Tensor:
-        return module.down_proj(_gate_formula(module.gate_proj(x), module.up_proj(x)))
+        return block.down(_gate_formula(block.gate(x), block.up(x)))
 
-    return _same((type(module), type(parts[3])), module, formula, weight)
+    return block if _same((type(module), type(block.activation)), module, formula, weight) else None
 
 
 @torch.no_grad()

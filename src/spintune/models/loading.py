@@ -9,7 +9,6 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -158,7 +157,7 @@ def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
         raise ModelError(f"tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
 
 
-def locate_model(name: str, cache: Path) -> tuple[str, dict[str, Any]]:
+def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
     """Resolves a model name to the location and extra arguments that ``from_pretrained`` takes.
 
     Raises ModelError when there is no such model.

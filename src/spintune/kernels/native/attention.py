@@ -162,7 +162,7 @@ def _rows_last(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 else x.contiguous()
 
 
-def _rows(x_1HTD: Tensor) -> Any:
+def _rows(x_1HTD: Tensor) -> object:
     return ctypes.byref(_Rows(x_1HTD.data_ptr(), x_1HTD.stride(2), x_1HTD.stride(1)))
 
 

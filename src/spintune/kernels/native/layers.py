@@ -141,7 +141,7 @@ def _gate(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
-def _call(name: str, *arguments: Any) -> None:
+def _call(name: str, *arguments: object) -> None:
     values = [x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]
     getattr(_library(), name)(*values, torch.get_num_threads())
 

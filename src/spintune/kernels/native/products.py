@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def _aligned(side: Tensor) -> Tensor:
 
 
 @cache
-def _function() -> Any:
+def _function() -> Callable[..., None]:
     function = require().product
     pointer, number = ctypes.c_void_p, ctypes.c_long
     function.argtypes = [
