@@ -12,7 +12,8 @@ from rich.text import Text
 
 from spintune.evaluation.comparison import HEADER, Comparison, table_rows
 from spintune.evaluation.statistics import Interval
-from spintune.mixtures.report import MixtureReport, ShownPrompt
+from spintune.mixtures.rendering import RenderedPrompt
+from spintune.mixtures.report import MixtureReport
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.results import (
     BenchmarkResults,
@@ -328,7 +329,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 # Mixtures and tokens -------------------------------------------------------------------------------------------------
 
 
-def print_examples(rows: Sequence[ShownPrompt]) -> None:
+def print_examples(rows: Sequence[RenderedPrompt]) -> None:
     """Prints examples of a task as a model reads them: the prompt plain, the target green."""
     console = Console(highlight=False)
     for row in rows:

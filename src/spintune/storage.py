@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
@@ -138,7 +138,7 @@ def _indented(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n"
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> JsonObject:
     """Reads a JSON document of a run folder. Raises RunError when it is damaged."""
     try:
         return orjson.loads(path.read_bytes())

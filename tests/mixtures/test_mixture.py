@@ -397,7 +397,7 @@ def test_the_stream_is_the_same_in_every_process_and_needs_no_torch(declare: Cal
         ).stdout
         for seed in ("1", "2")
     ]
-    assert printed[0].startswith("[ShownPrompt(prompt=")
+    assert printed[0].startswith("[RenderedPrompt(prompt=")
     assert printed[0] == printed[1] == f"{show(load_tasks([path]).tasks[0], 20, 3)}\n"
 
 

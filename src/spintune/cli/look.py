@@ -87,7 +87,8 @@ def mix(
         found = load_tasks([show], folder)
         shown = [row for task in found.tasks[:rows] for row in examples_of(task, rows, seed)]
         if json:
-            print_json([asdict(one) for one in shown])
+            keys = ("prompt", "target", "quadrant", "inverted", "shots", "phrasing", "row", "source")
+            print_json([{key: getattr(one, key) for key in keys} for one in shown])
         else:
             print_examples(shown)
         return

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from spintune.errors import DataError
+from spintune.typed_json import JsonObject
 
 NO_INPUT = "<noinput>"  # how text-davinci-003 wrote "this task needs no input" in the Alpaca data
 
@@ -24,7 +24,7 @@ class FileRow:
         number: the line or row, from 1; 0 for an object inside a row.
     """
 
-    values: dict[str, Any]
+    values: JsonObject
     where: str
     number: int = 0
 
@@ -63,14 +63,14 @@ class FileRow:
         for number, item in enumerate(value, 1):
             yield FileRow.of(item, f"{self.where}: {key} {number}")
 
-    def lookup(self, key: str, purpose: str = "") -> Any:
+    def lookup(self, key: str, purpose: str = "") -> object:
         """The value under ``key``; a dot in it leads into an object (``choices.text``).
 
         Raises DataError, with a suggestion, when there is none. ``purpose`` ("field answer") says what needs the value.
         """
         if key in self.values:
             return self.values[key]
-        value: Any = self.values
+        value: object = self.values
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
                 close = difflib.get_close_matches(key, self.values, 1)

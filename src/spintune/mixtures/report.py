@@ -176,33 +176,6 @@ def _exemplars(elements: Sequence[RenderedPrompt]) -> ExemplarReport:
     )
 
 
-@dataclass(frozen=True)
-class ShownPrompt:
-    """An example of a task for a reader; the fields are those of :class:`RenderedPrompt`."""
-
-    prompt: str
-    target: str
-    quadrant: QuadrantName
-    inverted: bool
-    shots: int
-    phrasing: int
-    row: int
-    source: str
-
-
-def show(task: MixtureTask, count: int, seed: int, prompting: Prompting | None = None) -> list[ShownPrompt]:
+def show(task: MixtureTask, count: int, seed: int, prompting: Prompting | None = None) -> list[RenderedPrompt]:
     """The first ``count`` elements of a mixture of one task."""
-    mixture = Mixture([task], seed, prompting=prompting)
-    return [
-        ShownPrompt(
-            element.prompt,
-            element.target,
-            element.quadrant,
-            element.inverted,
-            element.shots,
-            element.phrasing,
-            element.row,
-            element.source,
-        )
-        for element in map(mixture.element, range(count))
-    ]
+    return list(map(Mixture([task], seed, prompting=prompting).element, range(count)))
