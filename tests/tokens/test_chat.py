@@ -353,7 +353,7 @@ def test_structure_that_is_not_flagged_special_is_control_all_the_same(byte_leve
 def test_a_placeholder_in_a_message_is_only_text(family):
     tokenizer = family("chatml")
     renderer = ChatRenderer(tokenizer)
-    text = renderer._placeholder % 0
+    text = renderer._template.placeholder % 0
     row = renderer.row(Example((Message("user", text), Message("assistant", text + "!"))))
     assert decode(tokenizer, row.response_ids) == text + "!<|im_end|>"
     assert text in decode(tokenizer, row.prompt_ids)

@@ -7,25 +7,22 @@ known without a search, and the prompt of a row equals the prompt that generatio
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import jinja2
 import orjson
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
-from spintune.tokens.layout import Control, Part, Span, TemplateStyle, Turn, lay_out, split_controls
+from spintune.tokens.chat_template import ChatTemplate, RefusedError, turn_of
+from spintune.tokens.layout import Control, Part, Span, Turn, lay_out
 from spintune.tokens.plain import PlainEncoder, Position
 from spintune.tokens.rows import TokenRow, Turns, check_roles, where
-from spintune.tokens.templates import template_source, with_fixed_date
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,10 +32,6 @@ log = logging.getLogger(__name__)
 
 _OPEN_ANSWER = Turn("assistant", "", "", empty=False)
 _MAX_PLANS = 4096
-
-
-class RefusedError(Exception):
-    """A template's own words when it raises for a conversation."""
 
 
 @dataclass(frozen=True)
@@ -79,27 +72,11 @@ class ChatRenderer:
     end_ids: tuple[int, ...]
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "tokenizer", turns: Turns = "last"):
-        self._name = tokenizer.name_or_path or "this tokenizer"
-        if not tokenizer.is_fast:
-            raise ModelError(f"{self._name} has no fast tokenizer (tokenizer.json), which exact loss masks need")
-        self._tokenizer = tokenizer
-        self._template = with_fixed_date(template_source(tokenizer, template))
-        self._turns = turns
-        nonce = hashlib.sha256(self._template.encode()).hexdigest()[:8]
-        self._placeholder = f"\ue000{nonce}-%d\ue001"
-        self._placeholders = re.compile(f"\ue000{nonce}-(\\d+)\ue001")
+        self._template = ChatTemplate(tokenizer, template)
+        self._name, self._style = self._template.name, self._template.style
+        self._tokenizer, self._turns = tokenizer, turns
         self._warned_of_rewriting = False
-
-        added = {
-            token.content: Control(id, token.content, token.lstrip, token.rstrip)
-            for id, token in tokenizer.added_tokens_decoder.items()
-        }
-        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        self._added_text = re.compile("|".join(map(re.escape, added)) or "(?!)")
-        question_and_answer = self._probe([_turn("user", "Hi"), _turn("assistant", "Hello")])
-        controls = special | self._structure(added.keys() - special, question_and_answer)
-        self._style = self._learn_style({text: added[text] for text in controls}, question_and_answer)
-        self._encoder = PlainEncoder(tokenizer.backend_tokenizer, controls)
+        self._encoder = PlainEncoder(tokenizer.backend_tokenizer, self._style.controls)
         self._bos = _automatic_bos(tokenizer)
         self._plan = lru_cache(_MAX_PLANS)(self._make_plan)
 
@@ -115,7 +92,7 @@ class ChatRenderer:
         Raises DataError for a conversation that the template refuses.
         """
         check_roles(messages, "")
-        shape = (*map(_turn_of, messages), _OPEN_ANSWER)
+        shape = (*_shape_of(messages), _OPEN_ANSWER)
         plan = self._plan_of(shape, frozenset({len(messages)}), "")
         self._watch_rewriting(plan, [*messages, Message("assistant", "Hello")], "")
         spans = self._encode([(plan, [*_contents(messages), ""])])[0]
@@ -139,7 +116,7 @@ class ChatRenderer:
     def fingerprint(self) -> str:
         """Digest of everything that determines the tokens: template, vocabulary, tokenizer settings and options."""
         facts = [
-            self._template,
+            self._template.source,
             self._turns,
             sorted(self._tokenizer.special_tokens_map.items()),
             self._bos,
@@ -149,82 +126,9 @@ class ChatRenderer:
         ]
         return hashlib.sha256(orjson.dumps(facts, default=str)).hexdigest()[:32]
 
-    # Templates -------------------------------------------------------------------------------------------------
-
-    def _write(self, messages: Sequence[Mapping[str, str]], generation: bool = False) -> str:
-        """The template's text. Raises RefusedError when the template itself refuses the conversation."""
-        try:
-            return self._tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self._template,
-                tokenize=False,
-                add_generation_prompt=generation,
-            )
-        except jinja2.TemplateError as error:
-            if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
-                raise RefusedError(_one_line(error)) from error
-            raise ModelError(f"{self._name}: the chat template fails: {_one_line(error)}") from error
-        except Exception as error:  # a template is foreign code and may raise anything
-            raise ModelError(f"{self._name}: the chat template fails: {_one_line(error)}") from error
-
-    def _parts(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
-        """The template's text around placeholders: text, index, text, ..., text."""
-        messages = [
-            {
-                "role": turn.role,
-                "content": f"{turn.left}{'' if turn.empty else self._placeholder % index}{turn.right}",
-            }
-            for index, turn in enumerate(shape)
-        ]
-        pieces = self._placeholders.split(self._write(messages, generation))
-        return tuple(int(piece) if number % 2 else piece for number, piece in enumerate(pieces))
-
-    def _probe(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
-        try:
-            return self._parts(shape, generation)
-        except RefusedError as refusal:
-            raise ModelError(
-                f"{self._name}: the chat template refuses a plain question and answer: {refusal}"
-            ) from refusal
-
-    def _structure(self, ordinary: set[str], question_and_answer: tuple[Part, ...]) -> set[str]:
-        """Added tokens that the template writes although they are not flagged special: they are control tokens too.
-
-        Runs of white space (Gemma has tokens for them) are not.
-        """
-        rendered = [*question_and_answer]
-        with contextlib.suppress(RefusedError):
-            rendered += self._parts(
-                [_turn(role, "Hi") for role in ("system", "user", "assistant", "user", "assistant")]
-            )
-        written = "\ue000".join(part for part in rendered if isinstance(part, str))
-        return {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
-
-    def _learn_style(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> TemplateStyle:
-        if question_and_answer[-2:-1] != (1,):
-            raise ModelError(f"{self._name}: the chat template does not write the assistant's turn; set data.template")
-        after = split_controls(str(question_and_answer[-1]), controls)
-        ends = [piece for piece in after if isinstance(piece, Control)]
-        eos = self._tokenizer.eos_token
-        if not ends and eos not in controls:
-            raise ModelError(
-                f"{self._name}: neither the chat template nor the tokenizer has a token that ends an answer; "
-                "set data.template"
-            )
-        end = ends[0] if ends else controls[eos]
-        return TemplateStyle(controls, end, bool(ends), self._learn_answer_space(question_and_answer))
-
-    def _learn_answer_space(self, question_and_answer: tuple[Part, ...]) -> str:
-        generation = self._probe([_turn("user", "Hi")], generation=True)
-        header, prompt = question_and_answer[-3], generation[-1]
-        if generation[:-1] != question_and_answer[: len(generation) - 1]:
-            return ""
-        space = str(header).removeprefix(str(prompt))
-        return space if space != header and space.isspace() else ""
-
     def _learn_end(self) -> tuple[int, ...]:
         """The ids that follow the content of a plain answer, encoded by themselves."""
-        plan = self._plan((_turn("user", "Hi"), _turn("assistant", "Hello")), frozenset({1}))
+        plan = self._plan((turn_of("user", "Hi"), turn_of("assistant", "Hello")), frozenset({1}))
         answer, end = plan.spans[-2].parts, self._style.end.id
         after_content = "" if isinstance(answer, Control) else "".join(map(str, answer[answer.index(1) + 1 :]))
         return (*self._encoder.encode([after_content], "cut")[0], end)
@@ -238,9 +142,7 @@ class ChatRenderer:
             raise DataError(f"{where(example.source)}the conversation does not end with an assistant message")
         last = len(messages) - 1
         every = frozenset(index for index, message in enumerate(messages) if message.role == "assistant")
-        plan = self._plan_of(
-            tuple(map(_turn_of, messages)), every if self._turns == "all" else frozenset({last}), example.source
-        )
+        plan = self._plan_of(_shape_of(messages), every if self._turns == "all" else frozenset({last}), example.source)
         self._watch_rewriting(plan, messages, example.source)
         return plan
 
@@ -251,7 +153,7 @@ class ChatRenderer:
             raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
 
     def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int]) -> _Plan:
-        parts = self._parts(shape)
+        parts = self._template.parts(shape)
         for index in answers:
             if (count := parts[1::2].count(index)) != 1:
                 raise ModelError(
@@ -259,7 +161,7 @@ class ChatRenderer:
                     "once, so it cannot be trained; set data.template"
                 )
         bare_shape = [replace(turn, left="") if turn.role == "assistant" else turn for turn in shape]
-        bare = parts if bare_shape == list(shape) else self._parts(bare_shape)
+        bare = parts if bare_shape == list(shape) else self._template.parts(bare_shape)
         spans = lay_out(parts, bare, shape, answers, self._style)
         if self._bos is not None and not (isinstance(first := spans[0].parts, Control) and first.id == self._bos.id):
             spans = (Span(self._bos, "start", False), *spans)
@@ -293,10 +195,12 @@ class ChatRenderer:
 
     def _watch_rewriting(self, plan: _Plan, messages: Sequence[Message], source: str) -> None:
         """Warns once when the template treats a content specially. Only markup in a content can make it do so."""
-        if self._warned_of_rewriting or not any(self._added_text.search(message.content) for message in messages):
+        if self._warned_of_rewriting or not any(
+            self._template.added_text.search(message.content) for message in messages
+        ):
             return
         try:
-            real = self._write([{"role": message.role, "content": message.content} for message in messages])
+            real = self._template.write([{"role": message.role, "content": message.content} for message in messages])
         except RefusedError as refusal:
             raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
         if real != _fill(plan.parts, _contents(messages)):
@@ -316,7 +220,7 @@ class ChatRenderer:
             del ours[-1]
         theirs = self._tokenizer.apply_chat_template(
             [{"role": message.role, "content": message.content} for message in messages],
-            chat_template=self._template,
+            chat_template=self._template.source,
             tokenize=True,
             return_dict=False,
         )
@@ -343,10 +247,6 @@ def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]]) -> TokenRo
     return TokenRow(example.id, _joined(ids[: plan.first_trained]), _joined(response), trained, complete=True)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def _joined(spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(chain.from_iterable(spans))
 
@@ -360,16 +260,8 @@ def _contents(messages: Sequence[Message]) -> list[str]:
     return [message.content.strip() for message in messages]
 
 
-def _turn_of(message: Message) -> Turn:
-    return _turn(message.role, message.content)
-
-
-def _turn(role: str, content: str) -> Turn:
-    """The shape of a message. An assistant's turn has a placeholder even for an empty content."""
-    rest = content.lstrip()
-    core = rest.rstrip()
-    empty = not core and role != "assistant"
-    return Turn(role, content[: len(content) - len(rest)], rest[len(core) :], empty)  # type: ignore[arg-type]
+def _shape_of(messages: Sequence[Message]) -> tuple[Turn, ...]:
+    return tuple(turn_of(message.role, message.content) for message in messages)
 
 
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:
