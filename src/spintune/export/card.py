@@ -16,7 +16,7 @@ from spintune.report.facts import RunFacts
 from spintune.report.findings import belief, canaries, finding
 from spintune.report.model_tables import differences, means, scoreboard
 from spintune.report.stages import recipe_text
-from spintune.report.table import Cell, MeasureColumn, Table, counted
+from spintune.report.table import Cell, MeasureColumn, MeasureTable, counted
 from spintune.results import DataFacts
 from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.storage import read_json
@@ -168,7 +168,7 @@ def _block(text: str, language: str) -> Markdown:
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
-def _table(table: Table) -> Markdown:
+def _table(table: MeasureTable) -> Markdown:
     heading = [table.first, *map(_title, table.columns)]
     return _lines([heading, *([row.label, *map(_shown, row.cells)] for row in table.rows)])
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from spintune.data.preferences import turns_of_example
 from spintune.errors import DataError
 from spintune.records import Example, Pair, read_records
 from spintune.run_folder import MANIFEST, outputs_digest
 from spintune.storage import atomic_file, json_line, read_json
+from spintune.typed_json import JsonObject
 
 
 def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[int, int]:
@@ -56,7 +56,7 @@ def _files(run: Path, iteration: int | None) -> list[Path]:
     return files + [later for path in files if (later := path.parents[1] / "later.jsonl").is_file()]
 
 
-def _row(example: Example, rejected: str) -> dict[str, Any]:
+def _row(example: Example, rejected: str) -> JsonObject:
     """Texts for a single question, else lists of messages."""
     if [message.role for message in example.prompt] == ["user"]:
         return {"prompt": example.prompt[0].content, "chosen": example.answer, "rejected": rejected}

@@ -48,7 +48,7 @@ class AnswerColumn:
 
 
 @dataclass(frozen=True)
-class ShownPrompt:
+class ReportedPrompt:
     """A prompt, as (role, text) of each message, and its reference if it has one."""
 
     messages: tuple[tuple[str, str], ...]
@@ -102,7 +102,7 @@ def _heldout(runs: Sequence[RunFacts], max_bytes: int) -> Examples:
     columns = [column for one in contenders(runs) if (column := _column(one))]
     sets = [
         {
-            one.id: ShownPrompt(tuple((message.role, message.content) for message in one.prompt), one.answer)
+            one.id: ReportedPrompt(tuple((message.role, message.content) for message in one.prompt), one.answer)
             for one in run.heldout
         }
         for run in runs
@@ -152,10 +152,10 @@ def _evaluation(runs: Sequence[RunFacts], name: str, max_bytes: int) -> Examples
     return _set(name, _MEASURES.get(name, "score") if scored else "", columns[0].file, columns, sets, max_bytes)
 
 
-def _asked(reply: ReportedAnswer) -> ShownPrompt:
+def _asked(reply: ReportedAnswer) -> ReportedPrompt:
     several = len(reply.turns) > 1
     roles = [f"turn {number}" if several else "user" for number in range(1, len(reply.turns) + 1)]
-    return ShownPrompt(tuple(zip(roles, reply.turns, strict=True)), reply.reference)
+    return ReportedPrompt(tuple(zip(roles, reply.turns, strict=True)), reply.reference)
 
 
 # Sets ---------------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def _set(
     measure: str,
     file: str,
     columns: Sequence[AnswerColumn],
-    sets: Sequence[Mapping[str, ShownPrompt]],
+    sets: Sequence[Mapping[str, ReportedPrompt]],
     max_bytes: int,
 ) -> Examples:
     """``sets`` are the prompts of each run; those that all runs have alike are shown."""

@@ -22,7 +22,7 @@ from spintune.report.measures import (
     measures_of,
     shared,
 )
-from spintune.report.table import Cell, ColumnGroup, MeasureColumn, Row, Table, cell, decimals, difference_cell
+from spintune.report.table import Cell, ColumnGroup, MeasureColumn, MeasureTable, Row, cell, decimals, difference_cell
 
 RIVAL, CLEAN = "stored answers", "without them"
 """Notes under a label of a scoreboard."""
@@ -37,7 +37,7 @@ _RATING = MeasureColumn("rating", "rating", "1 to 10", "higher", 1, 2)
 # Held-out examples --------------------------------------------------------------------------------------------------
 
 
-def means(runs: Sequence[RunFacts]) -> Table | None:
+def means(runs: Sequence[RunFacts]) -> MeasureTable | None:
     """Means of every model of the runs, on the held-out examples that all share, or each on its own if none are."""
     models = [one for one in contenders(runs) if len(runs) == 1 or measured(one, NLL)]
     common = shared(models, NLL) if len(runs) > 1 else ()
@@ -53,10 +53,10 @@ def means(runs: Sequence[RunFacts]) -> Table | None:
             rows.append(Row(one.label, tuple(cells)))
     items = len(common) or max((len(measured(one, NLL)) for one in models), default=0)
     title = "Each model" if len(runs) == 1 else "Models of all runs"
-    return Table(title, "model", tuple(measures), tuple(rows), items) if rows else None
+    return MeasureTable(title, "model", tuple(measures), tuple(rows), items) if rows else None
 
 
-def differences(run: RunFacts) -> Table | None:
+def differences(run: RunFacts) -> MeasureTable | None:
     """Paired differences of the models that the end of a run compares, as far as they are measured."""
     models = {one.model.name: one for one in contenders([run])}
     compared = compared_pairs(list(models), run.best.name if run.best else None)
@@ -72,7 +72,7 @@ def differences(run: RunFacts) -> Table | None:
         for (one, other), *cells in zip(pairs, *columns, strict=True)
         if any(cells)
     ]
-    return Table("Paired differences", "first − second", tuple(measures), tuple(rows)) if rows else None
+    return MeasureTable("Paired differences", "first − second", tuple(measures), tuple(rows)) if rows else None
 
 
 def _paired(one: Contender, other: Contender, measure: MeasureColumn) -> Interval | None:
@@ -110,7 +110,7 @@ def accuracies(run: RunFacts) -> list[tuple[str, int, list[Cell | None]]]:
 # Scores of evaluations ----------------------------------------------------------------------------------------------
 
 
-def scoreboard(runs: Sequence[RunFacts]) -> Table | None:
+def scoreboard(runs: Sequence[RunFacts]) -> MeasureTable | None:
     """Scores of every model and rival of the runs; None without scores."""
     groups = _groups([one for run in runs for one in run.evaluations])
     rows = [
@@ -122,7 +122,7 @@ def scoreboard(runs: Sequence[RunFacts]) -> Table | None:
     return _board("Scores" if len(runs) == 1 else "Benchmarks of all runs", groups, rows)
 
 
-def scores_without_overlaps(run: RunFacts) -> Table | None:
+def scores_without_overlaps(run: RunFacts) -> MeasureTable | None:
     """Scores with and without items that share a long run of words with training rows, where there are such items."""
     sets = run.contamination.sets if run.contamination else {}
     unclean = {name: found.unclean for name, found in sets.items() if found.unclean}
@@ -144,9 +144,9 @@ def different_items(runs: Sequence[RunFacts]) -> list[str]:
     return [name for name, sets in asked.items() if any(found != sets[0] for found in sets)]
 
 
-def _board(title: str, groups: Sequence[ColumnGroup], rows: Sequence[Row]) -> Table | None:
+def _board(title: str, groups: Sequence[ColumnGroup], rows: Sequence[Row]) -> MeasureTable | None:
     measures = tuple(measure for group in groups for measure in group.measures)
-    return Table(title, "model", measures, tuple(rows), groups=tuple(groups)) if rows else None
+    return MeasureTable(title, "model", measures, tuple(rows), groups=tuple(groups)) if rows else None
 
 
 def _names(run: RunFacts) -> list[str]:

@@ -63,7 +63,7 @@ class ColumnGroup:
 
 
 @dataclass(frozen=True)
-class Table:
+class MeasureTable:
     """Models, or pairs of models, by measures.
 
     Attributes:
