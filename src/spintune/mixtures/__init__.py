@@ -1,6 +1,8 @@
-"""FLAN-style mixtures: tasks declared in YAML, phrasings, exemplars, chain of thought. Nothing here imports torch.
+"""FLAN-style mixtures: many tasks in many phrasings, with exemplars and chains of thought. Nothing here needs torch.
 
 ::
 
-    task.yaml + rows --tasks--> Task --rendering--> prompt and target --mixture--> examples with their provenance
+    task.yaml + rows --tasks--> MixtureTask --shares, interleaving--> task of each position
+                                     |                                    |
+                                     +---------- mixture, rendering ------+--> prompts and targets, with provenance
 """

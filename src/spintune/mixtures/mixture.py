@@ -5,8 +5,6 @@ Resuming needs no saved state, and within a task every training row comes once b
 
 from __future__ import annotations
 
-import bisect
-import itertools
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 from spintune import streams
 from spintune.data.split import split_examples
 from spintune.errors import DataError, RecipeError
-from spintune.mixtures import draws
+from spintune.mixtures.interleaving import Interleaving, walk
 from spintune.mixtures.options import OptionStyle, styles_for
 from spintune.mixtures.phrasings import Kind, Phrasing
 from spintune.mixtures.rendering import FRAMES, QUADRANTS, ExemplarFrame, PromptBudget, RenderedPrompt, render
@@ -115,34 +113,27 @@ class Mixture:
             replace(pool, train=pool.train[: share.cap])
             for pool, share in zip(self.training, self.plan.tasks, strict=True)
         ]
-        self._start = streams.draw(seed, "stream")
-        self._lay_out()
-        self._epochs: dict[str, tuple[int, array[int]]] = {}
-
-    def _lay_out(self) -> None:
-        """Divides the circle of 2^64: an interval for each task, and within it one for each quadrant."""
+        # one cell for each quadrant of each task; those of a task are neighbors
         cells = [
             (place, quadrant, part)
             for place, share in enumerate(self.plan.tasks)
             for quadrant, part in share.quadrants.items()
             if part
         ]
-        total = sum(part for _, _, part in cells)
-        filled = list(itertools.accumulate(part for _, _, part in cells))
         self._cells = [(place, quadrant) for place, quadrant, _ in cells]
-        self._ends = [round(end / total * draws.CIRCLE) for end in filled[:-1]] + [draws.CIRCLE]
-        self._intervals: dict[int, tuple[int, int]] = {}
-        for (place, _), low, high in zip(self._cells, [0, *self._ends], self._ends, strict=False):
-            self._intervals[place] = (self._intervals.get(place, (low, low))[0], high)
+        self._order = Interleaving([part for _, _, part in cells], streams.draw(seed, "stream"))
+        self._spans: dict[int, tuple[int, int]] = {}
+        for cell, (place, _) in enumerate(self._cells):
+            self._spans[place] = (self._spans.get(place, (cell, cell))[0], cell)
+        self._epochs: dict[str, tuple[int, array[int]]] = {}
 
     def element(self, position: int) -> RenderedPrompt:
         """Element ``position``, from 0."""
-        point = draws.point(position, self._start)
-        place, quadrant = self._cells[bisect.bisect_right(self._ends, point)]
+        place, quadrant = self._cells[self._order.part(position)]
         pool = self.training[place]
-        visit = draws.visits(position, self._start, *self._intervals[place])
+        visit = self._order.count(position, *self._spans[place])
         epoch, within = divmod(visit, len(pool.train))
-        item = pool.task.items[pool.train[self._order(pool, epoch)[within]]]
+        item = pool.task.items[pool.train[self._epoch(pool, epoch)[within]]]
         return self._render(pool, item, quadrant, self.prompting.inversion, self.prompting.no_options, "stream", visit)
 
     def heldout(self, rows: int | Mapping[str, int]) -> list[RenderedPrompt]:
@@ -165,7 +156,7 @@ class Mixture:
             for quadrant in pool.quadrants
         ]
 
-    def _order(self, pool: TaskPool, epoch: int) -> array[int]:
+    def _epoch(self, pool: TaskPool, epoch: int) -> array[int]:
         """The order of a task's training rows in an epoch. The latest is kept for the next element."""
         name = pool.task.name
         kept = self._epochs.get(name)
@@ -221,7 +212,7 @@ def _exemplars(pool: TaskPool, item: TaskItem, way: Phrasing, shots: int, *name:
     count = len(pool.train)
     if not count:
         return []
-    place, stride = draws.walk(count, *name, "exemplars")
+    place, stride = walk(count, *name, "exemplars")
     found: list[TaskItem] = []
     for _ in range(min(count, 64 + 8 * shots)):
         other = pool.task.items[pool.train[place]]

@@ -1,6 +1,6 @@
-"""The golden-ratio sequence that decides which task comes at which position of a mixture.
+"""Interleaves the tasks of a mixture so that every window of it has their shares, by a golden-ratio sequence.
 
-Position i belongs to the task in whose interval of [0, 2^64) the point x_i = (x_0 + i * a) mod 2^64 lies, with
+Position i belongs to the part in whose interval of [0, 2^64) the point x_i = (x_0 + i * a) mod 2^64 lies, with
 a = 2^64 / φ. In any window of n positions each interval gets its share to within log_φ n + 2 points: of F consecutive
 points, F a Fibonacci number, one lies near each corner of a regular F-gon, at most 1.45 too many or too few in any
 interval, and n is a sum of at most log_φ(n) / 2 + 1 Fibonacci numbers (Zeckendorf). The worst interval of the first
@@ -10,12 +10,33 @@ recursion computes in some 65 divisions, so the n-th row of a task is known with
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+from collections.abc import Sequence
 
 from spintune.streams import draw_below
 
 CIRCLE = 1 << 64
 _STEP = 0x9E3779B97F4A7C15  # 2**64 / φ, rounded to odd
+
+
+class Interleaving:
+    """An endless sequence of parts with given shares, in an order that ``start`` in [0, 2^64) decides."""
+
+    def __init__(self, shares: Sequence[float], start: int) -> None:
+        total = sum(shares)
+        filled = list(itertools.accumulate(shares))
+        self._ends = [round(end / total * CIRCLE) for end in filled[:-1]] + [CIRCLE]
+        self._start = start
+
+    def part(self, position: int) -> int:
+        """The part at a position, from 0."""
+        return bisect.bisect_right(self._ends, point(position, self._start))
+
+    def count(self, position: int, first: int, last: int) -> int:
+        """How many earlier positions have one of the parts ``first`` to ``last``."""
+        return visits(position, self._start, self._ends[first - 1] if first else 0, self._ends[last])
 
 
 def point(position: int, start: int) -> int:
