@@ -65,7 +65,7 @@ def _options(spec: OptionsSection, row: FileRow) -> tuple[list[str], list[str]]:
     if isinstance(value, list):
         return _labeled([_text(option, key, row).strip() for option in value])
     if spec.each is None:
-        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; say in options.each how to cut it up")
+        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; say in options.each how to split it")
     matches = [match.groupdict() for match in re.finditer(spec.each, _text(value, key, row))]
     texts = [(match["text"] or "").strip() for match in matches]
     if matches and "label" in matches[0]:

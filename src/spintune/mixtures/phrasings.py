@@ -120,7 +120,7 @@ def phrasing(spec: PhrasingSection, kind: Kind, inverted: bool, number: int, whe
     if ANSWER not in asked:
         raise RecipeError(f"{where}.target lacks {{{ANSWER}}}; add it")
     if hidden := sorted({ANSWER, RATIONALE} & set(given)):
-        raise RecipeError(f"{where}.input holds {{{hidden[0]}}}; a phrasing that is turned around belongs to inverted")
+        raise RecipeError(f"{where}.input holds {{{hidden[0]}}}; an inverted phrasing belongs to inverted")
     if kind == "cot" and (RATIONALE not in asked or asked.index(RATIONALE) > asked.index(ANSWER)):
         raise RecipeError(f"{where}.target: {{{RATIONALE}}} must stand before {{{ANSWER}}}; a rationale leads to it")
     if kind == "direct" and RATIONALE in asked:

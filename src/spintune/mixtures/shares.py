@@ -85,9 +85,8 @@ def plan(
     Raises RecipeError for unknown or repeated tasks, tasks in no group, weights or shares that sum to 0, and a quadrant
     that no task supports.
     """
-    preset = isinstance(mixture, PresetFile)
     name = f"preset {mixture.name}" if isinstance(mixture, PresetFile) else "mixture"
-    resolver = _Resolver(rows, overall, preset)
+    resolver = _Resolver(rows, overall, lenient=isinstance(mixture, PresetFile))
     resolver.resolve(mixture, list(tasks), 1.0, name, _Settings())
     leaves = resolver.leaves
     for task in tasks:
@@ -96,24 +95,31 @@ def plan(
                 f"{task.where}: task {task.name} (collection {task.collection}) is in no group of the {name} "
                 f"({', '.join(resolver.seen)}); add it to one, or leave it out"
             )
-    asked = {name: leaf.settings.quadrants for name, leaf in leaves.items()}
-    targets: dict[QuadrantName, float] = {}
-    cells: dict[str, Quadrants] = {}
-    for quadrants in dict.fromkeys(asked.values()):
-        members = {name: leaves[name].share for name in leaves if asked[name] == quadrants}
-        if quadrants is None:
-            cells |= {
-                name: {key: share / len(supported[name]) for key in supported[name]} for name, share in members.items()
-            }
-            continue
-        parts = _parts(quadrants, members, supported)
-        targets = {key: targets.get(key, 0.0) + part for key, part in parts.items()}
-        cells |= fit(members, parts, supported)
+    cells, targets = _quadrants(leaves, supported)
     shares = [
         TaskShare(task.name, leaves[task.name].share, leaves[task.name].settings.cap, cells[task.name])
         for task in tasks
     ]
-    return MixturePlan(tuple(shares), targets if None not in asked.values() else None, tuple(resolver.absent))
+    return MixturePlan(tuple(shares), targets, tuple(resolver.absent))
+
+
+def _quadrants(
+    leaves: Mapping[str, _Leaf], supported: Mapping[str, Sequence[QuadrantName]]
+) -> tuple[dict[str, Quadrants], Quadrants | None]:
+    """Each task's shares by quadrant, and the target shares of the mixture, if all its tasks have targets."""
+    sections = {name: leaf.settings.quadrants for name, leaf in leaves.items()}
+    targets: dict[QuadrantName, float] = {}
+    cells: dict[str, Quadrants] = {}
+    for section in dict.fromkeys(sections.values()):
+        members = {name: leaf.share for name, leaf in leaves.items() if sections[name] == section}
+        if section is None:
+            for name, share in members.items():
+                cells[name] = {key: share / len(supported[name]) for key in supported[name]}
+        else:
+            parts = _parts(section, members, supported)
+            targets = {key: targets.get(key, 0.0) + part for key, part in parts.items()}
+            cells |= fit(members, parts, supported)
+    return cells, None if None in sections.values() else targets
 
 
 def _parts(
