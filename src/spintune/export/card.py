@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from spintune.errors import ModelError
 from spintune.evaluation.judge import in_words
 from spintune.report.facts import RunFacts
-from spintune.report.findings import belief, canaries, finding
+from spintune.report.findings import belief, finding
 from spintune.report.model_tables import differences, means, scoreboard
 from spintune.report.stages import recipe_text
 from spintune.report.table import Cell, MeasureColumn, MeasureTable, counted
@@ -108,14 +108,16 @@ def _scores(run: RunFacts, name: str) -> Markdown | None:
 def _verdicts(run: RunFacts, name: str) -> list[str]:
     """What the judge said of the model against where it starts, and where it is not believed."""
     judge = run.results.judge
+    if judge is None:
+        return []
     told = [
         f"{evaluation}: {in_words(facts, first, second, judge.judge)}."
-        for evaluation, pairs in (judge.pairs if judge else {}).items()
+        for evaluation, pairs in judge.pairs.items()
         for pair, facts in pairs.items()
         for first, second in [pair.split(" - ", 1)]
-        if judge and {first, second} == {_origin(run, name), name}
+        if {first, second} == {_origin(run, name), name}
     ]
-    return told + [belief(where, canary) for where, canary in canaries(run).items() if not canary.trusted]
+    return told + [belief(where, canary) for where, canary in judge.canary.items() if not canary.trusted]
 
 
 def _judges(run: RunFacts) -> list[str]:

@@ -104,11 +104,6 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
     return " ".join(notes)
 
 
-def canaries(run: RunFacts) -> dict[str, Canary]:
-    """How constant nonsense fared with the judge, by evaluation; empty without a judge."""
-    return run.results.judge.canary if run.results.judge else {}
-
-
 def belief(evaluation: str, canary: Canary) -> str:
     """Whether a judge can be believed, as a sentence."""
     given, rate = len(canary.preferences), canary.rate

@@ -72,7 +72,6 @@ _CALLED_BY_TEMPLATES = (
     curves.curves,
     figures.interval_bars,
     findings.belief,
-    findings.canaries,
     findings.comparison_notes,
     findings.finding,
     findings.finding_across,

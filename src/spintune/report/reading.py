@@ -28,7 +28,7 @@ from spintune.results import (
     SftFacts,
     SynthFacts,
 )
-from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, read_manifest
 from spintune.storage import read_json, read_json_lines
 from spintune.typed_json import JsonObject, from_json
 
@@ -62,14 +62,6 @@ class RecipeFile:
     recipe: JsonObject
 
 
-@dataclass(frozen=True)
-class StageManifest:
-    """The part of a stage's ``manifest.json`` that a report needs."""
-
-    spintune: str
-    facts: JsonObject
-
-
 def read_run(folder: Path) -> RunFacts:
     """Reads a run folder, finished or not.
 
@@ -93,7 +85,7 @@ def _read(folder: Path) -> RunFacts:
     claim = _record(folder / "recipe.json", RecipeFile)
     recipe = claim.recipe
     manifests = {
-        str(path.parent.relative_to(folder)): (path, kind, _record(path, StageManifest))
+        str(path.parent.relative_to(folder)): (path, kind, read_manifest(path.parent))
         for pattern, kind in _STAGES.items()
         for path in sorted(folder.glob(f"{pattern}/{MANIFEST}"))
     }
