@@ -14,7 +14,6 @@ from spintune.evaluation.answers import (
     answered_models,
     pair_answers,
     read_answers,
-    run_answers,
 )
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -79,7 +78,7 @@ def test_the_outputs_of_an_evaluation_set_are_its_writers_answers(tmp_path: Path
         ({"answer": "a"}, "without a prompt and without an id"),
         ({"prompt": " ", "answer": "a"}, "without a prompt and without an id"),
         ({"id": True, "answer": "a"}, "'id' is a boolean"),
-        ({"id": "0", "answer": "a"}, r"the id 0 stands in .*a\.jsonl:1 too"),
+        ({"id": "0", "answer": "a"}, r"a\.jsonl:1 has the id 0 too"),
         ({"prompt": "p", "answer": "a", "reference": 5}, "'reference' is a number"),
         (5, "the row is a number"),
     ],
@@ -104,11 +103,7 @@ def test_the_answers_of_a_run_are_found_by_the_models_name(tmp_path: Path) -> No
         folder.mkdir(parents=True)
         written(folder / "answers.jsonl", {"id": "x", "prompt": "p", "reference": "r", "answer": model})
     assert answered_models(tmp_path) == ["iterate-1", "sft"]
-    assert texts(read_answers(run_answers(tmp_path, "sft"))) == [("p", "sft", "r")]
-    with pytest.raises(DataError, match="no held-out answers of 'base'; use one of: iterate-1, sft"):
-        run_answers(tmp_path, "base")
-    with pytest.raises(DataError, match=r"run its recipe with eval: \[heldout\]"):
-        run_answers(tmp_path / "eval", "base")
+    assert texts(read_answers(tmp_path / "eval/heldout/sft/answers.jsonl")) == [("p", "sft", "r")]
 
 
 # Pairing -------------------------------------------------------------------------------------------------------------
@@ -159,13 +154,13 @@ def test_prompts_and_ids_that_were_made_up_for_them_never_meet(tmp_path: Path) -
 
 def test_answers_to_other_items_are_an_error_with_counts() -> None:
     first = [answer(str(n), f"p{n}") for n in range(5)]
-    second = [answer(str(n), f"p{n}") for n in range(3, 12)]
+    second = [answer(str(n), f"p{n}") for n in range(5, 14)]
     message = (
-        r"f\.jsonl answers 5 items and f\.jsonl 9, but 2 of them are the same \(the first prompts: 'p0' and 'p3'\)"
+        r"f\.jsonl answers 5 items and f\.jsonl 9, but 0 of them are the same \(the first prompts: 'p0' and 'p5'\)"
     )
     with pytest.raises(DataError, match=message):
-        pair_answers(first, second, fewest=3)
-    assert len(pair_answers(first, second, fewest=2).pairs) == 2
+        pair_answers(first, second)
+    assert len(pair_answers([*first, second[0]], second).pairs) == 1
 
 
 # The 252 user-oriented tasks -----------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from spintune.evaluation.comparison import (
 )
 from spintune.evaluation.contenders import heldout_tables
 from spintune.evaluation.statistics import bootstrap, paired
+from spintune.typed_json import to_json
 
 
 def by_item(values: Any) -> dict[str, float]:
@@ -177,7 +178,7 @@ def test_a_comparison_is_the_same_again_and_fits_into_json() -> None:
     named = {name: {"m": shifted(0, shift), "r": right([shift > 0] * 80)} for name, shift in (("a", 0.0), ("b", 0.4))}
     found = compare(named)
     assert compare(named) == found
-    stored = json.loads(json.dumps(found.to_json()))
+    stored = json.loads(json.dumps(to_json(found)))
     assert stored["differences"][0]["difference"] == asdict(found.differences[0].difference)
     assert stored["names"] == ["a", "b"]
 
@@ -202,9 +203,9 @@ def test_too_few_common_items_are_an_error_with_counts() -> None:
     }
     with pytest.raises(DataError, match=r"r: 5 items in common \(a 20, b 25\), and fewer than 10 say nothing"):
         compare(named)
-    assert only(compare(named, fewest=5)).items == 5
+    assert only(compare(named, min_items=5)).items == 5
     with pytest.raises(DataError, match=r"r: 5 items"):
-        compare(named, fewest=6)
+        compare(named, min_items=6)
 
 
 def test_what_cannot_be_compared_is_left_out_with_the_reason() -> None:

@@ -75,7 +75,7 @@ def test_parameters_that_are_null_are_absent(tmp_path: Path) -> None:
     [
         ({"key": None}, "'key' is null, not a number or text; give every prompt a key"),
         ({"key": True}, "'key' is a boolean, not a number or text; give every prompt a key"),
-        ({"key": 7}, "key 7 comes twice; give every prompt a key of its own"),
+        ({"key": 7}, "key 7 occurs twice; give every prompt its own key"),
         ({"prompt": 3}, "'prompt' is a number, not a text; quote it"),
         ({"prompt": None}, "a row without a prompt ('prompt' is null); fill it in or delete the row"),
         ({"kwargs": {}}, "'kwargs' is an object, not a list; fix or delete the row"),

@@ -29,6 +29,7 @@ def compare(
     from spintune.errors import RecipeError
     from spintune.evaluation.comparison import compare as compare_tables
     from spintune.evaluation.contenders import tables
+    from spintune.typed_json import to_json
 
     found = tables(names, references)
     if len(found) < 2:
@@ -37,7 +38,7 @@ def compare(
         raise RecipeError(f"--against {against} is none of {', '.join(found)}")
     comparison = compare_tables(found, level, against)
     if json:
-        print_json(comparison.to_json())
+        print_json(to_json(comparison))
     else:
         from spintune.console import print_comparison
 

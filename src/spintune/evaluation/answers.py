@@ -1,6 +1,6 @@
-"""Saved answers of models, and which of two files answer the same item.
+"""Saved answers of models, and which answers of two files belong to the same item.
 
-One answer a row, in any file of rows that training data may come in too. What a row is called elsewhere:
+One answer per row, in any file format of training data. The keys of a row:
 
 ==========  =========================================================================================================
 id          ``id`` or ``question_id``, a text or a number; may be missing where there is a prompt
@@ -9,12 +9,12 @@ prompt      ``instruction`` with an optional ``input``, else ``prompt`` or ``que
 answer      ``answer``, else ``output``, else ``response``, else ``completion``; it may be empty, not missing
 reference   ``reference``, else ``target``; may be missing
 instances   rows of Self-Instruct (``instruction``, ``instances: [{input, output}]``): the outputs are the answers, so
-            that the people who wrote an evaluation set can be compared with models
+            the people who wrote an evaluation set can be compared with models
 ==========  =========================================================================================================
 
-So the answers of a run (``eval/heldout/NAME/answers.jsonl``), AlpacaEval's outputs and the stored predictions of the
-252 user-oriented tasks can all be read. In the latter ``prompt`` holds the layout that those models were asked with,
-which is why ``instruction`` and ``input`` come first: an item is what is asked, not how it was laid out.
+This covers the answers of a run (``eval/heldout/NAME/answers.jsonl``), AlpacaEval's outputs, and the stored predictions
+for the 252 user-oriented tasks. There ``prompt`` includes the layout of the model's prompt, so ``instruction`` and
+``input`` come first: an item is the question, however it was laid out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _REFERENCES = ("reference", "target")
 
 @dataclass(frozen=True)
 class StoredAnswer:
-    """One answer. ``where`` says which row it comes from."""
+    """One answer; ``where`` is the row it comes from."""
 
     id: str
     prompt: str
@@ -51,21 +51,21 @@ def read_answers(path: Path) -> list[StoredAnswer]:
 
     An item without an id gets one that follows from its prompt.
 
-    Raises DataError with ``path:line`` for a row without an answer, or with neither prompt nor id; and for two rows of
-    one id without prompts, of which nobody could say which is meant.
+    Raises DataError, which names ``path:line``, for a row without an answer, for one with neither prompt nor id, and
+    for the second row without a prompt that has the same id.
     """
     answers = [answer for row in file_rows(path) for answer in _answers(row)]
     seen: dict[str, str] = {}
     for answer in answers:
         if not answer.prompt.strip():
             if answer.id in seen:
-                raise DataError(f"{answer.where}: the id {answer.id} stands in {seen[answer.id]} too; keep one of them")
+                raise DataError(f"{answer.where}: {seen[answer.id]} has the id {answer.id} too; keep one of them")
             seen[answer.id] = answer.where
     return answers
 
 
 def file_rows(path: Path) -> Iterator[FileRow]:
-    """The rows of a file on this machine. Raises DataError when there is none, or it holds no rows."""
+    """The rows of a local file. Raises DataError when the file does not exist or has no rows."""
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path")
     return rows_of(path)
@@ -99,13 +99,13 @@ def _answers(row: FileRow) -> Iterator[StoredAnswer]:
 
 
 def _id_of(prompt: str) -> str:
-    return digest_json(_words(prompt))[:16]
+    return digest_json(_one_spaced(prompt))[:16]
 
 
 def item_ids(answers: Sequence[StoredAnswer]) -> list[str]:
-    """An id of each answer's item that is the same in every file: of its prompt, else its own.
+    """For each answer an id of its item that is the same in every file: from its prompt, else its own id.
 
-    A prompt that comes again gets a number: equal places belong together.
+    A repeated prompt gets a number, so the nth answers to it belong together.
     """
     seen: Counter[str] = Counter()
     found = []
@@ -132,21 +132,8 @@ def _prompt(row: FileRow) -> str:
 
 
 def _instruction(row: FileRow, task: FileRow) -> str:
-    """As a prompt of these rows reads when they are trained on."""
+    """The prompt that training data with these keys has."""
     return instruction_prompt(row.text("instruction", "a prompt").strip(), task.task_input())
-
-
-def run_answers(folder: Path, model: str) -> Path:
-    """The file of a model's answers to the held-out examples in a run folder.
-
-    Raises DataError, with the models that have one, when there is none.
-    """
-    path = folder / "eval" / "heldout" / model / "answers.jsonl"
-    if not path.is_file():
-        models = answered_models(folder)
-        advice = f"use one of: {', '.join(models)}" if models else "run its recipe with eval: [heldout] first"
-        raise DataError(f"{folder}: no held-out answers of '{model}'; {advice}")
-    return path
 
 
 def answered_models(folder: Path) -> list[str]:
@@ -156,22 +143,21 @@ def answered_models(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Pairing:
-    """Answers to the same items, and how many have no partner."""
+    """Answers to the same items, and the numbers of answers without a partner."""
 
     pairs: list[tuple[StoredAnswer, StoredAnswer]]
     only_first: int
     only_second: int
 
 
-def pair_answers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], fewest: int = 1) -> Pairing:
-    """Pairs of answers to the same item, in the first one's order.
+def pair_answers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer]) -> Pairing:
+    """Pairs of answers to the same item, in the order of ``first``.
 
-    Items are the same when their prompts are equal up to white space, whatever their ids: ids of one file may well mean
-    something else in another. Only where a side has no prompts do ids decide. Where a prompt occurs several times (the
-    same question with other references) those of equal ids belong together, and the rest in the order in which they
-    stand.
+    Items are the same when their prompts are equal up to white space, whatever their ids: the same id may mean
+    different items in two files. Ids decide only when a side has no prompts. Where a prompt occurs several times (one
+    question with several references), answers with equal ids are paired first, the rest in their order.
 
-    Raises DataError when fewer than ``fewest`` items, or none, are in both.
+    Raises DataError when no item is in both.
     """
     by_id = not all(answer.prompt.strip() for answer in (*first, *second))
     waiting: dict[str, list[StoredAnswer]] = defaultdict(list)
@@ -186,25 +172,25 @@ def pair_answers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], 
                 partners[place] = fitting[0]
                 rivals.remove(fitting[0])
     pairs = [(first[place], partners[place]) for place in sorted(partners)]
-    if len(pairs) < max(1, fewest):
-        raise DataError(_strangers(first, second, len(pairs), by_id))
+    if not pairs:
+        raise DataError(_no_common_items(first, second, by_id))
     return Pairing(pairs, len(first) - len(pairs), len(second) - len(pairs))
 
 
 def _item(answer: StoredAnswer, by_id: bool) -> str:
-    return answer.id if by_id else _words(answer.prompt)
+    return answer.id if by_id else _one_spaced(answer.prompt)
 
 
-def _words(text: str) -> str:
-    """Without what white space alone makes different."""
+def _one_spaced(text: str) -> str:
+    """The text with single spaces for all white space."""
     return " ".join(text.split())
 
 
-def _strangers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], common: int, by_id: bool) -> str:
+def _no_common_items(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], by_id: bool) -> str:
     kind = "ids" if by_id else "prompts"
     firsts = " and ".join(repr(_item(side[0], by_id)[:60]) for side in (first, second) if side)
     return (
-        f"{_file(first)} answers {len(first)} items and {_file(second)} {len(second)}, but {common} of them are the "
+        f"{_file(first)} answers {len(first)} items and {_file(second)} {len(second)}, but 0 of them are the "
         f"same (the first {kind}: {firsts}); give answers to the same {kind}"
     )
 

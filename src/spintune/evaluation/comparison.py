@@ -1,7 +1,7 @@
-"""Which of several models is better at what, on the same items, and what the comparison could not have seen.
+"""Which of several models is better at what, on the same items, and how small a difference could have been found.
 
-Each measure of each pair of models is a paired test. All p-values together are adjusted by Holm's method, so that among
-comparisons of equal models one in twenty finds a difference anywhere (at the level 0.05), however much is compared.
+Each measure of each pair of models is a paired test. Holm's method adjusts all p-values together, so at the level 0.05
+one in twenty comparisons of equal models finds a difference anywhere, however many measures it has.
 
 ==============  ============================  ====================================================================
 measure         test                          interval of the difference (95 %)
@@ -11,20 +11,20 @@ score           random signs of differences   paired bootstrap
 ratio of sums   the same, of the numerators   paired bootstrap of numerator and denominator together
 ==============  ============================  ====================================================================
 
-Scores are tested by random signs (Fisher 1935: if the models are equal, each item's difference might as well be the
-other way round), of which McNemar's test is the case for right and wrong. Both take the sizes of the differences as
-given, so what is equal on every item cannot be found different and does not count among the several. The bootstrap's
-own p-value is too small for few items: with 18 items and five measures it found a difference between equal models in 8
-of 100 comparisons after Holm, the signs in 3.
+Scores are tested by random signs (Fisher 1935: if the models are equal, each item's difference is as likely to have the
+other sign); McNemar's test is the case of right and wrong. Both take the sizes of the differences as given, so a
+measure that is equal on every item cannot differ, and Holm's method does not count it. The bootstrap's own p-value is
+too small for few items: with 18 items and five measures it found a difference between equal models in 8 of 100
+comparisons after Holm, the signs in 3.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -32,10 +32,11 @@ from spintune.errors import DataError
 from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, paired
 from spintune.streams import numpy_stream
 
-FEWEST = 10
-"""Items below which nothing is compared: six that all favour one model are the least that can be significant."""
+MIN_ITEMS = 10
+"""Fewer items are not compared. Even six that all favor one model are only just significant."""
 
 POWER = 0.8
+"""Probability of finding a difference of the size that ``Difference.detectable`` gives."""
 
 _DRAWS = 10_000
 _CHUNK = 256
@@ -47,12 +48,12 @@ class MeasuredItems:
 
     Attributes:
         values: by the item's id: a score, or 1 for right and 0 for wrong, or the numerator of a ratio.
-        better: which way is better; None where neither is, as for lengths.
-        right_or_wrong: whether the values are only 0 and 1.
-        weights: denominators of a ratio of sums, by id, such as tokens for nats a token; None for a mean.
+        better: which values are better; None for neither, as for lengths.
+        right_or_wrong: whether all values are 0 or 1.
+        weights: denominators of a ratio of sums, by id, such as tokens for nats per token; None for a mean.
 
-    Raises ValueError for values other than 0 and 1 where they have to be, and for weights of other items or not above
-    0.
+    Raises ValueError for values that are not finite, for values other than 0 and 1 that should be right or wrong, and
+    for weights that are not above 0 or of other items.
     """
 
     values: Mapping[str, float]
@@ -80,15 +81,15 @@ class Difference:
     """One measure of two models on the same items.
 
     Attributes:
-        items: how many.
+        items: number of items.
         values: of the first and the second model.
         difference: first minus second, with its own 95 % interval.
-        p: of "no difference", by itself.
-        adjusted: the same after Holm's method over the whole comparison.
-        finding: what ``adjusted`` says at the level of the comparison, about the first model; "different" for a measure
-            of which neither way is better, None when the two cannot be told apart.
+        p: p-value of "no difference", by itself.
+        adjusted: the p-value after Holm's method over the whole comparison.
+        finding: what ``adjusted`` says about the first model at the level of the comparison; "different" for a measure
+            of which neither direction is better, None without a significant difference.
         detectable: the smallest difference that would have been found with a probability of 80 %, at the level that the
-            most significant of all measures has to reach, with items that vary as they do here; None where no
+            most significant of all measures has to reach, with items that vary as they do here; None when no
             difference could have been found, because too few items differ at all.
     """
 
@@ -109,11 +110,11 @@ class Comparison:
     """Models compared on the items that all of them have.
 
     Attributes:
-        items: common items by measure.
-        sizes: items of each model by measure; where they are more, the rest was not used.
-        left_out: why a measure was not compared.
+        items: common items, by measure.
+        sizes: items of each model, by measure; those that not all models have were not used.
+        left_out: why a measure was not compared, by measure.
         conclusions: a sentence for each pair of models.
-        notes: a sentence for each limit of the comparison: items that not all have, measures that were left out.
+        notes: a sentence for each limit of the comparison: items that not all models have, measures left out.
     """
 
     names: tuple[str, ...]
@@ -125,37 +126,26 @@ class Comparison:
     conclusions: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def compare(
-    named: Mapping[str, Table], level: float = 0.05, against: str | None = None, fewest: int = FEWEST, seed: int = 0
+    named: Mapping[str, Table],
+    level: float = 0.05,
+    against: str | None = None,
+    min_items: int = MIN_ITEMS,
+    seed: int = 0,
 ) -> Comparison:
     """Compares every two models, or each with the one called ``against``, in all measures that they share.
 
-    Models that were measured on different items, as with other held-out splits, are compared on the common ones. A
-    measure that a model lacks, that has too few common items, or whose weights differ (nats a token of different
-    tokenizers) is left out, with the reason.
+    Models measured on different items, such as other held-out splits, are compared on the common ones. A measure is
+    left out, with the reason, when a model lacks it, when it has too few common items, or when its weights differ (nats
+    per token of different tokenizers).
 
     Raises ValueError for fewer than two models or an unknown ``against``; DataError when no measure is left.
     """
     if len(named) < 2 or (against is not None and against not in named):
         raise ValueError(f"two models or more, and one of them to compare with; given: {', '.join(named)}; {against}")
-    measures = list(dict.fromkeys(measure for table in named.values() for measure in table))
-    left_out: dict[str, str] = {}
-    shared: dict[str, list[str]] = {}
-    for measure in measures:
-        items = _common(named, measure)
-        if reason := _obstacle(named, measure, items, fewest):
-            left_out[measure] = reason
-        else:
-            shared[measure] = items
-    if not shared:
-        reasons = "; ".join(f"{measure}: {reason}" for measure, reason in left_out.items()) or "no measures at all"
-        raise DataError(f"{_listed(list(named))} cannot be compared ({reasons}); measure them on the same items")
-    rivals = combinations(named, 2) if against is None else ((name, against) for name in named if name != against)
-    pairs = list(rivals)
+    shared, left_out = _shared_measures(named, min_items)
+    pairs = list(combinations(named, 2)) if against is None else [(name, against) for name in named if name != against]
     # the smallest p-value that so many draws can give has to stay significant after Holm
     draws = max(_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level))
     tests = {
@@ -163,24 +153,7 @@ def compare(
         for first, second in pairs
         for measure, items in shared.items()
     }
-    family = {place: test for place, test in tests.items() if test.differing}
-    p_values = holm({str(number): test.p for number, test in enumerate(family.values())})
-    adjusted = dict.fromkeys(tests, 1.0) | dict(zip(family, p_values.values(), strict=True))
-    differences = tuple(
-        Difference(
-            measure=measure,
-            first=first,
-            second=second,
-            items=len(shared[measure]),
-            values=test.values,
-            difference=test.difference,
-            p=test.p,
-            adjusted=adjusted[first, second, measure],
-            finding=_finding(named[first][measure], test.difference.mean, adjusted[first, second, measure] <= level),
-            detectable=test.detectable(level / max(1, len(family))),
-        )
-        for (first, second, measure), test in tests.items()
-    )
+    differences = _differences(named, tests, level)
     counts = {measure: len(items) for measure, items in shared.items()}
     sizes = {name: {measure: len(table[measure].values) for measure in shared} for name, table in named.items()}
     return Comparison(
@@ -197,20 +170,60 @@ def compare(
     )
 
 
+def _shared_measures(named: Mapping[str, Table], min_items: int) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """The common items of each measure that can be compared, and why each other one cannot."""
+    shared: dict[str, list[str]] = {}
+    left_out: dict[str, str] = {}
+    for measure in dict.fromkeys(measure for table in named.values() for measure in table):
+        items = _common(named, measure)
+        if reason := _obstacle(named, measure, items, min_items):
+            left_out[measure] = reason
+        else:
+            shared[measure] = items
+    if not shared:
+        reasons = "; ".join(f"{measure}: {reason}" for measure, reason in left_out.items()) or "no measures at all"
+        raise DataError(f"{_listed(list(named))} cannot be compared ({reasons}); measure them on the same items")
+    return shared, left_out
+
+
+def _differences(
+    named: Mapping[str, Table], tests: Mapping[tuple[str, str, str], _Test], level: float
+) -> tuple[Difference, ...]:
+    """The tests with p-values adjusted by Holm's method over all that could find a difference."""
+    family = {place: test for place, test in tests.items() if test.differing}
+    p_values = holm({str(number): test.p for number, test in enumerate(family.values())})
+    adjusted = dict.fromkeys(tests, 1.0) | dict(zip(family, p_values.values(), strict=True))
+    return tuple(
+        Difference(
+            measure=place[2],
+            first=place[0],
+            second=place[1],
+            items=test.items,
+            values=test.values,
+            difference=test.difference,
+            p=test.p,
+            adjusted=adjusted[place],
+            finding=_finding(named[place[0]][place[2]], test.difference.mean, adjusted[place] <= level),
+            detectable=test.detectable(level / max(1, len(family))),
+        )
+        for place, test in tests.items()
+    )
+
+
 def _common(named: Mapping[str, Table], measure: str) -> list[str]:
     """The items that every model has, in the first one's order."""
     tables = [table[measure].values for table in named.values() if measure in table]
     return [item for item in tables[0] if all(item in other for other in tables[1:])]
 
 
-def _obstacle(named: Mapping[str, Table], measure: str, items: Sequence[str], fewest: int) -> str | None:
+def _obstacle(named: Mapping[str, Table], measure: str, items: Sequence[str], min_items: int) -> str | None:
     """Why a measure cannot be compared."""
     if lacking := [name for name, table in named.items() if measure not in table]:
         return f"not measured for {_listed(lacking)}"
     found = [table[measure] for table in named.values()]
-    if len(items) < fewest:
+    if len(items) < min_items:
         counts = ", ".join(f"{name} {len(table[measure].values)}" for name, table in named.items())
-        return f"{len(items)} items in common ({counts}), and fewer than {fewest} say nothing"
+        return f"{len(items)} items in common ({counts}), and fewer than {min_items} say nothing"
     if len({(one.better, one.right_or_wrong, one.weights is None) for one in found}) > 1:
         return "not the same kind of measure for all"
     weights = [[one.weights[item] for item in items] for one in found if one.weights is not None]
@@ -226,7 +239,7 @@ class _Test:
     p: float
     items: int
     spread: float
-    """Standard deviation of what one item adds to the difference."""
+    """Standard deviation of one item's contribution to the difference."""
     differing: int
     """Items on which the models differ."""
     right_or_wrong: bool
@@ -271,7 +284,7 @@ def _test(first: MeasuredItems, second: MeasuredItems, items: Sequence[str], dra
 
 
 def random_signs(differences: Sequence[float], draws: int = _DRAWS, seed: int = 0) -> float:
-    """Two-sided p-value of a paired randomisation test (Fisher 1935, section 21) of the sum of differences.
+    """Two-sided p-value of a paired randomization test (Fisher 1935, section 21) of the sum of differences.
 
     The share of random signs with which the sum is as far from 0, the observed one among them: (1 + count)/(1 + draws).
     For many draws and differences 1, 1, 1 that is 2/8.
@@ -297,7 +310,7 @@ def _finding(
     return "better" if (difference > 0) == (measure.better == "higher") else "worse"
 
 
-# For a reader -------------------------------------------------------------------------------------------------------
+# Words and tables ----------------------------------------------------------------------------------------------------
 
 HEADER = ("measure", "models", "items", "first", "second", "difference", "95 % interval", "p", "p (Holm)", "finding")
 
@@ -320,7 +333,7 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
 
 
 def _conclusion(found: Sequence[Difference]) -> str:
-    """What all measures of two models say, as one sentence."""
+    """All findings about two models as one sentence."""
     first, second = found[0].first, found[0].second
     parts: list[str] = []
     for finding, preposition in (("better", "than"), ("worse", "than"), ("different", "from")):
@@ -348,7 +361,7 @@ def _would_be_seen(found: Sequence[Difference]) -> str:
 
 
 def _scopes(items: Mapping[str, int], sizes: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """On how many of their items models are compared, where they have more; measures of equal counts together."""
+    """A sentence for the measures of which not all items are common, those with equal counts together."""
     scopes: dict[str, list[str]] = {}
     for measure, count in items.items():
         if any(size[measure] > count for size in sizes.values()):

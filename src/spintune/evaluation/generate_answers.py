@@ -17,25 +17,25 @@ def write_answers(
     max_new_tokens: int,
     progress: Progress,
     title: str,
-    longest: int | None = None,
+    max_len: int | None = None,
 ) -> list[Completion]:
     """A greedy completion of each prompt, in their order.
 
     Args:
-        longest: tokens that the model reads and writes at most; None where it sets no limit. An answer that it leaves
-            less room for is cut earlier, and is empty where it leaves none.
+        max_len: longest sequence of the model, prompt and answer together; None without a limit. It cuts an answer to a
+            long prompt earlier, and leaves it empty when the prompt alone fills it. [tokens]
     """
-    groups: dict[int, list[int]] = defaultdict(list)
+    by_budget: dict[int, list[int]] = defaultdict(list)
     for place, prompt in enumerate(prompts):
-        groups[max_new_tokens if longest is None else min(max_new_tokens, longest - len(prompt))].append(place)
+        by_budget[max_new_tokens if max_len is None else min(max_new_tokens, max_len - len(prompt))].append(place)
     found: dict[int, Completion] = {}
     with progress.task(title, len(prompts), "answers") as task:
-        for room, places in groups.items():
-            if room < 1:
+        for budget, places in by_budget.items():
+            if budget < 1:
                 found |= {place: Completion((), "", "length", 0.0) for place in places}
                 task.advance(len(places))
                 continue
-            left = [room] * len(places)
+            left = [budget] * len(places)
             stops: frozenset[int] = getattr(generator, "stop_ids", frozenset())
 
             def count(index: int, token: int, left: list[int] = left, stops: frozenset[int] = stops) -> None:
@@ -43,7 +43,7 @@ def write_answers(
                 if left[index] == 0 or token in stops:
                     task.advance()
 
-            sampling = Sampling(room, temperature=0)
+            sampling = Sampling(budget, temperature=0)
             written = generator.generate([prompts[place] for place in places], sampling, on_token=count)
             found |= dict(zip(places, written, strict=True))
     return [found[place] for place in range(len(prompts))]

@@ -8,12 +8,12 @@ from spintune.run_folder import BASE, BASELINE, SFT
 
 
 def start_of(names: Sequence[str]) -> str:
-    """Where self-play starts, and what all others are compared with."""
+    """The model that self-play starts from, with which all others are compared."""
     return SFT if SFT in names else BASE
 
 
 def compared_pairs(names: Sequence[str], best: str | None) -> list[tuple[str, str]]:
-    """Each model with where self-play starts; with a baseline also the last iterate and the best one with it."""
+    """Each model with the one self-play starts from; the last and the best iterate also with a baseline."""
     start = start_of(names)
     pairs = [(name, start) for name in names if name != start]
     iterates = [name for name in names if name.startswith("iterate-")]

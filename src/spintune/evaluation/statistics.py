@@ -1,4 +1,4 @@
-"""Is one model better than another on the same items, by how much, and how small a difference could be seen at all?
+"""Is one model better than another on the same items, by how much, and how small a difference could be found at all?
 
 ======================================  ============================================================
 right or wrong on each item             :func:`mcnemar` (exact), :func:`wilson` for one model's rate
@@ -8,7 +8,7 @@ several measures or models at once      :func:`holm`
 before the experiment                   :func:`minimum_detectable_difference`
 ======================================  ============================================================
 
-All p-values are two-sided, all intervals hold 95 %, and rates are shares (0.5), not percentages.
+All p-values are two-sided, all intervals are 95 %, and rates are between 0 and 1.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ def bootstrap(
 ) -> Interval:
     """Mean of ``values`` over items, with the percentile bootstrap's 95 % interval (Efron and Tibshirani 1993).
 
-    With ``weights`` the ratio of sums, sum(values) / sum(weights): nats a token from nats and tokens of each item. For
-    a paired comparison give the differences of two systems on the same items.
+    With ``weights`` the ratio of sums, sum(values) / sum(weights): nats per token from nats and tokens of each item.
+    For a paired comparison pass the differences of two systems on the same items.
+
+    Raises ValueError without items.
     """
     if len(values) == 0:
         raise ValueError("no items to average")
@@ -69,7 +71,7 @@ def resampled_means(
 
 @dataclass(frozen=True)
 class McNemar:
-    """Items that only the first and only the second gets right, and the p-value of "equally many"."""
+    """Items that only the first and only the second model gets right, and the p-value of "equally many"."""
 
     only_first: int
     only_second: int
@@ -91,7 +93,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     for count in range(min(only_first, only_second) + 1):
         tail += term
         term = term * (differ - count) // (count + 1)
-    # whole numbers of any size until here, so it is exact for thousands of items too
+    # exact for thousands of items too: whole numbers until here
     return McNemar(only_first, only_second, min(1.0, 2 * tail / 2**differ))
 
 
@@ -157,9 +159,9 @@ def wilson(successes: float, items: int) -> Interval:
     if items < 1 or not 0 <= successes <= items:
         raise ValueError(f"{successes} of {items} is no rate")
     rate, square = successes / items, _Z**2
-    centre = rate + square / (2 * items)
+    center = rate + square / (2 * items)
     half = _Z * math.sqrt(rate * (1 - rate) / items + square / (4 * items**2))
-    low, high = ((centre + side * half) / (1 + square / items) for side in (-1, 1))
+    low, high = ((center + side * half) / (1 + square / items) for side in (-1, 1))
     # at these two the formula gives 0 and 1, but for rounding
     return Interval(rate, low if successes else 0.0, high if successes < items else 1.0)
 
@@ -212,14 +214,14 @@ def length_controlled_win_rate(
     _check_preferences(preferences)
     if not len(preferences) == len(lengths) == len(other_lengths):
         raise ValueError("a length of both answers is needed for every preference")
-    wanted_N = np.asarray(preferences, dtype=np.float64)
+    preference_N = np.asarray(preferences, dtype=np.float64)
     difference_N = np.asarray(lengths, dtype=np.float64) - np.asarray(other_lengths, dtype=np.float64)
-    spread = float(difference_N.std()) or 1.0  # all equally far apart: nothing to standardise
-    input_N2 = np.stack([np.ones_like(wanted_N), np.tanh(difference_N / spread)], 1)
+    spread = float(difference_N.std()) or 1.0  # all differences are equal: nothing to standardize
+    input_N2 = np.stack([np.ones_like(preference_N), np.tanh(difference_N / spread)], 1)
     weight_2 = np.zeros(2)
     for _ in range(100):
         rate_N = 1 / (1 + np.exp(-input_N2 @ weight_2))
-        slope_2 = input_N2.T @ (wanted_N - rate_N) - _PRECISION * weight_2
+        slope_2 = input_N2.T @ (preference_N - rate_N) - _PRECISION * weight_2
         curvature_22 = (input_N2.T * (rate_N * (1 - rate_N))) @ input_N2 + _PRECISION * np.eye(2)
         step_2 = np.linalg.solve(curvature_22, slope_2)
         # Newton's method may overshoot where the curve is flat; log-odds that move by 1 at a time cannot
@@ -227,7 +229,7 @@ def length_controlled_win_rate(
         if np.abs(step_2).max() < 1e-10:
             break
     inverse_22 = np.linalg.inv(curvature_22)
-    spread_22 = (input_N2.T * (wanted_N - rate_N) ** 2) @ input_N2
+    spread_22 = (input_N2.T * (preference_N - rate_N) ** 2) @ input_N2
     error = math.sqrt((inverse_22 @ spread_22 @ inverse_22)[0, 0])
     low, mean, high = (float(1 / (1 + np.exp(-(weight_2[0] + side * _Z * error)))) for side in (-1, 0, 1))
     return LengthControlled(Interval(mean, low, high), float(weight_2[1]))

@@ -1,7 +1,7 @@
-"""Which language a text is in, as langdetect says (the port of Shuyo's 2010 detector), and the same on every run.
+"""The language of a text by langdetect (the port of Shuyo's 2010 detector), the same in every run.
 
-langdetect draws random numbers without a seed, and numbers its languages in the order of a folder listing. Here both
-are fixed, in a detector of its own: what other code does with langdetect neither changes nor is changed.
+langdetect draws random numbers without a seed, and orders its languages by a folder listing. Here both are fixed, in a
+separate detector, so other users of langdetect in the process are not affected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SEED = 0
 
 
 def detect(text: str) -> str | None:
-    """The most likely of :data:`LANGUAGES`, "unknown" when none is; None for a text without letters to tell it by.
+    """The most likely of :data:`LANGUAGES`, or "unknown"; None for a text without letters.
 
     Raises MissingExtraError when langdetect is not installed.
     """

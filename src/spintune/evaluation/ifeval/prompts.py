@@ -26,6 +26,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Prompt:
+    """A prompt of IFEval, with its instructions."""
+
     key: str
     text: str
     instructions: tuple[Instruction, ...]
@@ -34,16 +36,16 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Reads prompts as JSON lines of the official form: ``key, prompt, instruction_id_list, kwargs``.
 
-    Parameters that are null are taken as absent (the copy of the data on the Hugging Face hub has them all everywhere).
+    Parameters that are null count as absent (the copy on the Hugging Face hub lists all parameters in every row).
 
-    Raises DataError when the file is not there or empty, and with its line for the first row that is no JSON, lacks
-    something, names an unknown type, gives a type the wrong parameters, or has the key of an earlier row.
+    Raises DataError when the file is missing or empty, and with its line for the first row that is no JSON, lacks a
+    key, names an unknown type, gives a type the wrong parameters, or repeats the key of an earlier row.
     """
     prompts: dict[str, Prompt] = {}
     for row in _rows(path):
         prompt = _prompt(row)
         if prompt.key in prompts:
-            raise DataError(f"{row.where}: key {prompt.key} comes twice; give every prompt a key of its own")
+            raise DataError(f"{row.where}: key {prompt.key} occurs twice; give every prompt its own key")
         prompts[prompt.key] = prompt
     if not prompts:
         raise DataError(f"{path}: empty; give a file with at least one prompt")
@@ -65,7 +67,7 @@ def _rows(path: Path) -> Iterator[FileRow]:
 
 
 def require_langdetect(prompts: Iterable[Prompt]) -> None:
-    """Raises MissingExtraError when the prompts need langdetect and it is missing: better before than after an hour."""
+    """Raises MissingExtraError when the prompts need langdetect and it is not installed; call it before generating."""
     if any(
         INSTRUCTION_RULES[instruction.type].needs_langdetect
         for prompt in prompts
@@ -89,14 +91,14 @@ def _prompt(row: FileRow) -> Prompt:
     return Prompt(str(key), row.text("prompt", "a prompt"), tuple(instructions))
 
 
-def _list(row: FileRow, key: str) -> list[Any]:
+def _list(row: FileRow, key: str) -> list[object]:
     value = row.values.get(key)
     if not isinstance(value, list):
         raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; fix or delete the row")
     return value
 
 
-def _instruction(where: str, name: Any, given: Any) -> Instruction:
+def _instruction(where: str, name: object, given: object) -> Instruction:
     if not isinstance(name, str) or name not in INSTRUCTION_RULES:
         close = difflib.get_close_matches(str(name), INSTRUCTION_RULES, 1)
         advice = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(INSTRUCTION_RULES)}"
@@ -106,8 +108,8 @@ def _instruction(where: str, name: Any, given: Any) -> Instruction:
     parameters = {key: value for key, value in given.items() if value is not None}
     kinds = INSTRUCTION_RULES[name].parameters
     if parameters.keys() != kinds.keys():
-        found, wanted = ", ".join(parameters) or "nothing", ", ".join(kinds) or "nothing"
-        raise DataError(f"{where}: {name} is given {found}; it takes {wanted}")
+        found, expected = ", ".join(parameters) or "nothing", ", ".join(kinds) or "nothing"
+        raise DataError(f"{where}: {name} is given {found}; it takes {expected}")
     for key, value in parameters.items():
         if not kinds[key].fits(value):
             raise DataError(f"{where}: {key} of {name} is {value!r}; give {kinds[key].words}")

@@ -1,10 +1,10 @@
 """The 25 instruction types of IFEval (Zhou et al. 2023), one function each: does a response follow it?
 
 Every function takes the response first and the instruction's parameters by name, and is a pure function of them. They
-decide as the official checker does, habits included (a list item starts a sentence, ``***`` divides paragraphs), with
-three differences, all towards one answer instead of several:
+decide as the official checker does, quirks included (a list item starts a sentence, ``***`` divides paragraphs), with
+three differences, each of which makes the result unique:
 
-- languages are told by a detector with a fixed seed (:mod:`~spintune.evaluation.ifeval.language`);
+- a detector with a fixed seed recognizes languages (:mod:`~spintune.evaluation.ifeval.language`);
 - ``letter_frequency`` counts the character it was given; the official checker replaces one that is not a letter of
   the English alphabet by a random letter (keys 1122 and 1129);
 - keywords are text, not regular expressions (no official one has a character that would matter).
@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypeGuard
 
 from spintune.evaluation.ifeval.language import LANGUAGES, detect
 from spintune.evaluation.ifeval.segmentation import count_capital_words, count_sentences
@@ -37,7 +37,7 @@ def existence(response: str, keywords: list[str]) -> bool:
 
 
 def frequency(response: str, keyword: str, frequency: int, relation: Relation) -> bool:
-    """The keyword occurs so often, in any case, also inside longer words."""
+    """The keyword occurs at least (or less than) ``frequency`` times, in any case, also inside longer words."""
     return _holds(_occurrences(response, keyword), relation, frequency)
 
 
@@ -47,7 +47,7 @@ def forbidden_words(response: str, forbidden_words: list[str]) -> bool:
 
 
 def letter_frequency(response: str, letter: str, let_frequency: int, let_relation: Relation) -> bool:
-    """The character occurs so often, in any case."""
+    """The character occurs at least (or less than) ``let_frequency`` times, in any case."""
     return _holds(response.lower().count(letter.lower()), let_relation, let_frequency)
 
 
@@ -59,7 +59,7 @@ def _occurrences(response: str, keyword: str) -> int:
 
 
 def response_language(response: str, language: str) -> bool:
-    """The response is in that language; one without letters to tell it by passes."""
+    """The response is in that language; a response without letters passes."""
     return detect(response) in (language, None)
 
 
@@ -74,7 +74,7 @@ def english_lowercase(response: str) -> bool:
 
 
 def capital_word_frequency(response: str, capital_frequency: int, capital_relation: Relation) -> bool:
-    """So many words are in capitals; "I" is one."""
+    """At least (or less than) ``capital_frequency`` words are in capitals; "I" is one."""
     return _holds(count_capital_words(response), capital_relation, capital_frequency)
 
 
@@ -82,22 +82,23 @@ def capital_word_frequency(response: str, capital_frequency: int, capital_relati
 
 
 def number_sentences(response: str, num_sentences: int, relation: Relation) -> bool:
+    """At least (or less than) ``num_sentences`` sentences."""
     return _holds(count_sentences(response), relation, num_sentences)
 
 
 def number_words(response: str, num_words: int, relation: Relation) -> bool:
-    """Words are runs of letters, digits and underscores: "don't" is two."""
+    """At least (or less than) ``num_words`` runs of letters, digits and underscores: "don't" is two."""
     return _holds(len(re.findall(r"\w+", response)), relation, num_words)
 
 
 def number_paragraphs(response: str, num_paragraphs: int) -> bool:
-    """Exactly so many paragraphs, divided by ``***``; an empty one between two dividers fails."""
+    """Exactly ``num_paragraphs`` paragraphs, divided by ``***``; an empty one between two dividers fails."""
     parts = re.split(r"\s?\*\*\*\s?", response)
     return all(_filled(parts[1:-1])) and sum(_filled(parts)) == num_paragraphs
 
 
 def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
-    """Exactly so many paragraphs, divided by an empty line, and the nth begins with the word, in any case.
+    """Exactly ``num_paragraphs`` paragraphs, divided by an empty line, and the nth begins with the word, in any case.
 
     Empty paragraphs are not counted, but keep their place when the nth is looked up.
     """
@@ -113,7 +114,7 @@ def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: 
 
 
 def number_placeholders(response: str, num_placeholders: int) -> bool:
-    """At least so many ``[placeholders]``, each on one line."""
+    """At least ``num_placeholders`` of ``[this form]``, each on one line."""
     # what follows the line's last bracket cannot match, and would be searched again from every opening bracket
     closed = [line[: line.rfind("]") + 1] for line in response.split("\n")]
     return sum(len(re.findall(r"\[[^\]]*\]", line)) for line in closed) >= num_placeholders
@@ -126,26 +127,26 @@ def postscript(response: str, postscript_marker: str) -> bool:
 
 
 def number_bullet_lists(response: str, num_bullets: int) -> bool:
-    """Exactly so many lines begin with ``-`` or with one ``*``."""
+    """Exactly ``num_bullets`` lines begin with ``-`` or with one ``*``."""
     stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)
     dashes = re.findall(r"^[^\S\n]*-", response, re.MULTILINE)
     return len(stars) + len(dashes) == num_bullets
 
 
 def constrained_response(response: str) -> bool:
-    """One of the three answers stands in the response."""
+    """The response contains one of the three answers."""
     return any(f"My answer is {answer}." in response for answer in ("yes", "no", "maybe"))
 
 
 def number_highlighted_sections(response: str, num_highlights: int) -> bool:
-    """At least so many ``*highlights*`` or ``**highlights**`` that are not empty, each on one line."""
+    """At least ``num_highlights`` nonempty ``*highlights*`` or ``**highlights**``, each on one line."""
     single = re.findall(r"\*([^\n*]*)\*", response)
     double = re.findall(r"\*\*([^\n*]*)\*\*", response)
     return sum(bool(text.strip()) for text in single + double) >= num_highlights
 
 
 def multiple_sections(response: str, section_spliter: str, num_sections: int) -> bool:
-    """At least so many section heads such as "Section 1"."""
+    """At least ``num_sections`` section heads such as "Section 1"."""
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
 
 
@@ -162,7 +163,7 @@ def json_format(response: str) -> bool:
 
 
 def title(response: str) -> bool:
-    """A title that is not empty stands in ``<<`` and ``>>``, on one line."""
+    """A nonempty title in ``<<`` and ``>>``, on one line."""
     for line in response.split("\n"):
         begin, end = line.find("<<"), line.rfind(">>")
         if 0 <= begin < end - 2 and line[begin:end].lstrip("<").rstrip(">").strip():
@@ -171,6 +172,7 @@ def title(response: str) -> bool:
 
 
 def no_comma(response: str) -> bool:
+    """No comma."""
     return "," not in response
 
 
@@ -196,7 +198,7 @@ def end_checker(response: str, end_phrase: str) -> bool:
 
 
 def quotation(response: str) -> bool:
-    """All of the response stands in double quotation marks."""
+    """The whole response is in double quotation marks."""
     text = response.strip()
     return len(text) > 1 and text[0] == text[-1] == '"'
 
@@ -206,17 +208,17 @@ def quotation(response: str) -> bool:
 
 @dataclass(frozen=True)
 class ParameterKind:
-    """What a parameter may be: in words, and as a test."""
+    """The values that a parameter may have: in words, and as a test."""
 
     words: str
-    fits: Callable[[Any], bool]
+    fits: Callable[[object], bool]
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and value != ""
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
@@ -233,7 +235,7 @@ LANGUAGE = ParameterKind(f"one of {', '.join(sorted(LANGUAGES))}", lambda value:
 
 @dataclass(frozen=True)
 class InstructionRule:
-    """An instruction type: what decides it, and its parameters."""
+    """An instruction type: the function that decides it, and its parameters."""
 
     followed: Callable[..., bool]
     parameters: Mapping[str, ParameterKind]

@@ -1,9 +1,9 @@
 """Sentences and capital words, counted as the NLTK tokenizers of the official checker count them, without their data.
 
-Sentences follow the Punkt algorithm (Kiss and Strunk 2006). Its English model was trained on newspapers; what it learnt
-stands here as short word lists and rules of thumb, so a count may differ where an initial, an abbreviation or an
-ellipsis comes before a capital (8 of 1,082 responses of two models). Its habits stay: "1." in a list ends a sentence,
-and the asterisks that close a bold last sentence are one more.
+Sentences follow the Punkt algorithm (Kiss and Strunk 2006). Short word lists and rules of thumb replace its English
+model, which was trained on newspapers, so a count may differ where an initial, an abbreviation or an ellipsis comes
+before a capital (8 of 1,082 responses of two models). Its quirks stay: "1." in a list ends a sentence, and the
+asterisks that close a bold last sentence count as another one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ABBREVIATIONS = frozenset(
 )
 _LETTER_ABBREVIATIONS = frozenset("cdefghklmnprstvw")  # "vitamin C. The": never the end
 _LETTER_NUMERALS = frozenset("abi")  # "A. Overview", "I. Overview": the end, as after a number
-# Capitalised after an abbreviation or an ellipsis, these open a sentence.
+# Capitalized after an abbreviation or an ellipsis, these open a sentence.
 _STARTERS = frozenset(
     "although but despite even he her here however i if in indeed it meanwhile moreover nevertheless since so "  # noqa: SIM905
     "some still such the there these they this though thus when while yet your".split()
