@@ -82,7 +82,7 @@ class Checkpoint:
             "eval": [],
         }
         results = run_recipe(parse_recipe(values, "false_positives"), folder, Silent())
-        loaded = load_model((results.models or {})["sft"], cache=folder, precision="float32")
+        loaded = load_model(results.models["sft"], cache=folder, precision="float32")
         engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=4096)
         renderer = ChatRenderer(loaded.tokenizer)
         rendered = renderer.rows([row.example for row in rows])

@@ -27,6 +27,6 @@ results = spintune.run(
         "spin": {"loss": "cautious", "pairs_per_step": 16, "max_new_tokens": 64, "learning_rate": 5e-6},
     }
 )
-for iteration in results.spin or []:
+for iteration in results.spin:
     if iteration.heldout:
         print(f"loss {iteration.heldout.start_loss:.4f} -> {iteration.heldout.loss:.4f}")

@@ -28,5 +28,5 @@ results = spintune.run(
         "spin": {"metric": "starts_alike", "pairs_per_step": 16, "max_new_tokens": 32, "learning_rate": 5e-6},
     }
 )
-for name, measures in (results.heldout or {}).items():
+for name, measures in results.heldout.items():
     print(f"{name}: starts_alike {measures['starts_alike'].mean:.2f}")

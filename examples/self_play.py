@@ -20,7 +20,7 @@ recipe = {
 with open_progress(as_json=False) as progress:
     results = spintune.run(recipe, progress=progress)
 
-for iteration in results.spin or []:
+for iteration in results.spin:
     if heldout := iteration.heldout:
         print(f"iteration {iteration.iteration}: loss {heldout.loss:.4f}, margin {heldout.margin:.3f}")
 if results.best:

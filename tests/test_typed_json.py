@@ -5,8 +5,11 @@ from dataclasses import dataclass
 import pytest
 
 from spintune.errors import RunError
-from spintune.results import BestModel, ContaminationFacts, DataFacts, OverlapFacts, RunResults
+from spintune.results import ContaminationFacts, DataFacts, OverlapFacts, RunResults
 from spintune.typed_json import from_json, to_json
+
+TRAIN = {"prompts": 4, "played": 4, "kept": 3, "answers": 3, "dropped": {"identical": 1}, "replayed": 0}
+TRAIN |= {"real_cut": 0, "generated_cut": 1}
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,20 @@ def test_parts_that_a_run_lacks_are_not_in_its_results() -> None:
     assert to_json(RunResults(data=data)) == {
         "data": {"read": 3, "repeated": 0, "dropped": {}, "train": 2, "heldout": 1}
     }
-    best = BestModel("sft", "sft/model", "it is where self-play starts")
-    assert list(to_json(RunResults(spin=[], best=best))) == ["spin", "best", "stopped"]
-    assert from_json(RunResults, {"spin": [], "stopped": "why"}, "here") == RunResults(spin=[], stopped="why")
+    assert list(to_json(RunResults(data=data, heldout={"base": {}}))) == ["data", "heldout", "differences"]
+    assert from_json(RunResults, {"models": {"base": "m"}}, "here") == RunResults(models={"base": "m"})
+
+
+def test_the_reason_to_stop_is_told_whenever_there_was_self_play() -> None:
+    results = {"best": {"name": "sft", "model": "sft/model", "why": "it is where self-play starts"}}
+    assert to_json(from_json(RunResults, results, "here")) == results
+    pairs = {"train": TRAIN, "heldout": {"kept": 1, "dropped": {}, "real_cut": 0, "generated_cut": 0}}
+    pairs |= {"separability": None, "warnings": [], "data": "0", "seconds": {}}
+    iteration = {"iteration": 1, "learning_rate": 0.1, "steps": 2, "pairs_seen": 3, "tokens": 4}
+    iteration |= {"later": {"kept": 0, "dropped": {}}, "heldout": None, "seconds": {"train": 1.0}}
+    hardware = {"share_of_peak": None, "best_gflops": None, "joules": 2.5}
+    spin = {"spin": [{**iteration, "hardware": hardware, "pairs": pairs, "diagnosis": None}], **results}
+    assert to_json(from_json(RunResults, spin, "here")) == {**spin, "stopped": None}
 
 
 def test_counts_by_length_keep_their_keys() -> None:

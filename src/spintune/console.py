@@ -99,7 +99,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _seconds(results: RunResults) -> Counter[str]:
     """Time of each kind of work, over all stages."""
     stages = [stage.seconds for stage in (results.synth, results.sft, results.baseline) if stage]
-    for iteration in results.spin or []:
+    for iteration in results.spin:
         stages += [iteration.pairs.seconds, iteration.seconds]
     total: Counter[str] = Counter()
     for seconds in stages:
@@ -199,14 +199,14 @@ def _with_error(estimate: KlEstimate | None) -> str:
 def _print_evaluation(console: _Console, results: RunResults) -> None:
     if results.heldout:
         console.print(_heldout_table(results.heldout))
-        console.print(_differences(results.differences or {}))
+        console.print(_differences(results.differences))
     if results.tasks:
         console.print(_accuracy_table(results.tasks))
-    for name, benchmark in (results.benchmarks or {}).items():
+    for name, benchmark in results.benchmarks.items():
         console.print(_benchmark_table(name, benchmark))
     if results.failed:
         console.sentence(f"Could not be run: {', '.join(results.failed)}; the reason is printed above.")
-    for line in results.conclusions or []:
+    for line in results.conclusions:
         console.sentence(line)
     if results.judge:
         _print_judge(console, results.judge)
@@ -281,7 +281,7 @@ def _benchmark_table(name: str, found: BenchmarkResults) -> Table:
     counts = set(found.items.values())
     items = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
     table = _table(f"{name}, {items} items; 95 % intervals", ("model", *found.measures))
-    for suffix, scores in (("", found.scores), (" (clean items)", found.clean or {})):
+    for suffix, scores in (("", found.scores), (" (clean items)", found.clean)):
         for model, values in scores.items():
             table.add_row(model + suffix, *(_estimate(values.get(measure), "{:.3g}") for measure in found.measures))
     return table

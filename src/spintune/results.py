@@ -6,7 +6,7 @@ adds needs a default, so that the run folders of earlier versions can still be r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field
@@ -19,7 +19,7 @@ from spintune.mixtures.report import MixtureReport
 from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
 from spintune.selfplay.pair_metrics import HeldoutPairMetrics
 from spintune.selfplay.separability import Separability
-from spintune.typed_json import OmitNone
+from spintune.typed_json import OmitEmpty
 
 Intervals = dict[str, Interval]
 """Estimates by measure."""
@@ -92,7 +92,7 @@ class SynthFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFacts(OmitNone):
+class DataFacts(OmitEmpty):
     """Facts of the stage ``data``: how many rows went where.
 
     Attributes:
@@ -303,20 +303,20 @@ class TaskAccuracies:
 
 
 @dataclass(frozen=True)
-class BenchmarkResults(OmitNone):
+class BenchmarkResults(OmitEmpty):
     """One evaluation of all models.
 
     Attributes:
         items: by model.
         measures: how each measure is read.
         scores: by model, then by measure.
-        clean: the same without contaminated items; None (and not in the file) when none is contaminated.
+        clean: the same without contaminated items; empty (and not in the file) when none is contaminated.
     """
 
     items: dict[str, int]
     measures: dict[str, ScoreScale]
     scores: dict[str, Intervals]
-    clean: dict[str, Intervals] | None = None
+    clean: dict[str, Intervals] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -368,13 +368,13 @@ class ContaminationFacts:
 class EvaluationResults:
     """What ``eval`` and ``judge`` find out about all models; attributes as in :class:`RunResults`."""
 
-    heldout: dict[str, Intervals] | None = None
-    differences: dict[str, Intervals] | None = None
+    heldout: dict[str, Intervals] = field(default_factory=dict)
+    differences: dict[str, Intervals] = field(default_factory=dict)
     tasks: TaskAccuracies | None = None
     judge: JudgeResults | None = None
-    benchmarks: dict[str, BenchmarkResults] | None = None
-    conclusions: list[str] | None = None
-    failed: list[str] | None = None
+    benchmarks: dict[str, BenchmarkResults] = field(default_factory=dict)
+    conclusions: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     contamination: ContaminationFacts | None = None
 
 
@@ -382,12 +382,12 @@ class EvaluationResults:
 
 
 @dataclass(frozen=True)
-class RunResults(OmitNone):
-    """``results.json``. A part is None, and not in the file, when the recipe or the command leaves it out.
+class RunResults(OmitEmpty):
+    """``results.json``. A part that the recipe or the command leaves out is None or empty, and not in the file.
 
     Attributes:
         spin: the iterations, in order.
-        stopped: why self-play ended early, or None; in the file whenever ``spin`` is.
+        stopped: why self-play ended early, or None.
         baseline: further SFT instead of self-play.
         heldout: estimates on held-out examples, by model and measure.
         differences: paired differences, by "MODEL - MODEL" and measure.
@@ -400,20 +400,21 @@ class RunResults(OmitNone):
     synth: SynthFacts | None = None
     data: DataFacts | None = None
     sft: SftFacts | None = None
-    spin: list[IterationResults] | None = None
+    spin: list[IterationResults] = field(default_factory=list)
     best: BestModel | None = None
     stopped: str | None = None
     baseline: SftFacts | None = None
-    heldout: dict[str, Intervals] | None = None
-    differences: dict[str, Intervals] | None = None
+    heldout: dict[str, Intervals] = field(default_factory=dict)
+    differences: dict[str, Intervals] = field(default_factory=dict)
     tasks: TaskAccuracies | None = None
     judge: JudgeResults | None = None
-    benchmarks: dict[str, BenchmarkResults] | None = None
-    conclusions: list[str] | None = None
-    failed: list[str] | None = None
+    benchmarks: dict[str, BenchmarkResults] = field(default_factory=dict)
+    conclusions: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     contamination: ContaminationFacts | None = None
-    models: dict[str, str] | None = None
+    models: dict[str, str] = field(default_factory=dict)
 
-    def keeps_none(self, field: str) -> bool:
-        """``stopped`` says whether self-play ended early, so it stays beside ``spin``."""
-        return field == "stopped" and self.spin is not None
+    def keeps_empty(self, field: str) -> bool:
+        """``stopped``, ``differences`` and ``conclusions`` are in the file whenever what they are about is."""
+        about = {"stopped": self.spin, "differences": self.heldout, "conclusions": self.benchmarks}
+        return bool(about.get(field))

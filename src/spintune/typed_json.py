@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, TypeVar
 
@@ -15,15 +16,24 @@ JsonObject = dict[str, Any]
 """A JSON object as read."""
 
 
-class OmitNone:
-    """Base of dataclasses whose fields are left out of JSON when they are None. Those fields need the default None."""
+class OmitEmpty:
+    """Base of dataclasses whose optional fields, those with a default, are left out of JSON while None or empty."""
 
     @model_serializer(mode="wrap")
     def _serialize(self, serialize: SerializerFunctionWrapHandler) -> JsonObject:
-        return {key: value for key, value in serialize(self).items() if value is not None or self.keeps_none(key)}
+        required = {
+            field.name
+            for field in fields(self)  # type: ignore[arg-type]
+            if field.default is MISSING and field.default_factory is MISSING
+        }
+        return {
+            key: value
+            for key, value in serialize(self).items()
+            if key in required or value not in (None, [], {}) or self.keeps_empty(key)
+        }
 
-    def keeps_none(self, field: str) -> bool:
-        """Whether a field is written although it is None."""
+    def keeps_empty(self, field: str) -> bool:
+        """Whether an optional field is written although it is None or empty."""
         return False
 
 

@@ -128,7 +128,7 @@ def _checked(run: RunFacts) -> RunFacts:
     undone = missing_evaluations(run, expected_models(run))
     run = replace(run, results=replace(results, failed=[name for name in results.failed or () if name in undone]))
     if missing := tuple(missing_parts(run)):
-        run = replace(run, results=replace(run.results, tasks=None, conclusions=None))
+        run = replace(run, results=replace(run.results, tasks=None, conclusions=[]))
     return replace(run, missing=(*missing, *missing_verdicts(run)))
 
 

@@ -56,9 +56,9 @@ def evaluate(
     contamination = _contamination(context, scores, heldout) if context.train and (scores or heldout) else None
     return replace(
         results,
-        benchmarks=_benchmarks(scores, contamination) if scores else None,
-        conclusions=_conclusions(scores, names) if scores else None,
-        failed=failed or None,
+        benchmarks=_benchmarks(scores, contamination),
+        conclusions=_conclusions(scores, names) if scores else [],
+        failed=failed,
         contamination=contamination,
     )
 
@@ -161,7 +161,7 @@ def _benchmark(models: Mapping[str, ScoreTable], unclean: Collection[str]) -> Be
         items={name: len(scores.items) for name, scores in models.items()},
         measures=first.scales,
         scores={name: scores.summary() for name, scores in models.items()},
-        clean={name: scores.summary(without=unclean) for name, scores in models.items()} if unclean else None,
+        clean={name: scores.summary(without=unclean) for name, scores in models.items()} if unclean else {},
     )
 
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spintune.recipe import SpinSection
@@ -40,7 +40,7 @@ class SelfPlayOutcome:
     """
 
     iterates: Sequence[Iterate] = ()
-    iterations: list[IterationResults] | None = None
+    iterations: list[IterationResults] = field(default_factory=list)
     best: BestModel | None = None
     stopped: str | None = None
     baseline: SftFacts | None = None
