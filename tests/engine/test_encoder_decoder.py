@@ -17,7 +17,7 @@ from spintune.generation.batch import BatchGenerator, GenerationLimits
 from spintune.generation.build import build_generator
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.sampling import Sampling
-from spintune.models.loading import is_encoder_decoder, load_model
+from spintune.models.loading import is_encoder_decoder, load_model, save_folder
 from spintune.models.lora import dropout
 
 VOCABULARY = 97
@@ -325,7 +325,7 @@ def test_a_saved_model_comes_back_head_and_all(name, words, tmp_path):
     assert loaded.encoder_decoder
     assert is_encoder_decoder(str(tmp_path / "given"), cache=tmp_path)
     assert scores(loaded.model) == pytest.approx(expected, abs=1e-4)
-    loaded.save(tmp_path / "saved")
+    save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved")
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "saved")
     assert plain(again, [Query(PROMPTS[0], ((5, 9, 1),))]).item() == pytest.approx(expected, abs=1e-4)
     assert ("lm_head.weight" in load_file(tmp_path / "saved" / "model.safetensors")) == (name in UNTIED)

