@@ -184,21 +184,18 @@ def words(annotation: Any) -> str:
 
 def default(field: FieldInfo) -> str:
     """A key's default, as YAML would write it."""
-    if field.default is PydanticUndefined:
-        return "required" if field.default_factory is None else "its defaults"
     value = field.default
+    if value is PydanticUndefined:
+        return "required" if field.default_factory is None else "its defaults"
+    if value is None:
+        return "as described" if "Default: " in (field.description or "") else "none"
     if isinstance(value, BaseModel):
         return "its defaults"
-    plain = {None: "none", True: "`true`", False: "`false`", "": "empty"}
-    if value is None or isinstance(value, bool) or value == "":
-        return plain[value]
-    return (
-        f"`{value:g}`"
-        if isinstance(value, float)
-        else f"`{list(value)}`"
-        if isinstance(value, list | tuple)
-        else f"`{value}`"
-    )
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if isinstance(value, float):
+        return f"`{value:g}`"
+    return f"`{list(value)}`" if isinstance(value, list | tuple) else f"`{value}`" if value != "" else "empty"
 
 
 def markdown(text: str) -> str:
