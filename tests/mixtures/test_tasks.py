@@ -261,7 +261,7 @@ def test_a_file_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
         (
             [{"question": "a", "why": "b", "sum": "7"}],
             {"options": {"from": "why"}},
-            "sums.jsonl:1: 'why' is a text, not a list; say in options.each how to cut it up",
+            "sums.jsonl:1: 'why' is a text, not a list; say in options.each how to split it",
         ),
     ],
 )

@@ -207,11 +207,11 @@ def test_an_override_that_is_wrong(
     ("text", "parts"),
     [
         ("out: [1\nmodel: m\n", ("recipe.yaml:2",)),
-        ("out: a\nmodel: m\nout: b\n", ("recipe.yaml:3", "'out'", "twice")),
+        ("out: a\nmodel: m\nout: b\n", ("recipe.yaml:3", "'out'", "repeated")),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", ("recipe.yaml:2", "aliases are not allowed")),
         ("x: " + "[" * 100_000, ("nested too deeply",)),
         ("x: 2024-13-45\n", ("recipe.yaml", "quotes")),
-        ("? [a]\n: 1\n", ("recipe.yaml:1", "no text")),
+        ("? [a]\n: 1\n", ("recipe.yaml:1", "not text")),
         ("seed: 100000000000000000000\n", ("recipe.yaml:1", "64 bits")),
         ("x: !!python/object/apply:os.system [ls]\n", ("recipe.yaml:1", "tag")),
         ("just text", ("no keys",)),
