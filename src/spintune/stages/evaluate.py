@@ -22,7 +22,7 @@ from spintune.records import write_records
 from spintune.results import BenchmarkResults, ContaminationFacts, EvaluationResults
 from spintune.stages.contamination import contamination_stage
 from spintune.stages.context import RunContext
-from spintune.stages.heldout import heldout_results, judge_stage
+from spintune.stages.heldout import answer_stage, heldout_results
 from spintune.stages.iterates import Iterate
 from spintune.stages.judge import ModelPairs, judging_stage
 from spintune.stages.registry import Evaluation, EvaluationOutcome
@@ -74,7 +74,7 @@ def _evaluate_models(
     failed: list[str] = []
     for iterate in iterates:
         if heldout:
-            judge_stage(context, iterate)
+            answer_stage(context, iterate)
         for evaluation in chosen:
             if evaluation.name not in failed and not _evaluate_model(context, iterate, evaluation, scores):
                 failed.append(evaluation.name)

@@ -1,4 +1,10 @@
-"""Judges iterates on the held-out examples: how likely the references are, and greedy answers against them."""
+"""Evaluates iterates on the held-out examples: the likelihood of the references, and greedy answers beside them.
+
+::
+
+    likelihood/NAME/likelihood.jsonl      log-probability of every reference
+    eval/heldout/NAME/answers.jsonl       greedy answers with their metrics
+"""
 
 from __future__ import annotations
 
@@ -16,7 +22,7 @@ from spintune.evaluation.heldout import (
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.metrics import METRICS, metric_inputs
 from spintune.records import Example, read_records, write_records
-from spintune.results import EvaluationResults
+from spintune.results import EvaluationResults, LikelihoodCounts
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
 from spintune.stages.task_accuracy import judge_tasks
@@ -24,7 +30,7 @@ from spintune.tokens.rows import RowRenderer, TokenRow, fit
 from spintune.typed_json import to_json
 
 HELDOUT_TOKENS = 256
-"""Longest held-out answer of a recipe without a spin section."""
+"""Maximum length of an answer when the recipe has no spin section."""
 
 
 def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikelihood]:
@@ -33,28 +39,26 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
     path = context.run.folder / stage / "likelihood.jsonl"
     inputs = context.heldout_inputs(iterate)
     if context.run.finished(stage, inputs) is None:
-        player = context.load(iterate)
-        _, rows = _whole_rows(context, player.renderer("last"))
-        likelihoods = score_heldout(player.engine, rows, context.progress, iterate.name)
-        write_records(path, likelihoods)
-        facts = {"items": len(rows), "left_out": len(context.heldout) - len(rows)}
-        context.run.finish(stage, inputs, [path], facts)
+        model = context.load(iterate)
+        _, rows = _rows_that_fit(context, model.renderer("last"))
+        write_records(path, score_heldout(model.engine, rows, context.progress, iterate.name))
+        context.run.finish(stage, inputs, [path], LikelihoodCounts(len(rows), len(context.heldout) - len(rows)))
     return read_records(path, HeldoutLikelihood)
 
 
-def judge_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
-    """An iterate's greedy answers to the held-out prompts, measured against the references."""
+def answer_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
+    """An iterate's greedy answers to the held-out prompts, with their metrics against the references."""
     likelihoods = likelihood_stage(context, iterate)
     stage = f"eval/heldout/{iterate.name}"
     path = context.run.folder / stage / "answers.jsonl"
     longest = context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
     inputs = context.heldout_inputs(iterate, max_new_tokens=longest, **metric_inputs())
     if context.run.finished(stage, inputs) is None:
-        player = context.load(iterate)
-        examples, rows = _whole_rows(context, player.renderer("last"))
-        judged = answer_heldout(player.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
-        write_records(path, map(to_json, judged))
-        context.run.finish(stage, inputs, [path], {"items": len(judged)})
+        model = context.load(iterate)
+        examples, rows = _rows_that_fit(context, model.renderer("last"))
+        answers = answer_heldout(model.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
+        write_records(path, map(to_json, answers))
+        context.run.finish(stage, inputs, [path], {"items": len(answers)})
     return read_records(path, HeldoutAnswer)
 
 
@@ -62,26 +66,26 @@ def heldout_results(
     context: RunContext, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
 ) -> EvaluationResults:
     """Every iterate's measures, the paired differences of ``pairs``, and with a mixture the accuracy on its tasks."""
-    judged = {iterate.name: judge_stage(context, iterate) for iterate in iterates}
+    answers = {iterate.name: answer_stage(context, iterate) for iterate in iterates}
     mixture = context.recipe.data.mixture
     return EvaluationResults(
-        heldout={name: summarize_heldout(rows) for name, rows in judged.items()},
-        differences={f"{one} - {other}": heldout_differences(judged[one], judged[other]) for one, other in pairs},
-        tasks=judge_tasks(context, mixture, judged, reference) if mixture else None,
+        heldout={name: summarize_heldout(rows) for name, rows in answers.items()},
+        differences={f"{one} - {other}": heldout_differences(answers[one], answers[other]) for one, other in pairs},
+        tasks=judge_tasks(context, mixture, answers, reference) if mixture else None,
     )
 
 
 def metric_difference(context: RunContext, metric: str, iterate: Iterate, other: Iterate) -> Interval:
-    """By how much an iterate is better than another on the same held-out examples; above 0 is better."""
+    """How much better an iterate is than another on the same held-out examples; positive is better."""
     if metric == "nll":
         mine, theirs = (likelihood_stage(context, which) for which in (iterate, other))
         return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
     better, worse = (iterate, other) if METRICS[metric].better == "higher" else (other, iterate)
-    return heldout_differences(judge_stage(context, better), judge_stage(context, worse))[metric]
+    return heldout_differences(answer_stage(context, better), answer_stage(context, worse))[metric]
 
 
-def _whole_rows(context: RunContext, renderer: RowRenderer) -> tuple[list[Example], list[TokenRow]]:
-    """Held-out examples that fit, with their rows."""
+def _rows_that_fit(context: RunContext, renderer: RowRenderer) -> tuple[list[Example], list[TokenRow]]:
+    """The held-out examples within the recipe's lengths, and their rows. Raises DataError when there is none."""
     data = context.recipe.data
     rows = renderer.rows(context.heldout)
     fitted = [fit(row, data.max_length, data.max_target_length, data.max_input_length) for row in rows]
