@@ -100,7 +100,9 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
     if not comparable(models, NLL, ids):
         notes.append("The runs' tokenizers differ: losses a token cannot be compared between them.")
     if len({(run.recipe["spin"] or {}).get("max_new_tokens") for run in runs}) > 1:
-        notes.append("The runs give answers different room (spin.max_new_tokens), which moves all measures of answers.")
+        notes.append(
+            "The runs limit answers to different lengths (spin.max_new_tokens), which affects all measures of answers."
+        )
     return " ".join(notes)
 
 
