@@ -210,7 +210,7 @@ def test_every_request_is_read_whole_exactly_once(requests: list[tuple[list[int]
     from spintune.evaluation.harness_model import TokenRequest, share
 
     asked = [TokenRequest(tuple(context), tuple(continuation)) for context, continuation in requests]
-    groups = share(asked, width, most=20)
+    groups = share(asked, width, max_tokens=20)
     assert sorted(member for group in groups for member in group.members) == list(range(len(asked)))
     for group in groups:
         query = group.query(asked)

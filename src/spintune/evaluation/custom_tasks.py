@@ -1,4 +1,4 @@
-"""A user's own benchmark: rows in a file, and a short YAML file that says how to ask and what is right.
+"""A user's own benchmark: rows in a file, and a short YAML file with the prompt and the right answers.
 
 ::
 
@@ -9,8 +9,8 @@
     choices: options                 # key of a list of texts
     answer: label                    # key of the right one: its text, its place from 0, or one of labels
 
-The rows are rendered here, each checked with its line, and handed to lm-evaluation-harness as plain texts, so braces in
-a user's data stay what they are.
+The rows are rendered here, with errors that name the line, and given to lm-evaluation-harness as plain texts, so
+braces in a user's data stay as they are.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from spintune.mixtures.phrasings import Pattern
 from spintune.recipe import Section
 from spintune.recipe.checking import read_section
 from spintune.storage import digest_json
+from spintune.typed_json import JsonObject
 
 CHOICES = "choices"
 
@@ -101,13 +102,12 @@ class CustomTaskFile(Section):
 
 @dataclass(frozen=True)
 class CustomTaskItem:
-    """A row as the model meets it.
+    """A rendered row.
 
     Attributes:
-        prompt: what it reads.
-        choices: what it may answer; empty where it is free to write.
-        place: which choice is right; 0 where there are none.
-        answers: texts that are right.
+        choices: possible answers; empty when the model writes freely.
+        place: index of the right choice; 0 without choices.
+        answers: right texts.
     """
 
     prompt: str
@@ -123,7 +123,7 @@ class CustomTask:
     file: CustomTaskFile
     items: tuple[CustomTaskItem, ...]
     exemplars: tuple[CustomTaskItem, ...]
-    """Rows of ``shots_data``; empty where shots are drawn from the other items."""
+    """Rows of ``shots_data``; empty when shots are drawn from the other items."""
 
     @property
     def name(self) -> str:
@@ -131,7 +131,7 @@ class CustomTask:
 
     @property
     def metric(self) -> str:
-        """The measure that stands for the task in tables."""
+        """The metric that represents the task in tables."""
         return {
             "multiple_choice": "acc,none",
             "generate": "exact_match,none",
@@ -140,14 +140,14 @@ class CustomTask:
 
     @property
     def version(self) -> str:
-        """A digest of everything that decides the requests."""
+        """A digest of everything that the requests depend on."""
         items = [[vars(item) for item in items] for items in (self.items, self.exemplars)]
         return digest_json([self.file.model_dump(), items])[:12]
 
-    def config(self) -> dict[str, Any]:
-        """The task as lm-evaluation-harness takes it."""
+    def config(self) -> JsonObject:
+        """The task in the form of lm-evaluation-harness."""
         file = self.file
-        config: dict[str, Any] = {
+        config: JsonObject = {
             "task": file.task,
             "custom_dataset": self._datasets(),
             "test_split": "test",
@@ -156,12 +156,12 @@ class CustomTask:
             "description": "description",
             "doc_to_text": "prompt",
             "target_delimiter": file.delimiter,
-            "num_fewshot": file.shots or None,  # of 0 the harness says that nobody may change it
+            "num_fewshot": file.shots or None,  # the harness forbids changing a 0
             "metadata": {"version": self.version},
         }
         if file.kind == "multiple_choice":
             measures = [("acc", True, "mean"), ("acc_norm", True, "mean")]
-            kind: dict[str, Any] = {
+            kind: JsonObject = {
                 "output_type": "multiple_choice",
                 "doc_to_choice": "choices",
                 "doc_to_target": "place",
@@ -171,7 +171,7 @@ class CustomTask:
             kind = {
                 "output_type": "loglikelihood",
                 "doc_to_target": "target",
-                "target_delimiter": "",  # the harness scores the target alone, so the delimiter is part of it
+                "target_delimiter": "",  # the harness scores only the target, so the delimiter is part of it
                 "process_results": _likelihood,
             }
         else:
@@ -189,17 +189,17 @@ class CustomTask:
         metrics = [{"metric": name, "higher_is_better": up, "aggregation": how} for name, up, how in measures]
         return {**config, **kind, "metric_list": metrics}
 
-    def _datasets(self) -> Callable[..., dict[str, Any]]:
+    def _datasets(self) -> Callable[..., JsonObject]:
         splits = {"test": self.items, **({"shots": self.exemplars} if self.exemplars else {})}
 
-        def load(**_: Any) -> dict[str, Any]:
+        def load(**_: object) -> JsonObject:
             from datasets import Dataset
 
             return {name: Dataset.from_list([self._document(item) for item in items]) for name, items in splits.items()}
 
         return load
 
-    def _document(self, item: CustomTaskItem) -> dict[str, Any]:
+    def _document(self, item: CustomTaskItem) -> JsonObject:
         return {
             "prompt": item.prompt,
             "description": self.file.description,
@@ -209,8 +209,8 @@ class CustomTask:
             "target": self.file.delimiter + item.answers[0],
         }
 
-    def _measured(self) -> Callable[[dict[str, Any], Sequence[str]], dict[str, float]]:
-        """Measures of what the model wrote to a document."""
+    def _measured(self) -> Callable[[JsonObject, Sequence[str]], dict[str, float]]:
+        """The function that scores the model's answer to a document."""
         extract, check = self.file.extract, self.file.check
 
         def right(answer: str, reference: str) -> bool:
@@ -218,7 +218,7 @@ class CustomTask:
                 return number(reference) is not None and number(reference) == number(answer)
             return exact_match(answer, reference)
 
-        def measure(document: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+        def measure(document: JsonObject, results: Sequence[str]) -> dict[str, float]:
             text = results[0]
             answer = _last_match(extract, text) if extract else text
             references = document["answers"]
@@ -230,7 +230,7 @@ class CustomTask:
         return measure
 
 
-def _likelihood(document: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+def _likelihood(document: JsonObject, results: Sequence[tuple[float, bool]]) -> JsonObject:
     logprob, greedy = results[0]
     return {"acc": float(greedy), "bits_per_byte": (logprob, len(document["answers"][0].encode()))}
 
@@ -246,8 +246,8 @@ def _last_match(pattern: str, text: str) -> str | None:
 def read_custom_task(path: Path) -> CustomTask:
     """Reads a user's benchmark and all of its rows.
 
-    Raises RecipeError for a YAML file that is not such a task, and DataError (``file:line``) for the first row that
-    lacks a value or has one of the wrong kind, or whose answer is none of its choices.
+    Raises RecipeError for a YAML file that is no such task, and DataError, which names ``file:line``, for the first row
+    with a missing value, a value of the wrong kind, or an answer that is none of its choices.
     """
     file = read_section(path, CustomTaskFile, "task")
     prompt = Pattern.parse(file.prompt, f"{path}: prompt")
@@ -282,7 +282,7 @@ def _item(file: CustomTaskFile, prompt: Pattern, row: FileRow) -> CustomTaskItem
 
 
 def _place(file: CustomTaskFile, choices: Sequence[str], row: FileRow) -> int:
-    """Which choice is right. A number is a place, a text is a label where there are labels and else a choice's text."""
+    """Index of the right choice: a number itself, or the index of a label, or without labels of the choice's text."""
     value = _value(row, file.answer)
     if isinstance(value, int) and not isinstance(value, bool) and not file.labels:
         if 0 <= value < len(choices):
@@ -304,7 +304,7 @@ def _answers(row: FileRow, key: str, several: bool) -> tuple[str, ...]:
 
 
 def _texts(given: str | list[str], row: FileRow, what: str) -> tuple[str, ...]:
-    """Texts that a file gives for all rows, or those under a key of this row."""
+    """The texts given for all rows, or those under a key of this row."""
     if not isinstance(given, str):
         return tuple(given)
     value = _value(row, given)

@@ -1,8 +1,8 @@
 """Standard benchmarks and a user's own, run by lm-evaluation-harness on the model in memory.
 
-Tasks, prompts, exemplars and metrics are the harness's (EleutherAI/lm-evaluation-harness, extra ``eval``), the
-computing is spintune's, and rows and intervals are kept for paired comparisons. lm_eval is imported when a benchmark
-runs, never before.
+Tasks, prompts, exemplars and metrics are those of the harness (EleutherAI/lm-evaluation-harness, extra ``eval``).
+spintune computes the answers, and keeps rows and intervals for paired comparisons. lm_eval is imported only when a
+benchmark runs.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXEMPLAR_SEED = 1234
-"""Of the exemplars that a task draws; the harness's own default, so that its published numbers compare."""
+"""Seed of the exemplars that a task draws: the harness's default, so that published numbers are comparable."""
 _SILENT = Silent()
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task and how it is asked.
+    """A task and how to run it.
 
     Attributes:
-        task: a task or group of the harness, or the YAML file of a user's own (:mod:`own_tasks`).
+        task: a task or group of the harness, or a user's YAML file (:mod:`spintune.evaluation.custom_tasks`).
         shots: answered examples before each question; None for the task's own number.
-        metric: ``name,filter`` of the harness: the number that stands for the task in tables; None for its first one.
+        metric: ``name,filter`` of the number that represents the task in tables; None for its first one.
     """
 
     task: str
@@ -54,8 +54,8 @@ class Benchmark:
 
 
 PRESETS: dict[str, tuple[Benchmark, ...]] = {
-    # The Open LLM Leaderboard of 2023, with which SPIN was judged (arXiv 2401.01335, section 6.1). The paper used
-    # harness v0.4.0; other versions give other numbers, so compare only what one version measured.
+    # The Open LLM Leaderboard of 2023, by which SPIN was evaluated (arXiv 2401.01335, section 6.1). The paper used
+    # harness v0.4.0; other versions give other numbers, so compare only numbers of one version.
     "spin-paper": (
         Benchmark("arc_challenge", 25, "acc_norm,none"),
         Benchmark("truthfulqa_mc2", 0, "acc,none"),
@@ -74,9 +74,9 @@ def benchmarks(names: Sequence[str], shots: int | None = None) -> list[Benchmark
 
 
 def check_benchmarks(chosen: Sequence[Benchmark], data_dir: Path | None = None) -> dict[str, str]:
-    """The titles of benchmarks, by what they were asked for as, and nothing that a user mistyped in them.
+    """The titles of benchmarks, by the names in the recipe.
 
-    Raises as :func:`run_benchmarks` does, before anything is computed.
+    Raises as :func:`run_benchmarks` does for whatever a user mistyped, before anything is computed.
     """
     if not chosen:  # importing the harness takes a second
         return {}
@@ -118,20 +118,19 @@ def run_benchmarks(
 ) -> HarnessReport:
     """Runs benchmarks one after the other.
 
-    A task whose data set is out of reach, or that fails, is told of in one line (``progress.note``) and left out; the
-    others go on.
+    A task that fails, or whose data cannot be reached, is skipped with a note of one line (``progress.note``).
 
     Args:
-        model: what is evaluated.
-        limit: only the first so many documents of each task, of each part of a group.
-        chat: prompts go through the model's chat template, exemplars as turns of the conversation.
+        model: the model to evaluate.
+        limit: maximum number of documents per task, and per part of a group.
+        chat: render prompts by the model's chat template, exemplars as turns of the conversation.
         data_dir: folder with the data of standard tasks, which then need no hub: ``TASK/SPLIT.jsonl`` (or .json,
-            .parquet) with the keys that the hub's data set has, such as ``gsm8k/train.jsonl`` and ``gsm8k/test.jsonl``.
+            .parquet) with the keys of the hub's data set, such as ``gsm8k/train.jsonl`` and ``gsm8k/test.jsonl``.
         name: of the model, in progress lines.
 
     Raises:
         MissingExtraError: lm-evaluation-harness is not installed.
-        RecipeError: no such task, a file that is no task, or a folder of data that belongs to none.
+        RecipeError: no such task, a file that is no task, or a data folder without a task of its name.
         DataError: a broken row of a user's own task.
     """
     _need_harness()
@@ -162,7 +161,7 @@ def _run(
     import lm_eval
 
     for task in loaded["tasks"].values():
-        # a task that says 0 has its exemplars in its prompt; so the harness itself decides
+        # as the harness itself: a task with 0 shots has its exemplars in its prompt
         if shots is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=shots)
         elif task.get_config("num_fewshot") is None:
@@ -184,9 +183,9 @@ def _run(
 
 
 class _Library:
-    """Where tasks come from: the harness, its tasks with local data, and a user's own files.
+    """The tasks to run: of the harness, of the harness with local data, and of a user's own files.
 
-    Everything that a user may have mistyped is looked at here, before anything runs.
+    Raises RecipeError or DataError for whatever a user mistyped, before anything runs.
     """
 
     def __init__(self, chosen: Sequence[Benchmark], data_dir: Path | None, temporary: Path) -> None:
@@ -208,7 +207,7 @@ class _Library:
         return benchmark.metric or (own.metric if own else None)
 
     def load(self, benchmark: Benchmark) -> Any:
-        """The task or tasks with their data, which are fetched here."""
+        """The task or tasks with their data, which this fetches."""
         own = self.own.get(benchmark.task)
         return self.manager.load([own.config() if own else benchmark.task])
 
@@ -225,7 +224,7 @@ def _advice(name: str, known: Sequence[str]) -> str:
 
 @functools.cache
 def _all_tasks() -> Any:
-    """The harness's index of its tasks; reading its thousands of files takes about ten seconds."""
+    """The harness's index of its tasks; it reads thousands of files, for about ten seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
@@ -238,7 +237,7 @@ def _no_tasks() -> Any:
 
 
 def _with_local_data(manager: Any, data_dir: Path, temporary: Path) -> Any:
-    """The same tasks, those that have a folder in ``data_dir`` with its files for data."""
+    """The same tasks; those with a folder in ``data_dir`` read their data there."""
     from lm_eval.tasks import TaskManager
 
     if not data_dir.is_dir():
@@ -255,8 +254,8 @@ def _with_local_data(manager: Any, data_dir: Path, temporary: Path) -> Any:
     return local
 
 
-def _local_data(folder: Path) -> dict[str, Any]:
-    """The settings with which the harness reads the files of a folder instead of a data set of the hub."""
+def _local_data(folder: Path) -> JsonObject:
+    """Settings that make the harness read the files of a folder instead of a data set of the hub."""
     files = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix in _SUFFIXES}
     suffixes = {path.suffix for path in files.values()}
     if not files:
@@ -278,7 +277,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the harness and the hub from writing bars and warnings over our own progress."""
+    """Keeps progress bars and warnings of the harness and the hub off the terminal."""
     import datasets
     import lm_eval.api.task
 

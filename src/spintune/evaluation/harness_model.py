@@ -1,8 +1,8 @@
-"""A model in memory as lm-evaluation-harness sees it. Imports lm_eval, so it is imported only when a benchmark runs.
+"""A model in memory as lm-evaluation-harness sees it. Imports lm_eval, so import it only when a benchmark runs.
 
-Texts become tokens by the harness's own rules (its ``TemplateLM``), so that numbers equal those of its ``hf`` model.
-Among those rules: control tokens written out in a text are control tokens, which is how chat templates reach a model
-here. What is ours is the computing: requests that begin alike are computed together (:func:`share`), nothing is padded.
+The harness's own rules (its ``TemplateLM``) turn texts into tokens, so numbers equal those of its ``hf`` model. One of
+the rules: control tokens spelled out in a text are control tokens, which is how rendered chat templates reach the
+model. spintune computes: requests with a common beginning together (:func:`share`), and without padding.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from spintune.tokens.templates import template_source, with_fixed_date
 
 Ids = tuple[int, ...]
 
-_ANSWER_TOKENS = 256  # the harness's own default
-_REMEMBERED = 64  # texts whose tokens are kept: the context of a question's choices is one text
+_ANSWER_TOKENS = 256  # the harness's default
+_REMEMBERED = 64  # texts whose tokens are cached: all choices of a question have one context
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """A model at hand: what scores, what writes, and how it reads.
+    """A loaded model: engine, generator, tokenizer.
 
-    ``template`` is the chat template's name, as recipes have it; it counts only where chat templates are asked for.
+    ``template`` is the chat template's name as in recipes; benchmarks use it only with ``chat``.
     """
 
     engine: LogProbEngine
@@ -60,7 +60,7 @@ class InMemory:
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """The tokens of a request: how likely is the continuation after the context?"""
+    """The tokens of a request for the likelihood of a continuation after a context."""
 
     context: Ids
     continuation: Ids
@@ -71,8 +71,8 @@ class HarnessModel(TemplateLM):
 
     Args:
         model: what is evaluated.
-        title: names the work in ``progress``.
-        seed: of sampled answers; those of greedy decoding do not depend on it.
+        title: of the task in ``progress``.
+        seed: of sampled answers.
     """
 
     def __init__(self, model: InMemory, progress: Progress, title: str, seed: int = 0) -> None:
@@ -106,16 +106,17 @@ class HarnessModel(TemplateLM):
     def tokenizer_name(self) -> str:
         return self.tokenizer.name_or_path or "this tokenizer"
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        # the same list each time, because a context comes once for every choice; TemplateLM only takes parts of it
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        """The tokens of a text; cached, because a context recurs for every choice. The caller must not change them."""
         return self._ids(string, add_special_tokens)
 
     def _encode(self, text: str, special: bool | None) -> list[int]:
-        if special is None:  # the tokenizer's own way, but no second token for the beginning
+        if special is None:  # as the tokenizer does, but without a second token for the beginning
             special = not has_bos_prefix(text, self._begin)
         return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as one text, ready for the answer or within it."""
         return self.tokenizer.apply_chat_template(
             chat_history,
             chat_template=with_fixed_date(template_source(self.tokenizer, self.model.template)),
@@ -131,7 +132,7 @@ class HarnessModel(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """The log-probability (nats) of whole texts, in windows of the longest input; a later window sees one token."""
+        """The log-probability (nats) of whole texts, in windows of the longest input, the later ones after one token."""
         windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -151,7 +152,7 @@ class HarnessModel(TemplateLM):
         asked = []
         for _, context, continuation in requests:
             request = self._fit(tuple(context), tuple(continuation))
-            # one copy of a context, however many continuations it has
+            # one copy of each context
             asked.append(TokenRequest(contexts.setdefault(request.context, request.context), request.continuation))
         width = self.config.get_text_config().hidden_size
         groups = share(asked, width, self.model.engine.tokens_per_forward, whole=self.model.encoder_decoder)
@@ -167,7 +168,7 @@ class HarnessModel(TemplateLM):
         return scores
 
     def _fit(self, context: Ids, continuation: Ids) -> TokenRequest:
-        """Cut on the left to what the model reads. Of a decoder-only model the last token is not read."""
+        """The request, cut on the left to the longest input; a decoder-only model does not read the last token."""
         if not continuation:
             raise ModelError(f"{self.title}: a continuation has no tokens; nothing can be scored")
         if len(continuation) > self.max_length:
@@ -175,7 +176,9 @@ class HarnessModel(TemplateLM):
                 f"{self.title}: a continuation of {len(continuation)} tokens is more than the model reads "
                 f"({self.max_length})"
             )
-        if not context:  # of white space alone, which belongs to the continuation; the harness's own model fails there
+        if (
+            not context
+        ):  # it was white space alone, which is part of the continuation; the harness's own model fails here
             context = (self.prefix_token_id,)
         if self.model.encoder_decoder:
             return TokenRequest(context[-self.max_length :], continuation)
@@ -184,7 +187,7 @@ class HarnessModel(TemplateLM):
     # Generation ------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """What the model writes after each context, up to its end or the first of the texts that end it."""
+        """The model's answer to each context, up to its end or the first stop text."""
         orders = [self._order(*request.args) for request in requests]
         by_sampling: dict[Sampling, list[int]] = defaultdict(list)
         for number, order in enumerate(orders):
@@ -198,11 +201,11 @@ class HarnessModel(TemplateLM):
     def _order(self, context: str, options: dict[str, Any]) -> GenerationRequest:
         options = normalize_gen_kwargs(options, _ANSWER_TOKENS)
         until = handle_stop_sequences(options.pop("until"), eos=self._end)
-        longest = options.pop("max_gen_toks")
+        max_new_tokens = options.pop("max_gen_toks")
         sampled = options.pop("do_sample")
         temperature = options.pop("temperature", 1.0)
         sampling = Sampling(
-            max_new_tokens=longest,
+            max_new_tokens=max_new_tokens,
             temperature=temperature if sampled else 0.0,
             top_p=options.pop("top_p", 1.0) if sampled else 1.0,
             top_k=options.pop("top_k", 0) if sampled else 0,
@@ -210,21 +213,20 @@ class HarnessModel(TemplateLM):
         )
         if unknown := options.keys() - ({"top_p", "top_k"} if not sampled else set()):
             raise ModelError(f"{self.title}: generation with {', '.join(sorted(unknown))} is not supported")
-        room = self.max_length if self.model.encoder_decoder else self.max_length - longest
-        if room < 1:
+        max_prompt = self.max_length if self.model.encoder_decoder else self.max_length - max_new_tokens
+        if max_prompt < 1:
             raise ModelError(
-                f"{self.title}: answers of {longest} tokens leave no room for a prompt in the {self.max_length} tokens "
-                "that the model reads; lower max_gen_toks"
+                f"{self.title}: answers of {max_new_tokens} tokens leave no room for a prompt in the {self.max_length} "
+                "tokens that the model reads; lower max_gen_toks"
             )
-        # the harness looks for bos_token alone here, even where likelihoods begin with the end-of-text token
+        # like the harness, which looks only for bos_token here, although likelihoods may begin with end-of-text
         special = self.model.encoder_decoder or not has_bos_prefix(context, self.tokenizer.bos_token)
         return GenerationRequest(
-            tuple(self._ids(context, special)[-room:]), sampling, tuple(text for text in until if text)
+            tuple(self._ids(context, special)[-max_prompt:]), sampling, tuple(text for text in until if text)
         )
 
     def _write(self, orders: Sequence[GenerationRequest], sampling: Sampling) -> list[str]:
         stops = [StopTexts(self.tokenizer.decode, order.until) for order in orders]
-        # of tokens, because the number of an answer's tokens is not known before its end
         with self.progress.task(self.title, len(orders) * sampling.max_new_tokens, "tokens at most") as task:
 
             def after(place: int, token: int) -> bool:
@@ -240,25 +242,25 @@ class HarnessModel(TemplateLM):
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """An answer to be written: its prompt, and the texts that end it."""
+    """A request for an answer: its prompt, sampling, and stop texts."""
 
     prompt: Ids
     sampling: Sampling
     until: tuple[str, ...]
 
 
-# Requests that begin alike -------------------------------------------------------------------------------------
+# Requests with a common beginning -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class RequestGroup:
-    """Requests that are computed together: the tokens they all begin with once, and what follows for each.
+    """Requests that are computed together: their common beginning once, then the rest of each.
 
     Attributes:
-        shared: where they begin alike; never more than a context.
-        members: their numbers.
-        branches: how many different texts follow, last tokens left out.
-        tokens: what the model reads.
+        shared: the common beginning; at most a context.
+        members: the requests, by number.
+        branches: number of different rests, without their last tokens.
+        tokens: number of tokens that the model reads.
     """
 
     shared: Ids
@@ -267,6 +269,7 @@ class RequestGroup:
     tokens: int
 
     def query(self, asked: Sequence[TokenRequest]) -> Query:
+        """The question for the engine; ``asked`` holds all requests."""
         rests = [asked[member].context[len(self.shared) :] for member in self.members]
         answers = [asked[member].continuation for member in self.members]
         pairs = list(zip(rests, answers, strict=True))
@@ -274,19 +277,19 @@ class RequestGroup:
         return Query(self.shared, tuple(rest + answer for rest, answer in pairs), scored, whole=False)
 
 
-def share(asked: Sequence[TokenRequest], width: int, most: int, whole: bool = False) -> list[RequestGroup]:
-    """Groups requests by how they begin, where that saves work.
+def share(asked: Sequence[TokenRequest], width: int, max_tokens: int, whole: bool = False) -> list[RequestGroup]:
+    """Groups requests with a common beginning, where that saves work.
 
-    First those of one context (a question's choices), then neighbours whose contexts begin alike: the two sentences of
-    a Winogrande item behind their exemplars, MMLU's questions of one subject, which have the same exemplars.
+    First those of one context (a question's choices), then neighbors whose contexts have a common beginning: the two
+    sentences of a Winogrande item after their exemplars, MMLU's questions of one subject, which share exemplars.
 
-    Three choices of 2 tokens after a context of 90 are 93 tokens to read and not 273, for last tokens predict nothing.
-    Four letters after questions of 100 tokens behind the same 600 are 700, 800, ... tokens for one, two, ... questions.
+    Three choices of 2 tokens after a context of 90 take 93 tokens instead of 273, since last tokens predict nothing.
+    Four letters after questions of 100 tokens after the same 600 take 700, 800, ... tokens for one, two, ... questions.
 
     Args:
         width: the model's hidden size.
-        most: tokens of a group of several contexts.
-        whole: contexts are shared whole or not at all, because an encoder reads them.
+        max_tokens: of a group of several contexts.
+        whole: share contexts whole or not at all, because an encoder reads them.
     """
     by_context: dict[Ids, dict[Ids, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, request in enumerate(asked):
@@ -299,13 +302,13 @@ def share(asked: Sequence[TokenRequest], width: int, most: int, whole: bool = Fa
         return groups
 
     def cost(group: RequestGroup) -> float:
-        return _work(group, width) if group.tokens <= most else math.inf
+        return _work(group, width) if group.tokens <= max_tokens else math.inf
 
     return _joined(sorted(groups, key=lambda group: group.shared), cost)
 
 
 def _joined(groups: Sequence[RequestGroup], cost: Callable[[RequestGroup], float]) -> list[RequestGroup]:
-    """Joins each group to the one before it where that saves a tenth of its cost; masked attention is slower."""
+    """Joins each group to the one before it where that saves a tenth of its cost, since masked attention is slower."""
     joined: list[RequestGroup] = []
     for group in groups:
         together = _join(joined[-1], group) if joined else None
@@ -320,7 +323,7 @@ def _join(left: RequestGroup, right: RequestGroup) -> RequestGroup | None:
     common = _common(left.shared, right.shared)
     if not common:
         return None
-    # behind what is common, every branch reads the rest of its context by itself
+    # after the common beginning, every branch reads the rest of its context separately
     again = sum((len(group.shared) - common) * (group.branches - 1) for group in (left, right))
     return RequestGroup(
         shared=left.shared[:common],
@@ -331,16 +334,16 @@ def _join(left: RequestGroup, right: RequestGroup) -> RequestGroup | None:
 
 
 def _work(group: RequestGroup, width: int) -> float:
-    """Operations, in those that a token costs without attention.
+    """Operations of a group, in units of a token without attention.
 
-    A layer of width d has about 12 d² weights, which is 24 d² operations a token, and 4 d for each token that it
-    attends to; a group attends densely.
+    A layer of width d has about 12 d² weights, so 24 d² operations per token, and 4 d for each token attended to; a
+    group attends densely.
     """
     return group.tokens * (1 + group.tokens / (6 * width))
 
 
 def _common(left: Ids, right: Ids) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Length of the common beginning of two sequences."""
     if left == right:
         return len(left)
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

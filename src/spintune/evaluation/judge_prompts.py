@@ -1,4 +1,4 @@
-"""What a judge is asked. Each prompt has a name with a version; a changed text is a new version."""
+"""Prompts for a judge. Each has a name with a version; a changed text is a new version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PAIRWISE = "judge/pairwise/1"
 RATING = "judge/rating/1"
 
 WORST, BEST = 1, 10
-"""Of a rating."""
+"""The lowest and the highest rating."""
 
 TIE = "tie"
 
@@ -38,7 +38,7 @@ def pairwise_prompt(code: str, prompt: str, answer_a: str, answer_b: str, refere
 def rating_prompt(code: str, turns: Sequence[tuple[str, str]], references: Sequence[str | None]) -> str:
     """Asks for a rating from 1 to 10 of the last answer of a conversation of (question, answer).
 
-    ``references`` are good answers to some of the questions, one place for each.
+    ``references`` has a good answer or None for each question.
     """
     last = len(turns)
     blocks = []

@@ -1,18 +1,18 @@
-"""What a judge said: codes that the judged text cannot know, and the one verdict that counts.
+"""Reads a judge's verdict, which carries a code that the judged texts cannot know.
 
-An answer may hold anything: a verdict, the end of its own block, orders to the judge. Three things make that harmless
-on our side. Blocks and verdicts carry a code that follows from a seed and from the judged texts themselves, so no text
-can be written to hold its own; a verdict counts only with that code, so one that is quoted from an answer is none; and
-a reply with two verdicts has none. Whether the judge itself is swayed is for the canary to show.
+An answer may contain anything: a verdict, the end of its own block, orders to the judge. Three rules make that
+harmless. Blocks and verdicts carry a code that follows from a seed and from the judged texts, so no text can contain
+its own code. A verdict counts only with that code, so a verdict quoted from an answer does not. A reply with two
+verdicts has none. Whether the judge itself is swayed, the canary shows.
 
-Why there is no verdict:
+Reasons for no verdict:
 
 ================  =================================================================
-no_verdict        the reply holds none with the code
-several_verdicts  it holds two or more, be they equal
-unknown_verdict   it holds one that was not among those to choose from
-cut_off           it ran out of room, so its last word is not known
-withheld          the provider's filter
+no_verdict        the reply has none with the code
+several_verdicts  it has two or more, equal or not
+unknown_verdict   its verdict is not one of the choices
+cut_off           it was cut at its maximum length
+withheld          the provider's filter withheld it
 (any other)       the reason of a :class:`~spintune.teachers.protocol.Failure`
 ================  =================================================================
 """
@@ -48,19 +48,19 @@ def code_for(seed: int, texts: Sequence[str]) -> str:
 
 
 def block(code: str, name: str, text: str) -> str:
-    """A text between two lines that it cannot contain."""
+    """The text between two lines that it cannot contain."""
     return f"[{code}: {name} begins]\n{text}\n[{code}: {name} ends]"
 
 
 def verdict_form(code: str, verdict: str) -> str:
-    """How a judge has to write a verdict."""
+    """The form in which a judge has to write a verdict."""
     return f"[[{code}:{verdict}]]"
 
 
 def read_verdict(outcome: Outcome, code: str, verdicts: Iterable[str]) -> ParsedVerdict:
-    """The one of ``verdicts`` that a reply holds in the form of :func:`verdict_form`; upper and lower case are equal.
+    """The one of ``verdicts`` that a reply has in the form of :func:`verdict_form`, in upper or lower case.
 
-    What a reasoning model thinks before it answers does not count.
+    The thoughts of a reasoning model before its answer do not count.
     """
     if isinstance(outcome, Failure):
         return ParsedVerdict(problem=outcome.reason)
