@@ -132,7 +132,7 @@ class HarnessModel(TemplateLM):
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """The log-probability (nats) of whole texts, in windows of the longest input, the later ones after one token."""
+        """The log-probability (nats) of whole texts, in windows of the longest input; later ones follow one token."""
         windows: list[tuple[tuple[str, str], list[int], list[int]]] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
