@@ -244,7 +244,7 @@ def test_dropout_drops_in_every_place_that_transformers_does(queries):
 
 def test_dropout_of_a_decoder_only_model_is_refused():
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(ModelError, match="encoder-decoder models alone"), dropout(model, "a", 0.1):
+    with pytest.raises(ModelError, match="only with encoder-decoder models"), dropout(model, "a", 0.1):
         pass
 
 
