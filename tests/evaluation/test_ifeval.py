@@ -137,7 +137,7 @@ def test_a_file_that_is_missing_empty_or_no_json_is_an_error(tmp_path: Path) -> 
     with pytest.raises(DataError, match=rf"{re.escape(str(path))}:2: the row is a number, not an object"):
         read_prompts(path)
     path.write_bytes(b'"\xff"\n')
-    with pytest.raises(DataError, match=rf"{re.escape(str(path))}:1: not valid JSON"):
+    with pytest.raises(DataError, match=rf"{re.escape(str(path))}:1: not UTF-8"):
         read_prompts(path)
 
 

@@ -80,6 +80,17 @@ def rows_of(path: str | Path, split: str = "train") -> Iterator[FileRow]:
         yield table.row(number, value)
 
 
+def line_rows(path: Path) -> Iterator[FileRow]:
+    """The rows of a file of JSON lines, which is never taken for one document. Raises DataError."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    table = _lines_table(str(path), path, 0)
+    for number, value in table.rows:
+        yield table.row(number, value)
+
+
 def source_digest(path: str) -> str | None:
     """SHA-256 of a source's content; None for a hub data set, which its name and revision identify."""
     file = Path(path).expanduser()

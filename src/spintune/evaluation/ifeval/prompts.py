@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from spintune.data.file_rows import FileRow, kind_of
+from spintune.data.tables import line_rows
 from spintune.errors import DataError
 from spintune.evaluation.ifeval.language import detect
 from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
@@ -42,7 +41,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     key, names an unknown type, gives a type the wrong parameters, or repeats the key of an earlier row.
     """
     prompts: dict[str, Prompt] = {}
-    for row in _rows(path):
+    for row in line_rows(path):
         prompt = _prompt(row)
         if prompt.key in prompts:
             raise DataError(f"{row.where}: key {prompt.key} occurs twice; give every prompt its own key")
@@ -50,20 +49,6 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not prompts:
         raise DataError(f"{path}: empty; give a file with at least one prompt")
     return list(prompts.values())
-
-
-def _rows(path: Path) -> Iterator[FileRow]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                value = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not valid JSON ({error}); fix or delete the row") from error
-            yield FileRow.of(value, f"{path}:{number}")
 
 
 def require_langdetect(prompts: Iterable[Prompt]) -> None:
