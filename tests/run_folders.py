@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -260,12 +260,12 @@ class Folder:
         """results.json, worked out from the files as the end of a run does."""
         rows = {name: self._measures(name) for name in names}
         heldout = {
-            name: {key: bootstrap(values, weights).to_json() for key, (values, weights) in measures.items()}
+            name: {key: asdict(bootstrap(values, weights)) for key, (values, weights) in measures.items()}
             for name, measures in rows.items()
         }
         differences = {
             f"{name} - {start}": {
-                key: bootstrap([a - b for a, b in zip(values, rows[start][key][0], strict=True)], weights).to_json()
+                key: asdict(bootstrap([a - b for a, b in zip(values, rows[start][key][0], strict=True)], weights))
                 for key, (values, weights) in measures.items()
             }
             for name, measures in rows.items()

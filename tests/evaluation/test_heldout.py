@@ -16,7 +16,7 @@ from spintune.evaluation.heldout import (
     score_heldout,
     summarize_heldout,
 )
-from spintune.evaluation.statistics import bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.records import read_records, write_records
 from spintune.typed_json import to_json
 
@@ -61,7 +61,7 @@ def test_a_comparison_is_paired_by_item() -> None:
     assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
     reverse = heldout_differences(better, worse)["nll_per_token"]
     assert reverse.mean == pytest.approx(-difference.mean)
-    assert heldout_differences(worse, worse)["exact_match"].to_json() == {"mean": 0, "low": 0, "high": 0}
+    assert heldout_differences(worse, worse)["exact_match"] == Interval(0, 0, 0)
 
 
 def test_other_items_or_another_order_cannot_be_compared() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,10 @@ def test_intervals_are_those_of_results_json(whole: Make) -> None:
     by_name = {one.model.name: one for one in contenders([read_run(made.path)])}
     for measure in measures_of(list(by_name.values())):
         for name, one in by_name.items():
-            assert estimate(one, measure, measured(one, measure)).to_json() == results["heldout"][name][measure.key]
+            assert asdict(estimate(one, measure, measured(one, measure))) == results["heldout"][name][measure.key]
             if name != "sft":
                 gap = difference(one, by_name["sft"], measure, measured(one, measure))
-                assert gap.to_json() == results["differences"][f"{name} - sft"][measure.key]
+                assert asdict(gap) == results["differences"][f"{name} - sft"][measure.key]
                 back = difference(by_name["sft"], one, measure, measured(one, measure))
                 assert back.low == -gap.high
 
@@ -160,7 +161,7 @@ def test_intervals_of_an_unfinished_run_are_what_results_json_will_say(whole: Ma
     (made.path / "results.json").unlink()
     for one in contenders([read_run(made.path)]):
         for measure in measures_of([one]):
-            found = estimate(one, measure, measured(one, measure)).to_json()
+            found = asdict(estimate(one, measure, measured(one, measure)))
             assert found == pytest.approx(results["heldout"][one.model.name][measure.key], rel=1e-12)
 
 

@@ -20,7 +20,7 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -326,9 +326,9 @@ def _text(row: FileRow, key: str) -> str:
     raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a text; fix the row")
 
 
-def _value(row: FileRow, key: str) -> Any:
-    """What stands under a key; a dot goes into an object."""
-    value = row.lookup(key)
+def _value(row: FileRow, key: str) -> object:
+    """The value under a key, in which a dot leads into an object."""
+    value: object = row.lookup(key)
     if value is None:
         raise DataError(f"{row.where}: '{key}' is null; fill it in or delete the row")
     return value

@@ -34,9 +34,6 @@ class Interval:
     low: float
     high: float
 
-    def to_json(self) -> dict[str, float]:
-        return {"mean": self.mean, "low": self.low, "high": self.high}
-
 
 def bootstrap(
     values: Sequence[float], weights: Sequence[float] | None = None, resamples: int = 2000, seed: int = 0
