@@ -18,8 +18,6 @@ MODULES = {
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
-pytestmark = pytest.mark.xfail(reason="not all of them hold yet", strict=False)
-
 MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 MAX_DEPTH = 4
@@ -33,9 +31,27 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "file": {},
     "function": {},
     "depth": {},
-    "parameters": {},
+    "parameters": {
+        "spintune.engine.attention._layout_attention": "the signature of transformers' attention interface",
+        "spintune.engine.varlen.VarlenKernel.__call__": "the signature of torch's varlen_attn",
+    },
     "docstring": {},
-    "any": {},
+    "any": {
+        "spintune.engine.head": "torch.autograd.Function hands a context of no declared type to forward and backward",
+        "spintune.evaluation.custom_tasks": "values of a user's rows, of any JSON type",
+        "spintune.evaluation.harness": "lm_eval has no types",
+        "spintune.evaluation.harness_model": "lm_eval has no types",
+        "spintune.evaluation.harness_results": "results of lm_eval, which has no types",
+        "spintune.evaluation.ifeval.language": "langdetect has no types",
+        "spintune.evaluation.ifeval.prompts": "parameters of an instruction, as its JSON has them",
+        "spintune.kernels.linear": "torch.autograd.Function hands a context of no declared type to forward and backward",
+        "spintune.kernels.native.attention": "torch.autograd.Function hands a context of no declared type to forward and backward",
+        "spintune.kernels.native.layers": "torch.autograd.Function hands a context of no declared type to forward and backward",
+        "spintune.recipe.endpoint": "extra fields of a request: any JSON, and what pydantic's serializer returns",
+        "spintune.teachers.endpoint": "coroutines of any type on a loop of its own",
+        "spintune.trackers": "torch's SummaryWriter has no types",
+        "spintune.typed_json": "pydantic's adapters of any type",
+    },
 }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -53,11 +54,11 @@ def stage_recipe(stage: str, words: list[str] | None, model: str | None, data: s
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
     # self-play on little data needs small steps to take any, and a rival to mean anything
     section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
-    base: dict[str, Any] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
+    base: dict[str, object] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
     return load_recipe(None, words, base)
 
 
-def flags_as_overrides(flags: dict[str, Any]) -> list[str]:
+def flags_as_overrides(flags: Mapping[str, object]) -> list[str]:
     """Flags as overrides. A JSON text is a YAML text, whatever is in it: a folder may be called 2024 or "a: b"."""
     import json
 
@@ -65,6 +66,7 @@ def flags_as_overrides(flags: dict[str, Any]) -> list[str]:
 
 
 def need_section(recipe: Recipe, path: Path, stage: str) -> None:
+    """Raises RecipeError when a recipe lacks the section of a stage."""
     from spintune.errors import RecipeError
 
     if getattr(recipe, stage) is None:
@@ -72,10 +74,12 @@ def need_section(recipe: Recipe, path: Path, stage: str) -> None:
 
 
 def recipe_path(words: list[str]) -> Path | None:
+    """The first word of a command line, where it names a recipe and not a key."""
     return Path(words[0]) if words and "=" not in words[0] else None
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
+    """Writes a value to stdout as indented JSON, for machines."""
     import orjson
 
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -7,7 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -57,7 +57,7 @@ def synth(
 
     words = words or []
     path = recipe_path(words)
-    flags: dict[str, Any] = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out}
+    flags: dict[str, object] = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out}
     flags |= {"synth.teacher.url": url, "synth.teacher.model": model} if url else {"model": model}
     if path:
         recipe = load_recipe(path, [*flags_as_overrides(flags), *words[1:]])
@@ -104,7 +104,7 @@ def evaluate(
     flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
     if path is None and not (model and on):
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
-    base: dict[str, Any] = {"out": "runs/eval"}
+    base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *words[1 if path else 0 :]], None if path else base)
     _execute(recipe, "eval", json)
 
@@ -131,6 +131,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
 
 
 def quiet_libraries() -> None:
+    """Switches off the progress bars and notices of transformers; ours stay."""
     import warnings
 
     from transformers.utils import logging

@@ -49,6 +49,7 @@ class AuthTransport(httpx2.AsyncBaseTransport):
         self._seconds = seconds
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Adds the key, counts the attempt, and sends the request. Raises what the budget or the answer forbids."""
         call = CALL.get()
         if not call.reserve():
             raise OutOfBudgetError
@@ -97,6 +98,7 @@ class AuthTransport(httpx2.AsyncBaseTransport):
         return text.replace(secret, b"[key]") if len(secret) >= _SECRET_LENGTH else text
 
     async def aclose(self) -> None:
+        """Closes the connections."""
         await self._network.aclose()
 
 
