@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -34,6 +33,7 @@ from spintune.generation.sampling import Sampling
 from spintune.generation.stopping import StopTexts
 from spintune.progress import Progress
 from spintune.tokens.templates import template_source, with_fixed_date
+from spintune.typed_json import JsonObject
 
 Ids = tuple[int, ...]
 
@@ -146,7 +146,7 @@ class HarnessModel(TemplateLM):
         return sums
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: object
     ) -> list[tuple[float, bool]]:
         contexts: dict[Ids, Ids] = {}
         asked = []
@@ -198,7 +198,7 @@ class HarnessModel(TemplateLM):
                 texts[number] = text
         return texts
 
-    def _order(self, context: str, options: dict[str, Any]) -> GenerationRequest:
+    def _order(self, context: str, options: JsonObject) -> GenerationRequest:
         options = normalize_gen_kwargs(options, _ANSWER_TOKENS)
         until = handle_stop_sequences(options.pop("until"), eos=self._end)
         max_new_tokens = options.pop("max_gen_toks")

@@ -147,7 +147,7 @@ def read_result(head: str, found: Any, loaded: Any, metric: str | None) -> Harne
     )
 
 
-def _rows(task: str, samples: Sequence[dict[str, Any]]) -> list[HarnessItem]:
+def _rows(task: str, samples: Sequence[JsonObject]) -> list[HarnessItem]:
     """One row per document; the harness gives one for each filter of a task."""
     rows: dict[int, HarnessItem] = {}
     for sample in samples:
@@ -169,7 +169,7 @@ def _rows(task: str, samples: Sequence[dict[str, Any]]) -> list[HarnessItem]:
     return list(rows.values())
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts(value: object) -> Iterator[str]:
     """Every text in a document, in its order."""
     if isinstance(value, str):
         yield value

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from spintune.data.file_rows import FileRow, kind_of
 from spintune.data.tables import line_rows
@@ -20,7 +19,7 @@ class Instruction:
     """One verifiable instruction: a name of ``rules.INSTRUCTION_RULES`` and its parameters."""
 
     type: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
 
 
 @dataclass(frozen=True)
