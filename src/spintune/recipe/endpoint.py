@@ -16,18 +16,14 @@ _OTHER_KINDS_TAKE = {"kind", "model", "extra"}
 class BudgetSection(Section):
     """The most that a teacher may cost. Asking stops before a request that could pass it; all replies are kept."""
 
-    tokens: Count | None = Field(
-        None, description="Maximum tokens of prompts and answers together. [tokens] Default: no limit."
-    )
-    dollars: Positive | None = Field(
-        None, description="Maximum cost at the prices below. [US dollars] Default: no limit."
-    )
-    prompt_price: NonNegative = Field(
-        0.0, description="Price of what the teacher reads. [US dollars per million tokens]"
-    )
-    completion_price: NonNegative = Field(
-        0.0, description="Price of what the teacher writes. [US dollars per million tokens]"
-    )
+    tokens: Count | None = None
+    """Maximum tokens of prompts and answers together. [tokens] Default: no limit."""
+    dollars: Positive | None = None
+    """Maximum cost at the prices below. [US dollars] Default: no limit."""
+    prompt_price: NonNegative = 0.0
+    """Price of what the teacher reads. [US dollars per million tokens]"""
+    completion_price: NonNegative = 0.0
+    """Price of what the teacher writes. [US dollars per million tokens]"""
 
     @model_validator(mode="after")
     def _dollars_have_prices(self) -> BudgetSection:
@@ -39,39 +35,30 @@ class BudgetSection(Section):
 class EndpointSection(Section):
     """An endpoint that speaks OpenAI's protocol, or a registered kind of teacher."""
 
-    kind: str = Field(
-        ENDPOINT,
-        description="endpoint, scripted (replies from a file), or a kind that you registered (register_teacher). "
-        "Kinds other than endpoint take only model and extra.",
-    )
-    model: str = Field(
-        "",
-        description="The model's name at the endpoint. Other kinds get it as the argument model, if given; for "
-        "scripted, it is the path of the file.",
-    )
-    style: Literal["chat", "completions"] = Field(
-        "chat", description="Which requests to send: chat completions or plain completions."
-    )
-    key_variable: str | None = Field(
-        None,
-        description="Environment variable that holds the key; the key goes to the endpoint's host alone. Default: "
-        "OPENAI_API_KEY for api.openai.com, no key for other hosts.",
-    )
-    concurrency: Count = Field(8, description="Requests under way at a time. [requests]")
-    timeout_seconds: Positive = Field(300.0, description="Maximum time of one attempt. [seconds]")
-    max_retries: Annotated[int, Field(ge=0)] = Field(
-        5, description="Retries after timeouts, lost connections, and refusals that may pass. [attempts]"
-    )
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens",
-        description="Field that limits the answer; newer models of some providers want max_completion_tokens.",
-    )
-    extra: dict[str, Any] = Field(
-        default={},
-        description="More fields of each request, such as {reasoning_effort: low}; null leaves a field out. Other "
-        "kinds get these as arguments.",
-    )
-    budget: BudgetSection = Field(default=BudgetSection.model_validate({}), description="Maximum cost.")
+    kind: str = ENDPOINT
+    """endpoint, scripted (replies from a file), or a kind that you registered (register_teacher). Kinds other than
+    endpoint take only model and extra."""
+    model: str = ""
+    """The model's name at the endpoint. Other kinds get it as the argument model, if given; for scripted, it is the
+    path of the file."""
+    style: Literal["chat", "completions"] = "chat"
+    """Which requests to send: chat completions or plain completions."""
+    key_variable: str | None = None
+    """Environment variable that holds the key; the key goes to the endpoint's host alone. Default: OPENAI_API_KEY for
+    api.openai.com, no key for other hosts."""
+    concurrency: Count = 8
+    """Requests under way at a time. [requests]"""
+    timeout_seconds: Positive = 300.0
+    """Maximum time of one attempt. [seconds]"""
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """Retries after timeouts, lost connections, and refusals that may pass. [attempts]"""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Field that limits the answer; newer models of some providers want max_completion_tokens."""
+    extra: dict[str, Any] = Field(default={})
+    """More fields of each request, such as {reasoning_effort: low}; null leaves a field out. Other kinds get these as
+    arguments."""
+    budget: BudgetSection = BudgetSection()
+    """Maximum cost."""
 
     @model_validator(mode="after")
     def _settings_fit_the_kind(self) -> EndpointSection:

@@ -22,35 +22,26 @@ FILES_OF = {IFEVAL: "ifeval", QUESTIONS: "questions", MT_BENCH: "mt_bench"}
 class EvaluationSection(Section):
     """Files and settings of the evaluations in eval."""
 
-    ifeval: str | None = Field(None, description="File of IFEval's prompts, for eval: ifeval. [path]")
-    questions: str | None = Field(
-        None,
-        description="File of instructions with good answers, for eval: questions, such as the 252 user-oriented ones "
-        "of Self-Instruct. [path]",
-    )
-    rivals: list[str] = Field(
-        default=[],
-        description="Files of other models' answers to the questions, to show and judge as well. [paths]",
-    )
-    mt_bench: str | None = Field(None, description="File of MT-Bench's questions, for eval: mt-bench. [path]")
-    folder: str | None = Field(
-        None,
-        description="Folder with the data of standard benchmarks as TASK/SPLIT.jsonl, such as gsm8k/test.jsonl. These "
-        "benchmarks then need no hub. [path]",
-    )
-    limit: Count | None = Field(None, description="Use only the first items of each evaluation. [items] Default: all.")
-    shots: Annotated[int, Field(ge=0)] | None = Field(
-        None,
-        description="Few-shot examples before each question of standard benchmarks. [examples] Default: the "
-        "benchmark's own.",
-    )
-    chat: bool = Field(
-        False,
-        description="Apply the chat template to standard benchmarks. Default: lm-evaluation-harness (no template).",
-    )
-    max_new_tokens: Count = Field(
-        1024, description="Maximum length of answers to ifeval, questions and mt-bench. [tokens] Default: MT-Bench."
-    )
+    ifeval: str | None = None
+    """File of IFEval's prompts, for eval: ifeval. [path]"""
+    questions: str | None = None
+    """File of instructions with good answers, for eval: questions, such as the 252 user-oriented ones of Self-Instruct.
+    [path]"""
+    rivals: list[str] = Field(default=[])
+    """Files of other models' answers to the questions, to show and judge as well. [paths]"""
+    mt_bench: str | None = None
+    """File of MT-Bench's questions, for eval: mt-bench. [path]"""
+    folder: str | None = None
+    """Folder with the data of standard benchmarks as TASK/SPLIT.jsonl, such as gsm8k/test.jsonl. These benchmarks then
+    need no hub. [path]"""
+    limit: Count | None = None
+    """Use only the first items of each evaluation. [items] Default: all."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Few-shot examples before each question of standard benchmarks. [examples] Default: the benchmark's own."""
+    chat: bool = False
+    """Apply the chat template to standard benchmarks. Default: lm-evaluation-harness (no template)."""
+    max_new_tokens: Count = 1024
+    """Maximum length of answers to ifeval, questions and mt-bench. [tokens] Default: MT-Bench."""
 
 
 class JudgeSection(EndpointSection):
@@ -58,15 +49,12 @@ class JudgeSection(EndpointSection):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["model"]}, {"required": ["kind"]}]})
 
-    url: str | None = Field(
-        None,
-        description="Base URL of its endpoint. Default: none; model is then an alias, folder or hub id and runs "
-        "locally.",
-    )
-    items: Count | None = Field(
-        None, description="Maximum comparisons per pair of models, drawn by the seed. [items] Default: all."
-    )
-    max_tokens: Count = Field(1024, description="Maximum length of a verdict, reasons included. [tokens]")
+    url: str | None = None
+    """Base URL of its endpoint. Default: none; model is then an alias, folder or hub id and runs locally."""
+    items: Count | None = None
+    """Maximum comparisons per pair of models, drawn by the seed. [items] Default: all."""
+    max_tokens: Count = 1024
+    """Maximum length of a verdict, reasons included. [tokens]"""
 
     @property
     def runs_locally(self) -> bool:

@@ -15,10 +15,14 @@ QuadrantName = Literal["zero_direct", "few_direct", "zero_cot", "few_cot"]
 class QuadrantsSection(Section):
     """Shares of the four quadrants: zero- or few-shot, with or without a rationale. They are divided by their sum."""
 
-    zero_direct: NonNegative = Field(0.0, description="Zero-shot, answer without a rationale. [share]")
-    few_direct: NonNegative = Field(0.0, description="Few-shot, answer without a rationale. [share]")
-    zero_cot: NonNegative = Field(0.0, description="Zero-shot, rationale and answer. [share]")
-    few_cot: NonNegative = Field(0.0, description="Few-shot, rationale and answer. [share]")
+    zero_direct: NonNegative = 0.0
+    """Zero-shot, answer without a rationale. [share]"""
+    few_direct: NonNegative = 0.0
+    """Few-shot, answer without a rationale. [share]"""
+    zero_cot: NonNegative = 0.0
+    """Zero-shot, rationale and answer. [share]"""
+    few_cot: NonNegative = 0.0
+    """Few-shot, rationale and answer. [share]"""
 
     @model_validator(mode="after")
     def _something(self) -> QuadrantsSection:
@@ -39,20 +43,18 @@ class QuadrantsSection(Section):
 class WeighingSection(Section):
     """How tasks, or groups of tasks, are weighted against each other."""
 
-    groups: dict[str, GroupSection] | None = Field(
-        None, description="Groups of tasks by name, each a mixture of its own."
-    )
-    weights: dict[str, NonNegative] | None = Field(
-        None, description="Fixed weights by name or pattern, instead of rates."
-    )
-    cap: Count | None = Field(None, description="Maximum rows used per task. [rows]")
-    rate_maximum: Count | None = Field(None, description="Maximum rows that count toward a task's rate. [rows]")
-    temperature: Positive | None = Field(
-        None, description="Rates are raised to the power 1/T; above 1 evens them out. Default: 1 (T5, section 3.5.2)."
-    )
-    quadrants: QuadrantsSection | None = Field(
-        None, description="Shares of the four quadrants. Default: equal shares of those that a task has."
-    )
+    groups: dict[str, GroupSection] | None = None
+    """Groups of tasks by name, each a mixture of its own."""
+    weights: dict[str, NonNegative] | None = None
+    """Fixed weights by name or pattern, instead of rates."""
+    cap: Count | None = None
+    """Maximum rows used per task. [rows]"""
+    rate_maximum: Count | None = None
+    """Maximum rows that count toward a task's rate. [rows]"""
+    temperature: Positive | None = None
+    """Rates are raised to the power 1/T; above 1 evens them out. Default: 1 (T5, section 3.5.2)."""
+    quadrants: QuadrantsSection | None = None
+    """Shares of the four quadrants. Default: equal shares of those that a task has."""
 
     @model_validator(mode="after")
     def _weighted_once(self) -> WeighingSection:
@@ -67,12 +69,10 @@ class WeighingSection(Section):
 class GroupSection(WeighingSection):
     """A part of a mixture: tasks, or groups of tasks."""
 
-    tasks: list[str] | None = Field(
-        None, description="Tasks: names with * and ?, or collection:NAME, cluster:NAME, family:NAME. Default: all."
-    )
-    share: NonNegative | None = Field(
-        None, description="Weight relative to its siblings. [factor] Default: the sum of its tasks' rates."
-    )
+    tasks: list[str] | None = None
+    """Tasks: names with * and ?, or collection:NAME, cluster:NAME, family:NAME. Default: all."""
+    share: NonNegative | None = None
+    """Weight relative to its siblings. [factor] Default: the sum of its tasks' rates."""
 
     @model_validator(mode="after")
     def _tasks_or_groups(self) -> GroupSection:
@@ -86,25 +86,16 @@ class GroupSection(WeighingSection):
 class PromptingSection(WeighingSection):
     """How the rows of a mixture become prompts."""
 
-    inversion: Share | None = Field(
-        None,
-        description="Share of inverted templates (predict the input from the output), where a task has some. [share] "
-        "Default: 0.23 (Flan weights them 0.3 against 1).",
-    )
-    no_options: Share | None = Field(
-        None,
-        description="Share of prompts that hide the answer options, where a task allows it. [share] Default: 0.5 "
-        "(Flan's release).",
-    )
-    shots: tuple[Count, Count] | None = Field(
-        None,
-        description="Minimum and maximum exemplars of a few-shot prompt. [exemplars] Default: 1 to 5 (Flan: 1, 2, 5).",
-    )
-    few_shot_tokens: Count | None = Field(
-        None,
-        description="Maximum length of exemplars and query together. [tokens] Default: 3/4 of max_length (Flan: 1920 "
-        "of 2048 + 512).",
-    )
+    inversion: Share | None = None
+    """Share of inverted templates (predict the input from the output), where a task has some. [share] Default: 0.23
+    (Flan weights them 0.3 against 1)."""
+    no_options: Share | None = None
+    """Share of prompts that hide the answer options, where a task allows it. [share] Default: 0.5 (Flan's release)."""
+    shots: tuple[Count, Count] | None = None
+    """Minimum and maximum exemplars of a few-shot prompt. [exemplars] Default: 1 to 5 (Flan: 1, 2, 5)."""
+    few_shot_tokens: Count | None = None
+    """Maximum length of exemplars and query together. [tokens] Default: 3/4 of max_length (Flan: 1920 of 2048 +
+    512)."""
 
     @field_validator("shots", mode="before")
     @classmethod
@@ -121,22 +112,19 @@ class PromptingSection(WeighingSection):
 class MixtureSection(PromptingSection):
     """A mixture of many tasks in many phrasings."""
 
-    tasks: list[str] = Field(description="Tasks: builtin:NAME or YAML files.")
-    folder: str | None = Field(None, description="Folder with the data files of built-in tasks. [path]")
-    examples: Count = Field(description="Number of examples to draw. [examples]")
-    preset: str | None = Field(
-        None, description="Published mixture: flan2021, flan2022, flan2022-ablations or flan2022-released."
-    )
-    held_out: list[str] = Field(
-        default=[],
-        description="Tasks used only for testing: names with * and ?, or cluster:NAME, collection:NAME, family:NAME.",
-    )
-    heldout_rows: Rows | dict[str, Rows] = Field(
-        50,
-        description="Test rows per task, each asked in every quadrant that the task has; or a number for each "
-        "selector, the first that matches a task counts: {qasc: 50, 'cluster:sentiment': 4, '*': 1}. [rows] Default: "
-        "50 keeps evaluation short.",
-    )
+    tasks: list[str]
+    """Tasks: builtin:NAME or YAML files."""
+    folder: str | None = None
+    """Folder with the data files of built-in tasks. [path]"""
+    examples: Count
+    """Number of examples to draw. [examples]"""
+    preset: str | None = None
+    """Published mixture: flan2021, flan2022, flan2022-ablations or flan2022-released."""
+    held_out: list[str] = Field(default=[])
+    """Tasks used only for testing: names with * and ?, or cluster:NAME, collection:NAME, family:NAME."""
+    heldout_rows: Rows | dict[str, Rows] = 50
+    """Test rows per task, each asked in every quadrant that the task has; or a number for each selector, the first that
+    matches a task counts: {qasc: 50, 'cluster:sentiment': 4, '*': 1}. [rows] Default: 50 keeps evaluation short."""
 
     @field_validator("tasks", mode="before")
     @classmethod

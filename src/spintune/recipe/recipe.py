@@ -25,16 +25,18 @@ SYNTH = "synth"
 class SourceSection(Section):
     """One source of training examples."""
 
-    path: str = Field(
-        description="builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth, the "
-        "output of the synth section."
-    )
+    path: str
+    """builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth, the output of the synth
+    section."""
     format: str = Field(
         AUTO, description=f"Row format: {', '.join(one.name for one in BUILTIN_FORMATS)}; auto decides by the keys."
     )
-    weight: Positive = Field(1.0, description="Share of the rows to use; above 1 repeats rows. [factor]")
-    limit: Count | None = Field(None, description="Use only the first rows. [examples] Default: all.")
-    split: str = Field("train", description="Split of a hub data set.")
+    weight: Positive = 1.0
+    """Share of the rows to use; above 1 repeats rows. [factor]"""
+    limit: Count | None = None
+    """Use only the first rows. [examples] Default: all."""
+    split: str = "train"
+    """Split of a hub data set."""
 
     @field_validator("format")
     @classmethod
@@ -47,33 +49,25 @@ class SourceSection(Section):
 class DataSection(Section):
     """Examples to train on and to hold out."""
 
-    train: list[SourceSection] = Field(
-        default=[], description="Training examples: one source or a list of them. Give this, a mixture, or both."
-    )
-    mixture: MixtureSection | None = Field(None, description="A mixture of many tasks in many phrasings.")
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.1, description="Share of the prompts held out from training. [share] Default: common practice."
-    )
-    eval_limit: Count = Field(
-        1000,
-        description="Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 "
-        "prompts give a proportion to within 3 points.",
-    )
-    max_length: Annotated[int, Field(ge=8)] = Field(
-        1024, description="Maximum length of prompt and response together. [tokens] Default: SPIN scripts."
-    )
-    max_input_length: Count | None = Field(
-        None, description="Maximum length of the prompt. [tokens] Default: what max_length leaves; FLAN: 2048."
-    )
-    max_target_length: Count | None = Field(
-        None,
-        description="Maximum length of the response, which is cut there. [tokens] Default: what max_length leaves; "
-        "FLAN: 512.",
-    )
-    template: Literal["tokenizer", "alpaca", "chatml", "plain"] = Field(
-        "tokenizer", description="Chat template: the tokenizer's own, or a built-in one."
-    )
-    turns: Literal["last", "all"] = Field("last", description="Assistant turns that SFT trains on.")
+    train: list[SourceSection] = Field(default=[])
+    """Training examples: one source or a list of them. Give this, a mixture, or both."""
+    mixture: MixtureSection | None = None
+    """A mixture of many tasks in many phrasings."""
+    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the prompts held out from training. [share] Default: common practice."""
+    eval_limit: Count = 1000
+    """Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 prompts give a
+    proportion to within 3 points."""
+    max_length: Annotated[int, Field(ge=8)] = 1024
+    """Maximum length of prompt and response together. [tokens] Default: SPIN scripts."""
+    max_input_length: Count | None = None
+    """Maximum length of the prompt. [tokens] Default: what max_length leaves; FLAN: 2048."""
+    max_target_length: Count | None = None
+    """Maximum length of the response, which is cut there. [tokens] Default: what max_length leaves; FLAN: 512."""
+    template: Literal["tokenizer", "alpaca", "chatml", "plain"] = "tokenizer"
+    """Chat template: the tokenizer's own, or a built-in one."""
+    turns: Literal["last", "all"] = "last"
+    """Assistant turns that SFT trains on."""
 
     @field_validator("train", mode="before")
     @classmethod
@@ -87,51 +81,42 @@ class DataSection(Section):
 class Recipe(Section):
     """Everything that a run does."""
 
-    out: str = Field(description="Run folder. [path]")
-    model: str = Field(description="Alias, local folder, GGUF file, or hub id[@revision].")
-    seed: Annotated[int, Field(ge=0)] = Field(
-        0, description="Seed of the held-out split, the order of rows, and sampling."
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="Number format of matrix products: auto is bfloat16 on a GPU that supports it, float32 elsewhere. "
-        "Weights stay in float32.",
-    )
-    tokens_per_forward: Count = Field(
-        1024,
-        description="Tokens computed at once; changes speed and memory, not results. [tokens] Default: measured on 2 "
-        "cores.",
-    )
-    recompute: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0,
-        description="Share of the layers that the backward pass recomputes instead of keeping their activations. "
-        "Saves memory, costs up to a third of the time, changes no result. [share]",
-    )
-    compile: bool = Field(
-        False,
-        description="GPU only: compile norms and activations with dynamic shapes.",
-    )
-    tracking: list[str] = Field(
-        default=[],
-        description="Trackers that get the numbers of each step: tensorboard, or one that a package registers. "
-        "metrics.jsonl is always written.",
-    )
-    synth: SynthSection | None = Field(None, description="Generation of instruction data; leave out to skip it.")
-    data: DataSection = Field(
-        default=DataSection.model_validate({}), description="Examples to train on and to hold out."
-    )
-    lora: LoraSection | None = Field(None, description="Low-rank adapters; leave out to train all weights.")
-    sft: SftSection | None = Field(None, description="Supervised fine-tuning; leave out to skip it.")
-    spin: SpinSection | None = Field(None, description="Self-play fine-tuning; leave out to skip it.")
-    eval: list[str] = Field(
-        default=[HELDOUT],
-        description="Evaluations of every model of the run: heldout, ifeval, questions, mt-bench, spin-paper (six "
-        "standard benchmarks), any other task of lm-evaluation-harness, or the YAML file of your own task.",
-    )
-    evaluation: EvaluationSection = Field(
-        default=EvaluationSection.model_validate({}), description="Files and settings of the evaluations in eval."
-    )
-    judge: JudgeSection | None = Field(None, description="A model that judges answers; leave out to skip it.")
+    out: str
+    """Run folder. [path]"""
+    model: str
+    """Alias, local folder, GGUF file, or hub id[@revision]."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of the held-out split, the order of rows, and sampling."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of matrix products: auto is bfloat16 on a GPU that supports it, float32 elsewhere. Weights stay in
+    float32."""
+    tokens_per_forward: Count = 1024
+    """Tokens computed at once; changes speed and memory, not results. [tokens] Default: measured on 2 cores."""
+    recompute: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the layers that the backward pass recomputes instead of keeping their activations. Saves memory, costs
+    up to a third of the time, changes no result. [share]"""
+    compile: bool = False
+    """GPU only: compile norms and activations with dynamic shapes."""
+    tracking: list[str] = Field(default=[])
+    """Trackers that get the numbers of each step: tensorboard, or one that a package registers. metrics.jsonl is always
+    written."""
+    synth: SynthSection | None = None
+    """Generation of instruction data; leave out to skip it."""
+    data: DataSection = DataSection()
+    """Examples to train on and to hold out."""
+    lora: LoraSection | None = None
+    """Low-rank adapters; leave out to train all weights."""
+    sft: SftSection | None = None
+    """Supervised fine-tuning; leave out to skip it."""
+    spin: SpinSection | None = None
+    """Self-play fine-tuning; leave out to skip it."""
+    eval: list[str] = Field(default=[HELDOUT])
+    """Evaluations of every model of the run: heldout, ifeval, questions, mt-bench, spin-paper (six standard
+    benchmarks), any other task of lm-evaluation-harness, or the YAML file of your own task."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Files and settings of the evaluations in eval."""
+    judge: JudgeSection | None = None
+    """A model that judges answers; leave out to skip it."""
 
     @field_validator("tracking")
     @classmethod

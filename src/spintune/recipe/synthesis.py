@@ -15,10 +15,8 @@ class TeacherSection(EndpointSection):
 
     model_config = ConfigDict(json_schema_extra={"anyOf": [{"required": ["url", "model"]}, {"required": ["kind"]}]})
 
-    url: str | None = Field(
-        None,
-        description="Base URL of the endpoint, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1.",
-    )
+    url: str | None = None
+    """Base URL of the endpoint, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
 
     @model_validator(mode="after")
     def _an_endpoint_has_a_url(self) -> TeacherSection:
@@ -30,84 +28,66 @@ class TeacherSection(EndpointSection):
 class FilterSection(Section):
     """Which instructions and examples of a teacher are dropped. Defaults are those of the method's paper."""
 
-    fewest_words: Count = Field(4, description="Minimum length of an instruction. [words] Default: Self-Instruct.")
-    most_words: Count = Field(150, description="Maximum length of an instruction. [words] Default: Self-Instruct.")
-    keywords: list[str] | None = Field(
-        None, description="Whole words that an instruction must not contain. Default: the method's own list."
-    )
-    starts: list[str] = Field(
-        default=["Write a program"],
-        description="Texts that an instruction must not begin with. Default: Self-Instruct.",
-    )
-    ascii_start: bool | None = Field(
-        None,
-        description="Drop instructions whose first character is not ASCII. Default: true, unless novelty_tokens is "
-        "unicode.",
-    )
-    refusals: bool = Field(True, description="Drop answers such as 'As an AI language model'.")
-    novelty: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.7,
-        description="Maximum ROUGE-L that a new instruction may have with a seed or an accepted instruction. "
-        "[F-measure] Default: Self-Instruct; 1 turns it off.",
-    )
-    novelty_tokens: Literal["reference", "unicode"] = Field(
-        "reference",
-        description="Words of ROUGE-L: reference knows a-z and 0-9 only, as rouge_score does; unicode reads every "
-        "script.",
-    )
+    fewest_words: Count = 4
+    """Minimum length of an instruction. [words] Default: Self-Instruct."""
+    most_words: Count = 150
+    """Maximum length of an instruction. [words] Default: Self-Instruct."""
+    keywords: list[str] | None = None
+    """Whole words that an instruction must not contain. Default: the method's own list."""
+    starts: list[str] = Field(default=["Write a program"])
+    """Texts that an instruction must not begin with. Default: Self-Instruct."""
+    ascii_start: bool | None = None
+    """Drop instructions whose first character is not ASCII. Default: true, unless novelty_tokens is unicode."""
+    refusals: bool = True
+    """Drop answers such as 'As an AI language model'."""
+    novelty: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Maximum ROUGE-L that a new instruction may have with a seed or an accepted instruction. [F-measure] Default:
+    Self-Instruct; 1 turns it off."""
+    novelty_tokens: Literal["reference", "unicode"] = "reference"
+    """Words of ROUGE-L: reference knows a-z and 0-9 only, as rouge_score does; unicode reads every script."""
 
 
 class DecontaminateSection(Section):
     """Removes examples that share a run of words with evaluation data."""
 
-    files: list[str] = Field(description="Evaluation files, in any format that data.train takes.")
-    ngram: Annotated[int, Field(ge=2)] = Field(
-        13, description="Length of the shared run of words. [words] Default: GPT-3's."
-    )
+    files: list[str]
+    """Evaluation files, in any format that data.train takes."""
+    ngram: Annotated[int, Field(ge=2)] = 13
+    """Length of the shared run of words. [words] Default: GPT-3's."""
 
 
 class SynthSection(Section):
     """Instruction data that a teacher writes from seed tasks. data.train: synth trains on it."""
 
-    method: Literal["self_instruct", "alpaca"] = Field(
-        "self_instruct", description="self_instruct (arXiv 2212.10560) or alpaca (Stanford Alpaca)."
-    )
-    seeds: str = Field(
-        "builtin:seeds", description="Seed tasks: builtin:seeds, or a file in the format of Self-Instruct or Alpaca."
-    )
-    instructions: Count = Field(
-        200, description="New instructions to accept before it stops. [instructions] The papers: 52,000."
-    )
-    teacher: TeacherSection | None = Field(
-        None, description="The teacher that writes. Default: the recipe's own model, on this machine."
-    )
-    requests_per_round: Count = Field(
-        32, description="Requests before the next look at what is new. [requests] The paper's code: 5."
-    )
-    patience: Count = Field(4, description="Stop after this many rounds in a row without a new instruction. [rounds]")
-    temperature: NonNegative | None = Field(
-        None, description="Sampling of new instructions. Default: 0.7 for self_instruct, 1 for alpaca (their code)."
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None,
-        description="Sampling of new instructions. [share] Default: 0.5 for self_instruct, 1 for alpaca (their code).",
-    )
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = Field(
-        None, description="Sampling of new instructions. Default: 2 for self_instruct, 0 for alpaca (their code)."
-    )
-    max_tokens: Count | None = Field(
-        None,
-        description="Maximum length of a reply with new instructions. [tokens] Default: 1024 for self_instruct, 3072 "
-        "for alpaca (their code).",
-    )
-    instance_tokens: Count = Field(
-        300, description="Maximum length of a reply with instances; self_instruct only. [tokens] Default: the paper."
-    )
-    filters: FilterSection = Field(default=FilterSection.model_validate({}), description="What is dropped.")
-    decontaminate: DecontaminateSection | None = Field(None, description="Evaluation data to keep out.")
-    format: Literal["alpaca", "chat", "parquet"] = Field(
-        "alpaca", description="File for other tools: alpaca.json, chat.jsonl or examples.parquet."
-    )
+    method: Literal["self_instruct", "alpaca"] = "self_instruct"
+    """self_instruct (arXiv 2212.10560) or alpaca (Stanford Alpaca)."""
+    seeds: str = "builtin:seeds"
+    """Seed tasks: builtin:seeds, or a file in the format of Self-Instruct or Alpaca."""
+    instructions: Count = 200
+    """New instructions to accept before it stops. [instructions] The papers: 52,000."""
+    teacher: TeacherSection | None = None
+    """The teacher that writes. Default: the recipe's own model, on this machine."""
+    requests_per_round: Count = 32
+    """Requests before the next look at what is new. [requests] The paper's code: 5."""
+    patience: Count = 4
+    """Stop after this many rounds in a row without a new instruction. [rounds]"""
+    temperature: NonNegative | None = None
+    """Sampling of new instructions. Default: 0.7 for self_instruct, 1 for alpaca (their code)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sampling of new instructions. [share] Default: 0.5 for self_instruct, 1 for alpaca (their code)."""
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Sampling of new instructions. Default: 2 for self_instruct, 0 for alpaca (their code)."""
+    max_tokens: Count | None = None
+    """Maximum length of a reply with new instructions. [tokens] Default: 1024 for self_instruct, 3072 for alpaca (their
+    code)."""
+    instance_tokens: Count = 300
+    """Maximum length of a reply with instances; self_instruct only. [tokens] Default: the paper."""
+    filters: FilterSection = FilterSection()
+    """What is dropped."""
+    decontaminate: DecontaminateSection | None = None
+    """Evaluation data to keep out."""
+    format: Literal["alpaca", "chat", "parquet"] = "alpaca"
+    """File for other tools: alpaca.json, chat.jsonl or examples.parquet."""
 
     @model_validator(mode="after")
     def _every_option_is_used(self) -> SynthSection:

@@ -50,65 +50,49 @@ class TrainingSection(Section):
     """Settings that SFT and SPIN share."""
 
     schedule: ScheduleName
-    optimizer: OptimizerName = Field(
-        "adamw",
-        description="adamw; rmsprop with torch's defaults, as in the SPIN scripts; or adafactor, as for FLAN-T5 "
-        "(which used learning_rate 5e-4, schedule constant, warmup 0).",
-    )
-    warmup: Share = Field(
-        0.1,
-        description="Share of the steps over which the learning rate rises from 0. [share] Default: SPIN paper, "
-        "appendix B.",
-    )
-    weight_decay: NonNegative = Field(
-        0.0, description="Weight decay of matrices; norms and biases have none. Default: SPIN paper (none)."
-    )
-    max_grad_norm: NonNegative = Field(
-        1.0, description="Gradients are clipped to this norm; 0 turns clipping off. Default: transformers."
-    )
-    checkpoint_minutes: NonNegative = Field(
-        10.0, description="Time between checkpoints; 0 saves one after every step. [minutes]"
-    )
+    optimizer: OptimizerName = "adamw"
+    """adamw; rmsprop with torch's defaults, as in the SPIN scripts; or adafactor, as for FLAN-T5 (which used
+    learning_rate 5e-4, schedule constant, warmup 0)."""
+    warmup: Share = 0.1
+    """Share of the steps over which the learning rate rises from 0. [share] Default: SPIN paper, appendix B."""
+    weight_decay: NonNegative = 0.0
+    """Weight decay of matrices; norms and biases have none. Default: SPIN paper (none)."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off. Default: transformers."""
+    checkpoint_minutes: NonNegative = 10.0
+    """Time between checkpoints; 0 saves one after every step. [minutes]"""
 
 
 class SftSection(TrainingSection):
     """Supervised fine-tuning."""
 
-    epochs: Positive = Field(1.0, description="Passes over the training rows; may be fractional. [epochs]")
-    max_steps: Count | None = Field(
-        None, description="Stop after this many optimizer steps. [steps] Default: no limit."
-    )
-    learning_rate: Positive = Field(
-        2e-5, description="Peak learning rate. Default: Stanford Alpaca and Zephyr SFT (2e-5)."
-    )
-    schedule: ScheduleName = Field("cosine", description="Decay after warm-up. Default: Zephyr SFT.")
-    tokens_per_step: Count = Field(4096, description="Prompt and response tokens per optimizer step. [tokens]")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Dropout in the layers of an encoder-decoder; FLAN-T5 used 0.05. [share] Default: none."
-    )
-    samples: Annotated[int, Field(ge=0)] = Field(
-        4,
-        description="Held-out prompts that the model answers at each evaluation, saved in sft/samples.jsonl. [prompts]",
-    )
+    epochs: Positive = 1.0
+    """Passes over the training rows; may be fractional. [epochs]"""
+    max_steps: Count | None = None
+    """Stop after this many optimizer steps. [steps] Default: no limit."""
+    learning_rate: Positive = 2e-5
+    """Peak learning rate. Default: Stanford Alpaca and Zephyr SFT (2e-5)."""
+    schedule: ScheduleName = "cosine"
+    """Decay after warm-up. Default: Zephyr SFT."""
+    tokens_per_step: Count = 4096
+    """Prompt and response tokens per optimizer step. [tokens]"""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in the layers of an encoder-decoder; FLAN-T5 used 0.05. [share] Default: none."""
+    samples: Annotated[int, Field(ge=0)] = 4
+    """Held-out prompts that the model answers at each evaluation, saved in sft/samples.jsonl. [prompts]"""
 
 
 class StopSection(Section):
     """Rules that end self-play before its last iteration. Each is off unless it is set."""
 
-    start_loss: bool = Field(
-        False,
-        description="Stop when the held-out loss does not differ significantly from its start (ln 2 for logistic): "
-        "nothing is left to learn.",
-    )
-    real_logprob_drop: Positive | None = Field(
-        None,
-        description="Stop when the mean log-probability of held-out real answers has fallen by more than this since "
-        "iterate 0. [nats per answer]",
-    )
-    patience: Count | None = Field(
-        None,
-        description="Stop after this many iterations without a better iterate by spin.metric. [iterations]",
-    )
+    start_loss: bool = False
+    """Stop when the held-out loss does not differ significantly from its start (ln 2 for logistic): nothing is left to
+    learn."""
+    real_logprob_drop: Positive | None = None
+    """Stop when the mean log-probability of held-out real answers has fallen by more than this since iterate 0. [nats
+    per answer]"""
+    patience: Count | None = None
+    """Stop after this many iterations without a better iterate by spin.metric. [iterations]"""
 
 
 @dataclass(frozen=True)
@@ -125,111 +109,74 @@ class IterationSettings:
 class SpinSection(TrainingSection):
     """Self-play fine-tuning (SPIN, arXiv 2401.01335)."""
 
-    iterations: Count = Field(
-        1, description="Iterations of self-play. Default: the best number in NVIDIA's rerun (NeMo-Aligner, spin.rst)."
-    )
-    lambda_: Positive | list[Positive] | None = Field(
-        None,
-        alias="lambda",
-        description="λ of the loss, which scales ratios and margins (α in GSIL and T-SPIN, τ in IPO). A list gives "
-        "one value per iteration. Default: 0.1 (SPIN scripts), 1 for space and t_spin, 0.01 for gsil_* (their papers "
-        "and scripts).",
-    )
-    loss: LossName | list[LossName] = Field(
-        "logistic",
-        description="Loss per pair: logistic, hinge, exponential, correlation (SPIN, eq. 4.7), ipo, space, gsil_*, "
-        "t_spin, or one that you register. A list gives one per iteration. Default: SPIN paper.",
-    )
-    mu: Positive = Field(1.0, description="μ of space: weight of generated answers. [factor] Default: SPACE paper.")
-    shift: float = Field(
-        0.0,
-        description="b of gsil_*. [nats] At 0, p_data is a stable fixed point; at 2, as in the GSIL script, it is not "
-        "(docs/explanation/losses.md).",
-        allow_inf_nan=False,
-    )
-    history_weight: NonNegative = Field(
-        0.1,
-        description="β of t_spin: weight of the term that compares with iterate 0's answers, from iteration 2 on. "
-        "Default: T-SPIN paper.",
-    )
-    gamma: NonNegative = Field(
-        0.0,
-        description="Weight of an additional loss term: the negative log-likelihood per token of the real answer. "
-        "[factor] Default: SPIN paper (none).",
-    )
-    length_normalize: bool = Field(
-        False, description="Divide log-probabilities by the tokens of the answer. Default: SPIN paper (sums)."
-    )
-    reference_mixture: Share = Field(
-        0.0, description="α of α-SPIN: share of iterate 0 in the reference. 0 is SPIN, 1 a fixed reference. [share]"
-    )
-    negatives: Count = Field(1, description="Generated answers per prompt. [answers]")
-    turns: Literal["last", "all"] = Field(
-        "last", description="Assistant turns to generate: the last one, or all, each from a prompt of its own."
-    )
-    replay: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="Also train on the pairs of this many earlier iterations, scored again by the current opponent. "
-        "[iterations] SPIN paper: 1.",
-    )
-    replay_weight: Positive = Field(
-        1.0, description="Weight of a replayed pair relative to a new one. [factor] Default: SPIN paper."
-    )
-    history: Count = Field(
-        1,
-        description="Each prompt is answered by one of this many latest iterates, drawn at random (fictitious play, "
-        "arXiv 2404.04291). 1 is the opponent alone. [iterates]",
-    )
-    refresh: Count | Literal["step"] = Field(
-        1,
-        description="Phases per iteration. Each regenerates answers with the current player, which becomes the "
-        "opponent; step does so at every optimizer step. [phases] 1 is SPIN; IRFT (arXiv 2405.17888) uses 5.",
-    )
-    generated: str | None = Field(
-        None,
-        description="File of generated answers for iteration 1, as real/generated or prompt/chosen/rejected rows. The "
-        "model answers the prompts that the file lacks. [path]",
-    )
-    metric: MetricName = Field(
-        "nll", description="Held-out metric that decides which iterate is best; nll is the loss per token."
-    )
-    stop: StopSection = Field(
-        default=StopSection.model_validate({}), description="When to end before the last iteration."
-    )
-    baseline: Literal["none", "sft"] = Field(
-        "none",
-        description="sft: for comparison, also train iterate 0 further by SFT, with as many steps and tokens.",
-    )
-    baseline_learning_rate: Positive | None = Field(
-        None,
-        description="Peak learning rate of the baseline. Default: that of sft, or its default without an sft section.",
-    )
-    learning_rate: Positive | list[Positive] | None = Field(
-        None,
-        description="Peak learning rate; a list gives one value per iteration. Default: 5e-7 for 7 billion parameters "
-        "(SPIN paper); smaller models get more, by the inverse square root of their size, up to 5e-6 (our choice).",
-    )
-    epochs: Positive | list[Positive] = Field(
-        1.0,
-        description="Passes over the pairs per iteration; a list gives one value per iteration. [epochs] Default: "
-        "NVIDIA's rerun (SPIN paper: 2).",
-    )
-    schedule: ScheduleName = Field("linear", description="Decay after warm-up. Default: SPIN scripts.")
-    pairs_per_step: Count = Field(64, description="Pairs per optimizer step. [pairs] Default: SPIN paper.")
-    max_new_tokens: Count = Field(
-        256, description="Maximum length of generated and of real answers. [tokens] Default: SPIN scripts."
-    )
-    temperature: NonNegative = Field(
-        1.0,
-        description="Sampling temperature of generated answers; 0 is greedy. Default: 1, since the theory needs the "
-        "model's own distribution.",
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Sample from the likeliest tokens with this total probability; 1 keeps all. [share]"
-    )
-    top_k: Annotated[int, Field(ge=0)] = Field(
-        0, description="Sample from this many likeliest tokens; 0 keeps all. [tokens]"
-    )
+    iterations: Count = 1
+    """Iterations of self-play. Default: the best number in NVIDIA's rerun (NeMo-Aligner, spin.rst)."""
+    lambda_: Positive | list[Positive] | None = Field(default=None, alias="lambda")
+    """λ of the loss, which scales ratios and margins (α in GSIL and T-SPIN, τ in IPO). A list gives one value per
+    iteration. Default: 0.1 (SPIN scripts), 1 for space and t_spin, 0.01 for gsil_* (their papers and scripts)."""
+    loss: LossName | list[LossName] = "logistic"
+    """Loss per pair: logistic, hinge, exponential, correlation (SPIN, eq. 4.7), ipo, space, gsil_*, t_spin, or one that
+    you register. A list gives one per iteration. Default: SPIN paper."""
+    mu: Positive = 1.0
+    """μ of space: weight of generated answers. [factor] Default: SPACE paper."""
+    shift: float = Field(default=0.0, allow_inf_nan=False)
+    """b of gsil_*. [nats] At 0, p_data is a stable fixed point; at 2, as in the GSIL script, it is not
+    (docs/explanation/losses.md)."""
+    history_weight: NonNegative = 0.1
+    """β of t_spin: weight of the term that compares with iterate 0's answers, from iteration 2 on. Default: T-SPIN
+    paper."""
+    gamma: NonNegative = 0.0
+    """Weight of an additional loss term: the negative log-likelihood per token of the real answer. [factor] Default:
+    SPIN paper (none)."""
+    length_normalize: bool = False
+    """Divide log-probabilities by the tokens of the answer. Default: SPIN paper (sums)."""
+    reference_mixture: Share = 0.0
+    """α of α-SPIN: share of iterate 0 in the reference. 0 is SPIN, 1 a fixed reference. [share]"""
+    negatives: Count = 1
+    """Generated answers per prompt. [answers]"""
+    turns: Literal["last", "all"] = "last"
+    """Assistant turns to generate: the last one, or all, each from a prompt of its own."""
+    replay: Annotated[int, Field(ge=0)] = 0
+    """Also train on the pairs of this many earlier iterations, scored again by the current opponent. [iterations] SPIN
+    paper: 1."""
+    replay_weight: Positive = 1.0
+    """Weight of a replayed pair relative to a new one. [factor] Default: SPIN paper."""
+    history: Count = 1
+    """Each prompt is answered by one of this many latest iterates, drawn at random (fictitious play, arXiv 2404.04291).
+    1 is the opponent alone. [iterates]"""
+    refresh: Count | Literal["step"] = 1
+    """Phases per iteration. Each regenerates answers with the current player, which becomes the opponent; step does so
+    at every optimizer step. [phases] 1 is SPIN; IRFT (arXiv 2405.17888) uses 5."""
+    generated: str | None = None
+    """File of generated answers for iteration 1, as real/generated or prompt/chosen/rejected rows. The model answers
+    the prompts that the file lacks. [path]"""
+    metric: MetricName = "nll"
+    """Held-out metric that decides which iterate is best; nll is the loss per token."""
+    stop: StopSection = StopSection()
+    """When to end before the last iteration."""
+    baseline: Literal["none", "sft"] = "none"
+    """sft: for comparison, also train iterate 0 further by SFT, with as many steps and tokens."""
+    baseline_learning_rate: Positive | None = None
+    """Peak learning rate of the baseline. Default: that of sft, or its default without an sft section."""
+    learning_rate: Positive | list[Positive] | None = None
+    """Peak learning rate; a list gives one value per iteration. Default: 5e-7 for 7 billion parameters (SPIN paper);
+    smaller models get more, by the inverse square root of their size, up to 5e-6 (our choice)."""
+    epochs: Positive | list[Positive] = 1.0
+    """Passes over the pairs per iteration; a list gives one value per iteration. [epochs] Default: NVIDIA's rerun (SPIN
+    paper: 2)."""
+    schedule: ScheduleName = "linear"
+    """Decay after warm-up. Default: SPIN scripts."""
+    pairs_per_step: Count = 64
+    """Pairs per optimizer step. [pairs] Default: SPIN paper."""
+    max_new_tokens: Count = 256
+    """Maximum length of generated and of real answers. [tokens] Default: SPIN scripts."""
+    temperature: NonNegative = 1.0
+    """Sampling temperature of generated answers; 0 is greedy. Default: 1, since the theory needs the model's own
+    distribution."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens with this total probability; 1 keeps all. [share]"""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """Sample from this many likeliest tokens; 0 keeps all. [tokens]"""
 
     @model_validator(mode="after")
     def _schedules_have_one_value_per_iteration(self) -> SpinSection:
@@ -320,19 +267,17 @@ def _scheduled(value: T | list[T], iteration: int) -> T:
 class LoraSection(Section):
     """Train low-rank adapters instead of all weights (arXiv 2106.09685). Each iterate is also saved merged."""
 
-    rank: Count = Field(16, description="Rank of the adapters. [dimensions]")
-    alpha: Positive = Field(
-        32.0,
-        description="The update is scaled by alpha / rank, or alpha / √rank with rslora. Default: twice the default "
-        "rank.",
-    )
-    targets: str | list[str] = Field(
-        "all-linear",
-        description="Layers to adapt: names, a regular expression, or all-linear (all but the head). Default: QLoRA.",
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Dropout of the adapters' input. [share]")
-    rslora: bool = Field(False, description="Rank-stabilized scale (arXiv 2312.03732).")
-    dora: bool = Field(False, description="Weight-decomposed adapters (DoRA, arXiv 2402.09353).")
-    between: Literal["continue", "merge"] = Field(
-        "continue", description="At each new stage, continue with the adapter, or merge it and start a fresh one."
-    )
+    rank: Count = 16
+    """Rank of the adapters. [dimensions]"""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / rank, or alpha / √rank with rslora. Default: twice the default rank."""
+    targets: str | list[str] = "all-linear"
+    """Layers to adapt: names, a regular expression, or all-linear (all but the head). Default: QLoRA."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout of the adapters' input. [share]"""
+    rslora: bool = False
+    """Rank-stabilized scale (arXiv 2312.03732)."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA, arXiv 2402.09353)."""
+    between: Literal["continue", "merge"] = "continue"
+    """At each new stage, continue with the adapter, or merge it and start a fresh one."""
