@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import spintune
 from spintune import Completion, Message, Model
 from spintune.errors import DataError, ModelError, RecipeError
+from spintune.generation.build import GENERATORS
 
 NAMES = {
     *(
@@ -216,3 +217,37 @@ def test_a_recipe_runs_from_values_and_is_resumed(tiny_model: Path, alpaca_file:
     assert len(tuned.generate(["Hello"], max_new_tokens=3)) == 1
     with pytest.raises(RecipeError, match="epoch"):
         spintune.run(recipe, sft={"epoch": 2})
+
+
+def test_a_registered_generator_writes_the_answers_of_a_run(
+    tiny_model: Path, alpaca_file: Path, tmp_path: Path
+) -> None:
+    """It answers everything with the same two tokens."""
+
+    class Monotonous:
+        def __init__(self, engine: object, tokenizer: object, stop_ids: frozenset[int]) -> None:
+            self.stop = min(stop_ids)
+
+        def generate(
+            self, prompts: Sequence[Sequence[int]], sampling: object, keys: object = None, on_token: object = None
+        ) -> list[Completion]:
+            return [Completion((7, self.stop), "seven", "stop", -1.0) for _ in prompts]
+
+        def decode(self, ids: Sequence[int]) -> str:
+            return "seven"
+
+    recipe = {
+        "out": str(tmp_path / "run"),
+        "model": str(tiny_model),
+        "data": {"train": str(alpaca_file), "eval_fraction": 0.2, "max_length": 128},
+    }
+    spintune.register_generator("monotonous", Monotonous)  # type: ignore[arg-type]
+    try:
+        results = spintune.run(recipe, generator="monotonous")
+    finally:
+        GENERATORS.unregister("monotonous")
+    assert results.heldout is not None
+    assert results.heldout["base"]["answer_tokens"].mean == 2
+    with pytest.raises(RecipeError, match=r"generator: there is no generator 'bach'; did you mean batch\?"):
+        spintune.run({**recipe, "out": str(tmp_path / "other")}, generator="bach")
+    assert not (tmp_path / "other").exists()

@@ -155,3 +155,14 @@ def test_every_step_stands_once_after_any_torn_writes_and_restarts(
     log.append("sft", done + 1)
     log.close()
     assert steps(log) == [("sft", step) for step in range(1, done + 2)]
+
+
+def test_a_key_that_an_earlier_version_did_not_have_makes_no_other_recipe(tmp_path: Path) -> None:
+    with RunFolder(recipe(tmp_path)) as run:
+        finish(run)
+    path = tmp_path / "recipe.json"
+    document = json.loads(path.read_text())
+    assert document["recipe"].pop("generator", "missing") is None
+    path.write_text(json.dumps(document))
+    with RunFolder(recipe(tmp_path)) as run:
+        assert "generator" in json.loads(path.read_text())["recipe"]

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from spintune.data.preferences import read_answers
-from spintune.errors import ModelError
+from spintune.errors import ModelError, RecipeError
+from spintune.generation.build import GENERATORS
 from spintune.models.loading import default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
@@ -52,6 +53,8 @@ def run_recipe(
     """
     if recipe.compile and default_device().type == "cpu":
         raise ModelError("compile works on GPUs only; a CPU has compiled layers without it, so leave it out")
+    if recipe.generator and recipe.generator not in GENERATORS:
+        raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
     # files are read before training starts, so that a mistake in one shows at once
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)

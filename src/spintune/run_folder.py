@@ -122,13 +122,15 @@ class RunFolder:
         identity = self.recipe.identity()
         content = {"spintune": __version__, "recipe": identity}
         earlier = read_json(path)["recipe"] if path.exists() else None
-        if earlier is not None and _fixed_settings(earlier) == _fixed_settings(identity):
+        # a key that the version before did not have is None there and here
+        changes = _differences(_fixed_settings(earlier), _fixed_settings(identity)) if earlier else []
+        if not changes:
             write_json_if_changed(path, content)
-        elif earlier is None or {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
+        elif {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
             write_json(path, content)
         else:
-            changes = "; ".join(_differences(_fixed_settings(earlier), _fixed_settings(identity)))
-            raise RunError(f"{self.folder} holds a run of another recipe ({changes}); choose another out= or delete it")
+            told = "; ".join(changes)
+            raise RunError(f"{self.folder} holds a run of another recipe ({told}); choose another out= or delete it")
 
     @overload
     def finished(self, stage: str, inputs: Inputs) -> JsonObject | None: ...

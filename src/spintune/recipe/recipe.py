@@ -97,6 +97,9 @@ class Recipe(Section):
     up to a third of the time, changes no result. [share]"""
     compile: bool = False
     """GPU only: compile norms and activations with dynamic shapes."""
+    generator: str | None = None
+    """Generator that writes answers: batch, plain, or one that you register. Default: the fastest built-in one that is
+    right for the model."""
     tracking: list[str] = Field(default=[])
     """Trackers that get the numbers of each step: tensorboard, or one that a package registers. metrics.jsonl is always
     written."""

@@ -117,7 +117,7 @@ class RunContext:
             self._loaded = None
             loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
             engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=self.recipe.tokens_per_forward)
-            self._loaded = LoadedIterate(iterate, loaded, "tokenizer", engine)
+            self._loaded = LoadedIterate(iterate, loaded, "tokenizer", engine, generator=self.recipe.generator)
         return self._loaded
 
     def _read(self, iterate: Iterate) -> LoadedIterate:
@@ -147,7 +147,7 @@ class RunContext:
             compiled=recipe.compile,
             tokens_per_forward=recipe.tokens_per_forward,
         )
-        return LoadedIterate(iterate, loaded, template, engine, adapted)
+        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator)
 
     def publish(
         self, player: LoadedIterate, name: str, stage: str, inputs: Inputs, facts: object, *files: Path
@@ -204,6 +204,7 @@ class RunContext:
             "precision": self.recipe.precision,
             "tokens_per_forward": self.recipe.tokens_per_forward,
             **({"compile": True} if self.recipe.compile else {}),
+            **({"generator": self.recipe.generator} if self.recipe.generator else {}),
             "lora": self.settings["lora"],
             **more,
         }

@@ -49,10 +49,11 @@ class LoadedIterate:
         template: str,
         engine: LogProbEngine,
         adapted: PeftModel | None = None,
+        generator: str | None = None,
     ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
         self.engine = engine
-        self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids)
+        self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids, generator)
 
     def renderer(self, turns: Turns) -> RowRenderer:
         """What writes conversations as tokens of this model; ``turns`` says which assistant turns are trained."""
