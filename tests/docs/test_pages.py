@@ -33,7 +33,10 @@ from spintune.plugins import Table
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
-BESIDE = {name: (REPOSITORY / name).read_text() for name in ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")}
+BESIDE = {
+    name: (REPOSITORY / name).read_text()
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md")
+}
 
 MARK = r"<!-- (?P<mark>run|recipe|file: (?P<name>\S+)) -->\n"
 FENCE = re.compile(rf"(?:{MARK})?```(?P<kind>\w*)\n(?P<text>.*?)\n```", re.S)
