@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from spintune.recipe.section import Count, NonNegative, Positive, Section
 
@@ -25,11 +26,9 @@ class BudgetSection(Section):
     completion_price: NonNegative = 0.0
     """Price of what the teacher writes. [US dollars per million tokens]"""
 
-    @model_validator(mode="after")
-    def _dollars_have_prices(self) -> BudgetSection:
+    def _problems(self) -> Iterator[str]:
         if self.dollars and not (self.prompt_price or self.completion_price):
-            raise ValueError("a budget in dollars needs prompt_price and completion_price")
-        return self
+            yield "a budget in dollars needs prompt_price and completion_price"
 
 
 class EndpointSection(Section):
@@ -60,16 +59,12 @@ class EndpointSection(Section):
     budget: BudgetSection = BudgetSection()
     """Maximum cost."""
 
-    @model_validator(mode="after")
-    def _settings_fit_the_kind(self) -> EndpointSection:
+    def _problems(self) -> Iterator[str]:
         own = {name for name in self.model_fields_set if name in EndpointSection.model_fields or name == "url"}
         if self.kind == ENDPOINT and not self.model:
-            raise ValueError("model is missing; give the model's name")
+            yield "model is missing; give the model's name"
         if self.kind != ENDPOINT and (unused := sorted(own - _OTHER_KINDS_TAKE)):
-            raise ValueError(
-                f"{unused[0]} is for an endpoint, and kind is {self.kind}; leave it out, or put it in extra"
-            )
-        return self
+            yield f"{unused[0]} is for an endpoint, and kind is {self.kind}; leave it out, or put it in extra"
 
     @model_serializer(mode="wrap")
     def _without_default_kind(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from spintune.recipe.endpoint import ENDPOINT, EndpointSection
 from spintune.recipe.section import Count, Section
@@ -61,9 +62,8 @@ class JudgeSection(EndpointSection):
         """Whether ``model`` is loaded on this machine."""
         return self.kind == ENDPOINT and self.url is None
 
-    @model_validator(mode="after")
-    def _local_judges_have_no_endpoint(self) -> JudgeSection:
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         own = {"kind", "model", "url", "items", "max_tokens"}
         if self.runs_locally and (unused := sorted(self.model_fields_set - own)):
-            raise ValueError(f"{unused[0]} needs an endpoint; give url, or leave it out")
-        return self
+            yield f"{unused[0]} needs an endpoint; give url, or leave it out"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from spintune.recipe.section import Count, NonNegative, Positive, Section, Share
 
@@ -24,20 +25,13 @@ class QuadrantsSection(Section):
     few_cot: NonNegative = 0.0
     """Few-shot, rationale and answer. [share]"""
 
-    @model_validator(mode="after")
-    def _something(self) -> QuadrantsSection:
+    def _problems(self) -> Iterator[str]:
         if not sum(self.shares().values()):
-            raise ValueError("the shares sum to 0; give at least one above 0")
-        return self
+            yield "the shares sum to 0; give at least one above 0"
 
     def shares(self) -> dict[QuadrantName, float]:
         """The shares by quadrant."""
-        return {
-            "zero_direct": self.zero_direct,
-            "few_direct": self.few_direct,
-            "zero_cot": self.zero_cot,
-            "few_cot": self.few_cot,
-        }
+        return self.model_dump()
 
 
 class WeighingSection(Section):
@@ -56,14 +50,12 @@ class WeighingSection(Section):
     quadrants: QuadrantsSection | None = None
     """Shares of the four quadrants. Default: equal shares of those that a task has."""
 
-    @model_validator(mode="after")
-    def _weighted_once(self) -> WeighingSection:
+    def _problems(self) -> Iterator[str]:
         if self.weights is not None and self.groups is not None:
-            raise ValueError("weights and groups exclude each other; move weights into the groups")
+            yield "weights and groups exclude each other; move weights into the groups"
         for name in ("groups", "weights"):
             if getattr(self, name) == {}:
-                raise ValueError(f"{name} is empty; leave it out or fill it in")
-        return self
+                yield f"{name} is empty; leave it out or fill it in"
 
 
 class GroupSection(WeighingSection):
@@ -74,13 +66,12 @@ class GroupSection(WeighingSection):
     share: NonNegative | None = None
     """Weight relative to its siblings. [factor] Default: the sum of its tasks' rates."""
 
-    @model_validator(mode="after")
-    def _tasks_or_groups(self) -> GroupSection:
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.tasks is not None and self.groups is not None:
-            raise ValueError("give either tasks or groups")
+            yield "give either tasks or groups"
         if self.tasks == []:
-            raise ValueError("tasks is empty; leave it out or fill it in")
-        return self
+            yield "tasks is empty; leave it out or fill it in"
 
 
 class PromptingSection(WeighingSection):
@@ -91,22 +82,16 @@ class PromptingSection(WeighingSection):
     (Flan weights them 0.3 against 1)."""
     no_options: Share | None = None
     """Share of prompts that hide the answer options, where a task allows it. [share] Default: 0.5 (Flan's release)."""
-    shots: tuple[Count, Count] | None = None
+    shots: Annotated[tuple[Count, Count], Field(strict=False)] | None = None
     """Minimum and maximum exemplars of a few-shot prompt. [exemplars] Default: 1 to 5 (Flan: 1, 2, 5)."""
     few_shot_tokens: Count | None = None
     """Maximum length of exemplars and query together. [tokens] Default: 3/4 of max_length (Flan: 1920 of 2048 +
     512)."""
 
-    @field_validator("shots", mode="before")
-    @classmethod
-    def _pair(cls, value: object) -> object:
-        return tuple(value) if isinstance(value, list) else value
-
-    @model_validator(mode="after")
-    def _rising(self) -> PromptingSection:
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.shots is not None and self.shots[0] > self.shots[1]:
-            raise ValueError("shots: give the minimum first, such as [1, 5]")
-        return self
+            yield "shots: give the minimum first, such as [1, 5]"
 
 
 class MixtureSection(PromptingSection):
@@ -131,10 +116,9 @@ class MixtureSection(PromptingSection):
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _weighted_by_preset_or_groups(self) -> MixtureSection:
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if not self.tasks:
-            raise ValueError("tasks is empty; name at least one")
+            yield "tasks is empty; name at least one"
         if self.preset is not None and (self.groups is not None or self.weights is not None):
-            raise ValueError("a preset has groups of its own; leave out preset, or groups and weights")
-        return self
+            yield "a preset has groups of its own; leave out preset, or groups and weights"

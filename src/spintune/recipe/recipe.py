@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
-from spintune.recipe.section import Count, Positive, Section
+from spintune.recipe.section import Count, Positive, Section, known_in
 from spintune.recipe.synthesis import SynthSection
 from spintune.recipe.training import LoraSection, SftSection, SpinSection
 from spintune.trackers import TRACKERS
@@ -28,7 +29,7 @@ class SourceSection(Section):
     path: str
     """builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth, the output of the synth
     section."""
-    format: str = Field(
+    format: Annotated[str, known_in(FORMATS, AUTO)] = Field(
         AUTO, description=f"Row format: {', '.join(one.name for one in BUILTIN_FORMATS)}; auto decides by the keys."
     )
     weight: Positive = 1.0
@@ -37,13 +38,6 @@ class SourceSection(Section):
     """Use only the first rows. [examples] Default: all."""
     split: str = "train"
     """Split of a hub data set."""
-
-    @field_validator("format")
-    @classmethod
-    def _known_format(cls, name: str) -> str:
-        if name != AUTO and name not in FORMATS:
-            raise ValueError(FORMATS.unknown(name))
-        return name
 
 
 class DataSection(Section):
@@ -100,7 +94,7 @@ class Recipe(Section):
     generator: str | None = None
     """Generator that writes answers: batch, plain, or one that you register. Default: the fastest built-in one that is
     right for the model."""
-    tracking: list[str] = Field(default=[])
+    tracking: list[Annotated[str, known_in(TRACKERS)]] = Field(default=[])
     """Trackers that get the numbers of each step: tensorboard, or one that a package registers. metrics.jsonl is always
     written."""
     synth: SynthSection | None = None
@@ -121,52 +115,31 @@ class Recipe(Section):
     judge: JudgeSection | None = None
     """A model that judges answers; leave out to skip it."""
 
-    @field_validator("tracking")
-    @classmethod
-    def _trackers_exist(cls, value: list[str]) -> list[str]:
-        for name in value:
-            if name not in TRACKERS:
-                raise ValueError(TRACKERS.unknown(name))
-        return value
-
-    @model_validator(mode="after")
-    def _something_to_train_on(self) -> Recipe:
+    def _problems(self) -> Iterator[str]:
         if not self.data.train and self.data.mixture is None and (self.sft or self.spin or HELDOUT in self.eval):
-            raise ValueError("data: nothing to train on; give train (a source or a list of sources) or a mixture")
-        return self
+            yield "data: nothing to train on; give train (a source or a list of sources) or a mixture"
+        yield from self._evaluation_problems()
+        if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
+            yield "data.train names synth, but there is no synth section; add synth: {}"
+        stop = self.spin and self.spin.stop
+        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and not self.data.eval_fraction:
+            yield "spin.stop needs held-out examples; set data.eval_fraction above 0"
 
-    @model_validator(mode="after")
-    def _evaluations_have_their_files(self) -> Recipe:
+    def _evaluation_problems(self) -> Iterator[str]:
         for name, key in FILES_OF.items():
             there = getattr(self.evaluation, key) is not None
             if name in self.eval and not there:
-                raise ValueError(f"eval names {name}; give its file as evaluation.{key}")
+                yield f"eval names {name}; give its file as evaluation.{key}"
             if there and name not in self.eval:
-                raise ValueError(f"evaluation.{key} would do nothing here: eval does not name {name}")
+                yield f"evaluation.{key} would do nothing here: eval does not name {name}"
         if self.evaluation.rivals and QUESTIONS not in self.eval:
-            raise ValueError(
-                "evaluation.rivals need the questions they answer; give evaluation.questions and eval: [questions]"
-            )
+            yield "evaluation.rivals need the questions they answer; give evaluation.questions and eval: [questions]"
         if MT_BENCH in self.eval and self.judge is None:
-            raise ValueError("eval: mt-bench is rated by a judge; give a judge section")
+            yield "eval: mt-bench is rated by a judge; give a judge section"
         if self.judge and not {HELDOUT, QUESTIONS, MT_BENCH} & set(self.eval):
-            raise ValueError(f"the judge has nothing to judge; eval needs {HELDOUT}, {QUESTIONS} or {MT_BENCH}")
+            yield f"the judge has nothing to judge; eval needs {HELDOUT}, {QUESTIONS} or {MT_BENCH}"
         if repeated := [name for name in self.eval if self.eval.count(name) > 1]:
-            raise ValueError(f"eval names {repeated[0]} twice")
-        return self
-
-    @model_validator(mode="after")
-    def _synth_has_its_section(self) -> Recipe:
-        if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
-            raise ValueError("data.train names synth, but there is no synth section; add synth: {}")
-        return self
-
-    @model_validator(mode="after")
-    def _stop_rules_have_held_out_examples(self) -> Recipe:
-        stop = self.spin and self.spin.stop
-        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and not self.data.eval_fraction:
-            raise ValueError("spin.stop needs held-out examples; set data.eval_fraction above 0")
-        return self
+            yield f"eval names {repeated[0]} twice"
 
     def identity(self) -> JsonObject:
         """The settings that decide results: no output folder, trackers, checkpoint times or request limits."""

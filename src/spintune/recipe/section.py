@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from spintune.errors import RecipeError
+from spintune.plugins import Table
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
@@ -16,12 +20,44 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+T = TypeVar("T")
+
+
+def known_in(table: Table[T], *besides: str) -> AfterValidator:
+    """A text that is a name in a table, or one of the names besides."""
+
+    def check(name: str) -> str:
+        try:
+            if name not in besides:
+                table[name]
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return name
+
+    return AfterValidator(check)
+
+
+def offered(names: Iterable[str]) -> WithJsonSchema:
+    """Lets editors offer these names and accept others, since users register more."""
+    return WithJsonSchema({"anyOf": [{"enum": list(names)}, {"type": "string"}]})
+
+
 class Section(BaseModel):
     """A closed, frozen group of settings."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, populate_by_name=True, use_attribute_docstrings=True
     )
+
+    def _problems(self) -> Iterator[str]:
+        """What is wrong with the settings together; the first is the error."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _settings_fit_together(self) -> Self:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field
 
 from spintune.recipe.endpoint import ENDPOINT, EndpointSection
 from spintune.recipe.section import Count, NonNegative, Section
@@ -18,11 +19,10 @@ class TeacherSection(EndpointSection):
     url: str | None = None
     """Base URL of the endpoint, such as https://api.openai.com/v1 or http://127.0.0.1:8000/v1."""
 
-    @model_validator(mode="after")
-    def _an_endpoint_has_a_url(self) -> TeacherSection:
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         if self.kind == ENDPOINT and self.url is None:
-            raise ValueError("url is missing; give the base URL of the endpoint, or another kind of teacher")
-        return self
+            yield "url is missing; give the base URL of the endpoint, or another kind of teacher"
 
 
 class FilterSection(Section):
@@ -89,8 +89,6 @@ class SynthSection(Section):
     format: Literal["alpaca", "chat", "parquet"] = "alpaca"
     """File for other tools: alpaca.json, chat.jsonl or examples.parquet."""
 
-    @model_validator(mode="after")
-    def _every_option_is_used(self) -> SynthSection:
+    def _problems(self) -> Iterator[str]:
         if self.method == "alpaca" and "instance_tokens" in self.model_fields_set:
-            raise ValueError("instance_tokens would do nothing here: it is for method: self_instruct; leave it out")
-        return self
+            yield "instance_tokens would do nothing here: it needs method: self_instruct; leave it out"

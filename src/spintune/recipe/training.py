@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from spintune import metrics
-from spintune.errors import RecipeError
 from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
-from spintune.recipe.section import Count, NonNegative, OptimizerName, Positive, ScheduleName, Section, Share
+from spintune.recipe.section import (
+    Count,
+    NonNegative,
+    OptimizerName,
+    Positive,
+    ScheduleName,
+    Section,
+    Share,
+    known_in,
+    offered,
+)
 
 T = TypeVar("T")
 
 
-def _known_loss(name: str) -> str:
-    try:
-        losses.get(name)
-    except RecipeError as error:
-        raise ValueError(str(error)) from error
-    return name
-
-
-LossName = Annotated[
-    str,
-    AfterValidator(_known_loss),
-    # editors offer the built-in names and accept a registered one
-    WithJsonSchema({"anyOf": [{"enum": [loss.name for loss in losses.BUILT_IN]}, {"type": "string"}]}),
-]
-
-
-def _known_metric(name: str) -> str:
-    if name not in metrics.METRICS:
-        raise ValueError(metrics.METRICS.unknown(name))
-    return name
-
-
-MetricName = Annotated[
-    str,
-    AfterValidator(_known_metric),
-    WithJsonSchema({"anyOf": [{"enum": [metric.name for metric in metrics.BUILT_IN]}, {"type": "string"}]}),
-]
+LossName = Annotated[str, known_in(losses.LOSSES), offered(loss.name for loss in losses.BUILT_IN)]
+MetricName = Annotated[str, known_in(metrics.METRICS), offered(metric.name for metric in metrics.BUILT_IN)]
 
 
 class TrainingSection(Section):
@@ -178,14 +162,6 @@ class SpinSection(TrainingSection):
     top_k: Annotated[int, Field(ge=0)] = 0
     """Sample from this many likeliest tokens; 0 keeps all. [tokens]"""
 
-    @model_validator(mode="after")
-    def _schedules_have_one_value_per_iteration(self) -> SpinSection:
-        schedules = {"lambda": self.lambda_, "loss": self.loss, "learning_rate": self.learning_rate}
-        for key, value in {**schedules, "epochs": self.epochs}.items():
-            if isinstance(value, list) and len(value) != self.iterations:
-                raise ValueError(f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each")
-        return self
-
     @field_validator("refresh", mode="before")
     @classmethod
     def _number_of_phases(cls, value: object) -> object:
@@ -200,8 +176,30 @@ class SpinSection(TrainingSection):
             raise ValueError("it is empty; give a rule such as {start_loss: true}, or leave it out")
         return value
 
-    @model_validator(mode="after")
-    def _every_option_is_used(self) -> SpinSection:
+    def _problems(self) -> Iterator[str]:
+        schedules = {"lambda": self.lambda_, "loss": self.loss, "learning_rate": self.learning_rate}
+        for key, value in {**schedules, "epochs": self.epochs}.items():
+            if isinstance(value, list) and len(value) != self.iterations:
+                yield f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each"
+        yield from self._unused()
+        if self.refresh != 1:
+            yield from self._set_beside("refresh answers every prompt with the current player", _OTHER_WRITERS)
+        if self.history > 1 and self.generated:
+            yield "generated gives the answers that history would draw; leave one out"
+        for loss in self._losses:
+            if loss.needs_first_answers:
+                yield from self._set_beside(
+                    f"{loss.name} reads iterate 0's own answers", {"refresh": 1, "generated": None}
+                )
+            if self.reference_mixture and loss.kind == "likelihoods":
+                yield f"{loss.name} has no reference; leave out reference_mixture"
+            if self.reference_mixture and loss.kind == "ratios":
+                margins = ", ".join(other.name for other in losses.BUILT_IN if other.kind == "margin")
+                yield f"{loss.name} reads no margin; reference_mixture works only with {margins}"
+        if self.negatives > 1 and self.temperature == 0:
+            yield "greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1"
+
+    def _unused(self) -> Iterator[str]:
         uses = {
             "replay_weight": (self.replay > 0, "replay above 0"),
             "baseline_learning_rate": (self.baseline != "none", "baseline: sft"),
@@ -211,31 +209,12 @@ class SpinSection(TrainingSection):
             uses[option] = (any(option in loss.options for loss in self._losses), f"loss: {' or '.join(readers)}")
         for key, (used, needs) in uses.items():
             if key in self.model_fields_set and not used:
-                raise ValueError(f"{key} would do nothing here: it needs {needs}; leave it out")
-        return self
+                yield f"{key} would do nothing here: it needs {needs}; leave it out"
 
-    @model_validator(mode="after")
-    def _options_fit_together(self) -> SpinSection:
-        if self.refresh != 1:
-            self._refuse_beside("refresh answers every prompt with the current player", _OTHER_WRITERS)
-        if self.history > 1 and self.generated:
-            raise ValueError("generated gives the answers that history would draw; leave one out")
-        for loss in self._losses:
-            if loss.needs_first_answers:
-                self._refuse_beside(f"{loss.name} reads iterate 0's own answers", {"refresh": 1, "generated": None})
-            if self.reference_mixture and loss.kind == "likelihoods":
-                raise ValueError(f"{loss.name} has no reference; leave out reference_mixture")
-            if self.reference_mixture and loss.kind == "ratios":
-                margins = ", ".join(other.name for other in losses.BUILT_IN if other.kind == "margin")
-                raise ValueError(f"{loss.name} reads no margin; reference_mixture works only with {margins}")
-        if self.negatives > 1 and self.temperature == 0:
-            raise ValueError("greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1")
-        return self
-
-    def _refuse_beside(self, reason: str, off: Mapping[str, object]) -> None:
+    def _set_beside(self, reason: str, off: Mapping[str, object]) -> Iterator[str]:
         for key, value in off.items():
             if getattr(self, key) != value:
-                raise ValueError(f"{reason}; leave out {key}")
+                yield f"{reason}; leave out {key}"
 
     @property
     def _losses(self) -> list[SelfPlayLoss]:
