@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -31,7 +31,7 @@ class QuadrantsSection(Section):
 
     def shares(self) -> dict[QuadrantName, float]:
         """The shares by quadrant."""
-        return self.model_dump()
+        return {name: getattr(self, name) for name in get_args(QuadrantName)}
 
 
 class WeighingSection(Section):
