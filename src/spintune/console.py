@@ -19,7 +19,6 @@ from spintune.results import (
     BenchmarkResults,
     ContaminationFacts,
     DataFacts,
-    FunnelStep,
     GroupAccuracy,
     Intervals,
     IterationResults,
@@ -29,6 +28,7 @@ from spintune.results import (
     TaskAccuracies,
 )
 from spintune.selfplay.diagnostics import KlEstimate
+from spintune.synthesis.filters import FilterCounts
 
 
 class _Console(Console):
@@ -77,7 +77,7 @@ def _print_synth(console: _Console, synth: SynthFacts, folder: str) -> None:
     console.sentence(f"They are in {folder}/synth; read card.md there before you train on them.")
 
 
-def _funnel_table(funnel: Sequence[FunnelStep]) -> Table:
+def _funnel_table(funnel: Sequence[FilterCounts]) -> Table:
     """What each step of writing data read and kept, and why it dropped the rest."""
     table = _table("What the teacher wrote", ("step", "read", "kept", "dropped"))
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False

@@ -19,13 +19,15 @@ from spintune.mixtures.report import MixtureReport
 from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
 from spintune.selfplay.pair_metrics import HeldoutPairMetrics
 from spintune.selfplay.separability import Separability
+from spintune.synthesis.filters import FilterCounts
+from spintune.teachers.budget import Cost
 from spintune.typed_json import OmitEmpty
 
 Intervals = dict[str, Interval]
 """Estimates by measure."""
 
 
-# Costs ---------------------------------------------------------------------------------------------------------------
+# Hardware ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -43,28 +45,7 @@ class HardwareFacts:
     joules: float | None
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a teacher or judge was asked, by the provider's own count, and its price."""
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    dollars: float
-
-
 # Data and SFT --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FunnelStep:
-    """Items that a step of writing data read, kept and dropped (by reason); ``unit`` names them."""
-
-    step: str
-    unit: str
-    read: int
-    kept: int
-    dropped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -85,7 +66,7 @@ class SynthFacts:
     seeds: str
     examples: int
     instructions: int
-    funnel: list[FunnelStep]
+    funnel: list[FilterCounts]
     stopped: str | None
     cost: Cost
     seconds: dict[str, float]

@@ -15,15 +15,17 @@ import yaml
 
 from spintune.mixtures.report import TaskReport
 from spintune.report.facts import RunFacts
-from spintune.results import Cost, DataFacts, FunnelStep, IterationFacts, LikelihoodCounts, SftFacts, SynthFacts
+from spintune.results import DataFacts, IterationFacts, LikelihoodCounts, SftFacts, SynthFacts
 from spintune.selfplay.diagnostics import KlEstimate
+from spintune.synthesis.filters import FilterCounts
+from spintune.teachers.budget import Cost
 from spintune.typed_json import JsonObject
 
 # Data ---------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class NotedStep(FunnelStep):
+@dataclass
+class NotedStep(FilterCounts):
     """A step at which items are counted, and what else to say of it."""
 
     note: str = ""
@@ -55,7 +57,7 @@ def _read(run: RunFacts) -> Iterator[NotedStep]:
         kept = facts.read - sum(facts.dropped.values()) + facts.repeated
         notes = [f"{facts.repeated:,} repeated by their weight"] if facts.repeated else []
         notes += [] if facts.mixture else [split]
-        yield NotedStep("reading", "rows", facts.read, kept, facts.dropped, "; ".join(notes))
+        yield NotedStep("reading", "rows", facts.read, kept, Counter(facts.dropped), "; ".join(notes))
     if mixed := facts.mixture:
         tasks = mixed.tasks.values()
         dropped = sum((Counter(task.dropped) for task in tasks), Counter[str]())
@@ -69,7 +71,7 @@ def _trained(run: RunFacts) -> Iterator[NotedStep]:
         if facts := run.facts(stage, SftFacts):
             read = facts.rows + sum(facts.dropped.values())
             note = f"{facts.truncated:,} truncated" if facts.truncated else ""
-            yield NotedStep(name, "examples", read, facts.rows, facts.dropped, note)
+            yield NotedStep(name, "examples", read, facts.rows, Counter(facts.dropped), note)
 
 
 def _paired(run: RunFacts) -> Iterator[NotedStep]:
@@ -82,14 +84,14 @@ def _paired(run: RunFacts) -> Iterator[NotedStep]:
         notes += [f"{train.played:,} prompts answered"] if train.played != train.prompts else []
         notes += [f"{train.replayed:,} replayed pairs besides"] if train.replayed else []
         name = f"iteration {iteration.number}"
-        yield NotedStep(name, "prompts", train.prompts, train.kept, train.dropped, "; ".join(notes))
+        yield NotedStep(name, "prompts", train.prompts, train.kept, Counter(train.dropped), "; ".join(notes))
 
 
 def _judged(run: RunFacts) -> Iterator[NotedStep]:
     """The same for every model, so the first one that was judged tells it."""
     counts = [run.facts(f"likelihood/{model.name}", LikelihoodCounts) for model in run.models]
     for facts in [one for one in counts if one][:1]:
-        dropped = {"too_long": facts.left_out} if facts.left_out else {}
+        dropped = Counter({"too_long": facts.left_out} if facts.left_out else {})
         yield NotedStep("judging", "held-out examples", facts.items + facts.left_out, facts.items, dropped)
 
 

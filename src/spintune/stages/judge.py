@@ -41,7 +41,7 @@ from spintune.evaluation.rating import (
 from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
 from spintune.recipe import MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
 from spintune.records import read_records, write_records
-from spintune.results import Cost, JudgeResults
+from spintune.results import JudgeResults
 from spintune.stages.context import RunContext
 from spintune.stages.endpoints import budget_of, local_teacher, named_teacher
 from spintune.storage import digest_json, read_json_lines, write_json
@@ -96,7 +96,6 @@ class JudgeStage:
     def results(self) -> JudgeResults:
         """What was found out so far."""
         exhausted = [self.asker.exhausted] if self.asker.exhausted else []
-        spent = self.asker.spent
         return JudgeResults(
             canary=self.canaries,
             pairs=self.pairs,
@@ -104,7 +103,7 @@ class JudgeStage:
             words=self.words,
             problems=[*self.problems, *exhausted],
             judge=self.asker.teacher.name,
-            cost=Cost(**vars(spent), dollars=budget_of(self.section).cost(spent)),
+            cost=budget_of(self.section).cost(self.asker.spent),
         )
 
     # Pairs -----------------------------------------------------------------------------------------------------

@@ -53,8 +53,8 @@ def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> Sy
         teacher = _teacher(context, section, base, replies)
         target, method, seed = section.instructions, section.method, context.recipe.seed
         result = synthesize(seeds, teacher, target, method, seed, replies, options, context.progress)
-    dollars = budget_of(section.teacher).cost(result.cost)
-    card = describe(result, seeds, section.seeds, dollars, section.filters.novelty_tokens, seed)
+    budget, words = budget_of(section.teacher), section.filters.novelty_tokens
+    card = describe(result, seeds, section.seeds, budget, words, seed)
     files = _publish(folder, section, result.examples, card)
     facts = from_json(SynthFacts, {**to_json(card), "seconds": clock.seconds}, folder)
     if not result.budget_used_up:

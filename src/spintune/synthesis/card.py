@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from spintune.data.novelty import NoveltyIndex
 from spintune.synthesis.decoding import stream
 from spintune.synthesis.examples import SeedTask
+from spintune.synthesis.filters import FilterCounts
 from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
+from spintune.teachers.budget import Budget, Cost
 from spintune.text.words import WordRule
-from spintune.typed_json import JsonObject, to_json
+from spintune.typed_json import JsonObject
 
 SAMPLE = 20
 FIRST_WORDS = 20
@@ -69,7 +71,6 @@ class SynthesisCard:
 
     Attributes:
         stopped: why it stopped before the target, or None.
-        cost: requests, prompt_tokens, completion_tokens and dollars.
         decontaminated: examples that were removed for their overlap with evaluation data.
         classification: examples of classification tasks.
         without_input: examples without an input.
@@ -84,11 +85,11 @@ class SynthesisCard:
     examples: int
     instructions: int
     stopped: str | None
-    cost: dict[str, int | float]
+    cost: Cost
     decontaminated: list[RemovedExample]
     classification: int
     without_input: int
-    funnel: list[JsonObject]
+    funnel: list[FilterCounts]
     words: dict[str, dict[str, int | float]]
     openings: list[Opening]
     nearest_seed: SeedSimilarity
@@ -99,7 +100,7 @@ def describe(
     result: SynthesisResult,
     seeds: Sequence[SeedTask],
     seeds_name: str,
-    dollars: float = 0.0,
+    budget: Budget = Budget(),  # noqa: B008 -- frozen
     word_rule: WordRule = "reference",
     seed: int = 0,
 ) -> SynthesisCard:
@@ -107,7 +108,7 @@ def describe(
 
     Args:
         seeds_name: file of the seeds, or "builtin:seeds".
-        dollars: what the teacher cost.
+        budget: has the prices of the teacher.
         word_rule: the words of ROUGE-L.
         seed: of the sample that the card shows.
     """
@@ -120,11 +121,11 @@ def describe(
         examples=len(tasks),
         instructions=len(result.instructions),
         stopped=result.stopped,
-        cost={**to_json(result.cost), "dollars": dollars},
+        cost=budget.cost(result.cost),
         decontaminated=result.removed,
         classification=sum(task.classification is True for task in tasks),
         without_input=sum(not task.input for task in tasks),
-        funnel=[counts.to_json() for counts in result.counts],
+        funnel=result.counts,
         words={
             "instruction": _lengths(result.instructions),
             "input": _lengths([task.input for task in tasks if task.input]),
@@ -183,7 +184,7 @@ def as_markdown(card: SynthesisCard) -> str:
         _table(
             ("step", "read", "kept", "dropped"),
             [
-                (step["step"], f"{step['read']:,} {step['unit']}", f"{step['kept']:,}", _listed(step["dropped"]))
+                (step.step, f"{step.read:,} {step.unit}", f"{step.kept:,}", _listed(step.dropped))
                 for step in card.funnel
             ],
         ),
@@ -224,13 +225,13 @@ def as_markdown(card: SynthesisCard) -> str:
 def _introduction(card: SynthesisCard) -> list[str]:
     cost = card.cost
     stopped = f" Stopped early: {card.stopped}." if card.stopped else ""
-    dollars = f", ${cost['dollars']:,.2f} at the recipe's prices" if cost["dollars"] else ""
+    dollars = f", ${cost.dollars:,.2f} at the recipe's prices" if cost.dollars else ""
     return [
         f"# {card.examples:,} examples written by {card.teacher}",
         f"{card.instructions:,} instructions ({card.method}, seeds: {card.seeds}); "
         f"{card.classification:,} examples of classification, {card.without_input:,} without input.{stopped}",
-        f"Asked {cost['requests']:,} times: {cost['prompt_tokens']:,} tokens read, "
-        f"{cost['completion_tokens']:,} written{dollars}.",
+        f"Asked {cost.requests:,} times: {cost.prompt_tokens:,} tokens read, {cost.completion_tokens:,} written"
+        f"{dollars}.",
         "Nobody has checked these examples. Read the sample before you train on them, and mind the terms of the "
         "teacher's provider.",
     ]
@@ -246,7 +247,7 @@ def _cell(text: str) -> str:
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in counts.items()) or "none"
+    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
 
 
 def _shown(row: JsonObject) -> str:

@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Annotated
+
+from pydantic import PlainSerializer
 
 from spintune.synthesis.examples import SeedTask
 from spintune.text.words import WordRule, split_words
@@ -99,6 +102,10 @@ def conflicting(tasks: Sequence[SeedTask]) -> bool:
     return any(task.input and seen.setdefault(task.input, task.output) != task.output for task in tasks)
 
 
+def _by_name(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
+
+
 @dataclass
 class FilterCounts:
     """How many ``unit``s a step read, kept, and dropped for each reason: ``read = kept + dropped`` at all times."""
@@ -107,7 +114,7 @@ class FilterCounts:
     unit: str
     read: int = 0
     kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
+    dropped: Annotated[Counter[str], PlainSerializer(_by_name)] = field(default_factory=Counter)
 
     def keep(self, count: int = 1) -> None:
         """Counts units that were read and kept."""
@@ -132,10 +139,6 @@ class FilterCounts:
         else:
             self.drop(drop_reason)
 
-    def to_json(self) -> dict[str, object]:
-        """Plain values, with the reasons in alphabetical order."""
-        return {**vars(self), "dropped": dict(sorted(self.dropped.items()))}
-
     def __str__(self) -> str:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.dropped.items())) or "none"
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in _by_name(self.dropped).items()) or "none"
         return f"{self.step}: {self.read:,} {self.unit} read, {self.kept:,} kept; dropped: {reasons}"

@@ -9,6 +9,13 @@ from spintune.teachers.protocol import Outcome, Request, Usage, usage_of
 
 
 @dataclass(frozen=True)
+class Cost(Usage):
+    """What was used, and its price. [US dollars]"""
+
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True)
 class Budget:
     """The most that may be spent, over all runs that share a file of replies.
 
@@ -31,18 +38,19 @@ class Budget:
                 "a budget in dollars needs prompt_price and completion_price (dollars per million tokens)"
             )
 
-    def cost(self, usage: Usage) -> float:
-        """The price of what was used. [US dollars]
+    def cost(self, usage: Usage) -> Cost:
+        """What was used, with its price.
 
-        >>> Budget(prompt_price=0.5, completion_price=2).cost(Usage(1, 2_000_000, 1_000_000))
+        >>> Budget(prompt_price=0.5, completion_price=2).cost(Usage(1, 2_000_000, 1_000_000)).dollars
         3.0
         """
-        return (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
+        dollars = (usage.prompt_tokens * self.prompt_price + usage.completion_tokens * self.completion_price) / 1e6
+        return Cost(usage.requests, usage.prompt_tokens, usage.completion_tokens, dollars)
 
     def covers(self, usage: Usage) -> bool:
         """Whether the usage stays within all limits."""
         return (self.tokens is None or usage.tokens <= self.tokens) and (
-            self.dollars is None or self.cost(usage) <= self.dollars
+            self.dollars is None or self.cost(usage).dollars <= self.dollars
         )
 
     def __str__(self) -> str:

@@ -151,7 +151,7 @@ class EndpointTeacher:
     @property
     def dollars(self) -> float:
         """The cost at the budget's prices. [US dollars]"""
-        return self._endpoint.budget.cost(self.usage)
+        return self._endpoint.budget.cost(self.usage).dollars
 
     def ask(self, requests: Sequence[Request]) -> Generator[tuple[int, Outcome], None, None]:
         """See :class:`spintune.teachers.protocol.Teacher`.
