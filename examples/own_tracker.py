@@ -33,4 +33,4 @@ spintune.register_tracker("csv", CsvTracker)
 data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/own-tracker"][len(sys.argv) - 2 :])
 recipe = {"model": model, "out": out, "data": {"train": data, "max_length": 256}, "sft": {"max_steps": 5}, "eval": []}
 spintune.run(recipe, tracking=["csv"])
-print((Path(out) / "numbers.csv").read_text().splitlines()[0])
+print((Path(out) / "numbers.csv").read_text())

@@ -38,12 +38,9 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "docstring": {},
     "any": {
         "spintune.engine.head": "the context of a torch.autograd.Function has no type",
-        "spintune.evaluation.custom_tasks": "values of a user's rows, of any JSON type",
         "spintune.evaluation.harness": "lm_eval has no types",
-        "spintune.evaluation.harness_model": "lm_eval has no types",
         "spintune.evaluation.harness_results": "results of lm_eval, which has no types",
         "spintune.evaluation.ifeval.language": "langdetect has no types",
-        "spintune.evaluation.ifeval.prompts": "parameters of an instruction, as its JSON has them",
         "spintune.kernels.linear": "the context of a torch.autograd.Function has no type",
         "spintune.kernels.native.attention": "the context of a torch.autograd.Function has no type",
         "spintune.kernels.native.layers": "the context of a torch.autograd.Function has no type",

@@ -45,7 +45,13 @@ def test_every_script_is_tried() -> None:
     assert {path.name for path in FOLDER.glob("*.py")} == ARGUMENTS.keys() | {"write_data.py"}
 
 
-@pytest.mark.parametrize("script", ARGUMENTS)
+# those that load a model take several seconds each
+SLOW = [script for script, arguments in ARGUMENTS.items() if "{model}" in arguments]
+
+
+@pytest.mark.parametrize(
+    "script", [pytest.param(script, marks=pytest.mark.slow if script in SLOW else ()) for script in ARGUMENTS]
+)
 def test_it_runs(script: str, tiny_model: Path, alpaca_file: Path, tmp_path: Path) -> None:
     if not (FOLDER / script).exists():
         pytest.skip("not there yet")

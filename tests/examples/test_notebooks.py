@@ -15,6 +15,7 @@ def test_there_are_four() -> None:
     assert len(NOTEBOOKS) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(
     path: Path, tiny_model: Path, alpaca_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

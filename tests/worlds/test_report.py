@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ def test_a_finished_run_lacks_nothing_and_tells_its_own_numbers(finished: Path, 
     for measure in measures_of(list(models.values())):
         for name, one in models.items():
             ids = measured(one, measure)
-            assert estimate(one, measure, ids).to_json() == results["heldout"][name][measure.key]
+            assert asdict(estimate(one, measure, ids)) == results["heldout"][name][measure.key]
             if name != "sft":
-                gap = difference(one, models["sft"], measure, ids).to_json()
+                gap = asdict(difference(one, models["sft"], measure, ids))
                 assert gap == results["differences"][f"{name} - sft"][measure.key]
     html = write_report([finished], tmp_path / "page.html").read_text()
     for name, measures in results["heldout"].items():
@@ -46,7 +47,7 @@ def test_what_a_run_will_say_at_its_end_is_known_before(finished: Path, tmp_path
     (tmp_path / "run" / "results.json").unlink()
     for one in contenders([read_run(tmp_path / "run")]):
         for measure in measures_of([one]):
-            found = estimate(one, measure, measured(one, measure)).to_json()
+            found = asdict(estimate(one, measure, measured(one, measure)))
             assert found == results["heldout"][one.model.name][measure.key]
 
 
