@@ -7,7 +7,9 @@ import sys
 
 import spintune
 
-data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/fine-tune"][len(sys.argv) - 2 :])
+data = sys.argv[1]
+model = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m-instruct"
+out = sys.argv[3] if len(sys.argv) > 3 else "runs/fine-tune"
 
 examples = spintune.read(data)
 print(f"{len(examples)} examples; the first asks: {examples[0].prompt[-1].content!r}")

@@ -18,7 +18,9 @@ def cautious(margin_D: Tensor, lambda_: float) -> Tensor:
 
 spintune.register_loss(spintune.SelfPlayLoss("cautious", cautious, kind="margin"))
 
-data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/own-loss"][len(sys.argv) - 2 :])
+data = sys.argv[1]
+model = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m-instruct"
+out = sys.argv[3] if len(sys.argv) > 3 else "runs/own-loss"
 results = spintune.run(
     {
         "model": model,

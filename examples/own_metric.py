@@ -19,7 +19,9 @@ spintune.register_metric(
     spintune.Metric("starts_alike", starts_alike, "higher", "Begins like a reference.", right_or_wrong=True)
 )
 
-data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/own-metric"][len(sys.argv) - 2 :])
+data = sys.argv[1]
+model = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m-instruct"
+out = sys.argv[3] if len(sys.argv) > 3 else "runs/own-metric"
 results = spintune.run(
     {
         "model": model,

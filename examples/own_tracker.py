@@ -30,7 +30,9 @@ class CsvTracker:
 
 spintune.register_tracker("csv", CsvTracker)
 
-data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/own-tracker"][len(sys.argv) - 2 :])
+data = sys.argv[1]
+model = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m-instruct"
+out = sys.argv[3] if len(sys.argv) > 3 else "runs/own-tracker"
 recipe = {"model": model, "out": out, "data": {"train": data, "max_length": 256}, "sft": {"max_steps": 5}, "eval": []}
 spintune.run(recipe, tracking=["csv"])
 print((Path(out) / "numbers.csv").read_text())

@@ -8,7 +8,9 @@ import sys
 import spintune
 from spintune.progress_display import open_progress
 
-data, model, out = (*sys.argv[1:], *["smollm2-135m-instruct", "runs/self-play"][len(sys.argv) - 2 :])
+data = sys.argv[1]
+model = sys.argv[2] if len(sys.argv) > 2 else "smollm2-135m-instruct"
+out = sys.argv[3] if len(sys.argv) > 3 else "runs/self-play"
 
 recipe = {
     "model": model,

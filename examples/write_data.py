@@ -9,9 +9,10 @@ import sys
 
 import spintune
 
-name, target = (*sys.argv[1:], *["smollm2-135m-instruct", "5"][len(sys.argv) - 1 :])
+name = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
+target = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 
 teacher = spintune.load(name).as_teacher()
-result = spintune.synthesize("builtin:seeds", teacher, target=int(target), replies="replies.sqlite")
+result = spintune.synthesize("builtin:seeds", teacher, target=target, replies="replies.sqlite")
 for written in result.examples:
     print(f"{written.task.instruction}\n  {written.task.output!r:.80}")
