@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from spintune.data.file_rows import FileRow, kind_of
 from spintune.data.tables import rows_of
@@ -88,16 +88,14 @@ class CustomTaskFile(Section):
         "text", description="text: equal but for runs of white space; number: the number it gives as its answer."
     )
 
-    @model_validator(mode="after")
-    def _goes_together(self) -> CustomTaskFile:
+    def _problems(self) -> Iterator[str]:
         for key in sorted(self.model_fields_set & _ONLY.keys()):
             if _ONLY[key] != self.kind:
-                raise ValueError(f"{key} belongs to kind: {_ONLY[key]}; remove it, or change kind")
+                yield f"{key} belongs to kind: {_ONLY[key]}; remove it, or change kind"
         if self.kind == "multiple_choice" and not self.choices:
-            raise ValueError("kind: multiple_choice needs choices: the key of a list of texts, or the texts")
+            yield "kind: multiple_choice needs choices: the key of a list of texts, or the texts"
         if self.shots_data and not self.shots:
-            raise ValueError("shots_data without shots; say how many")
-        return self
+            yield "shots_data without shots; say how many"
 
 
 @dataclass(frozen=True)

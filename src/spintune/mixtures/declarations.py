@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from spintune.recipe import Section
 from spintune.recipe.mixture import PromptingSection
@@ -54,15 +55,13 @@ class OptionsSection(Section):
     )
     optional: bool = Field(False, description="Whether the question can be answered without seeing them.")
 
-    @model_validator(mode="after")
-    def _one_way(self) -> OptionsSection:
+    def _problems(self) -> Iterator[str]:
         if (self.fixed is None) == (self.from_ is None):
-            raise ValueError("give either fixed or from")
+            yield "give either fixed or from"
         if self.fixed is not None and not self.fixed:
-            raise ValueError("fixed is empty; name the options")
+            yield "fixed is empty; name the options"
         if self.each is not None and "text" not in re.compile(self.each).groupindex:
-            raise ValueError("each lacks a group named text: (?P<text>...)")
-        return self
+            yield "each lacks a group named text: (?P<text>...)"
 
 
 class PhrasingSection(Section):
@@ -137,21 +136,19 @@ class TaskFile(Section):
     def _one_or_many(cls, value: object) -> object:
         return [value] if isinstance(value, str) else value
 
-    @model_validator(mode="after")
-    def _whole(self) -> TaskFile:
+    def _problems(self) -> Iterator[str]:
         if sum(where is not None for where in (self.file, self.files, self.hub)) != 1:
-            raise ValueError("give one of file, files and hub")
+            yield "give one of file, files and hub"
         if "answer" not in self.fields:
-            raise ValueError("fields lacks answer; say which key holds it")
+            yield "fields lacks answer; say which key holds it"
         if "options" in self.fields:
-            raise ValueError("fields.options: options has a section of its own; move it there")
+            yield "fields.options: options has a section of its own; move it there"
         if not (self.phrasings or self.direct or self.cot):
-            raise ValueError("no phrasings; write some under direct or cot, or name phrasings: builtin:NAME")
+            yield "no phrasings; write some under direct or cot, or name phrasings: builtin:NAME"
         if self.check == "option" and self.options is None:
-            raise ValueError("check: option needs options")
+            yield "check: option needs options"
         if self.files is None and (self.groups or self.subfolder):
-            raise ValueError("groups and subfolder belong to files")
-        return self
+            yield "groups and subfolder belong to files"
 
 
 class PresetFile(PromptingSection):

@@ -108,7 +108,7 @@ class Mixture:
         self.training = [pool for pool in self.pools if pool.trained]
         rows = {pool.task.name: len(pool.train) for pool in self.training}
         supported = {pool.task.name: pool.quadrants for pool in self.training}
-        self.plan: MixturePlan = plan(trained, rows, supported, weighing or WeighingSection.model_validate({}), overall)
+        self.plan: MixturePlan = plan(trained, rows, supported, weighing or WeighingSection(), overall)
         self.training = [
             replace(pool, train=pool.train[: share.cap])
             for pool, share in zip(self.training, self.plan.tasks, strict=True)

@@ -63,6 +63,9 @@ class HeldoutPairMetrics:
     learned: bool
 
 
+_MEANS = ("real_ratio", "generated_ratio", "margin", "accuracy", "real_logprob", "generated_logprob")
+
+
 def summarize_pairs(
     pairs: Sequence[Pair], metrics: Sequence[PairMetrics], start_losses: Sequence[float]
 ) -> HeldoutPairMetrics:
@@ -77,12 +80,7 @@ def summarize_pairs(
         start_loss=start_loss,
         loss=loss,
         loss_error=error,
-        real_ratio=sum(one.real_ratio for one in metrics) / count,
-        generated_ratio=sum(one.generated_ratio for one in metrics) / count,
-        margin=sum(one.margin for one in metrics) / count,
-        accuracy=sum(one.accuracy for one in metrics) / count,
-        real_logprob=sum(one.real_logprob for one in metrics) / count,
-        generated_logprob=sum(one.generated_logprob for one in metrics) / count,
+        **{name: sum(getattr(one, name) for one in metrics) / count for name in _MEANS},
         real_tokens=_mean_tokens(real),
         generated_tokens=_mean_tokens(generated),
         real_cut=_share_cut(real),

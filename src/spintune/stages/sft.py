@@ -59,7 +59,7 @@ def baseline_stage(
     as the recipe's sft section says, at spin.baseline_learning_rate if that is given, and continues the order of rows
     after the epochs of SFT.
     """
-    section = context.recipe.sft or SftSection.model_validate({})
+    section = context.recipe.sft or SftSection()
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
     budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)

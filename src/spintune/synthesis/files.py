@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -15,25 +14,17 @@ ExportFormat = Literal["alpaca", "chat", "parquet"]
 
 def export_examples(folder: Path, examples: Sequence[GeneratedExample], format: ExportFormat) -> Path:
     """Writes the examples for other tools: alpaca.json, chat.jsonl (messages) or examples.parquet."""
-    rows = [one.to_json() for one in examples]
     if format == "alpaca":
         path = folder / "alpaca.json"
-        write_json(path, rows)
+        write_json(path, [one.to_json() for one in examples])
     elif format == "chat":
         path = folder / "chat.jsonl"
-        conversations = [[asdict(message) for message in one.example.messages] for one in examples]
-        write_json_lines(
-            path,
-            [
-                {"messages": messages, "provenance": row["provenance"]}
-                for messages, row in zip(conversations, rows, strict=True)
-            ],
-        )
+        write_json_lines(path, [{"messages": one.example.messages, "provenance": one.provenance} for one in examples])
     else:
         import pyarrow
         import pyarrow.parquet
 
         path = folder / "examples.parquet"
         with atomic_file(path) as file:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist([one.to_json() for one in examples]), file)
     return path

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+# of the paper
+_EPSILON, _CLIP, _DECAY = 1e-30, 1.0, 0.8
+
 
 class Adafactor(torch.optim.Optimizer):
     """Adafactor (arXiv 1804.04235, algorithms 4 and 5) without first moment, relative step and parameter scale.
@@ -30,21 +33,10 @@ class Adafactor(torch.optim.Optimizer):
         params: parameters or parameter groups.
         lr: learning rate; the caller sets it before each step.
         weight_decay: decoupled weight decay; each step shrinks weights by lr · weight_decay.
-        eps: ε, added to squared gradients. Default: the paper.
-        clip: maximum root mean square of an update. Default: the paper.
-        decay: exponent of β. Default: the paper.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        weight_decay: float = 0.0,
-        eps: float = 1e-30,
-        clip: float = 1.0,
-        decay: float = 0.8,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps, "clip": clip, "decay": decay})
+    def __init__(self, params: ParamsT, lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -61,8 +53,8 @@ class Adafactor(torch.optim.Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32)
             state |= _empty_moments(gradient)
         state["step"] += 1
-        weight = state["step"].item() ** -group["decay"]
-        square = gradient.square().add_(group["eps"])
+        weight = state["step"].item() ** -_DECAY
+        square = gradient.square().add_(_EPSILON)
         if gradient.ndim >= 2:
             row, column = state["row"], state["column"]
             row.lerp_(square.mean(-1, keepdim=True), weight)
@@ -72,7 +64,7 @@ class Adafactor(torch.optim.Optimizer):
             update = state["square"].lerp_(square, weight).rsqrt()
         update *= gradient
         rms = update.square().mean().sqrt()
-        update /= (rms / group["clip"]).clamp_(min=1.0)
+        update /= (rms / _CLIP).clamp_(min=1.0)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.sub_(update, alpha=group["lr"])
 
