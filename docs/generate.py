@@ -22,7 +22,8 @@ from pydantic_core import PydanticUndefined
 import spintune
 from spintune import errors
 from spintune.cli import app
-from spintune.recipe import Recipe, Section
+from spintune.recipe import Recipe
+from spintune.recipe.checking import section_in
 
 EXTEND = "how-to/extend"
 """Pages in this folder join the navigation by themselves."""
@@ -102,13 +103,6 @@ def sections(
         if inner and inner not in (*seen, section):
             many = "[]" if get_origin(strip_optional(field.annotation)) in (list, dict) else ""
             yield from sections(inner, f"{path}.{field.alias or name}{many}".lstrip("."), (*seen, section))
-
-
-def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section that an annotation holds, if any."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    return next(filter(None, map(section_in, get_args(annotation))), None)
 
 
 def strip_optional(annotation: Any) -> Any:

@@ -363,7 +363,20 @@ class EvaluationResults:
 
 
 @dataclass(frozen=True)
-class RunResults(OmitEmpty):
+class TrainingResults:
+    """What the stages before ``eval`` find out; attributes as in :class:`RunResults`."""
+
+    synth: SynthFacts | None = None
+    data: DataFacts | None = None
+    sft: SftFacts | None = None
+    spin: list[IterationResults] = field(default_factory=list)
+    best: BestModel | None = None
+    stopped: str | None = None
+    baseline: SftFacts | None = None
+
+
+@dataclass(frozen=True)
+class RunResults(EvaluationResults, TrainingResults, OmitEmpty):
     """``results.json``. A part that the recipe or the command leaves out is None or empty, and not in the file.
 
     Attributes:
@@ -378,21 +391,6 @@ class RunResults(OmitEmpty):
         models: by name: a folder, or what the recipe calls the model.
     """
 
-    synth: SynthFacts | None = None
-    data: DataFacts | None = None
-    sft: SftFacts | None = None
-    spin: list[IterationResults] = field(default_factory=list)
-    best: BestModel | None = None
-    stopped: str | None = None
-    baseline: SftFacts | None = None
-    heldout: dict[str, Intervals] = field(default_factory=dict)
-    differences: dict[str, Intervals] = field(default_factory=dict)
-    tasks: TaskAccuracies | None = None
-    judge: JudgeResults | None = None
-    benchmarks: dict[str, BenchmarkResults] = field(default_factory=dict)
-    conclusions: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    contamination: ContaminationFacts | None = None
     models: dict[str, str] = field(default_factory=dict)
 
     def keeps_empty(self, field: str) -> bool:

@@ -42,8 +42,7 @@ class FileRow:
         """
         value = self.values.get(key)
         if value is None:
-            state = "is null" if key in self.values else "is missing"
-            raise DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
+            raise self._without(key, what)
         if isinstance(value, str):
             return value
         advice = "quote it" if isinstance(value, bool | int | float) else "give it as one text"
@@ -56,12 +55,15 @@ class FileRow:
         """
         value = self.values.get(key)
         if value is None or value == []:
-            state = "is empty" if value == [] else "is null" if key in self.values else "is missing"
-            raise DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
+            raise self._without(key, what)
         if not isinstance(value, list):
             raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a list; give it as a list of objects")
         for number, item in enumerate(value, 1):
             yield FileRow.of(item, f"{self.where}: {key} {number}")
+
+    def _without(self, key: str, what: str) -> DataError:
+        state = "is empty" if self.values.get(key) == [] else "is null" if key in self.values else "is missing"
+        return DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
 
     def lookup(self, key: str, purpose: str = "") -> object:
         """The value under ``key``; a dot in it leads into an object (``choices.text``).

@@ -28,6 +28,7 @@ from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.data.tables import rows_of
 from spintune.errors import DataError
 from spintune.storage import digest_json
+from spintune.text.words import one_line
 
 _IDS = ("id", "question_id")
 _PROMPTS = ("prompt", "question")
@@ -99,7 +100,7 @@ def _answers(row: FileRow) -> Iterator[StoredAnswer]:
 
 
 def _id_of(prompt: str) -> str:
-    return digest_json(_one_spaced(prompt))[:16]
+    return digest_json(one_line(prompt))[:16]
 
 
 def item_ids(answers: Sequence[StoredAnswer]) -> list[str]:
@@ -178,12 +179,7 @@ def pair_answers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer]) 
 
 
 def _item(answer: StoredAnswer, by_id: bool) -> str:
-    return answer.id if by_id else _one_spaced(answer.prompt)
-
-
-def _one_spaced(text: str) -> str:
-    """The text with single spaces for all white space."""
-    return " ".join(text.split())
+    return answer.id if by_id else one_line(answer.prompt)
 
 
 def _no_common_items(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer], by_id: bool) -> str:

@@ -107,8 +107,3 @@ LOSSES = Table("loss", "spintune.losses", {loss.name: loss for loss in BUILT_IN}
 def register_loss(loss: SelfPlayLoss) -> None:
     """Makes a loss known to recipes by its name. Raises RecipeError when another loss has that name."""
     LOSSES.register(loss.name, loss)
-
-
-def get(name: str) -> SelfPlayLoss:
-    """The loss of that name. Raises RecipeError, with a suggestion, when there is none."""
-    return LOSSES[name]

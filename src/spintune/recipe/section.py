@@ -11,6 +11,7 @@ from pydantic_core import CoreSchema
 
 from spintune.errors import RecipeError
 from spintune.plugins import Table
+from spintune.text.words import one_line
 
 ScheduleName = Literal["cosine", "linear", "constant"]
 OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
@@ -63,16 +64,12 @@ class Section(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
         """Puts each description, the docstring under its setting, on one line."""
         for field in cls.model_fields.values():
-            field.description = _one_line(field.description)
+            field.description = one_line(field.description or "")
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core_schema)
         for setting in handler.resolve_ref_schema(schema).get("properties", {}).values():
             if "description" in setting:
-                setting["description"] = _one_line(setting["description"])
+                setting["description"] = one_line(setting["description"])
         return schema
-
-
-def _one_line(text: str | None) -> str | None:
-    return text and " ".join(text.split())

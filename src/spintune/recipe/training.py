@@ -218,11 +218,11 @@ class SpinSection(TrainingSection):
 
     @property
     def _losses(self) -> list[SelfPlayLoss]:
-        return [losses.get(name) for name in (self.loss if isinstance(self.loss, list) else [self.loss])]
+        return [losses.LOSSES[name] for name in (self.loss if isinstance(self.loss, list) else [self.loss])]
 
     def loss_in(self, iteration: int) -> SelfPlayLoss:
         """The loss of iteration 1, 2, ..."""
-        return losses.get(_scheduled(self.loss, iteration))
+        return losses.LOSSES[_scheduled(self.loss, iteration)]
 
     def in_iteration(self, iteration: int) -> IterationSettings:
         """Settings of iteration 1, 2, ..."""

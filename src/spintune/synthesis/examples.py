@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 
 import orjson
@@ -118,8 +117,3 @@ def _seed(row: FileRow, number: int) -> SeedTask:
         output=output,
         classification=classification,
     )
-
-
-def one_line(text: str) -> str:
-    """The text with each run of white space replaced by one space."""
-    return re.sub(r"\s+", " ", text).strip()

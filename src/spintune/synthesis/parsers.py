@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from spintune.data.file_rows import NO_INPUT
-from spintune.synthesis.examples import SeedTask, one_line, task_id
+from spintune.synthesis.examples import SeedTask, task_id
 from spintune.teachers.protocol import Outcome, Reply
+from spintune.text.words import one_line
 
 T = TypeVar("T")
 

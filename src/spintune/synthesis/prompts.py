@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spintune.records import Message
-from spintune.synthesis.examples import SeedTask, one_line
+from spintune.synthesis.examples import SeedTask
+from spintune.text.words import one_line
 
 INSTRUCTIONS = "self-instruct/instructions/1"
 CLASSIFICATION = "self-instruct/classification/1"

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from spintune.errors import DataError, TeacherError
 from spintune.storage import digest_file, digest_json
 from spintune.teachers.protocol import Ending, Failure, Outcome, Reply, Request
+from spintune.text.words import one_line
 
 Script = Callable[[Request], str | Reply | Failure]
 
@@ -106,6 +107,6 @@ def _choose(lines: list[_Line], request: Request, path: Path) -> Outcome:
     text = "\n".join([*(message.content for message in request.messages), request.begin])
     matching = [line for line in lines if line.when and line.when in text] or [line for line in lines if not line.when]
     if not matching:
-        end = " ".join(text.split())[-80:]
+        end = one_line(text)[-80:]
         raise TeacherError(f"{path}: no line matches the request that ends with {end!r}; add one without when")
     return matching[int(digest_json(asdict(request)), 16) % len(matching)].outcome

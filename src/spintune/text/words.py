@@ -64,3 +64,8 @@ class _InWords(dict[int, str]):
 
 
 _IN_WORDS = _InWords()
+
+
+def one_line(text: str) -> str:
+    """The text with each run of white space as one space, and none at its ends."""
+    return " ".join(text.split())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jinja2
 
 from spintune.errors import ModelError
+from spintune.text.words import one_line
 from spintune.tokens.layout import Control, Part, TemplateStyle, Turn, split_controls
 from spintune.tokens.templates import template_source, with_fixed_date
 
@@ -65,10 +66,10 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
-                raise RefusedError(_one_line(error)) from error
-            raise ModelError(f"{self.name}: the chat template fails: {_one_line(error)}") from error
+                raise RefusedError(one_line(str(error))) from error
+            raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
         except Exception as error:  # a template is foreign code and may raise anything
-            raise ModelError(f"{self.name}: the chat template fails: {_one_line(error)}") from error
+            raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
 
     def parts(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
         """The template's text around placeholders: text, index, text, ..., text."""
@@ -132,7 +133,3 @@ def turn_of(role: str, content: str) -> Turn:
     core = rest.rstrip()
     empty = not core and role != "assistant"
     return Turn(role, content[: len(content) - len(rest)], rest[len(core) :], empty)  # type: ignore[arg-type]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

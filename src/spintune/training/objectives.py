@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spintune.engine.query import LogProbs, Query
-from spintune.recipe import losses
+from spintune.recipe.losses import LOSSES
 from spintune.records import Pair
 from spintune.tokens.rows import TokenRow
 from spintune.training.losses import mixed_reference
@@ -120,7 +120,7 @@ class SelfPlay:
         return LossSum((duels.weight_D * loss_D).sum(), facts)
 
     def _of_duels(self, player: _Sides, ratio: _Sides) -> Tensor:
-        loss = losses.get(self.loss)
+        loss = LOSSES[self.loss]
         options = {name: getattr(self, name) for name in loss.options}
         match loss.kind:
             case "margin":
