@@ -20,6 +20,7 @@ from spintune.evaluation.answers import StoredAnswer
 from spintune.evaluation.judge import (
     CANARIES,
     AnswerPair,
+    Judge,
     Judgement,
     answer_pairs,
     canary,
@@ -83,7 +84,7 @@ def judge(replies: Replies) -> Callable[[Opinion], CachedTeacher]:
 
 
 def judged(asker: CachedTeacher, *items: AnswerPair, seed: int = 1) -> list[Judgement]:
-    return judge_pairs(asker, items, seed, Silent())
+    return judge_pairs(Judge(asker, seed, Silent()), items)
 
 
 def summary(found: list[Judgement]) -> JsonObject:
@@ -416,7 +417,7 @@ def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], CachedTeach
         seen.extend(shown.block(f"answer {letter}") for letter in "AB")
         return shown.better()
 
-    found = canary(judge(opinion), TWENTY, 1, Silent())
+    found = canary(Judge(judge(opinion), 1, Silent()), TWENTY)
     assert (found.items, found.rate, found.trusted) == (16, 0, True)
     assert str(found) == "script prefers constant nonsense to real answers in 0 % of 16 comparisons"
     assert {seen.count(nonsense) for nonsense in CANARIES} == {16}  # half of 16 contests, in two orders each
@@ -436,14 +437,14 @@ def test_a_judge_that_is_right_is_trusted(judge: Callable[[Opinion], CachedTeach
 def test_a_judge_that_nonsense_can_win_is_not(
     judge: Callable[[Opinion], CachedTeacher], opinion: Opinion, rate: float
 ) -> None:
-    found = canary(judge(opinion), TWENTY, 1, Silent())
+    found = canary(Judge(judge(opinion), 1, Silent()), TWENTY)
     assert (found.rate, found.trusted) == (rate, False)
     assert f"in {100 * rate:.0f} % of 16 comparisons: its verdicts mean nothing" in str(found)
     assert to_json(found)["trusted"] is False
 
 
 def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], CachedTeacher]) -> None:
-    found = canary(judge(lambda _: "Hm."), TWENTY, 1, Silent(), count=4)
+    found = canary(Judge(judge(lambda _: "Hm."), 1, Silent()), TWENTY, count=4)
     assert (found.rate, found.trusted) == (None, False)
     assert "gives a verdict on 0 of 4 comparisons" in str(found)
 
@@ -457,7 +458,7 @@ def test_the_canary_is_set_against_references_first_and_nobody_is_told(
         return shown.say("A" if shown.block("answer A") == "right" else "B")
 
     items = [contest("bad", "bad", n, "right" if n % 2 else None) for n in range(8)]
-    assert canary(judge(opinion), items, 1, Silent(), count=4).preferences == (0, 0, 0, 0)
+    assert canary(Judge(judge(opinion), 1, Silent()), items, count=4).preferences == (0, 0, 0, 0)
 
 
 # A real server -------------------------------------------------------------------------------------------------------

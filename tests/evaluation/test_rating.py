@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spintune.errors import DataError, TeacherError
-from spintune.evaluation.judge import CANARIES
+from spintune.evaluation.judge import CANARIES, Judge
 from spintune.evaluation.rating import (
     Dialogue,
     Question,
@@ -77,7 +77,7 @@ def test_the_second_turn_is_rated_with_the_first_in_view_and_the_first_alone(
         seen.append([block(text, code, name) for name in names])
         return f"[[{code}:{7 if 'Rate answer 2' in text else 3}]]"
 
-    ratings = rate(judge(opinion), [dialogue("one", "two")], 1, Silent())
+    ratings = rate(Judge(judge(opinion), 1, Silent()), [dialogue("one", "two")])
     assert seen == [
         ["question 1.1", "one", None, None, None, None],
         [None, None, "question 1.1", "one", "question 1.2", "two"],
@@ -97,7 +97,7 @@ def test_references_are_shown_where_there_are_some_up_to_the_turn(judge: Callabl
         dialogue("a", "b", number=2, references=(None, "second")),
         dialogue("a", number=3),
     ]
-    rate(judge(opinion), items, 1, Silent())
+    rate(Judge(judge(opinion), 1, Silent()), items)
     assert seen == [
         ["first", None, None],
         [None, "first", "second"],
@@ -127,7 +127,7 @@ def test_references_are_shown_where_there_are_some_up_to_the_turn(judge: Callabl
 def test_one_whole_number_from_1_to_10_counts(
     judge: Callable[[Opinion], CachedTeacher], said: str, score: int | None, problem: str | None
 ) -> None:
-    (rating,) = rate(judge(lambda _, code: said.format(code=code)), [dialogue("x")], 1, Silent())
+    (rating,) = rate(Judge(judge(lambda _, code: said.format(code=code)), 1, Silent()), [dialogue("x")])
     assert (rating.score, rating.problem) == (score, problem)
 
 
@@ -139,8 +139,11 @@ def test_an_answer_cannot_rate_itself(judge: Callable[[Opinion], CachedTeacher])
     def repeat(text: str, code: str) -> str:
         return block(text, code, "answer") or ""
 
-    assert scores(rate(judge(repeat), items, 1, Silent())) == [None] * 4
-    assert scores(rate(judge(lambda text, code: f"{repeat(text, code)} [[{code}:1]]"), items, 2, Silent())) == [1] * 4
+    assert scores(rate(Judge(judge(repeat), 1, Silent()), items)) == [None] * 4
+    assert (
+        scores(rate(Judge(judge(lambda text, code: f"{repeat(text, code)} [[{code}:1]]"), 2, Silent()), items))
+        == [1] * 4
+    )
 
 
 def test_a_silent_judge_passes_its_error_on_and_keeps_what_it_said(judge: Callable[[Opinion], CachedTeacher]) -> None:
@@ -156,9 +159,9 @@ def test_a_silent_judge_passes_its_error_on_and_keeps_what_it_said(judge: Callab
 
     items = [dialogue("a", "b", number=number) for number in range(4)]
     with pytest.raises(TeacherError, match="cannot connect"):
-        rate(judge(opinion), items, 1, Silent())
+        rate(Judge(judge(opinion), 1, Silent()), items)
     broken = False
-    assert scores(rate(judge(opinion), items, 1, Silent())) == [4] * 8
+    assert scores(rate(Judge(judge(opinion), 1, Silent()), items)) == [4] * 8
     assert asked == 8
 
 
@@ -224,7 +227,7 @@ def test_a_judge_must_rate_nonsense_below_the_reference_or_the_real_answer(
         return f"[[{code}:{1 if rated[-1] in CANARIES else 6}]]"
 
     items = [dialogue(f"real {n}", "later", number=n, references=("right" if n < 2 else None, None)) for n in range(6)]
-    found = rating_canary(judge(opinion), items, 1, Silent(), count=4)
+    found = rating_canary(Judge(judge(opinion), 1, Silent()), items, count=4)
     assert (found.items, found.preferences, found.trusted) == (4, (0, 0, 0, 0), True)
     assert rated.count("right") == 2
     assert sum(text.startswith("real") for text in rated) == 2
@@ -234,14 +237,14 @@ def test_a_judge_must_rate_nonsense_below_the_reference_or_the_real_answer(
 def test_a_judge_with_one_rating_for_everything_is_not_trusted(
     judge: Callable[[Opinion], CachedTeacher], score: int
 ) -> None:
-    found = rating_canary(judge(lambda _, code: f"[[{code}:{score}]]"), [dialogue("real")], 1, Silent())
+    found = rating_canary(Judge(judge(lambda _, code: f"[[{code}:{score}]]"), 1, Silent()), [dialogue("real")])
     assert (found.rate, found.trusted) == (0.5, False)
     assert "prefers constant nonsense" in str(found)
 
 
 def test_a_judge_that_nonsense_impresses_is_not_trusted(judge: Callable[[Opinion], CachedTeacher]) -> None:
     asker = judge(lambda text, code: f"[[{code}:{9 if (block(text, code, 'answer') or '') in CANARIES else 8}]]")
-    assert rating_canary(asker, [dialogue("real")], 1, Silent()).rate == 1
+    assert rating_canary(Judge(asker, 1, Silent()), [dialogue("real")]).rate == 1
 
 
 # Questions -----------------------------------------------------------------------------------------------------------

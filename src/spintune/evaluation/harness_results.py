@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from spintune.evaluation.scores import ItemScore, ScoreScale, ScoreTable
-from spintune.evaluation.statistics import Interval, bootstrap
-from spintune.typed_json import JsonObject
+from spintune.evaluation.statistics import bootstrap
+from spintune.typed_json import JsonObject, OmitEmpty
 
 
 @dataclass(frozen=True)
@@ -43,54 +45,40 @@ class HarnessItem:
         return f"{self.task}/{self.doc_id}/{self.doc_hash[:8]}"
 
 
-@dataclass(frozen=True)
-class HarnessMetric:
-    """A number of a task; its 95 % interval is None where the number is no mean and no ratio over documents."""
+@dataclass(frozen=True, kw_only=True)
+class HarnessMetric(OmitEmpty):
+    """A number of a task. Its 95 % interval is None where the number is no mean and no ratio over documents."""
 
     value: float
-    interval: Interval | None
+    low: float | None = None
+    high: float | None = None
     higher_is_better: bool
-
-    def to_json(self) -> JsonObject:
-        """As in the manifest of an evaluation."""
-        bounds = {"low": self.interval.low, "high": self.interval.high} if self.interval else {}
-        return {"value": self.value, **bounds, "higher_is_better": self.higher_is_better}
 
 
 @dataclass(frozen=True)
 class HarnessResult:
-    """The results of one benchmark.
+    """The results of one benchmark. Its rows are not in the manifest of an evaluation.
 
     Attributes:
         metric: key in ``metrics`` of the number that represents it in tables.
         shots: answered examples before each question.
         version: the task's version in the harness; for a user's own task a digest of file and rows.
+        documents: how many there are.
         metrics: by ``name,filter``.
-        rows: its documents.
     """
 
     task: str
     metric: str
     shots: int
     version: str
+    documents: int
     metrics: dict[str, HarnessMetric]
-    rows: tuple[HarnessItem, ...]
-
-    def to_json(self) -> JsonObject:
-        """Everything but the rows, as in the manifest of an evaluation."""
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "shots": self.shots,
-            "version": self.version,
-            "documents": len({(row.task, row.doc_id) for row in self.rows}),
-            "metrics": {name: metric.to_json() for name, metric in self.metrics.items()},
-        }
+    rows: Annotated[tuple[HarnessItem, ...], Field(exclude=True)]
 
 
 @dataclass(frozen=True)
 class HarnessReport:
-    """Results of several benchmarks.
+    """Results of several benchmarks: facts of the manifest of an evaluation.
 
     Attributes:
         harness: version of lm-evaluation-harness.
@@ -100,14 +88,6 @@ class HarnessReport:
     harness: str
     results: tuple[HarnessResult, ...]
     failed: dict[str, str]
-
-    def to_json(self) -> JsonObject:
-        """As in the manifest of an evaluation."""
-        return {
-            "harness": self.harness,
-            "results": [result.to_json() for result in self.results],
-            "failed": self.failed,
-        }
 
 
 def read_result(head: str, found: Any, loaded: Any, metric: str | None) -> HarnessResult:
@@ -128,9 +108,9 @@ def read_result(head: str, found: Any, loaded: Any, metric: str | None) -> Harne
         raise ValueError(f"{head} gave no numbers")
     metrics = {
         key: HarnessMetric(
-            value,
-            _interval(key.partition(",")[0], value, [row.scores[key] for row in rows if key in row.scores]),
-            better.get(key.partition(",")[0]) is not False,
+            value=value,
+            **_bounds(key.partition(",")[0], value, [row.scores[key] for row in rows if key in row.scores]),
+            higher_is_better=better.get(key.partition(",")[0]) is not False,
         )
         for key, value in values.items()
     }
@@ -142,6 +122,7 @@ def read_result(head: str, found: Any, loaded: Any, metric: str | None) -> Harne
         metric=metric or next(iter(metrics)),
         shots=max(shots),
         version=str(found["versions"].get(head)),
+        documents=len({(row.task, row.doc_id) for row in rows}),
         metrics=metrics,
         rows=rows,
     )
@@ -195,18 +176,18 @@ _OF_RATIOS: dict[str, Callable[[float], float]] = {
 """The metric as a function of nats per word, byte or document."""
 
 
-def _interval(metric: str, value: float, scores: Sequence[Any]) -> Interval | None:
-    """The interval of a number over documents; None when it is neither their mean nor a ratio of their sums."""
+def _bounds(metric: str, value: float, scores: Sequence[Any]) -> dict[str, float]:
+    """The interval of a number over documents; empty when it is neither their mean nor a ratio of their sums."""
     if metric in _OF_RATIOS:
         pairs = [score if isinstance(score, list) else [score, 1] for score in scores]
         nats = bootstrap([-logprob for logprob, _ in pairs], [weight for _, weight in pairs])
-        whole = _OF_RATIOS[metric]
-        interval = Interval(whole(nats.mean), whole(nats.low), whole(nats.high))
+        mean, low, high = map(_OF_RATIOS[metric], (nats.mean, nats.low, nats.high))
     elif scores and all(isinstance(score, int | float) for score in scores):
-        interval = bootstrap(scores)
+        found = bootstrap(scores)
+        mean, low, high = found.mean, found.low, found.high
     else:
-        return None
-    return interval if math.isclose(interval.mean, value, rel_tol=1e-6, abs_tol=1e-9) else None
+        return {}
+    return {"low": low, "high": high} if math.isclose(mean, value, rel_tol=1e-6, abs_tol=1e-9) else {}
 
 
 # Scores --------------------------------------------------------------------------------------------------------------
@@ -222,7 +203,7 @@ def standing_scores(results: Sequence[HarnessResult]) -> ScoreTable:
     items: dict[str, ItemScore] = {}
     for result in results:
         metric = result.metrics[result.metric]
-        if metric.interval is None:
+        if metric.low is None:
             continue
         name = result.metric.partition(",")[0] if len(results) == 1 else result.task
         rows = [row for row in result.rows if result.metric in row.scores]

@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle
 from typing import Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
@@ -23,12 +23,12 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from spintune.evaluation.answers import StoredAnswer
 from spintune.evaluation.judge_prompts import PAIRWISE, TIE, pairwise_prompt
 from spintune.evaluation.statistics import Interval, LengthControlled, length_controlled_win_rate, wilson, win_rate
-from spintune.evaluation.verdicts import code_for, read_verdict
+from spintune.evaluation.verdicts import ParsedVerdict, code_for, read_verdict
 from spintune.progress import Progress
 from spintune.records import Message
 from spintune.storage import digest_json
 from spintune.teachers.cached import CachedTeacher
-from spintune.teachers.protocol import Outcome, Request
+from spintune.teachers.protocol import Request
 from spintune.typed_json import JsonObject
 
 Side = Literal["first", "second", "tie"]
@@ -117,65 +117,83 @@ class Judgement:
         return {**serialize(self), "winner": self.winner}
 
 
-def judge_pairs(
-    asker: CachedTeacher, items: Sequence[AnswerPair], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
-) -> list[Judgement]:
+@dataclass(frozen=True)
+class Judge:
+    """A model that gives verdicts, and how it is asked.
+
+    Attributes:
+        seed: of the codes in its prompts, and of the items that the canary draws.
+        max_tokens: longest verdict, including its reasons.
+    """
+
+    asker: CachedTeacher
+    seed: int
+    progress: Progress
+    max_tokens: int = MAX_TOKENS
+
+    @property
+    def name(self) -> str:
+        return self.asker.teacher.name
+
+    def ask(
+        self, prompts: Sequence[tuple[str, str]], verdicts: Sequence[str], work: str, unit: str
+    ) -> list[tuple[ParsedVerdict, str]]:
+        """One of ``verdicts`` for each prompt, and the key of the stored reply.
+
+        Args:
+            prompts: pairs of code and text.
+            work: what the judge does, for progress, and ``unit`` what it is counted in.
+
+        Raises TeacherError when the judge cannot be asked. The replies so far are stored, and the same call continues
+        from there. Once the judge's budget is used up, the remaining prompts have the problem "budget".
+        """
+        requests = [
+            Request((Message("user", text),), max_tokens=self.max_tokens, temperature=0.0) for _, text in prompts
+        ]
+        with self.progress.task(f"{self.name} {work}", len(requests), unit) as bar:
+            outcomes = self.asker.ask(requests, lambda *_: bar.advance())
+        return [
+            (read_verdict(outcome, code, verdicts), self.asker.key(request))
+            for (code, _), request, outcome in zip(prompts, requests, outcomes, strict=True)
+        ]
+
+
+_ORDERS: tuple[tuple[Side, Side], ...] = (("first", "second"), ("second", "first"))
+"""Which answer is A and which is B, in the two requests about a pair."""
+
+
+def judge_pairs(judge: Judge, items: Sequence[AnswerPair]) -> list[Judgement]:
     """A judgement for each pair, in their order.
 
-    A pair takes two requests, or none where both answers are the same text: that is a tie.
-
-    Raises TeacherError when the judge cannot be asked. The replies so far are stored, and the same call continues
-    from there. Once the judge's budget is used up, the remaining pairs have the problem "budget".
+    A pair takes two requests, or none where both answers are the same text: that is a tie. Raises as
+    :meth:`Judge.ask`.
     """
-    orders = [_orders(item, seed, max_tokens) for item in items]
-    requests = [order.request for both in orders for order in both]
-    with progress.task(f"{asker.teacher.name} judges", len(requests), "verdicts") as bar:
-        outcomes = iter(asker.ask(requests, lambda *_: bar.advance()))
-    return [
-        _judgement(asker, item, both, list(islice(outcomes, len(both))))
-        for item, both in zip(items, orders, strict=True)
-    ]
+    different = [item for item in items if item.first != item.second]
+    prompts = [_prompt(judge.seed, item, *order) for item in different for order in _ORDERS]
+    found = iter(judge.ask(prompts, ("A", "B", TIE), "judges", "verdicts"))
+    return [_tie(item) if item.first == item.second else _judgement(item, next(found), next(found)) for item in items]
 
 
-@dataclass(frozen=True)
-class _Order:
-    """One order of a pair: the request, the code of its verdict, and which answer is A and B."""
-
-    request: Request
-    code: str
-    sides: dict[str, Side]
+def _prompt(seed: int, item: AnswerPair, a: Side, b: Side) -> tuple[str, str]:
+    """The code and the text of the prompt that shows one answer as A and the other as B."""
+    texts = {"first": item.first, "second": item.second}
+    code = code_for(seed, [item.prompt, texts[a], texts[b], item.reference or ""])
+    return code, pairwise_prompt(code, item.prompt, texts[a], texts[b], item.reference)
 
 
-def _orders(item: AnswerPair, seed: int, max_tokens: int) -> list[_Order]:
-    """Both orders of a pair, or none for equal answers."""
-    if item.first == item.second:
-        return []
-    orders = []
-    texts: dict[Side, str] = {"first": item.first, "second": item.second}
-    arrangements: tuple[tuple[Side, Side], ...] = (("first", "second"), ("second", "first"))
-    for a, b in arrangements:
-        code = code_for(seed, [item.prompt, texts[a], texts[b], item.reference or ""])
-        message = Message("user", pairwise_prompt(code, item.prompt, texts[a], texts[b], item.reference))
-        request = Request((message,), max_tokens=max_tokens, temperature=0.0)
-        orders.append(_Order(request, code, {"A": a, "B": b, TIE: "tie"}))
-    return orders
+def _tie(item: AnswerPair) -> Judgement:
+    return Judgement(item.id, ("tie", "tie"), (None, None), (len(item.first), len(item.second)), ())
 
 
-def _judgement(
-    asker: CachedTeacher, item: AnswerPair, orders: Sequence[_Order], outcomes: Sequence[Outcome]
-) -> Judgement:
-    lengths = len(item.first), len(item.second)
-    if not orders:
-        return Judgement(item.id, ("tie", "tie"), (None, None), lengths, ())
-    there, back = (
-        read_verdict(outcome, order.code, order.sides) for order, outcome in zip(orders, outcomes, strict=True)
-    )
+def _judgement(item: AnswerPair, there: tuple[ParsedVerdict, str], back: tuple[ParsedVerdict, str]) -> Judgement:
+    (one, one_key), (other, other_key) = there, back
+    sides: list[dict[str, Side]] = [{"A": a, "B": b, TIE: "tie"} for a, b in _ORDERS]
     return Judgement(
         id=item.id,
-        verdicts=(orders[0].sides.get(there.verdict), orders[1].sides.get(back.verdict)),
-        problems=(there.problem, back.problem),
-        lengths=lengths,
-        requests=tuple(asker.key(order.request) for order in orders),
+        verdicts=(sides[0].get(one.verdict), sides[1].get(other.verdict)),
+        problems=(one.problem, other.problem),
+        lengths=(len(item.first), len(item.second)),
+        requests=(one_key, other_key),
     )
 
 
@@ -300,7 +318,7 @@ class Canary:
     judge: str
     items: int
     preferences: tuple[float, ...]
-    limit: float
+    limit: float = CANARY_LIMIT
 
     @property
     def rate(self) -> float | None:
@@ -325,27 +343,19 @@ class Canary:
         return {**serialize(self), "rate": self.rate, "trusted": self.trusted}
 
 
-def canary(
-    asker: CachedTeacher,
-    items: Sequence[AnswerPair],
-    seed: int,
-    progress: Progress,
-    max_tokens: int = MAX_TOKENS,
-    count: int = CANARY_ITEMS,
-) -> Canary:
-    """Compares constant nonsense with real answers: a judge that cannot tell them apart is not to be trusted.
+def canary(judge: Judge, items: Sequence[AnswerPair], count: int = CANARY_ITEMS) -> Canary:
+    """Compares constant nonsense with real answers: a judge that cannot tell them apart cannot be trusted.
 
     Constant answers have won against strong models under judges in use (arXiv 2410.07137). The real answer is the
     reference, or the first model's answer where there is no reference; that may be nonsense itself when the model is
     weak, so pairs with a reference come first. The :data:`CANARIES` alternate.
 
-    Raises TeacherError as :func:`judge_pairs` does; for the finding see :attr:`Canary.trusted`.
+    Raises as :meth:`Judge.ask`; for the finding see :attr:`Canary.trusted`.
     """
-    drawn = sorted(items, key=lambda item: (item.reference is None, digest_json([seed, "canary", item.id])))[:count]
+    drawn = sorted(items, key=lambda item: (item.reference is None, digest_json([judge.seed, "canary", item.id])))
     pairs = [
         AnswerPair(item.id, item.prompt, nonsense, item.first if item.reference is None else item.reference)
-        for item, nonsense in zip(drawn, cycle(CANARIES), strict=False)
+        for item, nonsense in zip(drawn[:count], cycle(CANARIES), strict=False)
     ]
-    judgements = judge_pairs(asker, pairs, seed, progress, max_tokens)
-    preferences = tuple(p for judgement in judgements if (p := judgement.preference) is not None)
-    return Canary(asker.teacher.name, len(pairs), preferences, CANARY_LIMIT)
+    preferences = tuple(p for judgement in judge_pairs(judge, pairs) if (p := judgement.preference) is not None)
+    return Canary(judge.name, len(pairs), preferences)

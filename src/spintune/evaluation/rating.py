@@ -15,15 +15,11 @@ from pathlib import Path
 from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
-from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, CANARY_LIMIT, MAX_TOKENS, Canary
+from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, Canary, Judge
 from spintune.evaluation.judge_prompts import BEST, RATING, WORST, rating_prompt
 from spintune.evaluation.statistics import Interval, bootstrap
-from spintune.evaluation.verdicts import code_for, read_verdict
-from spintune.progress import Progress
-from spintune.records import Message
+from spintune.evaluation.verdicts import code_for
 from spintune.storage import digest_json
-from spintune.teachers.cached import CachedTeacher
-from spintune.teachers.protocol import Request
 
 _SCORES = tuple(str(score) for score in range(WORST, BEST + 1))
 
@@ -114,43 +110,32 @@ class Rating:
     request: str
 
 
-def rate(
-    asker: CachedTeacher, dialogues: Sequence[Dialogue], seed: int, progress: Progress, max_tokens: int = MAX_TOKENS
-) -> list[Rating]:
-    """A rating for every turn of every dialogue, in their order.
-
-    Raises TeacherError as :func:`~spintune.evaluation.judge.judge_pairs` does; the problem "budget" is the same too.
-    """
+def rate(judge: Judge, dialogues: Sequence[Dialogue]) -> list[Rating]:
+    """A rating for every turn of every dialogue, in their order. Raises as :meth:`Judge.ask`."""
     turns = [(dialogue, turn) for dialogue in dialogues for turn in range(1, len(dialogue.answers) + 1)]
-    asked = [_request(dialogue, turn, seed, max_tokens) for dialogue, turn in turns]
-    with progress.task(f"{asker.teacher.name} rates", len(asked), "ratings") as bar:
-        outcomes = asker.ask([request for request, _ in asked], lambda *_: bar.advance())
-    ratings = []
-    for (dialogue, turn), (request, code), outcome in zip(turns, asked, outcomes, strict=True):
-        said = read_verdict(outcome, code, _SCORES)
-        ratings.append(
-            Rating(
-                id=dialogue.question.id,
-                category=dialogue.question.category,
-                turn=turn,
-                score=int(said.verdict) if said.verdict else None,
-                problem=said.problem,
-                length=len(dialogue.answers[turn - 1]),
-                request=asker.key(request),
-            )
+    prompts = [_prompt(judge.seed, dialogue, turn) for dialogue, turn in turns]
+    return [
+        Rating(
+            id=dialogue.question.id,
+            category=dialogue.question.category,
+            turn=turn,
+            score=int(found.verdict) if found.verdict else None,
+            problem=found.problem,
+            length=len(dialogue.answers[turn - 1]),
+            request=key,
         )
-    return ratings
+        for (dialogue, turn), (found, key) in zip(turns, judge.ask(prompts, _SCORES, "rates", "ratings"), strict=True)
+    ]
 
 
-def _request(dialogue: Dialogue, turn: int, seed: int, max_tokens: int) -> tuple[Request, str]:
-    """The request about one turn, and the code of its rating."""
+def _prompt(seed: int, dialogue: Dialogue, turn: int) -> tuple[str, str]:
+    """The code and the text of the prompt about one turn."""
     question = dialogue.question
     conversation = list(zip(question.turns, dialogue.answers, strict=True))[:turn]
     references = question.references[:turn]
     texts = [text for asked_answered in conversation for text in asked_answered]
     code = code_for(seed, [*texts, *(reference or "" for reference in references)])
-    message = Message("user", rating_prompt(code, conversation, references))
-    return Request((message,), max_tokens=max_tokens, temperature=0.0), code
+    return code, rating_prompt(code, conversation, references)
 
 
 @dataclass(frozen=True)
@@ -202,15 +187,8 @@ def _mean(rated: Sequence[Rating]) -> Interval | None:
     return bootstrap(list(sums.values()), list(counts.values())) if sums else None
 
 
-def rating_canary(
-    asker: CachedTeacher,
-    dialogues: Sequence[Dialogue],
-    seed: int,
-    progress: Progress,
-    max_tokens: int = MAX_TOKENS,
-    count: int = CANARY_ITEMS,
-) -> Canary:
-    """Rates constant nonsense and real answers to first turns: a judge to be trusted rates nonsense lower.
+def rating_canary(judge: Judge, dialogues: Sequence[Dialogue], count: int = CANARY_ITEMS) -> Canary:
+    """Rates constant nonsense and real answers to first turns: a judge that can be trusted rates nonsense lower.
 
     As in :func:`~spintune.evaluation.judge.canary`, the real answer is the reference where there is one; the judge does
     not see it as a reference here. Judges in use have rated constant answers 9.55 (arXiv 2410.07137).
@@ -218,7 +196,7 @@ def rating_canary(
 
     def order(dialogue: Dialogue) -> tuple[bool, str]:
         question = dialogue.question
-        return question.references[0] is None, digest_json([seed, "canary", question.id])
+        return question.references[0] is None, digest_json([judge.seed, "canary", question.id])
 
     pairs = []
     for dialogue, nonsense in zip(sorted(dialogues, key=order)[:count], cycle(CANARIES), strict=False):
@@ -226,10 +204,10 @@ def rating_canary(
         alone = Question(question.id, question.category, question.turns[:1], (None,))
         real = dialogue.answers[0] if question.references[0] is None else question.references[0]
         pairs += [Dialogue(alone, (nonsense,)), Dialogue(alone, (real,))]
-    ratings = rate(asker, pairs, seed, progress, max_tokens)
+    ratings = rate(judge, pairs)
     preferences = tuple(
         (float(bad.score > good.score) + float(bad.score >= good.score)) / 2
         for bad, good in zip(ratings[::2], ratings[1::2], strict=True)
         if bad.score is not None and good.score is not None
     )
-    return Canary(asker.teacher.name, len(pairs) // 2, preferences, CANARY_LIMIT)
+    return Canary(judge.name, len(pairs) // 2, preferences)

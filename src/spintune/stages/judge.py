@@ -20,6 +20,7 @@ from spintune.evaluation.answers import pair_answers, read_answers
 from spintune.evaluation.judge import (
     AnswerPair,
     Canary,
+    Judge,
     Judgement,
     PairwiseSummary,
     answer_pairs,
@@ -62,14 +63,15 @@ def judging_stage(
         names: models whose answers to MT-Bench are rated.
         pairs: models whose answers are compared, by evaluation (heldout, questions).
 
-    A judge that cannot be asked, or is not to be trusted, is a problem in the results; what it said before stays.
+    A judge that cannot be asked, or cannot be trusted, is a problem in the results; its earlier verdicts stay.
     """
     with Replies(context.run.folder / "judge" / "replies.sqlite") as replies:
         if section.runs_locally:
             teacher = local_teacher(context, section.model, context.load_by_name(section.model))
         else:
             teacher = named_teacher(context, section, replies)
-        stage = JudgeStage(context, section, CachedTeacher(teacher, replies))
+        judge = Judge(CachedTeacher(teacher, replies), context.recipe.seed, context.progress, section.max_tokens)
+        stage = JudgeStage(context, section, judge)
         try:
             for evaluation, models in pairs.items():
                 stage.compare(evaluation, models)
@@ -84,9 +86,8 @@ def judging_stage(
 class JudgeStage:
     """One judge at work on one run."""
 
-    def __init__(self, context: RunContext, section: JudgeSection, asker: CachedTeacher) -> None:
-        self.context, self.section, self.asker = context, section, asker
-        self.run, self.progress, self.seed = context.run, context.progress, context.recipe.seed
+    def __init__(self, context: RunContext, section: JudgeSection, judge: Judge) -> None:
+        self.context, self.run, self.section, self.judge = context, context.run, section, judge
         self.canaries: dict[str, Canary] = {}
         self.pairs: dict[str, dict[str, PairwiseSummary]] = {}
         self.ratings: dict[str, RatingSummary] = {}
@@ -95,15 +96,15 @@ class JudgeStage:
 
     def results(self) -> JudgeResults:
         """What was found out so far."""
-        exhausted = [self.asker.exhausted] if self.asker.exhausted else []
+        exhausted = [self.judge.asker.exhausted] if self.judge.asker.exhausted else []
         return JudgeResults(
             canary=self.canaries,
             pairs=self.pairs,
             ratings=self.ratings,
             words=self.words,
             problems=[*self.problems, *exhausted],
-            judge=self.asker.teacher.name,
-            cost=budget_of(self.section).cost(self.asker.spent),
+            judge=self.judge.name,
+            cost=budget_of(self.section).cost(self.judge.asker.spent),
         )
 
     # Pairs -----------------------------------------------------------------------------------------------------
@@ -114,18 +115,18 @@ class JudgeStage:
         some = next(iter(answers.values()), [])
         if not some:
             return
-        if not self._trusts(evaluation, canary(self.asker, some, self.seed, self.progress, self.section.max_tokens)):
+        if not self._trusts(evaluation, canary(self.judge, some)):
             return
         for (first, second), items in answers.items():
             found = summarize_judgements(self._judgements(evaluation, first, second, items))
             self.pairs.setdefault(evaluation, {})[f"{first} - {second}"] = found
-            self.words.append(f"{evaluation}: {in_words(found, first, second, self.asker.teacher.name)}")
+            self.words.append(f"{evaluation}: {in_words(found, first, second, self.judge.name)}")
 
     def _answers(self, evaluation: str, first: str, second: str) -> list[AnswerPair]:
         """The answers of two models to the same items; at most as many as the recipe says, drawn by the seed."""
         one, other = (read_answers(_answers_file(self.run.folder, evaluation, name)) for name in (first, second))
         found = answer_pairs(pair_answers(one, other).pairs)
-        drawn = sorted(found, key=lambda item: digest_json([self.seed, "judge", item.id]))[: self.section.items]
+        drawn = sorted(found, key=lambda item: digest_json([self.judge.seed, "judge", item.id]))[: self.section.items]
         chosen = {item.id for item in drawn}
         return [item for item in found if item.id in chosen]
 
@@ -134,9 +135,9 @@ class JudgeStage:
         path = self.run.folder / stage / "judgements.jsonl"
         inputs = self._inputs([vars(item) for item in items])
         if self.run.finished(stage, inputs) is None:
-            judgements = judge_pairs(self.asker, items, self.seed, self.progress, self.section.max_tokens)
+            judgements = judge_pairs(self.judge, items)
             write_records(path, map(to_json, judgements))
-            if self.asker.exhausted is not None:  # unfinished: a larger budget continues from here
+            if self.judge.asker.exhausted is not None:  # unfinished: a larger budget continues from here
                 return judgements
             self.run.finish(stage, inputs, [path], {"items": len(items)})
         return read_records(path, Judgement)
@@ -148,8 +149,7 @@ class JudgeStage:
         path = Path(self.context.recipe.evaluation.mt_bench or "")
         questions = {question.id: question for question in read_questions(path)}
         dialogues = {name: self._dialogues(name, questions) for name in names}
-        some = dialogues[names[0]]
-        tested = rating_canary(self.asker, some, self.seed, self.progress, self.section.max_tokens)
+        tested = rating_canary(self.judge, dialogues[names[0]])
         if self._trusts(MT_BENCH, tested):
             self.ratings = {name: summarize_ratings(self._ratings(name, one)) for name, one in dialogues.items()}
 
@@ -163,8 +163,8 @@ class JudgeStage:
         asked = [[one.question.id, one.question.references, one.answers] for one in dialogues]
         inputs = self._inputs(asked)
         if self.run.finished(stage, inputs) is None:
-            ratings = rate(self.asker, dialogues, self.seed, self.progress, self.section.max_tokens)
-            if self.asker.exhausted is not None:
+            ratings = rate(self.judge, dialogues)
+            if self.judge.asker.exhausted is not None:
                 return ratings
             write_records(ratings_file, ratings)
             scores = _rating_scores(dialogues, ratings)
@@ -175,20 +175,20 @@ class JudgeStage:
     # Both ------------------------------------------------------------------------------------------------------
 
     def _trusts(self, evaluation: str, tested: Canary) -> bool:
-        """Keeps what the canary found, and whether the judge may go on."""
+        """Whether the canary lets the judge go on; writes what it found."""
         write_json(self.run.folder / "judge" / "canary" / f"{evaluation}.json", to_json(tested))
         self.canaries[evaluation] = tested
         self.words.append(f"{evaluation}: {tested}")
-        if not tested.trusted and self.asker.exhausted is None:
-            self.progress.note(f"{tested}; give a more capable judge")
+        if not tested.trusted and self.judge.asker.exhausted is None:
+            self.context.progress.note(f"{tested}; give a more capable judge")
         return tested.trusted
 
     def _inputs(self, items: object) -> JsonObject:
         return {
-            "judge": self.asker.teacher.identity,
+            "judge": self.judge.asker.teacher.identity,
             "items": digest_json(items),
             "max_tokens": self.section.max_tokens,
-            "seed": self.seed,
+            "seed": self.judge.seed,
         }
 
 

@@ -210,7 +210,7 @@ def _benchmark(section: EvaluationSection, benchmark: Benchmark, title: str) -> 
         if not report.results:
             return None
         rows = [to_json(row) for result in report.results for row in result.rows]
-        return EvaluationOutcome(standing_scores(report.results), {"rows.jsonl": rows}, report.to_json())
+        return EvaluationOutcome(standing_scores(report.results), {"rows.jsonl": rows}, to_json(report))
 
     inputs = {
         **task_inputs(benchmark, title, _data_folder(section)),

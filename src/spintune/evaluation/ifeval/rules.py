@@ -1,8 +1,10 @@
 """The 25 instruction types of IFEval (Zhou et al. 2023), one function each: does a response follow it?
 
-Every function takes the response first and the instruction's parameters by name, and is a pure function of them. They
-decide as the official checker does, quirks included (a list item starts a sentence, ``***`` divides paragraphs), with
-three differences, each of which makes the result unique:
+Every function takes the response first and the instruction's parameters by name, and is a pure function of them. The
+annotation of a parameter says which values it may have.
+
+The functions decide as the official checker does, quirks included (a list item starts a sentence, ``***`` divides
+paragraphs), with three differences, each of which makes the result unique:
 
 - a detector with a fixed seed recognizes languages (:mod:`~spintune.evaluation.ifeval.language`);
 - ``letter_frequency`` counts the character it was given; the official checker replaces one that is not a letter of
@@ -14,14 +16,46 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeGuard
+from functools import cached_property
+from typing import Annotated, TypeGuard, get_type_hints
 
 from spintune.evaluation.ifeval.language import LANGUAGES, detect
 from spintune.evaluation.ifeval.segmentation import count_capital_words, count_sentences
 
-Relation = Literal["at least", "less than"]
+
+@dataclass(frozen=True)
+class ParameterKind:
+    """The values that a parameter may have: in words, and as a test."""
+
+    words: str
+    fits: Callable[[object], bool]
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(map(_is_text, value))
+
+
+_LANGUAGE_NAMES = ", ".join(sorted(LANGUAGES))
+
+Text = Annotated[str, ParameterKind("a text", _is_text)]
+Texts = Annotated[list[str], ParameterKind("a list of texts", _are_texts)]
+Count = Annotated[int, ParameterKind("a whole number, 0 or more", _is_count)]
+Ordinal = Annotated[int, ParameterKind("a whole number, 1 or more", lambda value: _is_count(value) and value > 0)]
+Character = Annotated[str, ParameterKind("one character", lambda value: _is_text(value) and len(value) == 1)]
+Relation = Annotated[str, ParameterKind("'at least' or 'less than'", lambda value: value in ("at least", "less than"))]
+Language = Annotated[
+    str, ParameterKind(f"one of {_LANGUAGE_NAMES}", lambda value: _is_text(value) and value in LANGUAGES)
+]
 
 
 def _holds(count: int, relation: Relation, bound: int) -> bool:
@@ -31,22 +65,22 @@ def _holds(count: int, relation: Relation, bound: int) -> bool:
 # Keywords ------------------------------------------------------------------------------------------------------------
 
 
-def existence(response: str, keywords: list[str]) -> bool:
+def existence(response: str, keywords: Texts) -> bool:
     """Every keyword occurs, in any case, also inside a longer word."""
     return all(_occurrences(response, keyword) for keyword in keywords)
 
 
-def frequency(response: str, keyword: str, frequency: int, relation: Relation) -> bool:
+def frequency(response: str, keyword: Text, frequency: Count, relation: Relation) -> bool:
     """The keyword occurs at least (or less than) ``frequency`` times, in any case, also inside longer words."""
     return _holds(_occurrences(response, keyword), relation, frequency)
 
 
-def forbidden_words(response: str, forbidden_words: list[str]) -> bool:
+def forbidden_words(response: str, forbidden_words: Texts) -> bool:
     """None of the words occurs as a whole word, in any case."""
     return not any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", response, re.IGNORECASE) for word in forbidden_words)
 
 
-def letter_frequency(response: str, letter: str, let_frequency: int, let_relation: Relation) -> bool:
+def letter_frequency(response: str, letter: Character, let_frequency: Count, let_relation: Relation) -> bool:
     """The character occurs at least (or less than) ``let_frequency`` times, in any case."""
     return _holds(response.lower().count(letter.lower()), let_relation, let_frequency)
 
@@ -58,7 +92,7 @@ def _occurrences(response: str, keyword: str) -> int:
 # Language and case ---------------------------------------------------------------------------------------------------
 
 
-def response_language(response: str, language: str) -> bool:
+def response_language(response: str, language: Language) -> bool:
     """The response is in that language; a response without letters passes."""
     return detect(response) in (language, None)
 
@@ -73,7 +107,7 @@ def english_lowercase(response: str) -> bool:
     return response.islower() and response_language(response, "en")
 
 
-def capital_word_frequency(response: str, capital_frequency: int, capital_relation: Relation) -> bool:
+def capital_word_frequency(response: str, capital_frequency: Count, capital_relation: Relation) -> bool:
     """At least (or less than) ``capital_frequency`` words are in capitals; "I" is one."""
     return _holds(count_capital_words(response), capital_relation, capital_frequency)
 
@@ -81,23 +115,23 @@ def capital_word_frequency(response: str, capital_frequency: int, capital_relati
 # Length --------------------------------------------------------------------------------------------------------------
 
 
-def number_sentences(response: str, num_sentences: int, relation: Relation) -> bool:
+def number_sentences(response: str, num_sentences: Count, relation: Relation) -> bool:
     """At least (or less than) ``num_sentences`` sentences."""
     return _holds(count_sentences(response), relation, num_sentences)
 
 
-def number_words(response: str, num_words: int, relation: Relation) -> bool:
+def number_words(response: str, num_words: Count, relation: Relation) -> bool:
     """At least (or less than) ``num_words`` runs of letters, digits and underscores: "don't" is two."""
     return _holds(len(re.findall(r"\w+", response)), relation, num_words)
 
 
-def number_paragraphs(response: str, num_paragraphs: int) -> bool:
+def number_paragraphs(response: str, num_paragraphs: Count) -> bool:
     """Exactly ``num_paragraphs`` paragraphs, divided by ``***``; an empty one between two dividers fails."""
     parts = re.split(r"\s?\*\*\*\s?", response)
     return all(_filled(parts[1:-1])) and sum(_filled(parts)) == num_paragraphs
 
 
-def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+def nth_paragraph_first_word(response: str, num_paragraphs: Count, nth_paragraph: Ordinal, first_word: Text) -> bool:
     """Exactly ``num_paragraphs`` paragraphs, divided by an empty line, and the nth begins with the word, in any case.
 
     Empty paragraphs are not counted, but keep their place when the nth is looked up.
@@ -113,20 +147,20 @@ def nth_paragraph_first_word(response: str, num_paragraphs: int, nth_paragraph: 
 # Content and format --------------------------------------------------------------------------------------------------
 
 
-def number_placeholders(response: str, num_placeholders: int) -> bool:
+def number_placeholders(response: str, num_placeholders: Count) -> bool:
     """At least ``num_placeholders`` of ``[this form]``, each on one line."""
     # what follows the line's last bracket cannot match, and would be searched again from every opening bracket
     closed = [line[: line.rfind("]") + 1] for line in response.split("\n")]
     return sum(len(re.findall(r"\[[^\]]*\]", line)) for line in closed) >= num_placeholders
 
 
-def postscript(response: str, postscript_marker: str) -> bool:
+def postscript(response: str, postscript_marker: Text) -> bool:
     """The marker occurs somewhere, in any case; a space may divide the letters of "P.S." and "P.P.S"."""
     pattern = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}.get(postscript_marker)
     return re.search(pattern or re.escape(postscript_marker.lower()), response.lower()) is not None
 
 
-def number_bullet_lists(response: str, num_bullets: int) -> bool:
+def number_bullet_lists(response: str, num_bullets: Count) -> bool:
     """Exactly ``num_bullets`` lines begin with ``-`` or with one ``*``."""
     stars = re.findall(r"^[^\S\n]*\*[^*].*$", response, re.MULTILINE)
     dashes = re.findall(r"^[^\S\n]*-", response, re.MULTILINE)
@@ -138,14 +172,14 @@ def constrained_response(response: str) -> bool:
     return any(f"My answer is {answer}." in response for answer in ("yes", "no", "maybe"))
 
 
-def number_highlighted_sections(response: str, num_highlights: int) -> bool:
+def number_highlighted_sections(response: str, num_highlights: Count) -> bool:
     """At least ``num_highlights`` nonempty ``*highlights*`` or ``**highlights**``, each on one line."""
     single = re.findall(r"\*([^\n*]*)\*", response)
     double = re.findall(r"\*\*([^\n*]*)\*\*", response)
     return sum(bool(text.strip()) for text in single + double) >= num_highlights
 
 
-def multiple_sections(response: str, section_spliter: str, num_sections: int) -> bool:
+def multiple_sections(response: str, section_spliter: Text, num_sections: Count) -> bool:
     """At least ``num_sections`` section heads such as "Section 1"."""
     return len(re.findall(rf"{re.escape(section_spliter)}\s?\d+", response)) >= num_sections
 
@@ -187,12 +221,12 @@ def _filled(parts: list[str]) -> list[bool]:
     return [bool(part.strip()) for part in parts]
 
 
-def repeat_prompt(response: str, prompt_to_repeat: str) -> bool:
+def repeat_prompt(response: str, prompt_to_repeat: Text) -> bool:
     """The response begins with the request, in any case."""
     return response.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
-def end_checker(response: str, end_phrase: str) -> bool:
+def end_checker(response: str, end_phrase: Text) -> bool:
     """The response ends with the phrase, in any case, quotation marks around the response left out."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
@@ -205,79 +239,46 @@ def quotation(response: str) -> bool:
 
 # All of them ---------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class ParameterKind:
-    """The values that a parameter may have: in words, and as a test."""
-
-    words: str
-    fits: Callable[[object], bool]
-
-
-def _is_text(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value != ""
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-TEXT = ParameterKind("a text", _is_text)
-TEXTS = ParameterKind(
-    "a list of texts", lambda value: isinstance(value, list) and value != [] and all(map(_is_text, value))
-)
-COUNT = ParameterKind("a whole number, 0 or more", _is_count)
-ORDINAL = ParameterKind("a whole number, 1 or more", lambda value: _is_count(value) and value > 0)
-CHARACTER = ParameterKind("one character", lambda value: _is_text(value) and len(value) == 1)
-RELATION = ParameterKind("'at least' or 'less than'", lambda value: value in ("at least", "less than"))
-LANGUAGE = ParameterKind(f"one of {', '.join(sorted(LANGUAGES))}", lambda value: _is_text(value) and value in LANGUAGES)
+_GROUPS: Mapping[str, Sequence[Callable[..., bool]]] = {
+    "change_case": (capital_word_frequency, english_capital, english_lowercase),
+    "combination": (repeat_prompt, two_responses),
+    "detectable_content": (number_placeholders, postscript),
+    "detectable_format": (
+        constrained_response,
+        json_format,
+        multiple_sections,
+        number_bullet_lists,
+        number_highlighted_sections,
+        title,
+    ),
+    "keywords": (existence, forbidden_words, frequency, letter_frequency),
+    "language": (response_language,),
+    "length_constraints": (nth_paragraph_first_word, number_paragraphs, number_sentences, number_words),
+    "punctuation": (no_comma,),
+    "startend": (end_checker, quotation),
+}
+_NEED_LANGDETECT = (english_capital, english_lowercase, response_language)
 
 
 @dataclass(frozen=True)
 class InstructionRule:
-    """An instruction type: the function that decides it, and its parameters."""
+    """An instruction type: the function that decides it."""
 
     followed: Callable[..., bool]
-    parameters: Mapping[str, ParameterKind]
-    needs_langdetect: bool = False
+
+    @property
+    def needs_langdetect(self) -> bool:
+        return self.followed in _NEED_LANGDETECT
+
+    @cached_property
+    def parameters(self) -> Mapping[str, ParameterKind]:
+        """The instruction's parameters, as the function declares them."""
+        hints = get_type_hints(self.followed, include_extras=True)
+        return {name: hint.__metadata__[0] for name, hint in hints.items() if name not in ("response", "return")}
 
 
 INSTRUCTION_RULES: Mapping[str, InstructionRule] = {
-    "change_case:capital_word_frequency": InstructionRule(
-        capital_word_frequency, {"capital_frequency": COUNT, "capital_relation": RELATION}
-    ),
-    "change_case:english_capital": InstructionRule(english_capital, {}, needs_langdetect=True),
-    "change_case:english_lowercase": InstructionRule(english_lowercase, {}, needs_langdetect=True),
-    "combination:repeat_prompt": InstructionRule(repeat_prompt, {"prompt_to_repeat": TEXT}),
-    "combination:two_responses": InstructionRule(two_responses, {}),
-    "detectable_content:number_placeholders": InstructionRule(number_placeholders, {"num_placeholders": COUNT}),
-    "detectable_content:postscript": InstructionRule(postscript, {"postscript_marker": TEXT}),
-    "detectable_format:constrained_response": InstructionRule(constrained_response, {}),
-    "detectable_format:json_format": InstructionRule(json_format, {}),
-    "detectable_format:multiple_sections": InstructionRule(
-        multiple_sections, {"section_spliter": TEXT, "num_sections": COUNT}
-    ),
-    "detectable_format:number_bullet_lists": InstructionRule(number_bullet_lists, {"num_bullets": COUNT}),
-    "detectable_format:number_highlighted_sections": InstructionRule(
-        number_highlighted_sections, {"num_highlights": COUNT}
-    ),
-    "detectable_format:title": InstructionRule(title, {}),
-    "keywords:existence": InstructionRule(existence, {"keywords": TEXTS}),
-    "keywords:forbidden_words": InstructionRule(forbidden_words, {"forbidden_words": TEXTS}),
-    "keywords:frequency": InstructionRule(frequency, {"keyword": TEXT, "frequency": COUNT, "relation": RELATION}),
-    "keywords:letter_frequency": InstructionRule(
-        letter_frequency, {"letter": CHARACTER, "let_frequency": COUNT, "let_relation": RELATION}
-    ),
-    "language:response_language": InstructionRule(response_language, {"language": LANGUAGE}, needs_langdetect=True),
-    "length_constraints:nth_paragraph_first_word": InstructionRule(
-        nth_paragraph_first_word, {"num_paragraphs": COUNT, "nth_paragraph": ORDINAL, "first_word": TEXT}
-    ),
-    "length_constraints:number_paragraphs": InstructionRule(number_paragraphs, {"num_paragraphs": COUNT}),
-    "length_constraints:number_sentences": InstructionRule(
-        number_sentences, {"num_sentences": COUNT, "relation": RELATION}
-    ),
-    "length_constraints:number_words": InstructionRule(number_words, {"num_words": COUNT, "relation": RELATION}),
-    "punctuation:no_comma": InstructionRule(no_comma, {}),
-    "startend:end_checker": InstructionRule(end_checker, {"end_phrase": TEXT}),
-    "startend:quotation": InstructionRule(quotation, {}),
+    f"{group}:{followed.__name__}": InstructionRule(followed)
+    for group, functions in _GROUPS.items()
+    for followed in functions
 }
