@@ -309,7 +309,7 @@ def test_a_folder_is_an_error(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW], "rows.csv")
-    assert error(path) == f"{path}: '.csv' is no known kind of data file; use .json, .jsonl or .parquet"
+    assert error(path) == f"{path}: '.csv' is not a supported data file; use .json, .jsonl or .parquet"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

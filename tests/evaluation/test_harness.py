@@ -108,7 +108,7 @@ def test_choices_can_be_listed_and_answered_by_letter_and_named_by_labels(tmp_pa
         ({"until": ["\n"]}, r"quiz\.yaml: until belongs to kind: generate"),
         ({"prompt": "Q: {question"}, r"quiz\.yaml: prompt: a lone {"),
         ({"shots": 2}, r"quiz\.yaml: 2 shots are more than the rows of quiz\.jsonl, the row itself left out"),
-        ({"shots_data": "quiz.jsonl"}, r"quiz\.yaml: shots_data without shots"),
+        ({"shots_data": "quiz.jsonl"}, r"quiz\.yaml: shots_data needs shots"),
     ],
 )
 def test_a_task_file_that_is_wrong_is_named_with_its_key(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -287,7 +287,7 @@ def test_a_key_that_is_not_accepted_is_named_by_its_variable(
     with pytest.raises(TeacherError, match=f"{status}: .* does not accept the key in GEM_API_KEY.*Incorrect API key"):
         list(teacher.ask(questions(20)))
     assert len(server.received) <= 8  # no retries, nothing after the first round
-    with pytest.raises(TeacherError, match="the server wants a key; export it"):
+    with pytest.raises(TeacherError, match="the server requires a key; export it"):
         list(teacher_at(server.url).ask(questions(1)))
 
 

@@ -102,7 +102,7 @@ def test_what_is_no_teacher_is_said_at_once() -> None:
 
     with (
         Replies(None) as replies,
-        pytest.raises(TeacherError, match="Half is no teacher: it has no identity and no ask"),
+        pytest.raises(TeacherError, match="Half is not a teacher: it lacks identity and ask"),
     ):
         CachedTeacher(Half(), replies)  # type: ignore[arg-type]
 

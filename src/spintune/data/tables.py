@@ -118,7 +118,7 @@ def _suggestion(file: Path) -> str:
 def _file_table(path: str, file: Path) -> RowTable:
     suffix = file.suffix.lower()
     if suffix not in _SUFFIXES:
-        raise DataError(f"{path}: '{suffix or file.name}' is no known kind of data file; use {_either(_SUFFIXES)}")
+        raise DataError(f"{path}: '{suffix or file.name}' is not a supported data file; use {_either(_SUFFIXES)}")
     try:
         file.open("rb").close()
     except OSError as error:

@@ -58,7 +58,7 @@ class CustomTaskFile(Section):
     about: str = Field("", description="What it is, and where it comes from.")
     kind: Literal["multiple_choice", "generate", "loglikelihood"] = Field(
         description="multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; "
-        "loglikelihood: how likely the answer is, in bits a byte."
+        "loglikelihood: how likely the answer is, in bits per byte."
     )
     data: str = Field(description="File beside this one: .jsonl, .json or .parquet.")
     prompt: str = Field(
@@ -73,19 +73,20 @@ class CustomTaskFile(Section):
         None, description="What the answer calls the choices: key of a list of texts, or the texts themselves."
     )
     say: Literal["text", "letter"] = Field("text", description="What is scored: a choice's text, or its letter.")
-    delimiter: str = Field(" ", description="Stands between prompt and answer.")
-    description: str = Field("", description="Stands before everything.")
+    delimiter: str = Field(" ", description="Text between prompt and answer.")
+    description: str = Field("", description="Text before everything else.")
     shots: Annotated[int, Field(ge=0)] = Field(0, description="Answered rows before the question. [examples]")
     shots_data: str | None = Field(
         None, description="File that the shots are the first rows of. Without it they are drawn from the other rows."
     )
     until: list[str] = Field(["\n\n"], description="Texts that end an answer.")
-    max_new_tokens: Annotated[int, Field(ge=1)] = Field(256, description="Longest answer. [tokens]")
+    max_new_tokens: Annotated[int, Field(ge=1)] = Field(256, description="Maximum length of an answer. [tokens]")
     extract: Expression | None = Field(
         None, description="The last match in what the model wrote is its answer: the first group, or all of it."
     )
     check: Literal["text", "number"] = Field(
-        "text", description="text: equal but for runs of white space; number: the number it gives as its answer."
+        "text",
+        description="text: equal apart from white space; number: the number that it gives as its answer.",
     )
 
     def _problems(self) -> Iterator[str]:
@@ -95,7 +96,7 @@ class CustomTaskFile(Section):
         if self.kind == "multiple_choice" and not self.choices:
             yield "kind: multiple_choice needs choices: the key of a list of texts, or the texts"
         if self.shots_data and not self.shots:
-            yield "shots_data without shots; say how many"
+            yield "shots_data needs shots; give their number"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from spintune.mixtures.phrasings import OPTIONS
 def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
     """The text of a field.
 
-    Raises DataError for a missing key, a value that is no text or number, and a pattern or map that does not fit it.
+    Raises DataError for a missing key, a value that is neither text nor number, and a pattern or map that does not fit.
     """
     text = _text(row.lookup(spec.from_, f"field {name}"), spec.from_, row)
     if spec.pattern is not None:

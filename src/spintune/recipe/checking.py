@@ -76,7 +76,7 @@ def _was_meant(problem: ErrorDetails) -> bool:
 
 
 def _is_type_tag(part: int | str) -> bool:
-    """Whether a part of a location is no key, but the name of the alternative that pydantic tried."""
+    """Whether a part of a location names an alternative that pydantic tried, and is not a key."""
     return isinstance(part, str) and (part in {"float", "int", "constrained-float", "constrained-int"} or "[" in part)
 
 

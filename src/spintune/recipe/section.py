@@ -24,12 +24,12 @@ Count = Annotated[int, Field(ge=1)]
 T = TypeVar("T")
 
 
-def known_in(table: Table[T], *besides: str) -> AfterValidator:
-    """A text that is a name in a table, or one of the names besides."""
+def known_in(table: Table[T], *others: str) -> AfterValidator:
+    """Accepts the names in a table, and the others."""
 
     def check(name: str) -> str:
         try:
-            if name not in besides:
+            if name not in others:
                 table[name]
         except RecipeError as error:
             raise ValueError(str(error)) from error

@@ -55,7 +55,7 @@ def parse_yaml(text: str, name: str) -> object:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 -- a SafeLoader
     except RecursionError:
         raise RecipeError(f"{name}: nested too deeply; this is not a recipe") from None
-    except ValueError as error:  # looks like a number or a date but is none, such as 2024-13-45
+    except ValueError as error:  # text that looks like a number or a date, such as 2024-13-45
         raise RecipeError(f"{name}: a value cannot be read ({error}); write it in quotes if it is text") from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""

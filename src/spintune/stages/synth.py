@@ -5,7 +5,7 @@
     synth/replies.sqlite    every reply, so that nothing is asked or paid twice
     synth/examples.jsonl    the examples kept, each row with its provenance; data.train: synth reads it
     synth/alpaca.json       the same for other tools (or chat.jsonl, or examples.parquet)
-    synth/card.md, .json    what to know about the examples before training on them; openings.svg is its figure
+    synth/card.md, .json    a description of the examples, to read before training on them; openings.svg is its figure
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from spintune.typed_json import from_json, to_json
 def synth_stage(context: RunContext, section: SynthSection, base: Iterate) -> SynthFacts:
     """Writes synth/examples.jsonl. Returns what was asked, dropped and kept.
 
-    A stage that ran out of budget is not finished: the same command with a larger budget goes on from there.
+    A stage that ran out of budget is not finished: the same command with a larger budget continues from there.
     """
     folder = context.run.folder / "synth"
     inputs = _inputs(context, section, base)

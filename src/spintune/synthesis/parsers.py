@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass
 class ParsedReply:
-    """The tasks in a reply, how many were dropped for each reason, and why nothing in it could be parsed, if so."""
+    """The tasks in a reply, the number dropped for each reason, and why the whole reply could not be parsed, if so."""
 
     tasks: list[SeedTask] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)

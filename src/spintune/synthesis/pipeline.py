@@ -138,7 +138,7 @@ def synthesize(
     options: SynthesisOptions = SynthesisOptions(),
     progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
 ) -> SynthesisResult:
-    """Lets a teacher write instruction data from seed tasks, by Self-Instruct or the way of Stanford Alpaca.
+    """Lets a teacher write instruction data from seed tasks, by the method of Self-Instruct or Stanford Alpaca.
 
     This example needs no model: a function of the request plays the teacher. The first request asks for numbered
     tasks, the second whether the new task is a classification task, the third for an input and an output.
@@ -166,7 +166,7 @@ def synthesize(
     Raises:
         RecipeError: there is no such method.
         DataError: the seeds cannot be read, or no task passed the filters.
-        TeacherError: the teacher cannot be asked, or not one task in its replies was usable.
+        TeacherError: the teacher cannot be asked, or none of its replies holds a usable task.
         BudgetError: the budget was used up before the first example.
     """
     if method not in get_args(MethodName):

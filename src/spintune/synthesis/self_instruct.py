@@ -25,7 +25,7 @@ INSTANCE_DECODING = DecodingSettings(max_tokens=300, temperature=0.0, top_p=1.0,
 """Appendix A.2 of the paper. Its top_p of 0 means the same as a temperature of 0."""
 
 _MAX_LABEL_LENGTH = 16
-"""Longer texts are no labels. [characters]"""
+"""A longer text is not a label. [characters]"""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""Whoever answers a written request: an endpoint, a model on this machine, a script. Nothing here imports torch."""
+"""Teachers answer written requests: endpoints, local models, scripts. Nothing here imports torch."""

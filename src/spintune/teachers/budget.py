@@ -17,7 +17,7 @@ class Cost(Usage):
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that may be spent, over all runs that share a file of replies.
+    """Limits of spending, over all runs that share a file of replies.
 
     Attributes:
         tokens: of prompts and answers together; None for no limit.
@@ -80,10 +80,10 @@ class Ledger:
 
 
 class LedgerCall:
-    """What one request holds of the budget during its attempts.
+    """The part of the budget that one request holds during its attempts.
 
     Each attempt needs a hold of the request's ceiling. An attempt that the server refused is free, and the next attempt
-    takes over its hold. An attempt that broke off may be charged, so its hold counts as spent.
+    takes over its hold. An interrupted attempt may be charged, so its hold counts as spent.
     """
 
     def __init__(self, request: Request, ledger: Ledger) -> None:
@@ -100,7 +100,7 @@ class LedgerCall:
         return self._held == self._ceiling
 
     def lose(self) -> None:
-        """Counts an attempt that broke off."""
+        """Counts an interrupted attempt."""
         self._end_hold(used=self._ceiling)
         self._lost += 1
 
@@ -114,7 +114,7 @@ class LedgerCall:
         self._end_hold(used=Usage())
 
     def give_up(self) -> None:
-        """Ends a request that was given up under way: perhaps charged."""
+        """Ends a request that was canceled under way: perhaps charged."""
         self._end_hold(used=self._held)
 
     def _end_hold(self, used: Usage) -> None:

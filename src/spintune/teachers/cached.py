@@ -20,7 +20,7 @@ class CachedTeacher:
     Attributes:
         exhausted: what the teacher said when its budget was used up; None before.
 
-    Raises TeacherError for an object that is no teacher.
+    Raises TeacherError when the object lacks a member of a teacher.
     """
 
     teacher: Teacher
@@ -31,7 +31,7 @@ class CachedTeacher:
         missing = [member for member in ("name", "identity", "ask") if not hasattr(self.teacher, member)]
         if missing:
             raise TeacherError(
-                f"{type(self.teacher).__name__} is no teacher: it has no {' and no '.join(missing)}; "
+                f"{type(self.teacher).__name__} is not a teacher: it lacks {' and '.join(missing)}; "
                 "see spintune.teachers.protocol.Teacher"
             )
 
@@ -62,5 +62,5 @@ class CachedTeacher:
 
     @property
     def spent(self) -> Usage:
-        """What the teacher was asked in all, earlier attempts of the run included."""
+        """All requests and tokens so far, including those of earlier attempts of the run."""
         return self.replies.spent(self.teacher.identity)

@@ -71,7 +71,7 @@ class Endpoint:
             how long to wait, up to two minutes; if it does not, the waits double from 0.5 s to 8 s.
         extra: more fields of the request's JSON, such as ``{"reasoning_effort": "low"}``; None leaves out a field that
             would be sent otherwise (temperature, top_p).
-        max_tokens_field: newer models of some providers want "max_completion_tokens".
+        max_tokens_field: newer models of some providers require "max_completion_tokens".
 
     Raises RecipeError for values out of range, and for an ``extra`` that sets a field of the request.
     """
@@ -174,14 +174,14 @@ class EndpointTeacher:
             while calls.unfinished:
                 calls.start(lambda call: self._one(client, call))
                 if not calls.under_way:
-                    raise BudgetError(self._used_up())
+                    raise BudgetError(self._budget_error_text())
                 for index, outcome in calls.settled(await calls.done()):
-                    calls.trouble = calls.trouble or self._silence(outcome)
+                    calls.trouble = calls.trouble or self._too_many_failures(outcome)
                     yield index, outcome
                 if calls.trouble:  # only now: what finished along with it has been yielded
                     raise calls.trouble
 
-    def _silence(self, outcome: Outcome) -> TeacherError | None:
+    def _too_many_failures(self, outcome: Outcome) -> TeacherError | None:
         """The error for too many failures in a row: one may be the request's fault, many are the teacher's."""
         if isinstance(outcome, Reply):
             self._in_a_row = 0
@@ -195,7 +195,7 @@ class EndpointTeacher:
             "check the server and run again"
         )
 
-    def _used_up(self) -> str:
+    def _budget_error_text(self) -> str:
         budget, usage = self._endpoint.budget, self.usage
         price = "" if budget.dollars is None else f" (${self.dollars:,.2f})"
         return (
@@ -268,7 +268,7 @@ class EndpointTeacher:
 
     def _about_key(self) -> str:
         if not self._key_variable:
-            return "the server wants a key; export it as a variable ..._API_KEY and give its name as key_variable"
+            return "the server requires a key; export it as a variable ..._API_KEY and give its name as key_variable"
         return f"the server does not accept the key in {self._key_variable}; export the right one"
 
     def _no_connection(self, cause: BaseException) -> Outcome:

@@ -1,4 +1,4 @@
-"""Requests to a teacher or a judge, its replies, what they may cost, and what a teacher has to offer.
+"""Requests to a teacher or a judge, its replies, what they may cost, and the interface of a teacher.
 
 A teacher of your own is any object with a ``name``, an ``identity`` and ``ask``::
 
@@ -103,7 +103,7 @@ class Reply:
     Attributes:
         ending: "length" if it reached ``max_tokens``, "refused" if the provider withheld it (content filter).
         prompt_tokens, completion_tokens: the provider's count; None if it gave none.
-        lost: earlier attempts that broke off and may have been charged.
+        lost: earlier attempts that were interrupted and may have been charged.
     """
 
     text: str
@@ -154,7 +154,7 @@ class Teacher(Protocol):
     def identity(self) -> Mapping[str, object]:
         """What an answer depends on besides the request, as JSON values; no secrets.
 
-        Replies are stored under identity and request: a teacher with another identity is asked anew.
+        Replies are stored under identity and request: a teacher with another identity is asked again.
         """
 
     def ask(self, requests: Sequence[Request]) -> Iterable[tuple[int, Outcome]]:

@@ -21,7 +21,7 @@ _BUSY_SECONDS = 60
 
 
 class Replies:
-    """A file of outcomes by teacher and request, and of what each teacher was asked in all. None: kept in memory.
+    """A file of outcomes by teacher and request, with the totals of each teacher. A path of None keeps it in memory.
 
     Every outcome is one SQLite transaction in write-ahead mode: a killed process loses no outcome that it stored, and
     several processes may share the file. A power cut leaves the file whole but may cost the last few outcomes: an fsync
@@ -204,7 +204,7 @@ def answer(
 
 @contextlib.contextmanager
 def _asked(teacher: Teacher, requests: Sequence[Request]) -> Iterator[Iterable[tuple[int, Outcome]]]:
-    """The teacher's outcomes. A generator is closed in the end, which gives up what is under way."""
+    """The teacher's outcomes. At the end, a generator is closed, which cancels requests under way."""
     coming = teacher.ask(requests)
     try:
         yield coming
