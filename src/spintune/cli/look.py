@@ -38,7 +38,7 @@ def inspect(
     found = read_data(whole, mixture_of(whole, cache_folder()))
     longest = (data.max_length, data.max_target_length, None, data.max_input_length)
     rendered = render(found.train, renderer, *longest)
-    lengths = sorted(len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows)
+    lengths = sorted(row.tokens for row in rendered.rows)
     facts = {
         "read": found.facts.read,
         "dropped": {**found.facts.dropped, **rendered.dropped},

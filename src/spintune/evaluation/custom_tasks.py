@@ -20,7 +20,7 @@ import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ from spintune.mixtures.declarations import Expression
 from spintune.mixtures.phrasings import Pattern
 from spintune.recipe import Section
 from spintune.recipe.checking import read_section
+from spintune.recipe.section import Count, TaskName, WholeNumber
 from spintune.storage import digest_json
 from spintune.typed_json import JsonObject
 
@@ -52,9 +53,7 @@ _ONLY = {
 class CustomTaskFile(Section):
     """A benchmark of one's own."""
 
-    task: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
-        description="Its name in tables: letters, digits, dots, dashes and underscores."
-    )
+    task: TaskName = Field(description="Its name in tables: letters, digits, dots, dashes and underscores.")
     about: str = Field("", description="What it is, and where it comes from.")
     kind: Literal["multiple_choice", "generate", "loglikelihood"] = Field(
         description="multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; "
@@ -75,12 +74,12 @@ class CustomTaskFile(Section):
     say: Literal["text", "letter"] = Field("text", description="What is scored: a choice's text, or its letter.")
     delimiter: str = Field(" ", description="Text between prompt and answer.")
     description: str = Field("", description="Text before everything else.")
-    shots: Annotated[int, Field(ge=0)] = Field(0, description="Answered rows before the question. [examples]")
+    shots: WholeNumber = Field(0, description="Answered rows before the question. [examples]")
     shots_data: str | None = Field(
         None, description="File that the shots are the first rows of. Without it they are drawn from the other rows."
     )
     until: list[str] = Field(["\n\n"], description="Texts that end an answer.")
-    max_new_tokens: Annotated[int, Field(ge=1)] = Field(256, description="Maximum length of an answer. [tokens]")
+    max_new_tokens: Count = Field(256, description="Maximum length of an answer. [tokens]")
     extract: Expression | None = Field(
         None, description="The last match in what the model wrote is its answer: the first group, or all of it."
     )

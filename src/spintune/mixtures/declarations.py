@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from spintune.recipe import Section
 from spintune.recipe.mixture import PromptingSection
+from spintune.recipe.section import TaskName
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -91,9 +92,7 @@ class KindSection(Section):
 class TaskFile(Section):
     """A task: its data, fields and phrasings."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = Field(
-        description="Letters, digits, dots, dashes and underscores."
-    )
+    name: TaskName = Field(description="Letters, digits, dots, dashes and underscores.")
     about: str = Field("", description="What it is and where it comes from.")
     collection: str = Field("own", description="Group of a preset: muffin, t0, niv2, cot, dialog or own.")
     cluster: str = Field("", description="Tasks that are held out together; default: the task's own name.")

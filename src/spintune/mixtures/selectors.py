@@ -27,21 +27,18 @@ def select(selectors: Sequence[str], tasks: Sequence[MixtureTask], where: str) -
 def matches(selector: str, task: MixtureTask) -> bool:
     """Whether a selector matches a task."""
     kind, pattern = _parse(selector)
-    return fnmatch.fnmatchcase(_name(task, kind), pattern)
+    return fnmatch.fnmatchcase(getattr(task, kind), pattern)
 
 
 def _parse(selector: str) -> tuple[str, str]:
+    """The attribute of a task, and the pattern that it must match."""
     kind, colon, pattern = selector.partition(":")
     return (kind, pattern) if colon and kind in _KINDS else ("name", selector)
 
 
-def _name(task: MixtureTask, kind: str) -> str:
-    return {"collection": task.collection, "cluster": task.cluster, "family": task.family, "name": task.name}[kind]
-
-
 def _hint(selector: str, tasks: Sequence[MixtureTask]) -> str:
     kind, pattern = _parse(selector)
-    known = sorted({_name(task, kind) for task in tasks})
+    known = sorted({getattr(task, kind) for task in tasks})
     if close := difflib.get_close_matches(pattern, known, 1):
         return f"did you mean {'' if kind == 'name' else f'{kind}:'}{close[0]}?"
     return f"known here: {', '.join(known[:_LISTED])}{', ...' if len(known) > _LISTED else ''}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from spintune.recipe.section import Count, NonNegative, Positive, Section
+from spintune.recipe.section import Count, NonNegative, Positive, Section, WholeNumber
 
 ENDPOINT = "endpoint"
 
@@ -49,7 +49,7 @@ class EndpointSection(Section):
     """Requests under way at a time. [requests]"""
     timeout_seconds: Positive = 300.0
     """Maximum time of one attempt. [seconds]"""
-    max_retries: Annotated[int, Field(ge=0)] = 5
+    max_retries: WholeNumber = 5
     """Retries after timeouts, lost connections, and refusals that may pass. [attempts]"""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Field that limits the answer; newer models of some providers want max_completion_tokens."""

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
 from spintune.recipe.endpoint import ENDPOINT, EndpointSection
-from spintune.recipe.section import Count, Section
+from spintune.recipe.section import Count, Section, WholeNumber
 
 HELDOUT, IFEVAL, QUESTIONS, MT_BENCH = "heldout", "ifeval", "questions", "mt-bench"
 """Names in eval besides standard benchmarks and files of your own tasks."""
@@ -37,7 +36,7 @@ class EvaluationSection(Section):
     need no hub. [path]"""
     limit: Count | None = None
     """Use only the first items of each evaluation. [items] Default: all."""
-    shots: Annotated[int, Field(ge=0)] | None = None
+    shots: WholeNumber | None = None
     """Few-shot examples before each question of standard benchmarks. [examples] Default: the benchmark's own."""
     chat: bool = False
     """Apply the chat template to standard benchmarks. Default: lm-evaluation-harness (no template)."""

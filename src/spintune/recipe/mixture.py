@@ -7,9 +7,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from spintune.recipe.section import Count, NonNegative, Positive, Section, Share
+from spintune.recipe.section import Count, NonNegative, Positive, Section, Share, WholeNumber
 
-Rows = Annotated[int, Field(ge=0)]
 QuadrantName = Literal["zero_direct", "few_direct", "zero_cot", "few_cot"]
 
 
@@ -107,7 +106,7 @@ class MixtureSection(PromptingSection):
     """Published mixture: flan2021, flan2022, flan2022-ablations or flan2022-released."""
     held_out: list[str] = Field(default=[])
     """Tasks used only for testing: names with * and ?, or cluster:NAME, collection:NAME, family:NAME."""
-    heldout_rows: Rows | dict[str, Rows] = 50
+    heldout_rows: WholeNumber | dict[str, WholeNumber] = 50
     """Test rows per task, each asked in every quadrant that the task has; or a number for each selector, the first that
     matches a task counts: {qasc: 50, 'cluster:sentiment': 4, '*': 1}. [rows] Default: 50 keeps evaluation short."""
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
-from spintune.recipe.section import Count, Positive, Section, known_in
+from spintune.recipe.section import Count, Positive, Section, Share, ShareBelowOne, WholeNumber, known_in
 from spintune.recipe.synthesis import SynthSection
 from spintune.recipe.training import LoraSection, SftSection, SpinSection
 from spintune.trackers import TRACKERS
@@ -47,7 +47,7 @@ class DataSection(Section):
     """Training examples: one source or a list of them. Give this, a mixture, or both."""
     mixture: MixtureSection | None = None
     """A mixture of many tasks in many phrasings."""
-    eval_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    eval_fraction: ShareBelowOne = 0.1
     """Share of the prompts held out from training. [share] Default: common practice."""
     eval_limit: Count = 1000
     """Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 prompts give a
@@ -79,14 +79,14 @@ class Recipe(Section):
     """Run folder. [path]"""
     model: str
     """Alias, local folder, GGUF file, or hub id[@revision]."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: WholeNumber = 0
     """Seed of the held-out split, the order of rows, and sampling."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of matrix products: auto is bfloat16 on a GPU that supports it, float32 elsewhere. Weights stay in
     float32."""
     tokens_per_forward: Count = 1024
     """Tokens computed at once; changes speed and memory, not results. [tokens] Default: measured on 2 cores."""
-    recompute: Annotated[float, Field(ge=0, le=1)] = 0.0
+    recompute: Share = 0.0
     """Share of the layers that the backward pass recomputes instead of keeping their activations. Saves memory, costs
     up to a third of the time, changes no result. [share]"""
     compile: bool = False

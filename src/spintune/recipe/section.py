@@ -18,8 +18,11 @@ OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+WholeNumber = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from spintune.recipe.endpoint import ENDPOINT, EndpointSection
-from spintune.recipe.section import Count, NonNegative, Section
+from spintune.recipe.section import Count, NonNegative, PositiveShare, Section
 
 
 class TeacherSection(EndpointSection):
@@ -40,7 +40,7 @@ class FilterSection(Section):
     """Drop instructions whose first character is not ASCII. Default: true, unless novelty_tokens is unicode."""
     refusals: bool = True
     """Drop answers such as 'As an AI language model'."""
-    novelty: Annotated[float, Field(gt=0, le=1)] = 0.7
+    novelty: PositiveShare = 0.7
     """Maximum ROUGE-L that a new instruction may have with a seed or an accepted instruction. [F-measure] Default:
     Self-Instruct; 1 turns it off."""
     novelty_tokens: Literal["reference", "unicode"] = "reference"
@@ -73,7 +73,7 @@ class SynthSection(Section):
     """Stop after this many rounds in a row without a new instruction. [rounds]"""
     temperature: NonNegative | None = None
     """Sampling of new instructions. Default: 0.7 for self_instruct, 1 for alpaca (their code)."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: PositiveShare | None = None
     """Sampling of new instructions. [share] Default: 0.5 for self_instruct, 1 for alpaca (their code)."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     """Sampling of new instructions. Default: 2 for self_instruct, 0 for alpaca (their code)."""

@@ -16,9 +16,12 @@ from spintune.recipe.section import (
     NonNegative,
     OptimizerName,
     Positive,
+    PositiveShare,
     ScheduleName,
     Section,
     Share,
+    ShareBelowOne,
+    WholeNumber,
     known_in,
     offered,
 )
@@ -60,9 +63,9 @@ class SftSection(TrainingSection):
     """Decay after warm-up. Default: Zephyr SFT."""
     tokens_per_step: Count = 4096
     """Prompt and response tokens per optimizer step. [tokens]"""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropout in the layers of an encoder-decoder; FLAN-T5 used 0.05. [share] Default: none."""
-    samples: Annotated[int, Field(ge=0)] = 4
+    samples: WholeNumber = 4
     """Held-out prompts that the model answers at each evaluation, saved in sft/samples.jsonl. [prompts]"""
 
 
@@ -120,7 +123,7 @@ class SpinSection(TrainingSection):
     """Generated answers per prompt. [answers]"""
     turns: Literal["last", "all"] = "last"
     """Assistant turns to generate: the last one, or all, each from a prompt of its own."""
-    replay: Annotated[int, Field(ge=0)] = 0
+    replay: WholeNumber = 0
     """Also train on the pairs of this many earlier iterations, scored again by the current opponent. [iterations] SPIN
     paper: 1."""
     replay_weight: Positive = 1.0
@@ -157,9 +160,9 @@ class SpinSection(TrainingSection):
     temperature: NonNegative = 1.0
     """Sampling temperature of generated answers; 0 is greedy. Default: 1, since the theory needs the model's own
     distribution."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: PositiveShare = 1.0
     """Sample from the likeliest tokens with this total probability; 1 keeps all. [share]"""
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_k: WholeNumber = 0
     """Sample from this many likeliest tokens; 0 keeps all. [tokens]"""
 
     @field_validator("refresh", mode="before")
@@ -252,7 +255,7 @@ class LoraSection(Section):
     """The update is scaled by alpha / rank, or alpha / √rank with rslora. Default: twice the default rank."""
     targets: str | list[str] = "all-linear"
     """Layers to adapt: names, a regular expression, or all-linear (all but the head). Default: QLoRA."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropout of the adapters' input. [share]"""
     rslora: bool = False
     """Rank-stabilized scale (arXiv 2312.03732)."""

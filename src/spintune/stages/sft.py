@@ -14,8 +14,9 @@ from spintune.stages.context import RunContext, delete
 from spintune.stages.iterates import Iterate
 from spintune.stages.metering import Meter
 from spintune.tokens.rows import TokenRow
+from spintune.training.batches import steps_of_equal_tokens
 from spintune.training.optimization import optimization_of
-from spintune.training.sft import SftHooks, SftRows, run_sft, steps_of_epochs, steps_of_tokens
+from spintune.training.sft import SftHooks, SftRows, run_sft, steps_of_epochs
 from spintune.typed_json import JsonObject
 
 
@@ -86,7 +87,8 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     if training.budget is None:
         steps = steps_of_epochs(train.rows, section, recipe.seed)
     else:
-        steps = steps_of_tokens(train.rows, seed=recipe.seed, **vars(training.budget))
+        budget, tokens = training.budget, [row.tokens for row in train.rows]
+        steps = steps_of_equal_tokens(tokens, budget.steps, budget.tokens, recipe.seed, budget.first_epoch)
     meter = Meter(player.engine)
     started = time.monotonic()
     with (

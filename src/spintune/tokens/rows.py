@@ -45,6 +45,11 @@ class TokenRow:
             object.__setattr__(self, "mask", None)
 
     @property
+    def tokens(self) -> int:
+        """Length of prompt and response together."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
     def trained(self) -> tuple[bool, ...]:
         """For each response token, whether it is in the loss."""
         return (True,) * len(self.response_ids) if self.mask is None else self.mask

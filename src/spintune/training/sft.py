@@ -11,7 +11,7 @@ from spintune.generation.sampling import Sampling
 from spintune.progress import ProgressTask
 from spintune.recipe import SftSection
 from spintune.tokens.rows import TokenRow
-from spintune.training.batches import Batches, steps_by_tokens, steps_of_equal_tokens
+from spintune.training.batches import Batches, steps_by_tokens
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood
@@ -30,12 +30,9 @@ def heldout_loss(engine: LogProbEngine, rows: Sequence[TokenRow]) -> float:
 
 def steps_of_epochs(rows: Sequence[TokenRow], section: SftSection, seed: int) -> list[list[int]]:
     """Row indices of each step, by the recipe's tokens_per_step, epochs and max_steps."""
-    return steps_by_tokens(_tokens(rows), section.tokens_per_step, section.epochs, seed)[: section.max_steps]
-
-
-def steps_of_tokens(rows: Sequence[TokenRow], steps: int, tokens: int, seed: int, first_epoch: int) -> list[list[int]]:
-    """Row indices of ``steps`` equal steps that read about ``tokens`` tokens in all, from epoch ``first_epoch`` on."""
-    return steps_of_equal_tokens(_tokens(rows), steps, tokens, seed, first_epoch)
+    return steps_by_tokens([row.tokens for row in rows], section.tokens_per_step, section.epochs, seed)[
+        : section.max_steps
+    ]
 
 
 @dataclass(frozen=True)
@@ -96,10 +93,6 @@ def run_sft(
 
     batches = Batches(rows.train, rows.steps)
     train(engine, batches, NegativeLogLikelihood(), optimization, checkpoints, TrainingHooks(start, report))
-
-
-def _tokens(rows: Sequence[TokenRow]) -> list[int]:
-    return [len(row.prompt_ids) + len(row.response_ids) for row in rows]
 
 
 def _epoch_ends(steps: Sequence[Sequence[int]], rows: int) -> set[int]:
