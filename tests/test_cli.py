@@ -48,4 +48,4 @@ def test_ctrl_c_is_130_and_one_line(spintune: Spintune, monkeypatch: pytest.Monk
     monkeypatch.setattr("spintune.recipe.recipe_schema", interrupted)
     result = spintune("schema")
     assert result.code == 130
-    assert result.err == "spintune: stopped; the same command goes on from here\n"
+    assert result.err == "spintune: stopped; the same command continues\n"

@@ -234,7 +234,7 @@ def read(path: str | Path, *, format: str = "auto", limit: int | None = None) ->
     Args:
         path: a .json, .jsonl or .parquet file, ``builtin:seeds``, or a hub id.
         format: Alpaca, chat messages, ShareGPT, ... by name; ``auto`` recognizes it from the keys.
-        limit: at most so many.
+        limit: maximum number of examples; None reads all.
 
     The examples stay on disk; indexing reads them. Raises DataError for the first row that is broken.
     """
@@ -287,7 +287,7 @@ def run(
         overrides: sections and keys that replace the recipe's: ``seed=3, spin={"iterations": 2}``. Keys that are not
             named stay. A key of another name is ``**{"spin.iterations": 2}``.
 
-    Raises SpintuneError for everything that a user can mend.
+    Raises SpintuneError for every problem that the user can solve.
     """
     from spintune.pipeline import run_recipe
 

@@ -129,4 +129,4 @@ def final_model(folder: Path) -> str:
     for model in [*reversed(iterates), folder / "sft" / "model"]:
         if (model.parent / "manifest.json").is_file():
             return str(model)
-    raise ModelError(f"run {folder} has no finished model yet; run its recipe again to go on")
+    raise ModelError(f"run {folder} has no finished model yet; run its recipe again to continue")

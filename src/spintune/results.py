@@ -32,7 +32,7 @@ Intervals = dict[str, Interval]
 
 @dataclass(frozen=True)
 class HardwareFacts:
-    """What training took besides time; None where it is not known.
+    """What training took, apart from time; None where it is not known.
 
     Attributes:
         share_of_peak: achieved arithmetic over that of the machine's fastest matrix product, in [0, 1].
@@ -328,7 +328,7 @@ class OverlapFacts:
 
     Attributes:
         unclean: ids of items that share 13 words in a row.
-        shared_8, shared_13: items that share a run of so many words.
+        shared_8, shared_13: items that share a run of 8 and of 13 words.
     """
 
     items: int

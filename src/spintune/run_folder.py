@@ -236,7 +236,7 @@ class StepLog:
 
 
 def _fixed_settings(identity: JsonObject) -> JsonObject:
-    """The settings that a run folder is bound to: not how long self-play goes on, and what selects and judges iterates.
+    """The settings that a run folder is bound to: all but the length of self-play and what judges iterates.
 
     Neither is ``synth``: its replies are kept, so examples can be added and filtered again, and later stages follow.
     """

@@ -102,7 +102,7 @@ def test_those_who_cannot_see_it_are_told_the_curve() -> None:
 
 def test_labels_are_text_and_not_markup() -> None:
     evil = '"><script>alert(1)</script>'
-    figure = draw(evil, evil, [Series(evil, [(0, 1.0)])], x_title=evil, names=[evil], parts=[(0, evil)])
+    figure = draw(evil, evil, [Series(evil, [(0, 1.0)])], names=[evil], parts=[(0, evil)])
     assert figure
     assert "<script" not in figure.svg
     assert figure.svg.count("&lt;script&gt;") >= 3

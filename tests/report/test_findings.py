@@ -251,11 +251,11 @@ def test_warnings_of_self_play_are_told(whole: Make) -> None:
         (4, (), "only 0 of 4"),
     ],
 )
-def test_a_judge_is_believed_where_nonsense_loses(items: int, preferences: tuple[float, ...], told: str) -> None:
+def test_a_judge_is_trusted_where_nonsense_loses(items: int, preferences: tuple[float, ...], told: str) -> None:
     canary = Canary("wise-1", items, preferences, 0.2)
     said = belief("questions", canary)
     assert said.startswith(f"questions: {told}")
-    assert ("not believed" in said) == (not canary.trusted)
+    assert ("not trusted" in said) == (not canary.trusted)
 
 
 # Several runs -------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_a_benchmark_that_could_not_run_and_a_judge_that_stopped_are_told(everyt
     text = " ".join(page(write_report([made.path])).text.split())
     assert "Could not be run: ifeval." in text
     assert "example.org does not answer" in text
-    assert "Not there yet: a part of the judge's verdicts." in text
+    assert "Missing: a part of the judge's verdicts." in text
 
 
 def test_a_run_that_only_evaluates_has_a_page(folder: Make, page: Make) -> None:

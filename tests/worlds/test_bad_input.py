@@ -339,7 +339,7 @@ def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.splitlines()[-1] == "spintune: stopped; the same command goes on from here"
+    assert errors.splitlines()[-1] == "spintune: stopped; the same command continues"
     assert "Traceback" not in errors
     assert spintune("run", path).code == 0
     run(tmp_path / "straight", sft={"epochs": 6.0}, spin=None, eval=[])

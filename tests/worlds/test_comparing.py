@@ -133,6 +133,6 @@ def test_a_model_is_exported_with_its_card_and_is_a_model(finished: Path, spintu
     assert AutoTokenizer.from_pretrained(out).chat_template
     again = spintune("export", str(finished), str(out))
     assert again.code != 0
-    assert "is there already" in again.err
+    assert "already exists" in again.err
     assert "has no model nobody" in spintune("export", str(finished), str(tmp_path / "x"), "--model", "nobody").err
     assert not (tmp_path / "x").exists()

@@ -493,7 +493,7 @@ def test_self_play_stops_when_real_answers_become_unlikely(run: Run, tmp_path: P
 def test_self_play_stops_when_the_loss_does_not_leave_its_start(run: Run, tmp_path: Path) -> None:
     results = run(tmp_path / "run", spin={"learning_rate": 1e-12, "stop": {"start_loss": True}}, eval=[])
     assert len(results["spin"]) == 1
-    assert "cannot be told from its start 0.6931" in results["stopped"]
+    assert "is not significantly below its start 0.6931" in results["stopped"]
     assert results["spin"][0]["diagnosis"]["identical_to_opponent"] == 1.0
 
 

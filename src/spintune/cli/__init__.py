@@ -56,12 +56,12 @@ def main() -> None:
             raise
         _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
     if code == 130:
-        _fail("stopped; the same command goes on from here", code)
+        _fail("stopped; the same command continues", code)
     sys.exit(code)
 
 
 def _usage_code(error: Exception) -> int | None:
-    """click's own complaints about arguments."""
+    """The exit code of one of click's own errors about arguments; None for other errors."""
     return getattr(error, "exit_code", None) if hasattr(error, "format_message") else None
 
 

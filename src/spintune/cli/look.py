@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from spintune.cli.options import Json, print_json, recipe_path
 from spintune.storage import cache_folder
-
-if TYPE_CHECKING:
-    pass
 
 
 def inspect(
@@ -20,7 +17,7 @@ def inspect(
     rows: Annotated[int, typer.Option(help="How many rows to show.", min=1)] = 3,
     json: Json = False,
 ) -> None:
-    """Show the exact tokens of some training rows, the trained ones coloured."""
+    """Show the exact tokens of some training rows, the trained ones colored."""
     from spintune.models.loading import is_encoder_decoder, load_tokenizer
     from spintune.recipe import load_recipe
     from spintune.stages.data import mixture_of, read_data
@@ -76,7 +73,7 @@ def mix(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Json = False,
 ) -> None:
-    """Show a task's examples (--show TASK), or a recipe's mixture with its wanted and realised shares."""
+    """Show a task's examples (--show TASK), or a recipe's mixture with its target and actual shares."""
     from spintune.console import print_examples, print_mixture
     from spintune.errors import RecipeError
     from spintune.mixtures.report import show as examples_of

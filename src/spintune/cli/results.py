@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from spintune.cli.options import Json, print_json
-
-if TYPE_CHECKING:
-    pass
 
 
 def compare(
@@ -18,7 +15,7 @@ def compare(
         list[str],
         typer.Argument(help="Run folders (all their models), RUN:MODEL, or files of answers.", metavar="NAME..."),
     ],
-    against: Annotated[str | None, typer.Option(help="Compare each with this one alone, as it is named here.")] = None,
+    against: Annotated[str | None, typer.Option(help="Compare each only with this one, as it is named here.")] = None,
     references: Annotated[
         Path | None, typer.Option(help="Good answers to what is asked, for files of answers without them.")
     ] = None,
@@ -62,11 +59,11 @@ def report(
 
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must not be there yet.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     model: Annotated[str | None, typer.Option(help="sft, iterate-1, ...; the best by default.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a model of a run as a Hugging Face folder with its model card, ready to be used or uploaded."""
+    """Write a model of a run as a Hugging Face folder with its model card, ready to use or upload."""
     from spintune.export.model import export_model
 
     name = export_model(run, out, model)
@@ -79,7 +76,7 @@ def export(
 def pairs(
     run: Annotated[Path, typer.Argument(help="A run folder with self-play in it.")],
     out: Annotated[Path, typer.Argument(help="The file to write, JSON lines of prompt, chosen and rejected.")],
-    iteration: Annotated[int | None, typer.Option(help="Of this iteration alone; all by default.", min=1)] = None,
+    iteration: Annotated[int | None, typer.Option(help="Only this iteration; all by default.", min=1)] = None,
     json: Json = False,
 ) -> None:
     """Write a run's pairs of real and generated answers as preference data, for TRL, LLaMA-Factory and others."""
@@ -89,4 +86,4 @@ def pairs(
     if json:
         print_json({"pairs": count, "left_out": cut, "file": str(out)})
     else:
-        print(f"{count} pairs in {out}" + (f"; {cut} left out, whose generated answer was cut" if cut else ""))
+        print(f"{count} pairs in {out}" + (f"; {cut} skipped, whose generated answer was cut" if cut else ""))

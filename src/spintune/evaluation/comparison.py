@@ -146,7 +146,7 @@ def compare(
         raise ValueError(f"two models or more, and one of them to compare with; given: {', '.join(named)}; {against}")
     shared, left_out = _shared_measures(named, min_items)
     pairs = list(combinations(named, 2)) if against is None else [(name, against) for name in named if name != against]
-    # the smallest p-value that so many draws can give has to stay significant after Holm
+    # the smallest p-value that this many draws can give must stay significant after Holm
     draws = max(_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level))
     tests = {
         (first, second, measure): _test(named[first][measure], named[second][measure], items, draws, seed)
@@ -249,7 +249,7 @@ class _Test:
 
         The difference d of right and wrong is no larger than the share of items that differ. Where that share was too
         small for it, it is taken to be d itself: d = c·√(d/n), so d = c²/n. Scores need enough differing items, since
-        m of them that all favour one model have p = 2·(1/2)^m.
+        m of them that all favor one model have p = 2·(1/2)^m.
         """
         found = minimum_detectable_difference(self.spread, self.items, POWER, level)
         if not self.right_or_wrong:

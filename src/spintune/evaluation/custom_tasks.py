@@ -40,53 +40,60 @@ from spintune.typed_json import JsonObject
 CHOICES = "choices"
 
 _ONLY = {
-    "choices": "multiple_choice",
-    "labels": "multiple_choice",
-    "say": "multiple_choice",
-    "until": "generate",
-    "max_new_tokens": "generate",
-    "extract": "generate",
-    "check": "generate",
+    **dict.fromkeys(("choices", "labels", "say"), "multiple_choice"),
+    **dict.fromkeys(("until", "max_new_tokens", "extract", "check"), "generate"),
 }
+"""Settings that belong to one kind of task."""
+
+
+_METRIC_KEYS = ("metric", "higher_is_better", "aggregation")
+_METRICS = {
+    "multiple_choice": (("acc", True, "mean"), ("acc_norm", True, "mean")),
+    "generate": (("exact_match", True, "mean"), ("rouge_l", True, "mean")),
+    "loglikelihood": (("bits_per_byte", False, "bits_per_byte"), ("acc", True, "mean")),
+}
+"""By kind of task, the first of which represents it in tables."""
 
 
 class CustomTaskFile(Section):
-    """A benchmark of one's own."""
+    """The YAML file of a user's own benchmark."""
 
-    task: TaskName = Field(description="Its name in tables: letters, digits, dots, dashes and underscores.")
-    about: str = Field("", description="What it is, and where it comes from.")
-    kind: Literal["multiple_choice", "generate", "loglikelihood"] = Field(
-        description="multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; "
-        "loglikelihood: how likely the answer is, in bits per byte."
-    )
-    data: str = Field(description="File beside this one: .jsonl, .json or .parquet.")
-    prompt: str = Field(
-        description="What the model reads, with {key} for values of the row; {choices} lists the choices, lettered."
-    )
-    answer: str = Field(
-        description="Key of what is right. multiple_choice: the choice's text, its place from 0, or one of labels; "
-        "generate: a text or a list of texts, each of which is right. A dot goes into an object (choices.text)."
-    )
-    choices: str | list[str] | None = Field(None, description="Key of a list of texts, or the texts themselves.")
-    labels: str | list[str] | None = Field(
-        None, description="What the answer calls the choices: key of a list of texts, or the texts themselves."
-    )
-    say: Literal["text", "letter"] = Field("text", description="What is scored: a choice's text, or its letter.")
-    delimiter: str = Field(" ", description="Text between prompt and answer.")
-    description: str = Field("", description="Text before everything else.")
-    shots: WholeNumber = Field(0, description="Answered rows before the question. [examples]")
-    shots_data: str | None = Field(
-        None, description="File that the shots are the first rows of. Without it they are drawn from the other rows."
-    )
-    until: list[str] = Field(["\n\n"], description="Texts that end an answer.")
-    max_new_tokens: Count = Field(256, description="Maximum length of an answer. [tokens]")
-    extract: Expression | None = Field(
-        None, description="The last match in what the model wrote is its answer: the first group, or all of it."
-    )
-    check: Literal["text", "number"] = Field(
-        "text",
-        description="text: equal apart from white space; number: the number that it gives as its answer.",
-    )
+    task: TaskName
+    """Its name in tables: letters, digits, dots, dashes and underscores."""
+    about: str = ""
+    """What it is, and where it comes from."""
+    kind: Literal["multiple_choice", "generate", "loglikelihood"]
+    """multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; loglikelihood:
+    how likely the answer is, in bits per byte."""
+    data: str
+    """File beside this one: .jsonl, .json or .parquet."""
+    prompt: str
+    """What the model reads, with {key} for values of the row; {choices} lists the choices, lettered."""
+    answer: str
+    """Key of what is right. multiple_choice: the choice's text, its place from 0, or one of labels; generate: a text or
+    a list of texts, each of which is right. A dot goes into an object (choices.text)."""
+    choices: str | list[str] | None = None
+    """Key of a list of texts, or the texts themselves."""
+    labels: str | list[str] | None = None
+    """What the answer calls the choices: key of a list of texts, or the texts themselves."""
+    say: Literal["text", "letter"] = "text"
+    """What is scored: a choice's text, or its letter."""
+    delimiter: str = " "
+    """Text between prompt and answer."""
+    description: str = ""
+    """Text before everything else."""
+    shots: WholeNumber = 0
+    """Answered rows before the question. [examples]"""
+    shots_data: str | None = None
+    """File that the shots are the first rows of. Without it they are drawn from the other rows."""
+    until: list[str] = Field(["\n\n"])
+    """Texts that end an answer."""
+    max_new_tokens: Count = 256
+    """Maximum length of an answer. [tokens]"""
+    extract: Expression | None = None
+    """The last match in what the model wrote is its answer: the first group, or all of it."""
+    check: Literal["text", "number"] = "text"
+    """text: equal apart from white space; number: the number that it gives as its answer."""
 
     def _problems(self) -> Iterator[str]:
         for key in sorted(self.model_fields_set & _ONLY.keys()):
@@ -129,12 +136,8 @@ class CustomTask:
 
     @property
     def metric(self) -> str:
-        """The metric that represents the task in tables."""
-        return {
-            "multiple_choice": "acc,none",
-            "generate": "exact_match,none",
-            "loglikelihood": "bits_per_byte,none",
-        }[self.file.kind]
+        """The metric that represents the task in tables: the first of its kind."""
+        return f"{_METRICS[self.file.kind][0][0]},none"
 
     @property
     def version(self) -> str:
@@ -151,6 +154,7 @@ class CustomTask:
             "test_split": "test",
             "fewshot_split": "shots" if self.exemplars else "test",
             "fewshot_config": {"sampler": "first_n" if self.exemplars else "default"},
+            "output_type": "generate_until" if file.kind == "generate" else file.kind,
             "description": "description",
             "doc_to_text": "prompt",
             "target_delimiter": file.delimiter,
@@ -158,33 +162,20 @@ class CustomTask:
             "metadata": {"version": self.version},
         }
         if file.kind == "multiple_choice":
-            measures = [("acc", True, "mean"), ("acc_norm", True, "mean")]
-            kind: JsonObject = {
-                "output_type": "multiple_choice",
-                "doc_to_choice": "choices",
-                "doc_to_target": "place",
-            }
+            kind: JsonObject = {"doc_to_choice": "choices", "doc_to_target": "place"}
         elif file.kind == "loglikelihood":
-            measures = [("bits_per_byte", False, "bits_per_byte"), ("acc", True, "mean")]
             kind = {
-                "output_type": "loglikelihood",
                 "doc_to_target": "target",
                 "target_delimiter": "",  # the harness scores only the target, so the delimiter is part of it
                 "process_results": _likelihood,
             }
         else:
-            measures = [("exact_match", True, "mean"), ("rouge_l", True, "mean")]
             kind = {
-                "output_type": "generate_until",
                 "doc_to_target": "answers",
                 "process_results": self._measured(),
-                "generation_kwargs": {
-                    "until": list(file.until),
-                    "do_sample": False,
-                    "max_gen_toks": file.max_new_tokens,
-                },
+                "generation_kwargs": {"until": file.until, "do_sample": False, "max_gen_toks": file.max_new_tokens},
             }
-        metrics = [{"metric": name, "higher_is_better": up, "aggregation": how} for name, up, how in measures]
+        metrics = [dict(zip(_METRIC_KEYS, metric, strict=True)) for metric in _METRICS[file.kind]]
         return {**config, **kind, "metric_list": metrics}
 
     def _datasets(self) -> Callable[..., JsonObject]:

@@ -87,7 +87,7 @@ def check_benchmarks(chosen: Sequence[Benchmark], data_dir: Path | None = None) 
 
 
 def task_inputs(benchmark: Benchmark, title: str, data_dir: Path | None) -> JsonObject:
-    """What the requests of a benchmark depend on besides the model: its name, and digests of its files and rows."""
+    """What the requests of a benchmark depend on, apart from the model: its name, and digests of its files and rows."""
     return {
         "task": benchmark.task,
         "file": read_custom_task(Path(benchmark.task)).version if _is_file(benchmark.task) else None,

@@ -176,9 +176,7 @@ class HarnessModel(TemplateLM):
                 f"{self.title}: a continuation of {len(continuation)} tokens is more than the model reads "
                 f"({self.max_length})"
             )
-        if (
-            not context
-        ):  # it was white space alone, which is part of the continuation; the harness's own model fails here
+        if not context:  # only white space, which belongs to the continuation; the harness's own model fails here
             context = (self.prefix_token_id,)
         if self.model.encoder_decoder:
             return TokenRequest(context[-self.max_length :], continuation)

@@ -47,7 +47,7 @@ class HarnessItem:
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessMetric(OmitEmpty):
-    """A number of a task. Its 95 % interval is None where the number is no mean and no ratio over documents."""
+    """A number of a task. Its 95 % interval is None where the number is neither a mean nor a ratio over documents."""
 
     value: float
     low: float | None = None
@@ -196,7 +196,7 @@ def _bounds(metric: str, value: float, scores: Sequence[Any]) -> dict[str, float
 def standing_scores(results: Sequence[HarnessResult]) -> ScoreTable:
     """The metric that represents each benchmark, document by document.
 
-    A metric that is no mean and no ratio over documents is left out. Bits per byte and perplexities are compared as
+    Skips metrics that are neither a mean nor a ratio over documents. Bits per byte and perplexities are compared as
     bits, which add up.
     """
     scales: dict[str, ScoreScale] = {}

@@ -209,12 +209,12 @@ class PairwiseSummary:
     Attributes:
         prompt: name and version of the judge's prompt.
         items: pairs of answers: wins + losses + ties + invalid.
-        invalid: pairs that lack a verdict in one order or both; they count in ``bounds`` alone.
+        invalid: pairs that lack a verdict in one order or both; they count only in ``bounds``.
         problems: missing verdicts by reason, up to two a pair.
         identical: ties whose answers are the same text.
         flips: pairs whose two verdicts differ, all of them ties.
         opposite: flips that name one winner in one order and the other in the other; the rest name a tie once.
-        flip_rate: flips / pairs that were asked about and have two verdicts.
+        flip_rate: flips / pairs of different answers with two verdicts.
         shown_first: share of the verdicts with a winner that prefer the answer shown first; 0.5 is no bias.
         win_rate: (wins + ties/2) / (wins + losses + ties), Wilson interval.
         decided_win_rate: wins / (wins + losses), Wilson interval.

@@ -1,7 +1,7 @@
 """A model as judge that rates single answers from 1 to 10, turn by turn (MT-Bench, arXiv 2306.05685).
 
 The judge sees the conversation before a later turn, and reference answers where the questions have them. A rating that
-cannot be read is counted by its reason and left out of every mean.
+cannot be read is counted by its reason and enters no mean.
 """
 
 from __future__ import annotations

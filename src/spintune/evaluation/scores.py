@@ -82,7 +82,7 @@ class ScoreTable:
         )
 
     def summary(self, without: Collection[str] = ()) -> dict[str, Interval]:
-        """Each measure with its 95 % interval, over all items but those ``without``; left out when none remains."""
+        """Each measure with its 95 % interval, over all items but those ``without``. Skips empty measures."""
         found = {}
         for name in self.scales:
             items = [item for item in self.items if name in item.scores and item.id not in without]

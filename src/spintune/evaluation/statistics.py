@@ -55,7 +55,7 @@ def bootstrap(
 def resampled_means(
     values: Sequence[float], weights: Sequence[float] | None, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """The mean (or with weights the ratio of sums) of each of so many samples of items, drawn with replacement."""
+    """The mean (with weights the ratio of sums) of each of ``resamples`` samples of items, drawn with replacement."""
     value_N = np.asarray(values, dtype=np.float64)
     weight_N = np.ones_like(value_N) if weights is None else np.asarray(weights, dtype=np.float64)
     random = numpy_stream(seed)
@@ -242,7 +242,7 @@ def _check_preferences(preferences: Sequence[float]) -> None:
 def minimum_detectable_difference(
     standard_deviation: float, items: int, power: float = 0.8, level: float = 0.05
 ) -> float:
-    """The smallest true difference that a paired test of so many items finds with probability ``power``.
+    """The smallest true difference that a paired test of ``items`` items finds with probability ``power``.
 
     (z_{1−level/2} + z_power)·sd/√n, with the standard deviation of the differences of single items (Miller 2024). For
     right and wrong answers that is at most √d, where d is the share of items on which the two differ: with d = 0.1 and

@@ -106,7 +106,7 @@ def _scores(run: RunFacts, name: str) -> Markdown | None:
 
 
 def _verdicts(run: RunFacts, name: str) -> list[str]:
-    """What the judge said of the model against where it starts, and where it is not believed."""
+    """The judge's verdicts on the model and the one it starts from, and where the judge is not trusted."""
     judge = run.results.judge
     if judge is None:
         return []

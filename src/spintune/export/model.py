@@ -15,20 +15,20 @@ from spintune.storage import storage_errors
 def export_model(folder: Path, out: Path, name: str | None = None) -> str:
     """Copies a model of a run, and writes its card as README.md. Returns its name.
 
-    The folder appears when all of it is there. Without ``name`` it is the best iterate, or the last model.
+    The folder appears when it is complete. Without ``name`` it is the best iterate, or the last model.
 
-    Raises ModelError when the run has no such model, StorageError when ``out`` is there already.
+    Raises ModelError when the run has no such model, StorageError when ``out`` exists.
     """
     run = read_run(folder)
     own = [model for model in run.models if model.name != BASE]
     if not own:
-        raise ModelError(f"{folder} has no finished model of its own yet; run its recipe again to go on")
+        raise ModelError(f"{folder} has no finished model of its own yet; run its recipe again to continue")
     if name is None:
         best = run.best.name if run.best else None
         name = best if best in [model.name for model in own] else own[-1].name
     card = model_card(run, name)
     if out.exists():
-        raise StorageError(f"{out} is there already; name a new folder, or delete it")
+        raise StorageError(f"{out} already exists; name a new folder, or delete it")
     partial = out.with_name(out.name + ".partial")
     with storage_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)

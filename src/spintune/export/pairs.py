@@ -13,10 +13,10 @@ from spintune.typed_json import JsonObject
 
 
 def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[int, int]:
-    """Writes the pairs of a run to ``out``, JSON lines. Returns how many it wrote, and how many it left out.
+    """Writes the pairs of a run to ``out``, JSON lines. Returns how many it wrote and how many it skipped.
 
-    The chosen side is the whole reference. Generated answers that were cut are left out: other trainers would end them
-    with an end token, and a model could tell them by it.
+    The chosen side is the whole reference. Generated answers that were cut are skipped: other trainers would add an
+    end token, and a model could recognize them by it.
 
     Args:
         iteration: only the pairs of this iteration; None for all.
@@ -37,7 +37,9 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
                 else:
                     cut += 1
         if not count:
-            raise DataError(f"{run}: all {cut} generated answers were cut for want of room; raise spin.max_new_tokens")
+            raise DataError(
+                f"{run}: all {cut} generated answers were cut at the length limit; raise spin.max_new_tokens"
+            )
     return count, cut
 
 

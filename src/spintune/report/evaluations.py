@@ -1,4 +1,4 @@
-"""Reads the evaluations of a run beside its held-out examples.
+"""Reads the evaluations of a run, apart from its held-out examples.
 
 ::
 
@@ -30,7 +30,7 @@ def answers_folder(evaluation: str) -> str | None:
 
 
 def evaluations_of(recipe: JsonObject) -> list[str]:
-    """What a recipe's ``eval`` names beside held-out examples, in its order. A task whose file is gone is left out."""
+    """What a recipe's ``eval`` names apart from held-out examples, in its order, without tasks whose file is gone."""
     names = []
     for task in (known.task for name in recipe["eval"] if name != HELDOUT for known in benchmarks([name])):
         if not task.endswith((".yaml", ".yml")):
@@ -46,7 +46,7 @@ def rivals_of(recipe: JsonObject) -> tuple[str, ...]:
 
 
 def read_evaluations(folder: Path, names: Sequence[str], models: Sequence[str]) -> tuple[EvaluationResult, ...]:
-    """The evaluations ``names`` of which anything is there, for ``models``, rivals among them."""
+    """The evaluations ``names`` that have any results, for ``models``, which include rivals."""
     found = []
     for name in names:
         scores = {model: one for model in models if (one := _scores(folder / "eval" / name / model))}

@@ -18,9 +18,9 @@ from spintune.typed_json import JsonObject
 MAX_EXAMPLES = 500
 """Per set."""
 MAX_CHARACTERS = 4_000
-"""Of a prompt's message, a reference or an answer; what is left out is counted on the page."""
+"""Of a prompt's message, a reference or an answer. The page says how many more there are."""
 MAX_BYTES = 8_000_000
-"""Of all examples together, an equal part for every set; what does not fit is left out and counted."""
+"""Of all examples together, an equal part for every set. The page says how many do not fit."""
 SHOWN_AT_FIRST = 5
 """Models whose answers are shown before a reader chooses."""
 
@@ -36,7 +36,7 @@ class AnswerColumn:
 
     Attributes:
         kind: how they were made.
-        file: where they stand in full.
+        file: where all of them are.
         main: a reader asks for this model first.
     """
 
@@ -61,11 +61,11 @@ class Examples:
 
     Attributes:
         measure: what the scores of answers are; empty without scores.
-        file: where the prompts stand in full.
+        file: where all prompts are.
         shown: labels of models that are shown at first.
-        items: examples as plain values, the first so many of ``total``.
+        items: examples as plain values, the first ones of ``total``.
         total: examples that a model has answered.
-        partial: some runs have other examples, which are left out.
+        partial: some runs have further examples, which are not shown.
     """
 
     title: str
@@ -195,7 +195,7 @@ def _set(
 
 
 def _at_first(columns: Sequence[AnswerColumn]) -> tuple[str, ...]:
-    """All of a few models; of many, those that a reader asks for first, and rivals as far as there is room."""
+    """All of a few models; of many, those that a reader asks for first, and rivals until there are enough."""
     if len(columns) <= SHOWN_AT_FIRST:
         return tuple(column.label for column in columns)
     main = [column.label for column in columns if column.main]
@@ -210,7 +210,7 @@ def _shown(answer: ReportedAnswer) -> JsonObject:
 
 
 def _cut(text: str) -> list[str | int]:
-    """The text and how many characters are left out behind it."""
+    """The beginning of a text, and how many characters follow."""
     return [text[:MAX_CHARACTERS], max(0, len(text) - MAX_CHARACTERS)]
 
 
@@ -250,7 +250,7 @@ _UNSAFE = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
 def embedded(value: object) -> str:
-    """JSON that can stand inside a script element of an HTML page, whatever texts it holds.
+    """JSON for the inside of a script element of an HTML page, whatever texts it holds.
 
     >>> embedded("</script>")
     '"\\\\u003c/script\\\\u003e"'

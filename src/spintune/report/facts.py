@@ -26,7 +26,7 @@ class LikelihoodFacts:
 
 @dataclass(frozen=True)
 class ReportedAnswer:
-    """A model's answer to a prompt, or its answers to the turns of a dialogue. What nobody measured is None or empty.
+    """A model's answer to a prompt, or its answers to the turns of a dialogue. What was not measured is None or empty.
 
     Attributes:
         texts: one per turn.
@@ -75,7 +75,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """One evaluation beside the held-out examples, for every model and rival that has it.
+    """One evaluation apart from the held-out examples, for every model and rival that has it.
 
     Attributes:
         scores: item by item, by model.
@@ -115,7 +115,7 @@ class RunFacts:
         models: those that exist, in the order in which they were made.
         best: self-play's own choice; None without self-play.
         results: the part of results.json that is still true of the folder.
-        evaluations: beside the held-out examples, in the recipe's order.
+        evaluations: apart from the held-out examples, in the recipe's order.
         rivals: names of those whose stored answers are compared with the models'.
     """
 

@@ -48,11 +48,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with what stands around it.
+    """A drawing with its title, unit, legend and note.
 
     Attributes:
         legend: (label, slot, kind) of each series, where there are several.
-        note: what must be known to read it.
+        note: how to read it.
     """
 
     title: str
@@ -66,7 +66,6 @@ def draw(
     title: str,
     unit: str,
     series: Sequence[Series],
-    x_title: str = "step",
     names: Sequence[str] = (),
     parts: Sequence[tuple[float, str]] = (),
     level: float | None = None,
@@ -83,8 +82,8 @@ def draw(
     if not series:
         return None
     drawing = _Drawing(series, names, parts, level)
-    label = ", ".join(filter(None, (title, unit))) + ". " + "; ".join(_told(one, x_title, names) for one in series)
-    body = Markup("").join(drawing.marks(x_title, unit))
+    label = ", ".join(filter(None, (title, unit))) + ". " + "; ".join(_told(one, names) for one in series)
+    body = Markup("").join(drawing.marks(unit))
     svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(WIDTH, HEIGHT, label, body)
     if any(one.kind == "line" and len(one.points) > MAX_POINTS for one in series):
         note = f"{note} A line is the mean of stretches of steps; its band reaches from their lowest to their highest."
@@ -117,14 +116,14 @@ def _finite(series: Series) -> Series:
     return replace(series, points=[series.points[place] for place in kept], errors=errors)
 
 
-def _told(series: Series, x_title: str, names: Sequence[str]) -> str:
+def _told(series: Series, names: Sequence[str]) -> str:
     """A series in words, for those who cannot see it."""
     (first_x, first), (last_x, last) = series.points[0], series.points[-1]
     if names:
         return series.label + " " + ", ".join(f"{names[round(x)]} {_short(y)}" for x, y in series.points)
     if len(series.points) == 1:
-        return f"{series.label} {_short(first)} at {x_title} {first_x:g}"
-    return f"{series.label} from {_short(first)} at {x_title} {first_x:g} to {_short(last)} at {last_x:g}"
+        return f"{series.label} {_short(first)} at step {first_x:g}"
+    return f"{series.label} from {_short(first)} at step {first_x:g} to {_short(last)} at {last_x:g}"
 
 
 class _Drawing:
@@ -159,8 +158,8 @@ class _Drawing:
         room = HEIGHT - _BOTTOM - _TOP
         return _TOP + room * (self.top - value) / (self.top - self.bottom)
 
-    def marks(self, x_title: str, unit: str) -> Iterator[Markup]:
-        yield from self._axes(x_title)
+    def marks(self, unit: str) -> Iterator[Markup]:
+        yield from self._axes()
         for one in self.series:
             if one.kind == "line":
                 yield from self._line(one)
@@ -169,9 +168,9 @@ class _Drawing:
                 yield from self._dots(one)
         for one in self.series:
             if len(one.points) <= TELLING_POINTS:
-                yield from self._told_points(one, x_title, unit)
+                yield from self._told_points(one, unit)
 
-    def _axes(self, x_title: str) -> Iterator[Markup]:
+    def _axes(self) -> Iterator[Markup]:
         right, floor = WIDTH - _RIGHT, HEIGHT - _BOTTOM
         for tick in self.y_ticks:
             if self.bottom <= tick <= self.top:
@@ -189,7 +188,7 @@ class _Drawing:
             for tick in ticks(self.first, self.last, 5, whole=True):
                 if self.first <= tick <= self.last:
                     yield _text(_number(tick, 0), self.x(tick), floor + 14, "middle")
-            yield _text(x_title, right, HEIGHT - 3, "end")
+            yield _text("step", right, HEIGHT - 3, "end")
         if self.level is not None:
             yield _element("line", "level", x1=self.left, x2=right, y1=self.y(self.level), y2=self.y(self.level))
 
@@ -212,9 +211,9 @@ class _Drawing:
     def _dot(self, series: Series, point: tuple[float, float]) -> Markup:
         return _element("circle", f"dot s{series.slot}", cx=self.x(point[0]), cy=self.y(point[1]), r=3.2)
 
-    def _told_points(self, series: Series, x_title: str, unit: str) -> Iterator[Markup]:
+    def _told_points(self, series: Series, unit: str) -> Iterator[Markup]:
         for place, (x, y) in enumerate(series.points):
-            where = self.names[round(x)] if self.names else f"{x_title} {x:g}"
+            where = self.names[round(x)] if self.names else f"step {x:g}"
             told = f"{where}: {series.label} {_short(y)} {unit}"
             if series.errors:
                 told += " ({} to {})".format(*map(_short, series.errors[place]))

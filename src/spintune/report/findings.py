@@ -1,4 +1,4 @@
-"""What a run found, in sentences: which model is best, by how much, and what else must be known."""
+"""What a run found, in sentences: which model is best, by how much, and what limits the comparison."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FEW_ITEMS = 50
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found: a sentence, what else must be said, and the ranking that it comes from."""
+    """What was found: a sentence, remarks on it, and the ranking that it comes from."""
 
     sentence: str
     remarks: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ def finding(run: RunFacts) -> Finding:
     if len(models) == 1 and not run.missing:
         return Finding(_single_model(models[0], measure), remarks)
     if len(models) < 2:
-        return Finding(_unjudged(run), (*(f"{said}." for said in run.results.conclusions or ()), *remarks))
+        return Finding(_unjudged(run), (*(f"{said}." for said in run.results.conclusions), *remarks))
     ids = measured(models[0], measure)
     ranking = rank([one for one in models if measured(one, measure) == ids], measure, ids)
     others = (*_choice(run, ranking), *_other_measures(run, ranking), *_few(ranking.items))
@@ -60,7 +60,7 @@ def finding_across(runs: Sequence[RunFacts]) -> Finding:
     if len(rankings) < 2:
         held = "Fewer than two of these runs have judged their models on held-out examples"
         if any(run.evaluations for run in runs):
-            return Finding(f"{held}; what their benchmarks found stands below.")
+            return Finding(f"{held}; what their benchmarks found is below.")
         return Finding(f"{held}, so there is nothing to compare.")
     measure = rankings[0][1].measure
     if any(ranking.measure != measure for _, ranking in rankings):
@@ -83,7 +83,7 @@ def finding_across(runs: Sequence[RunFacts]) -> Finding:
 
 
 def comparison_notes(runs: Sequence[RunFacts]) -> str:
-    """What must be known to read a table of the models of several runs."""
+    """How to read a table of the models of several runs."""
     models = [one for one in contenders(runs) if measured(one, NLL)]
     ids = shared(models, NLL)
     if not models:
@@ -107,18 +107,18 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
 
 
 def belief(evaluation: str, canary: Canary) -> str:
-    """Whether a judge can be believed, as a sentence."""
+    """Whether a judge can be trusted, as a sentence."""
     given, rate = len(canary.preferences), canary.rate
-    disbelief = "so the judge is not believed and its verdicts are not counted"
+    distrust = "so the judge is not trusted and its verdicts do not count"
     if rate is None or (not canary.trusted and rate <= canary.limit):
         return (
             f"{evaluation}: only {given} of {canary.items} comparisons of constant nonsense with real answers got a "
-            f"verdict, {disbelief}."
+            f"verdict, {distrust}."
         )
     told = f"it was preferred in {100 * rate:.0f} % of {given} comparisons with real answers"
     if canary.trusted:
         return f"{evaluation}: constant nonsense lost; {told}."
-    return f"{evaluation}: constant nonsense did not lose; {told}, {disbelief}."
+    return f"{evaluation}: constant nonsense did not lose; {told}, {distrust}."
 
 
 # Sentences ----------------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def _unjudged(run: RunFacts) -> str:
 
 
 def _choice(run: RunFacts, ranking: Ranking) -> Iterator[str]:
-    """What the run itself keeps, and where that is not the best there is."""
+    """Which iterate the run keeps, and whether another model is better."""
     if run.best is None:
         return
     beaten = run.best.name in ranking.gains and ranking.gains[run.best.name].low > 0
@@ -187,7 +187,7 @@ def _choice(run: RunFacts, ranking: Ranking) -> Iterator[str]:
 
 
 def _other_measures(run: RunFacts, ranking: Ranking) -> Iterator[str]:
-    """Whether the first can be told from the model where self-play starts by other measures, too."""
+    """By which other measures the first differs from the model where self-play starts."""
     first = ranking.first
     start = next((one for one in contenders([run]) if one.model.name == run.start), None)
     if start is None or start.model is first.model:
@@ -205,7 +205,7 @@ def _other_measures(run: RunFacts, ranking: Ranking) -> Iterator[str]:
     if told:
         yield f"For {first.label}, {_listed(told)}."
     if level:
-        yield f"By {_listed(level)}, {first.label} cannot be told from {start.label}."
+        yield f"By {_listed(level)}, {first.label} does not differ significantly from {start.label}."
 
 
 def _few(items: int) -> Iterator[str]:

@@ -55,13 +55,13 @@ def metric_column(name: str) -> MeasureColumn:
 
 
 def measures_of(models: Sequence[Contender]) -> list[MeasureColumn]:
-    """What may be measured of held-out examples, metrics that a user added among it."""
+    """The measures of held-out examples, metrics that a user added included."""
     names = {name: None for one in models for answer in one.model.judged.values() for name in answer.scores}
     return [NLL, *map(metric_column, dict.fromkeys(("rouge_l", "exact_match", *names))), LENGTH, FINISHED]
 
 
 def main_measure(run: RunFacts) -> MeasureColumn:
-    """What the run itself judges its iterates by; the loss where that is a metric that nobody knows any more."""
+    """The measure by which the run selects iterates; the loss if its metric is not registered any more."""
     found = metric_column(run.recipe["spin"]["metric"]) if run.recipe["spin"] else NLL
     return found if found.better else NLL
 
@@ -92,7 +92,7 @@ def comparable(models: Sequence[Contender], measure: MeasureColumn, ids: Sequenc
 
 def estimate(one: Contender, measure: MeasureColumn, ids: Sequence[str]) -> Interval:
     """A model's mean over held-out examples, with its 95 % interval."""
-    known = (one.run.results.heldout or {}).get(one.model.name, {}).get(measure.key)
+    known = one.run.results.heldout.get(one.model.name, {}).get(measure.key)
     return interval_of(_values(one, measure, ids), _weights(one, measure, ids), known)
 
 
@@ -101,7 +101,7 @@ def difference(one: Contender, other: Contender, measure: MeasureColumn, ids: Se
     values = [a - b for a, b in zip(_values(one, measure, ids), _values(other, measure, ids), strict=True)]
     known = None
     if one.run is other.run:
-        results = one.run.results.differences or {}
+        results = one.run.results.differences
         known = results.get(f"{one.model.name} - {other.model.name}", {}).get(measure.key)
         reverse = results.get(f"{other.model.name} - {one.model.name}", {}).get(measure.key)
         known = known or (negative(reverse) if reverse else None)
@@ -111,7 +111,7 @@ def difference(one: Contender, other: Contender, measure: MeasureColumn, ids: Se
 def interval_of(values: Sequence[float], weights: Sequence[float] | None, known: Interval | None) -> Interval:
     """The interval ``known`` of results.json if it is of these values, else their bootstrap.
 
-    It is of other values where the run went on and measured anew.
+    They differ where the run continued and measured again.
     """
     mean = math.fsum(values) / (len(values) if weights is None else math.fsum(weights))
     if known and math.isclose(mean, known.mean, rel_tol=1e-9, abs_tol=1e-12):
@@ -148,8 +148,8 @@ class Ranking:
 
     Attributes:
         first: the one with the best mean.
-        tied: those that it cannot be told from, the best mean first.
-        behind: those that it is better than, the best mean first.
+        tied: those that do not differ significantly from it, the best mean first.
+        behind: those that are significantly worse, the best mean first.
         gains: by how much ``first`` is better than each other, by label; above 0 is better.
     """
 

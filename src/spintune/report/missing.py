@@ -25,7 +25,7 @@ def missing_parts(run: RunFacts) -> Iterator[str]:
     if HELDOUT in run.recipe["eval"] and judged and unanswered:
         yield f"the held-out answers of {', '.join(unanswered)}"
     for name, models in missing_evaluations(run, expected).items():
-        if name not in (run.results.failed or ()):
+        if name not in run.results.failed:
             yield f"{name} of {', '.join(models)}"
 
 

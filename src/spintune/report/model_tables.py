@@ -201,8 +201,8 @@ def _score(
         return None
     values = [item.scores[measure.key] for item in items]
     weights = [item.weights.get(measure.key, 1.0) for item in items]
-    results = (run.results.benchmarks or {}).get(group.name)
-    known = (results.scores if left_out is None else results.clean or {}) if results else {}
+    results = run.results.benchmarks.get(group.name)
+    known = (results.scores if left_out is None else results.clean) if results else {}
     found = interval_of(values, weights, known.get(name, {}).get(measure.key))
     return cell(found, measure, len(items), "" if len(items) == group.items else f"{len(items):,} items")
 

@@ -111,7 +111,7 @@ def _read(folder: Path) -> RunFacts:
         evaluations=(),
         rivals=rivals_of(recipe),
     )
-    evaluations = dict.fromkeys([*evaluations_of(recipe), *(run.results.benchmarks or {})])
+    evaluations = dict.fromkeys([*evaluations_of(recipe), *run.results.benchmarks])
     models = [*(model.name for model in run.models), *run.rivals]
     return _checked(replace(run, evaluations=read_evaluations(folder, list(evaluations), models)))
 
@@ -120,13 +120,13 @@ def _checked(run: RunFacts) -> RunFacts:
     """The run with what is missing, and without results that later commands have made untrue."""
     results = run.results
     trained = sum(model.name.startswith("iterate-") for model in run.models)
-    if results.stopped and len(results.spin or ()) != trained:
+    if results.stopped and len(results.spin) != trained:
         results = replace(results, stopped=None)  # self-play has gone on since
     if not run.recipe.get("judge"):
         results = replace(results, judge=None)
     run = replace(run, results=results)
     undone = missing_evaluations(run, expected_models(run))
-    run = replace(run, results=replace(results, failed=[name for name in results.failed or () if name in undone]))
+    run = replace(run, results=replace(results, failed=[name for name in results.failed if name in undone]))
     if missing := tuple(missing_parts(run)):
         run = replace(run, results=replace(run.results, tasks=None, conclusions=[]))
     return replace(run, missing=(*missing, *missing_verdicts(run)))

@@ -16,8 +16,8 @@ class MeasureColumn:
 
     Attributes:
         better: which way is better; None for what only describes.
-        factor: shown as so many times the value: 100 for shares in percent.
-        digits: shown behind the point.
+        factor: multiplies the value where it is shown: 100 for shares in percent.
+        digits: decimals.
     """
 
     key: str
@@ -35,7 +35,7 @@ class Cell:
     Attributes:
         interval: shown small beside it.
         verdict: better, worse, more or less, where the interval of a difference leaves out 0.
-        note: what else must be known of it.
+        note: a remark on it.
     """
 
     mean: str
@@ -46,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A model, or a pair of models, with a cell for each measure; None stands for what was not measured."""
+    """A model, or a pair of models, with a cell for each measure; None is what was not measured."""
 
     label: str
     cells: tuple[Cell | None, ...]
@@ -81,7 +81,7 @@ class MeasureTable:
 
 
 def cell(found: Interval, measure: MeasureColumn, items: int | None = None, note: str = "") -> Cell:
-    """A mean over so many items with its interval; give no ``items`` for intervals that are no bootstrap's."""
+    """A mean over ``items`` items with its interval; give no ``items`` where the interval is no bootstrap's."""
     ends = found
     if items and measure.factor == 100 and found.low == found.high:
         ends = wilson(found.mean * items, items)  # resampling answers that are all alike says nothing

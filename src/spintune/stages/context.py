@@ -104,14 +104,14 @@ class RunContext:
     # Models ----------------------------------------------------------------------------------------------------------
 
     def load(self, iterate: Iterate) -> LoadedIterate:
-        """The iterate in memory, in place of the one before; it is not read again if it is there already."""
+        """The iterate in memory, in place of the previous one; it is read only if it is not in memory yet."""
         if self._loaded is None or self._loaded.iterate != iterate:
             self._loaded = None
             self._loaded = self._read(iterate)
         return self._loaded
 
     def load_by_name(self, name: str) -> LoadedIterate:
-        """A model from outside the run, such as a judge, with its own chat template, in place of the one before."""
+        """A model from outside the run, such as a judge, with its own chat template, in place of the previous one."""
         iterate = Iterate("guest", name, model_identity(name, self.cache))
         if self._loaded is None or self._loaded.iterate != iterate:
             self._loaded = None

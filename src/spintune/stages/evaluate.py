@@ -103,7 +103,7 @@ def _evaluate_model(context: RunContext, iterate: Iterate, evaluation: Evaluatio
 def _write_outcome(
     context: RunContext, evaluation: Evaluation, name: str, inputs: JsonObject, outcome: EvaluationOutcome
 ) -> JsonObject:
-    """Writes the outcome of an evaluation, unless it is there already; the facts of its manifest."""
+    """Writes the outcome of an evaluation, unless that is done. Returns the facts of its manifest."""
     stage = f"eval/{evaluation.name}/{name}"
     if (facts := context.run.finished(stage, inputs)) is not None:
         return facts
@@ -166,7 +166,7 @@ def _benchmark(models: Mapping[str, ScoreTable], unclean: Collection[str]) -> Be
 
 
 def _conclusions(scores: Scores, names: Sequence[str]) -> list[str]:
-    """What all evaluations together say about each model beside the one self-play starts from, as sentences."""
+    """What all evaluations together say about each model compared with the one self-play starts from, as sentences."""
     if len(names) < 2:
         return []
     tables = {

@@ -1,4 +1,4 @@
-"""Measures what training costs besides time: arithmetic beside the machine's peak speed, and energy if known."""
+"""Measures what training costs, apart from time: share of the machine's peak arithmetic, and energy if known."""
 
 from __future__ import annotations
 

@@ -167,7 +167,7 @@ class PairStage:
         return self.sampler.write(player, rows, [iteration], shards, f"{writer.name} answers training prompts")
 
     def _given_answers(self, rows: Sequence[TokenRow], prompts: int) -> list[Pair]:
-        """The answers that the recipe gives in a file, for some of so many prompts."""
+        """The answers that the recipe gives in a file, for ``rows`` out of so many ``prompts``."""
         file, context = str(self.section.generated), self.context
         if not rows:
             raise DataError(f"{file}: none of its answers is to a training prompt; check the file")

@@ -1,4 +1,4 @@
-"""The evaluations that a recipe names besides held-out examples, each a function from a model to scores.
+"""The evaluations that a recipe names, apart from held-out examples, each a function from a model to scores.
 
 ::
 
@@ -40,9 +40,9 @@ class EvaluationOutcome:
     """What one evaluation found out about one model.
 
     Attributes:
-        scores: item by item; None when a judge gives them later.
-        files: rows to keep besides, by the file's name.
-        facts: of the manifest, besides those of the scores.
+        scores: item by item; None when a judge rates the answers later.
+        files: other rows to keep, by file name.
+        facts: further facts of the manifest.
     """
 
     scores: ScoreTable | None
@@ -56,7 +56,7 @@ class Evaluation:
 
     Attributes:
         name: in tables, and of its folder.
-        inputs: what its outcome depends on, besides the model.
+        inputs: what its outcome depends on, apart from the model.
         run: evaluates one model; None when that cannot be done, after a note about the reason.
         rivals: the outcomes of other models, whose answers were stored.
     """

@@ -54,7 +54,7 @@ def judge_tasks(
     return TaskAccuracies(
         accuracy={name: _means(groups, answers) for name, answers in correct.items()},
         differences={
-            f"{name} - {reference}": _differences(groups, answers, correct[reference])
+            f"{name} - {reference}": _means(groups, _differences(answers, correct[reference]))
             for name, answers in correct.items()
             if name != reference
         },
@@ -105,22 +105,15 @@ def _write_scores(
         context.run.finish(stage, inputs, [path], ScoreTable(scales, items).facts())
 
 
-def _means(groups: Groups, answers: Correct) -> dict[str, GroupAccuracy]:
-    return {
-        group: _accuracy(values)
-        for group, ids in groups.items()
-        if (values := [float(answers[id]) for id in ids if id in answers])
-    }
+def _means(groups: Groups, values: Mapping[str, float]) -> dict[str, GroupAccuracy]:
+    """The mean of each group that has values, with its interval."""
+    found = {}
+    for group, ids in groups.items():
+        if known := [float(values[id]) for id in ids if id in values]:
+            found[group] = GroupAccuracy(len(known), **vars(bootstrap(known)))
+    return found
 
 
-def _differences(groups: Groups, answers: Correct, others: Correct) -> dict[str, GroupAccuracy]:
-    return {
-        group: _accuracy(values)
-        for group, ids in groups.items()
-        if (values := [float(answers[id]) - float(others[id]) for id in ids if id in answers and id in others])
-    }
-
-
-def _accuracy(values: Sequence[float]) -> GroupAccuracy:
-    interval = bootstrap(values)
-    return GroupAccuracy(len(values), interval.mean, interval.low, interval.high)
+def _differences(answers: Correct, others: Correct) -> dict[str, float]:
+    """By the ids of examples that both models answered."""
+    return {id: float(right) - others[id] for id, right in answers.items() if id in others}

@@ -227,7 +227,7 @@ def repeat_prompt(response: str, prompt_to_repeat: Text) -> bool:
 
 
 def end_checker(response: str, end_phrase: Text) -> bool:
-    """The response ends with the phrase, in any case, quotation marks around the response left out."""
+    """The response ends with the phrase, in any case; quotation marks around the response do not count."""
     return response.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 

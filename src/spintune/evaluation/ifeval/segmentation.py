@@ -100,7 +100,7 @@ def _first_word(chunk: str) -> str:
     return match[0].lower() if match else ""
 
 
-# Where words are cut apart: brackets, quotes and signs that stand alone, dashes, ellipses, a comma or colon that no
+# Where words are cut apart: brackets, quotes and single signs, dashes, ellipses, a comma or colon that no
 # digit follows; then fused words, and clitics.
 _CUTS = re.compile(r"""[\s;@#$%&?!*\[\](){}<>"“”„«»‘’`‒-―]|--|\.\.+|[:,](?!\d)""")
 _FUSED = re.compile(r"\b(CAN(?=NOT)|GIM(?=ME)|GON(?=NA)|GOT(?=TA)|LEM(?=ME)|WAN(?=NA))(NOT|ME|NA|TA)\b")
