@@ -178,46 +178,28 @@ def nearest_seed(instructions: Sequence[str], seeds: Sequence[SeedTask], word_ru
 
 def as_markdown(card: SynthesisCard) -> str:
     """The card as a page for readers."""
+    steps = [(step.step, f"{step.read:,} {step.unit}", f"{step.kept:,}", _listed(step.dropped)) for step in card.funnel]
+    measures = ("count", "mean", "min", "p10", "p50", "p90", "max")
+    lengths = [(name, *(f"{row.get(key, 0):.4g}" for key in measures)) for name, row in card.words.items()]
+    firsts = [(row.word, str(row.count), ", ".join(map(_next_word, row.next))) for row in card.openings]
+    similarities = [(f"{row.up_to:.1f}", str(row.count)) for row in card.nearest_seed.histogram]
     parts = [
         *_introduction(card),
         "## What was dropped",
-        _table(
-            ("step", "read", "kept", "dropped"),
-            [
-                (step.step, f"{step.read:,} {step.unit}", f"{step.kept:,}", _listed(step.dropped))
-                for step in card.funnel
-            ],
-        ),
+        _table(("step", "read", "kept", "dropped"), steps),
         "## Lengths in words",
-        _table(
-            ("", "count", "mean", "min", "10 %", "median", "90 %", "max"),
-            [
-                (name, *(f"{row.get(key, 0):.4g}" for key in ("count", "mean", "min", "p10", "p50", "p90", "max")))
-                for name, row in card.words.items()
-            ],
-        ),
+        _table(("", "count", "mean", "min", "10 %", "median", "90 %", "max"), lengths),
         "## How instructions begin",
         "![first words and the words that follow them](openings.svg)",
-        _table(
-            ("first word", "instructions", "next words"),
-            [
-                (row.word, str(row.count), ", ".join(f"{n.word or '-'} {n.count}" for n in row.next))
-                for row in card.openings
-            ],
-        ),
+        _table(("first word", "instructions", "next words"), firsts),
         "## ROUGE-L with the nearest seed",
         f"Mean {card.nearest_seed.mean:.2f}.",
-        _table(
-            ("up to", "instructions"),
-            [(f"{row.up_to:.1f}", str(row.count)) for row in card.nearest_seed.histogram],
-        ),
+        _table(("up to", "instructions"), similarities),
     ]
     if card.decontaminated:
-        rows = [(one.evaluation, str(one.item), one.ngram) for one in card.decontaminated]
-        parts += [
-            "## Removed for their overlap with evaluation data",
-            _table(("evaluation", "item", "shared words"), rows),
-        ]
+        removed = [(one.evaluation, str(one.item), one.ngram) for one in card.decontaminated]
+        parts += ["## Removed for their overlap with evaluation data"]
+        parts += [_table(("evaluation", "item", "shared words"), removed)]
     parts += ["## A sample", *map(_shown, card.sample)]
     return "\n\n".join(parts) + "\n"
 
@@ -248,6 +230,10 @@ def _cell(text: str) -> str:
 
 def _listed(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
+
+
+def _next_word(following: WordCount) -> str:
+    return f"{following.word or '-'} {following.count}"
 
 
 def _shown(row: JsonObject) -> str:

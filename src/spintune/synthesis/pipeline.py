@@ -14,12 +14,12 @@ from spintune.data.sources import Source, read_sources
 from spintune.errors import BudgetError, DataError, RecipeError
 from spintune.progress import Progress, Silent
 from spintune.storage import write_json_lines
-from spintune.synthesis.alpaca import Alpaca
+from spintune.synthesis.alpaca import ALPACA_DECODING, Alpaca
 from spintune.synthesis.bootstrap import BootstrapSettings, bootstrap
 from spintune.synthesis.decoding import DecodingSettings
 from spintune.synthesis.examples import GeneratedExample, SeedTask, read_seeds
 from spintune.synthesis.filters import KEYWORDS, FilterCounts, FilterRules
-from spintune.synthesis.self_instruct import INSTANCE_DECODING, InstanceWriter, SelfInstruct
+from spintune.synthesis.self_instruct import INSTANCE_DECODING, INSTRUCTION_DECODING, InstanceWriter, SelfInstruct
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Teacher, Usage
 from spintune.teachers.replies import Replies
@@ -207,10 +207,10 @@ def _generate(
     """Why it stopped early (None if it did not), the examples, and the counts of all steps."""
     rules = options.rules or FilterRules(keywords=KEYWORDS[method])
     if method == "alpaca":
-        alpaca = Alpaca() if options.decoding is None else Alpaca(options.decoding)
+        alpaca = Alpaca(options.decoding or ALPACA_DECODING)
         pool = bootstrap(teacher, alpaca, seeds, rules, settings, progress=progress)
         return pool.stopped, pool.accepted, [pool.replies, pool.candidates]
-    self_instruct = SelfInstruct() if options.decoding is None else SelfInstruct(options.decoding)
+    self_instruct = SelfInstruct(options.decoding or INSTRUCTION_DECODING)
     writer = InstanceWriter(teacher, rules, options.instance_decoding, settings.seed)
     pool = bootstrap(teacher, self_instruct, seeds, rules, settings, writer.add, progress)
     return pool.stopped, writer.examples, [pool.replies, pool.candidates, *writer.counts]

@@ -130,11 +130,10 @@ def _filtered(
     """
     well_formed = []
     for task in tasks:
-        reason = "copied_from_prompt" if _copied(task, request) else rules.instance_drop_reason(task)
-        if reason is None:
-            well_formed.append(task)
-        else:
+        if reason := "copied_from_prompt" if _copied(task, request) else rules.instance_drop_reason(task):
             counts.drop(reason)
+        else:
+            well_formed.append(task)
     if conflicting(well_formed):
         counts.drop("conflicting_outputs", len(well_formed))
         return []

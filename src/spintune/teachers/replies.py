@@ -47,10 +47,10 @@ class Replies:
             raise
 
     def _open(self) -> None:
+        self._database.execute("PRAGMA synchronous = NORMAL")
         # checked before writing: a file of another kind must stay as it is
         if (found := self._format()) == 0:
             self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = NORMAL")
             with self._database:
                 self._database.execute("BEGIN IMMEDIATE")
                 self._database.execute(
@@ -64,7 +64,6 @@ class Replies:
                 self._database.execute(f"PRAGMA user_version = {_FORMAT}")
         elif found != _FORMAT:
             raise RunError(f"{self.path}: not a file of replies that this version can read; choose another out=")
-        self._database.execute("PRAGMA synchronous = NORMAL")
 
     def _format(self) -> int:
         """Version of the file's layout; 0 for a new file, -1 for a file of another kind."""
