@@ -291,28 +291,23 @@ def run(
     """
     from spintune.pipeline import run_recipe
 
-    if isinstance(recipe, Recipe):
-        if overrides:
-            recipe = recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        name = "recipe"
-    else:
+    if overrides or not isinstance(recipe, Recipe):
         name = str(recipe) if isinstance(recipe, (str, Path)) else "recipe"
-    if not isinstance(recipe, Recipe):
-        values = dict(recipe) if isinstance(recipe, Mapping) else read_yaml(Path(recipe), "recipe")
+        values = _recipe_values(recipe)
         for key, value in overrides.items():
-            *path, last = key.split(".")
-            values = merged(values, _nested(path, last, value))
+            for part in reversed(key.split(".")):  # {"a": {"b": value}} for the key a.b
+                value = {part: value}
+            values = merged(values, cast("dict[str, object]", value))
         recipe = parse_recipe(values, name)
     with _no_bars():
         return run_recipe(recipe, cache_folder(), progress or Silent(), until, os.environ)
 
 
-def _nested(path: Sequence[str], last: str, value: object) -> dict[str, object]:
-    """``{"a": {"b": value}}`` for the key ``a.b``."""
-    found: dict[str, object] = {last: value}
-    for part in reversed(path):
-        found = {part: found}
-    return found
+def _recipe_values(recipe: str | Path | Mapping[str, object] | Recipe) -> dict[str, object]:
+    """A recipe as plain values, without the defaults of its keys."""
+    if isinstance(recipe, Recipe):
+        return recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return dict(recipe) if isinstance(recipe, Mapping) else read_yaml(Path(recipe), "recipe")
 
 
 def merged(values: Mapping[str, object], others: Mapping[str, object]) -> dict[str, object]:

@@ -18,7 +18,6 @@ from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.results import (
     BenchmarkResults,
     ContaminationFacts,
-    DataFacts,
     GroupAccuracy,
     Intervals,
     IterationResults,
@@ -53,7 +52,10 @@ def print_results(results: RunResults, folder: str) -> None:
     if results.synth:
         _print_synth(console, results.synth, folder)
     if results.data and (results.data.train or results.data.heldout):
-        console.print(_data_line(results.data))
+        data, dropped = results.data, _counts(results.data.dropped)
+        console.print(
+            f"\nData: {data.read} read, {data.train} to train on, {data.heldout} held out; dropped: {dropped}"
+        )
     if results.spin:
         _print_selfplay(console, results.spin, results.stopped)
     _print_evaluation(console, results)
@@ -61,7 +63,7 @@ def print_results(results: RunResults, folder: str) -> None:
         times = ", ".join(f"{work} {duration_text(taken)}" for work, taken in seconds.items())
         console.sentence(f"\nTime: {times}")
     if results.models:
-        _print_files(console, results, results.models, folder)
+        _print_files(console, results, folder)
 
 
 def _print_synth(console: _Console, synth: SynthFacts, folder: str) -> None:
@@ -86,12 +88,6 @@ def _funnel_table(funnel: Sequence[FilterCounts]) -> Table:
     return table
 
 
-def _data_line(data: DataFacts) -> str:
-    return (
-        f"\nData: {data.read} read, {data.train} to train on, {data.heldout} held out; dropped: {_counts(data.dropped)}"
-    )
-
-
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
 
@@ -107,14 +103,14 @@ def _seconds(results: RunResults) -> Counter[str]:
     return total
 
 
-def _print_files(console: _Console, results: RunResults, models: Mapping[str, str], folder: str) -> None:
-    if len(models) == 1:
+def _print_files(console: _Console, results: RunResults, folder: str) -> None:
+    if len(results.models) == 1:
         console.sentence(f"\nEverything is in {folder}; spintune report {folder} makes a page of it.")
         return
     console.sentence(f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.")
     if results.best:
         console.sentence(f"Best is {results.best.name}: {results.best.why}.")
-    model = results.best.name if results.best else list(models)[-1]
+    model = results.best.name if results.best else list(results.models)[-1]
     console.sentence(f"Talk to {model}:  spintune chat {folder}")
 
 

@@ -8,6 +8,7 @@ A stage that is finished for the same inputs does not run again, so one command 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -18,7 +19,7 @@ from spintune.generation.build import GENERATORS
 from spintune.models.loading import default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
-from spintune.results import BestModel, EvaluationResults, RunResults
+from spintune.results import BestModel, EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, RunFolder
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
@@ -26,7 +27,7 @@ from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate
 from spintune.stages.iterates import Iterate
 from spintune.stages.registry import Evaluation, evaluations_of
-from spintune.stages.selfplay import SelfPlayOutcome, selfplay_stage
+from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
 from spintune.storage import read_json, write_json_if_changed
@@ -84,21 +85,15 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     if recipe.sft:
         iterate, sft = sft_stage(context, recipe.sft, base)
         iterates.append(iterate)
-    selfplay = SelfPlayOutcome()
+    training = TrainingResults()
     if recipe.spin and until != "sft":
-        selfplay = selfplay_stage(context, recipe.spin, iterates[-1])
-        iterates += selfplay.iterates
+        further, training = selfplay_stage(context, recipe.spin, iterates[-1])
+        iterates += further
     evaluated = EvaluationResults()
     if recipe.eval and until == "eval":
-        evaluated = evaluate(context, iterates, evaluations, selfplay.best.name if selfplay.best else None)
+        evaluated = evaluate(context, iterates, evaluations, training.best.name if training.best else None)
     return RunResults(
-        synth=synth,
-        data=data,
-        sft=sft,
-        spin=selfplay.iterations,
-        best=selfplay.best,
-        stopped=selfplay.stopped,
-        baseline=selfplay.baseline,
+        **vars(replace(training, synth=synth, data=data, sft=sft)),
         **vars(evaluated),
         models={iterate.name: iterate.location for iterate in iterates},
     )

@@ -6,10 +6,9 @@ manifest is written last, so a killed stage has none, and the next command conti
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -179,15 +178,6 @@ class RunFolder:
     def file_digest(self, stage: str, name: str) -> str:
         """Digest of one of a finished stage's outputs."""
         return read_manifest(self.folder / stage).files[name].sha256
-
-    @contextlib.contextmanager
-    def log(self, name: str) -> Iterator[StepLog]:
-        """Opens a log of JSON lines in the run folder."""
-        log = StepLog(self.folder / name)
-        try:
-            yield log
-        finally:
-            log.close()
 
 
 def outputs_digest(folder: Path) -> str:

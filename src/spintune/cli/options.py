@@ -78,6 +78,14 @@ def recipe_path(words: list[str]) -> Path | None:
     return Path(words[0]) if words and "=" not in words[0] else None
 
 
+def print_outcome(value: object, text: object, as_json: bool) -> None:
+    """Writes what a command did to stdout: as JSON for machines, or as a text."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text)
+
+
 def print_json(value: object) -> None:
     """Writes a value to stdout as indented JSON, for machines."""
     import orjson

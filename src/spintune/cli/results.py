@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spintune.cli.options import Json, print_json
+from spintune.cli.options import Json, print_json, print_outcome
 
 
 def compare(
@@ -51,10 +51,7 @@ def report(
     from spintune.report.page import write_report
 
     path = write_report(runs, out)
-    if json:
-        print_json({"file": str(path)})
-    else:
-        print(path)
+    print_outcome({"file": str(path)}, path, json)
 
 
 def export(
@@ -67,10 +64,7 @@ def export(
     from spintune.export.model import export_model
 
     name = export_model(run, out, model)
-    if json:
-        print_json({"model": name, "folder": str(out)})
-    else:
-        print(f"{name} of {run} is in {out}, with its card in README.md")
+    print_outcome({"model": name, "folder": str(out)}, f"{name} of {run} is in {out}, with its card in README.md", json)
 
 
 def pairs(
@@ -83,7 +77,5 @@ def pairs(
     from spintune.export.pairs import export_pairs
 
     count, cut = export_pairs(run, out, iteration)
-    if json:
-        print_json({"pairs": count, "left_out": cut, "file": str(out)})
-    else:
-        print(f"{count} pairs in {out}" + (f"; {cut} skipped, whose generated answer was cut" if cut else ""))
+    text = f"{count} pairs in {out}" + (f"; {cut} skipped, whose generated answer was cut" if cut else "")
+    print_outcome({"pairs": count, "left_out": cut, "file": str(out)}, text, json)

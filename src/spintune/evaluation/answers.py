@@ -89,7 +89,7 @@ def _answers(row: FileRow) -> Iterator[StoredAnswer]:
     if not name and not prompt.strip():
         raise DataError(f"{row.where}: a row without a prompt and without an id; give one of them")
     key = next((key for key in _ANSWERS if key in row.values), _ANSWERS[0])
-    reference = next((key for key in _REFERENCES if row.values.get(key) is not None), None)
+    reference = _key_in(row, _REFERENCES)
     yield StoredAnswer(
         id=name or _id_of(prompt),
         prompt=prompt,
@@ -117,8 +117,13 @@ def item_ids(answers: Sequence[StoredAnswer]) -> list[str]:
     return found
 
 
+def _key_in(row: FileRow, keys: Sequence[str]) -> str | None:
+    """The first of the keys with a value."""
+    return next((key for key in keys if row.values.get(key) is not None), None)
+
+
 def _id(row: FileRow) -> str | None:
-    key = next((key for key in _IDS if row.values.get(key) is not None), None)
+    key = _key_in(row, _IDS)
     if key is None:
         return None
     value = row.values[key]
@@ -128,7 +133,7 @@ def _id(row: FileRow) -> str | None:
 def _prompt(row: FileRow) -> str:
     if row.values.get("instruction") is not None:
         return _instruction(row, row)
-    key = next((key for key in _PROMPTS if row.values.get(key) is not None), None)
+    key = _key_in(row, _PROMPTS)
     return row.text(key, "a prompt") if key else ""
 
 

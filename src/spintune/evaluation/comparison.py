@@ -182,7 +182,7 @@ def _shared_measures(named: Mapping[str, Table], min_items: int) -> tuple[dict[s
             shared[measure] = items
     if not shared:
         reasons = "; ".join(f"{measure}: {reason}" for measure, reason in left_out.items()) or "no measures at all"
-        raise DataError(f"{_listed(list(named))} cannot be compared ({reasons}); measure them on the same items")
+        raise DataError(f"{listed(list(named))} cannot be compared ({reasons}); measure them on the same items")
     return shared, left_out
 
 
@@ -219,7 +219,7 @@ def _common(named: Mapping[str, Table], measure: str) -> list[str]:
 def _obstacle(named: Mapping[str, Table], measure: str, items: Sequence[str], min_items: int) -> str | None:
     """Why a measure cannot be compared."""
     if lacking := [name for name, table in named.items() if measure not in table]:
-        return f"not measured for {_listed(lacking)}"
+        return f"not measured for {listed(lacking)}"
     found = [table[measure] for table in named.values()]
     if len(items) < min_items:
         counts = ", ".join(f"{name} {len(table[measure].values)}" for name, table in named.items())
@@ -340,7 +340,7 @@ def _conclusion(found: Sequence[Difference]) -> str:
         if measures := [one.measure for one in found if one.finding == finding]:
             of = "" if parts else f" of {len(found)} measure{'s' if len(found) > 1 else ''}"
             parts.append(f"{finding} {preposition} {second} on {len(measures)}{of} ({', '.join(measures)})")
-    decided = f"{first} is {_listed(parts)}" if parts else ""
+    decided = f"{first} is {listed(parts)}" if parts else ""
     undecided = [one for one in found if one.finding is None]
     if not undecided:
         return decided
@@ -355,8 +355,8 @@ def _conclusion(found: Sequence[Difference]) -> str:
 def _would_be_seen(found: Sequence[Difference]) -> str:
     seen = [f"{one.detectable:.2g} in {one.measure}" for one in found if one.detectable is not None]
     alike = [one.measure for one in found if one.detectable is None]
-    said = [f"a difference of {_listed(seen)} would have been found with {POWER * 100:g} % power"] if seen else []
-    said += [f"too few items differ in {_listed(alike)} to tell"] if alike else []
+    said = [f"a difference of {listed(seen)} would have been found with {POWER * 100:g} % power"] if seen else []
+    said += [f"too few items differ in {listed(alike)} to tell"] if alike else []
     return f" ({'; '.join(said)})"
 
 
@@ -365,10 +365,11 @@ def _scopes(items: Mapping[str, int], sizes: Mapping[str, Mapping[str, int]]) ->
     scopes: dict[str, list[str]] = {}
     for measure, count in items.items():
         if any(size[measure] > count for size in sizes.values()):
-            counts = _listed([f"{name} has {size[measure]}" for name, size in sizes.items()])
+            counts = listed([f"{name} has {size[measure]}" for name, size in sizes.items()])
             scopes.setdefault(f"the {count} items that all have ({counts})", []).append(measure)
-    return [f"{_listed(measures)}: compared on {scope}" for scope, measures in scopes.items()]
+    return [f"{listed(measures)}: compared on {scope}" for scope, measures in scopes.items()]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """a; a and b; a, b and c."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

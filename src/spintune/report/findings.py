@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from spintune.evaluation.comparison import listed
 from spintune.evaluation.judge import Canary
 from spintune.evaluation.statistics import Interval
 from spintune.recipe import HELDOUT
@@ -130,7 +131,7 @@ def _best(ranking: Ranking, so_far: bool = False) -> str:
         models = "So far, the models" if so_far else "The models"
         return (
             f"{models} cannot be told apart: on {on}, {first} has the best {measure.title}, but the 95 % interval of "
-            f"its lead over {_listed([one.label for one in ranking.tied])} includes 0."
+            f"its lead over {listed([one.label for one in ranking.tied])} includes 0."
         )
     opening = "So far, " if so_far else ""
     next_best = ranking.behind[0].label
@@ -139,7 +140,7 @@ def _best(ranking: Ranking, so_far: bool = False) -> str:
     lead = f"{_by(gain, measure)} {measure.better} than that of {next_best} (95 % interval {low} to {high}; {on})."
     if not ranking.tied:
         return f"{opening}{first} is the best model: its {measure.title} is {lead}"
-    level = _listed([first, *(one.label for one in ranking.tied)])
+    level = listed([first, *(one.label for one in ranking.tied)])
     return f"{opening}{level} are the best models and cannot be told apart; the {measure.title} of {first} is {lead}"
 
 
@@ -164,7 +165,7 @@ def _unjudged(run: RunFacts) -> str:
     if "data" not in run.stages and not run.evaluations:
         return "Nothing has been trained yet."
     if run.evaluations and (not run.heldout or HELDOUT not in run.recipe["eval"]):
-        names = _listed([one.name for one in run.evaluations])
+        names = listed([one.name for one in run.evaluations])
         return f"{told}No held-out example judges the models; {names} {'do' if len(run.evaluations) > 1 else 'does'}."
     if not run.heldout and HELDOUT in run.recipe["eval"]:
         return "No example is held out, so no model is judged: the curves below show training alone."
@@ -203,9 +204,9 @@ def _other_measures(run: RunFacts, ranking: Ranking) -> Iterator[str]:
         else:
             level.append(measure.title)
     if told:
-        yield f"For {first.label}, {_listed(told)}."
+        yield f"For {first.label}, {listed(told)}."
     if level:
-        yield f"By {_listed(level)}, {first.label} does not differ significantly from {start.label}."
+        yield f"By {listed(level)}, {first.label} does not differ significantly from {start.label}."
 
 
 def _few(items: int) -> Iterator[str]:
@@ -231,8 +232,3 @@ def _by(gain: Interval, measure: MeasureColumn) -> str:
 
 def _items(count: int) -> str:
     return f"{count:,} held-out example{'s' * (count != 1)}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    """a; a and b; a, b and c."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -105,19 +105,22 @@ class RunContext:
 
     def load(self, iterate: Iterate) -> LoadedIterate:
         """The iterate in memory, in place of the previous one; it is read only if it is not in memory yet."""
-        if self._loaded is None or self._loaded.iterate != iterate:
-            self._loaded = None
-            self._loaded = self._read(iterate)
-        return self._loaded
+        return self._in_memory(iterate, self._read)
 
     def load_by_name(self, name: str) -> LoadedIterate:
         """A model from outside the run, such as a judge, with its own chat template, in place of the previous one."""
-        iterate = Iterate("guest", name, model_identity(name, self.cache))
-        if self._loaded is None or self._loaded.iterate != iterate:
-            self._loaded = None
+
+        def read(iterate: Iterate) -> LoadedIterate:
             loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
             engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=self.recipe.tokens_per_forward)
-            self._loaded = LoadedIterate(iterate, loaded, "tokenizer", engine, generator=self.recipe.generator)
+            return LoadedIterate(iterate, loaded, "tokenizer", engine, generator=self.recipe.generator)
+
+        return self._in_memory(Iterate("guest", name, model_identity(name, self.cache)), read)
+
+    def _in_memory(self, iterate: Iterate, read: Callable[[Iterate], LoadedIterate]) -> LoadedIterate:
+        if self._loaded is None or self._loaded.iterate != iterate:
+            self._loaded = None  # its memory is free before the next one is read
+            self._loaded = read(iterate)
         return self._loaded
 
     def _read(self, iterate: Iterate) -> LoadedIterate:
@@ -225,17 +228,9 @@ class RunContext:
 
         def log(report: StepReport) -> None:
             meter.step(report)
-            self.metrics.add(
-                stage,
-                report.step,
-                loss=report.loss,
-                grad_norm=report.grad_norm,
-                learning_rate=report.learning_rate,
-                tokens=report.tokens,
-                scored=report.scored,
-                seconds=report.seconds,
-                **report.facts,
-            )
+            numbers = dict(vars(report))
+            facts = numbers.pop("facts")
+            self.metrics.add(stage, **numbers, **facts)
 
         return log
 

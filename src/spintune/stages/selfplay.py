@@ -11,11 +11,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from spintune.recipe import SpinSection
-from spintune.results import BestModel, IterationResults, SftFacts
+from spintune.results import BestModel, IterationResults, TrainingResults
 from spintune.stages.answers import AnswerSampler
 from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage, metric_difference
@@ -27,27 +26,13 @@ from spintune.storage import write_json_if_changed
 from spintune.typed_json import to_json
 
 
-@dataclass(frozen=True)
-class SelfPlayOutcome:
-    """What self-play produced.
+def selfplay_stage(
+    context: RunContext, section: SpinSection, start: Iterate
+) -> tuple[Sequence[Iterate], TrainingResults]:
+    """Runs self-play from iterate 0 (``start``) on.
 
-    Attributes:
-        iterates: iterate 1, 2, ..., and the baseline if the recipe asks for one.
-        iterations: what was measured in each.
-        best: the iterate to use.
-        stopped: why it ended before the last iteration, or None.
-        baseline: what was measured of the baseline, or None.
+    Returns iterate 1, 2, ..., the baseline if the recipe asks for one, and what was measured of them.
     """
-
-    iterates: Sequence[Iterate] = ()
-    iterations: list[IterationResults] = field(default_factory=list)
-    best: BestModel | None = None
-    stopped: str | None = None
-    baseline: SftFacts | None = None
-
-
-def selfplay_stage(context: RunContext, section: SpinSection, start: Iterate) -> SelfPlayOutcome:
-    """Runs self-play from iterate 0 (``start``) on."""
     return _SelfPlay(context, section, start).run()
 
 
@@ -61,7 +46,7 @@ class _SelfPlay:
         self.best, self.why = start, "it is where self-play starts"
         self.since_best = 0  # iterations
 
-    def run(self) -> SelfPlayOutcome:
+    def run(self) -> tuple[Sequence[Iterate], TrainingResults]:
         stopped = self._iterate()
         best = self._write_best()
         iterates, baseline = self.iterates[1:], None
@@ -70,7 +55,7 @@ class _SelfPlay:
             tokens = sum(result.tokens for result in self.results)
             iterate, baseline = baseline_stage(self.context, self.section, self.start, steps, tokens)
             iterates = [*iterates, iterate]
-        return SelfPlayOutcome(iterates, self.results, best, stopped, baseline)
+        return iterates, TrainingResults(spin=self.results, best=best, stopped=stopped, baseline=baseline)
 
     def _iterate(self) -> str | None:
         """Runs iterations until the last one, or until there is a reason to stop, which it returns."""

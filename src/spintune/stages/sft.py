@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from spintune.recipe import SftSection, SpinSection
@@ -92,7 +93,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     meter = Meter(player.engine)
     started = time.monotonic()
     with (
-        context.run.log(f"{stage}/samples.jsonl") as samples,
+        closing(StepLog(context.run.folder / stage / "samples.jsonl")) as samples,
         context.progress.task(training.title, len(steps), "steps") as task,
     ):
         evaluations = _Evaluations(context, training, heldout, samples)
