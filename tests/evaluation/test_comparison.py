@@ -322,7 +322,7 @@ def test_likelihoods_of_different_tokenizers_are_told_by_the_byte(tmp_path: Path
     [
         ({"nll": "x"}, "'nll' is a text, not a number"),
         ({"nll": None}, "'nll' is null, not a number"),
-        ({"id": "a"}, "the id a was there before"),
+        ({"id": "a"}, "the id a occurs twice"),
         ({"reference": None}, "a row without a reference"),
         ({"finish_reason": 1}, "'finish_reason' is a number"),
         ({"exact_match": None}, "'exact_match' is null"),

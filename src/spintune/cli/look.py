@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from spintune.cli.options import Json, print_json, recipe_path
+from spintune.cli.options import Json, print_json, recipe_and_overrides
 from spintune.storage import cache_folder
 
 
@@ -24,8 +24,7 @@ def inspect(
     from spintune.tokens.rendering import build_renderer
     from spintune.tokens.rows import render
 
-    path = recipe_path(words)
-    recipe = load_recipe(path, words[1:] if path else words)
+    recipe = load_recipe(*recipe_and_overrides(words))
     tokenizer = load_tokenizer(recipe.model, cache=cache_folder())
     renderer = build_renderer(
         tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=cache_folder())
@@ -79,7 +78,7 @@ def mix(
     from spintune.mixtures.report import show as examples_of
     from spintune.mixtures.tasks import load_tasks
 
-    path = recipe_path(words or [])
+    path, overrides = recipe_and_overrides(words)
     if show:
         found = load_tasks([show], folder)
         shown = [row for task in found.tasks[:rows] for row in examples_of(task, rows, seed)]
@@ -94,7 +93,7 @@ def mix(
     from spintune.recipe import load_recipe
     from spintune.stages.data import mixture_of, read_data
 
-    recipe = load_recipe(path, (words or [])[1:])
+    recipe = load_recipe(path, overrides)
     if recipe.data.mixture is None:
         raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
     mixed = read_data(recipe, mixture_of(recipe, cache_folder()))

@@ -10,52 +10,45 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from spintune.pipeline import Stage
     from spintune.recipe import Recipe
 
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...")]
-
-
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: results on stdout, events on stderr.")]
-
-
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
-
-
 Words = Annotated[
     list[str] | None,
     typer.Argument(
         help="A recipe and key.path=value overrides, or overrides alone.", metavar="[RECIPE] [KEY=VALUE]..."
     ),
 ]
-
-
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
-
-
 Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
-
-
 Out = Annotated[str | None, typer.Option(help="The run folder.")]
 
 
-def stage_recipe(stage: str, words: list[str] | None, model: str | None, data: str | None, out: str | None) -> Recipe:
-    """The recipe on the command line, or one made of flags: this stage and the held-out table."""
+def stage_recipe(
+    stage: Stage, words: list[str] | None, model: str | None, data: str | None, out: str | None
+) -> tuple[Recipe, Stage]:
+    """The recipe on the command line and the stage to run it to.
+
+    A recipe made of flags has this stage and the held-out table, so it runs to the end.
+    """
     from spintune.errors import RecipeError
     from spintune.recipe import load_recipe
 
-    words = words or []
-    path = recipe_path(words)
+    path, overrides = recipe_and_overrides(words)
     if path:
-        recipe = load_recipe(path, [*flags_as_overrides({"model": model, "data.train": data, "out": out}), *words[1:]])
+        recipe = load_recipe(path, [*flags_as_overrides({"model": model, "data.train": data, "out": out}), *overrides])
         need_section(recipe, path, stage)
-        return recipe
+        return recipe, stage
     if not model or not data:
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
     # self-play on little data needs small steps to take any, and a rival to mean anything
     section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
     base: dict[str, object] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
-    return load_recipe(None, words, base)
+    return load_recipe(None, overrides, base), "eval"
 
 
 def flags_as_overrides(flags: Mapping[str, object]) -> list[str]:
@@ -73,9 +66,10 @@ def need_section(recipe: Recipe, path: Path, stage: str) -> None:
         raise RecipeError(f"{path} has no {stage} section; add one or use spintune run")
 
 
-def recipe_path(words: list[str]) -> Path | None:
-    """The first word of a command line, where it names a recipe and not a key."""
-    return Path(words[0]) if words and "=" not in words[0] else None
+def recipe_and_overrides(words: list[str] | None) -> tuple[Path | None, list[str]]:
+    """The first word of a command line, where it names a recipe and not a key, and the other words."""
+    words = words or []
+    return (Path(words[0]), words[1:]) if words and "=" not in words[0] else (None, words)
 
 
 def print_outcome(value: object, text: object, as_json: bool) -> None:

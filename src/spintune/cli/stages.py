@@ -22,7 +22,7 @@ from spintune.cli.options import (
     flags_as_overrides,
     need_section,
     print_json,
-    recipe_path,
+    recipe_and_overrides,
     stage_recipe,
 )
 from spintune.storage import cache_folder
@@ -55,29 +55,26 @@ def synth(
     """Write instruction data from seed tasks: a recipe's synth stage, or flags alone (all have defaults)."""
     from spintune.recipe import DEFAULT_MODEL, load_recipe
 
-    words = words or []
-    path = recipe_path(words)
+    path, overrides = recipe_and_overrides(words)
     flags: dict[str, object] = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out}
     flags |= {"synth.teacher.url": url, "synth.teacher.model": model} if url else {"model": model}
     if path:
-        recipe = load_recipe(path, [*flags_as_overrides(flags), *words[1:]])
+        recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides])
         need_section(recipe, path, "synth")
     else:
         base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
-        recipe = load_recipe(None, [*flags_as_overrides(flags), *words], base)
+        recipe = load_recipe(None, [*flags_as_overrides(flags), *overrides], base)
     _execute(recipe, "synth", json)
 
 
 def sft(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
     """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
-    recipe = stage_recipe("sft", words, model, data, out)
-    _execute(recipe, "sft" if words and recipe_path(words) else "eval", json)
+    _execute(*stage_recipe("sft", words, model, data, out), json)
 
 
 def spin(words: Words = None, model: Model = None, data: Data = None, out: Out = None, json: Json = False) -> None:
     """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone."""
-    recipe = stage_recipe("spin", words, model, data, out)
-    _execute(recipe, "spin" if words and recipe_path(words) else "eval", json)
+    _execute(*stage_recipe("spin", words, model, data, out), json)
 
 
 def evaluate(
@@ -97,15 +94,14 @@ def evaluate(
     from spintune.pipeline import final_model
     from spintune.recipe import load_recipe
 
-    words = words or []
-    path = recipe_path(words)
+    path, overrides = recipe_and_overrides(words)
     if model and (Path(model) / "recipe.json").is_file():
         model = final_model(Path(model))
     flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
     if path is None and not (model and on):
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     base: dict[str, object] = {"out": "runs/eval"}
-    recipe = load_recipe(path, [*flags_as_overrides(flags), *words[1 if path else 0 :]], None if path else base)
+    recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
     _execute(recipe, "eval", json)
 
 

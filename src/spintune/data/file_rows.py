@@ -46,7 +46,7 @@ class FileRow:
         if isinstance(value, str):
             return value
         advice = "quote it" if isinstance(value, bool | int | float) else "give it as one text"
-        raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a text; {advice}")
+        raise self.wrong(key, "a text", advice)
 
     def objects(self, key: str, what: str) -> Iterator[FileRow]:
         """The objects of the list under ``key``.
@@ -57,9 +57,14 @@ class FileRow:
         if value is None or value == []:
             raise self._without(key, what)
         if not isinstance(value, list):
-            raise DataError(f"{self.where}: '{key}' is {kind_of(value)}, not a list; give it as a list of objects")
+            raise self.wrong(key, "a list", "give it as a list of objects")
         for number, item in enumerate(value, 1):
             yield FileRow.of(item, f"{self.where}: {key} {number}")
+
+    def wrong(self, key: str, expected: str, advice: str) -> DataError:
+        """The error that the value under ``key`` is missing or not what is ``expected``."""
+        found = kind_of(self.values[key]) if key in self.values else "missing"
+        return DataError(f"{self.where}: '{key}' is {found}, not {expected}; {advice}")
 
     def _without(self, key: str, what: str) -> DataError:
         state = "is empty" if self.values.get(key) == [] else "is null" if key in self.values else "is missing"

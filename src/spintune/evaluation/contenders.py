@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spintune.data.file_rows import FileRow, kind_of
+from spintune.data.file_rows import FileRow
 from spintune.errors import DataError
 from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows, item_ids, pair_answers, read_answers
 from spintune.evaluation.comparison import MeasuredItems, Table
@@ -15,6 +15,7 @@ from spintune.evaluation.scores import finished_scores, read_scores
 from spintune.metrics import BUILT_IN, answer_metrics
 from spintune.run_folder import BASE, BASELINE, SFT
 
+_ADVICE = "give the answers of an evaluated run"
 _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
 
 
@@ -147,7 +148,7 @@ def _rows_by_id(path: Path) -> dict[str, FileRow]:
     for row in file_rows(path):
         item = row.text("id", "an id")
         if item in rows:
-            raise DataError(f"{row.where}: the id {item} was there before; delete the file and run again")
+            raise DataError(f"{row.where}: the id {item} occurs twice; delete the file and run again")
         rows[item] = row
     return rows
 
@@ -177,17 +178,12 @@ def _reference_bytes(row: FileRow) -> float:
 def _number(row: FileRow, key: str) -> float:
     value = row.values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _wrong_kind(row, key, "a number")
+        raise row.wrong(key, "a number", _ADVICE)
     return value
 
 
 def _flag(row: FileRow, key: str) -> bool:
     value = row.values.get(key)
     if not isinstance(value, bool):
-        raise _wrong_kind(row, key, "true or false")
+        raise row.wrong(key, "true or false", _ADVICE)
     return value
-
-
-def _wrong_kind(row: FileRow, key: str, wanted: str) -> DataError:
-    found = kind_of(row.values[key]) if key in row.values else "missing"
-    return DataError(f"{row.where}: '{key}' is {found}, not {wanted}; give the answers of an evaluated run")

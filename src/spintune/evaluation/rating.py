@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 
-from spintune.data.file_rows import FileRow, kind_of
+from spintune.data.file_rows import FileRow
 from spintune.errors import DataError
 from spintune.evaluation.answers import file_rows
 from spintune.evaluation.judge import CANARIES, CANARY_ITEMS, Canary, Judge
@@ -56,7 +56,7 @@ class Dialogue:
 def read_questions(path: Path) -> list[Question]:
     """Questions in MT-Bench's format: ``question_id``, ``turns``, and perhaps ``category`` and ``reference``.
 
-    Raises DataError with ``path:line`` for a row that is no such question, or whose id was there before.
+    Raises DataError with ``path:line`` for a row that is no such question, or whose id occurred before.
     """
     questions: dict[str, Question] = {}
     for row in file_rows(path):
@@ -85,8 +85,7 @@ def _texts(row: FileRow, key: str) -> list[str]:
     value = row.values.get(key)
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         return list(value)
-    found = kind_of(value) if key in row.values else "missing"
-    raise DataError(f"{row.where}: '{key}' is {found}, not a list of texts; fix or delete the row")
+    raise row.wrong(key, "a list of texts", "fix or delete the row")
 
 
 @dataclass(frozen=True)

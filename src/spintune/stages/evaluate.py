@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from spintune.data.contamination import text_of
@@ -126,8 +126,7 @@ def _judged_pairs(
     judged: dict[str, ModelPairs] = {HELDOUT: pairs} if heldout else {}
     for evaluation in chosen:
         if evaluation.name == QUESTIONS:
-            choice = best if best is not None and best in names else names[-1]
-            judged[QUESTIONS] = [*pairs, *((choice, rival) for rival in evaluation.rivals)]
+            judged[QUESTIONS] = [*pairs, *((best or names[-1], rival) for rival in evaluation.rivals)]
     return {name: found for name, found in judged.items() if found}
 
 
@@ -151,18 +150,17 @@ def _contamination(context: RunContext, scores: Scores, heldout: bool) -> Contam
 
 
 def _benchmarks(scores: Scores, contamination: ContaminationFacts | None) -> dict[str, BenchmarkResults]:
-    unclean = {name: set(found.unclean) for name, found in contamination.sets.items()} if contamination else {}
-    return {name: _benchmark(models, unclean.get(name, set())) for name, models in scores.items()}
-
-
-def _benchmark(models: Mapping[str, ScoreTable], unclean: Collection[str]) -> BenchmarkResults:
-    first = next(iter(models.values()))
-    return BenchmarkResults(
-        items={name: len(scores.items) for name, scores in models.items()},
-        measures=first.scales,
-        scores={name: scores.summary() for name, scores in models.items()},
-        clean={name: scores.summary(without=unclean) for name, scores in models.items()} if unclean else {},
-    )
+    unclean = {name: found.unclean for name, found in contamination.sets.items()} if contamination else {}
+    results = {}
+    for evaluation, models in scores.items():
+        without = set(unclean.get(evaluation, ()))
+        results[evaluation] = BenchmarkResults(
+            items={name: len(one.items) for name, one in models.items()},
+            measures=next(iter(models.values())).scales,
+            scores={name: one.summary() for name, one in models.items()},
+            clean={name: one.summary(without) for name, one in models.items()} if without else {},
+        )
+    return results
 
 
 def _conclusions(scores: Scores, names: Sequence[str]) -> list[str]:

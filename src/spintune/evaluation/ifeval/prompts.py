@@ -63,8 +63,7 @@ def require_langdetect(prompts: Iterable[Prompt]) -> None:
 def _prompt(row: FileRow) -> Prompt:
     key = row.values.get("key")
     if isinstance(key, bool) or not isinstance(key, int | str):
-        found = kind_of(key) if "key" in row.values else "missing"
-        raise DataError(f"{row.where}: 'key' is {found}, not a number or text; give every prompt a key")
+        raise row.wrong("key", "a number or text", "give every prompt a key")
     types, parameters = _list(row, "instruction_id_list"), _list(row, "kwargs")
     if len(types) != len(parameters) or not types:
         raise DataError(
@@ -78,7 +77,7 @@ def _prompt(row: FileRow) -> Prompt:
 def _list(row: FileRow, key: str) -> list[object]:
     value = row.values.get(key)
     if not isinstance(value, list):
-        raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; fix or delete the row")
+        raise row.wrong(key, "a list", "fix or delete the row")
     return value
 
 
