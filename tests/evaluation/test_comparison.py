@@ -201,7 +201,7 @@ def test_too_few_common_items_are_an_error_with_counts() -> None:
         "a": {"r": MeasuredItems({f"i{n}": 1.0 for n in range(20)})},
         "b": {"r": MeasuredItems({f"i{n}": 0.0 for n in range(15, 40)})},
     }
-    with pytest.raises(DataError, match=r"r: 5 items in common \(a 20, b 25\), and fewer than 10 say nothing"):
+    with pytest.raises(DataError, match=r"r: 5 items in common \(a 20, b 25\), but a comparison needs at least 10"):
         compare(named)
     assert only(compare(named, min_items=5)).items == 5
     with pytest.raises(DataError, match=r"r: 5 items"):

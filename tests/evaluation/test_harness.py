@@ -604,7 +604,7 @@ def test_a_task_that_fails_is_left_out_with_one_line_and_the_others_go_on(tiny_m
     assert [result.task for result in report.results] == ["good"]
     assert list(report.failed) == ["bad"]
     assert "answers of 600 tokens leave no room" in report.failed["bad"]
-    assert notes.notes == [f"bad left out: {report.failed['bad']}"]
+    assert notes.notes == [f"bad skipped: {report.failed['bad']}"]
 
 
 def test_rows_and_report_are_json_and_rows_come_back(tiny_model: Path, tmp_path: Path) -> None:
@@ -672,7 +672,7 @@ def test_gsm8k_runs_on_local_files_with_the_harness_own_definition(
     assert (result.task, result.shots, len(result.rows)) == ("gsm8k", 2, 3)
     assert set(result.metrics) == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert set(result.rows[0].scores) == set(result.metrics)
-    assert notes.notes == [f"hellaswag left out: {report.failed['hellaswag']}"]
+    assert notes.notes == [f"hellaswag skipped: {report.failed['hellaswag']}"]
     assert "connect, or give its data" in report.failed["hellaswag"]
 
 

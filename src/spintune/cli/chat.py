@@ -15,7 +15,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this sum.", min=0.01, max=1)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer. [tokens]", min=1)] = 256,
-    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random draws.", min=0)] = 0,
     template: Annotated[str, typer.Option(help="Chat template: tokenizer, alpaca, chatml or plain.")] = "tokenizer",
 ) -> None:
     """Talk to a model, or to the best model of a run. /reset starts over, /exit or Ctrl-D ends."""

@@ -17,7 +17,7 @@ def compare(
     ],
     against: Annotated[str | None, typer.Option(help="Compare each only with this one, as it is named here.")] = None,
     references: Annotated[
-        Path | None, typer.Option(help="Good answers to what is asked, for files of answers without them.")
+        Path | None, typer.Option(help="Reference answers, for files of answers that have none.")
     ] = None,
     level: Annotated[float, typer.Option(help="Of significance, over all comparisons.", min=0.0001, max=0.5)] = 0.05,
     json: Json = False,

@@ -43,10 +43,10 @@ def synth(
     words: Words = None,
     seeds: Annotated[str | None, typer.Option(help="Seed tasks: builtin:seeds or a file.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Who writes: a model on this machine, or the endpoint's name.")
+        str | None, typer.Option(help="The teacher: a model on this machine, or its name at the endpoint.")
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="An endpoint that speaks OpenAI's protocol; else this machine.")
+        str | None, typer.Option(help="An endpoint with OpenAI's protocol; without it, the model runs here.")
     ] = None,
     instructions: Annotated[int | None, typer.Option(help="New instructions to accept.", min=1)] = None,
     out: Out = None,
@@ -89,7 +89,7 @@ def evaluate(
     out: Out = None,
     json: Json = False,
 ) -> None:
-    """Judge a recipe's models by what its eval names, or a model by flags alone: --model M --on TASK."""
+    """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
     from spintune.errors import RecipeError
     from spintune.pipeline import final_model
     from spintune.recipe import load_recipe

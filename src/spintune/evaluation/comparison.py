@@ -223,7 +223,7 @@ def _obstacle(named: Mapping[str, Table], measure: str, items: Sequence[str], mi
     found = [table[measure] for table in named.values()]
     if len(items) < min_items:
         counts = ", ".join(f"{name} {len(table[measure].values)}" for name, table in named.items())
-        return f"{len(items)} items in common ({counts}), and fewer than {min_items} say nothing"
+        return f"{len(items)} items in common ({counts}), but a comparison needs at least {min_items}"
     if len({(one.better, one.right_or_wrong, one.weights is None) for one in found}) > 1:
         return "not the same kind of measure for all"
     weights = [[one.weights[item] for item in items] for one in found if one.weights is not None]

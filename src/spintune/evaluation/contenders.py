@@ -33,7 +33,7 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
     Args:
         names: run folders (all of their own models), RUN:MODEL, or files: the held-out answers of a run, or any saved
             answers.
-        references: good answers to the same prompts, for files of answers that have none.
+        references: reference answers to the same prompts, for files of answers that have none.
 
     Raises DataError for a name that is none of these, and for a file or model without anything to compare.
     """

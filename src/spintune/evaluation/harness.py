@@ -76,7 +76,7 @@ def benchmarks(names: Sequence[str], shots: int | None = None) -> list[Benchmark
 def check_benchmarks(chosen: Sequence[Benchmark], data_dir: Path | None = None) -> dict[str, str]:
     """The titles of benchmarks, by the names in the recipe.
 
-    Raises as :func:`run_benchmarks` does for whatever a user mistyped, before anything is computed.
+    Raises as :func:`run_benchmarks` for mistakes in names, files and rows, before anything is computed.
     """
     if not chosen:  # importing the harness takes a second
         return {}
@@ -118,7 +118,7 @@ def run_benchmarks(
 ) -> HarnessReport:
     """Runs benchmarks one after the other.
 
-    A task that fails, or whose data cannot be reached, is skipped with a note of one line (``progress.note``).
+    A task that fails, or whose data cannot be reached, is skipped; ``progress.note`` says why in one line.
 
     Args:
         model: the model to evaluate.
@@ -130,7 +130,7 @@ def run_benchmarks(
 
     Raises:
         MissingExtraError: lm-evaluation-harness is not installed.
-        RecipeError: no such task, a file that is no task, or a data folder without a task of its name.
+        RecipeError: a task that does not exist, a file that is not a task, or a data folder named after no task.
         DataError: a broken row of a user's own task.
     """
     _need_harness()
@@ -150,7 +150,7 @@ def run_benchmarks(
             except Exception as error:  # tasks are foreign code that may raise anything
                 log.debug("benchmark failed", exc_info=error)
                 failed[title] = _reason(error)
-                progress.note(f"{title} left out: {failed[title]}")
+                progress.note(f"{title} skipped: {failed[title]}")
     return HarnessReport(lm_eval.__version__, tuple(results), failed)
 
 
@@ -185,7 +185,7 @@ def _run(
 class _Library:
     """The tasks to run: of the harness, of the harness with local data, and of a user's own files.
 
-    Raises RecipeError or DataError for whatever a user mistyped, before anything runs.
+    Raises RecipeError or DataError for mistakes in names, files and rows, before anything runs.
     """
 
     def __init__(self, chosen: Sequence[Benchmark], data_dir: Path | None, temporary: Path) -> None:

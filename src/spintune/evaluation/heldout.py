@@ -10,6 +10,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.generate_answers import write_answers
+from spintune.evaluation.scores import HeldoutLikelihood
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.generation.protocol import Generator
 from spintune.metrics import METRICS, answer_metrics
@@ -18,17 +19,6 @@ from spintune.records import Example
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.typed_json import JsonObject
-
-
-@dataclass(frozen=True)
-class HeldoutLikelihood:
-    """How likely a model finds the reference of one held-out example."""
-
-    id: str
-    nll: float
-    """Negative log-likelihood of the reference, in nats, summed over its tokens."""
-    tokens: int
-    """Scored tokens of the reference, including its end of turn."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,17 @@ class ScoreTable:
         return found
 
 
+@dataclass(frozen=True)
+class HeldoutLikelihood:
+    """How likely a model finds the reference of one held-out example."""
+
+    id: str
+    nll: float
+    """Negative log-likelihood of the reference, in nats, summed over its tokens."""
+    tokens: int
+    """Scored tokens of the reference, including its end of turn."""
+
+
 def read_scores(folder: Path) -> ScoreTable:
     """The scores in the folder of a finished evaluation of one model."""
     measures = read_json(folder / MANIFEST)["facts"]["measures"]

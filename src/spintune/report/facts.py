@@ -7,21 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from spintune.evaluation.scores import ScoreTable
+from spintune.evaluation.scores import HeldoutLikelihood, ScoreTable
 from spintune.records import Example
 from spintune.results import BestModel, ContaminationFacts, DiagnosisFacts, IterationFacts, PairFacts, RunResults
 from spintune.run_folder import BASE, SFT
 from spintune.typed_json import JsonObject
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class LikelihoodFacts:
-    """Negative log-likelihood of a held-out reference under a model, in nats over all its tokens."""
-
-    nll: float
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ class ModelFacts:
 
     name: str
     place: str
-    likely: Mapping[str, LikelihoodFacts]
+    likely: Mapping[str, HeldoutLikelihood]
     judged: Answers
     sampled: Answers
     during: Answers

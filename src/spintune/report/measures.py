@@ -162,7 +162,7 @@ class Ranking:
 
 
 def rank(models: Sequence[Contender], measure: MeasureColumn, ids: Sequence[str]) -> Ranking:
-    """Ranks models by a measure that has a better side."""
+    """Ranks models by a measure with a better direction."""
     sign = -1 if measure.better == "lower" else 1
     first, *others = sorted(models, key=lambda one: -sign * estimate(one, measure, ids).mean)
     gains = {}

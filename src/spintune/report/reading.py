@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from spintune.errors import RunError
+from spintune.evaluation.scores import HeldoutLikelihood
 from spintune.records import Example, read_records
 from spintune.report.evaluations import evaluations_of, read_evaluations, rivals_of
-from spintune.report.facts import Answers, LikelihoodFacts, ModelFacts, ReportedAnswer, RunFacts, number_of
+from spintune.report.facts import Answers, ModelFacts, ReportedAnswer, RunFacts, number_of
 from spintune.report.missing import expected_models, missing_evaluations, missing_parts, missing_verdicts
 from spintune.results import (
     BestModel,
@@ -175,7 +176,7 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
         name=name,
         place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
         likely={
-            row["id"]: LikelihoodFacts(row["nll"], row["tokens"])
+            row["id"]: HeldoutLikelihood(row["id"], row["nll"], row["tokens"])
             for row in measured(f"likelihood/{name}", "likelihood.jsonl")
         },
         judged={

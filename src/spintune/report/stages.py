@@ -26,7 +26,7 @@ from spintune.typed_json import JsonObject
 
 @dataclass
 class NotedStep(FilterCounts):
-    """A step at which items are counted, and what else to say of it."""
+    """A step at which items are counted, with a note."""
 
     note: str = ""
 
@@ -88,7 +88,7 @@ def _paired(run: RunFacts) -> Iterator[NotedStep]:
 
 
 def _judged(run: RunFacts) -> Iterator[NotedStep]:
-    """The same for every model, so the first one that was judged tells it."""
+    """Equal for all models, so the counts of the first judged model stand for all."""
     counts = [run.facts(f"likelihood/{model.name}", LikelihoodCounts) for model in run.models]
     for facts in [one for one in counts if one][:1]:
         dropped = Counter({"too_long": facts.left_out} if facts.left_out else {})

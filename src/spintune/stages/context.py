@@ -191,15 +191,15 @@ class RunContext:
     # Inputs of stages ------------------------------------------------------------------------------------------------
 
     def training_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
-        """What the output of a stage depends on that trains ``iterate``, or writes what is trained on."""
+        """Inputs of a stage that trains ``iterate`` or makes its training data."""
         return {"data": self.run.digest("data"), **self.model_inputs(iterate, **more)}
 
     def heldout_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
-        """What judging ``iterate`` on held-out examples depends on; the training examples are not part of it."""
+        """Inputs of a stage that judges ``iterate`` on held-out examples; training examples do not matter."""
         return {"heldout": self.run.file_digest("data", self.heldout_file.name), **self.model_inputs(iterate, **more)}
 
     def model_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
-        """What everything that ``iterate`` reads and writes depends on."""
+        """Inputs of every stage in which ``iterate`` reads or writes."""
         return {
             "model": iterate.digest,
             "rendering": {key: self.settings["data"][key] for key in _RENDERING},

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from spintune.errors import DataError
 from spintune.evaluation.heldout import (
     HeldoutAnswer,
-    HeldoutLikelihood,
     answer_heldout,
     heldout_differences,
     score_heldout,
     summarize_heldout,
 )
+from spintune.evaluation.scores import HeldoutLikelihood
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.metrics import METRICS, metric_inputs
 from spintune.records import Example, read_records, write_records
