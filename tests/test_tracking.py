@@ -127,5 +127,5 @@ def test_a_registered_tracker_hears_what_the_log_gets(tmp_path: Path) -> None:
 
 
 def test_an_unknown_tracker_is_refused_when_the_recipe_is_read() -> None:
-    with pytest.raises(RecipeError, match=r"tracking: .*'tensorbord'; did you mean tensorboard\?"):
+    with pytest.raises(RecipeError, match=r"tracking.0: there is no tracker 'tensorbord'; did you mean tensorboard\?"):
         parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": ["tensorbord"]}, "test")

@@ -305,9 +305,9 @@ def test_only_one_model_is_ever_in_memory(
     import gc
     import weakref
 
-    from spintune.stages import workbench
+    from spintune.stages import context
 
-    load, alive = workbench.load_model, []
+    load, alive = context.load_model, []
 
     def watched(*words: Any, **options: Any) -> Any:
         gc.collect()
@@ -316,7 +316,7 @@ def test_only_one_model_is_ever_in_memory(
         alive.append(weakref.ref(loaded.model))
         return loaded
 
-    monkeypatch.setattr(workbench, "load_model", watched)
+    monkeypatch.setattr(context, "load_model", watched)
     changes = {"lora": lora} if lora else {}
     run(tmp_path / "run", **changes, spin={"history": 2, "reference_mixture": 0.2, "baseline": "sft"})
     assert len(alive) > 8
