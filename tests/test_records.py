@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.errors import RunError
-from spintune.records import Answer, Completion, Example, Message, Pair, read_records, write_records
+from spintune.records import (
+    ROLES,
+    Answer,
+    Completion,
+    Example,
+    Message,
+    Pair,
+    ToolCall,
+    read_records,
+    write_records,
+)
 
 # every code point that UTF-8 can hold: line separators, controls, private use, emoji, right-to-left, combining
 text = st.text(st.characters(exclude_categories=["Cs"]))
 ids = st.lists(st.integers(0, 2**31)).map(tuple)
 number = st.floats(allow_nan=False, allow_infinity=False)
-messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text)
-examples = st.builds(Example, st.lists(messages, min_size=1).map(tuple), text)
+calls = st.lists(st.builds(ToolCall, text, text, text)).map(tuple)
+plain_messages = st.builds(Message, st.sampled_from(["system", "user", "assistant"]), text)
+rich_messages = st.builds(Message, st.sampled_from(ROLES), text, text, calls, text, text, st.booleans())
+messages = plain_messages | rich_messages
+examples = st.builds(Example, st.lists(messages, min_size=1).map(tuple), text, st.lists(text).map(tuple))
 completions = st.builds(Completion, ids, text, st.sampled_from(["stop", "length"]), number)
 scores = st.none() | number
 answers = st.builds(Answer, ids, text, st.booleans(), scores, scores)
@@ -46,6 +60,30 @@ def test_odd_texts_come_back_and_keep_one_line_each(tmp_path: Path) -> None:
     rows = [Example((Message("user", "q"), Message("assistant", content))) for content in odd]
     write_records(tmp_path / "x.jsonl", rows)
     assert [row.answer for row in read_records(tmp_path / "x.jsonl", Example)] == odd
+
+
+def test_what_a_plain_message_lacks_stays_out_of_the_file_and_of_its_id(tmp_path: Path) -> None:
+    plain = Example((Message("user", "q"), Message("assistant", "a")), "x:1")
+    write_records(tmp_path / "x.jsonl", [plain])
+    row = b'{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}],"source":"x:1"}\n'
+    assert (tmp_path / "x.jsonl").read_bytes() == row
+    # the id of earlier versions, by which cached tokens and answers of old run folders are found
+    assert plain.id == hashlib.sha256(b'[["user","q"],["assistant","a"]]').hexdigest()[:16]
+
+
+def test_reasoning_calls_tools_and_training_are_part_of_the_id() -> None:
+    def example(tools: tuple[str, ...] = (), **fields: Any) -> Example:
+        return Example((Message("user", "q"), Message("assistant", "a", **fields)), tools=tools)
+
+    call = (ToolCall("f", "{}"),)
+    all_of_them = [
+        example(),
+        example(reasoning="r"),
+        example(tool_calls=call),
+        example(trained=False),
+        example(("{}",)),
+    ]
+    assert len({one.id for one in all_of_them}) == 5
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The records that stages exchange: frozen, typed, and stored as JSON lines.
 
 ==========  ===========================================================================
-Message     one turn: a role and its text
+Message     one turn: a role and its text, with reasoning and tool calls where it has them
 Example     a conversation that ends in a reference answer (or several of them)
 Completion  what a generator returns for one prompt: ids, text, finish reason
 Answer      one response of a pair, with its log-probabilities under frozen iterates
@@ -25,40 +25,79 @@ from spintune.errors import RunError
 from spintune.storage import write_json_lines
 from spintune.typed_json import adapter, first_problem
 
-Role = Literal["system", "user", "assistant"]
-ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 FinishReason = Literal["stop", "length"]
 
 _CLOSED = ConfigDict(extra="forbid")  # a row with an unknown field is of another version
 
 
+class _OmitDefaults:
+    """Base of frozen dataclasses whose optional fields stay out of JSON lines while they have their default.
+
+    A default is an attribute of the class, so the instance need not hold it, and orjson writes what the instance holds.
+    """
+
+    def __post_init__(self) -> None:
+        own, kind = vars(self), type(self)
+        for name in [name for name, value in own.items() if name in kind.__dict__ and value == kind.__dict__[name]]:
+            del own[name]
+
+
 @dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
+class ToolCall:
+    """A call of a tool by the assistant. ``arguments`` is a JSON object as text."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Message(_OmitDefaults):
+    """One turn of a conversation.
+
+    Attributes:
+        role: who speaks; "tool" gives the result of a call.
+        content: the text, verbatim.
+        reasoning: what an assistant thought before the content, without the marks of a template.
+        tool_calls: the calls that an assistant's turn makes, after its content.
+        call_id: of a tool's turn, the ``id`` of the call that it answers; "" where the data has none.
+        name: of a tool's turn, the tool's name; "" where the data has none.
+        trained: False keeps an assistant's turn out of the loss.
+    """
 
     role: Role
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    name: str = ""
+    trained: bool = True
 
 
 @dataclass(frozen=True)
-class Example:
+class Example(_OmitDefaults):
     """A conversation that ends with the assistant's reference answer.
 
     ``source`` names the row it comes from (``path:line``), for error messages, and is not part of :attr:`id`.
+    ``tools`` are the tools that the assistant may call, each a JSON object as text, as OpenAI's API describes one.
     """
 
     messages: tuple[Message, ...]
     source: str = ""
+    tools: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
-        """Digest of the messages: equal conversations have equal ids, wherever they were read."""
+        """Digest of messages and tools: equal conversations have equal ids, wherever they were read."""
         return self._id
 
     @cached_property
     def _id(self) -> str:  # the underscore keeps it out of the JSON
-        text = orjson.dumps([[m.role, m.content] for m in self.messages])
+        plain = [[m.role, m.content] if len(vars(m)) == 2 else m for m in self.messages]
+        text = orjson.dumps([plain, self.tools] if self.tools else plain)
         return hashlib.sha256(text).hexdigest()[:16]
 
     @property

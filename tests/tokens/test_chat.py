@@ -463,7 +463,7 @@ def test_roles_out_of_order_are_the_templates_to_refuse(family):
     [
         (FIRST[:1], "x:1: the conversation does not end with an assistant message"),
         ((), "x:1: the conversation does not end with an assistant message"),
-        ((Message("tool|>\n", "a"), FIRST[1]), r"x:1: role 'tool|>\n' is none of system, user, assistant"),
+        ((Message("tool|>\n", "a"), FIRST[1]), r"x:1: role 'tool|>\n' is none of system, user, assistant, tool"),
     ],
 )
 def test_a_malformed_conversation_is_an_error_with_its_place(family, messages, message):
