@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spintune.errors import RunError
+from spintune.errors import RunError, StorageError
 from spintune.recipe import Recipe, parse_recipe
 from spintune.run_folder import RunFolder, StepLog
 
@@ -100,14 +102,50 @@ def test_a_folder_in_which_only_data_was_read_may_be_taken_over(tmp_path: Path) 
         pass
 
 
-def test_partial_files_are_removed_on_entry_but_not_from_under_another_process(tmp_path: Path) -> None:
+def test_unfinished_files_are_removed_on_entry_but_not_from_under_another_process(tmp_path: Path) -> None:
+    left = tmp_path / ".x.0123456789abcdef.spintune-partial"
+    left.write_text("")  # killed before it had a recipe
     with RunFolder(recipe(tmp_path)):
-        (tmp_path / "x.partial").write_text("")
+        assert not left.exists()
+        left.write_text("")
         with pytest.raises(RunError), RunFolder(recipe(tmp_path)):
             pass
-        assert (tmp_path / "x.partial").exists()
+        assert left.exists()
+
+
+def test_a_folder_of_somebody_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "Downloads").mkdir()
+    (tmp_path / "Downloads" / "film.mkv.partial").write_text("mine")
+    (tmp_path / "Downloads" / ".x.0123456789abcdef.spintune-partial").write_text("of a run that was copied there")
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        pytest.raises(RunError, match=r"not empty and no run of spintune \(it has Downloads\)"),
+        RunFolder(recipe(tmp_path)),
+    ):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "new")
+    with pytest.raises(StorageError, match="run: "), RunFolder(recipe(tmp_path / "run")):
+        pass
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
     with RunFolder(recipe(tmp_path)):
-        assert not (tmp_path / "x.partial").exists()
+        pass
+    assert "has no locks" in caplog.text
 
 
 def steps(log: StepLog) -> list[tuple[str, int]]:

@@ -6,6 +6,10 @@ import errno
 import hashlib
 import json
 import os
+import re
+import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from spintune.storage import (
     atomic_folder,
     digest_file,
     digest_json,
+    open_unlinked,
     read_json,
     read_json_lines,
     remove_partials,
@@ -122,17 +127,66 @@ def test_a_folder_replaces_another_one_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_what_a_killed_writer_left_is_no_hindrance_and_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "x.partial").mkdir()
-    (tmp_path / "x.partial" / "junk").write_text("")
-    write_folder(tmp_path / "x", b"new")
-    assert content_of(tmp_path / "x") == {"a": b"new", "sub/b": b"new"}
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "y.partial").mkdir()
-    (tmp_path / "deep" / "y.partial" / "z.partial").write_text("")
-    (tmp_path / "deep" / "kept").write_text("")
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Files of a browser or of another program may have any name; only names of this module's own making go."""
+    foreign = ["film.mkv.partial", "x.partial", ".x.spintune-partial", ".x.0123.spintune-partial", "y.spintune-partial"]
+    inside, outside = tmp_path / "run" / "deep", tmp_path / "outside"
+    inside.mkdir(parents=True)
+    outside.mkdir()
+    for name in foreign:
+        (inside / name).write_text("mine")
+    left_file, left_folder = (inside / f".{n}.0123456789abcdef.spintune-partial" for n in ("y", "z"))
+    left_file.write_text("")
+    left_folder.mkdir()
+    (left_folder / "junk").write_text("")
+    (outside / left_file.name).write_text("mine")
+    (inside / "link").symlink_to(outside)
+    (inside / f".{'w'}.0123456789abcdef.spintune-partial").symlink_to(outside)
+    remove_partials(tmp_path / "run")
+    assert sorted(path.name for path in inside.iterdir()) == sorted([*foreign, "link"])
+    assert [path.name for path in outside.iterdir()] == [left_file.name]
+
+
+def test_a_killed_writer_leaves_a_name_that_is_removed(tmp_path: Path) -> None:
+    for write in ("atomic_file(Path('x'))", "atomic_folder(Path('x'))", f"atomic_file(Path('{'ü' * 127}'))"):
+        imports = "import os; from pathlib import Path; from spintune.storage import *"
+        code = f"{imports}\nwith {write}: os.kill(os.getpid(), 9)"
+        assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False).returncode == -9
+    assert len(list(tmp_path.iterdir())) == 3
     remove_partials(tmp_path)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["kept"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:
+    """In a folder that others may write, they cannot know the name, and what is there already is not opened."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("x.partial", "run.lock"):
+        (tmp_path / name).symlink_to(victim)
+    write_file(tmp_path / "x", b"new")
+    names = set()
+    for _ in range(2):
+        with atomic_file(tmp_path / "x"):
+            names |= {path.name for path in tmp_path.iterdir() if path.name.endswith("-partial")}
+    assert len(names) == 2
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ELOOP))):
+        open_unlinked(tmp_path / "run.lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o027, 0o077])
+def test_everything_that_is_written_follows_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_file(tmp_path / "file", b"")
+        with atomic_folder(tmp_path / "folder") as folder:
+            (folder / "sub").mkdir()
+            os.close(os.open(folder / "sub" / "private", os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    files, folders = 0o666 & ~umask, 0o777 & ~umask
+    assert modes == {"file": files, "folder": folders, "sub": folders, "private": files}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from spintune.storage import (
     atomic_file,
     digest_file,
     digest_json,
+    is_temporary,
+    open_unlinked,
     read_json,
     remove_partials,
     storage_errors,
@@ -93,14 +96,19 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "run.lock").open("ab")
+            _check_is_run(self.folder)
+            self._lock = open_unlinked(self.folder / "run.lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.close()
             raise RunError(
                 f"{self.folder} is in use by another spintune process; wait for it or choose another out="
             ) from None
+        except OSError as error:  # NFS without its lock daemon, Lustre without -o flock
+            log.warning(
+                "%s: this file system has no locks (%s); do not start a second run here", self.folder, error.strerror
+            )
         try:
             remove_partials(self.folder)
             self._bind_to_recipe()
@@ -223,6 +231,13 @@ class StepLog:
         if file is not None:
             with storage_errors(self.path):  # closing writes what a full disk refused before
                 file.close()
+
+
+def _check_is_run(folder: Path) -> None:
+    """Raises RunError for a folder with files in it that is no run: what is in it belongs to somebody."""
+    names = {path.name for path in folder.iterdir() if not is_temporary(path)}
+    if "recipe.json" not in names and (foreign := sorted(names - _REPLACEABLE)):
+        raise RunError(f"{folder} is not empty and no run of spintune (it has {foreign[0]}); choose another out=")
 
 
 def _fixed_settings(identity: JsonObject) -> JsonObject:

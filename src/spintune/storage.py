@@ -1,6 +1,7 @@
 """Writes files and folders so that each is complete or absent, also after a power failure.
 
-A writer works on a temporary sibling, syncs it to disk, renames it to the final name, and syncs the parent folder.
+A writer works on a temporary sibling, syncs it to disk, renames it to the final name, and syncs the parent folder. The
+sibling's name is random and must be new, so in a folder that others may write nobody can put a link in its place.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -22,7 +25,7 @@ from spintune.errors import RunError, StorageError
 if TYPE_CHECKING:
     from spintune.typed_json import JsonObject
 
-_TEMPORARY = ".partial"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.spintune-partial", re.DOTALL)
 
 
 def cache_folder() -> Path:
@@ -62,11 +65,11 @@ def _explain(path: Path, error: OSError) -> str:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a binary file that appears at ``path`` only if the block ends without an exception."""
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = _temporary(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as file:
+            with open_unlinked(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -80,13 +83,13 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder that replaces ``path`` only if the block ends without an exception."""
-    temporary = path.with_name(path.name + _TEMPORARY)
+    temporary = _temporary(path)
     with storage_errors(path):
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        temporary.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
         try:
             yield temporary
+            _follow_umask(temporary)
             for name in [temporary, *temporary.rglob("*")]:
                 _sync(name)
             _replace_folder(temporary, path)
@@ -101,9 +104,7 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.rename(path)
         return
-    aside = path.with_name(path.name + ".old" + _TEMPORARY)
-    if aside.exists():
-        shutil.rmtree(aside)
+    aside = _temporary(path)
     path.rename(aside)
     try:
         temporary.rename(path)
@@ -111,6 +112,30 @@ def _replace_folder(temporary: Path, path: Path) -> None:
         aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)  # what remains is removed at the next start
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside ``path``. It is cut to the 255 bytes of a file name, and known to :func:`remove_partials`."""
+    start = os.fsdecode(os.fsencode(path.name)[:200])
+    return path.with_name(f".{start}.{secrets.token_hex(8)}.spintune-partial")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether ``path`` has a name that this module gives to unfinished files and folders."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def open_unlinked(path: Path, flags: int) -> BinaryIO:
+    """Opens a file for writing, with permissions by the umask. Raises OSError when ``path`` is a symbolic link."""
+    mode = "ab" if flags & os.O_APPEND else "wb"
+    return os.fdopen(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), mode)  # type: ignore[return-value]
+
+
+def _follow_umask(folder: Path) -> None:
+    """Gives everything in a new folder the permissions of the folder itself; safetensors makes its files private."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
 def _sync(path: Path) -> None:
@@ -193,9 +218,12 @@ def digest_file(path: Path) -> str:
 
 
 def remove_partials(folder: Path) -> None:
-    """Deletes the unfinished files and folders that a killed process left below ``folder``."""
-    for leftover in sorted(folder.rglob("*" + _TEMPORARY)):
-        if leftover.is_dir():
+    """Deletes the unfinished files and folders that a killed process left below ``folder``.
+
+    Only names of this module's own making are touched, and links are not followed.
+    """
+    for leftover in [path for path in folder.rglob(".*.spintune-partial") if is_temporary(path)]:
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def until_done(run: Callable[..., Any], out: Path, moves: Iterator[int], **chang
 
 def no_leftovers(out: Path) -> None:
     names = [str(path.relative_to(out)) for path in out.rglob("*")]
-    assert not [name for name in names if ".partial" in name or "checkpoints" in name or "shards" in name]
+    assert not [name for name in names if "-partial" in name or "checkpoints" in name or "shards" in name]
 
 
 def each_step_once(out: Path) -> None:
@@ -169,12 +169,12 @@ def kill_and_restart(command: list[str], out: Path, draw: random.Random) -> int:
     moments: list[Callable[[], bool]] = [
         lambda: (out / "data" / "train.jsonl").exists(),
         more_lines(out, 3),
-        seen(out, "sft/checkpoints/*/*.partial"),
+        seen(out, "sft/checkpoints/*/.*-partial"),
         more_lines(out, draw.randint(4, 20)),
-        seen(out, "sft/*.partial"),
+        seen(out, "sft/.*-partial"),
         seen(out, "spin/iterate-1/pairs/shards/*"),
         more_lines(out, draw.randint(1, 9)),
-        seen(out, "spin/iterate-1/checkpoints/*/*.partial"),
+        seen(out, "spin/iterate-1/checkpoints/*/.*-partial"),
         seen(out, "spin/iterate-2/pairs/manifest.json"),
         more_lines(out, draw.randint(1, 9)),
         seen(out, "spin/iterate-2/manifest.json"),
