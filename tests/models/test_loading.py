@@ -14,7 +14,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5Encode
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
-from spintune.models.loading import ALIASES, load_model, load_tokenizer, locate_model, model_identity, save_folder
+from spintune.models.loading import (
+    ALIASES,
+    load_model,
+    load_stop_ids,
+    load_tokenizer,
+    locate_model,
+    model_identity,
+    save_folder,
+)
 
 
 def test_saved_models_come_back_with_equal_weights_and_tokenizer(tiny_model, tmp_path):
@@ -46,6 +54,19 @@ def test_stored_sampling_values_do_not_stop_a_model_from_being_saved(tiny_model,
     loaded = load_model(str(folder), cache=tmp_path)
     save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved")
     assert (tmp_path / "saved" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("written", "ids"), [(5, {5}), ([7, 1, 9], {1, 7, 9}), (None, set()), (-1, set())])
+def test_the_ends_of_an_answer_that_a_model_names_are_known_with_and_without_its_weights(
+    written, ids, tiny_model, tmp_path
+):
+    folder = tmp_path / "ends"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": written}))
+    assert load_model(str(folder), cache=tmp_path).stop_ids == ids
+    assert load_stop_ids(str(folder), cache=tmp_path) == ids
+    (folder / "generation_config.json").unlink()
+    assert load_model(str(folder), cache=tmp_path).stop_ids == load_stop_ids(str(folder), cache=tmp_path) == set()
 
 
 def test_gemma2_loads_though_it_has_no_sdpa(build, words, tmp_path):

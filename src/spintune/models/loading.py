@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from spintune.errors import ModelError
+from spintune.models.files import GENERATION_CONFIG, end_ids, read_file
 from spintune.storage import atomic_folder, digest_file, digest_json, storage_errors
 from spintune.tokens.rendering import build_renderer
 from spintune.tokens.rows import RowRenderer, Turns
@@ -71,6 +72,14 @@ class LoadedModel:
     def max_input_length(self) -> int | None:
         """Tokens of the longest sequence that the model has positions for; None for one without a limit, such as T5."""
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids at which the model's own generation_config.json ends an answer; often more than the tokenizer's."""
+        config = self.model.generation_config
+        if config is None or getattr(config, "_from_model_config", None):  # defaults of a class, not the model's own
+            return frozenset()
+        return end_ids(config.eos_token_id)
 
     def renderer(self, template: str, turns: Turns = "last") -> RowRenderer:
         """The renderer of its token rows. Raises ModelError when tokenizer and template do not go together."""
@@ -150,6 +159,12 @@ def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def load_stop_ids(name: str, *, cache: Path) -> frozenset[int]:
+    """:attr:`LoadedModel.stop_ids` of a model that is not loaded. Raises ModelError as :func:`load_model`."""
+    settings = read_file(*locate_model(name, cache), GENERATION_CONFIG) or {}
+    return end_ids(settings.get("eos_token_id"))
 
 
 def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:

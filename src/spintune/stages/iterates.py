@@ -65,5 +65,5 @@ class LoadedIterate:
             self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
         model = self.loaded.model if self.adapted is None else merge(self.adapted)
         if model.generation_config is not None:
-            model.generation_config.eos_token_id = sorted(self.renderer("last").stop_ids)
+            model.generation_config.eos_token_id = sorted(self.loaded.stop_ids | self.renderer("last").stop_ids)
         save_folder(model, self.loaded.tokenizer, folder)

@@ -1,0 +1,61 @@
+"""The JSON files of a model folder or hub repository, read as they are, before transformers interprets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers.utils import cached_file
+
+from spintune.errors import ModelError
+from spintune.typed_json import JsonObject
+
+GENERATION_CONFIG = "generation_config.json"
+
+
+def read_file(location: str, arguments: Mapping[str, str], name: str) -> JsonObject | None:
+    """The JSON object in file ``name`` of a model; None where the model has no such file.
+
+    Args:
+        location, arguments: of :func:`spintune.models.loading.locate_model`.
+
+    Raises ModelError when the file holds something else.
+    """
+    path = find_file(location, arguments, name)
+    if path is None:
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON ({error}); mend it") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no JSON object; mend it")
+    return content
+
+
+def find_file(location: str, arguments: Mapping[str, str], name: str) -> Path | None:
+    """The local path of a model's file, fetched from the hub if need be; None where the model has no such file."""
+    if "gguf_file" in arguments:
+        return None
+    folder = Path(location)
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
+    try:
+        found = cached_file(
+            location,
+            name,
+            revision=arguments.get("revision"),
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no such repository: loading says so
+        return None
+    return None if found is None else Path(found)
+
+
+def end_ids(settings: object) -> frozenset[int]:
+    """The ids in an ``eos_token_id``: a number, a list of them, or null. Ids below 0 mean that there is none."""
+    ids = settings if isinstance(settings, list) else [settings]
+    return frozenset(id for id in ids if isinstance(id, int) and not isinstance(id, bool) and id >= 0)
