@@ -21,6 +21,14 @@ class DataError(SpintuneError):
     exit_code = 3
 
 
+class RowError(DataError):
+    """A row that cannot be read. ``reason`` is the short name under which it is counted where such rows are dropped."""
+
+    def __init__(self, message: str, reason: str = "bad_row") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class ModelError(SpintuneError):
     """A model or tokenizer that cannot be found, loaded or used."""
 

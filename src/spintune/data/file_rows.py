@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from spintune.errors import DataError
+from spintune.errors import DataError, RowError
 from spintune.typed_json import JsonObject
 
 NO_INPUT = "<noinput>"  # how text-davinci-003 wrote "this task needs no input" in the Alpaca data
@@ -30,9 +30,10 @@ class FileRow:
 
     @classmethod
     def of(cls, value: object, where: str, number: int = 0) -> FileRow:
-        """Raises DataError when ``value`` is not an object with keys."""
+        """Raises RowError when ``value`` is not an object with keys."""
         if not isinstance(value, dict):
-            raise DataError(f"{where}: the row is {kind_of(value)}, not an object with keys; fix or delete the row")
+            found = kind_of(value)
+            raise RowError(f"{where}: the row is {found}, not an object with keys; fix or delete the row", "no_object")
         return cls(value, where, number)
 
     def text(self, key: str, what: str) -> str:
@@ -61,14 +62,16 @@ class FileRow:
         for number, item in enumerate(value, 1):
             yield FileRow.of(item, f"{self.where}: {key} {number}")
 
-    def wrong(self, key: str, expected: str, advice: str) -> DataError:
+    def wrong(self, key: str, expected: str, advice: str) -> RowError:
         """The error that the value under ``key`` is missing or not what is ``expected``."""
         found = kind_of(self.values[key]) if key in self.values else "missing"
-        return DataError(f"{self.where}: '{key}' is {found}, not {expected}; {advice}")
+        reason = "wrong_type" if key in self.values else f"missing_{key}"
+        return RowError(f"{self.where}: '{key}' is {found}, not {expected}; {advice}", reason)
 
-    def _without(self, key: str, what: str) -> DataError:
+    def _without(self, key: str, what: str) -> RowError:
         state = "is empty" if self.values.get(key) == [] else "is null" if key in self.values else "is missing"
-        return DataError(f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row")
+        message = f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row"
+        return RowError(message, f"missing_{what.split()[-1]}")  # missing_answer, missing_prompt
 
     def lookup(self, key: str, purpose: str = "") -> object:
         """The value under ``key``; a dot in it leads into an object (``choices.text``).

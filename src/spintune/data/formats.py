@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from spintune.data.file_rows import FileRow, instruction_prompt
-from spintune.errors import DataError
+from spintune.errors import RowError
 from spintune.plugins import Table
 from spintune.records import Message, Role
 
@@ -63,7 +63,7 @@ class Format:
         name: what a recipe calls it.
         keys: a row has the format when it has all keys of one of these groups.
         conversations: the conversations that a row holds, each of which ends with an assistant's turn; most formats
-            hold one. Raises DataError, which begins with ``row.where``, for a row that holds none.
+            hold one. Raises RowError, which begins with ``row.where``, for a row that holds none.
     """
 
     name: str
@@ -183,19 +183,22 @@ def _turns(
     for turn in row.objects(key, "an answer"):
         role = turn.text(role_key, "a role")
         if role not in roles:
-            raise DataError(f"{turn.where}: unknown role '{role}'; use {', '.join(roles)}")
+            raise RowError(f"{turn.where}: unknown role '{role}'; use {', '.join(roles)}", "unknown_role")
         messages.append(Message(roles[role], turn.text(text_key, "a text")))
     if answered and messages[-1].role != "assistant":
-        raise DataError(
+        raise RowError(
             f"{row.where}: a row without an answer (its last turn is the {messages[-1].role}'s); "
-            "end it with an assistant turn or delete the row"
+            "end it with an assistant turn or delete the row",
+            "missing_answer",
         )
     return tuple(messages)
 
 
 def _with_prompt(conversation: Conversation, row: FileRow) -> Conversation:
     if all(message.role != "user" for message in conversation):
-        raise DataError(f"{row.where}: a row without a prompt (no user turn); add one or delete the row")
+        raise RowError(
+            f"{row.where}: a row without a prompt (no user turn); add one or delete the row", "missing_prompt"
+        )
     return conversation
 
 
