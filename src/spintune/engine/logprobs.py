@@ -52,6 +52,7 @@ class LogProbEngine:
 
     Attributes:
         packed: whether packed rows are exact for this model.
+        why: the reason, a phrase.
 
     The constructor compares the packed path with plain one-at-a-time forwards on a small probe. A model that fails it
     (recurrent layers, attention outside transformers' attention interface, encoder-decoders that are not of the T5
@@ -79,6 +80,7 @@ class LogProbEngine:
         )
         recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
         self.packed = self._packing_is_exact()
+        self.why = "packed rows equal plain forwards" if self.packed else "packed rows differ from plain forwards"
         if not self.packed:
             log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.paths import ModelPaths
 from spintune.generation.batch import BatchGenerator
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import Generator
@@ -36,3 +37,13 @@ def build_generator(
     Raises RecipeError when no generator has that name, ModelError when the model does not suit it.
     """
     return GENERATORS[name or ("batch" if engine.packed else "plain")](engine, tokenizer, stop_ids)
+
+
+def find_paths(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase) -> ModelPaths:
+    """How the engine scores and generates, as its checks found out.
+
+    Raises ModelError when no generator of this package is right for the model.
+    """
+    if engine.packed:
+        return ModelPaths("packed", engine.why, "batch", "it scores packed rows")
+    return ModelPaths("one row at a time", engine.why, "plain", "it cannot be packed")
