@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -229,13 +232,53 @@ def test_without_a_compiler_the_reason_is_said(tmp_path: Path) -> None:
 
 
 def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+    """A shortened library can be opened, and kills the process with SIGBUS when it is called."""
     assert reason(tmp_path) is None
     (kept,) = (tmp_path / "spintune" / "kernels").iterdir()
-    whole = kept.stat().st_size
-    kept.unlink()  # another file: the old one is in memory
-    kept.write_bytes(b"not a library")
+    whole = kept.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", b"not a library", whole[: len(whole) // 2], whole[:-1], bytes(flipped)):
+        kept.unlink()  # another file: the old one is in memory
+        kept.write_bytes(damaged)
+        with pytest.raises(build.NoKernelsError):
+            build._load_kept(kept)
     assert reason(tmp_path) is None
-    assert kept.stat().st_size == whole
+    build._load_kept(kept)
+
+
+def test_code_that_another_user_may_have_written_is_not_loaded(tmp_path: Path) -> None:
+    """In a cache that a team shares, another member could put code under the name that is looked up."""
+    assert reason(tmp_path) is None
+    folder = tmp_path / "spintune" / "kernels"
+    (kept,) = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    kept.chmod(0o664)
+    with pytest.raises(PermissionError, match="somebody else"):
+        build._load_kept(kept)
+    kept.rename(tmp_path / "forged")
+    (tmp_path / "forged").chmod(0o644)
+    kept.symlink_to(tmp_path / "forged")
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ELOOP))):
+        build._load_kept(kept)
+    folder.rename(tmp_path / "other")
+    folder.symlink_to(tmp_path / "other")
+    with pytest.raises(OSError, match=re.escape(os.strerror(errno.ENOTDIR))):
+        build._load_kept(kept)
+    assert reason(tmp_path) is None  # compiled for this process alone
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
+def test_code_in_the_folder_of_another_user_is_not_loaded(tmp_path: Path) -> None:
+    assert reason(tmp_path) is None
+    folder = tmp_path / "spintune" / "kernels"
+    (kept,) = folder.iterdir()
+    for path in (kept, folder):
+        os.chown(path, 54321, -1)
+        with pytest.raises(PermissionError, match="somebody else"):
+            build._load_kept(kept)
+        os.chown(path, 0, -1)
+    build._load_kept(kept)
 
 
 @pytest.mark.parametrize(("compiler", "level"), [("false", "WARNING"), ("no-such-compiler", "INFO")])

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch  # noqa: F401 - loads the OpenMP that the compiled code calls
 
 from spintune.errors import StorageError
-from spintune.storage import atomic_file, cache_folder, storage_errors
+from spintune.storage import atomic_file, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,13 @@ def _load() -> ctypes.CDLL:
     if compiler is None:
         raise NoKernelsError(f"there is no C++ compiler ({' or '.join(candidates)}); install g++")
     kept = cache_folder() / "kernels" / f"{_key(compiler)}.so"
-    if kept.exists():
-        with contextlib.suppress(NoKernelsError):  # damaged: compile again
-            return _open(kept)
+    with contextlib.suppress(OSError, NoKernelsError):  # absent, damaged, or not ours alone: compile again
+        return _load_kept(kept)
     with tempfile.TemporaryDirectory() as folder:
         built = _compile(compiler, Path(folder))
         library = _open(built)
-        with contextlib.suppress(StorageError):  # a full or read-only disk only costs the cache
-            _publish(built, kept)
+        with contextlib.suppress(OSError, StorageError):  # a full or read-only disk only costs the cache
+            _keep(built, kept)
     return library
 
 
@@ -131,12 +130,51 @@ def _compile(compiler: str, folder: Path) -> Path:
     return linked
 
 
-def _publish(built: Path, kept: Path) -> None:
-    own = kept.with_name(f"{kept.name}-{os.getpid()}")  # another process may compile it too
-    with atomic_file(own) as file:
-        file.write(built.read_bytes())
-    with storage_errors(kept):
-        own.replace(kept)
+def _keep(built: Path, kept: Path) -> None:
+    """Keeps compiled code with its digest behind it, in a folder that nobody else may write."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    os.close(_private(kept.parent))
+    code = built.read_bytes()
+    with atomic_file(kept) as file:
+        file.write(code + hashlib.sha256(code).digest())
+
+
+def _load_kept(kept: Path) -> ctypes.CDLL:
+    """Loads kept code if this user alone can have written it, and all of it is there.
+
+    The code runs as the user, and the folder may be below one that others write, such as a team's cache. Folder and
+    file are opened once and then checked, so that nothing can be put in their place in between. A shortened library
+    would kill the process when it is called.
+
+    Raises OSError when it is absent or not private, NoKernelsError when it is damaged.
+    """
+    folder = _private(kept.parent)
+    try:
+        handle = os.open(kept.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    finally:
+        os.close(folder)
+    with os.fdopen(handle, "rb") as file:
+        facts = os.fstat(handle)
+        if facts.st_uid not in (os.getuid(), 0) or facts.st_mode & 0o022:
+            raise PermissionError(f"{kept} may have been written by somebody else")
+        content = file.read()
+        code, digest = content[: -hashlib.sha256().digest_size], content[-hashlib.sha256().digest_size :]
+        if hashlib.sha256(code).digest() != digest:
+            raise NoKernelsError(f"{kept} is damaged")
+        return _open(Path(f"/proc/self/fd/{handle}"))
+
+
+def _private(folder: Path) -> int:
+    """Opens a folder of this user and closes it to all others. Raises OSError when it is a link or somebody else's."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        if os.fstat(handle).st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to somebody else")
+        os.fchmod(handle, 0o700)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
 
 
 def _open(library: Path) -> ctypes.CDLL:
