@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,37 @@ def test_a_recipe_is_frozen() -> None:
 def test_a_wrong_value_is_one_line_with_its_key_and_what_was_given(given: dict[str, Any], words: str) -> None:
     assert wrong(**given).startswith(f"test: {words}")
     assert "\n" not in wrong(**given)
+
+
+KEY = "sk-proj-0123456789abcdefghij"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "words"),
+    [
+        ({"url": f"http://user:{KEY}@host/v1"}, "url takes scheme, host and path only"),
+        ({"url": f"http://host/v1?api_key={KEY}"}, "url takes scheme, host and path only"),
+        ({"url": [KEY]}, "valid string"),
+        ({"key_variable": KEY}, "key_variable takes the name"),
+        ({"extra": {"api_key": "short"}}, "extra.api_key looks like a key"),
+        ({"extra": {"headers": [{"X-Auth-Token": KEY}]}}, "extra.headers.1.X-Auth-Token looks like a key"),
+        ({"extra": {"user": KEY}}, "extra.user looks like a key"),
+        ({"api_key": KEY}, "unknown key synth.teacher.api_key"),
+    ],
+)
+def test_a_key_in_a_recipe_is_refused_before_anything_is_written_and_not_repeated(
+    teacher: dict[str, Any], words: str
+) -> None:
+    given = {"url": "https://gem.example/v1", "model": "gem", **teacher}
+    with pytest.raises(RecipeError, match=re.escape(words)) as caught:
+        parse_recipe({"out": "o", "model": "m", "data": {"train": "synth"}, "synth": {"teacher": given}}, "r")
+    assert KEY not in str(caught.value)
+
+
+def test_ordinary_fields_of_a_request_are_no_keys() -> None:
+    extra = {"reasoning_effort": "low", "min_tokens": 3, "stop_token_ids": [1], "token_healing": True, "user": "me"}
+    teacher = {"url": "https://gem.example/v1", "model": "gem", "extra": extra, "key_variable": "GEM_API_KEY"}
+    parse_recipe({"out": "o", "model": "m", "data": {"train": "synth"}, "synth": {"teacher": teacher}}, "r")
 
 
 def test_every_mistake_is_told_at_once() -> None:

@@ -490,12 +490,21 @@ def test_a_redirect_is_not_followed(serve: Any, sent: Any, questions: Questions,
         ("https://openai.com.gem.example/v1", "OPENAI_API_KEY", "belongs to openai.com"),
         ("https://gem.example/v1", "AWS_SECRET_ACCESS_KEY", "names end with API_KEY"),
         ("https://gem.example/v1", "BAD_API_KEY", "holds a space or a character"),
+        ("https://evil.example/v1", "ANTHROPIC_API_KEY", "belongs to anthropic.com and is not sent to evil.example"),
+        ("https://evil.example/v1", "GEM_API_KEY", "export SPINTUNE_KEY_HOSTS=GEM_API_KEY=evil.example"),
+        ("https://evilgem.example/v1", "SET_API_KEY", "is not sent to evilgem.example"),
+        ("https://gem.example/v1", KEY, "names end with API_KEY"),
     ],
 )
 def test_a_key_that_is_missing_or_must_not_be_sent_is_an_error_before_anything_is_asked(
     url: str, variable: str | None, words: str
 ) -> None:
-    environment = {"SET_API_KEY": KEY, "AWS_SECRET_ACCESS_KEY": KEY, "BAD_API_KEY": f"“{KEY}”"}
+    hosts = "GEM_API_KEY=gem.example, SET_API_KEY=gem.example,SET_API_KEY=192.168.1.7,SET_API_KEY=localhost.example"
+    environment = {
+        "SPINTUNE_KEY_HOSTS": f"{hosts}, BAD_API_KEY=gem.example",
+        **dict.fromkeys(("SET_API_KEY", "AWS_SECRET_ACCESS_KEY", "ANTHROPIC_API_KEY"), KEY),
+        "BAD_API_KEY": f"“{KEY}”",
+    }
     with pytest.raises(TeacherError, match=words) as caught:
         EndpointTeacher(Endpoint(url, "gem", key_variable=variable), environment)
     assert KEY not in str(caught.value)
@@ -510,10 +519,15 @@ def test_a_key_that_is_missing_or_must_not_be_sent_is_an_error_before_anything_i
         ("http://[::1]:1/v1", "OPENAI_API_KEY"),
         ("http://192.168.1.7/v1", None),
         ("http://127.0.0.1:1/v1", ""),
+        ("https://proxy.acme.example/v1", "OPENAI_API_KEY"),
+        ("https://eu.api.mistral.ai/v1", "MISTRAL_API_KEY"),
+        ("https://api.gem.example/v1", "GEM_API_KEY"),
     ],
 )
-def test_addresses_that_need_no_other_key_are_fine(url: str, variable: str | None) -> None:
-    teacher = EndpointTeacher(Endpoint(url, "gem", key_variable=variable), {"OPENAI_API_KEY": KEY})
+def test_addresses_that_may_have_their_key_are_fine(url: str, variable: str | None) -> None:
+    hosts = "OPENAI_API_KEY=proxy.acme.example,GEM_API_KEY=gem.example"
+    keys = dict.fromkeys(("OPENAI_API_KEY", "MISTRAL_API_KEY", "GEM_API_KEY"), KEY)
+    teacher = EndpointTeacher(Endpoint(url, "gem", key_variable=variable), {"SPINTUNE_KEY_HOSTS": hosts, **keys})
     assert teacher.identity["base_url"] == url
 
 

@@ -63,7 +63,10 @@ def _explain(problem: ErrorDetails, root: type[BaseModel], elsewhere: Elsewhere)
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message
     hint = "; put it in quotes" if isinstance(problem["input"], bool) and problem["type"] == "string_type" else ""
-    return f"{where}: {message} (given: {problem['input']!r:.60}){hint}"
+    given = (
+        "" if location[-1:] in [("url",), ("key_variable",)] else f" (given: {problem['input']!r:.60})"
+    )  # maybe a key
+    return f"{where}: {message}{given}{hint}"
 
 
 def _was_meant(problem: ErrorDetails) -> bool:

@@ -18,6 +18,31 @@ from spintune.teachers.budget import LedgerCall
 from spintune.version import __version__
 
 BODY_LIMIT = 4_000_000
+KEY_HOSTS = "SPINTUNE_KEY_HOSTS"
+"""The environment variable in which the user says which hosts get which keys."""
+
+_PROVIDERS = {
+    "ANTHROPIC_API_KEY": "anthropic.com",
+    "CEREBRAS_API_KEY": "cerebras.ai",
+    "COHERE_API_KEY": "cohere.com",
+    "DASHSCOPE_API_KEY": "aliyuncs.com",
+    "DEEPINFRA_API_KEY": "deepinfra.com",
+    "DEEPSEEK_API_KEY": "deepseek.com",
+    "FIREWORKS_API_KEY": "fireworks.ai",
+    "GEMINI_API_KEY": "googleapis.com",
+    "GOOGLE_API_KEY": "googleapis.com",
+    "GROQ_API_KEY": "groq.com",
+    "MISTRAL_API_KEY": "mistral.ai",
+    "MOONSHOT_API_KEY": "moonshot.ai",
+    "NVIDIA_API_KEY": "nvidia.com",
+    "OPENAI_API_KEY": "openai.com",
+    "OPENROUTER_API_KEY": "openrouter.ai",
+    "PERPLEXITY_API_KEY": "perplexity.ai",
+    "TOGETHER_API_KEY": "together.xyz",
+    "XAI_API_KEY": "x.ai",
+}
+"""The domain that each provider's documentation pairs with the variable of its key."""
+
 # Shorter "keys" are placeholders such as EMPTY, which may occur in a reply by chance.
 _SECRET_LENGTH = 16
 _REFUSED_CONNECTIONS = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
@@ -153,17 +178,19 @@ def key_in(environment: Mapping[str, str], variable: str, url: httpx2.URL) -> Se
     """The key for an address, from an environment variable.
 
     Variable and address may come from a recipe that somebody else wrote. So only variables that are keys by their name
-    are read, and OpenAI's key goes to OpenAI alone (or stays on this machine).
+    are read. A key leaves this machine only for its provider's domain, or for a host that the user paired with it in
+    :data:`KEY_HOSTS`.
 
     Raises TeacherError when there is no key, or it must not go to this address.
     """
     local = is_loopback(url)
     if not re.fullmatch(r"\w*API_KEY", variable, re.ASCII):
-        raise TeacherError(f"key_variable {variable!r}: only variables whose names end with API_KEY are sent anywhere")
-    if variable == "OPENAI_API_KEY" and not local and not f".{url.host}".endswith(".openai.com"):
+        raise TeacherError("key_variable: only variables whose names end with API_KEY are sent anywhere")
+    if not local and not any(f".{url.host}".endswith(f".{host}") for host in _hosts_of(variable, environment)):
+        owner = f" belongs to {_PROVIDERS[variable]} and" if variable in _PROVIDERS else ""
         raise TeacherError(
-            f"{url}: OPENAI_API_KEY belongs to openai.com and is not sent to {url.host}; "
-            "export the key of that host in another variable ..._API_KEY and name it as key_variable"
+            f"{url}: {variable}{owner} is not sent to {url.host}; if it may go there, "
+            f"export {KEY_HOSTS}={variable}={url.host} and run again"
         )
     if url.scheme == "http" and not local:
         raise TeacherError(f"{url}: {variable} is not sent over http, where others can read it; use https")
@@ -173,6 +200,13 @@ def key_in(environment: Mapping[str, str], variable: str, url: httpx2.URL) -> Se
     if not re.fullmatch(r"[!-~]+", key):
         raise TeacherError(f"{variable}: holds a space or a character that no key has; export it again and run again")
     return SecretStr(key)
+
+
+def _hosts_of(variable: str, environment: Mapping[str, str]) -> list[str]:
+    """The hosts that a key may go to, with their subdomains."""
+    pairs = [pair.strip().partition("=") for pair in environment.get(KEY_HOSTS, "").split(",")]
+    paired = [host.strip() for name, _, host in pairs if name.strip() == variable and host.strip()]
+    return [*paired, _PROVIDERS[variable]] if variable in _PROVIDERS else paired
 
 
 def proxy_for(url: httpx2.URL, environment: Mapping[str, str]) -> httpx2.Proxy | None:
