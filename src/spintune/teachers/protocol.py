@@ -21,7 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import orjson
+
 from spintune.records import Message
+from spintune.typed_json import JsonObject
 
 Ending = Literal["stop", "length", "refused"]
 
@@ -94,6 +97,11 @@ class Request:
         texts = [self.begin, *(message.content for message in self.messages)]
         template = _TEMPLATE_TOKENS + _TEMPLATE_TOKENS_PER_MESSAGE * len(self.messages)
         return Usage(0, sum(len(text.encode()) for text in texts) + template, self.max_tokens)
+
+    def to_json(self) -> JsonObject:
+        """The request as plain values. Optional fields of a message stay out: keys of stored replies depend on this."""
+        values: JsonObject = orjson.loads(orjson.dumps(self))
+        return values
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import contextlib
 import sqlite3
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -149,7 +148,7 @@ def _checksum(key: str, value: bytes) -> int:
 
 def request_key(identity: Mapping[str, object], request: Request) -> str:
     """The key under which a teacher's outcome is stored."""
-    return digest_json({"teacher": identity, "request": asdict(request)})
+    return digest_json({"teacher": identity, "request": request.to_json()})
 
 
 def answer(

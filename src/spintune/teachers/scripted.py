@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -109,4 +109,4 @@ def _choose(lines: list[_Line], request: Request, path: Path) -> Outcome:
     if not matching:
         end = one_line(text)[-80:]
         raise TeacherError(f"{path}: no line matches the request that ends with {end!r}; add one without when")
-    return matching[int(digest_json(asdict(request)), 16) % len(matching)].outcome
+    return matching[int(digest_json(request.to_json()), 16) % len(matching)].outcome
