@@ -101,6 +101,7 @@ class SftFacts:
         heldout_loss: at the end, in nats per token; None without held-out examples.
         learning_rate: at its peak.
         seconds: by kind of work.
+        unknown: trained tokens that stand for characters that the tokenizer lacks.
     """
 
     rows: int
@@ -111,6 +112,7 @@ class SftFacts:
     learning_rate: float
     seconds: dict[str, float]
     hardware: HardwareFacts
+    unknown: int = 0
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ def inspect(
     found = read_data(whole, mixture_of(whole, cache_folder()))
     longest = (data.max_length, data.max_target_length, None, data.max_input_length)
     rendered = render(found.train, renderer, *longest)
+    rendered.check_unknown()
     lengths = sorted(row.tokens for row in rendered.rows)
     facts = {
         "read": found.facts.read,
@@ -41,7 +42,8 @@ def inspect(
         "truncated": rendered.truncated,
         "rows": len(rendered.rows),
         "tokens": sum(lengths),
-        "trained_tokens": sum(sum(row.trained) for row in rendered.rows),
+        "trained_tokens": rendered.answer_tokens,
+        "unknown_tokens": rendered.unknown,
         "median_length": lengths[len(lengths) // 2],
         "longest": lengths[-1],
     }

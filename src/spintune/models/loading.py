@@ -25,7 +25,7 @@ from transformers import (
 from spintune.errors import ModelError
 from spintune.models.files import GENERATION_CONFIG, end_ids, read_file
 from spintune.storage import atomic_folder, digest_file, digest_json, storage_errors
-from spintune.tokens.rendering import build_renderer
+from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,10 @@ class LoadedModel:
         return end_ids(config.eos_token_id)
 
     def renderer(self, template: str, turns: Turns = "last") -> RowRenderer:
-        """The renderer of its token rows. Raises ModelError when tokenizer and template do not go together."""
-        return build_renderer(self.tokenizer, template, turns, self.encoder_decoder)
+        """The renderer of its token rows. Raises ModelError when model, tokenizer and template do not go together."""
+        renderer = build_renderer(self.tokenizer, template, turns, self.encoder_decoder)
+        check_embeddings(renderer, self.model.get_input_embeddings().weight.shape[0], self.name)
+        return renderer
 
 
 def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

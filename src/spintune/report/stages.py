@@ -70,8 +70,9 @@ def _trained(run: RunFacts) -> Iterator[NotedStep]:
     for stage, name in (("sft", "SFT"), ("spin/baseline-sft", "further SFT")):
         if facts := run.facts(stage, SftFacts):
             read = facts.rows + sum(facts.dropped.values())
-            note = f"{facts.truncated:,} truncated" if facts.truncated else ""
-            yield NotedStep(name, "examples", read, facts.rows, Counter(facts.dropped), note)
+            notes = [f"{facts.truncated:,} truncated"] if facts.truncated else []
+            notes += [f"{facts.unknown:,} unknown tokens in answers"] if facts.unknown else []
+            yield NotedStep(name, "examples", read, facts.rows, Counter(facts.dropped), "; ".join(notes))
 
 
 def _paired(run: RunFacts) -> Iterator[NotedStep]:

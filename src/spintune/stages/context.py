@@ -86,11 +86,14 @@ class RunContext:
         def tokenize() -> RenderedRows:
             return render(examples, renderer, data.max_length, longest, self.progress, data.max_input_length)
 
-        if not isinstance(examples, RecordFile):
-            return tokenize()
-        lengths = [data.max_length, longest, data.max_input_length]
-        content = {"examples": examples.digest(), "renderer": renderer.fingerprint(), "lengths": lengths}
-        return TokenCache(self.cache / "tokens").rendered(content, tokenize)
+        if isinstance(examples, RecordFile):
+            lengths = [data.max_length, longest, data.max_input_length]
+            content = {"examples": examples.digest(), "renderer": renderer.fingerprint(), "lengths": lengths}
+            rendered = TokenCache(self.cache / "tokens").rendered(content, tokenize)
+        else:
+            rendered = tokenize()
+        rendered.check_unknown()
+        return rendered
 
     def render_heldout(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None

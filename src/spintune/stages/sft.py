@@ -110,6 +110,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
         rows=len(train.rows),
         dropped=dict(train.dropped),
         truncated=train.truncated,
+        unknown=train.unknown,
         steps=len(steps),
         heldout_loss=evaluations.loss,
         learning_rate=section.learning_rate,

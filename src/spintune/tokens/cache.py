@@ -8,7 +8,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,8 @@ from spintune.storage import atomic_folder, digest_json, read_json, write_json
 from spintune.tokens.rows import RenderedRows, TokenRow
 
 log = logging.getLogger(__name__)
+
+_FACTS = [field.name for field in fields(RenderedRows) if field.name != "rows"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ class TokenCache:
         own = entry.with_name(f"{entry.name}-{os.getpid()}")
         with atomic_folder(own) as folder:
             rendered.rows.copy_to(folder / "rows.jsonl")
-            facts = {"dropped": rendered.dropped, "truncated": rendered.truncated, "read": rendered.read}
-            write_json(folder / "facts.json", facts)
+            write_json(folder / "facts.json", {name: getattr(rendered, name) for name in _FACTS})
         try:
             own.rename(entry)
         except OSError:  # the other process was first
@@ -77,7 +78,7 @@ def _read(entry: Path) -> RenderedRows | None:
         return None
     except OSError:  # not readable by this user
         return None
-    return RenderedRows(rows, Counter(facts["dropped"]), facts["truncated"], facts["read"])
+    return RenderedRows(rows, **{**facts, "dropped": Counter(facts["dropped"])})
 
 
 @cache

@@ -64,12 +64,14 @@ class ChatRenderer:
     Attributes:
         stop_ids: ids at which generation must stop: the template's end-of-turn and ``tokenizer.eos_token_id``.
         end_ids: ids that end an ordinary answer and are trained, the end-of-turn token last. Usually one id.
+        unknown_id: the id of characters that the vocabulary lacks; None where it can spell everything.
 
     Raises ModelError when the tokenizer or the template cannot be used.
     """
 
     stop_ids: frozenset[int]
     end_ids: tuple[int, ...]
+    unknown_id: int | None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "tokenizer", turns: Turns = "last"):
         self._template = ChatTemplate(tokenizer, template)
@@ -77,6 +79,7 @@ class ChatRenderer:
         self._tokenizer, self._turns = tokenizer, turns
         self._warned_of_rewriting = False
         self._encoder = PlainEncoder(tokenizer.backend_tokenizer, self._style.controls)
+        self.unknown_id = self._encoder.unknown_id
         self._bos = _automatic_bos(tokenizer)
         self._plan = lru_cache(_MAX_PLANS)(self._make_plan)
 
@@ -110,7 +113,8 @@ class ChatRenderer:
         """:meth:`row` of each example; faster than one at a time."""
         jobs = [(self._plan_for(example), _contents(example.messages)) for example in examples]
         return [
-            _row(example, plan, ids) for example, (plan, _), ids in zip(examples, jobs, self._encode(jobs), strict=True)
+            _row(example, plan, ids, self._turns)
+            for example, (plan, _), ids in zip(examples, jobs, self._encode(jobs), strict=True)
         ]
 
     def fingerprint(self) -> str:
@@ -125,6 +129,15 @@ class ChatRenderer:
             self._encoder.digest,
         ]
         return hashlib.sha256(orjson.dumps(facts, default=str)).hexdigest()[:32]
+
+    def unknown_characters(self, text: str) -> str:
+        """The characters of ``text`` that become :attr:`unknown_id`, each once."""
+        return self._encoder.unknown_characters(text)
+
+    def highest_token(self) -> tuple[int, str]:
+        """The highest id that may stand in a row, and its text."""
+        written = {control.id for control in self._style.controls.values() if control.text in self._template.source}
+        return self._encoder.highest_token({*written, *self.end_ids, *((self._bos.id,) if self._bos else ())})
 
     def _learn_end(self) -> tuple[int, ...]:
         """The ids that follow the content of a plain answer, encoded by themselves."""
@@ -141,8 +154,9 @@ class ChatRenderer:
         if not messages or messages[-1].role != "assistant":
             raise DataError(f"{where(example.source)}the conversation does not end with an assistant message")
         last = len(messages) - 1
-        every = frozenset(index for index, message in enumerate(messages) if message.role == "assistant")
-        plan = self._plan_of(_shape_of(messages), every if self._turns == "all" else frozenset({last}), example.source)
+        every = {index for index, message in enumerate(messages) if message.role == "assistant" and message.trained}
+        answers = frozenset(every if self._turns == "all" and every else {last})
+        plan = self._plan_of(_shape_of(messages), answers, example.source)
         self._watch_rewriting(plan, messages, example.source)
         return plan
 
@@ -239,11 +253,13 @@ class ChatRenderer:
             )
 
 
-def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]]) -> TokenRow:
+def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]], turns: Turns) -> TokenRow:
+    candidates = example.messages if turns == "all" else example.messages[-1:]
+    learns = any(message.role == "assistant" and message.trained for message in candidates)
     response = ids[plan.first_trained :]
     trained: tuple[bool, ...] = ()
     for span, tokens in zip(plan.spans[plan.first_trained :], response, strict=True):
-        trained += (span.trained,) * len(tokens)
+        trained += (span.trained and learns,) * len(tokens)
     return TokenRow(example.id, _joined(ids[: plan.first_trained]), _joined(response), trained, complete=True)
 
 

@@ -39,7 +39,9 @@ class PlainEncoder:
         self.digest: str = hashlib.sha256(orjson.dumps(settings)).hexdigest()
         settings["model"] = _without_pieces(settings["model"], texts)
         self._encoders = _by_position(settings)
-        self._forbidden = frozenset(map(tokenizer.token_to_id, texts)) - {_unknown_id(tokenizer, settings)}
+        self.unknown_id: int | None = _unknown_id(tokenizer, settings)
+        self._forbidden = frozenset(map(tokenizer.token_to_id, texts)) - {self.unknown_id}
+        self._vocabulary = tokenizer.get_vocab()
         # a lookahead finds overlapping occurrences too
         self._control_text = re.compile(f"(?={'|'.join(map(re.escape, texts)) or '(?!)'})")
 
@@ -54,6 +56,16 @@ class PlainEncoder:
             ids if self._forbidden.isdisjoint(ids) else self._broken(text, position)
             for text, ids in zip(texts, rows, strict=True)
         ]
+
+    def unknown_characters(self, text: str) -> str:
+        """The characters of ``text`` that the vocabulary lacks, each once."""
+        characters = [*dict.fromkeys(text)]
+        return "".join(c for c in characters if self.unknown_id in self._ids(c, "cut"))
+
+    def highest_token(self, written: Iterable[int]) -> tuple[int, str]:
+        """The highest id among ``written`` and those that text may get, and its text."""
+        written = frozenset(written)
+        return max((id, text) for text, id in self._vocabulary.items() if id in written or id not in self._forbidden)
 
     def _broken(self, text: str, position: Position) -> list[int]:
         """Encodes ``text`` in pieces, for vocabularies that also hold a control token's text as an ordinary entry.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spintune.errors import ModelError
 from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.seq2seq import Seq2SeqRenderer
@@ -21,3 +22,13 @@ def build_renderer(
     """
     kind = Seq2SeqRenderer if encoder_decoder else ChatRenderer
     return kind(tokenizer, template, turns)
+
+
+def check_embeddings(renderer: RowRenderer, rows: int, name: str) -> None:
+    """Raises ModelError when a row may hold a token without an embedding; the model ``name`` has ``rows`` of them."""
+    id, text = renderer.highest_token()
+    if id >= rows:
+        raise ModelError(
+            f"{name}: the tokenizer gives the token {text!r} the id {id}, but the model has embeddings for {rows} "
+            f"tokens (0 to {rows - 1}); use the tokenizer that belongs to the model"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,16 @@ from spintune.records import ROLES, Example, Message
 Turns = Literal["all", "last"]
 """Whether all assistant turns are trained or the last one only."""
 
+MAX_UNKNOWN = 0.05
+"""Share of an answer's tokens above which unknown ones are refused: one answer token in twenty."""
+
 PROMPT_TOO_LONG = "prompt_too_long"
 NOTHING_TO_TRAIN = "nothing_to_train"
 
 _BATCH = 1024
+_SHOWN_CHARACTERS = 8
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,12 @@ class RowRenderer(Protocol):
     Attributes:
         stop_ids: ids at which generation must stop.
         end_ids: ids that end an ordinary answer; they are trained.
+        unknown_id: the id of characters that the vocabulary lacks; None where it can spell everything.
     """
 
     stop_ids: frozenset[int]
     end_ids: tuple[int, ...]
+    unknown_id: int | None
 
     def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """The ids to generate an answer from."""
@@ -78,6 +87,12 @@ class RowRenderer(Protocol):
     def fingerprint(self) -> str:
         """Digest of everything that determines the tokens."""
 
+    def unknown_characters(self, text: str) -> str:
+        """The characters of ``text`` that become :attr:`unknown_id`, each once."""
+
+    def highest_token(self) -> tuple[int, str]:
+        """The highest id that may stand in a row, and its text."""
+
 
 @dataclass(frozen=True)
 class RenderedRows:
@@ -88,12 +103,30 @@ class RenderedRows:
         dropped: number of dropped examples by reason; together with ``rows`` they add up to ``read``.
         truncated: number of kept rows whose response was cut.
         read: number of examples.
+        answer_tokens: number of trained tokens.
+        unknown: how many of them stand for characters that the vocabulary lacks.
+        unknown_characters: some of those characters.
     """
 
     rows: RecordFile[TokenRow]
     dropped: Counter[str]
     truncated: int
     read: int
+    answer_tokens: int = 0
+    unknown: int = 0
+    unknown_characters: str = ""
+
+    def check_unknown(self) -> None:
+        """Warns of unknown tokens in the answers. Raises DataError when there are more than :data:`MAX_UNKNOWN`."""
+        if not self.unknown:
+            return
+        found = (
+            f"{self.unknown:,} of {self.answer_tokens:,} answer tokens ({self.unknown / self.answer_tokens:.1%}) are "
+            f"unknown: the tokenizer has none for {' '.join(self.unknown_characters)}"
+        )
+        if self.unknown > MAX_UNKNOWN * self.answer_tokens:
+            raise DataError(f"{found}; choose a model whose tokenizer knows them, or replace them in the data")
+        log.warning("%s; the model learns to write nothing readable there", found)
 
 
 def fit(
@@ -132,15 +165,18 @@ def render(
     """
     spool = Spool(TokenRow)
     truncated = 0
+    unknown = _Unknown(renderer)
     dropped: Counter[str] = Counter()
     shortest_prompt: int | None = None
     with (progress or Silent()).task("tokenize", len(examples), "examples") as task:
-        for batch in map(renderer.rows, _batches(examples)):
-            for row in batch:
+        for batch_of_examples in _batches(examples):
+            batch = renderer.rows(batch_of_examples)
+            for example, row in zip(batch_of_examples, batch, strict=True):
                 fitted = fit(row, max_length, max_response, max_prompt)
                 if isinstance(fitted, TokenRow):
                     spool.add(fitted)
                     truncated += not fitted.complete
+                    unknown.add(example, fitted)
                 else:
                     dropped[fitted] += 1
             shortest = min(len(row.prompt_ids) for row in batch)
@@ -149,7 +185,25 @@ def render(
     rows = spool.records()
     if not rows:
         raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt, max_prompt))
-    return RenderedRows(rows, dropped, truncated, len(examples))
+    return RenderedRows(rows, dropped, truncated, len(examples), unknown.tokens, unknown.unknown, unknown.characters)
+
+
+class _Unknown:
+    """Counts the trained tokens of rows, and the unknown ones among them."""
+
+    def __init__(self, renderer: RowRenderer) -> None:
+        self._renderer = renderer
+        self.tokens, self.unknown, self.characters = 0, 0, ""
+
+    def add(self, example: Example, row: TokenRow) -> None:
+        self.tokens += len(row.response_ids) if row.mask is None else sum(row.mask)
+        if self._renderer.unknown_id not in row.response_ids:
+            return
+        pairs = zip(row.response_ids, row.trained, strict=True)
+        self.unknown += sum(trained and id == self._renderer.unknown_id for id, trained in pairs)
+        if len(self.characters) < _SHOWN_CHARACTERS:
+            found = self.characters + self._renderer.unknown_characters(example.answer)
+            self.characters = "".join(dict.fromkeys(found))[:_SHOWN_CHARACTERS]
 
 
 def _batches(examples: Iterable[Example]) -> Iterator[list[Example]]:

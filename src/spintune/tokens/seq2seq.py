@@ -62,12 +62,14 @@ class Seq2SeqRenderer:
     Attributes:
         stop_ids: the end-of-sequence token alone.
         end_ids: the same token; it ends every answer and is trained.
+        unknown_id: the id of characters that the vocabulary lacks; None where it can spell everything.
 
     Raises ModelError when the tokenizer or an option cannot be used.
     """
 
     stop_ids: frozenset[int]
     end_ids: tuple[int, ...]
+    unknown_id: int | None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "tokenizer", turns: Turns = "last") -> None:
         name = tokenizer.name_or_path or "this tokenizer"
@@ -79,6 +81,7 @@ class Seq2SeqRenderer:
             raise ModelError(f"{name} writes one answer for each text it reads; set data.turns to last")
         self._tokenizer = tokenizer
         self._encoder = PlainEncoder(tokenizer.backend_tokenizer, _controls(tokenizer))
+        self.unknown_id = self._encoder.unknown_id
         self._before, self._after = _surroundings(tokenizer)
         if tokenizer.eos_token_id is None or self._after != (tokenizer.eos_token_id,):
             raise ModelError(f"{name} does not end a text with its end-of-sequence token, so no answer would ever end")
@@ -104,7 +107,7 @@ class Seq2SeqRenderer:
         prompts = self._encode([flatten(example.messages[:-1]) for example in examples])
         answers = self._encode([example.messages[-1].content for example in examples])
         return [
-            TokenRow(example.id, prompt, answer, (True,) * len(answer), complete=True)
+            TokenRow(example.id, prompt, answer, (example.messages[-1].trained,) * len(answer), complete=True)
             for example, prompt, answer in zip(examples, prompts, answers, strict=True)
         ]
 
@@ -112,6 +115,14 @@ class Seq2SeqRenderer:
         """Digest of everything that determines the tokens: vocabulary and tokenizer settings."""
         facts = ["text-to-text", self._before, self._after, self._encoder.digest]
         return hashlib.sha256(orjson.dumps(facts)).hexdigest()[:32]
+
+    def unknown_characters(self, text: str) -> str:
+        """The characters of ``text`` that become :attr:`unknown_id`, each once."""
+        return self._encoder.unknown_characters(text)
+
+    def highest_token(self) -> tuple[int, str]:
+        """The highest id that may stand in a row, and its text."""
+        return self._encoder.highest_token({*self._before, *self._after})
 
     def _encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         return [(*self._before, *ids, *self._after) for ids in self._encoder.encode(texts, "start")]
