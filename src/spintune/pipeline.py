@@ -16,7 +16,7 @@ from typing import Literal
 from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError
 from spintune.generation.build import GENERATORS
-from spintune.models.loading import default_device, model_identity
+from spintune.models.loading import check_model, default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
 from spintune.results import BestModel, EvaluationResults, RunResults, TrainingResults
@@ -75,6 +75,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     recipe = context.recipe
     if recipe.judge and until == "eval":
         check_judge(context, recipe.judge)
+    check_model(recipe.model, cache=context.cache)  # before a teacher is paid
     base = Iterate(BASE, recipe.model, model_identity(recipe.model, context.cache))
     iterates = [base]
     synth = synth_stage(context, recipe.synth, base) if recipe.synth else None

@@ -17,8 +17,9 @@ from spintune.generation.batch import BatchGenerator, GenerationLimits
 from spintune.generation.build import build_generator
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.sampling import Sampling
-from spintune.models.loading import is_encoder_decoder, load_model, save_folder
+from spintune.models.loading import is_encoder_decoder, load_model
 from spintune.models.lora import dropout
+from spintune.models.saving import save_folder
 
 VOCABULARY = 97
 NEW = 14

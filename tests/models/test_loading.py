@@ -21,8 +21,8 @@ from spintune.models.loading import (
     load_tokenizer,
     locate_model,
     model_identity,
-    save_folder,
 )
+from spintune.models.saving import save_folder
 
 
 def test_saved_models_come_back_with_equal_weights_and_tokenizer(tiny_model, tmp_path):

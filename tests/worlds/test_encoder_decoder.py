@@ -136,7 +136,7 @@ def test_a_stopped_run_ends_bit_for_bit_as_one_that_was_not(
 def test_a_finished_model_is_an_ordinary_folder(finished_t5: Path, tmp_path: Path) -> None:
     folder = finished_t5 / "spin/iterate-2/model"
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-    assert model.generation_config.eos_token_id == [EOS]
+    assert model.generation_config.eos_token_id == EOS
     prompt = tokenizer("Say fox 2 times.").input_ids
     written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=5)[0, 1:].tolist()
     loaded = load_model(str(folder), cache=tmp_path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 from spintune.errors import ModelError
 from spintune.typed_json import JsonObject
@@ -59,3 +61,30 @@ def end_ids(settings: object) -> frozenset[int]:
     """The ids in an ``eos_token_id``: a number, a list of them, or null. Ids below 0 mean that there is none."""
     ids = settings if isinstance(settings, list) else [settings]
     return frozenset(id for id in ids if isinstance(id, int) and not isinstance(id, bool) and id >= 0)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception of transformers as one line that says what is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    if isinstance(error, KeyError | AttributeError | TypeError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= 400 else text[:400] + " …"
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Inside, transformers neither warns nor draws: what a user must know is said by spintune itself."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

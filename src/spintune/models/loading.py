@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from spintune.errors import ModelError
-from spintune.models.files import GENERATION_CONFIG, end_ids, read_file
-from spintune.storage import atomic_folder, digest_file, digest_json, storage_errors
+from spintune.errors import ModelError, SpintuneError
+from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
+from spintune.models.checks import check_files
+from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
+from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
+from spintune.storage import digest_file, digest_json
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
 
@@ -62,6 +66,8 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     autocast: torch.dtype | None
     """Type of matrix products over float32 weights; None computes in the weights' own type."""
+    source: SourceFiles = field(default_factory=SourceFiles)
+    """What its folder holds besides weights, config and tokenizer."""
 
     @property
     def encoder_decoder(self) -> bool:
@@ -87,15 +93,9 @@ class LoadedModel:
         check_embeddings(renderer, self.model.get_input_embeddings().weight.shape[0], self.name)
         return renderer
 
-
-def save_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes an ordinary Hugging Face folder: safetensors weights, config, tokenizer with its chat template.
-
-    The folder is complete or absent.
-    """
-    with atomic_folder(folder) as temporary, storage_errors(folder):
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    def rehearse_saving(self) -> None:
+        """Tries whether the model can be saved, without its weights. Raises ModelError when it cannot."""
+        rehearse_saving(self.name, self.model, self.tokenizer, self.source)
 
 
 def default_device() -> torch.device:
@@ -123,44 +123,85 @@ def load_model(
     device = device or default_device()
     autocast = autocast_type(precision, device)
     location, arguments = locate_model(name, cache)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
+    check_files(name, location, arguments)
+    with _refusals(f"model {name!r}"):
+        tokenizer = _read_tokenizer(location, arguments)
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model, report = kind.from_pretrained(
+        source = read_source_files(location, arguments, is_multimodal(config))
+        model, report = auto_class(config).from_pretrained(
             location,
             dtype=autocast if frozen and autocast else torch.float32,
             trust_remote_code=False,
             output_loading_info=True,
+            # else transformers reads it itself, and keeps in mind that it is unchanged
+            generation_config=GenerationConfig.from_dict(dict(source.generation or {})) if source.corrected else None,
             **arguments,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
-    if missing := sorted(report["missing_keys"]):  # transformers would fill them with random numbers
-        raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
-    _drop_quantization(model)
-    _silence_generation_defaults(model)
+    _check_weights(name, model, report)
+    _drop_marks(model)
     _record_untied_head(model)
+    freeze_other_parts(model)
+    if source.generation is not None and model.generation_config is not None:
+        model.generation_config._from_model_config = None  # a file of its own, whoever wrote it
     model.to(device).eval()
-    return LoadedModel(name, model, tokenizer, autocast)
+    return LoadedModel(name, model, tokenizer, autocast, source)
+
+
+@contextlib.contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Whatever transformers raises about a foreign folder, in one line, and without its own warnings before it."""
+    try:
+        with quiet_transformers():
+            yield
+    except SpintuneError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{what} cannot be loaded: {one_line(error)}") from error
+
+
+def _check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Collection[str]]) -> None:
+    """Refuses missing weights, which transformers fills with random numbers, and tells of those that it leaves out."""
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
+    if model.get_output_embeddings() is None:
+        raise ModelError(f"model {name!r} ({type(model).__name__}) writes no tokens; name a language model")
+    if unused := sorted(report["unexpected_keys"]):
+        log.warning(
+            "model %r: %s has no use for %d of its tensors (%s, ...); a saved model will not have them",
+            name,
+            type(model).__name__,
+            len(unused),
+            unused[0],
+        )
 
 
 def is_encoder_decoder(name: str, *, cache: Path) -> bool:
     """Whether a model has an encoder and a decoder, by its config alone. Raises ModelError as :func:`load_model`."""
     location, arguments = locate_model(name, cache)
-    try:
+    with _refusals(f"config of {name!r}"):
         return bool(AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments).is_encoder_decoder)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"config of {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def check_model(name: str, *, cache: Path) -> None:
+    """Refuses a model by its small files alone, before anything is spent on it. Raises ModelError."""
+    location, arguments = locate_model(name, cache)
+    check_files(name, location, arguments)
+    is_encoder_decoder(name, cache=cache)
 
 
 def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
     """Loads only the tokenizer of a model. Raises ModelError as :func:`load_model`."""
     location, arguments = locate_model(name, cache)
-    try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"tokenizer of {name!r} cannot be loaded: {_first_line(error)}") from error
+    with _refusals(f"tokenizer of {name!r}"):
+        return _read_tokenizer(location, arguments)
+
+
+def _read_tokenizer(location: str, arguments: Mapping[str, str]) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
+    # multimodal models may keep their template beside the tokenizer
+    if tokenizer.chat_template is None and (settings := read_file(location, arguments, "chat_template.json")):
+        tokenizer.chat_template = settings.get("chat_template")
+    return tokenizer
 
 
 def load_stop_ids(name: str, *, cache: Path) -> frozenset[int]:
@@ -182,7 +223,7 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
             raise ModelError(f"model file {name} does not exist")
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"model folder {name} has no config.json; name a Hugging Face model folder")
         return str(path), {}
     owner, _, rest = name.partition("/")
@@ -227,7 +268,7 @@ def unpack_alias(name: str, cache: Path) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         _split_digits(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        _drop_quantization(model)
+        _drop_marks(model)
         save_folder(model, tokenizer, folder)
     return folder
 
@@ -251,22 +292,17 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     )
 
 
-def _drop_quantization(model: PreTrainedModel) -> None:
-    """Weights from a GGUF file are plain tensors once loaded; save_pretrained refuses while these marks remain."""
-    for attribute in ("quantization_config", "_pre_quantization_dtype"):
+def _drop_marks(model: PreTrainedModel) -> None:
+    """Weights from a GGUF file are plain tensors once loaded; save_pretrained refuses while these marks remain.
+
+    ``auto_map`` names Python files that a saved folder will not have.
+    """
+    for attribute in ("quantization_config", "_pre_quantization_dtype", "auto_map"):
         if hasattr(model.config, attribute):
             delattr(model.config, attribute)
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         if attribute in model.__dict__:
             delattr(model, attribute)
-
-
-def _silence_generation_defaults(model: PreTrainedModel) -> None:
-    """Sampling values stored with a checkpoint would make save_pretrained fail and change a later generate()."""
-    config = model.generation_config
-    if config is not None:
-        config.do_sample = False
-        config.temperature = config.top_p = config.top_k = None
 
 
 def _record_untied_head(model: PreTrainedModel) -> None:
@@ -283,8 +319,3 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     """Type of matrix products for a precision of :func:`load_model`; None computes in the weights' own type."""
     automatic = precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if precision == "bfloat16" or automatic else None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

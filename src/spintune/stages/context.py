@@ -46,6 +46,7 @@ class RunContext:
     metrics: Metrics
     environment: Mapping[str, str]
     _loaded: LoadedIterate | None = None
+    _saving_rehearsed: bool = False
 
     @cached_property
     def settings(self) -> JsonObject:
@@ -132,6 +133,9 @@ class RunContext:
         # weights that adapters are merged into must not be rounded at the next stage
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
         loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
+        if (recipe.sft or recipe.spin) and not self._saving_rehearsed:
+            loaded.rehearse_saving()
+            self._saving_rehearsed = True  # later iterates are saved alike
         longest = loaded.max_input_length
         has_rows = recipe.data.train or recipe.data.mixture
         if longest is not None and has_rows and recipe.data.max_length > longest:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.build import build_generator
-from spintune.models.loading import LoadedModel, save_folder
+from spintune.models.loading import LoadedModel
 from spintune.models.lora import merge
+from spintune.models.saving import save_folder
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.templates import template_source
 
@@ -64,6 +65,5 @@ class LoadedIterate:
         if self.template != "tokenizer" and not self.loaded.encoder_decoder:
             self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
         model = self.loaded.model if self.adapted is None else merge(self.adapted)
-        if model.generation_config is not None:
-            model.generation_config.eos_token_id = sorted(self.loaded.stop_ids | self.renderer("last").stop_ids)
-        save_folder(model, self.loaded.tokenizer, folder)
+        stop_ids = self.renderer("last").stop_ids
+        save_folder(model, self.loaded.tokenizer, folder, self.loaded.source, stop_ids)
