@@ -57,6 +57,20 @@ def test_the_gate_is_its_formula(shape: tuple[int, ...], scale: float) -> None:
 
 
 @compiled
+@pytest.mark.parametrize("shape", [(0, 64), (2, 0, 64), (64,), (2, 3, 2, 64)])
+def test_every_shape_and_changes_in_place(shape: tuple[int, ...]) -> None:
+    def sparse(x: Tensor) -> Tensor:  # not contiguous
+        return torch.stack([x, x], -1).flatten(-2)[..., ::2]
+
+    x, up, weight = drawn(shape, shape, shape[-1:])
+    agree(
+        lambda x, up, w: rms_norm(sparse(x), w, 1e-5).mul_(3) + swiglu(sparse(x), sparse(up)).clamp_(-0.5, 0.4),
+        lambda x, up, w: 3 * norm_by_definition(x, w) + (x * x.sigmoid() * up).clamp(-0.5, 0.4),
+        [x, up, weight],
+    )
+
+
+@compiled
 def test_extreme_gates_and_what_is_no_number() -> None:
     gate = torch.tensor([-1e30, -100.0, -88.0, 88.0, 1e30, torch.nan, torch.inf, 0.0] * 2)
     up = torch.ones(16)

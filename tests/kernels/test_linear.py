@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from spintune.kernels.linear import inference_kernels, training_kernels
+from spintune.kernels.native.layers import rms_norm
 from spintune.kernels.native.products import can_round
 
 ENOUGH = 2**20
@@ -20,6 +24,16 @@ pytestmark = pytest.mark.skipif(
 class Doubled(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(input)
+
+
+@pytest.fixture(params=["compiled", "oneDNN"])
+def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Runs a test with our compiled products, and with oneDNN's as where there is no compiler."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr("spintune.kernels.linear.can_multiply", lambda *tensors: False)
+    else:
+        request.getfixturevalue("compiled")
+    return request.param
 
 
 def layers(dtype: torch.dtype) -> nn.Sequential:
@@ -113,6 +127,84 @@ def test_gradients_agree_with_float64(shape):
     ]
     for found, expected in pairs:
         assert (found.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("shape", [(0, 48), (2, 0, 48), (48,), (1, 48), (2, 3, 2, 48)])
+def test_every_shape_goes_forward_and_backward(either, kind, shape):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = nn.Linear(48, 33) if kind is nn.Linear else Conv1D(33, 48)
+        x, slope = torch.randn(*shape[:-1], 96)[..., ::2], torch.randn(*shape[:-1], 66)[..., ::2]  # not contiguous
+    twin = kind(48, 33) if kind is nn.Linear else Conv1D(33, 48)
+    twin.load_state_dict(layer.state_dict())
+    mine, theirs = x.clone().requires_grad_(), x.double().requires_grad_()
+    with training_kernels(layer, None):
+        assert ("forward" in layer.__dict__) == (kind is nn.Linear or either == "compiled")
+        found = layer(mine)
+    expected = nn.functional.linear(
+        theirs, twin.double().weight if kind is nn.Linear else twin.double().weight.t(), twin.bias
+    )
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    found.backward(slope)
+    expected.backward(slope.double())
+    for one, other in ((mine, theirs), (layer.weight, twin.weight), (layer.bias, twin.bias)):
+        assert one.grad.is_contiguous()
+        torch.testing.assert_close(one.grad.double(), other.grad, rtol=1e-5, atol=1e-5)
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mul_": lambda y: y.mul_(3),
+    "add_": lambda y: y.add_(y.detach().square()),
+    "clamp_": lambda y: y.clamp_(-0.3, 0.5),
+    "part": lambda y: y.index_fill_(-1, torch.tensor([2, 7]), 0.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_outputs_may_be_changed_in_place(either, change):
+    x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(1))
+    model, truth = layers(torch.float32), layers(torch.float64)
+    with training_kernels(model, None):
+        CHANGES[change](model(x)).square().sum().backward()
+    CHANGES[change](truth(x.double())).square().sum().backward()
+    for mine, theirs in zip(model.parameters(), truth.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_an_input_that_backward_computes_again_may_be_changed_after_its_use():
+    """One layer reads a norm's result as it was, the next one as it is after a change in place."""
+    x, weight = torch.randn(6, 48, generator=torch.Generator().manual_seed(1)), torch.linspace(0.5, 2, 48)
+    results = []
+
+    def plain(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        return nn.functional.rms_norm(x, [48], weight, epsilon)
+
+    for dtype, norm in ((torch.float32, rms_norm), (torch.float64, plain)):
+        model = nn.ModuleList([layers(dtype)[0], layers(dtype)[0]])
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        with training_kernels(model, None):
+            y = norm(leaf, weight.to(dtype), 1e-5)
+            first = model[0](y if dtype == torch.float32 else y.clone())
+            y.mul_(2)
+            (first * model[1](y)).sum().backward()
+        results.append([leaf.grad, *(parameter.grad for parameter in model.parameters())])
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("copy_bytes", [0, ENOUGH])
+@pytest.mark.parametrize("shape", [(0, 48), (48,), (2, 3, 2, 48)])
+def test_gpt2s_transposed_layers_run_in_onednn_where_their_weights_may_be_copied(shape, copy_bytes):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer, x = Conv1D(33, 48), torch.randn(shape)
+    with torch.inference_mode(), inference_kernels(layer, None, copy_bytes):
+        assert ("forward" in layer.__dict__) == bool(copy_bytes)
+        found = layer(x)
+    expected = x.double() @ layer.weight.detach().double() + layer.bias.detach().double()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_weights_get_no_gradients_and_inputs_none_that_want_none():

@@ -48,6 +48,16 @@ def test_pairs_are_turned_by_their_angles(tokens: int, heads: int, width: int, s
     torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_results_may_be_changed_in_place_and_have_no_tokens(tokens: int) -> None:
+    x, angles = drawn(1, 2, tokens, 64).requires_grad_(), drawn(1, tokens, 64, seed=1)
+    plain, cos, sin = x.detach().clone().requires_grad_(), angles.cos(), angles.sin()
+    rotate(x, cos, sin).mul_(3).clamp_(-2, 2).sum().backward()
+    turned = plain * cos[:, None] + torch.cat([-plain[..., 32:], plain[..., :32]], -1) * sin[:, None]
+    (turned * 3).clamp(-2, 2).sum().backward()
+    torch.testing.assert_close(x.grad, plain.grad)
+
+
 def test_only_what_fits_is_taken() -> None:
     q = drawn(1, 2, 3, 64)
     assert can_rotate(q, drawn(1, 3, 64))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from spintune.engine.head import precision
-from spintune.kernels.linear import training_kernels
+from spintune.kernels.linear import Linear, linear_layers, training_kernels
 
 _ROWS = 1024  # tokens of the product that is timed
 _TIMES = 5
+_ACTIVE = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")  # names in configs
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Arithmetic:
             of its input, and 2 more if it is trained (PaLM, arXiv 2204.02311, appendix B).
         scored: the same for the head's weights, per token whose probability is needed.
 
-    Attention's products of tokens with tokens are not counted, so the share of the peak comes out a little low.
+    Of experts, the share that a token uses counts. Attention's products of tokens with tokens, and routers, are not
+    counted, so the share of the peak comes out a little low.
     """
 
     token: int
@@ -36,23 +40,55 @@ def arithmetic(model: PreTrainedModel) -> Arithmetic | None:
     """Operations of a decoder-only model; None for encoder-decoders, whose two stacks read different tokens."""
     if model.config.is_encoder_decoder:
         return None
-    return Arithmetic(sum(map(_operations, _body(model))), _operations(model.get_output_embeddings()))
-
-
-def _body(model: PreTrainedModel) -> list[nn.Linear]:
+    experts = sum(round(share * _operations(weights)) for weights, share in _experts(model))
     head = model.get_output_embeddings()
-    return [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    body = sum(_operations(layer.weight) for layer in _body(model))
+    return Arithmetic(body + experts, 0 if head is None else _operations(head.weight))
 
 
-def _operations(layer: nn.Linear) -> int:
-    return int(layer.weight.numel()) * (6 if layer.weight.requires_grad else 4)
+def _body(model: PreTrainedModel) -> list[Linear]:
+    head = model.get_output_embeddings()
+    return [layer for layer in linear_layers(model) if layer is not head]
+
+
+def _experts(module: nn.Module, active: int | None = None) -> Iterator[tuple[Tensor, float]]:
+    """Weights of experts, three-dimensional, and the share of them that a token uses.
+
+    Args:
+        active: experts that a token uses, as the modules around this one say.
+    """
+    active = next(filter(None, map(_active, (module, *module.children()))), active)
+    count = getattr(module, "num_experts", None)
+    for weights in module.parameters(recurse=False):
+        if weights.ndim == 3 and weights.shape[0] == count:
+            yield weights, (active or weights.shape[0]) / weights.shape[0]
+    for child in module.children():
+        yield from _experts(child, active)
+
+
+def _active(module: nn.Module) -> int | None:
+    """Experts that a token uses, if the module routes tokens or has a config that says so."""
+    config = getattr(module, "config", None)
+    found = [getattr(module, "top_k", None), *(getattr(config, name, None) for name in _ACTIVE)]
+    return next((number for number in found if isinstance(number, int)), None)
+
+
+def _operations(weights: Tensor) -> int:
+    return weights.numel() * (6 if weights.requires_grad else 4)
 
 
 @torch.no_grad()
-def best_product(model: PreTrainedModel, autocast: torch.dtype | None) -> float:
-    """Operations per second of the model's largest product below the head, as training computes it; best of five."""
-    largest = max(_body(model), key=lambda layer: int(layer.weight.numel()))
-    x = torch.ones(_ROWS, largest.in_features, device=model.device, dtype=largest.weight.dtype)
+def best_product(model: PreTrainedModel, autocast: torch.dtype | None) -> float | None:
+    """Operations per second of the model's largest product below the head, as training computes it; best of five.
+
+    None when there is no linear layer.
+    """
+    layers = _body(model)
+    if not layers:
+        return None
+    largest = max(layers, key=lambda layer: int(layer.weight.numel()))
+    width = largest.weight.shape[0 if isinstance(largest, Conv1D) else 1]
+    x = torch.ones(_ROWS, width, device=model.device, dtype=largest.weight.dtype)
     seconds = []
     with precision(model, autocast), training_kernels(largest, autocast):
         for _ in range(_TIMES + 1):  # the first one warms up

@@ -8,17 +8,22 @@ oneDNN's own order: 8 rows run at 188 GFLOP/s with it and at 101 without. Traini
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
 
 from spintune.kernels.fused import Forward, fused_layers, patched_forwards, tied_lookup
 from spintune.kernels.native.layers import Recompute, recompute_of
 from spintune.kernels.native.products import can_multiply, can_round, product
 from spintune.kernels.rotary import fast_rotation
+
+Linear: TypeAlias = nn.Linear | Conv1D
 
 
 @contextmanager
@@ -35,17 +40,22 @@ def inference_kernels(
         copy_bytes: weights are reordered for oneDNN if the copies fit into this; otherwise they are used as they are.
         compiled: see :func:`.fused.fused_layers`.
     """
-    linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    layers = [layer for layer in linears if _can_run(layer, autocast) or _is_rounded(layer, autocast)]
+    layers = [layer for layer in linear_layers(model) if _can_run(layer, autocast) or _is_rounded(layer, autocast)]
     total = sum(layer.weight.numel() * (autocast or layer.weight.dtype).itemsize for layer in layers)
     if total > copy_bytes:
-        layers = [layer for layer in layers if layer.weight.device.type == "cpu"]
+        # oneDNN reads transposed weights at half the speed
+        layers = [x for x in layers if x.weight.device.type == "cpu" and isinstance(x, nn.Linear)]
     products: dict[nn.Module, Forward] = {layer: _product(layer, autocast, total <= copy_bytes) for layer in layers}
     with patched_forwards({**fused_layers(model, compiled), **products}), fast_rotation(model):
         yield
 
 
-def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
+def linear_layers(model: nn.Module) -> list[Linear]:
+    """Linear layers, GPT-2's among them, whose weights are transposed."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+def _can_run(layer: Linear, autocast: torch.dtype | None) -> bool:
     if not _is_plain(layer) or layer.weight.device.type != "cpu":
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -54,25 +64,26 @@ def _can_run(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _is_plain(layer: nn.Linear) -> bool:
+def _is_plain(layer: Linear) -> bool:
     """A subclass or a replaced forward computes something else."""
-    return type(layer) is nn.Linear and "forward" not in layer.__dict__
+    return type(layer) in (nn.Linear, Conv1D) and "forward" not in layer.__dict__
 
 
-def _is_rounded(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
+def _is_rounded(layer: Linear, autocast: torch.dtype | None) -> bool:
     """Whether autocast rounds the weights of a plain layer on a GPU."""
     on_gpu = _is_plain(layer) and layer.weight.device.type == "cuda"
     return on_gpu and autocast is not None and layer.weight.dtype != autocast
 
 
-def _product(layer: nn.Linear, autocast: torch.dtype | None, reorder: bool) -> Forward:
+def _product(layer: Linear, autocast: torch.dtype | None, reorder: bool) -> Forward:
     dtype = autocast or layer.weight.dtype
     weight = layer.weight.detach().to(dtype)
+    weight = weight.t() if isinstance(layer, Conv1D) else weight
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
     if weight.device.type != "cpu":
         return lambda x: nn.functional.linear(x.to(dtype), weight, bias)
     if reorder:
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def forward(x: Tensor) -> Tensor:
         return _onednn(x.to(dtype), weight, bias)
@@ -89,30 +100,32 @@ def training_kernels(model: nn.Module, autocast: torch.dtype | None, compiled: b
     differentiated outside of the block.
     """
     rounded = autocast is not None
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and _can_train(layer, autocast)]
+    layers = [layer for layer in linear_layers(model) if _can_train(layer, autocast)]
     products: dict[nn.Module, Forward] = {layer: _differentiable(layer, rounded) for layer in layers}
     forwards = {**fused_layers(model, compiled), **tied_lookup(model), **products}
     with patched_forwards(forwards), fast_rotation(model):
         yield
 
 
-def _can_train(layer: nn.Linear, autocast: torch.dtype | None) -> bool:
+def _can_train(layer: Linear, autocast: torch.dtype | None) -> bool:
     if autocast is not None:
         return autocast == torch.bfloat16 and _is_plain(layer) and can_multiply(layer.weight) and can_round()
     compiled = _is_plain(layer) and can_multiply(layer.weight)
-    return compiled or (layer.weight.dtype == torch.float32 and _can_run(layer, None))
+    onednn = isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 and _can_run(layer, None)
+    return compiled or onednn
 
 
-def _differentiable(layer: nn.Linear, rounded: bool) -> Forward:
+def _differentiable(layer: Linear, rounded: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
         # operations before this one return bfloat16 under autocast
-        return _LinearProduct.apply(x.to(layer.weight.dtype), layer.weight, layer.bias, recompute_of(x), rounded)
+        how = recompute_of(x), rounded, isinstance(layer, Conv1D)
+        return _LinearProduct.apply(x.to(layer.weight.dtype), layer.weight, layer.bias, *how)
 
     return forward
 
 
 class _LinearProduct(torch.autograd.Function):
-    """y = x Wᵀ + b, with dx = g W, dW = gᵀ x and db = Σ g: three products.
+    """y = x Wᵀ + b, with dx = g W, dW = gᵀ x and db = Σ g: three products. ``transposed``: y = x W + b.
 
     If x can be computed again from tensors that are kept anyway (a norm, a gated product), backward does that. It saves
     a third of the memory that a layer keeps, for half a percent of its time.
@@ -120,34 +133,49 @@ class _LinearProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, recompute: Recompute | None, rounded: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        recompute: Recompute | None,
+        rounded: bool,
+        transposed: bool,
     ) -> Tensor:
-        ctx.make, ctx.rounded = recompute.make if recompute else lambda x: x, rounded
+        ctx.make, ctx.rounded, ctx.transposed = recompute.make if recompute else lambda x: x, rounded, transposed
         # a frozen weight, as under LoRA, needs no input kept
         inputs = () if not ctx.needs_input_grad[1] else recompute.inputs if recompute else (x,)
         ctx.save_for_backward(weight, *inputs)
-        y = _times(x, weight.t(), rounded)
+        y = _times(x, weight if transposed else weight.t(), rounded)
         return y if bias is None else y.add_(bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, *inputs = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_TN = _rows(grads[0])
-        grad_x = _times(grads[0], weight, ctx.rounded) if needs_x else None
-        grad_weight = _times(grad_TN.t(), _rows(ctx.make(*inputs)), ctx.rounded) if needs_weight else None
-        return grad_x, grad_weight, grad_TN.sum(0) if needs_bias else None, None, None
+        grad_TN, grad_x, grad_weight = _rows(grads[0]), None, None
+        if needs_x:
+            grad_x = _times(grads[0], weight.t() if ctx.transposed else weight, ctx.rounded)
+        if needs_weight:
+            x_TK = _rows(ctx.make(*inputs))
+            left, right = (x_TK, grad_TN) if ctx.transposed else (grad_TN, x_TK)
+            grad_weight = _times(left.t(), right, ctx.rounded)
+        return grad_x, grad_weight, grad_TN.sum(0) if needs_bias else None, None, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
     """The rows of all batches as one matrix."""
-    return x.reshape(-1, x.shape[-1])
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def _times(x: Tensor, right_KN: Tensor, rounded: bool) -> Tensor:
-    if not can_multiply(x, right_KN):
-        return _onednn(x, right_KN.t())
-    return product(_rows(x), right_KN, rounded=rounded).view(*x.shape[:-1], right_KN.shape[1])
+    left_MK, shape = _rows(x), (*x.shape[:-1], right_KN.shape[1])
+    if not left_MK.numel():  # no rows, or sums of nothing; oneDNN refuses them
+        return x.new_zeros(shape)
+    compiled = can_multiply(x, right_KN)
+    y_MN = product(left_MK, right_KN, rounded=rounded) if compiled else _onednn(left_MK, right_KN.t())
+    # autograd lets nobody change a view in place that a Function returns
+    return torch.ops.aten._unsafe_view(y_MN, shape)
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -122,9 +122,10 @@ class _Rotation(torch.autograd.Function):
 def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
     x = x if x.stride(3) == 1 else x.contiguous()
     _, heads, tokens, width = x.shape
-    y = torch.empty(tokens, heads, width)
+    # tokens first in memory, and no view, so that autograd lets the caller change it in place
+    y = torch.empty_strided(x.shape, (x.numel(), width, heads * width, 1))
     _call("rotate", x, x.stride(2), x.stride(1), cosine, sine, tokens, heads, width, back, y)
-    return y.transpose(0, 1)[None]
+    return y
 
 
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
