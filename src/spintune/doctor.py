@@ -31,6 +31,7 @@ OPTIONAL = {
     "lm-eval": "standard benchmarks (eval: [arc_challenge, ...])",
     "langdetect": "eval: [ifeval]",
     "tensorboard": "tracking: [tensorboard]",
+    "openpyxl": "data in .xlsx files",
     "trl": "benchmarks/training.py",
 }
 """Packages that only some features need, and which."""

@@ -303,15 +303,6 @@ def test_a_missing_file_that_looks_like_a_hub_id_is_a_missing_file(path: str) ->
     assert error(path).startswith(f"data file {path} does not exist; ")
 
 
-def test_a_folder_is_an_error(tmp_path: Path) -> None:
-    assert error(tmp_path) == f"{tmp_path} is a folder; name a .json, .jsonl or .parquet file in it"
-
-
-def test_a_file_of_another_kind_is_an_error(tmp_path: Path) -> None:
-    path = write_lines(tmp_path, [ROW], "rows.csv")
-    assert error(path) == f"{path}: '.csv' is not a supported data file; use .json, .jsonl or .parquet"
-
-
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_an_error(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])

@@ -64,11 +64,13 @@ class Format:
         keys: a row has the format when it has all keys of one of these groups.
         conversations: the conversations that a row holds, each of which ends with an assistant's turn; most formats
             hold one. Raises RowError, which begins with ``row.where``, for a row that holds none.
+        reads: every key of a row that the format can use; None when it does not say.
     """
 
     name: str
     keys: tuple[tuple[str, ...], ...]
     conversations: Callable[[FileRow], Iterator[Conversation]]
+    reads: frozenset[str] | None = None
 
     def fits(self, values: Mapping[str, object]) -> bool:
         """Whether a row with these values has the format."""

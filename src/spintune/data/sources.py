@@ -2,9 +2,10 @@
 
 ::
 
-    path --table--> rows --format--> conversations --empty? duplicate? over limit?--> examples --weight--> collection
+    path --tables--> rows --format--> conversations --empty? duplicate? over limit?--> examples --weight--> collection
 
-A damaged row stops the reading with its line and what to do. A valid row that cannot be used is dropped and counted:
+Damaged rows stop it with their lines and what to do, or are dropped, as the source says. A valid row that cannot be
+used is dropped. All drops are counted:
 ``kept + dropped = read + repeated``, for each source and for all of them.
 """
 
@@ -13,15 +14,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from spintune import streams
+from spintune.data.bad_rows import BadRows, OnBadRow
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS, Format, all_formats, drop_reason, recognize
-from spintune.data.tables import Numbered, open_table
+from spintune.data.tables import RowTable, empty_source, open_tables
 from spintune.errors import DataError
-from spintune.progress import Progress, Silent
+from spintune.progress import Progress, ProgressTask, Silent
 from spintune.record_files import Joined, Selection, Spool
 from spintune.records import Example
 
@@ -36,11 +38,13 @@ class Source:
     """Where examples come from.
 
     Attributes:
-        path: ``builtin:NAME``, a .json, .jsonl or .parquet file, or a hub id ``owner/name[@revision]``.
+        path: ``builtin:NAME``, a data file, a folder or pattern of data files, or a hub id ``owner/name[@revision]``.
         format: a name of :mod:`spintune.data.formats`; "auto" recognizes it by the keys of the first rows.
         weight: how many times its kept rows are used, see :func:`read_sources`.
         limit: maximum number of distinct examples; the first ones are used.
-        split: split of a hub data set.
+        split: split of a hub data set, or of a folder that tells splits apart.
+        config: configuration of a hub data set, or sheet of an .xlsx file.
+        on_bad_row: what to do about rows that cannot be read: "stop", or "drop" and count them.
     """
 
     path: str
@@ -48,6 +52,8 @@ class Source:
     weight: float = 1.0
     limit: int | None = None
     split: str = "train"
+    config: str | None = None
+    on_bad_row: OnBadRow = "stop"
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class SourceResult:
 
     Attributes:
         read: conversations found; a row of seed tasks holds one per instance.
-        dropped: conversations left out, by reason: empty_prompt, empty_answer, duplicate, over_limit, weight.
+        dropped: conversations left out, by reason: empty_prompt, empty_answer, duplicate, over_limit, weight, and rows
+            that cannot be read, by theirs: invalid_json, missing_answer, wrong_type, unknown_role, ...
         repeated: conversations used again because the weight is above 1.
     """
 
@@ -116,38 +123,93 @@ def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] 
     ``limit`` keeps the first N of them. Later rows are still read and checked, and count as ``over_limit``. Examples
     whose id, as a number, is in ``earlier`` are dropped as duplicates; the ids of the others are added to it.
 
-    Raises RecipeError for an unknown format name; DataError for a source that does not exist, cannot be read,
-    is empty or of an unknown format, and for the first damaged row: invalid JSON or UTF-8, a missing key, a wrong type,
-    an unknown role, no answer.
+    Raises RecipeError for an unknown format name; DataError for a source that does not exist, cannot be read, is empty
+    or of an unknown format, and for rows that cannot be read: invalid JSON or UTF-8, a missing key, a wrong type, an
+    unknown role, no answer. It names the first ten of them; ``on_bad_row`` "drop" drops and counts them instead.
     """
     _check(source)
-    chosen = None if source.format == AUTO else FORMATS[source.format]
-    table = open_table(source.path, source.split)
-    chosen, rows = (chosen, table.rows) if chosen else _recognized(source.path, table.rows)
-    earlier = set() if earlier is None else earlier
-    examples = Spool(Example)
-    dropped: Counter[str] = Counter()
-    seen: set[int] = set()  # as numbers: half the memory of texts
-    done = 0
-    with progress.task(f"reading {source.path}", table.total, "rows") as task:
-        for done, (number, value) in enumerate(rows, 1):
-            for conversation in chosen.conversations(table.row(number, value)):
-                example = Example(conversation, f"{source.path}:{number}")
-                identity = int(example.id, 16)
-                if reason := _drop_reason(example, identity in seen, len(seen), source.limit):
-                    dropped[reason] += 1
-                    continue
-                seen.add(identity)
-                if identity in earlier:
-                    dropped[_DUPLICATE] += 1
-                else:
-                    examples.add(example)
-            if done % _STRIDE == 0:
+    reading = _Reading(source, earlier)
+    openers = open_tables(source.path, source.split, source.config, progress.note)
+    if len(openers) == 1:
+        table = openers[0]()
+        with progress.task(f"reading {source.path}", table.total, "rows") as task:
+            reading.read(table, task)
+    else:
+        with progress.task(f"reading {source.path}", len(openers), "files") as task:
+            for open_table in openers:
+                reading.read(open_table(), None)
+                task.advance()
+    return reading.result(progress)
+
+
+class _Reading:
+    """Reads the tables of one source."""
+
+    def __init__(self, source: Source, earlier: set[int] | None) -> None:
+        self._source = source
+        self._format = None if source.format == AUTO else FORMATS[source.format]
+        self._recognized_in = ""
+        self._earlier = set() if earlier is None else earlier
+        self._seen: set[int] = set()  # as numbers: half the memory of texts
+        self._examples = Spool(Example)
+        self._dropped: Counter[str] = Counter()
+        self._bad = BadRows(source.path)
+        self._rows = 0
+
+    def read(self, table: RowTable, task: ProgressTask | None) -> None:
+        """Reads one table, and reports every thousand rows."""
+        if not table.total:
+            return
+        format = self._format_of(table)
+        done = 0
+        for done, (number, value) in enumerate(table.rows(format.reads), 1):
+            try:
+                # the whole row before any of it is kept
+                conversations = [*format.conversations(table.row(number, value))]
+            except DataError as error:
+                self._bad.add(error)
+            else:
+                for conversation in conversations:
+                    self._add(Example(conversation, f"{table.path}:{number}"))
+            if task and done % _STRIDE == 0:
                 task.advance(_STRIDE)
-        task.advance(done % _STRIDE)
-    earlier |= seen
-    kept = examples.records()
-    return SourceResult(source, chosen.name, kept, len(kept) + dropped.total(), dropped)
+        if task:
+            task.advance(done % _STRIDE)
+        self._rows += done
+
+    def _format_of(self, table: RowTable) -> Format:
+        """The format of a table, which all tables of a source share."""
+        if self._format and not self._recognized_in:
+            return self._format
+        found = _recognized(table)
+        if self._format is None:
+            self._format, self._recognized_in = found, table.path
+        elif found is not self._format:
+            raise DataError(
+                f"{table.path}: its rows have the format {found.name}, those of {self._recognized_in} "
+                f"{self._format.name}; make them two sources"
+            )
+        return self._format
+
+    def _add(self, example: Example) -> None:
+        identity = int(example.id, 16)
+        if reason := _drop_reason(example, identity in self._seen, len(self._seen), self._source.limit):
+            self._dropped[reason] += 1
+            return
+        self._seen.add(identity)
+        if identity in self._earlier:
+            self._dropped[_DUPLICATE] += 1
+        else:
+            self._examples.add(example)
+
+    def result(self, progress: Progress) -> SourceResult:
+        """What was read. Raises DataError for a source without rows, or with rows that cannot be read."""
+        if not self._rows or self._format is None:
+            raise empty_source(self._source.path)
+        self._bad.settle(self._rows, self._source.on_bad_row, progress)
+        self._earlier |= self._seen
+        kept, dropped = self._examples.records(), self._dropped + self._bad.dropped
+        return SourceResult(self._source, self._format.name, kept, len(kept) + dropped.total(), dropped)
 
 
 def _drop_reason(example: Example, seen: bool, kept: int, limit: int | None) -> str | None:
@@ -165,17 +227,18 @@ def _check(source: Source) -> None:
         raise DataError(f"{source.path}: a limit of {source.limit} cannot be used; give 1 or more, or leave it out")
 
 
-def _recognized(path: str, rows: Iterator[Numbered]) -> tuple[Format, Iterator[Numbered]]:
-    """The format of the first rows, and all rows again."""
-    head = list(itertools.islice(rows, _HEAD))
-    objects = [value for _, value in head if isinstance(value, dict)]
+def _recognized(table: RowTable) -> Format:
+    """The format of the first rows."""
+    objects = table.sample(_HEAD)
     # if none is an object, the error about the first row explains it better; any format leads there
     found = recognize(objects) if objects else BUILTIN_FORMATS[0]
     if found is None:
         keys = ", ".join(dict.fromkeys(str(key) for value in objects for key in value)) or "none"
         known = "; ".join(map(str, all_formats()))
-        raise DataError(f"{path}: the rows fit no known format; keys found: {keys}; rename them to one of: {known}")
-    return found, itertools.chain(head, rows)
+        raise DataError(
+            f"{table.path}: the rows fit no known format; keys found: {keys}; rename them to one of: {known}"
+        )
+    return found
 
 
 def _weigh(result: SourceResult, seed: int) -> SourceResult:

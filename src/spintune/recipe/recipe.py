@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from spintune.data.bad_rows import OnBadRow
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
@@ -27,8 +28,9 @@ class SourceSection(Section):
     """One source of training examples."""
 
     path: str
-    """builtin:NAME, a local .json, .jsonl or .parquet file, a hub id (owner/name), or synth, the output of the synth
-    section."""
+    """builtin:NAME, a data file (.json, .jsonl, .ndjson, .csv, .tsv, .xlsx, .parquet, .arrow or .feather, also with .gz
+    or .zst), a folder or pattern of such files (data/*.jsonl), a folder of save_to_disk, a hub id (owner/name), or
+    synth, the output of the synth section."""
     format: Annotated[str, known_in(FORMATS, AUTO)] = Field(
         AUTO, description=f"Row format: {', '.join(one.name for one in BUILTIN_FORMATS)}; auto decides by the keys."
     )
@@ -37,7 +39,11 @@ class SourceSection(Section):
     limit: Count | None = None
     """Use only the first rows. [examples] Default: all."""
     split: str = "train"
-    """Split of a hub data set."""
+    """Split of a hub data set, or of a folder whose file names tell splits."""
+    config: str | None = None
+    """Configuration of a hub data set, or sheet of an .xlsx file. Default: the only one."""
+    on_bad_row: OnBadRow | None = None
+    """What to do about rows that cannot be read. Default: data.on_bad_row."""
 
 
 class DataSection(Section):
@@ -62,6 +68,8 @@ class DataSection(Section):
     """Chat template: the tokenizer's own, or a built-in one."""
     turns: Literal["last", "all"] = "last"
     """Assistant turns that SFT trains on."""
+    on_bad_row: OnBadRow | None = None
+    """What to do about rows that cannot be read: stop, naming the first ten, or drop and count them. Default: stop."""
 
     @field_validator("train", mode="before")
     @classmethod

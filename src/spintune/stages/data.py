@@ -36,12 +36,13 @@ def data_stage(context: RunContext) -> DataFacts:
     recipe = context.recipe
     mixture = mixture_of(recipe, context.cache)
     inputs = {
-        "data": context.settings["data"]["train"],
+        "data": [_set(section) for section in context.settings["data"]["train"]],
         "fraction": recipe.data.eval_fraction,
         "most": recipe.data.eval_limit,
         "seed": recipe.seed,
-        "contents": [source_digest(source.path) for source in _sources(recipe)],
+        "contents": [source_digest(source.path, source.split) for source in _sources(recipe)],
         "mixture": mixture and _mixture_inputs(context, mixture),
+        **_set({"on_bad_row": recipe.data.on_bad_row}),
     }
     facts = context.run.finished("data", inputs, DataFacts)
     if facts is None:
@@ -104,10 +105,16 @@ def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
     return load_mixture(data.mixture, recipe.seed, data.eval_fraction, longest, count_tokens)
 
 
+def _set(settings: JsonObject) -> JsonObject:
+    """Without keys that are not set and that earlier versions did not have, whose finished stages stay so."""
+    return {key: value for key, value in settings.items() if value is not None or key == "limit"}
+
+
 def _sources(recipe: Recipe) -> list[Source]:
     """The recipe's sources; the one called ``synth`` is the file that the synth stage writes."""
     generated = str(examples_file(Path(recipe.out)))
-    sources = [Source(**section.model_dump()) for section in recipe.data.train]
+    default = {"on_bad_row": recipe.data.on_bad_row or "stop"}
+    sources = [Source(**{**default, **section.model_dump(exclude_none=True)}) for section in recipe.data.train]
     return [replace(source, path=generated) if source.path == SYNTH else source for source in sources]
 
 
