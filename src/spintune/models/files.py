@@ -69,7 +69,7 @@ def one_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     text = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
-    if isinstance(error, KeyError | AttributeError | TypeError):
+    if not isinstance(error, OSError | ValueError | RuntimeError | ImportError):  # their texts explain little
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= 400 else text[:400] + " …"
 

