@@ -175,7 +175,7 @@ def _check_weights(name: str, model: PreTrainedModel, report: _Report) -> None:
         tensor, stored, asked = mismatched[0]
         raise ModelError(
             f"model {name!r}: its file has {tensor} in the shape {tuple(stored)}, its config.json asks for "
-            f"{tuple(asked)} ({len(mismatched)} tensors differ); files of two models are mixed, or config.json was edited"
+            f"{tuple(asked)} ({len(mismatched)} tensors differ); config.json belongs to another model"
         )
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"model {name!r} has no weights for {missing[0]} ({len(missing)} tensors are missing)")
