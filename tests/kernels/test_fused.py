@@ -127,6 +127,106 @@ def test_layers_are_recognised_by_what_they_compute(family, build) -> None:
     torch.testing.assert_close(fast.double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def falcon(build, multipliers: tuple[float, float]) -> nn.Module:
+    changes = {"hidden_size": 64, "intermediate_size": 96, "mlp_multipliers": list(multipliers)}
+    return build("falcon_h1", torch.float32, **changes)
+
+
+@compiled
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_models_of_a_class_with_different_settings_are_told_apart(build, order: int) -> None:
+    for multipliers in [(1.0, 1.0), (0.5, 2.0), (1.0, 3.0), (1.0, 1.0)][::order]:
+        model = falcon(build, multipliers)
+        blocks = [module for name, module in model.named_modules() if name.endswith("feed_forward")]
+        assert len(blocks) == 2
+        assert {block in fused_layers(model) for block in blocks} == {multipliers == (1.0, 1.0)}
+        x = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = [block.double()(x.double()) for block in blocks]
+            with inference_kernels(model.float(), None, 0):
+                for block, wanted in zip(blocks, expected, strict=True):
+                    torch.testing.assert_close(block(x).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+@compiled
+def test_a_setting_that_changes_is_seen(build) -> None:
+    model = falcon(build, (1.0, 1.0))
+    block = model.model.layers[0].feed_forward
+    assert block in fused_layers(model)
+    block.down_multiplier = 2.0
+    assert block not in fused_layers(model)
+
+
+@compiled
+def test_small_numbers_and_few_bits_hide_no_other_activation(build) -> None:
+    """Gemma's block has GELU: on tiny outputs in bfloat16 it looks like SiLU."""
+    model = build("gemma3_text", torch.bfloat16, hidden_size=64, head_dim=16, intermediate_size=96)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.01)
+    assert not fused_layers(model, compiled=True)
+    assert len(fused_layers(build("llama", torch.bfloat16, hidden_size=64, intermediate_size=96), compiled=True)) == 7
+
+
+@compiled
+def test_autocast_around_the_first_look_changes_no_verdict(build) -> None:
+    model = build("llama", torch.float32, hidden_size=64, intermediate_size=96)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(fused_layers(model)) == 7
+
+
+class DroppingMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.act_fn, self.dropout = nn.SiLU(), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.dropout(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class GatedRMSNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(16)), 1e-5
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        y = norm_by_definition(x, self.weight)
+        return y if gate is None else y * gate
+
+
+class BiasedRMSNorm(GatedRMSNorm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(16))  # what it adds shows only once it is trained
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        return super().forward(x, gate) + self.bias
+
+
+@compiled
+def test_what_shows_only_later_is_left_alone() -> None:
+    assert not fused_layers(nn.Sequential(DroppingMLP().eval(), BiasedRMSNorm()))
+
+
+@compiled
+def test_a_norm_that_is_called_with_more_answers_itself() -> None:
+    norm, x = GatedRMSNorm(), drawn((3, 16))[0].detach()
+    with patched_forwards(fused_layers(norm)):
+        assert "forward" in norm.__dict__
+        for found, expected in ((norm(x), norm_by_definition(x, norm.weight)), (norm(x, gate=x), norm(x) * x)):
+            torch.testing.assert_close(found, expected)
+
+
+def test_nested_replacements_come_back() -> None:
+    layer = nn.Linear(2, 2)
+    with patched_forwards({layer: lambda x: x + 1}):
+        with patched_forwards({layer: lambda x: x + 2}):
+            assert layer(1) == 3
+        assert layer(1) == 2
+    assert "forward" not in layer.__dict__
+
+
 def test_a_forward_that_somebody_put_there_stays(build) -> None:
     model = build("llama", torch.float32, hidden_size=64, intermediate_size=96)
     own = {module: lambda x: x for module in (model.model.norm, model.model.layers[0].mlp)}

@@ -3,37 +3,45 @@
 On a CPU they run our compiled code (``native``); on a GPU torch.compile compiles them if the recipe says so.
 
 Every architecture has its own classes for them (those of Llama, Qwen and Mistral agree; Gemma's norm adds 1 to its
-weights). So a class is recognized by what it computes: it must have the parts and return the same numbers.
+weights), and what a class computes may depend on its config. So each layer is recognized by what it computes: it must
+have the parts and return the same numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from spintune.kernels.native.layers import can_compute, rms_norm, swiglu
 
 Forward = Callable[..., Tensor]
 
-_known: dict[tuple[type, ...], bool] = {}
-"""Whether a class computes the formula that its parts suggest."""
+_known: WeakKeyDictionary[nn.Module, tuple[tuple[object, ...], bool]] = WeakKeyDictionary()
+"""Whether a layer computes the formula that its parts suggest, and the settings that it had when this was tested."""
 
 
 @contextmanager
 def patched_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
     """Replaces the ``forward`` of modules for the length of a block."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
     for module, forward in forwards.items():
         module.forward = forward
     try:
         yield
     finally:
-        for module in forwards:
-            del module.forward
+        for module, own in before.items():
+            if own is None:
+                del module.forward
+            else:
+                module.forward = own
 
 
 def fused_layers(model: nn.Module, compiled: bool = False) -> dict[nn.Module, Forward]:
@@ -47,9 +55,9 @@ def fused_layers(model: nn.Module, compiled: bool = False) -> dict[nn.Module, Fo
         if "forward" in module.__dict__:  # already replaced
             continue
         if norm := _rms_norm_parts(module, compiled):
-            found[module] = _norm(module.forward, norm, compiled)
+            found[module] = _of_one_tensor(module.forward, _norm(module.forward, norm, compiled))
         elif block := _swiglu_parts(module, compiled):
-            found[module] = _gated(block, compiled)
+            found[module] = _of_one_tensor(module.forward, _gated(block, compiled))
     return found
 
 
@@ -75,6 +83,9 @@ class _RmsNorm(NamedTuple):
     epsilon: float
 
 
+_SWIGLU = ("gate_proj", "up_proj", "down_proj", "act_fn")
+
+
 class _SwiGlu(NamedTuple):
     gate: nn.Module
     up: nn.Module
@@ -82,8 +93,19 @@ class _SwiGlu(NamedTuple):
     activation: nn.Module
 
 
+def _of_one_tensor(own: Forward, fast: Forward) -> Forward:
+    """The fast function, for calls with hidden states alone; some layers may be called with more."""
+
+    def forward(*arguments: Tensor, **options: object) -> Tensor:
+        return fast(*arguments) if len(arguments) == 1 and not options else own(*arguments, **options)
+
+    return forward
+
+
 def _norm(own: Forward, norm: _RmsNorm, compiled: bool) -> Forward:
     def forward(x: Tensor) -> Tensor:
+        if x.shape[-1:] != norm.weight.shape:  # one weight for all, or none
+            return own(x)
         if can_compute(x, norm.weight):
             return rms_norm(x, norm.weight, norm.epsilon)
         return _compiled(_norm_formula)(x, norm.weight, norm.epsilon) if compiled else own(x)
@@ -115,24 +137,29 @@ def _compiled(formula: Forward) -> Forward:
     return torch.compile(formula, dynamic=True, fullgraph=True)
 
 
+# Recognizing ----------------------------------------------------------------------------------------------------------
+
+
 def _rms_norm_parts(module: nn.Module, compiled: bool) -> _RmsNorm | None:
     """The parts of a module that computes RMSNorm; None for others."""
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    epsilon = _epsilon(module)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
         return None
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or not (compiled or can_compute(weight)):
         return None
+    alone = len(module._parameters) + len(module._buffers) + len(module._modules) == 1  # no bias, no scale
+    return _RmsNorm(weight, epsilon) if alone and _same(module, (epsilon,), _is_rms_norm) else None
 
-    def formula(x: Tensor) -> Tensor:
-        return _norm_formula(x, weight, epsilon)
 
-    return _RmsNorm(weight, epsilon) if _same((type(module),), module, formula, weight) else None
+def _epsilon(module: nn.Module) -> float:
+    epsilon: float = getattr(module, "variance_epsilon", getattr(module, "eps", math.nan))
+    return epsilon
 
 
 def _swiglu_parts(module: nn.Module, compiled: bool) -> _SwiGlu | None:
     """The parts of a module that computes a gated block with SiLU; None for others."""
-    found = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn")]
+    found = [getattr(module, name, None) for name in _SWIGLU]
     parts = [part for part in found if isinstance(part, nn.Module)]
     if len(parts) < len(found):
         return None
@@ -140,21 +167,51 @@ def _swiglu_parts(module: nn.Module, compiled: bool) -> _SwiGlu | None:
     weight = getattr(block.gate, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not (compiled or can_compute(weight)):
         return None
-
-    def formula(x: Tensor) -> Tensor:
-        return block.down(_gate_formula(block.gate(x), block.up(x)))
-
-    return block if _same((type(module), type(block.activation)), module, formula, weight) else None
+    if len(module._modules) > len(parts):  # dropout, perhaps
+        return None
+    return block if _same(module, tuple(map(type, parts)), _is_swiglu) else None
 
 
-@torch.no_grad()
-def _same(kind: tuple[type, ...], module: nn.Module, formula: Forward, weight: Tensor) -> bool:
-    """Whether the class computes the formula; tested once per class, with one of its modules."""
-    if kind not in _known:
-        x = torch.randn(3, weight.shape[-1], generator=torch.Generator().manual_seed(0)).to(weight)
-        tolerance = 1e-4 if weight.dtype.itemsize >= 4 else 0.05
+def _same(module: nn.Module, parts: tuple[object, ...], test: Callable[[nn.Module], bool]) -> bool:
+    """Whether a layer computes the formula; tested once per layer, and again when one of its settings changes."""
+    numbers = [(name, x) for name, x in vars(module).items() if type(x) in (int, float, str)]
+    settings, known = (*parts, *numbers), _known.get(module)
+    if known is None or known[0] != settings:
+        device = next(module.parameters()).device
         try:
-            _known[kind] = torch.allclose(module(x), formula(x), rtol=tolerance, atol=tolerance)
-        except (TypeError, ValueError, RuntimeError):  # it takes something else than hidden states
-            _known[kind] = False
-    return _known[kind]
+            with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                known = settings, test(module)
+        except Exception:  # whatever a foreign layer raises, it takes something else than hidden states
+            known = settings, False
+        _known[module] = known
+    return known[1]
+
+
+def _is_rms_norm(module: nn.Module) -> bool:
+    """In float32, with drawn weights, on rows large and so small that the epsilon matters."""
+    own = next(module.parameters())
+    epsilon = _epsilon(module)
+    weight = _drawn(1, own)[0]
+    x = _drawn(3, own) * torch.tensor([[3.0], [max(epsilon, 1e-9) ** 0.5], [0.1]], device=own.device)
+    found = functional_call(module, {"weight": weight}, (x,))
+    return torch.allclose(found, _norm_formula(x, weight, epsilon), rtol=1e-4, atol=1e-5)
+
+
+def _is_swiglu(module: nn.Module) -> bool:
+    """In float32, with cheap functions in place of the products: only what is around them is in question."""
+    block = _SwiGlu(*(getattr(module, name) for name in _SWIGLU))
+    x = 3 * _drawn(3, block.gate.weight)  # type: ignore[arg-type]
+    stand_ins: dict[nn.Module, Forward] = {
+        block.gate: lambda x: 2 * x + 1,
+        block.up: lambda x: 1 - x.roll(1, -1),
+        block.down: lambda x: x + 0.5,
+    }
+    with patched_forwards(stand_ins):
+        found = module(x)
+    return torch.allclose(found, _gate_formula(2 * x + 1, 1 - x.roll(1, -1)) + 0.5, rtol=1e-4, atol=1e-4)
+
+
+def _drawn(rows: int, weight: Tensor) -> Tensor:
+    """Rows as wide as a layer's weights, the same each time."""
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, weight.shape[-1], generator=generator).to(weight.device)

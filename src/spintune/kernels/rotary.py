@@ -29,10 +29,13 @@ class FastRotary:
 
     own: Rotary
 
-    def __call__(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
-        if unsqueeze_dim == 1 and can_rotate(q, cos) and can_rotate(k, cos):
+    def __call__(
+        self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: object, **options: object
+    ) -> tuple[Tensor, Tensor]:
+        ordinary = not more and options in ({}, {"unsqueeze_dim": 1})
+        if ordinary and cos.shape == sin.shape and can_rotate(q, cos) and can_rotate(k, cos):
             return rotate(q, cos, sin), rotate(k, cos, sin)
-        return self.own(q, k, cos, sin, unsqueeze_dim=unsqueeze_dim)
+        return self.own(q, k, cos, sin, *more, **options)
 
 
 @contextmanager
@@ -55,13 +58,21 @@ def fast_rotation(model: nn.Module) -> Iterator[None]:
 
 @cache
 def _is_rotary(function: Rotary) -> bool:
-    """Whether the function computes the formula; tested once per architecture."""
-    draw = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 3, 64, generator=draw) for heads in (2, 1))
-    cos, sin = (torch.randn(1, 3, 64, generator=draw) for _ in range(2))
+    """Whether the function computes the formula, for heads of several widths; tested once per architecture.
+
+    A function of a file has only its arguments to go by, no config, so one verdict serves every model of the file.
+    """
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return all(_rotates(function, width) for width in (32, 64, 128))
+
+
+def _rotates(function: Rotary, width: int) -> bool:
+    draw, half = torch.Generator().manual_seed(0), width // 2
+    q, k = (torch.randn(1, heads, 3, width, generator=draw) for heads in (2, 1))
+    cos, sin = (torch.randn(1, 3, width, generator=draw) for _ in range(2))
     try:
-        found = function(q, k, cos, sin, unsqueeze_dim=1)
-        expected = [x * cos[:, None] + torch.cat([-x[..., 32:], x[..., :32]], -1) * sin[:, None] for x in (q, k)]
-        return all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
-    except (TypeError, ValueError, RuntimeError):  # it takes something else
+        found = function(q, k, cos, sin)
+        expected = [x * cos[:, None] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[:, None] for x in (q, k)]
+        return all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, expected, strict=True))
+    except Exception:  # whatever a foreign function raises, it takes something else
         return False
