@@ -7,7 +7,6 @@ whatever the type of the frozen weights.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spintune.errors import ModelError
+from spintune.models.lora_targets import find_targets
 from spintune.recipe import LoraSection
 from spintune.storage import atomic_folder, storage_errors
 from spintune.streams import torch_stream
@@ -33,20 +33,27 @@ def new_adapter(model: PreTrainedModel, section: LoraSection, key: str) -> PeftM
     """
     from peft import LoraConfig, get_peft_model
 
+    targets = find_targets(model, section.targets)
+    if targets.parameters and (section.dora or section.dropout):
+        raise ModelError(
+            f"lora.{'dora' if section.dora else 'dropout'} does not work on experts that share a tensor "
+            f"({targets.parameters[0]}); leave it out, or name other layers in lora.targets"
+        )
     config = LoraConfig(
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
         r=section.rank,
         lora_alpha=section.alpha,
-        target_modules=_targets(model, section.targets),
+        target_modules=targets.modules,
         lora_dropout=section.dropout,
         use_rslora=section.rslora,
         use_dora=section.dora,
+        **({"target_parameters": targets.parameters} if targets.parameters else {}),
     )
     try:
         with torch_stream(key):
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"lora.targets: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"lora: {str(error).splitlines()[0]}") from error
     return _evaluating(adapted)
 
 
@@ -63,6 +70,8 @@ def save_adapter(adapted: PeftModel, folder: Path, base: str) -> None:
         config.base_model_name_or_path = base
         if isinstance(config.target_modules, set):  # its order differs between processes
             config.target_modules = sorted(config.target_modules)
+        if isinstance(getattr(config, "target_parameters", None), set):
+            config.target_parameters = sorted(config.target_parameters)
     with atomic_folder(folder) as temporary, storage_errors(folder):
         adapted.save_pretrained(str(temporary), save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # an empty model card
@@ -75,35 +84,6 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
     """
     merged: PreTrainedModel = adapted.float().merge_and_unload()
     return merged
-
-
-def _targets(model: nn.Module, targets: str | list[str]) -> str | list[str]:
-    """The targets as peft takes them: all-linear, a pattern, or existing names. Raises ModelError."""
-    if targets == "all-linear":
-        return "all-linear"
-    modules = [name for name, _ in model.named_modules()]
-    if isinstance(targets, str) and any(name.split(".")[-1] == targets for name in modules):
-        targets = [targets]
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise ModelError(
-                f"lora.targets: {targets!r} is no pattern ({error}); name layers or give all-linear"
-            ) from None
-        adapted = [name for name in modules if pattern.fullmatch(name)]
-        missing = [] if adapted else [targets]
-    else:
-        adapted = [name for name in modules if any(name == t or name.endswith(f".{t}") for t in targets)]
-        missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in modules)]
-    if missing or not adapted:
-        known = sorted({name.split(".")[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear)})
-        raise ModelError(f"lora.targets: no layer {', '.join(missing) or 'is named'}; known: {', '.join(known)}")
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    tied = {name.rpartition(".")[0] for pair in dict(ties).items() for name in pair}
-    if shared := sorted(tied & set(adapted)):
-        raise ModelError(f"lora.targets: {shared[0]} shares its weights with another layer and cannot be adapted alone")
-    return targets
 
 
 def has_dropout(model: nn.Module) -> bool:

@@ -1,0 +1,78 @@
+"""LoRA on experts that share a tensor: adapted, merged and resumed right, or refused by the key that is wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.errors import ModelError
+from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
+from spintune.models.lora_targets import find_targets
+from spintune.recipe import LoraSection
+
+FAMILIES = {
+    "mixtral": {"num_local_experts": 4},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+@pytest.fixture
+def moe(build, monkeypatch):
+    import tiny_models
+
+    for family in FAMILIES:
+        monkeypatch.setitem(tiny_models.FAMILIES, family, FAMILIES[family])
+    return lambda family: build(family, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linear_adapts_attention_and_experts_of_every_family(family, moe):
+    targets = find_targets(moe(family), "all-linear")
+    names = {name.split(".")[-1] for name in (*targets.modules, *targets.parameters)}
+    assert {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"} <= names
+    assert "lm_head" not in names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapted_experts_start_equal_learn_resume_and_merge(family, moe, queries, tmp_path):
+    model = moe(family)
+    before = LogProbEngine(model).score(queries)
+    adapted = new_adapter(model, LoraSection(rank=2, targets=["q_proj", "gate_up_proj", "down_proj"]), "key")
+    engine = LogProbEngine(model)
+    assert torch.tensor(sum(engine.score(queries), [])).allclose(torch.tensor(sum(before, [])), atol=1e-4)
+    engine(queries).sum_N.sum().backward()
+    trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
+    assert {name.split(".lora_")[0].split(".")[-1] for name in trained} >= {"q_proj", "base_layer", "experts"}
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            if "lora_B" in name:
+                assert parameter.grad.abs().max() > 0, name
+                parameter -= 0.3 * parameter.grad / parameter.grad.abs().max()
+    moved = torch.tensor(sum(engine.score(queries), []))
+    assert (moved - torch.tensor(sum(before, []))).abs().max() > 0.1
+    save_adapter(adapted, tmp_path / "adapter", "base")
+    again = moe(family)
+    load_adapter(again, tmp_path / "adapter")
+    assert torch.tensor(sum(LogProbEngine(again).score(queries), [])).allclose(moved, atol=1e-3)
+    merged = LogProbEngine(merge(adapted)).score(queries)
+    assert torch.tensor(sum(merged, [])).allclose(moved, atol=1e-3)
+
+
+@pytest.mark.parametrize(("options", "key"), [({"dora": True}, "lora.dora"), ({"dropout": 0.1}, "lora.dropout")])
+def test_what_experts_cannot_have_is_refused_by_its_own_key(options, key, moe):
+    with pytest.raises(ModelError, match=key):
+        new_adapter(moe("mixtral"), LoraSection(**options), "key")
+    new_adapter(moe("mixtral"), LoraSection(targets=["q_proj", "v_proj"], **options), "key")
+
+
+def test_an_unknown_target_lists_the_experts_too(moe):
+    with pytest.raises(ModelError, match=r"no layer w1; known: .*gate_up_proj"):
+        find_targets(moe("mixtral"), ["w1"])
