@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -11,16 +13,12 @@ from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
 from spintune.models.lora_targets import find_targets
 from spintune.recipe import LoraSection
 
+ROUTED = {"num_experts": 4, "num_experts_per_tok": 2}
 FAMILIES = {
     "mixtral": {"num_local_experts": 4},
-    "qwen2_moe": {
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 16,
-        "shared_expert_intermediate_size": 16,
-    },
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8},
-    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {**ROUTED, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+    "qwen3_moe": {**ROUTED, "moe_intermediate_size": 16, "head_dim": 8},
+    "olmoe": ROUTED,
 }
 
 
@@ -31,6 +29,10 @@ def moe(build, monkeypatch):
     for family in FAMILIES:
         monkeypatch.setitem(tiny_models.FAMILIES, family, FAMILIES[family])
     return lambda family: build(family, dtype=torch.float32)
+
+
+def scores(engine, queries):
+    return torch.tensor(list(chain(*engine.score(queries))))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,10 +46,10 @@ def test_all_linear_adapts_attention_and_experts_of_every_family(family, moe):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapted_experts_start_equal_learn_resume_and_merge(family, moe, queries, tmp_path):
     model = moe(family)
-    before = LogProbEngine(model).score(queries)
+    before = scores(LogProbEngine(model), queries)
     adapted = new_adapter(model, LoraSection(rank=2, targets=["q_proj", "gate_up_proj", "down_proj"]), "key")
     engine = LogProbEngine(model)
-    assert torch.tensor(sum(engine.score(queries), [])).allclose(torch.tensor(sum(before, [])), atol=1e-4)
+    assert scores(engine, queries).allclose(before, atol=1e-4)
     engine(queries).sum_N.sum().backward()
     trained = {name: p for name, p in adapted.named_parameters() if p.requires_grad}
     assert {name.split(".lora_")[0].split(".")[-1] for name in trained} >= {"q_proj", "base_layer", "experts"}
@@ -56,14 +58,13 @@ def test_adapted_experts_start_equal_learn_resume_and_merge(family, moe, queries
             if "lora_B" in name:
                 assert parameter.grad.abs().max() > 0, name
                 parameter -= 0.3 * parameter.grad / parameter.grad.abs().max()
-    moved = torch.tensor(sum(engine.score(queries), []))
-    assert (moved - torch.tensor(sum(before, []))).abs().max() > 0.1
+    moved = scores(engine, queries)
+    assert (moved - before).abs().max() > 0.1
     save_adapter(adapted, tmp_path / "adapter", "base")
     again = moe(family)
     load_adapter(again, tmp_path / "adapter")
-    assert torch.tensor(sum(LogProbEngine(again).score(queries), [])).allclose(moved, atol=1e-3)
-    merged = LogProbEngine(merge(adapted)).score(queries)
-    assert torch.tensor(sum(merged, [])).allclose(moved, atol=1e-3)
+    assert scores(LogProbEngine(again), queries).allclose(moved, atol=1e-3)
+    assert scores(LogProbEngine(merge(adapted)), queries).allclose(moved, atol=1e-3)
 
 
 @pytest.mark.parametrize(("options", "key"), [({"dora": True}, "lora.dora"), ({"dropout": 0.1}, "lora.dropout")])
