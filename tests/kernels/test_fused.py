@@ -218,6 +218,15 @@ def test_a_norm_that_is_called_with_more_answers_itself() -> None:
             torch.testing.assert_close(found, expected)
 
 
+@compiled
+def test_recognizing_a_layer_calls_no_hook(build) -> None:
+    model, calls = build("llama", torch.float32, hidden_size=64, intermediate_size=96), []
+    for module in model.modules():
+        module.register_forward_hook(lambda *_: calls.append(1))
+    assert len(fused_layers(model)) == 7
+    assert not calls
+
+
 def test_nested_replacements_come_back() -> None:
     layer = nn.Linear(2, 2)
     with patched_forwards({layer: lambda x: x + 1}):
