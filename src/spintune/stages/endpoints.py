@@ -52,7 +52,7 @@ def _endpoint(
         extra=section.extra,
         max_tokens_field=section.max_tokens_field,
     )
-    return EndpointTeacher(endpoint, context.environment, spent)
+    return EndpointTeacher(endpoint, context.environment, spent, context.progress)
 
 
 def budget_of(section: TeacherSection | JudgeSection | None) -> Budget:

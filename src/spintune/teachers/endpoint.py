@@ -9,6 +9,8 @@ server_error   status 500 or more, also after all retries
 timeout        no complete answer in time, also after all retries
 disconnected   the connection broke while the request was under way, also after all retries
 malformed      the response is not the JSON of an answer: a web page, half a document, no choices, no content
+unfinished     the answer's finish_reason is missing, or is none that ends a text
+only_reasoning the answer ended in its thought, but not for its length
 too_large      the response has more than 4 MB
 =============  ====================================================================================
 """
@@ -21,7 +23,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
@@ -30,7 +32,9 @@ import openai
 from pydantic import SecretStr
 
 from spintune.errors import BudgetError, RecipeError, TeacherError
+from spintune.progress import Progress, Silent
 from spintune.teachers.budget import Budget, Ledger, LedgerCall
+from spintune.teachers.parameters import Parameters
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage
 from spintune.teachers.transport import (
     BODY_LIMIT,
@@ -42,16 +46,17 @@ from spintune.teachers.transport import (
     key_in,
     proxy_for,
 )
-from spintune.teachers.wire import one_line, parse_answer, server_says
+from spintune.teachers.wire import ONLY_REASONING, UNFINISHED, one_line, parse_answer, server_says
 
 __all__ = ["Budget", "Endpoint", "EndpointTeacher"]
 
 _CONNECT_SECONDS = 10.0
 _MIN_FAILURES_IN_A_ROW = 8
 # Fields that the request or the protocol sets. n and best_of would also cost more than was reserved.
+_OPTIONAL_FIELDS = {"stop", "presence_penalty", "frequency_penalty"}
 _RESERVED_FIELDS = {
-    *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "stop"),
-    *("presence_penalty", "frequency_penalty", "n", "best_of", "stream", "echo"),
+    *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "n", "best_of", "stream", "echo"),
+    *_OPTIONAL_FIELDS,
 }
 
 
@@ -70,8 +75,10 @@ class Endpoint:
         max_retries: after refusals that may pass (408, 409, 429, 5xx), lost connections and timeouts. The server says
             how long to wait, up to two minutes; if it does not, the waits double from 0.5 s to 8 s.
         extra: more fields of the request's JSON, such as ``{"reasoning_effort": "low"}``; None leaves out a field that
-            would be sent otherwise (temperature, top_p).
+            would be sent otherwise (temperature, top_p, penalties, stop). Answers are cut at stop texts in any case.
         max_tokens_field: newer models of some providers require "max_completion_tokens".
+
+    A parameter that the server refuses by name is left out from then on, or sent by its other name.
 
     Raises RecipeError for values out of range, and for an ``extra`` that sets a field of the request.
     """
@@ -92,10 +99,14 @@ class Endpoint:
             raise RecipeError(
                 "a teacher needs a concurrency of 1 or more, timeout_seconds above 0, max_retries of 0 or more"
             )
-        if reserved := sorted(_RESERVED_FIELDS & set(self.extra)):
+        if reserved := sorted(_RESERVED_FIELDS & self._set_by_extra()):
             raise RecipeError(
                 f"extra may not set {', '.join(reserved)}: the request sets it, or its cost would not be known"
             )
+
+    def _set_by_extra(self) -> set[str]:
+        left_out = {name for name in _OPTIONAL_FIELDS if name in self.extra and self.extra[name] is None}
+        return set(self.extra) - left_out
 
 
 class EndpointTeacher:
@@ -108,6 +119,7 @@ class EndpointTeacher:
     Args:
         environment: holds the key's variable, such as ``os.environ``; empty for an endpoint without a key.
         spent: what earlier runs used of the budget.
+        progress: is told, once each, what the server refuses and what is strange about its answers.
 
     Raises TeacherError when the address is not valid, or no key may or can be sent there.
     """
@@ -117,8 +129,12 @@ class EndpointTeacher:
         endpoint: Endpoint,
         environment: Mapping[str, str] = MappingProxyType({}),
         spent: Usage = Usage(),  # noqa: B008 -- frozen
+        progress: Progress = Silent(),  # noqa: B008 -- it keeps nothing
     ) -> None:
         self._endpoint = endpoint
+        self._progress = progress
+        self._told: set[str] = set()
+        self._parameters = Parameters(endpoint.model, endpoint.style, endpoint.max_tokens_field, endpoint.extra)
         self._url = checked_url(endpoint.base_url)
         self._key_variable = endpoint.key_variable
         if self._key_variable is None:
@@ -222,18 +238,54 @@ class EndpointTeacher:
         """Asks one request. Raises TeacherError when asking others is useless too."""
         CALL.set(call)
         path = "/chat/completions" if self._endpoint.style == "chat" else "/completions"
-        try:
-            response = await client.post(path, body=_body(self._endpoint, call.request), cast_to=httpx2.Response)
-        except TooLargeError:
-            return Failure("too_large", f"more than {BODY_LIMIT // 1_000_000} MB")
-        except openai.APIStatusError as error:
-            return self._refusal(error)
-        except openai.APIConnectionError as error:
-            return self._no_connection(error.__cause__ or error)
-        outcome = parse_answer(response.content, self._endpoint.style)
-        if isinstance(outcome, Failure):
-            call.lose()
+        while True:
+            sent = self._parameters.body(call.request)
+            try:
+                response = await client.post(path, body=sent, cast_to=httpx2.Response)
+            except TooLargeError:
+                return Failure("too_large", f"more than {BODY_LIMIT // 1_000_000} MB")
+            except openai.APIStatusError as error:
+                if self._adapted(sent, error):
+                    continue
+                return self._refusal(error)
+            except openai.APIConnectionError as error:
+                return self._no_connection(error.__cause__ or error)
+            outcome = parse_answer(response.content, self._endpoint.style, call.request.stop)
+            if self._stopped_in_thought(outcome, sent):
+                call.lose()
+                continue
+            return self._checked(outcome, call)
+
+    def _adapted(self, sent: Mapping[str, object], error: openai.APIStatusError) -> bool:
+        """Whether the error refuses a parameter that the next attempt can do without."""
+        if error.status_code not in (400, 422):
+            return False
+        again, told = self._parameters.adapt(sent, error.body)
+        if told:
+            self._tell(told)
+        return again
+
+    def _stopped_in_thought(self, outcome: Outcome, sent: Mapping[str, object]) -> bool:
+        """Whether a stop text ended the thought of a reasoning model. Stop texts are for its answer: cut it here."""
+        if "stop" not in sent or not isinstance(outcome, Failure) or outcome.reason != ONLY_REASONING:
+            return False
+        self._parameters.refuse("stop")
+        self._tell("asked without stop, which ended its thought before the answer")
+        return True
+
+    def _checked(self, outcome: Outcome, call: LedgerCall) -> Outcome:
+        """The outcome with what was left out of its request; a failure counts as charged."""
+        if isinstance(outcome, Reply):
+            return replace(outcome, left_out=self._parameters.left_out(call.request))
+        if outcome.reason == UNFINISHED:
+            self._tell(f"answers with {outcome.detail} count as failed, because it does not say that they are complete")
+        call.lose()
         return outcome
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._progress.note(f"{self.name}: {text}")
 
     def _refusal(self, error: openai.APIStatusError) -> Outcome:
         """The failure that an error status means for its request. Raises TeacherError if it concerns all requests."""
@@ -366,22 +418,3 @@ class _Calls:
             task.cancel()
             call.give_up()
         await asyncio.gather(*self.under_way, return_exceptions=True)
-
-
-def _body(endpoint: Endpoint, request: Request) -> dict[str, object]:
-    """The request's JSON. Penalties and stop are left out where they do nothing: some models refuse their names."""
-    body: dict[str, object] = {"model": endpoint.model}
-    if endpoint.style == "chat":
-        body["messages"] = [{"role": m.role, "content": m.content} for m in request.messages]
-    else:
-        body["prompt"] = "\n\n".join(m.content for m in request.messages) + request.begin
-    # always sent, because servers have defaults of their own for these two (generation_config.json)
-    body |= {"temperature": request.temperature, "top_p": request.top_p}
-    body[endpoint.max_tokens_field] = request.max_tokens
-    if request.presence_penalty:
-        body["presence_penalty"] = request.presence_penalty
-    if request.frequency_penalty:
-        body["frequency_penalty"] = request.frequency_penalty
-    if request.stop:
-        body["stop"] = list(request.stop)
-    return {name: value for name, value in {**body, **endpoint.extra}.items() if value is not None}

@@ -112,6 +112,8 @@ class Reply:
         ending: "length" if it reached ``max_tokens``, "refused" if the provider withheld it (content filter).
         prompt_tokens, completion_tokens: the provider's count; None if it gave none.
         lost: earlier attempts that were interrupted and may have been charged.
+        reasoning: what the teacher thought before its answer; never part of ``text``.
+        left_out: parameters of the request that the server refuses, so that it was asked without them.
     """
 
     text: str
@@ -119,6 +121,8 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     lost: int = 0
+    reasoning: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

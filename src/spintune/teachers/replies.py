@@ -81,7 +81,9 @@ class Replies:
         if _checksum(key, row[0]) != row[1]:
             raise RunError(self._damaged("a checksum is wrong"))
         kind, value = orjson.loads(row[0])
-        return Reply(**value) if kind == "reply" else Failure(**value)
+        if kind != "reply":
+            return Failure(**value)
+        return Reply(**{**value, "left_out": tuple(value.get("left_out", ()))})
 
     def add(self, identity: Mapping[str, object], usage: Usage, outcomes: Iterable[tuple[str, Outcome]] = ()) -> None:
         """Stores outcomes under their keys, and adds to what the teacher was asked: both or neither."""

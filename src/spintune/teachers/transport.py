@@ -11,10 +11,12 @@ from collections.abc import Mapping
 
 import httpx2
 import openai
+import orjson
 from pydantic import SecretStr
 
 from spintune.errors import TeacherError
 from spintune.teachers.budget import LedgerCall
+from spintune.teachers.wire import hidden_error
 from spintune.version import __version__
 
 BODY_LIMIT = 4_000_000
@@ -64,7 +66,8 @@ class AuthTransport(httpx2.AsyncBaseTransport):
     """The last step before the network; every attempt passes it once.
 
     It alone has the key. It sends only a few headers of its own (the client would add those of OPENAI_CUSTOM_HEADERS
-    and other variables), limits each attempt in time and size, and hides the key in responses.
+    and other variables), limits each attempt in time and size, and hides the key in responses. A
+    response of status 200 that holds an error gets the status of the error, so that the client treats it alike.
     """
 
     def __init__(self, network: httpx2.AsyncBaseTransport, url: httpx2.URL, key: SecretStr, seconds: float) -> None:
@@ -89,12 +92,17 @@ class AuthTransport(httpx2.AsyncBaseTransport):
         except (httpx2.RequestError, TooLargeError):
             call.lose()
             raise
+        status = response.status_code
+        if status == 200 and (hidden := hidden_error(body)):
+            if hidden.charged:
+                call.lose()
+            status, body = hidden.status, orjson.dumps({"error": hidden.error})
         headers = {
             name: self._hide(value.encode()).decode()
             for name, value in response.headers.items()
             if name not in ("content-encoding", "content-length", "transfer-encoding")
         }
-        return httpx2.Response(response.status_code, headers=headers, content=self._hide(body), request=request)
+        return httpx2.Response(status, headers=headers, content=self._hide(body), request=request)
 
     async def _exchange(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes]:
         response = await self._network.handle_async_request(self._signed(request))
