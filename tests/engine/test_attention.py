@@ -56,7 +56,6 @@ def test_a_packed_row_attends_as_its_mask_says(
         (expected * weight).sum().backward()
     for one, other in zip(mine, wanted, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=tolerance, atol=tolerance)
-    assert layout.windows == {0: params.window}
 
 
 @given(branch=st.builds(PromptGroup, st.integers(1, 900), st.lists(st.integers(1, 900), max_size=6).map(tuple)))
@@ -138,7 +137,7 @@ def test_runs_of_variable_length_are_the_packed_row(
     expected.square().sum().backward()
     for one, other in zip(mine, wanted, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=2 * tolerance, atol=4 * tolerance)
-    assert layout.windows == {3: window}
+
     assert torch.equal(layout.positions(), packed.positions())
 
 

@@ -9,12 +9,13 @@ Layouts of decoder-only models are :class:`spintune.engine.packing.PackedLayout`
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
@@ -29,18 +30,58 @@ bfloat16, 3.7 times for 48 tokens and 1.8 times for 150 on one thread (benchmark
 
 @dataclass(frozen=True)
 class AttentionParams:
-    """How one layer attends: score scale, sliding window (tokens seen, own one included) and tanh soft cap."""
+    """How one layer attends.
+
+    Attributes:
+        scale: of the scores.
+        window: sliding window: tokens seen, own one included.
+        softcap: tanh soft cap of the scores (Gemma 2, arXiv 2408.00118, section 2).
+        sinks: a score ``[H]`` for each head that takes its share of the softmax and adds nothing (gpt-oss).
+    """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether plain kernels compute it: none has a soft cap or sinks."""
+        return self.softcap is None and self.sinks is None
 
 
 class Layout(Protocol):
     """Which token of a packed row sees which."""
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        """Queries ``[1, H, T, D]``, keys and values ``[1, K, T, D]`` (K divides H) to outputs ``[1, H, T, D]``."""
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        """Queries ``[1, H, T, D]``, keys and values ``[1, K, T, D]`` (K divides H) to outputs ``[1, H, T, D]``.
+
+        ``layer`` is the module that attends. Some attend twice in one forward (DiffLlama).
+        """
+
+
+Asked = dict[nn.Module, int | None]
+"""The modules that attended by a layout, each with its sliding window."""
+
+_asked: ContextVar[Asked | None] = ContextVar("_asked", default=None)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Asked]:
+    """Inside, every module that attends by a layout is recorded."""
+    asked: Asked = {}
+    token = _asked.set(asked)
+    try:
+        yield asked
+    finally:
+        _asked.reset(token)
+
+
+def record(module: nn.Module, window: int | None = None) -> None:
+    """Notes that ``module`` attends by a layout, when someone is :func:`recording`."""
+    asked = _asked.get()
+    if asked is not None:
+        asked[module] = window
 
 
 class AttentionSwitch:
@@ -52,7 +93,7 @@ class AttentionSwitch:
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
         self._name = name
-        configs = {id(config): config for config in _configs(model)}.values()
+        configs = {id(config): config for config in configs_of(model)}.values()
         before = [config._attn_implementation for config in configs]
         # transformers knows which submodels can be switched and warns of others; attention reads its config every time
         with contextlib.suppress(Exception):  # whatever a foreign architecture raises, it works without layouts
@@ -73,7 +114,7 @@ class AttentionSwitch:
                 config._attn_implementation_internal = implementation
 
 
-def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
+def configs_of(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
     """The configs of a model, of its submodels and of their parts."""
     found = [module.config for module in model.modules() if isinstance(module, PreTrainedModel)]
     while found:
@@ -83,7 +124,7 @@ def _configs(model: PreTrainedModel) -> Iterator[PreTrainedConfig]:
 
 
 def _layout_attention(
-    module: torch.nn.Module,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -96,11 +137,16 @@ def _layout_attention(
     s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    if layout is None or s_aux is not None:
+    if layout is None:
         # without a layout there is no mask either: refuse rather than let every token see every other
-        raise ModelError("attention in packed rows needs a layout and has no sinks; call the model outside of them")
-    params = AttentionParams(scaling if scaling is not None else query.shape[-1] ** -0.5, sliding_window, softcap)
-    return layout.attend(module.layer_idx, query, key, value, params).transpose(1, 2), None  # type: ignore[arg-type]
+        raise ModelError("attention in packed rows needs a layout; call the model outside of them")
+    if attention_mask is not None:
+        # a mask that the model wrote itself holds more than a layout: position bias, a choice of keys
+        raise ModelError("attention in packed rows takes no mask")
+    record(module, sliding_window)
+    params = AttentionParams(scaling or query.shape[-1] ** -0.5, sliding_window, softcap, s_aux)
+    # contiguous, as transformers' own functions return it: some models view the output (AFMoE)
+    return layout.attend(module, query, key, value, params).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, _layout_attention)
@@ -114,17 +160,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, params: AttentionParams, mask: Te
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-    if params.softcap is None:
+    if params.fused:
         # rotary embeddings return float32 queries and keys; autocast would round them before the kernel
         if v.device.type == "cpu" and v.dtype == torch.bfloat16 and v.shape[2] <= _SHORT:
             with torch.autocast("cpu", enabled=False):
                 return _fused(q.float(), k.float(), v.float(), params, mask).to(v.dtype)
         return _fused(q, k, v, params, mask)
-    # torch's fused kernels have no soft cap (Gemma 2, arXiv 2408.00118, section 2)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    scores = params.softcap * torch.tanh(q @ k.transpose(2, 3) * (params.scale / params.softcap))
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(q.dtype) @ v
+    scores = q @ k.transpose(2, 3)
+    if params.softcap is None:
+        scores = scores * params.scale
+    else:
+        scores = params.softcap * torch.tanh(scores * (params.scale / params.softcap))
+    return softmax(scores.masked_fill(~mask, float("-inf")), params.sinks).to(q.dtype) @ v
+
+
+def softmax(scores_BHQS: Tensor, sinks_H: Tensor | None) -> Tensor:
+    """Weights, in float32 at least, of what scores see; each head's sink takes its share and is left out."""
+    if sinks_H is None:
+        return scores_BHQS.softmax(-1, dtype=torch.promote_types(scores_BHQS.dtype, torch.float32))
+    sinks = sinks_H[:, None, None].expand(*scores_BHQS.shape[:-1], 1)
+    scores = torch.cat([scores_BHQS, sinks.to(scores_BHQS.dtype)], -1)
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[..., :-1]
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, params: AttentionParams, mask: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from spintune.engine.attention import NAME, AttentionSwitch, Layout
 from spintune.engine.packing import PackedLayout, PromptGroup
 from spintune.engine.query import Query
+from spintune.engine.rotary import LengthDependentRotary
 from spintune.engine.varlen import VarlenLayout, flash_kernel
 
 
@@ -35,36 +36,36 @@ class DecoderBackbone:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self._packed = PackedDecoder(model)
-        self._windows: dict[int, int | None] = {}
+        self._rotary = LengthDependentRotary(model)
 
     def packing(self) -> AbstractContextManager[None]:
         return self._packed.switch()
 
     def hidden(self, queries: Sequence[Query]) -> Tensor:
-        """Computes each prompt once for all of its responses."""
+        """Computes each prompt once for all of its responses.
+
+        Where rotary frequencies depend on lengths, once for those that have the same.
+        """
+        if not self._rotary:
+            return self._hidden(queries)
+        parts, places = self._rotary.split(queries)
+        with self._rotary.apart([part.tokens for part in parts]):
+            hidden_MD = self._hidden(parts)
+        return hidden_MD.index_select(0, torch.tensor(places, dtype=torch.long, device=hidden_MD.device))
+
+    def _hidden(self, queries: Sequence[Query]) -> Tensor:
         device = self.model.device
         groups = [PromptGroup(len(q.prompt), tuple(map(len, q.continuations))) for q in queries]
         kernel = flash_kernel(device)
         layout = VarlenLayout(groups, device, kernel) if kernel else PackedLayout(groups, device)
         ids = [token for q in queries for part in (q.prompt, *q.continuations) for token in part]
         hidden_TD = self._packed(torch.tensor([ids], device=device), layout.positions(), layout)
-        self._windows = layout.windows
         return hidden_TD.index_select(0, torch.tensor(_predicting(queries), dtype=torch.long, device=device))
 
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+        self._rotary.forget()
         ids = torch.tensor([[*prompt, *response[:-1]]], device=self.model.device)
         return self.model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :]
-
-    def passes_windows(self) -> bool:
-        """Some models put their windows only into masks (Qwen2-MoE), which a packed row does not have."""
-        config = self.model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        if kinds is None:
-            has_window = getattr(config, "sliding_window", None) is not None
-            return not has_window or any(window is not None for window in self._windows.values())
-        if "chunked_attention" in kinds:
-            return False
-        return all(self._windows.get(i) is not None for i, kind in enumerate(kinds) if kind == "sliding_attention")
 
 
 def _predicting(queries: Sequence[Query]) -> list[int]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from spintune.engine.attention import AttentionSwitch
+from spintune.engine.attention import AttentionSwitch, record
 from spintune.engine.query import Query
 from spintune.errors import ModelError
 
@@ -191,9 +191,6 @@ class EncoderDecoderBackbone:
             use_cache=False,
         ).logits[0]
 
-    def passes_windows(self) -> bool:
-        return True
-
 
 def start_token(model: PreTrainedModel) -> int:
     """The id that a decoder reads first; T5 uses its padding token. Raises ModelError when the model names none."""
@@ -228,6 +225,7 @@ def _layout_attention(
 ) -> tuple[Tensor, None]:
     if layout is None:
         raise ModelError("attention in packed rows needs a layout; call the model outside of them")
+    record(module)
     if scaling != 1:
         query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     return layout.attend(module, query, key, value, dropout).transpose(1, 2), None

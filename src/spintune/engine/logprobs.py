@@ -28,6 +28,7 @@ from spintune.engine.head import (
     logprob_and_greedy,
     precision,
 )
+from spintune.engine.probe import PackingError, check_causal, check_packing
 from spintune.engine.query import Backbone, LogProbs, Query, pack
 from spintune.engine.recompute import recomputed
 from spintune.errors import ModelError
@@ -51,12 +52,13 @@ class LogProbEngine:
             speed and memory, not results.
 
     Attributes:
-        packed: whether packed rows are exact for this model.
+        packed: whether packed rows are exact for this model; False computes each response alone.
         why: the reason, a phrase.
 
-    The constructor compares the packed path with plain one-at-a-time forwards on a small probe. A model that fails it
-    (recurrent layers, attention outside transformers' attention interface, encoder-decoders that are not of the T5
-    kind) is scored one response at a time, with a warning: slower, never wrong.
+    The constructor compares the packed path with plain one-at-a-time forwards on a small probe
+    (:mod:`spintune.engine.probe`). A model that fails it (recurrent layers, attention outside transformers' attention
+    interface, encoder-decoders that are not of the T5 kind) is scored one response at a time, with a warning: slower,
+    never wrong. One whose tokens see those that follow raises ModelError.
 
     The model attends in packed rows only during the engine's own calls. Between them it works as its owner loaded it.
     """
@@ -79,10 +81,18 @@ class LogProbEngine:
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
         )
         recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
-        self.packed = self._packing_is_exact()
-        self.why = "packed rows equal plain forwards" if self.packed else "packed rows differ from plain forwards"
-        if not self.packed:
-            log.warning("%s cannot be packed; each response is computed alone", type(model).__name__)
+        check_causal(model, self._plain_tokens)
+        self.packed, self.why = True, ""
+        try:
+            self.why = check_packing(model, self._packed_tokens, self._plain_tokens, autocast)
+        except PackingError as reason:
+            self.packed, self.why = False, str(reason)
+            log.warning(
+                "%s cannot be packed: %s; each response is computed alone, where packed calls hold about %d tokens",
+                type(model).__name__,
+                reason,
+                tokens_per_forward,
+            )
 
     def __call__(self, queries: Sequence[Query]) -> LogProbs:
         """Log-probabilities of all responses of ``queries``, computed in one call of the model.
@@ -183,21 +193,6 @@ class LogProbEngine:
                 values.append(value[torch.tensor(scored, device=value.device)])
         nothing = torch.zeros(0, device=self.model.device)
         return torch.cat(values) if values else read(nothing[:, None], nothing.long())
-
-    @torch.no_grad()
-    def _packing_is_exact(self) -> bool:
-        vocabulary = self.model.config.get_text_config().vocab_size
-        ids = tuple((7 * i * i + 3 * i + 1) % vocabulary for i in range(16))
-        probe = [Query(ids[:5], (ids[5:9], ids[9:12])), Query(ids[12:14], (ids[14:16],))]
-        with precision(self.model, self.autocast):
-            plain = self._plain_tokens(probe, logprob)
-            try:
-                packed = self._packed_tokens(probe, TokenLogProb.apply)
-            except Exception as error:  # whatever a foreign architecture raises, the plain path still works
-                log.debug("packed probe failed", exc_info=error)
-                packed = torch.full_like(plain, math.nan)
-        tolerance = 1e-3 if self.autocast is None and self.model.dtype.itemsize >= 4 else 0.1
-        return bool(torch.allclose(plain, packed, rtol=tolerance, atol=tolerance)) and self.backbone.passes_windows()
 
 
 def _checkpoints_itself(model: PreTrainedModel) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -117,8 +117,6 @@ class PackedLayout:
 
     groups: Sequence[PromptGroup]
     device: torch.device
-    windows: dict[int, int | None] = field(default_factory=dict)
-    """The sliding window of every layer that attended."""
     _masks: dict[tuple[int, Segment, int | None], Tensor | None] = field(default_factory=dict)
     _plan: AttentionPlan | None = None
 
@@ -134,9 +132,8 @@ class PackedLayout:
         """Position ids ``[1, T]``."""
         return torch.tensor([[p for group in self.groups for p in group.positions()]], device=self.device)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        self.windows[layer] = params.window
-        if can_attend(q, k, v, params.softcap):
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        if params.fused and can_attend(q, k, v):
             self._plan = self._plan or AttentionPlan(causal_segments(self.groups))
             return attend_segments(q, k, v, self._plan, params.scale, params.window)
         return self._attend_segments(q, k, v, params)

@@ -73,9 +73,6 @@ class Backbone(Protocol):
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
         """Logits ``[len(response), V]`` of each token of a response, from an ordinary call of the whole model."""
 
-    def passes_windows(self) -> bool:
-        """Whether the last call of :meth:`hidden` attended with every sliding window that the config asks for."""
-
 
 def pack(items: Sequence[T], tokens: Callable[[T], int], budget: int) -> list[list[T]]:
     """Cuts a sequence, in order, into runs of about equal token counts that stay near ``budget`` tokens.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 import torch
@@ -54,7 +54,7 @@ class VarlenLayout:
 
     A prompt and its first response are one causal segment. Every other response is a segment of queries whose keys are
     the prompt's and its own: keys and values are gathered, which copies the prompt's for each response, and the kernel
-    aligns the last query with the last key. Soft-capped scores and layers in float32 fall back to
+    aligns the last query with the last key. Soft caps, sinks and layers in float32 fall back to
     :class:`PackedLayout`.
     """
 
@@ -73,20 +73,14 @@ class VarlenLayout:
             max(end - start for start, end in itertools.pairwise(cu)) for cu in (queries, keys)
         )
 
-    @property
-    def windows(self) -> dict[int, int | None]:
-        """The sliding window of every layer that attended."""
-        return self._plain.windows
-
     def positions(self) -> Tensor:
         """Position ids ``[1, T]``."""
         return self._plain.positions()
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         # under autocast rotary embeddings return float32 queries and keys; values are in its own type
-        if params.softcap is not None or v.dtype not in _HALF or v.shape[3] > _MAX_HEAD_WIDTH:
+        if not params.fused or v.dtype not in _HALF or v.shape[3] > _MAX_HEAD_WIDTH:
             return self._plain.attend(layer, q, k, v, params)
-        self._plain.windows[layer] = params.window
         repeats = q.shape[1] // k.shape[1]
         queries, keys, values = (x[0].transpose(0, 1).to(v.dtype) for x in (q, k, v))
         keys, values = (x.index_select(0, self._gathered).repeat_interleave(repeats, 1) for x in (keys, values))

@@ -9,13 +9,14 @@ Both are layouts (:mod:`spintune.engine.attention`): the prefix of the call that
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from spintune.engine.attention import AttentionParams, attention
+from spintune.engine.attention import AttentionParams, attention, softmax
 from spintune.kernels.native.attention import AttentionPlan, attend_segments, attend_slots, can_attend
 
 KeysValues = tuple[Tensor, Tensor]
@@ -29,18 +30,19 @@ class Prefix:
     """Keys and values of the tokens that all prompts begin with; also the layout of the call that reads them."""
 
     length: int = 0
-    _pairs: dict[int, KeysValues] = field(default_factory=dict)
+    _pairs: dict[Hashable, KeysValues] = field(default_factory=dict)
+    _calls: Counter[Hashable] = field(default_factory=Counter)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
         self.length = q.shape[2]
-        self._pairs[layer] = k, v
-        if can_attend(q, k, v, params.softcap):
+        self._pairs[_numbered(layer, self._calls)] = k, v
+        if params.fused and can_attend(q, k, v):
             return attend_segments(q, k, v, AttentionPlan([[(0, self.length, 0, 0)]]), params.scale, params.window)
         return attention(q, k, v, params, _visible(0, self.length, params.window, q.device))
 
-    def of(self, layer: int, k: Tensor, v: Tensor) -> KeysValues:
-        """A layer's keys and values ``[1, K, P, D]``; without a prefix P is 0, and the rest as in ``k`` and ``v``."""
-        return self._pairs.get(layer, (k[:, :, :0], v[:, :, :0]))
+    def of(self, call: Hashable, k: Tensor, v: Tensor) -> KeysValues:
+        """A call's keys and values ``[1, K, P, D]``; without a prefix P is 0, and the rest as in ``k`` and ``v``."""
+        return self._pairs.get(call, (k[:, :, :0], v[:, :, :0]))
 
 
 class SlotCache:
@@ -57,8 +59,9 @@ class SlotCache:
     def __init__(self, slots: int, max_len: int, device: torch.device) -> None:
         self.slots, self.max_len, self.device = slots, max_len, device
         self.prefix = Prefix()
-        self.stores: dict[int, KeysValues] = {}
-        """Keys and values ``[S, K, R, D]`` of each layer."""
+        self.stores: dict[Hashable, KeysValues] = {}
+        """Keys and values ``[S, K, R, D]`` of each layer's calls."""
+        self._calls: Counter[Hashable] = Counter()
         self.lengths = torch.zeros(0, dtype=torch.long)
         self.prefill: list[int] = []
         self._plan = AttentionPlan([])
@@ -82,11 +85,13 @@ class SlotCache:
         ]
         self._end = max(lengths, default=0) + 1
         self._biases.clear()
+        self._calls.clear()
 
     def plan_all(self, lengths_S: Tensor, used: int) -> None:
         """Sets up one call of fixed shapes: one more token for every slot, up to ``used`` tokens in each."""
         self.lengths, self.prefill, self._groups, self._end = lengths_S, [], [(slice(0, self.slots), used)], used
         self._biases.clear()
+        self._calls.clear()
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copies the first ``length`` positions of one slot over another."""
@@ -94,9 +99,10 @@ class SlotCache:
             for store_SKRD in stores:
                 store_SKRD[target, :, :length] = store_SKRD[source, :, :length]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
-        native = can_attend(q, k, v, params.softcap)
-        stores, prefix = self._stores(layer, k, v, native), self.prefix.of(layer, k, v)
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        native = params.fused and can_attend(q, k, v)
+        call = _numbered(layer, self._calls)
+        stores, prefix = self._stores(call, k, v, native), self.prefix.of(call, k, v)
         running = len(self.lengths)
         tokens, prompts = ([x[:, :, part] for x in (q, k, v)] for part in (slice(running), slice(running, None)))
         outputs = []
@@ -148,7 +154,11 @@ class SlotCache:
             scale = params.scale
             if params.softcap is not None:  # Gemma 2, arXiv 2408.00118, section 2
                 scores, scale = torch.tanh(scores * (params.scale / params.softcap)), params.softcap
-            weights = torch.add(bias_B11R[slots, :, :, : before + used], scores, alpha=scale).softmax(-1)
+            scores = torch.add(bias_B11R[slots, :, :, : before + used], scores, alpha=scale)
+            if params.sinks is None:
+                weights = scores.softmax(-1)
+            else:
+                weights = softmax(scores.flatten(1, 2)[:, :, None], params.sinks).reshape(scores.shape)
             first, own = weights.to(query.dtype).split([before, used], -1)
             outputs.append(_rows_at_once(first, values_KPD) + own @ values_SKRD[slots, :, :used])
         return torch.cat(outputs).reshape(running, heads, -1).transpose(0, 1)[None]
@@ -167,17 +177,23 @@ class SlotCache:
             self._biases[window] = bias[:, None, None, :]
         return self._biases[window]
 
-    def _stores(self, layer: int, k: Tensor, v: Tensor, native: bool) -> KeysValues:
-        if layer not in self.stores:
+    def _stores(self, call: Hashable, k: Tensor, v: Tensor, native: bool) -> KeysValues:
+        if call not in self.stores:
             keys, values = (self._store(x, native) for x in (k, v))
-            self.stores[layer] = keys, values
-        return self.stores[layer]
+            self.stores[call] = keys, values
+        return self.stores[call]
 
     def _store(self, like: Tensor, native: bool) -> Tensor:
         shape = (self.slots, like.shape[1], self.max_len, like.shape[3])
         if native:  # it never reads beyond what was written
             return torch.empty(shape)
         return torch.zeros(shape, dtype=like.dtype, device=self.device)
+
+
+def _numbered(layer: Hashable, calls: Counter[Hashable]) -> tuple[Hashable, int]:
+    """A layer's attention call in a forward: some layers have two (DiffLlama)."""
+    calls[layer] += 1
+    return layer, calls[layer]
 
 
 def _rows_at_once(x_BKGC: Tensor, y_KCE: Tensor) -> Tensor:

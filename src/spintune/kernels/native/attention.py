@@ -37,11 +37,10 @@ class _Shape(ctypes.Structure):
     ]
 
 
-def can_attend(q: Tensor, k: Tensor, v: Tensor, softcap: float | None) -> bool:
-    """Whether compiled code takes these tensors ``[1, H, T, D]``: not on GPUs, in float64, or with a soft cap."""
+def can_attend(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether compiled code takes these tensors ``[1, H, T, D]``: not on GPUs, and not in float64."""
     return (
-        softcap is None
-        and q.device.type == "cpu"
+        q.device.type == "cpu"
         and all(x.dtype in _TYPES for x in (q, k, v))
         and q.shape[3] == v.shape[3]
         and q.shape[1] // k.shape[1] <= _MAX_GROUPS

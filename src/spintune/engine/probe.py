@@ -1,0 +1,247 @@
+"""Finds out whether packed rows are right for a model, before anything is computed with it.
+
+Packing is right when three things hold:
+
+1. Structure: every layer that computes a packed row asks for attention by its layout, with the window that the
+   configuration gives it. Layers of another kind (recurrent, convolutional) carry something from row to row.
+2. A row does not depend on what is packed beside it.
+3. Logits, and the gradient at the embeddings, are those of plain forwards, one row at a time, in float32, with rows
+   beyond every length at which the model computes differently (:mod:`.thresholds`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spintune.engine.attention import Asked, recording
+from spintune.engine.float32 import in_float32
+from spintune.engine.head import LogitReader, logprob, precision
+from spintune.engine.query import Query
+from spintune.engine.rotary import LengthDependentRotary, layers_of
+from spintune.engine.thresholds import lowered, thresholds
+from spintune.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+Score = Callable[[Sequence[Query], LogitReader], Tensor]
+"""Reads the logits of every scored token of some queries."""
+
+EXACT = 1e-3
+"""Largest error of a row of logits, as a share of their spread: float32 rounds to 1e-5, a wrong row differs by 1e-2."""
+
+APART = 1e-4
+"""Largest part that other rows may have in a row of logits: expert layers round by what else is in a call."""
+
+_LOW = 6
+_MOST_TOKENS = 1024
+_OPERATIONS = {"cpu": 1e10}
+_OPERATIONS_ELSEWHERE = 1e12
+
+
+class PackingError(Exception):
+    """Why packed rows are not right for a model."""
+
+
+def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast: torch.dtype | None) -> str:
+    """Returns in a phrase why packed rows are right for ``model``; raises :class:`PackingError` when they are not."""
+    rotary = LengthDependentRotary(model)
+    if rotary and rotary.inside(layers_of(model)):
+        raise PackingError("rotary embeddings inside its layers look at the longest row")
+    longest = _affordable(model)
+    lengths = {*thresholds(model), *rotary.thresholds()}
+    near, far = ({n for n in lengths if (n <= longest) is affordable} for affordable in (True, False))
+    queries = probe_queries(model.config.get_text_config().vocab_size, sorted(near))
+    narrow = model.dtype.itemsize < 4  # widened a layer at a time, and backward needs all layers
+    with _evaluating(model):
+        with lowered(model, above=longest, to=_LOW), in_float32(model), torch.set_grad_enabled(not narrow):
+            _check_structure(model, packed, queries)
+            _check_apart(packed, queries)
+            exact = _check_exact(model, packed, plain, queries)
+        if autocast is not None or narrow:
+            _check_rounding(model, packed, plain, queries, (exact, autocast))
+    beyond = f" beyond {', '.join(map(str, sorted(near)))} tokens" if near else ""
+    by_rule = f"; {', '.join(map(str, sorted(far)))} tokens by rule" if far else ""
+    return f"equal to plain forwards{beyond}{by_rule}"
+
+
+def check_causal(model: PreTrainedModel, plain: Score) -> None:
+    """Raises ModelError for a model whose tokens see those after them: its scores would not be of one token each."""
+    if model.config.is_encoder_decoder:
+        return
+    first, *_ = probe_queries(model.config.get_text_config().vocab_size, [])
+    ids = first.prompt + first.responses[0]
+    with _evaluating(model), in_float32(model), torch.no_grad():
+        texts = ids[1:], (*ids[1:-2], *_other(ids[-2:]))
+        before, after = (plain([Query(ids[:1], (text,))], _spread) for text in texts)
+    if not _error(after[:-1], before[:-1]) <= APART:
+        raise ModelError(
+            f"{type(model).__name__} is not causal as configured: its tokens see those that follow; "
+            "bring a decoder, or set is_decoder in config.json"
+        )
+
+
+def probe_queries(vocabulary: int, lengths: Sequence[int]) -> list[Query]:
+    """Short rows; for each of ``lengths``, a prompt beyond it, and one whose responses end on both sides of it."""
+    drawn = iter(torch.randint(vocabulary, (64 + 4 * sum(lengths) + 64 * len(lengths),), generator=_seeded()).tolist())
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(next(drawn) for _ in range(count))
+
+    queries = [Query(ids(7), (ids(5), ids(3))), Query(ids(2), (ids(4),)), Query(ids(3), (ids(6), ids(2)))]
+    for length in lengths:
+        queries.append(Query(ids(length + 3), (ids(4), ids(2))))
+        queries.append(Query(ids(max(1, length - 3)), (ids(2), ids(9), ids(4))))
+    return queries
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _affordable(model: PreTrainedModel) -> int:
+    """Tokens of a row that a probe can compute in well under a second."""
+    operations = _OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE)
+    return min(_MOST_TOKENS, int(operations / (2 * max(1, model.num_parameters()))))
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _check_structure(model: PreTrainedModel, packed: Score, queries: Sequence[Query]) -> None:
+    called: list[nn.Module] = []
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for layer in layers_of(model):
+            stack.callback(layer.register_forward_pre_hook(lambda module, _: called.append(module)).remove)
+        asked = stack.enter_context(recording())
+        try:
+            packed(queries, logprob)
+        except Exception as error:  # whatever a foreign architecture raises, the plain path still works
+            log.debug("packed probe failed", exc_info=error)
+            raise PackingError("its layers do not take packed rows") from error
+    if not asked:
+        raise PackingError("its attention is outside of transformers' attention interface")
+    for layer in called:
+        if not any(part in asked for part in layer.modules()):
+            raise PackingError(f"{type(layer).__name__} has a layer that is not attention")
+    if not called and len({module.layer_idx for module in asked}) != model.config.get_text_config().num_hidden_layers:
+        raise PackingError("some of its layers are not attention")
+    _check_windows(model, asked)
+
+
+def _check_windows(model: PreTrainedModel, asked: Asked) -> None:
+    """Some models put their windows only into masks (Qwen2-MoE), which a packed row does not have."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        missing = getattr(config, "sliding_window", None) is not None and not any(asked.values())
+    elif "chunked_attention" in kinds:
+        raise PackingError("its attention is in chunks")
+    else:
+        windows = {getattr(module, "layer_idx", None): window for module, window in asked.items()}
+        missing = any(windows.get(i) is None for i, kind in enumerate(kinds) if kind == "sliding_attention")
+    if missing:
+        raise PackingError("its sliding window is in a mask only")
+
+
+def _check_apart(packed: Score, queries: Sequence[Query]) -> None:
+    """Changes every other prompt, and every response after a first one; the first responses of the rest must stay."""
+    changed = [
+        replace(query, responses=(query.responses[0], *(_other(r) for r in query.responses[1:])))
+        if number % 2 == 0
+        else replace(query, prompt=_other(query.prompt), responses=tuple(map(_other, query.responses)))
+        for number, query in enumerate(queries)
+    ]
+    with torch.no_grad():
+        before, after = packed(queries, _spread), packed(changed, _spread)
+    places: list[int] = []
+    begin = 0
+    for number, query in enumerate(queries):
+        if number % 2 == 0:
+            places.extend(range(begin, begin + len(query.responses[0])))
+        begin += sum(map(len, query.responses))
+    if not _error(after[places], before[places]) <= APART:
+        raise PackingError("its packed rows depend on each other")
+
+
+def _other(ids: Sequence[int]) -> tuple[int, ...]:
+    """Other tokens, of any vocabulary of two or more."""
+    return tuple(token - 1 if token else 1 for token in ids)
+
+
+def _check_exact(model: PreTrainedModel, packed: Score, plain: Score, queries: Sequence[Query]) -> Tensor:
+    """Returns the log-probabilities of the scored tokens by plain forwards."""
+    (mine, my_gradient), (theirs, gradient) = (_with_gradient(model, score, queries) for score in (packed, plain))
+    if not _error(mine, theirs) <= EXACT:
+        raise PackingError("its packed rows differ from plain forwards")
+    if gradient is not None and my_gradient is not None and not _error(my_gradient, gradient) <= 10 * EXACT:
+        raise PackingError("the gradients of its packed rows differ from those of plain forwards")
+    return _of_targets(theirs, queries)
+
+
+def _with_gradient(model: PreTrainedModel, score: Score, queries: Sequence[Query]) -> tuple[Tensor, Tensor | None]:
+    """Centered logits, and the gradient of some sum of log-probabilities by one vector that every embedding gains."""
+    shift = torch.zeros((), requires_grad=True)
+
+    def shifted(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
+        nonlocal shift
+        if not shift.ndim:
+            shift = torch.zeros(output.shape[-1], dtype=output.dtype, device=output.device, requires_grad=True)
+        return output + shift
+
+    if not torch.is_grad_enabled():
+        return score(queries, _spread), None
+    hook = model.get_input_embeddings().register_forward_hook(shifted)
+    try:
+        logits = score(queries, _spread)
+    finally:
+        hook.remove()
+    weighted = (_of_targets(logits, queries) * torch.linspace(0.3, 1.7, len(logits), device=logits.device)).sum()
+    (gradient,) = torch.autograd.grad(weighted, [shift], allow_unused=True)
+    return logits.detach(), None if gradient is None else gradient[None]
+
+
+def _check_rounding(
+    model: PreTrainedModel,
+    packed: Score,
+    plain: Score,
+    queries: Sequence[Query],
+    computed: tuple[Tensor, torch.dtype | None],
+) -> None:
+    """In the model's own precision, packed rows may be off by twice what plain forwards are."""
+    exact, autocast = computed
+    with torch.no_grad(), precision(model, autocast):
+        mine, theirs = ((score(queries, logprob) - exact).square().mean().sqrt() for score in (packed, plain))
+    if not mine <= 2 * theirs + 0.02:
+        raise PackingError(f"its packed rows are off by {mine:.2f} nats in half precision, plain ones by {theirs:.2f}")
+
+
+def _spread(logits_MV: Tensor, target_M: Tensor) -> Tensor:
+    return logits_MV - logits_MV.mean(-1, keepdim=True)
+
+
+def _of_targets(logits_MV: Tensor, queries: Sequence[Query]) -> Tensor:
+    targets = [token for query in queries for response in query.responses for token in response]
+    return logprob(logits_MV, torch.tensor(targets, device=logits_MV.device))
+
+
+def _error(found_MV: Tensor, expected_MV: Tensor) -> float:
+    """The largest error of a row, as a share of the row's length."""
+    size_M = expected_MV.norm(dim=-1).clamp(min=torch.finfo(expected_MV.dtype).tiny)
+    return float(((found_MV - expected_MV).norm(dim=-1) / size_M).max())
