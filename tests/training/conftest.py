@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from tiny_models import build  # noqa: F401 - pytest finds it here
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from spintune.engine.logprobs import LogProbEngine

@@ -11,7 +11,7 @@ from spintune.data.bad_rows import OnBadRow
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
-from spintune.recipe.section import Count, Positive, Section, Share, ShareBelowOne, WholeNumber, known_in
+from spintune.recipe.section import Count, NonNegative, Positive, Section, Share, ShareBelowOne, WholeNumber, known_in
 from spintune.recipe.synthesis import SynthSection
 from spintune.recipe.training import LoraSection, SftSection, SpinSection
 from spintune.trackers import TRACKERS
@@ -99,6 +99,9 @@ class Recipe(Section):
     up to a third of the time, changes no result. [share]"""
     compile: bool = False
     """GPU only: compile norms and activations with dynamic shapes."""
+    router_aux_loss: NonNegative | None = None
+    """Weight of the load-balancing loss of a mixture of experts, added to the loss that is trained; 0 turns it off.
+    [factor] Default: the model's router_aux_loss_coef if its config sets output_router_logits, else 0."""
     generator: str | None = None
     """Generator that writes answers: batch, plain, or one that you register. Default: the fastest built-in one that is
     right for the model."""

@@ -25,6 +25,7 @@ from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, render
 from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport
+from spintune.training.routing import Routers
 from spintune.typed_json import JsonObject
 
 _RENDERING = ("max_length", "max_input_length", "max_target_length", "template", "turns")
@@ -135,6 +136,7 @@ class RunContext:
         loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
         if (recipe.sft or recipe.spin) and not self._saving_rehearsed:
             loaded.rehearse_saving()
+            Routers(loaded.model, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
             self._saving_rehearsed = True  # later iterates are saved alike
         longest = loaded.max_input_length
         has_rows = recipe.data.train or recipe.data.mixture
@@ -199,7 +201,9 @@ class RunContext:
 
     def training_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
         """Inputs of a stage that trains ``iterate`` or makes its training data."""
-        return {"data": self.run.digest("data"), **self.model_inputs(iterate, **more)}
+        coefficient = self.recipe.router_aux_loss
+        own = {} if coefficient is None else {"router_aux_loss": coefficient}
+        return {"data": self.run.digest("data"), **own, **self.model_inputs(iterate, **more)}
 
     def heldout_inputs(self, iterate: Iterate, **more: object) -> JsonObject:
         """Inputs of a stage that judges ``iterate`` on held-out examples; training examples do not matter."""

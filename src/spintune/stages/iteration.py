@@ -84,7 +84,10 @@ def _train(
     folder = context.run.folder / stage
     player = context.load(opponent)
     weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
-    optimization = iteration_optimization(section, iteration, context.recipe.seed, weights)
+    optimization = replace(
+        iteration_optimization(section, iteration, context.recipe.seed, weights),
+        router_aux_loss=context.recipe.router_aux_loss,
+    )
     objective = objective_of(section, iteration)
     clock = Stopwatch()
     phase_pairs = _PhasePairs(sampler, player, iteration, digest_json(inputs)[:12], clock)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spintune.recipe import SftSection, SpinSection
 from spintune.results import SftFacts
@@ -101,7 +101,9 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             player.engine,
             player.generator,
             SftRows(train.rows, steps, heldout, heldout[: section.samples]),
-            optimization_of(section, section.learning_rate, recipe.seed),
+            replace(
+                optimization_of(section, section.learning_rate, recipe.seed), router_aux_loss=recipe.router_aux_loss
+            ),
             context.checkpoints(stage, training.inputs, section),
             task,
             SftHooks(evaluations.begin, context.step_logger(stage, meter), evaluations.add),

@@ -7,9 +7,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import pack
@@ -19,6 +20,7 @@ from spintune.models.lora import dropout, has_dropout
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
+from spintune.training.routing import Routers, load_facts
 
 R = TypeVar("R")
 
@@ -86,6 +88,7 @@ def train(
     hooks = hooks or TrainingHooks()
     tune_malloc()
     model = engine.model
+    routers = Routers(model, optimization.router_aux_loss)
     optimizer = build_optimizer(model, optimization)
     done = checkpoints.restore(model, optimizer)
     hooks.on_start(done)
@@ -94,7 +97,8 @@ def train(
         if not batch:
             continue
         started = time.perf_counter()
-        measured = _gradients(engine, batch, objective, optimization, step, step in batches.opponent_resets)
+        calls = _Calls(engine, objective, routers)
+        measured = _gradients(calls, batch, optimization, step, step in batches.opponent_resets)
         norm = gradient_norm(model)
         if not (math.isfinite(measured.loss) and norm.isfinite()):
             model.zero_grad()
@@ -134,42 +138,63 @@ class _Measured:
     scored: int = 0
 
 
+@dataclass(frozen=True)
+class _Calls(Generic[R]):
+    """What computes the loss of rows: the engine, the objective, and the routers of a mixture of experts."""
+
+    engine: LogProbEngine
+    objective: Objective[R]
+    routers: Routers
+
+
 def _gradients(
-    engine: LogProbEngine,
-    batch: Sequence[R],
-    objective: Objective[R],
-    optimization: Optimization,
-    step: int,
-    opponent_reset: bool,
+    calls: _Calls[R], batch: Sequence[R], optimization: Optimization, step: int, opponent_reset: bool
 ) -> _Measured:
     """Accumulates the gradients of a step. After an opponent reset, its loss and ratios must be the known ones."""
-    model = engine.model
-    known = _known_start(batch, objective) if opponent_reset else None
-    if known and has_dropout(model):  # dropout was off when the opponent was scored
+    engine = calls.engine
+    known = _known_start(batch, calls.objective) if opponent_reset else None
+    if known and has_dropout(engine.model):  # dropout was off when the opponent was scored
         with torch.no_grad():
-            _check_start(_accumulate(engine, batch, objective), known, engine)
+            _check_start(_accumulate(calls, batch), known, engine)
         known = None
-    with dropout(model, f"dropout/{optimization.seed}/{step}", optimization.dropout):
-        measured = _accumulate(engine, batch, objective)
+    with dropout(engine.model, f"dropout/{optimization.seed}/{step}", optimization.dropout):
+        measured = _accumulate(calls, batch)
     if known:
         _check_start(measured, known, engine)
     return measured
 
 
-def _accumulate(engine: LogProbEngine, batch: Sequence[R], objective: Objective[R]) -> _Measured:
-    """Gradients of the step's mean loss, in as many forward and backward passes as its tokens need."""
+def _accumulate(calls: _Calls[R], batch: Sequence[R]) -> _Measured:
+    """Gradients of the step's mean loss, in as many forward and backward passes as its tokens need.
+
+    The load-balancing loss of experts is a mean over calls, weighted by their tokens. It is no part of the loss that is
+    reported, but a fact of its own.
+    """
+    engine, objective, routers = calls.engine, calls.objective, calls.routers
     weight = sum(map(objective.weight, batch))
     queries = [(row, objective.query(row)) for row in batch]
-    total, facts = 0.0, Counter[str]()
+    tokens = sum(query.tokens for _, query in queries)
+    total, facts, balance = 0.0, Counter[str](), 0.0
+    counts: list[Tensor] = []
     for run in pack(queries, lambda item: item[1].tokens, engine.tokens_per_forward):
-        result = objective([row for row, _ in run], engine([query for _, query in run]))
+        with routers.watch() as routing:
+            result = objective([row for row, _ in run], engine([query for _, query in run]))
+        loss = result.total / weight
+        if (uneven := routing.loss()) is not None:
+            share = sum(query.tokens for _, query in run) / tokens
+            balance += share * uneven.item()
+            counts = [a + b for a, b in zip(counts, routing.counts, strict=True)] if counts else routing.counts
+            if routers.coefficient:
+                loss = loss + routers.coefficient * share * uneven
         if torch.is_grad_enabled():
-            (result.total / weight).backward()
+            loss.backward()
         total += result.total.item()
         facts.update(result.facts)
-    tokens = sum(query.tokens for _, query in queries)
     scored = sum(sum(response) for _, query in queries for response in query.counted)
-    return _Measured(total / weight, {name: value / weight for name, value in facts.items()}, tokens, scored)
+    means = {name: value / weight for name, value in facts.items()}
+    if counts:
+        means |= {"router_aux_loss": balance, **load_facts(counts)}
+    return _Measured(total / weight, means, tokens, scored)
 
 
 def _known_start(batch: Sequence[R], objective: Objective[R]) -> _Measured | None:

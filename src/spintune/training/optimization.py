@@ -30,6 +30,8 @@ class Optimization:
     """Seed of dropout."""
     dropout: float = 0.0
     """Dropout in the layers of an encoder-decoder."""
+    router_aux_loss: float | None = None
+    """Weight of the load-balancing loss of experts; None: the model's own."""
 
 
 def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
