@@ -25,8 +25,7 @@ from dataclasses import dataclass
 
 from spintune.storage import digest_json
 from spintune.teachers.protocol import Failure, Outcome
-
-_THOUGHT_ENDS = "</think>"
+from spintune.teachers.reasoning import split_reasoning
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,9 @@ def read_verdict(outcome: Outcome, code: str, verdicts: Iterable[str]) -> Parsed
         return ParsedVerdict(problem=outcome.reason)
     if outcome.ending != "stop":
         return ParsedVerdict(problem="withheld" if outcome.ending == "refused" else "cut_off")
-    answer = outcome.text.rpartition(_THOUGHT_ENDS)[2]
+    answer = split_reasoning(outcome.text)[1]
+    if answer is None:
+        return ParsedVerdict(problem="cut_off")
     found = re.findall(rf"\[\[\s*{code}\s*:([^\[\]]*)\]\]", answer)
     if len(found) != 1:
         return ParsedVerdict(problem="several_verdicts" if found else "no_verdict")

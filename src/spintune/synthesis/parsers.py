@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from spintune.data.file_rows import NO_INPUT
 from spintune.synthesis.examples import SeedTask, task_id
+from spintune.synthesis.layout import unguarded, unwrapped, without_fence, without_frame, without_label, without_remark
 from spintune.teachers.protocol import Outcome, Reply
+from spintune.teachers.reasoning import without_reasoning
 from spintune.text.words import one_line
 
 T = TypeVar("T")
@@ -27,81 +29,118 @@ class ParsedReply:
     failure: str | None = None
 
 
-def reply_text(outcome: Outcome, begin: str, marker: re.Pattern[str]) -> str | ParsedReply:
-    """The reply with its beginning, or the reason why there is no text.
-
-    The teacher may or may not have repeated the beginning. It has if the reply begins with a marker of that kind, with
-    any number.
-    """
+def reply_text(outcome: Outcome, start: re.Pattern[str]) -> str | ParsedReply:
+    """The answer in a reply, without thought and without fences around items; or the reason why there is none."""
+    outcome = without_reasoning(outcome)
     if not isinstance(outcome, Reply):
         return ParsedReply(failure=outcome.reason)
     if outcome.ending == "refused":
         return ParsedReply(failure="withheld")
     if not outcome.text.strip():
-        return ParsedReply(failure="empty_reply")
-    text = outcome.text.replace("\r\n", "\n")
-    return text if marker.match(_RULE_ABOVE.sub("", text)) else begin + text
+        return ParsedReply(failure="cut_in_reasoning" if outcome.reasoning else "empty_reply")
+    return unwrapped(outcome.text.replace("\r\n", "\n"), start)
 
-
-_RULE_ABOVE = re.compile(r"^\s*(?:(?:#+|-+)[ \t]*\n\s*)?")
 
 # Self-Instruct: a numbered list of instructions ---------------------------------------------------------------------
 
-_ITEM = re.compile(r"^[ \t]*(?:[*_#]+[ \t]*)?(?:Task[ \t]+)?(\d{1,3})[ \t]*[.):][ \t*_]*", re.MULTILINE | re.IGNORECASE)
+_ITEM = re.compile(
+    r"^([ \t]*)(?:[*_#]+[ \t]*)?(?:Task[ \t]+)?(\d{1,3})[ \t]*[.):](?!\d)(?:[ \t_]|\*(?!\*)|\*\*(?=[ \t\n]|$))*",
+    re.MULTILINE | re.IGNORECASE,
+)
+_TASK_LABEL = re.compile(r"[*_]*(?:Task|Instruction)(?:[ \t]+\d{1,3})?[*_]*[ \t]*:[*_]*[ \t]*", re.IGNORECASE)
+_CHAT = re.compile(
+    r"\W*(?:sure|certainly|of course|absolutely|okay|ok|here (?:are|is)|here(?:'|’)s|below (?:are|is)|great)\b|.*:\W*$",
+    re.IGNORECASE,
+)
 
 
 def instructions(outcome: Outcome, begin: str) -> ParsedReply:
     """The items of a numbered list with any numbers; an item ends at an empty line.
 
-    If the reply reached its maximum length, the last item is dropped.
+    Text before the first number is the teacher's preamble, unless the reply goes on from ``begin``: then the next
+    number follows. If the reply reached its maximum length, the last item is dropped.
     """
-    text = reply_text(outcome, begin, _ITEM)
+    text = reply_text(outcome, _ITEM)
     if isinstance(text, ParsedReply):
         return text
+    first = _ITEM.search(text)
+    if first is None:
+        if "\n" in text.strip() or _CHAT.match(text):
+            return ParsedReply(failure="unparsed")
+        text = begin + text
+    elif text[: first.start()].strip() and first[2] == _following(begin):
+        text = begin + text
     marks = list(_ITEM.finditer(text))
     if not marks:
         return ParsedReply(failure="unparsed")
+    # a list inside an item stands further to the right
+    marks = [mark for mark in marks if len(mark[1]) <= len(marks[0][1]) + 1]
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     texts = [text[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)]
-    items = [one_line(item.partition("\n\n")[0]).strip("*_ ") for item in texts]
+    items = [_item(content) for content in _without_last_remark(texts)]
     parsed = ParsedReply()
     _drop_cut_off(items, outcome, parsed)
     parsed.tasks = [SeedTask(task_id(item), item) for item in items]
     return parsed
 
 
+def _following(begin: str) -> str:
+    """The number after that of the beginning."""
+    number = re.match(r"\d+", begin)
+    return str(int(number[0]) + 1) if number else ""
+
+
+def _without_last_remark(texts: list[str]) -> list[str]:
+    """Cuts the last item after its first line if all others have one line: what follows is a remark about the list."""
+    *others, last = texts
+    line, _, rest = last.partition("\n")
+    if others and rest[:1].strip() and not any("\n" in other for other in others):
+        return [*others, line]
+    return texts
+
+
+def _item(content: str) -> str:
+    """One instruction on one line, without the marks around it and the title before it."""
+    content = without_frame(without_fence(unguarded(content)))
+    paragraphs = without_label(_TASK_LABEL.sub("", content, count=1) if _TASK_LABEL.match(content) else content)
+    return one_line(paragraphs.partition("\n\n")[0]).strip("*_ ")
+
+
 # Self-Instruct: is it a classification task? ------------------------------------------------------------------------
 
 
-_JUDGEMENT = re.compile(r"[*_#\s]*Classification[*_]*:\W*(yes|no)\b", re.IGNORECASE)
+_JUDGEMENT = re.compile(r"^[*_# \t]*Classification[*_]*:\W*(yes|no)\b", re.IGNORECASE | re.MULTILINE)
 
 
 def classification(outcome: Outcome, begin: str) -> bool | str:
     """Whether the reply says Yes; or the reason why it says neither Yes nor No."""
-    text = reply_text(outcome, begin, _JUDGEMENT)
+    text = reply_text(outcome, _JUDGEMENT)
     if isinstance(text, ParsedReply):
         return text.failure or "unparsed"
-    said = _JUDGEMENT.match(text.strip())
+    said = _JUDGEMENT.search(text) or _JUDGEMENT.match(begin + text)
     return said[1].lower() == "yes" if said else "unparsed"
 
 
 # Self-Instruct: instances -------------------------------------------------------------------------------------------
 
-_TASK = re.compile(r"^[ \t]*Task[ \t]*\d*[ \t]*:", re.MULTILINE)
+_TASK = re.compile(r"^[ \t*_#]*Task[ \t]*\d*[*_]*[ \t]*:[^\n]*", re.MULTILINE)
 _EXAMPLE = re.compile(r"^[ \t*_#]*Example[ \t]*\d*[ \t]*[.:]?[ \t*_]*$", re.MULTILINE)
 _OUTPUT = re.compile(r"^[ \t*_]*Output[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
 _INPUT = re.compile(r"^[ \t*_]*Input[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
+_EXAMPLE_OR_FIELD = re.compile("|".join(mark.pattern for mark in (_EXAMPLE, _OUTPUT, _INPUT)), re.MULTILINE)
+_MAX_LABEL_WORDS = 8
+_PREAMBLE = re.compile(r"\A[^\n]*:[*_ \t]*(?:\n[ \t]*\n\s*|\Z)")
 _LABEL = re.compile(r"^[ \t*_#]*Class label[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE | re.IGNORECASE)
 
 
 def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> ParsedReply:
     """Inputs and outputs of ``Example N`` blocks."""
-    text = reply_text(outcome, begin, _EXAMPLE)
+    text = reply_text(outcome, _EXAMPLE_OR_FIELD)
     if isinstance(text, ParsedReply):
         return text
     parsed = ParsedReply()
-    before, *blocks = _EXAMPLE.split(_TASK.split(text)[0])
-    if before.strip():
+    before, *blocks = _EXAMPLE.split(_own_part(text))
+    if not blocks or _EXAMPLE_OR_FIELD.search(before):
         blocks.insert(0, before)
     _drop_cut_off(blocks, outcome, parsed)
     for block in blocks:
@@ -110,39 +149,62 @@ def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> Parse
             parsed.dropped["no_output"] += 1
             continue
         # a second output in a block has no input of its own
-        output = _INPUT.split(outputs[0])[0].strip()
-        parsed.tasks.append(_instance(task, _INPUT.sub("", before.strip(), count=1).strip(), output))
+        output = without_remark(_INPUT.split(outputs[0])[0])
+        parsed.tasks.append(_instance(task, _input(before), output))
     if not blocks and not parsed.dropped:
         parsed.failure = "unparsed"
     return parsed
 
 
+def _own_part(text: str) -> str:
+    """What the reply says about the task asked for: after the task, if it repeats that, and before another one."""
+    before, *others = _TASK.split(text)
+    if others and not _EXAMPLE_OR_FIELD.search(before):
+        return others[0]
+    return before
+
+
+def _input(before: str) -> str:
+    """The input that stands before an output, without a preamble: a paragraph of its own that ends with a colon."""
+    before = _PREAMBLE.sub("", before.strip())
+    return without_frame(_INPUT.sub("", before, count=1))
+
+
 def instances_output_first(outcome: Outcome, begin: str, task: SeedTask) -> ParsedReply:
     """Class labels, each with the input that follows it, if any."""
-    text = reply_text(outcome, begin, _LABEL)
+    text = reply_text(outcome, _LABEL)
     if isinstance(text, ParsedReply):
         return text
-    _, *blocks = _LABEL.split(_TASK.split(text)[0])
+    before, *blocks = _LABEL.split(_own_part(text) if _LABEL.search(text) else _TASK.split(text)[0])
+    if before.strip() and not _is_preamble(before):
+        blocks.insert(0, before)
     parsed = ParsedReply(failure=None if blocks else "unparsed")
     _drop_cut_off(blocks, outcome, parsed)
     for block in blocks:
         label, _, context = block.strip().partition("\n")
-        parsed.tasks.append(_instance(task, _INPUT.sub("", context.strip(), count=1).strip(), label.strip(" *_")))
+        context = without_remark(_INPUT.sub("", context.strip(), count=1))
+        parsed.tasks.append(_instance(task, context, without_frame(label).strip(" *_")))
     return parsed
 
 
+def _is_preamble(before: str) -> bool:
+    """Whether the text before the first label mark is no label: it announces something, or is too long."""
+    return before.rstrip(" *_#\n-").endswith(":") or len(before.strip().partition("\n")[0].split()) > _MAX_LABEL_WORDS
+
+
 def _instance(task: SeedTask, context: str, output: str) -> SeedTask:
-    context = _given(context)
+    context, output = unguarded(_given(context)), unguarded(output)
     return SeedTask(task_id(task.instruction, context, output), task.instruction, context, output, task.classification)
 
 
 # Alpaca: whole examples ---------------------------------------------------------------------------------------------
 
 _FIELD = re.compile(
-    r"^[ \t]*(?:[*_#]+[ \t]*)?(?:(\d{1,3})[ \t]*[.)][ \t]*)?[*_]*(Instruction|Input|Output)[*_]*[ \t]*:[*_]*[ \t]*",
+    r"^[ \t]*(?:[-•>][ \t]+)?(?:[*_#]+[ \t]*)?(?:(\d{1,3})[ \t]*[.)][ \t]*)?[*_]*(Instruction|Input|Output)"
+    r"(?:[ \t]+(\d{1,3}))?[*_]*[ \t]*:[*_]*[ \t]*",
     re.MULTILINE,
 )
-_RULER = re.compile(r"(?:^|\n)[ \t]*(?:#{2,}|-{3,}|\*{3,})[ \t]*(?:\n\s*)*$")
+_INSTRUCTION = re.compile(_FIELD.pattern.replace("|Input|Output", ""), re.MULTILINE)
 _FIELDS = ("Instruction", "Input", "Output")
 
 
@@ -152,10 +214,11 @@ def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
     A block begins with an instruction of any number and must have its three fields in order; a broken block is dropped
     alone. If the reply reached its maximum length, the last block is dropped. Blocks beyond ``limit`` are dropped.
     """
-    text = reply_text(outcome, begin, _FIELD)
+    text = reply_text(outcome, _INSTRUCTION)
     if isinstance(text, ParsedReply):
         return text
-    blocks = _blocks(text)
+    first = _FIELD.search(text)
+    blocks = _blocks(text if first and first[2] == "Instruction" else begin + text)
     parsed = ParsedReply(failure=None if blocks else "unparsed")
     _drop_cut_off(blocks, outcome, parsed)
     for block in blocks[:limit]:
@@ -163,7 +226,8 @@ def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
             parsed.dropped["broken_block"] += 1
             continue
         instruction, context, output = (content for _, content in block)
-        instruction, context = one_line(instruction), _given(context)
+        instruction, context = one_line(without_label(instruction)), _given(context)
+        instruction, context, output = map(unguarded, (instruction, context, output))
         parsed.tasks.append(SeedTask(task_id(instruction, context, output), instruction, context, output))
     parsed.dropped["more_than_asked"] += len(blocks[limit:])
     parsed.dropped += Counter()
@@ -171,18 +235,18 @@ def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
 
 
 def _blocks(text: str) -> list[list[tuple[str, str]]]:
-    """The fields of each block with their contents. If some fields have numbers, those without are ordinary text."""
+    """The fields of each block with their contents. If some fields of a name have numbers, those without are text."""
     marks = list(_FIELD.finditer(text))
-    if any(mark[1] for mark in marks):
-        marks = [mark for mark in marks if mark[1]]
+    numbered = {mark[2] for mark in marks if mark[1] or mark[3]}
+    marks = [mark for mark in marks if mark[1] or mark[3] or mark[2] not in numbered]
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     blocks: list[list[tuple[str, str]]] = []
     for mark, end in zip(marks, ends, strict=True):
         if mark[2] == "Instruction":
             blocks.append([])
         if blocks:
-            content = _RULER.sub("", text[mark.end() : end].rstrip())
-            blocks[-1].append((mark[2], content.strip()))
+            content = text[mark.end() : end]
+            blocks[-1].append((mark[2], without_remark(content) if end == len(text) else without_frame(content)))
     return blocks
 
 
