@@ -79,7 +79,8 @@ def _is_row(document: dict[str, object], alone_on_a_line: bool) -> bool:
 
     In a file of JSON lines it is, even if a value is a list of objects, unless there is nothing else in it.
     """
-    return recognize([document]) is not None or (alone_on_a_line and len(document) > 1)
+    only_a_list = len(document) == 1 and all(map(_is_list_of_objects, document.values()))
+    return recognize([document]) is not None or (alone_on_a_line and not only_a_list)
 
 
 def _rows_in(path: str, document: object) -> list[object]:
