@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,73 @@ def test_a_cache_that_does_not_exist_yet_is_judged_by_the_folder_it_will_be_in(t
     finding = doctor._disk("cache", tmp_path / "a" / "b")
     assert finding.fine
     assert str(tmp_path / "a" / "b") in finding.text
+
+
+def model_report(spintune: Spintune, model: Path) -> dict[str, Any]:
+    result = spintune("doctor", "--model", model, "--json")
+    assert result.code == 0, result.err
+    report = json.loads(result.out)
+    assert isinstance(report, dict)
+    return report
+
+
+def test_a_model_is_told_its_path_its_kernels_and_its_costs(spintune: Spintune, tiny_model: Path) -> None:
+    report = model_report(spintune, tiny_model)
+    assert (report["architecture"], report["model_type"]) == ("LlamaForCausalLM", "llama")
+    assert (report["paths"]["scores"], report["paths"]["generation"]) == ("packed", "batch")
+    assert report["positions"] == 512
+    assert report["window"] is None
+    assert report["stop_tokens"] == {"1": "<|im_end|>"}
+    # embeddings tied to the head; q, o 32 x 32, k, v 32 x 16, three of 32 x 64, two norms, twice; a last norm
+    layer = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 64 + 2 * 32
+    assert report["parameters"] == report["vocabulary"] * 32 + 2 * layer + 32
+    assert report["memory"] == {name: n * report["parameters"] for name, n in MEMORY.items()}
+    assert [report["kernels"][kind]["total"] for kind in ("products", "norms", "gated")] == [15, 5, 2]
+    assert report["kernels"]["rotary"].keys() == {"transformers.models.llama.modeling_llama"}
+    assert report["speed"]["packed"] > 0
+    assert report["problems"] == []
+
+
+MEMORY = {"weights": 4, "gradients": 4, "moments": 8}
+
+
+def test_people_read_the_same(spintune: Spintune, tiny_model: Path) -> None:
+    result = spintune("doctor", "--model", tiny_model)
+    assert result.code == 0
+    for line in ("ok    scores: packed (", "ok    generation: batch (", "ok    limits: 512 positions\n"):
+        assert line in result.out
+    assert f"checking {tiny_model}" in result.err
+
+
+def test_an_encoder_decoder_needs_no_template(spintune: Spintune, tiny_t5: Path) -> None:
+    report = model_report(spintune, tiny_t5)
+    assert report["template"] == "none needed: text to text"
+    assert report["positions"] is None
+    assert list(report["stop_tokens"].values()) == ["</s>"]
+
+
+def test_a_model_that_cannot_be_packed_is_told_the_price(spintune: Spintune, tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = MambaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4, eos_token_id=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    report = model_report(spintune, tmp_path)
+    assert (report["paths"]["scores"], report["paths"]["generation"]) == ("one row at a time", "plain")
+    assert report["speed"]["packed"] is None
+    assert "one row at a time" in spintune("doctor", "--model", tmp_path).out
+
+
+def test_what_stands_in_the_way_ends_with_1(spintune: Spintune, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "untold")
+    (tmp_path / "untold" / "chat_template.jinja").unlink()
+    result = spintune("doctor", "--model", tmp_path / "untold")
+    assert result.code == 1
+    assert "WRONG template: " in result.out
+    assert "Traceback" not in result.err
+    config = tmp_path / "untold" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": {"quant_method": "awq"}}))
+    result = spintune("doctor", "--model", tmp_path / "untold")
+    assert result.code not in (0, 1)
+    assert "quantized" in result.err.splitlines()[-1]

@@ -38,6 +38,7 @@ def test_gpt2_trains_plays_and_says_what_share_of_the_peak_it_reached(
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     result = spintune("run", tmp_path / "recipe.yaml")
     assert result.code == 0, result.err
+    assert result.err.count("scores: packed (") == result.err.count("; generation: batch (") == 1
     facts = json.loads((tmp_path / "out" / "results.json").read_text())
     assert 0 < facts["sft"]["hardware"]["share_of_peak"] < 1
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "spin" / "iterate-1" / "model")

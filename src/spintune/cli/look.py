@@ -106,8 +106,14 @@ def mix(
             print_mixture(mixed.facts.mixture)
 
 
-def doctor(json: Json = False) -> None:
-    """Say what is installed, what each part can use, and what is wrong."""
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Check this model instead: its paths, limits and costs.")] = None,
+    json: Json = False,
+) -> None:
+    """Say what is installed, what each part can use, and what is wrong; with --model, what spintune does with it."""
+    if model:
+        _doctor_model(model, json)
+        return
     from spintune.doctor import examine
 
     findings = examine(cache_folder())
@@ -117,6 +123,28 @@ def doctor(json: Json = False) -> None:
         for finding in findings:
             print(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}")
     if not all(finding.fine for finding in findings):
+        raise typer.Exit(1)
+
+
+def _doctor_model(name: str, as_json: bool) -> None:
+    from spintune.cli.stages import quiet_libraries
+    from spintune.progress_display import open_progress
+    from spintune.typed_json import to_json
+
+    with open_progress(as_json) as progress:
+        progress.note("loading torch and transformers")
+        from spintune.model_report import report_model
+
+        quiet_libraries()
+        report = report_model(name, cache_folder(), progress)
+    if as_json:
+        print_json(to_json(report))
+    else:
+        for subject, text in report.lines():
+            print(f"ok    {subject}: {text}")
+        for problem in report.problems:
+            print(f"WRONG {problem}")
+    if report.problems:
         raise typer.Exit(1)
 
 

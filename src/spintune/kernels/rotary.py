@@ -7,7 +7,7 @@ are (:mod:`.fused`), and still called for tensors that compiled code does not ta
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -54,6 +54,12 @@ def fast_rotation(model: nn.Module) -> Iterator[None]:
     finally:
         for file, function in own.items():
             setattr(file, _NAME, function)
+
+
+def rotary_functions(files: Iterable[ModuleType]) -> dict[str, bool]:
+    """Files of models with a rotary embedding, and whether ours computes it for heads that fill whole vectors."""
+    own = {file.__name__: vars(file)[_NAME] for file in files if _NAME in vars(file)}
+    return {name: kernels() is not None and _is_rotary(function) for name, function in sorted(own.items())}
 
 
 @cache

@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.paths import ModelPaths, ScorePath
 from spintune.errors import DataError, ModelError
-from spintune.models.loading import ALIASES, load_model, locate_model, model_identity
+from spintune.generation.build import find_paths
+from spintune.models.loading import ALIASES, LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
@@ -48,6 +50,7 @@ class RunContext:
     environment: Mapping[str, str]
     _loaded: LoadedIterate | None = None
     _saving_rehearsed: bool = False
+    _paths_told: bool = False
 
     @cached_property
     def settings(self) -> JsonObject:
@@ -159,7 +162,20 @@ class RunContext:
             compiled=recipe.compile,
             tokens_per_forward=recipe.tokens_per_forward,
         )
+        self._tell_paths(engine, loaded)
         return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator)
+
+    def _tell_paths(self, engine: LogProbEngine, loaded: LoadedModel) -> None:
+        """Says once how the run's model scores and generates; its iterates do alike."""
+        if self._paths_told:
+            return
+        self._paths_told = True
+        if generator := self.recipe.generator:
+            scores: ScorePath = "packed" if engine.packed else "one row at a time"
+            paths = ModelPaths(scores, engine.why, generator, "the recipe names it")
+        else:
+            paths = find_paths(engine, loaded.tokenizer)
+        self.progress.note("; ".join(paths.lines()))
 
     def publish(
         self, player: LoadedIterate, name: str, stage: str, inputs: Inputs, facts: object, *files: Path

@@ -1,0 +1,213 @@
+"""What ``spintune doctor --model`` says: the paths that a model takes, why, and what they cost on this machine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.paths import ModelPaths
+from spintune.engine.query import Query
+from spintune.errors import SpintuneError
+from spintune.generation.build import find_paths
+from spintune.kernels.usage import KernelUsage, kernel_usage
+from spintune.models.loading import LoadedModel, load_model
+from spintune.progress import Progress
+
+_PROMPTS, _RESPONSES, _LENGTH = 2, 3, 32
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that training keeps all the time; activations come on top, and depend on tokens_per_forward."""
+
+    weights: int
+    gradients: int
+    moments: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.weights + self.gradients + self.moments
+
+
+@dataclass(frozen=True)
+class ScoringSpeed:
+    """Speed of scoring without gradients, in tokens that differ (a prompt counts once). [tokens/s]
+
+    Attributes:
+        plain: one call for each response.
+        packed: None for a model that cannot be packed.
+    """
+
+    tokens: int
+    plain: float
+    packed: float | None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model as spintune sees it.
+
+    Attributes:
+        parameters: numbers that are trained without LoRA.
+        stop_tokens: the tokens that end an answer, by id.
+        positions: tokens of the longest sequence; None for no limit.
+        window: tokens that a layer sees; None where every layer sees all.
+        problems: what has to be solved before the model can be trained, a line each.
+    """
+
+    model: str
+    architecture: str
+    model_type: str
+    parameters: int
+    tokenizer: str
+    vocabulary: int
+    template: str
+    stop_tokens: dict[int, str]
+    positions: int | None
+    window: int | None
+    paths: ModelPaths | None
+    kernels: KernelUsage
+    memory: TrainingMemory
+    speed: ScoringSpeed | None
+    problems: tuple[str, ...]
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Subjects and what to say of each."""
+        stops = ", ".join(f"{text!r} ({id})" for id, text in self.stop_tokens.items())
+        memory, unit = self.memory, 2**30
+        limits = [f"{self.positions} positions" if self.positions else "no limit of positions"]
+        limits += [f"window of {self.window} tokens"] if self.window else []
+        paths = [line.partition(": ") for line in (self.paths.lines() if self.paths else [])]
+        return [
+            ("architecture", f"{self.architecture} ({self.model_type}), {_short(self.parameters)} parameters"),
+            ("tokenizer", f"{self.tokenizer}, {self.vocabulary} tokens"),
+            ("template", self.template),
+            ("answers end at", stops or "no token"),
+            ("limits", ", ".join(limits)),
+            *((subject, why) for subject, _, why in paths),
+            ("kernels", str(self.kernels)),
+            ("training memory", f"{memory.total / unit:.2f} GiB and activations: weights {memory.weights / unit:.2f}, "
+             f"gradients {memory.gradients / unit:.2f}, moments of AdamW {memory.moments / unit:.2f}; LoRA needs less"),
+            *([("speed", _speed_text(self.speed))] if self.speed else []),
+        ]  # fmt: skip
+
+
+def report_model(name: str, cache: Path, progress: Progress, template: str = "tokenizer") -> ModelReport:
+    """Loads a model and tries it, in seconds for a small one. Raises ModelError for one that cannot be loaded."""
+    problems: list[str] = []
+
+    def attempt(what: str, make: Callable[[], object]) -> None:
+        try:
+            make()
+        except SpintuneError as error:
+            problems.append(f"{what}: {error}")
+
+    with progress.task(f"checking {name}", 4, "steps") as task:
+        loaded = load_model(name, cache=cache)
+        task.advance()
+        engine = LogProbEngine(loaded.model, loaded.autocast)
+        found: list[ModelPaths] = []
+        attempt("generation", lambda: found.append(find_paths(engine, loaded.tokenizer)))
+        task.advance()
+        attempt("saving", loaded.rehearse_saving)
+        stops: set[int] = set(loaded.stop_ids)
+        attempt("template", lambda: stops.update(loaded.renderer(template).stop_ids))
+        kernels = kernel_usage(loaded.model, loaded.autocast)
+        task.advance()
+        speed = _speed(engine, loaded.max_input_length)
+        task.advance()
+    config = loaded.model.config.get_text_config()
+    trained = [p for p in loaded.model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in trained)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    return ModelReport(
+        model=name,
+        architecture=type(loaded.model).__name__,
+        model_type=loaded.model.config.model_type,
+        parameters=count,
+        tokenizer=type(loaded.tokenizer).__name__,
+        vocabulary=len(loaded.tokenizer),
+        template=_template_text(loaded),
+        stop_tokens=_texts(loaded.tokenizer, stops),
+        positions=loaded.max_input_length,
+        window=_window(config),
+        paths=found[0] if found else None,
+        kernels=kernels,
+        memory=TrainingMemory(weights, sum(p.numel() * p.element_size() for p in trained), 8 * count),
+        speed=speed,
+        problems=tuple(problems),
+    )
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> dict[int, str]:
+    return {id: str(tokenizer.convert_ids_to_tokens(id)) for id in sorted(ids)}
+
+
+def _template_text(loaded: LoadedModel) -> str:
+    if loaded.encoder_decoder:
+        return "none needed: text to text"
+    return "the tokenizer's own" if loaded.tokenizer.chat_template else "none; set data.template"
+
+
+def _window(config: object) -> int | None:
+    used = getattr(config, "use_sliding_window", True)
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if used else None
+
+
+def _speed(engine: LogProbEngine, positions: int | None) -> ScoringSpeed | None:
+    """Seconds of one call on 256 tokens, packed and plain; None for a model with hardly any positions."""
+    vocabulary = engine.model.config.get_text_config().vocab_size
+    length = min(_LENGTH, (positions or 2 * _LENGTH) // 2)
+    if length < 1:
+        return None
+    ids = iter(range(1, 10**6))
+
+    def draw() -> tuple[int, ...]:
+        return tuple(next(ids) * 7 % vocabulary for _ in range(length))
+
+    queries = [Query(draw(), tuple(draw() for _ in range(_RESPONSES))) for _ in range(_PROMPTS)]
+    tokens = sum(query.tokens for query in queries)
+    packs, rates = engine.packed, []
+    try:
+        for engine.packed in (False, True) if packs else (False,):
+            rates.append(tokens / _seconds(lambda: engine.score(queries)))
+    finally:
+        engine.packed = packs
+    return ScoringSpeed(tokens, rates[0], rates[1] if packs else None)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds that the work takes at best, after a first time that warms up; three tries, or one that is long."""
+    work()
+    best = math.inf
+    for _ in range(_TRIES):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+        if best > 1:
+            break
+    return best
+
+
+def _speed_text(speed: ScoringSpeed) -> str:
+    if speed.packed is None:
+        return f"{speed.plain:.0f} tokens/s one row at a time; training takes three times as long a token"
+    factor = speed.packed / speed.plain
+    rate = f"{speed.packed:.0f} tokens/s packed, {factor:.1f} times one row at a time"
+    return f"{rate}; training takes three times as long"
+
+
+def _short(number: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
