@@ -6,14 +6,14 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 from spintune.data.sources import Source, read_source
 from spintune.errors import DataError, ModelError
 from spintune.progress import Progress, Silent
 from spintune.recipe import MixtureSection, Recipe, parse_recipe, read_yaml
 from spintune.records import ROLES, Completion, Example, Message
-from spintune.storage import cache_folder
+from spintune.storage import cache_folder, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +62,7 @@ class Model:
         *,
         precision: str = "auto",
         template: str = "tokenizer",
+        generation_prompt: Literal["served", "bare"] = "served",
         generator: str | None = None,
     ) -> None:
         from spintune.engine.logprobs import LogProbEngine
@@ -70,7 +71,7 @@ class Model:
 
         self.name, self.model, self.tokenizer = name, model, tokenizer
         loaded = LoadedModel(name, model, tokenizer, autocast_type(precision, model.device))
-        self._renderer = loaded.renderer(template, "last")
+        self._renderer = loaded.renderer(template, "last", generation_prompt)
         self._engine = LogProbEngine(model, loaded.autocast)
         self._generator = build_generator(self._engine, tokenizer, self._renderer.stop_ids, generator)
         self._max_length = loaded.max_input_length
@@ -202,6 +203,7 @@ def load(
     *,
     precision: str = "auto",
     template: str = "tokenizer",
+    generation_prompt: Literal["served", "bare"] | None = None,
     generator: str | None = None,
 ) -> Model:
     """Loads a model that writes and scores answers.
@@ -210,7 +212,10 @@ def load(
         name: an alias (``smollm2-135m-instruct``), a model folder, a run folder (its best model), a GGUF file, or a hub
             id ``owner/name[@revision]``.
         precision: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU that has it).
-        template: chat template: ``tokenizer`` (its own), ``alpaca``, ``chatml`` or ``plain``.
+        template: chat template: ``tokenizer`` (its own), ``tokenizer:NAME`` (one of several), ``alpaca``, ``chatml`` or
+            ``plain``.
+        generation_prompt: how prompts end: ``served`` as the template's generation prompt, ``bare`` as the template's
+            text before an answer. None takes what the recipe of a run folder says, and ``served`` elsewhere.
         generator: one registered by :func:`register_generator`; None takes the fastest built-in one that is right
             for the model.
 
@@ -221,11 +226,21 @@ def load(
     from spintune.models.loading import load_model
     from spintune.pipeline import final_model
 
-    if (Path(name) / "recipe.json").is_file():
+    if (recipe := Path(name) / "recipe.json").is_file():
+        data = read_json(recipe).get("recipe", {}).get("data", {})
+        generation_prompt = generation_prompt or data.get("generation_prompt")
         name = final_model(Path(name))
     with _no_bars():
         loaded = load_model(str(name), cache=cache_folder(), precision=precision)
-    return Model(str(name), loaded.model, loaded.tokenizer, precision=precision, template=template, generator=generator)
+    return Model(
+        str(name),
+        loaded.model,
+        loaded.tokenizer,
+        precision=precision,
+        template=template,
+        generation_prompt=generation_prompt or "served",
+        generator=generator,
+    )
 
 
 def read(path: str | Path, *, format: str = "auto", limit: int | None = None) -> Sequence[Example]:

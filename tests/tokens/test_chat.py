@@ -210,18 +210,20 @@ def test_generation_stops_where_training_stops(family, name):
     assert renderer.stop_ids.isdisjoint(row.response_ids[:-1])
 
 
-def test_a_template_without_an_end_of_turn_gets_eos_after_every_answer(byte_level):
+def test_a_template_without_an_end_of_turn_gets_eos_after_the_trained_answer_alone(byte_level):
     tokenizer = byte_level("roles_only")
     renderer = ChatRenderer(tokenizer, turns="all")
-    row = renderer.row(Example(CHATS["multi"]))
-    assert decode(tokenizer, row.prompt_ids + row.response_ids) == (
-        "user: What is two plus two?\nassistant: Two plus two is four.<|endoftext|>\n"
-        "user: And the sea?\nassistant: The sea is wide,\nand blue.<|endoftext|>"
-    )
-    assert renderer.end_ids == (tokenizer.eos_token_id,)
+    first, second = renderer.rows(renderer.units(Example(CHATS["multi"])))
+    assert decode(tokenizer, first.prompt_ids) == "user: What is two plus two?\nassistant:"
     # The generation prompt has no space after the colon, so the space is the answer's.
-    assert trained_texts(tokenizer, row)[0] == " Two plus two is four.<|endoftext|>"
-    assert decode(tokenizer, renderer.prompt(FIRST[:1])) == "user: What is two plus two?\nassistant:"
+    assert trained_texts(tokenizer, first) == [" Two plus two is four.<|endoftext|>"]
+    # No end-of-sequence token stands in the history when the model is served, so none does here.
+    assert decode(tokenizer, second.prompt_ids) == (
+        "user: What is two plus two?\nassistant: Two plus two is four.\nuser: And the sea?\nassistant:"
+    )
+    assert trained_texts(tokenizer, second) == [" The sea is wide,\nand blue.<|endoftext|>"]
+    assert renderer.end_ids == (tokenizer.eos_token_id,)
+    assert renderer.prompt(CHATS["multi"][:3]) == second.prompt_ids
 
 
 @pytest.mark.parametrize(("name", "trims"), [("chatml", False), ("llama3", True), ("llama2", True), ("gemma", True)])
@@ -242,26 +244,6 @@ def test_an_empty_message_is_written_as_the_template_writes_it(family):
     messages = (Message("system", ""), Message("user", " \n"), FIRST[1])
     row = ChatRenderer(tokenizer).row(Example(messages))
     assert row.prompt_ids + row.response_ids == template_ids(tokenizer, messages)[:-1]
-
-
-def test_a_thinking_block_that_the_template_writes_belongs_to_the_prompt(byte_level, ordinary_token):
-    think = [ordinary_token("<think>"), ordinary_token("</think>")]
-    tokenizer = byte_level("qwen3", eos="<|im_end|>", more=think)
-    renderer = ChatRenderer(tokenizer)
-    row = renderer.row(Example(CHATS["multi"]))
-    assert decode(tokenizer, row.response_ids) == SECOND[1].content + "<|im_end|>"
-    expected = template_ids(tokenizer, CHATS["multi"][:-1], add_generation_prompt=True, enable_thinking=False)
-    assert renderer.prompt(CHATS["multi"][:-1]) == row.prompt_ids == expected
-
-
-def test_contents_that_the_template_would_rewrite_are_kept_and_warned_about_once(byte_level, ordinary_token, caplog):
-    tokenizer = byte_level("qwen3", eos="<|im_end|>", more=[ordinary_token("<think>"), ordinary_token("</think>")])
-    answer = "<think>two and two</think>Four."
-    renderer = ChatRenderer(tokenizer)
-    with caplog.at_level(logging.WARNING):
-        rows = renderer.rows([Example((FIRST[0], Message("assistant", answer)), source="a.jsonl:7")] * 2)
-    assert decode(tokenizer, rows[0].response_ids) == answer + "<|im_end|>"
-    assert [record.getMessage()[:11] for record in caplog.records] == ["a.jsonl:7: "]
 
 
 # BOS -----------------------------------------------------------------------------------------------------------
@@ -311,7 +293,7 @@ def attacked(byte_level, metaspace, ordinary_token):
         metaspace("zephyr", scheme="first"),
         metaspace("zephyr", scheme="always"),
     ]
-    return [(tokenizer, ChatRenderer(tokenizer, turns="all")) for tokenizer in tokenizers]
+    return [(tokenizer, ChatRenderer(tokenizer)) for tokenizer in tokenizers]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -326,7 +308,8 @@ def test_no_text_of_a_message_becomes_a_control_token(attacked, question, answer
             text = decode(tokenizer, row.prompt_ids + row.response_ids)
             assert question.strip() in text
             assert answer.strip() in text
-            assert trained_texts(tokenizer, row)[0].strip().startswith(answer.strip())
+            trained = renderer.row(Example((FIRST[0], Message("assistant", answer))))
+            assert answer.strip() in trained_texts(tokenizer, trained)[0]
 
 
 def test_a_forged_system_turn_stays_the_users_words(family):

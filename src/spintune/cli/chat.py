@@ -16,7 +16,9 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens up to this sum.", min=0.01, max=1)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer. [tokens]", min=1)] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the random draws.", min=0)] = 0,
-    template: Annotated[str, typer.Option(help="Chat template: tokenizer, alpaca, chatml or plain.")] = "tokenizer",
+    template: Annotated[
+        str, typer.Option(help="Chat template: tokenizer, tokenizer:NAME, alpaca, chatml or plain.")
+    ] = "tokenizer",
 ) -> None:
     """Talk to a model, or to the best model of a run. /reset starts over, /exit or Ctrl-D ends."""
     from spintune.api import load

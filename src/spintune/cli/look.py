@@ -18,7 +18,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show the exact tokens of some training rows, the trained ones colored."""
-    from spintune.models.loading import is_encoder_decoder, load_tokenizer
+    from spintune.models.loading import is_encoder_decoder, load_stop_ids, load_tokenizer
     from spintune.recipe import load_recipe
     from spintune.stages.data import mixture_of, read_data
     from spintune.tokens.rendering import build_renderer
@@ -27,7 +27,12 @@ def inspect(
     recipe = load_recipe(*recipe_and_overrides(words))
     tokenizer = load_tokenizer(recipe.model, cache=cache_folder())
     renderer = build_renderer(
-        tokenizer, recipe.data.template, recipe.data.turns, is_encoder_decoder(recipe.model, cache=cache_folder())
+        tokenizer,
+        recipe.data.template,
+        recipe.data.turns,
+        is_encoder_decoder(recipe.model, cache=cache_folder()),
+        recipe.data.generation_prompt,
+        load_stop_ids(recipe.model, cache=cache_folder()),
     )
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
     whole = recipe.model_copy(update={"data": data})

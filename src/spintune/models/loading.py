@@ -32,6 +32,7 @@ from spintune.models.saving import SourceFiles, read_source_files, rehearse_savi
 from spintune.storage import digest_file, digest_json
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
+from spintune.tokens.turns import GenerationPrompt
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,13 @@ class LoadedModel:
             return frozenset()
         return end_ids(config.eos_token_id)
 
-    def renderer(self, template: str, turns: Turns = "last") -> RowRenderer:
+    def renderer(
+        self, template: str, turns: Turns = "last", generation_prompt: GenerationPrompt = "served"
+    ) -> RowRenderer:
         """The renderer of its token rows. Raises ModelError when model, tokenizer and template do not go together."""
-        renderer = build_renderer(self.tokenizer, template, turns, self.encoder_decoder)
+        renderer = build_renderer(
+            self.tokenizer, template, turns, self.encoder_decoder, generation_prompt, self.stop_ids
+        )
         check_embeddings(renderer, self.model.get_input_embeddings().weight.shape[0], self.name)
         return renderer
 

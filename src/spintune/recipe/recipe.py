@@ -64,8 +64,12 @@ class DataSection(Section):
     """Maximum length of the prompt. [tokens] Default: what max_length leaves; FLAN: 2048."""
     max_target_length: Count | None = None
     """Maximum length of the response, which is cut there. [tokens] Default: what max_length leaves; FLAN: 512."""
-    template: Literal["tokenizer", "alpaca", "chatml", "plain"] = "tokenizer"
-    """Chat template: the tokenizer's own, or a built-in one."""
+    template: Annotated[str, Field(pattern=r"^(tokenizer(:.+)?|alpaca|chatml|plain)$")] = "tokenizer"
+    """Chat template: the tokenizer's own (``tokenizer``, or ``tokenizer:NAME`` for one of several), or a built-in one
+    (``alpaca``, ``chatml``, ``plain``)."""
+    generation_prompt: Literal["served", "bare"] = "served"
+    """How prompts end: as the template's generation prompt does when the model is served, which may open a block of
+    reasoning; or bare, as the template's text before an answer does."""
     turns: Literal["last", "all"] = "last"
     """Assistant turns that SFT trains on."""
     on_bad_row: OnBadRow | None = None

@@ -163,7 +163,8 @@ class RunContext:
             tokens_per_forward=recipe.tokens_per_forward,
         )
         self._tell_paths(engine, loaded)
-        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator)
+        prompts = recipe.data.generation_prompt
+        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts)
 
     def _tell_paths(self, engine: LogProbEngine, loaded: LoadedModel) -> None:
         """Says once how the run's model scores and generates; its iterates do alike."""
@@ -230,6 +231,7 @@ class RunContext:
         return {
             "model": iterate.digest,
             "rendering": {key: self.settings["data"][key] for key in _RENDERING},
+            **({"generation_prompt": "bare"} if self.recipe.data.generation_prompt == "bare" else {}),
             "seed": self.recipe.seed,
             "precision": self.recipe.precision,
             "tokens_per_forward": self.recipe.tokens_per_forward,

@@ -67,6 +67,7 @@ def local_teacher(context: RunContext, name: str, player: LoadedIterate) -> Teac
         "model": player.iterate.digest,
         "precision": context.recipe.precision,
         "template": player.template,
+        **({"generation_prompt": "bare"} if player.generation_prompt == "bare" else {}),
     }
     longest = player.loaded.max_input_length
     whole = not player.loaded.encoder_decoder

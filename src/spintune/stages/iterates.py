@@ -13,6 +13,7 @@ from spintune.models.lora import merge
 from spintune.models.saving import save_folder
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.templates import template_source
+from spintune.tokens.turns import GenerationPrompt
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -40,6 +41,7 @@ class LoadedIterate:
 
     Attributes:
         template: name of the chat template.
+        generation_prompt: how prompts end; see the recipe.
         adapted: the model with the adapter that is trained; None when all weights are.
     """
 
@@ -51,14 +53,15 @@ class LoadedIterate:
         engine: LogProbEngine,
         adapted: PeftModel | None = None,
         generator: str | None = None,
+        generation_prompt: GenerationPrompt = "served",
     ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
-        self.engine = engine
+        self.engine, self.generation_prompt = engine, generation_prompt
         self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids, generator)
 
     def renderer(self, turns: Turns) -> RowRenderer:
         """What writes conversations as tokens of this model; ``turns`` says which assistant turns are trained."""
-        return self.loaded.renderer(self.template, turns)
+        return self.loaded.renderer(self.template, turns, self.generation_prompt)
 
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder with the template and stop tokens of training. An adapter is merged for good."""

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from spintune.errors import DataError, ModelError
+from spintune.errors import DataError
 from spintune.records import Example, Message
-from spintune.tokens.chat_template import ChatTemplate, RefusedError, turn_of
-from spintune.tokens.layout import Control, Part, Span, Turn, lay_out
+from spintune.tokens.chat_template import MAX_RENDERINGS, ChatTemplate, RefusedError
+from spintune.tokens.layout import Control, Part, Span, Turn, fill, joined, lay_out, rest_after
 from spintune.tokens.plain import PlainEncoder, Position
 from spintune.tokens.rows import TokenRow, Turns, check_roles, where
+from spintune.tokens.tool_turns import settle_tools
+from spintune.tokens.turns import GenerationPrompt, TurnWriter, UnwritableError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-
-_OPEN_ANSWER = Turn("assistant", "", "", empty=False)
-_MAX_PLANS = 4096
+_ANSWERED = (Message("user", "What is two plus two?"), Message("assistant", "Two plus two is four."))
 
 
 @dataclass(frozen=True)
@@ -41,28 +41,44 @@ class _Plan:
     spans: tuple[Span, ...]
     ids: tuple[tuple[int, ...] | None, ...]
     first_trained: int
-    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """A conversation as a template sees it, and the texts of its slots."""
+
+    shape: tuple[Turn, ...]
+    texts: Sequence[str]
+    tools: tuple[str, ...]
+    source: str
 
 
 class ChatRenderer:
     """Writes conversations as token ids, as a model's chat template says.
 
-    The loss covers the assistant's contents and the ends of their turns: the template text after a content, through
-    the first control token. Where a template writes no control token after the answer, the tokenizer's end-of-sequence
-    token follows every assistant content and ends the turn. White space between the generation prompt and the answer
-    (Llama-2's space) is part of the response.
+    A prompt is what the template writes when the model is served: the conversation so far, earlier answers without
+    the reasoning that the template leaves out, and the generation prompt. The response is what follows: reasoning
+    where the answer has some, the content, calls of tools, and the end of the turn. Where a template ends no answer,
+    the tokenizer's end-of-sequence token does. The loss covers the response. White space between the generation prompt
+    and the answer (Llama-2's space) is part of it.
+
+    With ``turns="all"``, a conversation is one row where each answer then stands in the context that it has when the
+    model is served. Where it does not (a template that drops earlier reasoning), each answer is a row of its own.
 
     A default system turn that the template adds is kept; earlier content that it leaves out is left out. Templates
-    cannot see contents. If a template rewrites contents (parses thinking blocks), a warning says so and the contents
+    cannot see contents, except texts of tools. If a template rewrites contents, a warning says so and the contents
     stay as they are. A template that writes the date always writes 2024-07-26.
 
     Args:
         tokenizer: a tokenizer with a fast (Rust) form.
-        template: "tokenizer", "alpaca", "chatml" or "plain"; see :mod:`spintune.tokens.templates`.
+        template: "tokenizer", "tokenizer:NAME", "alpaca", "chatml" or "plain"; see :mod:`spintune.tokens.templates`.
         turns: train on all assistant turns, or only on the last one, with the earlier ones in the prompt.
+        generation_prompt: "served", or "bare" for prompts that end as the template's text before an answer does.
+        model_stop_ids: ids at which the model's own generation settings stop.
 
     Attributes:
-        stop_ids: ids at which generation must stop: the template's end-of-turn and ``tokenizer.eos_token_id``.
+        stop_ids: ids at which generation must stop: the template's end-of-turn, ``tokenizer.eos_token_id`` and
+            ``model_stop_ids``.
         end_ids: ids that end an ordinary answer and are trained, the end-of-turn token last. Usually one id.
         unknown_id: the id of characters that the vocabulary lacks; None where it can spell everything.
 
@@ -73,33 +89,49 @@ class ChatRenderer:
     end_ids: tuple[int, ...]
     unknown_id: int | None
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "tokenizer", turns: Turns = "last"):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str = "tokenizer",
+        turns: Turns = "last",
+        generation_prompt: GenerationPrompt = "served",
+        model_stop_ids: frozenset[int] = frozenset(),
+    ):
         self._template = ChatTemplate(tokenizer, template)
-        self._name, self._style = self._template.name, self._template.style
+        self._name = self._template.name
         self._tokenizer, self._turns = tokenizer, turns
-        self._warned_of_rewriting = False
-        self._encoder = PlainEncoder(tokenizer.backend_tokenizer, self._style.controls)
+        self._warned_of_rewriting = self._told_of_splitting = False
+        self._writer = TurnWriter(self._template, generation_prompt)
+        self._encoder = PlainEncoder(tokenizer.backend_tokenizer, self._template.controls)
         self.unknown_id = self._encoder.unknown_id
         self._bos = _automatic_bos(tokenizer)
-        self._plan = lru_cache(_MAX_PLANS)(self._make_plan)
+        self._plan = lru_cache(MAX_RENDERINGS)(self._make_plan)
+        self._prompt_plan = lru_cache(MAX_RENDERINGS)(self._make_prompt_plan)
 
+        end = self._template.end
         eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-        self.stop_ids = frozenset({self._style.end.id} | eos)
-        self.end_ids = self._learn_end()
+        self.stop_ids = frozenset({end.token.id} | eos | model_stop_ids)
+        self.end_ids = _joined(
+            [
+                (piece.id,) if isinstance(piece, Control) else self._encoder.encode([piece], "cut")[0]
+                for piece in end.pieces
+            ]
+        )
         self._compare_with_tokenizer()
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def prompt(self, messages: Sequence[Message], tools: tuple[str, ...] = ()) -> tuple[int, ...]:
         """The ids to generate an answer from: the conversation so far and the assistant's header.
 
         Equal to ``row(example).prompt_ids`` of the example that ends in that answer (``turns="last"``).
         Raises DataError for a conversation that the template refuses.
         """
         check_roles(messages, "")
-        shape = (*_shape_of(messages), _OPEN_ANSWER)
-        plan = self._plan_of(shape, frozenset({len(messages)}), "")
-        self._watch_rewriting(plan, [*messages, Message("assistant", "Hello")], "")
-        spans = self._encode([(plan, [*_contents(messages), ""])])[0]
-        return _joined(spans[: plan.first_trained])
+        conversation = self._conversation(Example((*messages,), tools=tools))
+        try:
+            plan = self._prompt_plan(conversation.shape, tools)
+        except (RefusedError, UnwritableError) as refusal:
+            raise _refused("", refusal) from refusal
+        return _joined(self._encode([(plan, conversation.texts)])[0])
 
     def row(self, example: Example) -> TokenRow:
         """The whole example as tokens, of any length.
@@ -111,17 +143,35 @@ class ChatRenderer:
 
     def rows(self, examples: Sequence[Example]) -> list[TokenRow]:
         """:meth:`row` of each example; faster than one at a time."""
-        jobs = [(self._plan_for(example), _contents(example.messages)) for example in examples]
+        jobs = [self._job(example) for example in examples]
         return [
             _row(example, plan, ids, self._turns)
             for example, (plan, _), ids in zip(examples, jobs, self._encode(jobs), strict=True)
         ]
+
+    def units(self, example: Example) -> list[Example]:
+        """The examples to make rows of: itself, or one for each trained answer where one row cannot hold them all."""
+        if self._turns == "last" or sum(_is_trained(message) for message in example.messages) < 2:
+            return [example]
+        conversation = self._conversation(example)
+        if self._plan_of(conversation, _answers(example, "all")) is not None:
+            return [example]
+        if not self._told_of_splitting:
+            self._told_of_splitting = True
+            log.info("%s: the chat template writes earlier turns otherwise, so each answer is a row", self._name)
+        units, before = [], list[Message]()
+        for message in example.messages:
+            if _is_trained(message):
+                units.append(replace(example, messages=(*before, message)))
+            before.append(replace(message, trained=False) if message.role == "assistant" else message)
+        return units
 
     def fingerprint(self) -> str:
         """Digest of everything that determines the tokens: template, vocabulary, tokenizer settings and options."""
         facts = [
             self._template.source,
             self._turns,
+            self._writer.generation,
             sorted(self._tokenizer.special_tokens_map.items()),
             self._bos,
             self.end_ids,
@@ -136,51 +186,71 @@ class ChatRenderer:
 
     def highest_token(self) -> tuple[int, str]:
         """The highest id that may stand in a row, and its text."""
-        written = {control.id for control in self._style.controls.values() if control.text in self._template.source}
+        controls = self._template.controls.values()
+        written = {control.id for control in controls if control.text in self._template.source}
         return self._encoder.highest_token({*written, *self.end_ids, *((self._bos.id,) if self._bos else ())})
-
-    def _learn_end(self) -> tuple[int, ...]:
-        """The ids that follow the content of a plain answer, encoded by themselves."""
-        plan = self._plan((turn_of("user", "Hi"), turn_of("assistant", "Hello")), frozenset({1}))
-        answer, end = plan.spans[-2].parts, self._style.end.id
-        after_content = "" if isinstance(answer, Control) else "".join(map(str, answer[answer.index(1) + 1 :]))
-        return (*self._encoder.encode([after_content], "cut")[0], end)
 
     # Plans -----------------------------------------------------------------------------------------------------
 
-    def _plan_for(self, example: Example) -> _Plan:
+    def _job(self, example: Example) -> tuple[_Plan, Sequence[str]]:
         messages = example.messages
         check_roles(messages, example.source)
         if not messages or messages[-1].role != "assistant":
             raise DataError(f"{where(example.source)}the conversation does not end with an assistant message")
-        last = len(messages) - 1
-        every = {index for index, message in enumerate(messages) if message.role == "assistant" and message.trained}
-        answers = frozenset(every if self._turns == "all" and every else {last})
-        plan = self._plan_of(_shape_of(messages), answers, example.source)
-        self._watch_rewriting(plan, messages, example.source)
-        return plan
+        conversation = self._conversation(example)
+        plan = self._plan_of(conversation, _answers(example, self._turns))
+        if plan is None:
+            raise DataError(
+                f"{where(example.source)}the chat template writes earlier turns otherwise than the last one, so "
+                "one row cannot train them all; set data.turns to last"
+            )
+        return plan, conversation.texts
 
-    def _plan_of(self, shape: tuple[Turn, ...], answers: frozenset[int], source: str) -> _Plan:
+    def _conversation(self, example: Example) -> _Conversation:
+        turns = [self._template.turn(message) for message in example.messages]
+        shape, texts = tuple(turn for turn, _, _ in turns), [content for _, content, _ in turns]
+        if any(reasoning for _, _, reasoning in turns):
+            texts += [reasoning for _, _, reasoning in reversed(turns)]
+        if self._template.needs_tools and not example.tools:
+            raise DataError(f"{where(example.source)}the chat template writes only conversations with tools; give some")
+        conversation = _Conversation(shape, texts, example.tools, example.source)
         try:
-            return self._plan(shape, answers)
+            if example.tools or any(turn.role == "tool" or (turn.extras and turn.extras.calls) for turn in shape):
+                conversation = replace(conversation, **settle_tools(self._template, example, shape, texts))
+            self._watch_rewriting(conversation, example.messages)
         except RefusedError as refusal:
-            raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
+            raise _refused(example.source, refusal) from refusal
+        return conversation
 
-    def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int]) -> _Plan:
-        parts = self._template.parts(shape)
-        for index in answers:
-            if (count := parts[1::2].count(index)) != 1:
-                raise ModelError(
-                    f"{self._name}: the chat template writes the assistant's turn {index + 1} {count} times instead of "
-                    "once, so it cannot be trained; set data.template"
-                )
-        bare_shape = [replace(turn, left="") if turn.role == "assistant" else turn for turn in shape]
-        bare = parts if bare_shape == list(shape) else self._template.parts(bare_shape)
-        spans = lay_out(parts, bare, shape, answers, self._style)
-        if self._bos is not None and not (isinstance(first := spans[0].parts, Control) and first.id == self._bos.id):
-            spans = (Span(self._bos, "start", False), *spans)
+    def _plan_of(self, conversation: _Conversation, answers: frozenset[int]) -> _Plan | None:
+        try:
+            return self._plan(conversation.shape, answers, conversation.tools)
+        except (RefusedError, UnwritableError) as refusal:
+            raise _refused(conversation.source, refusal) from refusal
+
+    def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int], tools: tuple[str, ...]) -> _Plan | None:
+        """The plan of a row that trains ``answers``; None where an answer is not in the context of its serving."""
+        segments: list[tuple[tuple[Part, ...], bool]] = []
+        written: tuple[Part, ...] = ("",)
+        for place in sorted(answers):
+            before = rest_after(self._writer.prompt(shape[:place], tools), written)
+            if before is None:
+                return None
+            answer = self._writer.answer(shape[: place + 1], tools)
+            segments += [(before, False), (answer, True)]
+            written = joined(joined(written, before), answer)
+        spans = self._with_bos(lay_out(segments, self._template.splitter))
         first_trained = next(number for number, span in enumerate(spans) if span.trained)
-        return _Plan(spans, tuple(map(self._constant_ids, spans)), first_trained, parts)
+        return _Plan(spans, tuple(map(self._constant_ids, spans)), first_trained)
+
+    def _make_prompt_plan(self, shape: tuple[Turn, ...], tools: tuple[str, ...]) -> _Plan:
+        spans = self._with_bos(lay_out([(self._writer.prompt(shape, tools), False)], self._template.splitter))
+        return _Plan(spans, tuple(map(self._constant_ids, spans)), len(spans))
+
+    def _with_bos(self, spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        if self._bos is None or (spans and isinstance(first := spans[0].parts, Control) and first.id == self._bos.id):
+            return spans
+        return (Span(self._bos, "start", False), *spans)
 
     def _constant_ids(self, span: Span) -> tuple[int, ...] | None:
         if isinstance(span.parts, Control):
@@ -195,7 +265,7 @@ class ChatRenderer:
         for plan, contents in jobs:
             for span, ids in zip(plan.spans, plan.ids, strict=True):
                 if ids is None and isinstance(span.parts, tuple):
-                    texts[span.position].append(_fill(span.parts, contents))
+                    texts[span.position].append(fill(span.parts, contents))
         encoded = {position: iter(self._encoder.encode(batch, position)) for position, batch in texts.items()}
         return [
             [
@@ -207,40 +277,36 @@ class ChatRenderer:
 
     # Checks ----------------------------------------------------------------------------------------------------
 
-    def _watch_rewriting(self, plan: _Plan, messages: Sequence[Message], source: str) -> None:
+    def _watch_rewriting(self, conversation: _Conversation, messages: Sequence[Message]) -> None:
         """Warns once when the template treats a content specially. Only markup in a content can make it do so."""
         if self._warned_of_rewriting or not any(
             self._template.added_text.search(message.content) for message in messages
         ):
             return
-        try:
-            real = self._template.write([{"role": message.role, "content": message.content} for message in messages])
-        except RefusedError as refusal:
-            raise DataError(f"{where(source)}the chat template refuses this conversation: {refusal}") from refusal
-        if real != _fill(plan.parts, _contents(messages)):
+        shape, texts, tools = conversation.shape, conversation.texts, conversation.tools
+        if self._template.filled(shape, texts, tools) != fill(self._template.parts(shape, tools), texts):
             self._warned_of_rewriting = True
             log.warning(
                 "%sthe chat template of %s rewrites contents like this one; they are kept as they are",
-                where(source),
+                where(conversation.source),
                 self._name,
             )
 
     def _compare_with_tokenizer(self) -> None:
         """Logs a warning when the ids of an ordinary conversation differ from the tokenizer's own."""
-        messages = (Message("user", "What is two plus two?"), Message("assistant", "Two plus two is four."))
-        row = self.row(Example(messages))
-        ours = [*row.prompt_ids, *row.response_ids]
-        if not self._style.template_ends:
-            del ours[-1]
-        theirs = self._tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
-            chat_template=self._template.source,
-            tokenize=True,
-            return_dict=False,
-        )
+        tools = self._template.probe_tools
+        conversation = self._conversation(Example(_ANSWERED, tools=tools))
+        shape, texts = conversation.shape, conversation.texts
+        ours = [*_joined(self._encode([self._job(Example(_ANSWERED, tools=tools))])[0])]
+        our_text = fill(joined(self._writer.prompt(shape[:1], tools), self._writer.answer(shape, tools)), texts)
+        if not self._template.end.written:
+            del ours[-len(self.end_ids) :]
+            our_text = our_text.removesuffix(self._template.end.text)
+        written = self._template.filled(shape, texts, tools)
+        theirs = self._tokenizer.encode(written, add_special_tokens=False)
         if self._bos is not None and theirs[:1] != [self._bos.id]:
             theirs = [self._bos.id, *theirs]
-        if theirs[: len(ours)] == ours:
+        if theirs[: len(ours)] == ours or not written.startswith(our_text):  # TurnWriter tells of other texts
             return
         # the cut before the answer may split a token that the tokenizer would have made across it
         text, their_text = (self._tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (ours, theirs))
@@ -251,6 +317,22 @@ class ChatRenderer:
                 their_text,
                 text,
             )
+
+
+def _refused(source: str, refusal: Exception) -> DataError:
+    if isinstance(refusal, RefusedError):
+        return DataError(f"{where(source)}the chat template refuses this conversation: {refusal}")
+    return DataError(f"{where(source)}{refusal}")
+
+
+def _is_trained(message: Message) -> bool:
+    return message.role == "assistant" and message.trained
+
+
+def _answers(example: Example, turns: Turns) -> frozenset[int]:
+    """The places of the answers that a row is made for: the trained ones, else the last."""
+    trained = [place for place, message in enumerate(example.messages) if _is_trained(message)]
+    return frozenset(trained if turns == "all" and trained else {len(example.messages) - 1})
 
 
 def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]], turns: Turns) -> TokenRow:
@@ -265,19 +347,6 @@ def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]], turns: Tur
 
 def _joined(spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
     return tuple(chain.from_iterable(spans))
-
-
-def _fill(parts: Sequence[Part], contents: Sequence[str]) -> str:
-    return "".join(contents[part] if isinstance(part, int) else part for part in parts)
-
-
-def _contents(messages: Sequence[Message]) -> list[str]:
-    """The texts that replace the placeholders; the white space around them is in the rendered text already."""
-    return [message.content.strip() for message in messages]
-
-
-def _shape_of(messages: Sequence[Message]) -> tuple[Turn, ...]:
-    return tuple(turn_of(message.role, message.content) for message in messages)
 
 
 def _automatic_bos(tokenizer: PreTrainedTokenizerBase) -> Control | None:

@@ -6,17 +6,31 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import jinja2
+import orjson
 
 from spintune.errors import ModelError
+from spintune.records import Message
 from spintune.text.words import one_line
-from spintune.tokens.layout import Control, Part, TemplateStyle, Turn, split_controls
+from spintune.tokens.ends import TurnEnd, learn_end
+from spintune.tokens.layout import Control, Part, Splitter, Turn, TurnExtras
+from spintune.tokens.reasoning import KNOWN_MARKS, Thought, marks_of, split_content
 from spintune.tokens.templates import template_source, with_fixed_date
+from spintune.tokens.tool_calls import CALL_STYLES, PROBE_CALL, PROBE_TOOL, CallStyle, with_calls
+from spintune.typed_json import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_RENDERINGS = 4096
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
+USER, ANSWER = Turn("user", "", "", empty=False), Turn("assistant", "", "", empty=False)
+THOUGHTFUL = Turn("assistant", "", "", empty=False, extras=TurnExtras(Thought("", "")))
 
 
 class RefusedError(Exception):
@@ -29,9 +43,14 @@ class ChatTemplate:
     Attributes:
         name: of the tokenizer, for errors.
         source: the Jinja source, with a fixed date.
-        style: how it writes conversations, learned from a plain question and answer.
-        placeholder: stands for the content of a message, whose index it takes with ``%``.
+        placeholder: stands for the text of a slot, whose number it takes with ``%``.
         added_text: finds the text of an added token.
+        controls: the control tokens by their text.
+        splitter: splits template text at them.
+        marks: the marks of reasoning that the template knows.
+        reasoning_key: the key of a message in which the template reads reasoning; None where it reads none.
+        needs_tools: the template writes no conversation without tools.
+        end: how an answer ends.
 
     Raises ModelError when the tokenizer or the template cannot be used.
     """
@@ -44,22 +63,142 @@ class ChatTemplate:
         self.source = with_fixed_date(template_source(tokenizer, template))
         nonce = hashlib.sha256(self.source.encode()).hexdigest()[:8]
         self.placeholder = f"\ue000{nonce}-%d\ue001"
-        self._placeholders = re.compile(f"\ue000{nonce}-(\\d+)\ue001")
+        self._placeholders = re.compile(f"\ue000{nonce}-(-?\\d+)\ue001")
+        self._rendered = lru_cache(MAX_RENDERINGS)(self._render)
+        self.marks = marks_of(self.source)
+        self.reasoning_key: str | None = None
+        self.needs_tools = False
+
+        question_and_answer = self._first_probe()
+        self.reasoning_key = self._learn_reasoning_key()
+        # data from another family has other marks
+        self._split_marks = (*self.marks, KNOWN_MARKS[0]) if self.marks or self.reasoning_key else ()
         added = {
             token.content: Control(id, token.content, token.lstrip, token.rstrip)
             for id, token in tokenizer.added_tokens_decoder.items()
         }
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         self.added_text = re.compile("|".join(map(re.escape, added)) or "(?!)")
-        question_and_answer = self._probe([turn_of("user", "Hi"), turn_of("assistant", "Hello")])
-        controls = special | self._structure(added.keys() - special, question_and_answer)
-        self.style = self._learn_style({text: added[text] for text in controls}, question_and_answer)
+        controls = special | self._structure(added.keys() - special)
+        self.controls = {text: added[text] for text in controls}
+        self.splitter = Splitter(self.controls)
+        self.end = self._learn_end(question_and_answer)
 
-    def write(self, messages: Sequence[Mapping[str, str]], generation: bool = False) -> str:
-        """The template's text. Raises RefusedError when the template itself refuses the conversation."""
+    def parts(self, shape: tuple[Turn, ...], tools: tuple[str, ...] = (), generation: bool = False) -> tuple[Part, ...]:
+        """The template's text around placeholders: text, slot, text, ..., text. ``generation`` asks for an answer.
+
+        Raises RefusedError when the template itself refuses the conversation, and ModelError when it fails.
+        """
+        return self._rendered(shape, tools, generation)
+
+    def filled(self, shape: tuple[Turn, ...], texts: Sequence[str], tools: tuple[str, ...] = ()) -> str:
+        """What the template writes for real contents; ``texts`` holds the text of slot ``i`` at ``i``."""
+        return self._write(self._messages(shape, texts), tools)
+
+    def turn(self, message: Message) -> tuple[Turn, str, str]:
+        """The shape of a message, its content, and its reasoning, both without the white space around them."""
+        content, role, thought = message.content, message.role, ""
+        extras: TurnExtras | None = None
+        if role == "assistant":
+            shown, thought, content = self._thought_of(message)
+            extras = TurnExtras(shown, message.tool_calls) if shown or message.tool_calls else None
+        elif role == "tool":
+            extras = TurnExtras(call_id=message.call_id, name=message.name)
+        left, right = _around(content)
+        core = content.strip()
+        # an assistant's turn has a placeholder even for an empty content, except beside calls
+        empty = not core and (role != "assistant" or bool(message.tool_calls))
+        return Turn(role, left, right, empty, extras), core, thought.strip()
+
+    def _thought_of(self, message: Message) -> tuple[Thought | None, str, str]:
+        """The shape of an answer's reasoning, the reasoning, and the content without it."""
+        content = message.content
+        if message.reasoning:
+            return Thought(*_around(message.reasoning)), message.reasoning, content
+        if not self._split_marks or (found := split_content(content, self._split_marks))[1] is None:
+            return None, "", content
+        reasoning, marks, rest = found
+        if not reasoning.strip():
+            return None, "", rest.lstrip()  # an empty block is no reasoning
+        if marks is not None and marks.close in [known.close for known in self.marks]:
+            return Thought(*_around(reasoning), marks), reasoning, rest
+        return Thought("", ""), reasoning, rest.lstrip()  # marks of another family
+
+    @property
+    def probe_tools(self) -> tuple[str, ...]:
+        """Tools for a conversation that needs some to be written."""
+        return (PROBE_TOOL,) if self.needs_tools else ()
+
+    @cached_property
+    def writes_tools(self) -> bool:
+        """Whether the template writes the tools that it is given."""
+        with contextlib.suppress(RefusedError, ModelError):
+            written = "".join(map(str, self.parts((USER,), (PROBE_TOOL,))))
+            return str(orjson.loads(PROBE_TOOL)["function"]["name"]) in written
+        return False
+
+    @cached_property
+    def call_style(self) -> CallStyle | None:
+        """How the template takes the calls of an answer; None where it writes none."""
+        asked = Turn("assistant", "", "", empty=True, extras=TurnExtras(calls=(PROBE_CALL,)))
+        tools = (PROBE_TOOL,) if self.writes_tools else ()
+        for style in CALL_STYLES:
+            with contextlib.suppress(RefusedError, ModelError):
+                messages = with_calls(self._messages((USER, asked)), style)
+                written = self._write(messages, tools)
+                if all(text in written for text in (PROBE_CALL.name, "\ue002value")):
+                    return style
+        return None
+
+    # Rendering -------------------------------------------------------------------------------------------------
+
+    def _render(self, shape: tuple[Turn, ...], tools: tuple[str, ...], generation: bool) -> tuple[Part, ...]:
+        written = self._write(self._messages(shape), tools, generation)
+        pieces = self._placeholders.split(written)
+        return tuple(int(piece) if number % 2 else piece for number, piece in enumerate(pieces))
+
+    def _messages(self, shape: tuple[Turn, ...], texts: Sequence[str] | None = None) -> list[JsonObject]:
+        """The messages that the template gets: with ``texts`` the real ones, else those of placeholders."""
+        messages = [self._message(turn, place, texts) for place, turn in enumerate(shape)]
+        for place, turn in enumerate(shape):
+            if turn.extras is not None and turn.extras.thought is not None:
+                text = texts[-1 - place] if texts else self.placeholder % (-1 - place)
+                self._add_thought(messages[place], turn.extras.thought, text, place == len(shape) - 1)
+        return messages
+
+    def _message(self, turn: Turn, place: int, texts: Sequence[str] | None = None) -> JsonObject:
+        text = texts[place] if texts else self.placeholder % place
+        content = f"{turn.left}{'' if turn.empty else text}{turn.right}"
+        message: JsonObject = {"role": turn.role, "content": content}
+        if turn.extras is None:
+            return message
+        extras = turn.extras
+        if extras.text is not None:
+            message["content"] = extras.text
+        if turn.role == "tool":
+            message |= {"tool_call_id": extras.call_id, "name": extras.name}
+        if extras.calls:
+            message["calls"] = extras.calls
+        return message
+
+    def _add_thought(self, message: JsonObject, thought: Thought, text: str, last: bool) -> None:
+        """Puts reasoning where the template reads it. Where it reads none, only the last answer may keep some."""
+        if self.reasoning_key is not None:
+            message[self.reasoning_key] = text if thought.marks else f"{thought.left}{text}{thought.right}"
+            if thought.marks:
+                message["content"] = message["content"].lstrip()
+        elif thought.marks or (last and self.marks):
+            message["content"] = f"{thought.inside(text, thought.marks or self.marks[0])}{message['content']}"
+
+    def _write(self, messages: Sequence[Mapping[str, object]], tools: tuple[str, ...], generation: bool = False) -> str:
+        called: Sequence[Mapping[str, object]] = messages
+        if any("calls" in message or message["role"] == "tool" for message in messages):
+            called = with_calls(messages, self.call_style or CALL_STYLES[0])
+        given = tools or self.probe_tools
         try:
             return self._tokenizer.apply_chat_template(
-                list(messages),
+                list(called),
+                tools=[orjson.loads(tool) for tool in given] or None,
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -71,65 +210,66 @@ class ChatTemplate:
         except Exception as error:  # a template is foreign code and may raise anything
             raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
 
-    def parts(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
-        """The template's text around placeholders: text, index, text, ..., text."""
-        messages = [
-            {
-                "role": turn.role,
-                "content": f"{turn.left}{'' if turn.empty else self.placeholder % index}{turn.right}",
-            }
-            for index, turn in enumerate(shape)
-        ]
-        pieces = self._placeholders.split(self.write(messages, generation))
-        return tuple(int(piece) if number % 2 else piece for number, piece in enumerate(pieces))
+    # Probes ----------------------------------------------------------------------------------------------------
 
-    def _probe(self, shape: Sequence[Turn], generation: bool = False) -> tuple[Part, ...]:
+    def _first_probe(self) -> tuple[Part, ...]:
+        """A plain question and answer. A template that fails there may do with tools."""
         try:
-            return self.parts(shape, generation)
-        except RefusedError as refusal:
-            raise ModelError(
-                f"{self.name}: the chat template refuses a plain question and answer: {refusal}"
-            ) from refusal
+            found = self.parts((USER, ANSWER))
+        except (RefusedError, ModelError) as error:
+            self.needs_tools = True
+            self._rendered.cache_clear()
+            with contextlib.suppress(RefusedError, ModelError):
+                return self.parts((USER, ANSWER))
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(f"{self.name}: the chat template refuses a plain question and answer: {error}") from error
+        return found
 
-    def _structure(self, ordinary: set[str], question_and_answer: tuple[Part, ...]) -> set[str]:
+    def _try(self, *shape: Turn, generation: bool = False) -> tuple[Part, ...] | None:
+        """A rendering, or None where the template refuses the conversation."""
+        with contextlib.suppress(RefusedError):
+            return self.parts(shape, generation=generation)
+        return None
+
+    def _learn_reasoning_key(self) -> str | None:
+        for key in REASONING_KEYS:
+            self.reasoning_key = key
+            with contextlib.suppress(RefusedError, ModelError):
+                if key in self.source and self.parts((USER, THOUGHTFUL))[1::2] == (0, -2, 1):
+                    return key
+            self._rendered.cache_clear()
+        return None
+
+    def _structure(self, ordinary: set[str]) -> set[str]:
         """Added tokens that the template writes although they are not flagged special: they are control tokens too.
 
         Runs of white space (Gemma has tokens for them) are not.
         """
-        rendered = [*question_and_answer]
-        with contextlib.suppress(RefusedError):
-            rendered += self.parts(
-                [turn_of(role, "Hi") for role in ("system", "user", "assistant", "user", "assistant")]
-            )
-        written = "\ue000".join(part for part in rendered if isinstance(part, str))
+        system = Turn("system", "", "", empty=False)
+        rendered = [
+            self._try(USER, ANSWER),
+            self._try(system, USER, ANSWER, USER, ANSWER),
+            self._try(USER, generation=True),
+            self._try(USER, THOUGHTFUL),
+        ]
+        written = "\ue000".join(part for part in chain.from_iterable(filter(None, rendered)) if isinstance(part, str))
         return {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
 
-    def _learn_style(self, controls: dict[str, Control], question_and_answer: tuple[Part, ...]) -> TemplateStyle:
+    def _learn_end(self, question_and_answer: tuple[Part, ...]) -> TurnEnd:
         if question_and_answer[-2:-1] != (1,):
             raise ModelError(f"{self.name}: the chat template does not write the assistant's turn; set data.template")
-        after = split_controls(str(question_and_answer[-1]), controls)
-        ends = [piece for piece in after if isinstance(piece, Control)]
-        eos = self._tokenizer.eos_token
-        if not ends and eos not in controls:
+        eos = self.controls.get(self._tokenizer.eos_token or "")
+        end = learn_end(question_and_answer, self._try(USER, ANSWER, USER), self.splitter, eos)
+        if end is None:
             raise ModelError(
                 f"{self.name}: neither the chat template nor the tokenizer has a token that ends an answer; "
                 "set data.template"
             )
-        end = ends[0] if ends else controls[eos]
-        return TemplateStyle(controls, end, bool(ends), self._learn_answer_space(question_and_answer))
-
-    def _learn_answer_space(self, question_and_answer: tuple[Part, ...]) -> str:
-        generation = self._probe([turn_of("user", "Hi")], generation=True)
-        header, prompt = question_and_answer[-3], generation[-1]
-        if generation[:-1] != question_and_answer[: len(generation) - 1]:
-            return ""
-        space = str(header).removeprefix(str(prompt))
-        return space if space != header and space.isspace() else ""
+        return end
 
 
-def turn_of(role: str, content: str) -> Turn:
-    """The shape of a message. An assistant's turn has a placeholder even for an empty content."""
-    rest = content.lstrip()
-    core = rest.rstrip()
-    empty = not core and role != "assistant"
-    return Turn(role, content[: len(content) - len(rest)], rest[len(core) :], empty)  # type: ignore[arg-type]
+def _around(text: str) -> tuple[str, str]:
+    """The white space before and after a text."""
+    rest = text.lstrip()
+    return text[: len(text) - len(rest)], rest[len(rest.rstrip()) :]

@@ -17,11 +17,24 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spintune.records import Role
+from spintune.records import Role, ToolCall
 from spintune.tokens.plain import Position
+from spintune.tokens.reasoning import Thought
 
 Part = str | int
-"""Template text, or the index of the message whose content stands here."""
+"""Template text, or a slot: ``i`` for the content of message ``i``, and ``-1 - i`` for its reasoning."""
+
+
+@dataclass(frozen=True)
+class TurnExtras:
+    """What only some turns have; see :class:`spintune.records.Message`."""
+
+    thought: Thought | None = None
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    name: str = ""
+    text: str | None = None
+    """A content that cannot have a placeholder, since the template rewrites it: the text itself."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Turn:
     left: str
     right: str
     empty: bool
+    extras: TurnExtras | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +61,9 @@ class Control:
     rstrip: bool = False
 
 
+Piece = str | Control
+
+
 @dataclass(frozen=True)
 class Span:
     """A stretch of tokens: a control token, or parts that are joined and encoded as one plain text."""
@@ -56,116 +73,65 @@ class Span:
     trained: bool
 
 
-@dataclass(frozen=True)
-class TemplateStyle:
-    """How a template and its tokenizer write a conversation.
+class Splitter:
+    """Splits template text at control tokens; the longest one wins, as in the tokenizer."""
 
-    Attributes:
-        controls: control tokens by their text.
-        end: the token that closes an assistant's turn where the template does not.
-        template_ends: the template closes an assistant's turn with the first control token after the content.
-        answer_space: white space between the template's generation prompt and the answer (Llama-2's space). It belongs
-            to the response, as it does wherever the model is used through its generation prompt.
-    """
+    def __init__(self, controls: dict[str, Control]) -> None:
+        pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
+        self._controls, self._pattern = controls, re.compile(f"({pattern})" if pattern else "(?!)")
 
-    controls: dict[str, Control]
-    end: Control
-    template_ends: bool
-    answer_space: str
-
-    def split(self, text: str) -> list[str | Control]:
-        """Splits template text into text and control tokens."""
-        return split_controls(text, self.controls)
+    def split(self, text: str) -> list[Piece]:
+        """The text and control tokens of ``text``."""
+        return [self._controls.get(piece, piece) for piece in self._pattern.split(text) if piece]
 
 
-def split_controls(text: str, controls: dict[str, Control]) -> list[str | Control]:
-    """Splits text at control tokens; the longest one wins, as in the tokenizer."""
-    if not controls:
-        return [text]
-    pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
-    return [controls.get(piece, piece) for piece in re.split(f"({pattern})", text) if piece]
+def rest_after(parts: Sequence[Part], beginning: Sequence[Part]) -> tuple[Part, ...] | None:
+    """What follows ``beginning`` in ``parts``, text first; None where they begin otherwise. Both begin with text."""
+    last = len(beginning) - 1
+    if len(parts) <= last or tuple(parts[:last]) != tuple(beginning[:last]):
+        return None
+    text, start = str(parts[last]), str(beginning[last])
+    return (text[len(start) :], *parts[last + 1 :]) if text.startswith(start) else None
 
 
-class _Cut:
-    """Marks the place where the response begins."""
+def joined(first: Sequence[Part], second: Sequence[Part]) -> tuple[Part, ...]:
+    """Two renderings in a row, the texts at the seam as one."""
+    return (*first[:-1], f"{first[-1]}{second[0]}", *second[1:])
 
 
-_Item = Part | Control | _Cut
+def fill(parts: Sequence[Part], texts: Sequence[str]) -> str:
+    """The text of a rendering whose slots hold ``texts``."""
+    return "".join(texts[part] if isinstance(part, int) else part for part in parts)
 
 
-def lay_out(
-    parts: Sequence[Part],
-    bare: Sequence[Part],
-    turns: Sequence[Turn],
-    answers: frozenset[int],
-    style: TemplateStyle,
-) -> tuple[Span, ...]:
-    """The spans of a rendered conversation, up to the last trained one.
-
-    Args:
-        parts: the rendered template, text and content indices by turns: ``text, index, text, ..., text``.
-        bare: the same for a rendering in which assistant contents have no white space before them. The difference
-            tells white space of the content, which is trained, from white space of the template.
-        turns: the messages.
-        answers: indices of the trained messages.
-    """
-    items: list[tuple[_Item, bool]] = []
-    open_text = str(parts[0])
-    for place in range(1, len(parts), 2):
-        index, text_before, text_after = int(parts[place]), str(parts[place - 1]), str(parts[place + 1])
-        turn = turns[index]
-        if turn.role != "assistant":
-            items += [(item, False) for item in (*style.split(open_text), index)]
-            open_text = text_after
-            continue
-        own = turn.left if len(bare) == len(parts) and text_before == f"{bare[place - 1]}{turn.left}" else ""
-        header = open_text.removesuffix(own).removesuffix(style.answer_space)
-        closing, rest = _end_of_turn(text_after, turn, style)
-        items += [(item, False) for item in (*style.split(header), _Cut())]
-        items += [(item, index in answers) for item in (open_text[len(header) :], index, *closing)]
-        open_text = rest
-    return _through_last_trained(_spans(items))
-
-
-def _end_of_turn(text: str, turn: Turn, style: TemplateStyle) -> tuple[list[_Item], str]:
-    """The items that close the assistant's turn before ``text``, and the rest of ``text`` after them."""
-    pieces = style.split(text)
-    for number, piece in enumerate(pieces):
-        if isinstance(piece, Control):
-            if style.template_ends or piece == style.end:
-                closing = pieces[: number + 1]
-                return [*closing], text[sum(len(p if isinstance(p, str) else p.text) for p in closing) :]
-            break
-    own = turn.right if text.startswith(turn.right) else ""
-    return [own, style.end], text[len(own) :]
-
-
-def _spans(items: Sequence[tuple[_Item, bool]]) -> list[Span]:
+def lay_out(segments: Sequence[tuple[Sequence[Part], bool]], splitter: Splitter) -> tuple[Span, ...]:
+    """The spans of consecutive segments, each with whether it is trained. A cut comes before every trained one."""
     spans: list[Span] = []
     run: list[Part] = []
     run_trained, swallow = False, False
     position: Position = "start"
 
     def close(swallow_before: bool) -> bool:
-        joined = _stripped(run, swallow, swallow_before)
+        stripped = _stripped(run, swallow, swallow_before)
         run.clear()
-        if joined:
-            spans.append(Span(joined, position, run_trained))
-        return bool(joined)
+        if stripped:
+            spans.append(Span(stripped, position, run_trained))
+        return bool(stripped)
 
-    for item, trained in items:
-        if isinstance(item, Control):
-            close(item.lstrip)
-            spans.append(Span(item, position, trained))
-            position, swallow = "control", item.rstrip
-        elif isinstance(item, _Cut):
-            if close(False):
-                position, swallow = "cut", False
-        else:
-            run.append(item)
-            run_trained = trained
+    for number, (parts, trained) in enumerate(segments):
+        if number and (trained or run_trained) and close(False):
+            position, swallow = "cut", False
+        run_trained = trained
+        pieces = [piece for part in parts for piece in ([part] if isinstance(part, int) else splitter.split(part))]
+        for piece in pieces:
+            if isinstance(piece, Control):
+                close(piece.lstrip)
+                spans.append(Span(piece, position, trained))
+                position, swallow = "control", piece.rstrip
+            else:
+                run.append(piece)
     close(False)
-    return spans
+    return tuple(spans)
 
 
 def _stripped(run: Sequence[Part], left: bool, right: bool) -> tuple[Part, ...]:
@@ -182,8 +148,3 @@ def _stripped(run: Sequence[Part], left: bool, right: bool) -> tuple[Part, ...]:
             break
         del parts[-1]
     return tuple(parts)
-
-
-def _through_last_trained(spans: Sequence[Span]) -> tuple[Span, ...]:
-    last = max((number for number, span in enumerate(spans) if span.trained), default=-1)
-    return tuple(spans[: last + 1])

@@ -8,20 +8,28 @@ from spintune.errors import ModelError
 from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.seq2seq import Seq2SeqRenderer
+from spintune.tokens.turns import GenerationPrompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def build_renderer(
-    tokenizer: PreTrainedTokenizerBase, template: str, turns: Turns, encoder_decoder: bool
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    turns: Turns,
+    encoder_decoder: bool,
+    generation_prompt: GenerationPrompt = "served",
+    model_stop_ids: frozenset[int] = frozenset(),
 ) -> RowRenderer:
     """A chat renderer for decoder-only models, a text-to-text renderer for encoder-decoders.
 
+    ``model_stop_ids`` are the ids at which the model's own generation settings stop.
     Raises ModelError when tokenizer, template and turns do not go together.
     """
-    kind = Seq2SeqRenderer if encoder_decoder else ChatRenderer
-    return kind(tokenizer, template, turns)
+    if encoder_decoder:
+        return Seq2SeqRenderer(tokenizer, template, turns)
+    return ChatRenderer(tokenizer, template, turns, generation_prompt, model_stop_ids)
 
 
 def check_embeddings(renderer: RowRenderer, rows: int, name: str) -> None:

@@ -75,7 +75,7 @@ class RowRenderer(Protocol):
     end_ids: tuple[int, ...]
     unknown_id: int | None
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def prompt(self, messages: Sequence[Message], tools: tuple[str, ...] = ()) -> tuple[int, ...]:
         """The ids to generate an answer from."""
 
     def row(self, example: Example) -> TokenRow:
@@ -83,6 +83,9 @@ class RowRenderer(Protocol):
 
     def rows(self, examples: Sequence[Example]) -> list[TokenRow]:
         """:meth:`row` of each example; faster than one at a time."""
+
+    def units(self, example: Example) -> list[Example]:
+        """The examples to make rows of: itself, or one for each trained answer where one row cannot hold them all."""
 
     def fingerprint(self) -> str:
         """Digest of everything that determines the tokens."""
@@ -102,7 +105,7 @@ class RenderedRows:
         rows: the kept rows, in the order of the examples. They stay on disk.
         dropped: number of dropped examples by reason; together with ``rows`` they add up to ``read``.
         truncated: number of kept rows whose response was cut.
-        read: number of examples.
+        read: number of examples, or of answers where each is a row of its own.
         answer_tokens: number of trained tokens.
         unknown: how many of them stand for characters that the vocabulary lacks.
         unknown_characters: some of those characters.
@@ -164,14 +167,15 @@ def render(
     Raises DataError when no row is left, and whatever :meth:`RowRenderer.rows` raises.
     """
     spool = Spool(TokenRow)
-    truncated = 0
+    truncated = read = 0
     unknown = _Unknown(renderer)
     dropped: Counter[str] = Counter()
     shortest_prompt: int | None = None
     with (progress or Silent()).task("tokenize", len(examples), "examples") as task:
-        for batch_of_examples in _batches(examples):
-            batch = renderer.rows(batch_of_examples)
-            for example, row in zip(batch_of_examples, batch, strict=True):
+        for batch in _batches(examples):
+            units = [unit for example in batch for unit in renderer.units(example)]
+            rows = renderer.rows(units)
+            for example, row in zip(units, rows, strict=True):
                 fitted = fit(row, max_length, max_response, max_prompt)
                 if isinstance(fitted, TokenRow):
                     spool.add(fitted)
@@ -179,13 +183,14 @@ def render(
                     unknown.add(example, fitted)
                 else:
                     dropped[fitted] += 1
-            shortest = min(len(row.prompt_ids) for row in batch)
+            read += len(units)
+            shortest = min(len(row.prompt_ids) for row in rows)
             shortest_prompt = shortest if shortest_prompt is None else min(shortest, shortest_prompt)
             task.advance(len(batch))
-    rows = spool.records()
-    if not rows:
-        raise DataError(_nothing_left(len(examples), dropped, max_length, shortest_prompt, max_prompt))
-    return RenderedRows(rows, dropped, truncated, len(examples), unknown.tokens, unknown.unknown, unknown.characters)
+    kept = spool.records()
+    if not kept:
+        raise DataError(_nothing_left(read, dropped, max_length, shortest_prompt, max_prompt))
+    return RenderedRows(kept, dropped, truncated, read, unknown.tokens, unknown.unknown, unknown.characters)
 
 
 class _Unknown:

@@ -88,7 +88,7 @@ class Seq2SeqRenderer:
         self.end_ids = self._after
         self.stop_ids = frozenset(self.end_ids)
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+    def prompt(self, messages: Sequence[Message], tools: tuple[str, ...] = ()) -> tuple[int, ...]:
         """The ids that the encoder reads. Equal to ``row(example).prompt_ids`` of the example they begin."""
         check_roles(messages, "")
         return self._encode([flatten(messages)])[0]
@@ -111,6 +111,10 @@ class Seq2SeqRenderer:
             for example, prompt, answer in zip(examples, prompts, answers, strict=True)
         ]
 
+    def units(self, example: Example) -> list[Example]:
+        """The example itself: a row has one answer."""
+        return [example]
+
     def fingerprint(self) -> str:
         """Digest of everything that determines the tokens: vocabulary and tokenizer settings."""
         facts = ["text-to-text", self._before, self._after, self._encoder.digest]
@@ -132,6 +136,13 @@ def _check(example: Example) -> None:
     check_roles(example.messages, example.source)
     if len(example.messages) < 2 or example.messages[-1].role != "assistant":
         raise DataError(f"{where(example.source)}the conversation does not end with an answer to something")
+    if example.tools or any(message.role == "tool" or message.tool_calls for message in example.messages):
+        raise DataError(f"{where(example.source)}a text-to-text model has no form for tools; use a chat model")
+    if example.messages[-1].reasoning:
+        raise DataError(
+            f"{where(example.source)}a text-to-text model writes no reasoning apart; put it into the content, or leave "
+            "it out"
+        )
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase) -> list[str]:

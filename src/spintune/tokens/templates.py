@@ -1,7 +1,7 @@
 """The built-in chat templates, and the choice among them and the tokenizer's own.
 
 ==============  ===================================================================================================
-``tokenizer``   the chat template that comes with the tokenizer
+``tokenizer``   the chat template that comes with the tokenizer; ``tokenizer:NAME`` where it has several
 ``alpaca``      Stanford Alpaca's wording; a system message replaces the preamble
 ``chatml``      ``<|im_start|>role`` and ``<|im_end|>``, for a tokenizer that has both as tokens
 ``plain``       the texts themselves: a blank line after system and user, the end-of-sequence token after assistant
@@ -62,11 +62,8 @@ def template_source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     Raises ModelError when the tokenizer has no template of its own, or lacks the tokens that a built-in one writes.
     """
     model = tokenizer.name_or_path or "this tokenizer"
-    if name == "tokenizer":
-        try:
-            return tokenizer.get_chat_template()
-        except ValueError as error:
-            raise ModelError(f"{model} has no chat template; set data.template to alpaca, chatml or plain") from error
+    if name == "tokenizer" or name.startswith("tokenizer:"):
+        return _own_template(tokenizer, model, name.partition(":")[2])
     if name not in BUILT_IN:
         raise ModelError(f"no chat template is called {name!r}; use tokenizer, {', '.join(BUILT_IN)}")
     if name == "chatml":
@@ -78,6 +75,18 @@ def template_source(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
     elif tokenizer.eos_token is None:
         raise ModelError(f"{model} has no end-of-sequence token, which the template {name} needs to end an answer")
     return BUILT_IN[name]
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase, model: str, name: str) -> str:
+    own = tokenizer.chat_template
+    if not own:
+        raise ModelError(f"{model} has no chat template; set data.template to alpaca, chatml or plain")
+    named = own if isinstance(own, dict) else {"default": own}
+    source = named.get(name or "default")
+    if source is None:
+        names = ", ".join(f"tokenizer:{other}" for other in sorted(named))
+        raise ModelError(f"{model} has no chat template called {name or 'default'}; set data.template to {names}")
+    return source
 
 
 _DIRECTIVES = (*"AaBbdeFHIjMmpSxXYy", "-d", "-m", "%")

@@ -1,0 +1,227 @@
+"""Holds chat templates against ``apply_chat_template``: python tests/tokens/template_check.py FOLDER [--json FILE].
+
+FOLDER holds .jinja files. Each is given a tokenizer that has the template's marks as special tokens. Conversations of
+several kinds are then written twice: by the renderer, and by transformers alone (the generation prompt as text, and
+what the whole conversation adds to it, each encoded by the tokenizer). A kind is
+
+right       both give the same tokens, the prompt is the generation prompt, and the row ends with the end of the turn
+differs     the row is the generation prompt and the answer, but the template itself never writes the two together
+refused     one line says why
+WRONG       anything else
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from spintune.errors import DataError, ModelError
+from spintune.records import Example, Message, ToolCall
+from spintune.tokens.chat import ChatRenderer
+
+MARKS = re.compile(
+    r"<\|[^|<>\s{}]{1,40}\|?>|<[a-z_]{1,20}\|>|<｜[^｜\s]{1,40}｜>|</?[a-z_:]{1,20}>|\[/?[A-Z_]{3,20}\]|\[\|[a-z]{1,20}\|\]"
+    r"|<(?:start|end)_of_\w+>|<SPECIAL_\d+>|\[e~\[|\]~b\]"
+)
+BOS, EOS = "<s>", "</s>"
+
+SYSTEM = Message("system", "Answer in one line.")
+ASK, SAY = Message("user", "How many legs has a cat?"), Message("assistant", "Four.")
+AGAIN, SAID = Message("user", "And a bird?"), Message("assistant", "Two, of course.")
+TOOL = orjson.dumps(
+    {
+        "type": "function",
+        "function": {
+            "name": "count_legs",
+            "description": "Counts legs.",
+            "parameters": {
+                "type": "object",
+                "properties": {"animal": {"type": "string", "description": "Which one."}},
+                "required": ["animal"],
+            },
+        },
+    }
+).decode()
+CALL = ToolCall("count_legs", '{"animal": "cat"}', "abcdef123")
+ASKED = Message("assistant", "", tool_calls=(CALL,))
+RESULT = Message("tool", "4 legs", call_id="abcdef123", name="count_legs")
+THOUGHT = "A cat is a mammal."
+
+KINDS = {
+    "plain": Example((ASK, SAY)),
+    "system": Example((SYSTEM, ASK, SAY)),
+    "turns": Example((ASK, SAY, AGAIN, SAID)),
+    "reasoning": Example((ASK, Message("assistant", "Four.", reasoning=THOUGHT))),
+    "think": Example((ASK, Message("assistant", f"<think>\n{THOUGHT}\n</think>\n\nFour."))),
+    "history": Example((ASK, Message("assistant", "Four.", reasoning=THOUGHT), AGAIN, SAID)),
+    "tools": Example((ASK, SAY), tools=(TOOL,)),
+    "call": Example((ASK, ASKED), tools=(TOOL,)),
+    "result": Example((ASK, ASKED, RESULT, SAY), tools=(TOOL,)),
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for one kind of conversation: a word and, except where it is right, why."""
+
+    word: str
+    reason: str = ""
+
+
+def tokenizer_of(template: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges that has the marks of a template as special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = {letter: id for id, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer.model = models.BPE(vocab=alphabet, merges=[])
+    found = set(MARKS.findall(template)) - {"<tool_name>"}
+    tokenizer.add_special_tokens([BOS, EOS, *sorted(found)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, chat_template=template, name_or_path="it"
+    )
+
+
+def candidates(example: Example) -> list[list[dict[str, object]]]:
+    """The conversation in every form in which templates are known to read reasoning and calls."""
+    forms = []
+    for key in ("reasoning_content", "reasoning", "thinking", None):
+        for parsed in (True, False):
+            for missing in ("", None):
+                forms.append([_as_dict(message, key, parsed, missing) for message in example.messages])
+    return forms
+
+
+def _as_dict(message: Message, key: str | None, parsed: bool, missing: str | None) -> dict[str, object]:
+    content: str | None = message.content
+    found: dict[str, object] = {"role": message.role}
+    if message.reasoning and key:
+        found[key] = message.reasoning
+    elif message.reasoning:
+        content = f"<think>\n{message.reasoning}\n</think>\n\n{content}"
+    elif key and "</think>" in message.content:
+        thought, _, content = message.content.partition("</think>")
+        found[key], content = thought.removeprefix("<think>").strip(), content.lstrip()
+    if message.tool_calls:
+        content = content or missing
+        found["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments) if parsed else call.arguments},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        found |= {"tool_call_id": message.call_id, "name": message.name}
+    return {**found, "content": content}
+
+
+def judge(tokenizer: PreTrainedTokenizerFast, renderer: ChatRenderer, example: Example) -> Verdict:
+    """The verdict on one conversation."""
+    try:
+        row = renderer.row(example)
+        asked = renderer.prompt(example.prompt, example.tools)
+    except (DataError, ModelError) as error:
+        return Verdict("WRONG" if "\n" in str(error) else "refused", str(error))
+    if asked != row.prompt_ids:
+        return Verdict("WRONG", "the prompt of the row is not the prompt for generation")
+    if row.response_ids[-len(renderer.end_ids) :] != renderer.end_ids and not example.messages[-1].tool_calls:
+        return Verdict("WRONG", "the row does not end with the end of the turn")
+    ids = (row.prompt_ids, row.response_ids)
+    prompt, response = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in ids)
+    return _compare(tokenizer, example, ids, (prompt, response))
+
+
+def _compare(
+    tokenizer: PreTrainedTokenizerFast,
+    example: Example,
+    ids: tuple[tuple[int, ...], tuple[int, ...]],
+    texts: tuple[str, str],
+) -> Verdict:
+    (prompt, response), (prompt_ids, response_ids) = texts, ids
+    tools = [json.loads(tool) for tool in example.tools] or None
+    reasons = []
+    for form in candidates(example):
+        served, whole = (_written(tokenizer, form[:-1], tools, True), _written(tokenizer, form, tools, False))
+        if served is None or whole is None or prompt != served:
+            reasons.append("the prompt is not the generation prompt")
+            continue
+        if tuple(tokenizer.encode(served, add_special_tokens=False)) != prompt_ids:
+            return Verdict("WRONG", "the prompt's text is encoded otherwise")
+        if tuple(tokenizer.encode(response, add_special_tokens=False)) != response_ids:
+            return Verdict("WRONG", "the response's text is encoded otherwise")
+        last = example.messages[-1]
+        wanted = [text for text in (last.content.rpartition("</think>")[2].strip(),) if text]
+        if any(text not in response for text in wanted):
+            return Verdict("WRONG", "the content is not in the response")
+        if response.count("<think>") > 1 or response.count("</think>") > 1 or (prompt + response).endswith("<think>"):
+            return Verdict("WRONG", "two blocks of reasoning")
+        if (f"{prompt}{response}").startswith(whole) or whole.startswith(prompt + response):
+            return Verdict("right")
+        reasons.append(f"generation prompt {prompt[-30:]!r}, answer {response[:60]!r}; template {whole[-80:]!r}")
+    texts_differ = [reason for reason in reasons if reason.startswith("generation prompt")]
+    if texts_differ:
+        return Verdict("differs", texts_differ[0])
+    return Verdict("WRONG", reasons[0])
+
+
+def _written(
+    tokenizer: PreTrainedTokenizerFast, form: list[dict[str, object]], tools: list[object] | None, generation: bool
+) -> str | None:
+    try:
+        return tokenizer.apply_chat_template(form, tools=tools, tokenize=False, add_generation_prompt=generation)
+    except Exception:  # a template is foreign code and may raise anything
+        return None
+
+
+def check(source: str) -> dict[str, Verdict]:
+    """The verdict on each kind of conversation for one template."""
+    from spintune.tokens.templates import with_fixed_date
+
+    tokenizer = tokenizer_of(with_fixed_date(source))
+    try:
+        renderer = ChatRenderer(tokenizer)
+    except ModelError as error:
+        return dict.fromkeys(KINDS, Verdict("WRONG" if "\n" in str(error) else "refused", str(error)))
+    return {kind: judge(tokenizer, renderer, example) for kind, example in KINDS.items()}
+
+
+def main() -> None:
+    """Prints a table, and writes it as JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--reasons", action="store_true")
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+    table = []
+    for file in sorted(arguments.folder.glob("*.jinja")):
+        source = file.read_text(encoding="utf-8")
+        found = check(source)
+        digest = hashlib.sha256(source.encode()).hexdigest()[:12]
+        table.append({"name": file.stem, "sha256": digest, "verdicts": {k: v.word for k, v in found.items()}})
+        print(f"{file.stem:70} {digest}  " + "  ".join(f"{kind} {verdict.word}" for kind, verdict in found.items()))
+        if arguments.reasons:
+            for kind, verdict in found.items():
+                if verdict.reason:
+                    print(f"      {kind}: {verdict.word}: {verdict.reason[:300]}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    words = [word for row in table for word in row["verdicts"].values()]
+    print({word: words.count(word) for word in sorted(set(words))})
+    sys.exit("WRONG" in words)
+
+
+if __name__ == "__main__":
+    main()
