@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "altup_num_inputs": 2,
         "laurel_rank": 8,
     },
-    "mixtral": {"num_local_experts": 16, "num_experts_per_tok": 1},  # experts without a token
+    "mixtral": {"num_local_experts": 32, "num_experts_per_tok": 2},  # experts without a token
     "falcon_h1": {
         "mamba_d_ssm": 64,
         "mamba_n_heads": 4,
