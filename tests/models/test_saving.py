@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+import spintune
 from spintune.errors import ModelError
 from spintune.models import saving
 from spintune.models.loading import LoadedModel, load_model
@@ -139,3 +140,30 @@ def test_the_rehearsal_writes_no_weights_and_copies_none(tiny_model, tmp_path, m
     loaded.rehearse_saving()
     assert sum(sizes) == 0
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+
+
+def test_a_save_that_fails_leaves_a_checkpoint_from_which_the_same_command_ends_alike(
+    tiny_model, alpaca_file, tmp_path, monkeypatch
+):
+    def run(name: str) -> Path:
+        data = {"train": str(alpaca_file), "max_length": 96}
+        sft = {"max_steps": 3, "tokens_per_step": 256, "checkpoint_minutes": 0.0, "learning_rate": 1e-3, "samples": 0}
+        spintune.run({"out": str(tmp_path / name), "model": str(tiny_model), "data": data, "eval": [], "sft": sft})
+        return tmp_path / name / "sft" / "model" / "model.safetensors"
+
+    save = PreTrainedModel.save_pretrained
+
+    def failing(self, folder, **options):
+        if "state_dict" not in options:  # the rehearsal went well
+            raise RuntimeError("something new\nand more")
+        return save(self, folder, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreTrainedModel, "save_pretrained", failing)
+        with pytest.raises(ModelError, match="the last checkpoint is kept") as caught:
+            run("broken")
+    assert "\n" not in str(caught.value)
+    assert [folder.name for folder in (tmp_path / "broken/sft/checkpoints").glob("*/step-*")] == ["step-00000002"]
+    assert run("broken").read_bytes() == run("whole").read_bytes()
+    steps = [json.loads(line) for line in (tmp_path / "broken/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in steps if row["stage"] == "sft"] == [1, 2, 3]

@@ -66,10 +66,18 @@ def save_folder(
     Args:
         stop_ids: ids that end an answer; those that the generation settings lack are added to them.
     """
-    with atomic_folder(folder) as temporary, storage_errors(folder):
-        with _neutral_generation(model), quiet_transformers():
-            model.save_pretrained(temporary)
-        _save_rest(model, tokenizer, temporary, source, stop_ids)
+    try:
+        with atomic_folder(folder) as temporary, storage_errors(folder):
+            with _neutral_generation(model), quiet_transformers():
+                model.save_pretrained(temporary)
+            _save_rest(model, tokenizer, temporary, source, stop_ids)
+    except SpintuneError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{folder}: the model cannot be saved ({one_line(error)}); in a run, the last checkpoint is kept and the "
+            "same command goes on from it"
+        ) from error
 
 
 def rehearse_saving(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: SourceFiles) -> None:
