@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -28,9 +27,10 @@ from spintune.results import (
 )
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.synthesis.filters import FilterCounts
+from spintune.terminal import SafeConsole
 
 
-class _Console(Console):
+class _Console(SafeConsole):
     """Standard output; elsewhere than on a terminal of a fixed width. Nothing in a text is markup."""
 
     def __init__(self, width: int = WIDTH_OF_FILES) -> None:
@@ -327,7 +327,7 @@ def _table(title: str, headings: Sequence[str]) -> Table:
 
 def print_examples(rows: Sequence[RenderedPrompt]) -> None:
     """Prints examples of a task as a model reads them: the prompt plain, the target green."""
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     for row in rows:
         shots = f"few-shot ({row.shots})" if row.shots else "zero-shot"
         kind = "chain of thought" if row.quadrant.endswith("cot") else "direct"
@@ -378,7 +378,7 @@ def _mixture_lines(mixture: MixtureReport) -> Iterator[str]:
 
 def print_tokens(prompt: list[str], response: list[tuple[str, bool]], head: str) -> None:
     """Prints one row's tokens: prompt dim, trained tokens green, other response tokens plain; line breaks shown."""
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     text = Text()
     for piece in prompt:
         text.append(_visible(piece), style="dim")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 
 from spintune.progress import Progress, ProgressTask
+from spintune.terminal import SafeConsole, visible
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -25,7 +26,7 @@ def open_progress(as_json: bool) -> contextlib.AbstractContextManager[Progress]:
     """Bars on a terminal, plain lines elsewhere, or JSON events on request; all on standard error."""
     if as_json:
         return contextlib.nullcontext(JsonProgress(sys.stderr))
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     return _bars(console) if console.is_terminal else contextlib.nullcontext(LineProgress(sys.stderr))
 
 
@@ -86,7 +87,7 @@ class LineProgress:
         line.close()
 
     def note(self, text: str) -> None:
-        self._stream.write(text + "\n")
+        self._stream.write(visible(text) + "\n")
         self._stream.flush()
 
 

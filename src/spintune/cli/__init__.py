@@ -66,6 +66,8 @@ def _usage_code(error: Exception) -> int | None:
 
 
 def _fail(message: str, code: int) -> None:
+    from spintune.terminal import visible
+
     for line in message.splitlines():
-        print(f"spintune: {line}", file=sys.stderr)
+        print(f"spintune: {visible(line)}", file=sys.stderr)
     sys.exit(code)

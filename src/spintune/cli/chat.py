@@ -23,6 +23,7 @@ def chat(
     """Talk to a model, or to the best model of a run. /reset starts over, /exit or Ctrl-D ends."""
     from spintune.api import load
     from spintune.cli.stages import quiet_libraries
+    from spintune.terminal import visible
 
     quiet_libraries()
     loaded = load(model, template=template)
@@ -35,7 +36,7 @@ def chat(
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            on_text=lambda _, text: print(text, end="", flush=True),
+            on_text=lambda _, text: print(visible(text), end="", flush=True),
         )
         print("" if completion.finish_reason == "stop" else " [...]")
         return completion.text

@@ -120,13 +120,14 @@ def doctor(
         _doctor_model(model, json)
         return
     from spintune.doctor import examine
+    from spintune.terminal import visible
 
     findings = examine(cache_folder())
     if json:
         print_json([finding.to_json() for finding in findings])
     else:
         for finding in findings:
-            print(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}")
+            print(visible(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}"))
     if not all(finding.fine for finding in findings):
         raise typer.Exit(1)
 

@@ -74,10 +74,12 @@ def recipe_and_overrides(words: list[str] | None) -> tuple[Path | None, list[str
 
 def print_outcome(value: object, text: object, as_json: bool) -> None:
     """Writes what a command did to stdout: as JSON for machines, or as a text."""
+    from spintune.terminal import visible
+
     if as_json:
         print_json(value)
     else:
-        print(text)
+        print(visible(str(text)))
 
 
 def print_json(value: object) -> None:

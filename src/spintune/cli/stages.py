@@ -110,10 +110,13 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
 
     from spintune.console import print_results
     from spintune.progress_display import open_progress
+    from spintune.terminal import SafeFormatter
     from spintune.typed_json import to_json
 
     with open_progress(as_json) as progress:
-        logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+        handler = logging.StreamHandler()
+        handler.setFormatter(SafeFormatter("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
         progress.note("loading torch and transformers")
         with lasting_imports():
             from spintune.pipeline import run_recipe

@@ -22,7 +22,7 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")]
 
 T = TypeVar("T")
 
