@@ -276,7 +276,7 @@ def test_greedy_equals_transformers_generate_token_for_token(name, words):
     assert any(len(ids) < NEW for ids in expected)
 
     built = build_generator(LogProbEngine(build(name)), words, stop_ids)
-    assert isinstance(built, PlainGenerator if name == "bart" else BatchGenerator)
+    assert isinstance(built.chosen[1], PlainGenerator if name == "bart" else BatchGenerator)
     generators = [built]
     if name != "bart":  # sequences that wait for a slot, and prompts that wait for a call
         generators += [

@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.batch import BatchGenerator
-from spintune.generation.build import build_generator
 
 VOCABULARY = 23
 STOP = 1
@@ -56,9 +55,7 @@ def _llama() -> LlamaForCausalLM:
 
 def _player(model: LlamaForCausalLM) -> Player:
     engine = LogProbEngine(model, tokens_per_forward=200)
-    generator = build_generator(engine, _words(), frozenset({STOP}))
-    assert isinstance(generator, BatchGenerator)
-    return engine, generator
+    return engine, BatchGenerator(engine, _words(), frozenset({STOP}))
 
 
 @pytest.fixture(scope="session")

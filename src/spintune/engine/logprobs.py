@@ -28,9 +28,10 @@ from spintune.engine.head import (
     logprob_and_greedy,
     precision,
 )
-from spintune.engine.probe import PackingError, check_causal, check_packing
+from spintune.engine.probe import PackingError, check_packing, check_plain
 from spintune.engine.query import Backbone, LogProbs, Query, pack
 from spintune.engine.recompute import recomputed
+from spintune.engine.rotary import LengthDependentRotary
 from spintune.errors import ModelError
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.fused import patched_forwards
@@ -80,8 +81,9 @@ class LogProbEngine:
         self.backbone: Backbone = (
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
         )
+        self._rotary = LengthDependentRotary(model)
         recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
-        check_causal(model, self._plain_tokens)
+        check_plain(model, self._plain_tokens, autocast)
         self.packed, self.why = True, ""
         try:
             self.why = check_packing(model, self._packed_tokens, self._plain_tokens, autocast)
@@ -145,6 +147,14 @@ class LogProbEngine:
             scores.extend([next(answers) for _ in query.responses] for query in run)
             done(len(run))
         return scores
+
+    def scores_as_drawn(self, prompt: int, answer: int) -> bool:
+        """Whether all tokens of an answer are drawn with the rotary frequencies of its score.
+
+        Where frequencies depend on lengths, a row is scored with those of its whole length, and each token is drawn
+        with those of the text before it.
+        """
+        return self._rotary.side(prompt) == self._rotary.side(prompt + max(answer, 1) - 1)
 
     @contextlib.contextmanager
     def _fast(self) -> Iterator[None]:

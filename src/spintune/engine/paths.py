@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 ScorePath = Literal["packed", "one row at a time"]
-GenerationPath = Literal["batch", "plain"]
+GenerationPath = Literal["batch", "plain", "plain without a cache"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class ModelPaths:
     Attributes:
         scores: packed rows, or one call of the model for each response.
         scores_why: the reason, a phrase.
-        generation: sequences together in one cache, or one prompt at a time; another name where a user's generator
-            writes.
+        generation: sequences together in one cache, one prompt at a time, or even without a cache; another name where
+            a user's generator writes.
         generation_why: the reason, a phrase.
     """
 

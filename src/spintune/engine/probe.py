@@ -59,7 +59,7 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
     near, far = ({n for n in lengths if (n <= longest) is affordable} for affordable in (True, False))
     queries = probe_queries(model.config.get_text_config().vocab_size, sorted(near))
     narrow = model.dtype.itemsize < 4  # widened a layer at a time, and backward needs all layers
-    with _evaluating(model):
+    with evaluating(model):
         with lowered(model, above=longest, to=_LOW), in_float32(model), torch.set_grad_enabled(not narrow):
             _check_structure(model, packed, queries)
             _check_apart(packed, queries)
@@ -71,18 +71,30 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
     return f"equal to plain forwards{beyond}{by_rule}"
 
 
-def check_causal(model: PreTrainedModel, plain: Score) -> None:
-    """Raises ModelError for a model whose tokens see those after them: its scores would not be of one token each."""
+def check_plain(model: PreTrainedModel, plain: Score, autocast: torch.dtype | None) -> None:
+    """Raises ModelError for a model of which even plain forwards are of no use.
+
+    Its tokens see those after them, so its scores would not be of one token each; or it does not compute in its own
+    precision.
+    """
+    first, *_ = probe_queries(model.config.get_text_config().vocab_size, [])
+    ids, name = first.prompt + first.responses[0], type(model).__name__
+    if autocast is not None or model.dtype.itemsize < 4:
+        try:
+            with evaluating(model), precision(model, autocast), torch.no_grad():
+                plain([first], logprob)
+        except RuntimeError as error:
+            raise ModelError(
+                f"{name} does not compute in bfloat16: {str(error).splitlines()[0]}; set precision: float32"
+            ) from error
     if model.config.is_encoder_decoder:
         return
-    first, *_ = probe_queries(model.config.get_text_config().vocab_size, [])
-    ids = first.prompt + first.responses[0]
-    with _evaluating(model), in_float32(model), torch.no_grad():
+    with evaluating(model), in_float32(model), torch.no_grad():
         texts = ids[1:], (*ids[1:-2], *_other(ids[-2:]))
         before, after = (plain([Query(ids[:1], (text,))], _spread) for text in texts)
     if not _error(after[:-1], before[:-1]) <= APART:
         raise ModelError(
-            f"{type(model).__name__} is not causal as configured: its tokens see those that follow; "
+            f"{name} is not causal as configured: its tokens see those that follow; "
             "bring a decoder, or set is_decoder in config.json"
         )
 
@@ -112,7 +124,7 @@ def _affordable(model: PreTrainedModel) -> int:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout."""
     training = [module for module in model.modules() if module.training]
     for module in training:

@@ -6,6 +6,7 @@ Each step is one call of the model for all running sequences and the prompts tha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.rotary import LengthDependentRotary
 from spintune.errors import ModelError
-from spintune.generation.decoder import DecoderRunner
+from spintune.generation.decoder import DecoderRunner, cache_width
 from spintune.generation.encoder_decoder import EncoderDecoderRunner
+from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import (
     OnToken,
     Prompt,
@@ -25,6 +28,7 @@ from spintune.generation.protocol import (
     completion_of,
     new_sequences,
     shared_length,
+    tell_of_positions,
 )
 from spintune.generation.sampling import Sampling, choose, penalize
 from spintune.kernels.allocator import tune_malloc
@@ -82,6 +86,9 @@ class BatchGenerator:
             raise ModelError(f"{name} cannot be packed, so it cannot generate in batches; use PlainGenerator")
         self.engine, self.model, self.autocast = engine, engine.model, engine.autocast
         self.tokenizer, self.stop_ids, self.limits = tokenizer, stop_ids, limits
+        self._rotary = LengthDependentRotary(engine.model)
+        self._alone = PlainGenerator(engine, tokenizer, stop_ids)
+        self._cache_width: int | None = None
 
     @torch.inference_mode()
     def generate(
@@ -94,34 +101,58 @@ class BatchGenerator:
         """Completions of ``prompts``, in their order. See :class:`Generator`."""
         if not prompts or sampling.max_new_tokens < 1:
             return [Completion((), "", "length", 0.0) for _ in prompts]
-        if not all(prompts):
-            raise ValueError("a prompt needs at least one token to predict from")
+        sequences = new_sequences(self.model, prompts, sampling, keys)
         tune_malloc()
         # a single row gains nothing from reordered weights
         copy_bytes = self.limits.cache_bytes(self.model.device) // 2 if len(prompts) > 1 else 0
+        finished: dict[int, Completion] = {}
         with inference_kernels(self.model, self.autocast, copy_bytes, self.engine.compiled):
-            return self._generate(new_sequences(prompts, sampling, keys), sampling, on_token)
+            for group in self._together(sequences):
+                finished.update(self._generate(group, sampling, on_token))
+        for sequence in sequences:
+            if sequence.index not in finished:
+                finished[sequence.index] = self._alone.write(sequence, sampling, on_token)
+        completions = [finished[sequence.index] for sequence in sequences]
+        tell_of_positions(sequences, completions, sampling)
+        return completions
+
+    def _together(self, sequences: Sequence[SequenceState]) -> list[list[SequenceState]]:
+        """Sequences that may be computed in one call, with what all of them begin with.
+
+        Where rotary frequencies depend on lengths, those that stay on one side of each threshold from the prompt to
+        the last token. The others are in no group: each is written alone.
+        """
+        if self.model.config.is_encoder_decoder:
+            return [list(sequences)]
+        groups: dict[tuple[int, ...], list[SequenceState]] = defaultdict(list)
+        for sequence in sequences:
+            side = self._rotary.side(len(sequence.prompt))
+            if side == self._rotary.side(len(sequence.prompt) + sequence.max_len - 1):
+                groups[side].append(sequence)
+        for side, group in groups.items():
+            # a prefix is read in a call of its own, as short as it is
+            shared = 0 if any(side) else shared_length([sequence.prompt for sequence in group])
+            for sequence in group:
+                sequence.shared = shared
+        return list(groups.values())
 
     def _generate(
         self, sequences: Sequence[SequenceState], sampling: Sampling, on_token: OnToken | None
-    ) -> list[Completion]:
-        if not self.model.config.is_encoder_decoder:
-            shared = shared_length([sequence.prompt for sequence in sequences])
-            for sequence in sequences:
-                sequence.shared = shared
+    ) -> dict[int, Completion]:
+        self._rotary.forget()
         # popped from the end, so the longest start first and sequences of similar length share groups of slots
         waiting = sorted(sequences, key=lambda sequence: (len(sequence.prompt), -sequence.index))
         longest = max(len(sequence.prompt) - sequence.shared for sequence in sequences)
         runner = self._runner(longest, sampling.max_new_tokens, min(len(sequences), self.limits.slots))
         running: list[SequenceState] = []
-        finished: list[Completion | None] = [None] * len(sequences)
+        finished: dict[int, Completion] = {}
         while running or waiting:
             started = self._admit(waiting, runner.slots - len(running))
             logits = runner.forward(running, started)
             running.extend(started)
             self._extend(running, logits, sampling, on_token)
-            self._retire(running, runner, sampling, finished)
-        return [completion for completion in finished if completion is not None]
+            self._retire(running, runner, finished)
+        return finished
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -132,7 +163,11 @@ class BatchGenerator:
         if self.model.config.is_encoder_decoder:
             return EncoderDecoderRunner(self.model, self.autocast, prompt_max_len, answer_max_len, slots, cache_bytes)
         fixed = device.type == "cuda" if self.limits.fixed_shapes is None else self.limits.fixed_shapes
-        return DecoderRunner(self.model, self.autocast, prompt_max_len + answer_max_len, slots, cache_bytes, fixed)
+        if self._cache_width is None:
+            self._cache_width = cache_width(self.model)
+        max_len = prompt_max_len + answer_max_len
+        slots = min(slots, cache_bytes // (self._cache_width * max_len * self.model.dtype.itemsize))
+        return DecoderRunner(self.model, self.autocast, max_len, max(1, slots), fixed)
 
     def _admit(self, waiting: list[SequenceState], free: int) -> list[SequenceState]:
         """Takes the next prompts that fit into the free slots and into one call."""
@@ -156,13 +191,11 @@ class BatchGenerator:
             if on_token and on_token(sequence.index, token):
                 sequence.ended = True
 
-    def _retire(
-        self, running: list[SequenceState], runner: Runner, sampling: Sampling, finished: list[Completion | None]
-    ) -> None:
+    def _retire(self, running: list[SequenceState], runner: Runner, finished: dict[int, Completion]) -> None:
         """Removes finished sequences; the last running one moves into each gap."""
         for slot in reversed(range(len(running))):
             sequence = running[slot]
-            full = len(sequence.ids) == sampling.max_new_tokens
+            full = len(sequence.ids) == sequence.max_len
             if not (full or sequence.ended or sequence.ids[-1] in self.stop_ids):
                 continue
             finished[sequence.index] = completion_of(sequence, self.stop_ids, self.tokenizer)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.paths import ModelPaths
 from spintune.generation.batch import BatchGenerator
+from spintune.generation.checked import DEFINITION, CheckedGenerator, GeneratorFactory
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import Generator
 from spintune.plugins import Table
-
-GeneratorFactory = Callable[[LogProbEngine, PreTrainedTokenizerBase, frozenset[int]], Generator]
-"""Makes a generator of an engine (its model, precision and settings), a tokenizer and the ids that end an answer."""
 
 GENERATORS: Table[GeneratorFactory] = Table(
     "generator", "spintune.generators", {"batch": BatchGenerator, "plain": PlainGenerator}
@@ -34,9 +32,23 @@ def build_generator(
 ) -> Generator:
     """The generator called ``name``, or without a name the fastest built-in one that is right for the engine's model.
 
+    A built-in one is checked against plain forwards when it is first asked, and a slower one takes over where it
+    differs. Without a slower one, because it was named or because there is none, that raises ModelError.
+
     Raises RecipeError when no generator has that name, ModelError when the model does not suit it.
     """
-    return GENERATORS[name or ("batch" if engine.packed else "plain")](engine, tokenizer, stop_ids)
+    if name is None:
+        return _checked(engine, tokenizer, stop_ids)
+    generator = GENERATORS[name](engine, tokenizer, stop_ids)  # what it refuses, it refuses now
+    if GENERATORS[name] not in (BatchGenerator, PlainGenerator):
+        return generator  # what a user's own generator draws from is the user's choice
+    return CheckedGenerator(engine, tokenizer, stop_ids, {name: GENERATORS[name]})
+
+
+def _checked(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int]) -> CheckedGenerator:
+    candidates: dict[str, GeneratorFactory] = {"batch": BatchGenerator} if engine.packed else {}
+    candidates |= {"plain": PlainGenerator, DEFINITION: partial(PlainGenerator, cached=False)}
+    return CheckedGenerator(engine, tokenizer, stop_ids, candidates)
 
 
 def find_paths(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase) -> ModelPaths:
@@ -44,6 +56,5 @@ def find_paths(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase) -> Mod
 
     Raises ModelError when no generator of this package is right for the model.
     """
-    if engine.packed:
-        return ModelPaths("packed", engine.why, "batch", "it scores packed rows")
-    return ModelPaths("one row at a time", engine.why, "plain", "it cannot be packed")
+    generation, _, why = _checked(engine, tokenizer, frozenset()).chosen
+    return ModelPaths("packed" if engine.packed else "one row at a time", engine.why, generation, why)

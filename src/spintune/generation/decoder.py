@@ -6,13 +6,13 @@ that all prompts begin with. Those are read once, before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from spintune.engine.attention import Layout
+from spintune.engine.attention import AttentionParams, Layout, attention
 from spintune.engine.decoder import PackedDecoder
 from spintune.engine.head import head_logits, precision
 from spintune.generation.cuda_graphs import GraphReplay
@@ -25,7 +25,7 @@ class DecoderRunner:
 
     Args:
         max_len: tokens of the longest prompt, without those that all share, plus those of the longest answer.
-        slots: sequences that run at once; fewer when the cache would pass ``cache_bytes``.
+        slots: sequences that run at once.
         fixed: calls without new prompts have the same shapes every time, and a GPU records them.
     """
 
@@ -35,16 +35,10 @@ class DecoderRunner:
         autocast: torch.dtype | None,
         max_len: int,
         slots: int,
-        cache_bytes: int,
         fixed: bool,
     ) -> None:
-        self.model, self.autocast = model, autocast
+        self.model, self.autocast, self.slots = model, autocast, slots
         self._packed = PackedDecoder(model)
-        config = model.config.get_text_config()
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        per_slot = 2 * config.num_hidden_layers * heads * width * max_len * model.dtype.itemsize
-        self.slots = max(1, min(slots, cache_bytes // per_slot))
         self._cache = SlotCache(self.slots, max_len, model.device)
         self._replay = GraphReplay(self._one_more, self.slots, max_len, model.device) if fixed else None
 
@@ -79,3 +73,21 @@ class DecoderRunner:
 
     def move(self, source: int, target: int, sequence: SequenceState) -> None:
         self._cache.move(source, target, sequence.cached)
+
+
+class _CacheWidth:
+    """A layout of one token, which counts the numbers that a cache keeps of it."""
+
+    def __init__(self) -> None:
+        self.numbers = 0
+
+    def attend(self, layer: Hashable, q: Tensor, k: Tensor, v: Tensor, params: AttentionParams) -> Tensor:
+        self.numbers += k[0, :, 0].numel() + v[0, :, 0].numel()
+        return attention(q, k, v, params, None)
+
+
+def cache_width(model: PreTrainedModel) -> int:
+    """Numbers that a cache keeps of each token, in all layers: heads may differ between layers (Gemma 4)."""
+    layout, zero = _CacheWidth(), torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    PackedDecoder(model)(zero, zero, layout)
+    return layout.numbers

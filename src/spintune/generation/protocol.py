@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from spintune.engine.positions import position_limit
+from spintune.errors import ModelError
 from spintune.generation.sampling import Sampling, stream_keys, uniforms
 from spintune.records import Completion
+
+log = logging.getLogger(__name__)
 
 Prompt = tuple[int, ...]
 
@@ -27,7 +32,8 @@ class Generator(Protocol):
     - A completion depends on its prompt, the sampling settings and its key alone: not on the other prompts, on their
       order, or on how many are computed at once.
     - ``ids`` holds every token drawn, at most ``sampling.max_new_tokens``. A stop token ends them, is among them,
-      and makes ``finish_reason`` "stop"; otherwise it is "length". ``text`` leaves out the stop token.
+      and makes ``finish_reason`` "stop"; otherwise it is "length", also where the model has no further position.
+      ``text`` leaves out the stop token.
     - ``logprob`` is the sum of the tokens' log-probabilities in nats under the distribution they were drawn from. At
       temperature 1, without top-k, top-p and penalties, it equals the engine's score to rounding; self-play checks it.
     - The model comes out as it went in: same weights, same attention.
@@ -62,6 +68,8 @@ class SequenceState:
     uniforms: list[float]
     shared: int = 0
     """Number of tokens that all prompts begin with."""
+    max_len: int = 0
+    """Number of tokens that it may get: those asked for, or as many as the model still has positions for."""
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     ended: bool = False
@@ -95,13 +103,52 @@ def shared_length(prompts: Sequence[Prompt]) -> int:
     return min(sum(1 for _ in alike), min(map(len, prompts)) - 1)
 
 
-def new_sequences(prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None) -> list[SequenceState]:
-    """A sequence for each prompt, with the random numbers of its key."""
+def new_sequences(
+    model: PreTrainedModel, prompts: Sequence[Prompt], sampling: Sampling, keys: Sequence[bytes] | None
+) -> list[SequenceState]:
+    """A sequence for each prompt, with the random numbers of its key.
+
+    Raises ModelError for a prompt that leaves no position for an answer, ValueError for one without tokens.
+    """
+    if not all(prompts):
+        raise ValueError("a prompt needs at least one token to predict from")
     keys = stream_keys(prompts, sampling.seed) if keys is None else keys
+    limit = position_limit(model)
     return [
-        SequenceState(index, prompt, uniforms(key, sampling.max_new_tokens))
+        SequenceState(
+            index, prompt, uniforms(key, sampling.max_new_tokens), max_len=_max_len(model, prompt, sampling, limit)
+        )
         for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
     ]
+
+
+def _max_len(model: PreTrainedModel, prompt: Prompt, sampling: Sampling, limit: int | None) -> int:
+    if limit is None:
+        return sampling.max_new_tokens
+    room = limit if model.config.is_encoder_decoder else limit - len(prompt)
+    if len(prompt) > limit or room < 1:
+        raise ModelError(
+            f"a prompt of {len(prompt)} tokens leaves no position for an answer: {type(model).__name__} has {limit}; "
+            "shorten it"
+        )
+    return min(sampling.max_new_tokens, room)
+
+
+def tell_of_positions(
+    sequences: Sequence[SequenceState], completions: Sequence[Completion], sampling: Sampling
+) -> None:
+    """Says how many answers ended because the model has no further position."""
+    cut = sum(
+        len(sequence.ids) == sequence.max_len < sampling.max_new_tokens and completion.finish_reason == "length"
+        for sequence, completion in zip(sequences, completions, strict=True)
+    )
+    if cut:
+        log.warning(
+            "%d of %d answers end at the model's last position, before max_new_tokens (%d)",
+            cut,
+            len(sequences),
+            sampling.max_new_tokens,
+        )
 
 
 def completion_of(sequence: SequenceState, stop_ids: frozenset[int], tokenizer: PreTrainedTokenizerBase) -> Completion:

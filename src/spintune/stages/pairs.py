@@ -210,8 +210,10 @@ class PairStage:
             if self.section.reference_mixture:
                 sides = self._scored_by(self.iterates[0], "base", sides, shards)
         if self.sampler.is_plain:
-            tolerance = 0.05 if self.context.load(self.opponent).engine.autocast is None else 1.0
-            check_sampler(sides["train"], self.opponent.name, tolerance)
+            engine = self.context.load(self.opponent).engine
+            tolerance = 0.05 if engine.autocast is None else 1.0
+            drawn = [p for p in sides["train"] if all(engine.scores_as_drawn(*lengths) for lengths in _lengths(p))]
+            check_sampler(drawn, self.opponent.name, tolerance)
         return sides
 
     def _scored_by(self, scorer: Iterate, under: Literal["opponent", "base"], sides: Sides, shards: Shards) -> Sides:
@@ -274,3 +276,7 @@ def _real_cut(pairs: Sequence[Pair]) -> int:
 
 def _generated_cut(pairs: Sequence[Pair]) -> int:
     return sum(not answer.complete for pair in pairs for answer in pair.generated)
+
+
+def _lengths(pair: Pair) -> list[tuple[int, int]]:
+    return [(len(pair.prompt_ids), len(answer.ids)) for answer in pair.generated]

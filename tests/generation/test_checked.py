@@ -1,0 +1,161 @@
+"""What a generator writes is what plain forwards without a cache say, or a slower one takes over."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.errors import ModelError
+from spintune.generation.batch import BatchGenerator
+from spintune.generation.build import build_generator, find_paths
+from spintune.generation.checked import DEFINITION
+from spintune.generation.plain import PlainGenerator
+from spintune.generation.sampling import Sampling
+
+NEW = 8
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 4.0, 6.0, 9.0],
+    "original_max_position_embeddings": 20,
+    "factor": 6.4,
+}
+FAMILIES = {
+    # two attention calls of a layer
+    "diffllama": ({}, "batch"),
+    # heads of two widths
+    "gemma4_text": (
+        {"head_dim": 8, "global_head_dim": 16, "sliding_window": 7, "vocab_size_per_layer_input": 97},
+        "batch",
+    ),
+    # views the output of attention
+    "afmoe": (
+        {"head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "sliding_window": 7},
+        "batch",
+    ),
+    # a score that takes its share of attention
+    "gpt_oss": ({"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 7}, "batch"),
+    # counts positions from 0 again without position_ids
+    "minimax": ({"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 4}, "plain"),
+    # frequencies by the longest position of a call
+    "llama": ({"rope_parameters": LONGROPE}, "batch"),
+    "qwen2": (
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}, "max_position_embeddings": 20},
+        "batch",
+    ),
+}
+# short, long, and one whose answer passes 20 tokens
+PROMPTS = [tuple((7 * i * i + i) % 97 for i in range(n)) for n in (3, 30, 16, 12, 27, 4)]
+
+
+def wide(family, **changes):
+    """Wide weights: what a token sees changes its prediction by whole nats."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **changes}), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def logits_by_definition(model, prompt, written):
+    """The next token's logits by a model that has read nothing else."""
+    with torch.no_grad():
+        return copy.deepcopy(model)(input_ids=torch.tensor([[*prompt, *written]]), use_cache=False).logits[0, -1]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_is_that_of_plain_forwards_without_a_cache(family, words):
+    changes, path = FAMILIES[family]
+    reference = wide(family, **changes)
+    generator = build_generator(LogProbEngine(wide(family, **changes)), words, frozenset())
+    assert generator.chosen[0] == path
+    for completions in (generator.generate(PROMPTS, Sampling(NEW, temperature=0)) for _ in range(2)):
+        for prompt, completion in zip(PROMPTS, completions, strict=True):
+            assert len(completion.ids) == NEW
+            logprob = 0.0
+            for i, token in enumerate(completion.ids):
+                logprobs = logits_by_definition(reference, prompt, completion.ids[:i]).log_softmax(-1)
+                assert logprobs[token] >= logprobs.max() - 1e-3
+                logprob += float(logprobs[token])
+            assert completion.logprob == pytest.approx(logprob, abs=1e-3)
+
+
+def test_an_answer_does_not_depend_on_a_long_prompt_beside_it(words):
+    engine = LogProbEngine(wide("llama", rope_parameters=LONGROPE))
+    generator = BatchGenerator(engine, words, frozenset())
+    together = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+    apart = [generator.generate([prompt], Sampling(NEW, temperature=0))[0] for prompt in PROMPTS]
+    assert [c.ids for c in together] == [c.ids for c in apart]
+    assert engine.scores_as_drawn(3, NEW)
+    assert not engine.scores_as_drawn(16, NEW)
+    assert engine.scores_as_drawn(30, NEW)
+
+
+def test_a_wrong_cache_is_found_out_and_told_with_its_price(words, monkeypatch, caplog):
+    own = PlainGenerator._more
+
+    def forgets(self, ids, cache, read):
+        return own(self, ids, None, 0)
+
+    monkeypatch.setattr(PlainGenerator, "_more", forgets)
+    engine = LogProbEngine(wide("bloom"))
+    generator = build_generator(engine, words, frozenset())
+    with caplog.at_level(logging.WARNING, "spintune"):
+        (completion,) = generator.generate([PROMPTS[2]], Sampling(NEW, temperature=0))
+    assert generator.chosen[0] == DEFINITION
+    assert "every token reads the whole text again" in caplog.text
+    expected = []
+    for _ in range(NEW):
+        expected.append(int(logits_by_definition(engine.model, PROMPTS[2], expected).argmax()))
+    assert completion.ids == tuple(expected)
+    with pytest.raises(ModelError, match=r"cannot generate: plain is .* nats off plain forwards"):
+        build_generator(engine, words, frozenset(), "plain").generate([PROMPTS[2]], Sampling(NEW))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gptj"])
+@pytest.mark.parametrize("name", ["batch", "plain"])
+def test_an_answer_ends_at_the_last_position(family, name, words, caplog):
+    changes = {"max_position_embeddings": 20, "n_positions": 20, "n_embd": 32, "n_layer": 2, "n_head": 4, "ffn_dim": 48}
+    changes |= {"word_embed_proj_dim": 32, "rotary_dim": 4}
+    engine = LogProbEngine(wide(family, **changes))
+    if name == "batch" and not engine.packed:
+        pytest.skip("it cannot be packed")
+    generator = build_generator(engine, words, frozenset(), name)
+    with caplog.at_level(logging.WARNING, "spintune"):
+        written = generator.generate([PROMPTS[0], PROMPTS[2]], Sampling(NEW, temperature=0))
+    assert [len(completion.ids) for completion in written] == [NEW, 4]
+    assert written[1].finish_reason == "length"
+    assert "1 of 2 answers end at the model's last position" in caplog.text
+    with pytest.raises(ModelError, match="30 tokens leaves no position"):
+        generator.generate([PROMPTS[1]], Sampling(NEW))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_paths_say_which_way_and_why(dtype, words):
+    packed = find_paths(LogProbEngine(wide("llama").to(dtype)), words)
+    assert packed.lines() == [
+        "scores: packed (equal to plain forwards)",
+        "generation: batch (its texts have the scores of plain forwards)",
+    ]
+    alone = find_paths(LogProbEngine(wide("bloom").to(dtype)), words)
+    assert (alone.scores, alone.generation) == ("one row at a time", "plain")
