@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from spintune.errors import DataError, RowError
 from spintune.typed_json import JsonObject
 
 NO_INPUT = "<noinput>"  # how text-davinci-003 wrote "this task needs no input" in the Alpaca data
+_NO_INPUTS = frozenset(("", "noinput", "no input", "none", "n/a", "null"))
 
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 
@@ -22,11 +23,13 @@ class FileRow:
         values: its keys and values.
         where: ``file:line`` or ``file: row N``, with which every error about it begins.
         number: the line or row, from 1; 0 for an object inside a row.
+        names: what the file calls keys that a recipe's ``columns`` renamed, for errors.
     """
 
     values: JsonObject
     where: str
     number: int = 0
+    names: Mapping[str, str] | None = None
 
     @classmethod
     def of(cls, value: object, where: str, number: int = 0) -> FileRow:
@@ -66,11 +69,15 @@ class FileRow:
         """The error that the value under ``key`` is missing or not what is ``expected``."""
         found = kind_of(self.values[key]) if key in self.values else "missing"
         reason = "wrong_type" if key in self.values else f"missing_{key}"
-        return RowError(f"{self.where}: '{key}' is {found}, not {expected}; {advice}", reason)
+        return RowError(f"{self.where}: '{self.named(key)}' is {found}, not {expected}; {advice}", reason)
+
+    def named(self, key: str) -> str:
+        """What the file calls a key."""
+        return key if self.names is None else self.names.get(key, key)
 
     def _without(self, key: str, what: str) -> RowError:
         state = "is empty" if self.values.get(key) == [] else "is null" if key in self.values else "is missing"
-        message = f"{self.where}: a row without {what} ('{key}' {state}); fill it in or delete the row"
+        message = f"{self.where}: a row without {what} ('{self.named(key)}' {state}); fill it in or delete the row"
         return RowError(message, f"missing_{what.split()[-1]}")  # missing_answer, missing_prompt
 
     def lookup(self, key: str, purpose: str = "") -> object:
@@ -90,9 +97,14 @@ class FileRow:
         return value
 
     def task_input(self) -> str:
-        """The ``input`` of an instruction; "" where it is missing, null, blank or ``<noinput>``."""
+        """The ``input`` of an instruction; "" where it is missing, null, blank, or says that there is none."""
         text = "" if self.values.get("input") is None else self.text("input", "an input")
-        return "" if text.strip().lower() in ("", NO_INPUT) else text
+        return "" if is_no_input(text) else text
+
+
+def is_no_input(text: str) -> bool:
+    """Whether a text only says that a task needs no input: blank, ``<noinput>``, "N/A", "None", "No input."."""
+    return (len(text) < 40 and text.strip().strip("()[]<>.\"'").lower() in _NO_INPUTS) or not text.strip()
 
 
 def kind_of(value: object) -> str:

@@ -9,7 +9,8 @@ preference   ``prompt``, ``chosen``, ``rejected``: texts    TRL, LLaMA-Factory; 
 
 from __future__ import annotations
 
-from spintune.data.formats import preferred, turns_of
+from spintune.data.formats import preferred
+from spintune.data.formats.builtin import conversation_under
 from spintune.data.tables import rows_of
 from spintune.errors import DataError
 from spintune.records import Example
@@ -24,16 +25,21 @@ def read_answers(path: str) -> dict[str, list[Example]]:
     answers: dict[str, list[Example]] = {}
     for row in rows_of(path):
         if "real" in row.values:
-            better, worse = turns_of(row, "real"), turns_of(row, "generated")
+            better, worse = conversation_under(row, "real"), conversation_under(row, "generated")
         elif "chosen" in row.values:
             better, worse = preferred(row, "chosen"), preferred(row, "rejected")
         else:
             raise DataError(f"{row.where}: no real and generated, nor chosen and rejected; give a file of pairs")
-        answers.setdefault(Example(better).id, []).append(Example(worse, row.where))
+        key = Example(better.messages, tools=better.tools).id
+        answers.setdefault(key, []).append(Example(worse.messages, row.where, worse.tools))
     return answers
 
 
 def turns_of_example(example: Example) -> list[Example]:
-    """One example per assistant turn: the conversation up to it."""
+    """One example per assistant turn that is trained: the conversation up to it."""
     answers = [place for place, message in enumerate(example.messages) if message.role == "assistant" and place]
-    return [Example(example.messages[: place + 1], example.source) for place in answers]
+    return [
+        Example(example.messages[: place + 1], example.source, example.tools)
+        for place in answers
+        if example.messages[place].trained
+    ]

@@ -15,12 +15,15 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from spintune import streams
 from spintune.data.bad_rows import BadRows, OnBadRow
-from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS, Format, all_formats, drop_reason, recognize
+from spintune.data.columns import Columns, problem_of
+from spintune.data.file_rows import FileRow
+from spintune.data.formats import AUTO, RowConversation, drop_reason
+from spintune.data.row_reader import RowReader
 from spintune.data.tables import RowTable, empty_source, open_tables
 from spintune.errors import DataError
 from spintune.progress import Progress, ProgressTask, Silent
@@ -45,6 +48,7 @@ class Source:
         split: split of a hub data set, or of a folder that tells splits apart.
         config: configuration of a hub data set, or sheet of an .xlsx file.
         on_bad_row: what to do about rows that cannot be read: "stop", or "drop" and count them.
+        columns: which keys of its rows hold what, see :mod:`spintune.data.columns`.
     """
 
     path: str
@@ -54,6 +58,7 @@ class Source:
     split: str = "train"
     config: str | None = None
     on_bad_row: OnBadRow = "stop"
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class SourceResult:
         dropped: conversations left out, by reason: empty_prompt, empty_answer, duplicate, over_limit, weight, and rows
             that cannot be read, by theirs: invalid_json, missing_answer, wrong_type, unknown_role, ...
         repeated: conversations used again because the weight is above 1.
+        trimmed: conversations that were cut after their last answer to train on.
+        ignored: keys of rows and turns that had no use, with the number of those that had them.
     """
 
     source: Source
@@ -73,6 +80,8 @@ class SourceResult:
     read: int
     dropped: Counter[str]
     repeated: int = 0
+    trimmed: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,14 @@ class Collection:
     @property
     def repeated(self) -> int:
         return sum(result.repeated for result in self.sources)
+
+    @property
+    def trimmed(self) -> int:
+        return sum(result.trimmed for result in self.sources)
+
+    @property
+    def ignored(self) -> Counter[str]:
+        return sum((result.ignored for result in self.sources), Counter[str]())
 
 
 def read_sources(sources: Iterable[Source], seed: int, progress: Progress = _SILENT) -> Collection:
@@ -147,8 +164,7 @@ class _Reading:
 
     def __init__(self, source: Source, earlier: set[int] | None) -> None:
         self._source = source
-        self._format = None if source.format == AUTO else FORMATS[source.format]
-        self._recognized_in = ""
+        self._reader = RowReader(source.path, source.format, source.columns)
         self._earlier = set() if earlier is None else earlier
         self._seen: set[int] = set()  # as numbers: half the memory of texts
         self._examples = Spool(Example)
@@ -160,40 +176,29 @@ class _Reading:
         """Reads one table, and reports every thousand rows."""
         if not table.total:
             return
-        format = self._format_of(table)
+        self._reader.begin(table.path, [FileRow(values, table.path) for values in table.sample(_HEAD)])
         done = 0
-        for done, (number, value) in enumerate(table.rows(format.reads), 1):
+        for done, (number, value) in enumerate(table.rows(self._reader.keys), 1):
             try:
                 # the whole row before any of it is kept
-                conversations = [*format.conversations(table.row(number, value))]
+                conversations = [*self._reader.conversations(table.row(number, value))]
             except DataError as error:
                 self._bad.add(error)
             else:
                 for conversation in conversations:
-                    self._add(Example(conversation, f"{table.path}:{number}"))
+                    self._add(conversation, f"{table.path}:{number}")
             if task and done % _STRIDE == 0:
                 task.advance(_STRIDE)
         if task:
             task.advance(done % _STRIDE)
+        self._reader.passed_over(table.columns, done)
         self._rows += done
 
-    def _format_of(self, table: RowTable) -> Format:
-        """The format of a table, which all tables of a source share."""
-        if self._format and not self._recognized_in:
-            return self._format
-        found = _recognized(table)
-        if self._format is None:
-            self._format, self._recognized_in = found, table.path
-        elif found is not self._format:
-            raise DataError(
-                f"{table.path}: its rows have the format {found.name}, those of {self._recognized_in} "
-                f"{self._format.name}; make them two sources"
-            )
-        return self._format
-
-    def _add(self, example: Example) -> None:
+    def _add(self, found: RowConversation, where: str) -> None:
+        example = Example(found.messages, where, found.tools)
         identity = int(example.id, 16)
-        if reason := _drop_reason(example, identity in self._seen, len(self._seen), self._source.limit):
+        reason = found.unused or _drop_reason(example, identity in self._seen, len(self._seen), self._source.limit)
+        if reason:
             self._dropped[reason] += 1
             return
         self._seen.add(identity)
@@ -204,12 +209,16 @@ class _Reading:
 
     def result(self, progress: Progress) -> SourceResult:
         """What was read. Raises DataError for a source without rows, or with rows that cannot be read."""
-        if not self._rows or self._format is None:
+        if not self._rows:
             raise empty_source(self._source.path)
         self._bad.settle(self._rows, self._source.on_bad_row, progress)
         self._earlier |= self._seen
         kept, dropped = self._examples.records(), self._dropped + self._bad.dropped
-        return SourceResult(self._source, self._format.name, kept, len(kept) + dropped.total(), dropped)
+        read = len(kept) + dropped.total()
+        trimmed, ignored = self._reader.settle(progress)
+        return SourceResult(
+            self._source, self._reader.format.name, kept, read, dropped, trimmed=trimmed, ignored=ignored
+        )
 
 
 def _drop_reason(example: Example, seen: bool, kept: int, limit: int | None) -> str | None:
@@ -225,20 +234,8 @@ def _check(source: Source) -> None:
         raise DataError(f"{source.path}: a weight of {source.weight} cannot be used; give a number above 0")
     if source.limit is not None and source.limit < 1:
         raise DataError(f"{source.path}: a limit of {source.limit} cannot be used; give 1 or more, or leave it out")
-
-
-def _recognized(table: RowTable) -> Format:
-    """The format of the first rows."""
-    objects = table.sample(_HEAD)
-    # if none is an object, the error about the first row explains it better; any format leads there
-    found = recognize(objects) if objects else BUILTIN_FORMATS[0]
-    if found is None:
-        keys = ", ".join(dict.fromkeys(str(key) for value in objects for key in value)) or "none"
-        known = "; ".join(map(str, all_formats()))
-        raise DataError(
-            f"{table.path}: the rows fit no known format; keys found: {keys}; rename them to one of: {known}"
-        )
-    return found
+    if problem := problem_of(source.columns or {}):
+        raise DataError(f"{source.path}: {problem}")
 
 
 def _weigh(result: SourceResult, seed: int) -> SourceResult:
