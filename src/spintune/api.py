@@ -247,11 +247,12 @@ def read(path: str | Path, *, format: str = "auto", limit: int | None = None) ->
     """Reads examples: a prompt and its reference answer each, in file order, without empty ones and duplicates.
 
     Args:
-        path: a .json, .jsonl or .parquet file, ``builtin:seeds``, or a hub id.
+        path: a data file (.jsonl, .csv, .xlsx, .parquet, ...), a folder or pattern of them, ``builtin:seeds``, or a hub
+            id.
         format: Alpaca, chat messages, ShareGPT, ... by name; ``auto`` recognizes it from the keys.
         limit: maximum number of examples; None reads all.
 
-    The examples stay on disk; indexing reads them. Raises DataError for the first row that is broken.
+    The examples stay on disk; indexing reads them. Raises DataError, which names the first ten rows that are broken.
     """
     return read_source(Source(str(path), format, limit=limit)).examples
 

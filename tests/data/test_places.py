@@ -39,7 +39,7 @@ def test_a_folder_is_its_data_files_by_name(tmp_path: Path) -> None:
     notes = Notes()
     assert [example.answer for example in read(tmp_path, notes).examples] == ["1", "2", "3"]
     assert places(tmp_path) == [f"{tmp_path}/a/z.csv:2", f"{tmp_path}/b.jsonl:1", f"{tmp_path}/c.json:1"]
-    assert notes.lines == [f"{tmp_path}: reads 4 files, not 3 others: README.md, dataset_infos.json, notes.txt"]
+    assert notes.lines == [f"{tmp_path}: reads 4 of 7 files, not README.md, dataset_infos.json, notes.txt"]
     assert [row.values["output"] for row in rows_of(tmp_path)] == ["1", "2", "3"]
 
 
@@ -62,8 +62,8 @@ def test_a_folder_whose_names_tell_splits_gives_one_of_them(tmp_path: Path) -> N
     )
     notes = Notes()
     assert [example.answer for example in read(tmp_path, notes).examples] == ["1", "2"]
-    told = f"{tmp_path}: reads the files of split train, not 2 others: dev.jsonl, test-00000-of-00001.jsonl"
-    assert notes.lines == [told]
+    told = "reads 2 of 4 files (split train), not dev.jsonl, test-00000-of-00001.jsonl"
+    assert notes.lines == [f"{tmp_path}: {told}"]
     assert (answers(tmp_path, split="test"), answers(tmp_path, split="validation")) == (["3"], ["4"])
     expected = f"{tmp_path}: has no files of split other; set split to one of: test, train, validation"
     assert error(tmp_path, split="other") == expected
@@ -101,7 +101,7 @@ def test_a_pattern_is_the_data_files_that_it_matches(tmp_path: Path) -> None:
     write_files(tmp_path, {**rows, "d1.md": b"x"})
     notes = Notes()
     assert [example.answer for example in read(f"{tmp_path}/*1.*", notes).examples] == ["1", "2"]
-    assert notes.lines == [f"{tmp_path}/*1.*: reads 2 files, not 1 others: d1.md"]
+    assert notes.lines == [f"{tmp_path}/*1.*: reads 2 of 3 files, not d1.md"]
     assert answers(f"{tmp_path}/[ab]1.jsonl") == ["1", "2"]
     assert answers(f"{tmp_path}/**/*.jsonl") == ["1", "2", "3", "4"]
     assert error(f"{tmp_path}/*.csv") == f"no file matches {tmp_path}/*.csv; check the pattern"

@@ -19,6 +19,7 @@ def inspect(
 ) -> None:
     """Show the exact tokens of some training rows, the trained ones colored."""
     from spintune.models.loading import is_encoder_decoder, load_stop_ids, load_tokenizer
+    from spintune.progress_display import open_progress
     from spintune.recipe import load_recipe
     from spintune.stages.data import mixture_of, read_data
     from spintune.tokens.rendering import build_renderer
@@ -36,7 +37,8 @@ def inspect(
     )
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
     whole = recipe.model_copy(update={"data": data})
-    found = read_data(whole, mixture_of(whole, cache_folder()))
+    with open_progress(json) as progress:
+        found = read_data(whole, mixture_of(whole, cache_folder()), progress)
     longest = (data.max_length, data.max_target_length, None, data.max_input_length)
     rendered = render(found.train, renderer, *longest)
     rendered.check_unknown()

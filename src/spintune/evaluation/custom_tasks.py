@@ -4,7 +4,7 @@
 
     task: science                    # its name in tables
     kind: multiple_choice            # or generate, or loglikelihood
-    data: science.jsonl              # beside this file; .jsonl, .json or .parquet
+    data: science.jsonl              # beside this file; .jsonl, .csv, .parquet, ...
     prompt: "Question: {question}\\nAnswer:"
     choices: options                 # key of a list of texts
     answer: label                    # key of the right one: its text, its place from 0, or one of labels
@@ -66,7 +66,7 @@ class CustomTaskFile(Section):
     """multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; loglikelihood:
     how likely the answer is, in bits per byte."""
     data: str
-    """File beside this one: .jsonl, .json or .parquet."""
+    """File beside this one, of any kind that is read as training data."""
     prompt: str
     """What the model reads, with {key} for values of the row; {choices} lists the choices, lettered."""
     answer: str

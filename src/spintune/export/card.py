@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from spintune.data.tables.places import FILE_SUFFIXES
 from spintune.errors import ModelError
 from spintune.evaluation.judge import in_words
 from spintune.report.facts import RunFacts
@@ -84,7 +85,7 @@ def _header(run: RunFacts, name: str) -> JsonObject:
 
 def _is_hub_id(name: str) -> bool:
     """An owner/name that is no folder or file. Aliases, built-in data and local files are not on the hub."""
-    file = Path(name).exists() or Path(name).suffix in (".json", ".jsonl", ".parquet", ".gguf")
+    file = Path(name).exists() or Path(name).suffix in {*FILE_SUFFIXES, ".gguf"}
     return bool(_HUB_ID.fullmatch(name)) and not file
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 ARROW = (".arrow", ".feather")
-_BATCH = 1000  # rows that are read together
-_DECODED = 100  # rows that are decoded together: the first ones of a batch cost no more
+_BATCH = 1000  # rows that are read and decoded together
+_FIRST = 100  # of a batch, decoded first: recognizing the format of wide rows needs no more
 
 Batches = Callable[[list[str]], Iterator["pyarrow.RecordBatch | pyarrow.Table"]]
 """Reads these columns."""
@@ -113,10 +113,11 @@ def _table(path: str, columns: Sequence[str], total: int, read: Batches) -> RowT
         names = [name for name in columns if keys is None or name in keys] or list(columns)
         number = 0
         for batch in read(names):
-            for start in range(0, batch.num_rows, _DECODED):
-                part = batch.slice(start, _DECODED)
-                yield from enumerate(_decoded(path, part, number), number + 1)
-                number += part.num_rows
+            start, size = 0, _FIRST
+            while start < batch.num_rows:
+                yield from enumerate(_decoded(path, batch.slice(start, size), number + start), number + start + 1)
+                start, size = start + size, _BATCH
+            number += batch.num_rows
 
     twice = next((name for place, name in enumerate(columns) if name in columns[:place]), None)
     if twice is not None:

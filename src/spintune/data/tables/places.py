@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from spintune.data.tables.content import COMPRESSIONS, kind_and_compression
@@ -48,7 +48,9 @@ def files_of_pattern(path: str, note: Note) -> list[Path]:
     files = [file for file in found if file.is_file()]
     if not files:
         raise DataError(f"no file matches {path}; check the pattern")
-    return _data_files(path, files, note)
+    chosen = _data_files(path, files)
+    _tell(path, chosen, files, "", note)
+    return chosen
 
 
 def files_of_folder(path: str, split: str, note: Note) -> list[Path]:
@@ -57,17 +59,15 @@ def files_of_folder(path: str, split: str, note: Note) -> list[Path]:
     Raises DataError when there are none.
     """
     folder = Path(path).expanduser()
-    visible = [file for file in _files_below(folder) if not _is_hidden(file.relative_to(folder))]
-    files = _data_files(path, visible, note)
-    splits = {file: _split_of(file.relative_to(folder)) for file in files}
+    files = [file for file in _files_below(folder) if not _is_hidden(file.relative_to(folder))]
+    chosen = _data_files(path, files)
+    splits = {file: _split_of(file.relative_to(folder)) for file in chosen}
     known = sorted({name for name in splits.values() if name})
-    if not known:
-        return files
-    wanted = _SPLIT_OF.get(split, split)
-    chosen = [file for file in files if splits[file] == wanted]
+    if known:
+        chosen = [file for file in chosen if splits[file] == _SPLIT_OF.get(split, split)]
     if not chosen:
         raise DataError(f"{path}: has no files of split {split}; set split to one of: {', '.join(known)}")
-    _tell_others(f"{path}: reads the files of split {split}", [file for file in files if file not in chosen], note)
+    _tell(path, chosen, files, f" (split {split})" if known else "", note)
     return chosen
 
 
@@ -79,18 +79,18 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith((".", "__", "~$")) for part in path.parts)
 
 
-def _data_files(path: str, files: list[Path], note: Note) -> list[Path]:
+def _data_files(path: str, files: list[Path]) -> list[Path]:
     chosen = [file for file in files if is_data_file(file)]
     if not chosen:
         names = f" (it has {_names(files)})" if files else ""
         raise DataError(f"{path}: holds no data file{names}; give {either(KINDS)} files")
-    _tell_others(f"{path}: reads {len(chosen)} files", [file for file in files if file not in set(chosen)], note)
     return chosen
 
 
-def _tell_others(reads: str, others: Collection[Path], note: Note) -> None:
+def _tell(path: str, chosen: list[Path], files: list[Path], which: str, note: Note) -> None:
+    others = [file for file in files if file not in set(chosen)]
     if others:
-        note(f"{reads}, not {len(others)} others: {_names(others)}")
+        note(f"{path}: reads {len(chosen):,} of {len(files):,} files{which}, not {_names(others)}")
 
 
 def _names(files: Iterable[Path]) -> str:
