@@ -133,7 +133,7 @@ def byte_level() -> Make:
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
             )
         return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=TEMPLATES.get(template, template)
+            tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=template if isinstance(template, dict) else TEMPLATES.get(template, template)
         )
 
     return make
@@ -156,7 +156,7 @@ def metaspace() -> Make:
             bos_token="<s>",
             eos_token="</s>",
             unk_token="<unk>",
-            chat_template=TEMPLATES.get(template, template),
+            chat_template=template if isinstance(template, dict) else TEMPLATES.get(template, template),
         )
 
     return make

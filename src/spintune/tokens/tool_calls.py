@@ -19,14 +19,12 @@ class CallStyle:
 
     Attributes:
         parsed: arguments as an object instead of JSON text.
-        missing: the content of an answer without one.
     """
 
     parsed: bool
-    missing: str | None
 
 
-CALL_STYLES = (CallStyle(True, ""), CallStyle(True, None), CallStyle(False, ""), CallStyle(False, None))
+CALL_STYLES = (CallStyle(parsed=True), CallStyle(parsed=False))
 
 PROBE_CALL = ToolCall("probe_tool", '{"place": "\ue002value"}', "probe0001")
 PROBE_TOOL = orjson.dumps(
@@ -58,7 +56,6 @@ def with_calls(messages: Sequence[Mapping[str, object]], style: CallStyle) -> li
         plain: JsonObject = {key: value for key, value in message.items() if key != "calls"}
         calls = message.get("calls", ())
         if isinstance(calls, tuple) and calls:
-            plain["content"] = plain["content"] or style.missing
             waiting = [(call.id or f"call{made_up + n:05d}", call.name) for n, call in enumerate(calls, 1)]
             made_up += len(calls)
             plain["tool_calls"] = [_call(call, id, style) for call, (id, _) in zip(calls, waiting, strict=True)]
