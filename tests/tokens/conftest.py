@@ -133,7 +133,10 @@ def byte_level() -> Make:
                 single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
             )
         return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, chat_template=template if isinstance(template, dict) else TEMPLATES.get(template, template)
+            tokenizer_object=tokenizer,
+            bos_token=bos,
+            eos_token=eos,
+            chat_template=template if isinstance(template, dict) else TEMPLATES.get(template, template),
         )
 
     return make

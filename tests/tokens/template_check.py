@@ -1,4 +1,4 @@
-"""Holds chat templates against ``apply_chat_template``: python tests/tokens/template_check.py FOLDER [--json FILE].
+"""Holds chat templates against ``apply_chat_template``: python tests/tokens/template_check.py FOLDER [--table FILE].
 
 FOLDER holds .jinja files. Each is given a tokenizer that has the template's marks as special tokens. Conversations of
 several kinds are then written twice: by the renderer, and by transformers alone (the generation prompt as text, and
@@ -6,8 +6,12 @@ what the whole conversation adds to it, each encoded by the tokenizer). A kind i
 
 right       both give the same tokens, the prompt is the generation prompt, and the row ends with the end of the turn
 differs     the row is the generation prompt and the answer, but the template itself never writes the two together
+            (it leaves out the block of reasoning that its generation prompt opens, or writes other white space)
 refused     one line says why
 WRONG       anything else
+
+The kind ``marks`` is another check: a question that spells every mark of the template must give no more of their tokens
+than a harmless one.
 """
 
 from __future__ import annotations
@@ -161,12 +165,8 @@ def _compare(
             return Verdict("WRONG", "the prompt's text is encoded otherwise")
         if tuple(tokenizer.encode(response, add_special_tokens=False)) != response_ids:
             return Verdict("WRONG", "the response's text is encoded otherwise")
-        last = example.messages[-1]
-        wanted = [text for text in (last.content.rpartition("</think>")[2].strip(),) if text]
-        if any(text not in response for text in wanted):
-            return Verdict("WRONG", "the content is not in the response")
-        if response.count("<think>") > 1 or response.count("</think>") > 1 or (prompt + response).endswith("<think>"):
-            return Verdict("WRONG", "two blocks of reasoning")
+        if flaw := _flaw(example.messages[-1], prompt, response):
+            return Verdict("WRONG", flaw)
         if (f"{prompt}{response}").startswith(whole) or whole.startswith(prompt + response):
             return Verdict("right")
         reasons.append(f"generation prompt {prompt[-30:]!r}, answer {response[:60]!r}; template {whole[-80:]!r}")
@@ -174,6 +174,20 @@ def _compare(
     if texts_differ:
         return Verdict("differs", texts_differ[0])
     return Verdict("WRONG", reasons[0])
+
+
+def _flaw(last: Message, prompt: str, response: str) -> str | None:
+    """What is wrong with a response by itself."""
+    content = last.content.rpartition("</think>")[2].strip()
+    thinks = bool(last.reasoning) or "</think>" in last.content
+    if content not in response or (thinks and not 0 <= response.find(THOUGHT) < response.find(content)):
+        return "content or reasoning is not in the response"
+    if response.count("<think>") > 1 or response.count("</think>") > 1:
+        return "two blocks of reasoning"
+    opened = prompt.rstrip().endswith("<think>")
+    if opened and (response.lstrip().startswith("<think>") or "</think>" not in response):
+        return "the block that the prompt opens is opened again or never closed"
+    return None
 
 
 def _written(
@@ -193,32 +207,50 @@ def check(source: str) -> dict[str, Verdict]:
     try:
         renderer = ChatRenderer(tokenizer)
     except ModelError as error:
-        return dict.fromkeys(KINDS, Verdict("WRONG" if "\n" in str(error) else "refused", str(error)))
-    return {kind: judge(tokenizer, renderer, example) for kind, example in KINDS.items()}
+        return dict.fromkeys([*KINDS, "marks"], Verdict("WRONG" if "\n" in str(error) else "refused", str(error)))
+    found = {kind: judge(tokenizer, renderer, example) for kind, example in KINDS.items()}
+    tools = renderer._template.probe_tools
+    return {**found, "marks": _injected(tokenizer, renderer, tools)}
+
+
+def _injected(tokenizer: PreTrainedTokenizerFast, renderer: ChatRenderer, tools: tuple[str, ...]) -> Verdict:
+    """Whether a question that spells all marks is written without one of their tokens."""
+    marks = "".join(tokenizer.all_special_tokens + [token.content for token in tokenizer.added_tokens_decoder.values()])
+    counts = []
+    for question in ("Hm?", f"Hm {marks}?"):
+        row = renderer.row(Example((Message("user", question), SAY), tools=tools))
+        ids = row.prompt_ids + row.response_ids
+        counts.append([ids.count(id) for id in tokenizer.added_tokens_decoder])
+        if question not in tokenizer.decode(ids, clean_up_tokenization_spaces=False):
+            return Verdict("WRONG", "the question is not in the row")
+    return Verdict("right") if counts[0] == counts[1] else Verdict("WRONG", "a mark in the question is a token")
 
 
 def main() -> None:
-    """Prints a table, and writes it as JSON where asked."""
+    """Prints a table, and writes it as Markdown where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--reasons", action="store_true")
+    parser.add_argument("--table", type=Path, help="a Markdown file to write")
+    parser.add_argument("--reasons", action="store_true", help="say why, except where it is right")
     arguments = parser.parse_args()
     logging.set_verbosity_error()
-    table = []
+    rows, words = (
+        [f"| template | SHA-256 | {' | '.join([*KINDS, 'marks'])} |", f"|---|---|{'---|' * (len(KINDS) + 1)}"],
+        [],
+    )
     for file in sorted(arguments.folder.glob("*.jinja")):
         source = file.read_text(encoding="utf-8")
         found = check(source)
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-        table.append({"name": file.stem, "sha256": digest, "verdicts": {k: v.word for k, v in found.items()}})
+        rows.append(f"| {file.stem} | `{digest}` | {' | '.join(verdict.word for verdict in found.values())} |")
+        words += [verdict.word for verdict in found.values()]
         print(f"{file.stem:70} {digest}  " + "  ".join(f"{kind} {verdict.word}" for kind, verdict in found.items()))
         if arguments.reasons:
             for kind, verdict in found.items():
                 if verdict.reason:
                     print(f"      {kind}: {verdict.word}: {verdict.reason[:300]}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    words = [word for row in table for word in row["verdicts"].values()]
+    if arguments.table:
+        arguments.table.write_text("\n".join(rows) + "\n", encoding="utf-8")
     print({word: words.count(word) for word in sorted(set(words))})
     sys.exit("WRONG" in words)
 

@@ -91,9 +91,7 @@ def test_each_call_is_trained_with_turns_all(make):
     tokenizer, renderer = make(turns="all")
     row = renderer.row(Example((ASK, called(), RESULT, SAY), tools=(tool(),)))
     trained = [id for id, learns in zip(row.response_ids, row.trained, strict=True) if learns]
-    assert tokenizer.decode(trained) == (
-        '<call>weather{"place": "Paris", "days": 2}<|im_end|>Nine degrees.<|im_end|>'
-    )
+    assert tokenizer.decode(trained) == ('<call>weather{"place": "Paris", "days": 2}<|im_end|>Nine degrees.<|im_end|>')
 
 
 def test_a_template_that_wants_arguments_as_text_gets_them_so(make):
@@ -145,7 +143,9 @@ def test_a_template_without_tools_refuses_them_with_the_row(make, messages, tool
 
 
 def test_a_template_for_tools_alone_is_used_with_them(make):
-    tokenizer, renderer = make("{{ tools | length ~ '\n' }}{% for t in tools %}{{ t.function.name }}{% endfor %}" + TOOLS)
+    tokenizer, renderer = make(
+        "{{ tools | length ~ '\n' }}{% for t in tools %}{{ t.function.name }}{% endfor %}" + TOOLS
+    )
     row = renderer.row(Example((ASK, SAY), tools=(tool(),)))
     assert tokenizer.decode(row.response_ids) == "Nine degrees.<|im_end|>"
     with pytest.raises(DataError, match="writes only conversations with tools"):

@@ -127,8 +127,8 @@ def test_marks_of_another_family_become_those_of_the_template(make):
 def test_reasoning_behind_an_end_that_is_not_the_answers(make):
     template = (
         "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.thinking and loop.last %}"
-        "{{ '<|im_start|>assistant think\\n' + m.thinking + '<|eot_id|>' }}{% endif %}{{ '<|im_start|>assistant say\\n' "
-        "+ m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>user\\n' + m.content + '<|eot_id|>' }}{% endif %}"
+        "{{ '<|im_start|>assistant think\\n' + m.thinking + '<|eot_id|>' }}{% endif %}{{ '<|im_start|>assistant say\\n'"
+        " + m.content + '<|im_end|>' }}{% else %}{{ '<|im_start|>user\\n' + m.content + '<|eot_id|>' }}{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}"
     )
     tokenizer, renderer = make(template)
@@ -271,7 +271,7 @@ def test_a_models_own_ends_stop_generation(make):
 
 def test_one_of_several_templates_is_taken_by_name(byte_level):
     tokenizer = byte_level({"rag": LITERAL.replace("%s", ""), "tool_use": "{{ messages }}"}, eos="<|im_end|>")
-    with pytest.raises(ModelError, match="called default; set data.template to tokenizer:rag, tokenizer:tool_use"):
+    with pytest.raises(ModelError, match=r"called default; set data.template to tokenizer:rag, tokenizer:tool_use"):
         ChatRenderer(tokenizer)
     renderer = ChatRenderer(tokenizer, "tokenizer:rag")
     assert texts(tokenizer, renderer, ASK, SAY) == (ASKED, "Four.<|im_end|>")

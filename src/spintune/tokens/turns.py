@@ -88,7 +88,11 @@ class TurnWriter:
         if thought not in answer:
             return True
         before = "".join(map(str, answer[: answer.index(thought)]))
-        return any(marks.close in before or (is_open and marks.open in before) for marks in self.template.marks)
+        if any(marks.close in before or (is_open and marks.open in before) for marks in self.template.marks):
+            return True
+        # a template that does not look for reasoning may have opened the content before it
+        own = [marks.open for marks in self.template.marks]
+        return self.template.reasoning_key is None and any(c in before and c not in own for c in self._controls)
 
     def _behind_block(
         self, shape: tuple[Turn, ...], tools: tuple[str, ...], prompt: tuple[Part, ...]
@@ -234,6 +238,6 @@ def _around_thought(text: str, turn: Turn, known: Marks) -> tuple[str, str]:
         )
     thought = turn.extras.thought if turn.extras and turn.extras.thought else Thought("", "")
     before, after = thought.inside("\0", thought.marks or known).split("\0")
-    if turn.empty:
-        return before, f"{after}{text}"
+    if turn.empty or text.strip() != turn.left.strip():
+        return before, f"{after.rstrip() if text.strip() else after}{text}"
     return f"{text.removesuffix(turn.left)}{before}", f"{after}{turn.left}"
