@@ -204,3 +204,15 @@ def test_a_key_that_an_earlier_version_did_not_have_makes_no_other_recipe(tmp_pa
     path.write_text(json.dumps(document))
     with RunFolder(recipe(tmp_path)) as run:
         assert "generator" in json.loads(path.read_text())["recipe"]
+
+
+def test_a_key_that_an_earlier_version_s_sources_did_not_have_makes_no_other_recipe(tmp_path: Path) -> None:
+    with RunFolder(recipe(tmp_path)) as run:
+        finish(run)
+    path = tmp_path / "recipe.json"
+    document = json.loads(path.read_text())
+    (source,) = document["recipe"]["data"]["train"]
+    assert source.pop("columns", "missing") is None
+    path.write_text(json.dumps(document))
+    with RunFolder(recipe(tmp_path)):
+        assert "columns" in json.loads(path.read_text())["recipe"]["data"]["train"][0]

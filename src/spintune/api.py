@@ -243,7 +243,13 @@ def load(
     )
 
 
-def read(path: str | Path, *, format: str = "auto", limit: int | None = None) -> Sequence[Example]:
+def read(
+    path: str | Path,
+    *,
+    format: str = "auto",
+    limit: int | None = None,
+    columns: Mapping[str, str | None] | None = None,
+) -> Sequence[Example]:
     """Reads examples: a prompt and its reference answer each, in file order, without empty ones and duplicates.
 
     Args:
@@ -251,10 +257,11 @@ def read(path: str | Path, *, format: str = "auto", limit: int | None = None) ->
             id.
         format: Alpaca, chat messages, ShareGPT, ... by name; ``auto`` recognizes it from the keys.
         limit: maximum number of examples; None reads all.
+        columns: which keys of the rows hold what (``{"prompt": "customer_message", ...}``), as in a recipe.
 
     The examples stay on disk; indexing reads them. Raises DataError, which names the first ten rows that are broken.
     """
-    return read_source(Source(str(path), format, limit=limit)).examples
+    return read_source(Source(str(path), format, limit=limit, columns=columns)).examples
 
 
 def mix(

@@ -80,6 +80,8 @@ class DataFacts(OmitEmpty):
         mixture: target and actual shares of a mixture's tasks; None (and not in the file) without a mixture.
         repeated: rows that a source with a weight above 1 gives again.
         dropped: rows by the reason they were dropped for.
+        trimmed: conversations that were cut after their last answer to train on.
+        ignored_keys: keys that had no use, with the number of rows or turns that had them.
     """
 
     mixture: MixtureReport | None = None
@@ -88,6 +90,8 @@ class DataFacts(OmitEmpty):
     dropped: dict[str, int]
     train: int
     heldout: int
+    trimmed: int | None = None
+    ignored_keys: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -270,4 +270,7 @@ def _differences(earlier: object, now: object, prefix: str = "") -> list[str]:
     if isinstance(earlier, dict) and isinstance(now, dict):
         keys = sorted(earlier.keys() | now.keys())
         return [line for key in keys for line in _differences(earlier.get(key), now.get(key), f"{prefix}.{key}")]
+    if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
+        pairs = enumerate(zip(earlier, now, strict=True))
+        return [line for place, pair in pairs for line in _differences(*pair, f"{prefix}.{place}")]
     return [] if earlier == now else [f"{prefix.lstrip('.')} {earlier!r:.60} there, {now!r:.60} here"]

@@ -10,8 +10,10 @@ import pytest
 
 from spintune.data.preferences import read_answers, turns_of_example
 from spintune.data.sources import Source, SourceResult, read_source
-from spintune.errors import DataError
+from spintune.errors import DataError, RecipeError
 from spintune.progress import Silent
+from spintune.recipe import parse_recipe
+from spintune.recipe.recipe import SourceSection
 from spintune.records import Example, Message, ToolCall
 
 USER, ASSISTANT = Message("user", "Hi"), Message("assistant", "Hello")
@@ -523,6 +525,17 @@ def test_columns_and_a_format_must_agree(tmp_path: Path) -> None:
     row = {"q": "Hi", "a": "Hello"}
     text = error(tmp_path, row, columns={"prompt": "q", "response": "a"}, format="chat")
     assert text == "rows.jsonl: columns decide the format (prompt), not format: chat; leave format out"
+
+
+def test_a_recipe_holds_columns_and_refuses_wrong_ones() -> None:
+    def source(columns: dict[str, str | None]) -> SourceSection:
+        data = {"train": {"path": "x", "columns": columns}}
+        section = parse_recipe({"model": "m", "out": "o", "data": data}, "test").data
+        return section.train[0]
+
+    assert source({"prompt": "q", "label": None}).columns == {"prompt": "q", "label": None}
+    with pytest.raises(RecipeError, match=r"data.train.0: columns cannot map to 'promt'; did you mean prompt\?"):
+        source({"promt": "q"})
 
 
 # --- pairs ---

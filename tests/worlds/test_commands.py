@@ -174,6 +174,18 @@ def test_inspect_counts_what_does_not_fit(spintune: Spintune, recipe: Callable[.
     assert found["truncated"] > 0
 
 
+def test_inspect_tells_what_was_cut_off_and_what_had_no_use(
+    spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}, {"from": "human", "value": "More"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"talk": turns[: 2 + n], "topic": n}) + "\n" for n in range(2)))
+    words = ("inspect", recipe(), f"data.train={{path: {path}, columns: {{messages: talk}}}}")
+    found = json.loads(spintune(*words, "--json").out)
+    assert (found["cut_after_last_answer"], found["ignored_keys"]) == (1, {"topic": 2})
+    assert "ignored keys: topic (2)" in spintune(*words).out
+
+
 # chat ----------------------------------------------------------------------------------------------------------------
 
 

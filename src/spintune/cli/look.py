@@ -43,9 +43,11 @@ def inspect(
     rendered = render(found.train, renderer, *longest)
     rendered.check_unknown()
     lengths = sorted(row.tokens for row in rendered.rows)
-    facts = {
+    facts: dict[str, object] = {
         "read": found.facts.read,
         "dropped": {**found.facts.dropped, **rendered.dropped},
+        "cut_after_last_answer": found.facts.trimmed or 0,
+        "ignored_keys": found.facts.ignored_keys,
         "truncated": rendered.truncated,
         "rows": len(rendered.rows),
         "tokens": sum(lengths),
@@ -60,7 +62,9 @@ def inspect(
         print_json({**facts, "shown": [{key: getattr(row, key) for key in keys} for row in shown]})
         return
     from spintune.console import print_tokens
+    from spintune.data.row_reader import named
 
+    facts["ignored_keys"] = named(found.facts.ignored_keys)
     for number, row in enumerate(shown, 1):
         print_tokens(
             [tokenizer.decode([id]) for id in row.prompt_ids],

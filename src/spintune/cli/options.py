@@ -40,14 +40,16 @@ def stage_recipe(
 
     path, overrides = recipe_and_overrides(words)
     if path:
-        recipe = load_recipe(path, [*flags_as_overrides({"model": model, "data.train": data, "out": out}), *overrides])
+        flags = {"model": model, "data.train": data and {"path": data}, "out": out}
+        recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides])
         need_section(recipe, path, stage)
         return recipe, stage
     if not model or not data:
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
     # self-play on little data needs small steps to take any, and a rival to mean anything
     section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
-    base: dict[str, object] = {"model": model, "data": {"train": data}, "out": out or f"runs/{stage}", stage: section}
+    base: dict[str, object] = {"model": model, "out": out or f"runs/{stage}", stage: section}
+    base["data"] = {"train": {"path": data}}  # so that data.train.columns.prompt=KEY can follow
     return load_recipe(None, overrides, base), "eval"
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from spintune.data.bad_rows import OnBadRow
+from spintune.data.columns import problem_of
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
@@ -44,6 +45,14 @@ class SourceSection(Section):
     """Configuration of a hub data set, or sheet of an .xlsx file. Default: the only one."""
     on_bad_row: OnBadRow | None = None
     """What to do about rows that cannot be read. Default: data.on_bad_row."""
+    columns: dict[str, str | None] | None = None
+    """Which keys of the rows hold what, where no format foresees them: prompt, response, messages, chosen, rejected,
+    system, history, context, tools, reasoning, label or weight, each with a key (a dot leads into an object). null
+    leaves a key of that meaning out (also images). Default: the names that formats know."""
+
+    def _problems(self) -> Iterator[str]:
+        if problem := problem_of(self.columns or {}):
+            yield problem
 
 
 class DataSection(Section):

@@ -80,6 +80,8 @@ def read_data(
         dropped=dict(collection.dropped),
         train=len(train),
         heldout=len(heldout),
+        trimmed=collection.trimmed or None,
+        ignored_keys=dict(collection.ignored),
     )
     return DataOutcome(train, heldout, facts)
 
@@ -114,7 +116,10 @@ def _sources(recipe: Recipe) -> list[Source]:
     """The recipe's sources; the one called ``synth`` is the file that the synth stage writes."""
     generated = str(examples_file(Path(recipe.out)))
     default = {"on_bad_row": recipe.data.on_bad_row or "stop"}
-    sources = [Source(**{**default, **section.model_dump(exclude_none=True)}) for section in recipe.data.train]
+    sources = [
+        Source(**{**default, **section.model_dump(exclude_none=True), "columns": section.columns})
+        for section in recipe.data.train
+    ]
     return [replace(source, path=generated) if source.path == SYNTH else source for source in sources]
 
 
