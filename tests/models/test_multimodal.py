@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoTokenizer
 
 import spintune
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.peak import arithmetic
 from spintune.engine.query import Query
 from spintune.generation.build import build_generator
 from spintune.generation.sampling import Sampling
@@ -207,6 +208,12 @@ def test_training_moves_the_text_part_alone_and_the_folder_stays_whole(kind, lor
     assert not moved & other
     assert any("q_proj" in name for name in moved)
     assert moved >= (set() if lora else {name for name in before if "mlp.up_proj.weight" in name} - other)
+
+
+def test_the_arithmetic_of_a_text_is_that_of_the_text_part(folders, tmp_path):
+    whole = load_model(str(folders("gemma3")), cache=tmp_path).model
+    alone = AutoModelForCausalLM.from_config(whole.config.text_config)
+    assert arithmetic(whole) == arithmetic(alone)
 
 
 def test_only_layers_of_the_text_part_get_an_adapter(folders, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES
 
+import spintune
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
@@ -135,3 +136,10 @@ def test_a_model_without_experts_has_no_routers(build, tmp_path):
     with pytest.raises(ModelError, match="router_aux_loss"):
         Routers(model, 0.1)
     assert Routers(model, 0.0).coefficient == 0.0
+
+
+def test_a_coefficient_that_would_do_nothing_is_refused_before_data_is_generated(tiny_model, alpaca_file, tmp_path):
+    recipe = {"out": str(tmp_path / "run"), "model": str(tiny_model), "router_aux_loss": 0.01, "eval": []}
+    with pytest.raises(ModelError, match="router_aux_loss"):
+        spintune.run({**recipe, "data": {"train": str(alpaca_file), "max_length": 96}, "spin": {"max_new_tokens": 4}})
+    assert not (tmp_path / "run/spin/iterate-1").exists()

@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spintune.engine.head import precision
 from spintune.kernels.linear import Linear, linear_layers, training_kernels
+from spintune.models.architecture import text_modules
 
 _ROWS = 1024  # tokens of the product that is timed
 _TIMES = 5
@@ -47,8 +48,9 @@ def arithmetic(model: PreTrainedModel) -> Arithmetic | None:
 
 
 def _body(model: PreTrainedModel) -> list[Linear]:
-    head = model.get_output_embeddings()
-    return [layer for layer in linear_layers(model) if layer is not head]
+    """The layers below the head that a text passes through."""
+    head, text = model.get_output_embeddings(), {id(module) for module in text_modules(model).values()}
+    return [layer for layer in linear_layers(model) if layer is not head and id(layer) in text]
 
 
 def _experts(module: nn.Module, active: int | None = None) -> Iterator[tuple[Tensor, float]]:
