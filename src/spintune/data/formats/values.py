@@ -12,6 +12,7 @@ from spintune.errors import RowError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Keys under which data sets write what an assistant thought before it answered."""
+_REASONING = frozenset(REASONING)
 
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 """Keys of what is no text."""
@@ -87,6 +88,8 @@ def reasoning_of(row: FileRow) -> str:
 
     A single word ("on", "high") is a switch of the data set and no reasoning. Raises DataError when two keys differ.
     """
+    if _REASONING.isdisjoint(row.values):
+        return ""
     found = {key: row.text(key, "reasoning") for key in REASONING if _holds_text(row.values.get(key))}
     if len(set(found.values())) > 1:
         names = " and ".join(f"'{row.named(key)}'" for key in found)
