@@ -9,6 +9,7 @@ import pytest
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
 from spintune.tokens.chat import ChatRenderer
+from spintune.tokens.reasoning import without_reasoning
 from spintune.tokens.rows import render
 from spintune.tokens.turns import _tell
 
@@ -145,6 +146,20 @@ def test_marks_in_a_question_stay_text(make):
     ids = row.prompt_ids + row.response_ids
     assert (ids.count(open_id), ids.count(close_id)) == (1, 1)
     assert "<think>a</think>" in decode(tokenizer, row.prompt_ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\na\n</think>\n\nb", "b"),
+        ("a\n</think>\n\nb", "b"),
+        ("[THINK]a[/THINK]b", "b"),
+        (" b ", " b "),
+        ("<think>a", "<think>a"),
+    ],
+)
+def test_the_answer_in_a_written_text_is_what_follows_its_reasoning(text, answer):
+    assert without_reasoning(text) == answer
 
 
 # Served and bare -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from spintune.generation.protocol import Generator
 from spintune.metrics import METRICS, answer_metrics
 from spintune.progress import Progress
 from spintune.records import Example
+from spintune.tokens.reasoning import without_reasoning
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.typed_json import JsonObject
@@ -90,7 +91,10 @@ def answer_heldout(
             answer_tokens=len(completion.ids),
             reference_tokens=likelihood.tokens,
             nll=likelihood.nll,
-            scores={one.name: one.score(completion.text, [example.answer]) for one in answer_metrics()},
+            scores={
+                one.name: one.score(without_reasoning(completion.text), [without_reasoning(example.answer)])
+                for one in answer_metrics()
+            },
         )
         for example, likelihood, completion in zip(examples, likelihoods, completions, strict=True)
     ]

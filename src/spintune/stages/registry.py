@@ -32,6 +32,7 @@ from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import LoadedIterate
 from spintune.storage import digest_file
+from spintune.tokens.reasoning import without_reasoning
 from spintune.typed_json import JsonObject, to_json
 
 
@@ -105,7 +106,7 @@ def _ifeval(section: EvaluationSection) -> Evaluation:
         completions = _answer(context, player, [[Message("user", prompt.text)] for prompt in prompts], IFEVAL)
         rows, items = [], []
         for prompt, completion in zip(prompts, completions, strict=True):
-            followed = check(prompt, completion.text)
+            followed = check(prompt, without_reasoning(completion.text))
             rows.append({"id": prompt.key, "prompt": prompt.text, **_answer_row(completion), **to_json(followed)})
             items.append(item_score(prompt, followed))
         return EvaluationOutcome(ScoreTable(IFEVAL_SCALES, tuple(items)), {"answers.jsonl": rows})
@@ -185,7 +186,7 @@ def _answer_turns(context: RunContext, player: LoadedIterate, questions: Sequenc
             conversations.append([*conversation, Message("user", questions[place].turns[turn])])
         completions = _answer(context, player, conversations, f"{MT_BENCH}, turn {turn + 1}")
         for place, completion in zip(places, completions, strict=True):
-            answers[place].append(completion.text)
+            answers[place].append(without_reasoning(completion.text))
     return answers
 
 

@@ -158,7 +158,7 @@ class ChatRenderer:
             return [example]
         if not self._told_of_splitting:
             self._told_of_splitting = True
-            log.info("%s: the chat template writes earlier turns otherwise, so each answer is a row", self._name)
+            log.warning("%s: the chat template writes earlier turns otherwise, so each answer is a row", self._name)
         units, before = [], list[Message]()
         for message in example.messages:
             if _is_trained(message):

@@ -44,6 +44,7 @@ class ChatTemplate:
         name: of the tokenizer, for errors.
         source: the Jinja source, with a fixed date.
         placeholder: stands for the text of a slot, whose number it takes with ``%``.
+        names: of the templates that the tokenizer brings, where it brings several.
         added_text: finds the text of an added token.
         controls: the control tokens by their text.
         splitter: splits template text at them.
@@ -60,6 +61,8 @@ class ChatTemplate:
         if not tokenizer.is_fast:
             raise ModelError(f"{self.name} has no fast tokenizer (tokenizer.json), which exact loss masks need")
         self._tokenizer = tokenizer
+        own = tokenizer.chat_template
+        self.names = sorted(own) if isinstance(own, dict) else []
         self.source = with_fixed_date(template_source(tokenizer, template))
         nonce = hashlib.sha256(self.source.encode()).hexdigest()[:8]
         self.placeholder = f"\ue000{nonce}-%d\ue001"

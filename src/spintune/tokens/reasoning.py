@@ -64,3 +64,12 @@ def split_content(content: str, known: Sequence[Marks]) -> tuple[str, Marks | No
         if marks.open not in reasoning and (reasoning != before or before.strip()):
             return reasoning, marks if reasoning != before else Marks("", marks.close), after
     return "", None, content
+
+
+def without_reasoning(text: str) -> str:
+    """The answer in a text that a model wrote: what follows its reasoning, or all of it where it has none."""
+    for marks in KNOWN_MARKS:
+        _, close, answer = text.rpartition(marks.close)
+        if close:
+            return answer.lstrip()
+    return text

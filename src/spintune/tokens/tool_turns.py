@@ -32,7 +32,10 @@ def settle_tools(template: ChatTemplate, example: Example, shape: tuple[Turn, ..
     place = where(example.source)
     check_calls(example)
     if example.tools and not template.writes_tools:
-        raise DataError(f"{place}the example has tools, but the chat template of {template.name} writes none")
+        others = (
+            f"; set data.template to one of tokenizer:{', tokenizer:'.join(template.names)}" if template.names else ""
+        )
+        raise DataError(f"{place}the example has tools, but the chat template of {template.name} writes none{others}")
     if any(message.tool_calls for message in example.messages) and template.call_style is None:
         raise DataError(f"{place}an answer calls tools, but the chat template of {template.name} writes no calls")
     for text in texts_of_tools(example.messages, example.tools):

@@ -191,8 +191,8 @@ class TurnWriter:
 
 @cache
 def _tell(message: str) -> None:
-    """Logs a fact about a template once, however many renderers there are."""
-    log.info(message)
+    """Tells a fact about a template once, however many renderers there are."""
+    log.warning(message)
 
 
 def _has_thought(turn: Turn) -> bool:
