@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import orjson
 from pydantic import ConfigDict, ValidationError
@@ -39,10 +39,17 @@ class _OmitDefaults:
     A default is an attribute of the class, so the instance need not hold it, and orjson writes what the instance holds.
     """
 
+    _defaults: ClassVar[tuple[tuple[str, object], ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        own = vars(cls)
+        cls._defaults = tuple((name, own[name]) for name in own.get("__annotations__", ()) if name in own)
+
     def __post_init__(self) -> None:
-        own, kind = vars(self), type(self)
-        for name in [name for name, value in own.items() if name in kind.__dict__ and value == kind.__dict__[name]]:
-            del own[name]
+        own = vars(self)
+        for name, default in self._defaults:
+            if own[name] is default or own[name] == default:
+                del own[name]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spintune.data.contamination import SHORTEST, Removed, TouchingRow, contamination, decontaminate, text_of
-from spintune.records import Example, Message
+from spintune.records import Example, Message, ToolCall
 from spintune.text.ngrams import NgramIndex
 from spintune.text.words import split_words
 from spintune.typed_json import to_json
@@ -259,3 +259,11 @@ def test_the_pairs_of_gsm8k_train_and_test_are_those_of_a_dictionary_of_tuples()
     }
     assert {(item.item, row) for item in found.touched for row in item.rows} == pairs
     assert (len(found.touched), len(pairs)) == (3, 4)
+
+
+def test_reasoning_and_calls_are_part_of_the_text() -> None:
+    answer = Message(
+        "assistant", "Rain.", reasoning="Ask the tool.", tool_calls=(ToolCall("weather", '{"city": "Oslo"}'),)
+    )
+    assert text_of(Example((Message("user", "Hi"), answer))) == 'Hi\n\nAsk the tool.\n\nRain.\n\n{"city": "Oslo"}'
+    assert text_of(Example((Message("user", ""), Message("assistant", "b")))) == "\n\nb"

@@ -89,3 +89,12 @@ def test_no_more_are_held_out_than_allowed_and_they_are_the_first_of_the_same_or
     # of 50 prompts a tenth are five
     assert set(held) == set(split_examples(examples, 0.1, 7)[1])
     assert split_examples(examples, 0.1, 7, limit=99) == split_examples(examples, 0.1, 7)
+
+
+def test_prompts_that_differ_in_reasoning_alone_stay_on_one_side() -> None:
+    turns = [
+        (Message("user", "a"), Message("assistant", "b", reasoning=str(n)), Message("user", "c")) for n in range(9)
+    ]
+    others = questions(9)
+    train, held = split_examples([*(Example((*turn, Message("assistant", "d"))) for turn in turns), *others], 0.5, 7)
+    assert {sum(len(example.messages) == 4 for example in side) for side in (train, held)} == {0, 9}

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from spintune.records import Example
+from spintune.records import Example, Message
 from spintune.text.ngrams import NgramIndex
 from spintune.text.words import split_words
 
@@ -26,8 +26,13 @@ _WORDS_PER_BATCH = 1 << 18
 
 
 def text_of(example: Example) -> str:
-    """All messages of an example as one text, so that an n-gram may span a prompt and its answer."""
-    return "\n\n".join(message.content for message in example.messages)
+    """All that is said in an example as one text, so that an n-gram may span a prompt and its answer."""
+    return "\n\n".join(text for message in example.messages for text in _texts(message))
+
+
+def _texts(message: Message) -> list[str]:
+    said = [message.reasoning, message.content] if message.reasoning else [message.content]
+    return [*said, *(call.arguments for call in message.tool_calls)]
 
 
 @dataclass(frozen=True)

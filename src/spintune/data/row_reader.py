@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from spintune.data.columns import ColumnMap, Columns
 from spintune.data.file_rows import FileRow
@@ -62,18 +62,19 @@ class RowReader:
         """The keys that may be read; None when the format does not say."""
         return self._columns.keys(self.format) if self._columns else self.format.all_keys
 
-    def conversations(self, row: FileRow) -> Iterator[RowConversation]:
+    def conversations(self, row: FileRow) -> list[RowConversation]:
         """The conversations of a row. Raises DataError for a row that holds none."""
         keys = tuple(row.values)
         if self._columns:
             row = self._columns.row(row)
             self._mapped.update(row.names or ())
-        for found in read_row(self.format, row):
+        conversations = read_row(self.format, row)
+        for found in conversations:
             self._trimmed += found.trimmed
             if found.ignored:
                 self._noticed.update(found.ignored)
-            yield found
         self._shapes[keys] += 1
+        return conversations
 
     def passed_over(self, columns: Sequence[str], rows: int) -> None:
         """Counts the columns of a file that were not even decoded."""

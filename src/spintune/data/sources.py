@@ -181,7 +181,7 @@ class _Reading:
         for done, (number, value) in enumerate(table.rows(self._reader.keys), 1):
             try:
                 # the whole row before any of it is kept
-                conversations = [*self._reader.conversations(table.row(number, value))]
+                conversations = self._reader.conversations(table.row(number, value))
             except DataError as error:
                 self._bad.add(error)
             else:

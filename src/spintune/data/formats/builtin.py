@@ -71,6 +71,8 @@ def _with_reasoning(row: FileRow, messages: list[Message]) -> list[Message]:
 def _said(row: FileRow, key: str, role: Literal["user", "assistant"], ignored: list[str]) -> list[Message]:
     """One side of a row: a text, a turn, or a list of turns."""
     value = row.values.get(key)
+    if type(value) is str:
+        return [Message(role, value)]
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
         return read_turns(row, key, ignored)
     return [Message(role, row.text(key, "a prompt" if role == "user" else "an answer"))]
@@ -105,11 +107,12 @@ def _instruction(row: FileRow, task: FileRow) -> str:
 
 
 def _alpaca(row: FileRow) -> Iterator[RowConversation]:
-    _, answer = _pair_of(row, _ALPACA)
+    values = row.values
+    answer = "output" if values.get("output") is not None else _pair_of(row, _ALPACA)[1]
     ignored: list[str] = []
     context: str | None = "context"
     task = row
-    if isinstance(row.values.get("context"), str) and not row.task_input():
+    if "context" in values and isinstance(row.values.get("context"), str) and not row.task_input():
         context, task = None, FileRow({"input": row.values["context"]}, row.where)  # Dolly's name of the input
     messages = [Message("user", _instruction(row, task)), *_said(row, answer, "assistant", ignored)]
     yield complete(row, _with_reasoning(row, messages), ignored, context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from spintune.data.file_rows import FileRow
 from spintune.records import Message
@@ -12,8 +13,7 @@ Conversation = tuple[Message, ...]
 NumberedRows = Iterator[tuple[int, object]]
 
 
-@dataclass(frozen=True, slots=True)
-class RowConversation:
+class RowConversation(NamedTuple):
     """A conversation as a row holds it.
 
     Attributes:
@@ -74,10 +74,10 @@ class Format:
         """Whether a row with these values has the format."""
         return any(all(key in values for key in group) for group in self.keys)
 
-    def read(self, row: FileRow) -> Iterator[RowConversation]:
+    def read(self, row: FileRow) -> list[RowConversation]:
         """The conversations of a row. Raises DataError for a row that holds none."""
-        for found in self.conversations(row):
-            yield found if isinstance(found, RowConversation) else RowConversation(found)
+        found = [*self.conversations(row)]
+        return [one if isinstance(one, RowConversation) else RowConversation(one) for one in found]
 
     def __str__(self) -> str:
         return f"{self.name} ({' or '.join(', '.join(group) for group in self.keys)})"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from spintune.data.file_rows import FileRow
 from spintune.data.formats.builtin import BUILTIN_FORMATS
@@ -115,10 +115,10 @@ def _prompt(conversation: RowConversation) -> str:
 def _conversations(format: Format, row: FileRow, keys: Collection[str]) -> list[RowConversation] | None:
     values = {key: value for key, value in row.values.items() if key in keys}
     try:
-        found = list(format.read(FileRow(values, row.where, row.number, row.names)))
+        found = format.read(FileRow(values, row.where, row.number, row.names))
     except DataError:
         return None
-    return [replace(one, trimmed=False, ignored=()) for one in found]
+    return [one._replace(trimmed=False, ignored=()) for one in found]
 
 
 def _undecided(row: FileRow, one: _Reading, other: _Reading) -> DataError:
@@ -129,10 +129,10 @@ def _undecided(row: FileRow, one: _Reading, other: _Reading) -> DataError:
     return DataError(f"{row.where}: the keys fit {one} and {other}, which read different conversations; {choice}")
 
 
-def read_row(format: Format, row: FileRow) -> Iterator[RowConversation]:
+def read_row(format: Format, row: FileRow) -> list[RowConversation]:
     """The conversations of a row. Raises DataError, which says so where the row has another format."""
     try:
-        yield from format.read(row)
+        return format.read(row)
     except DataError as error:
         other = None if format.fits(row.values) else recognize([row.values])
         if other is None or other is format:
