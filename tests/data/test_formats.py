@@ -461,6 +461,20 @@ def test_plain_text_has_no_prompt(tmp_path: Path) -> None:
     )
 
 
+def test_the_best_ranked_path_of_a_tree_is_read(tmp_path: Path) -> None:
+    def node(role: str, text: str, *replies: Any, **facts: Any) -> dict[str, Any]:
+        return {"message_id": text, "role": role, "text": text, "replies": list(replies), **facts}
+
+    best = node("assistant", "Hello", node("prompter", "More?", rank=None), rank=0)
+    replies = (node("assistant", "No", rank=1), best, node("assistant", "Spam", rank=-1, deleted=True))
+    row = {"message_tree_id": "1", "tree_state": "ready", "prompt": node("prompter", "Hi", *replies)}
+    found = result(tmp_path, row)
+    assert (found.format, found.trimmed, found.ignored) == ("oasst", 1, {})
+    assert found.examples[0].messages == (USER, ASSISTANT)
+    flat = {"message_id": "a", "parent_id": None, "text": "Hi", "role": "prompter"}
+    assert error(tmp_path, flat).startswith("rows.jsonl: each row is one message of a tree; give the file of whole")
+
+
 # --- columns ---
 
 

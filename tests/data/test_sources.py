@@ -135,7 +135,9 @@ def test_an_unknown_format_is_an_error_with_a_suggestion(tmp_path: Path) -> None
 
 def test_an_unknown_format_like_no_other_is_an_error_with_all_names(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])
-    expected = "there is no data format 'xyz'; use one of chat, sharegpt, seeds, alpaca, prompt, qa, spin, preference"
+    expected = (
+        "there is no data format 'xyz'; use one of chat, sharegpt, seeds, alpaca, prompt, qa, spin, oasst, preference"
+    )
     assert error(path, format="xyz") == expected
 
 

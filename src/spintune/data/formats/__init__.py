@@ -10,6 +10,7 @@ prompt       ``prompt`` and ``completion`` or ``response``;           TRL, T0 ta
              ``query``, ``response``; ``inputs``, ``targets``;        NuminaMath
              ``problem``, ``solution``; ``input``, ``output``
 qa           ``question`` and ``answer`` or ``response``              GSM8K, OpenOrca
+oasst        ``message_tree_id``, ``prompt`` with ``replies``         OpenAssistant; the best-ranked path is read
 spin         ``real``, ``generated``: lists of turns                  SPIN's own data; the real side is read
 preference   ``chosen``, ``rejected``, and where they are no whole    TRL, LLaMA-Factory; the chosen side is read
              conversations a prompt

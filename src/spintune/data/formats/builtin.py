@@ -9,6 +9,7 @@ from typing import Literal
 from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.data.formats.beside import BESIDE, complete
 from spintune.data.formats.format import Conversation, Format, RowConversation
+from spintune.data.formats.oasst import OASST
 from spintune.data.formats.turns import read_turns
 from spintune.data.formats.values import REASONING, reasoning_of
 from spintune.records import Message
@@ -182,5 +183,6 @@ BUILTIN_FORMATS = (
     Format("prompt", _PROMPT, _prompt, _REASONED),
     Format("qa", _QA, _qa, _REASONED),
     Format("spin", (("real", "generated"),), _turns("real"), BESIDE),
+    OASST,
     Format("preference", _PREFERENCES, _preference, BESIDE | {"input"}),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,6 @@ from spintune.data.file_rows import FileRow
 from spintune.records import Message
 
 Conversation = tuple[Message, ...]
-NumberedRows = Iterator[tuple[int, object]]
 
 
 class RowConversation(NamedTuple):
@@ -41,14 +40,12 @@ class Format:
         conversations: the conversations that a row holds, each of which ends with an assistant's turn; most formats
             hold one. Raises DataError, which begins with ``row.where``, for a row that holds none.
         reads: the keys that the format uses besides such a group; None when it does not say. Other keys are counted.
-        gather: for formats whose conversations span several rows: makes one row of those that belong together.
     """
 
     name: str
     keys: tuple[tuple[str, ...], ...]
     conversations: Callable[[FileRow], Iterable[Conversation | RowConversation]]
     reads: frozenset[str] | None = None
-    gather: Callable[[NumberedRows], NumberedRows] | None = None
 
     def groups(self, values: Mapping[str, object]) -> list[tuple[str, ...]]:
         """The groups of keys that all have a value in a row."""

@@ -146,6 +146,11 @@ def read_row(format: Format, row: FileRow) -> list[RowConversation]:
 
 def _unknown(path: str, rows: Sequence[FileRow]) -> DataError:
     keys = list(dict.fromkeys(str(key) for row in rows for key in row.values))
+    if {"message_id", "parent_id"} <= {*keys}:
+        return DataError(
+            f"{path}: each row is one message of a tree; give the file of whole trees (message_tree_id, prompt with "
+            "replies), which format oasst reads"
+        )
     if "text" in keys:
         return DataError(
             f"{path}: the rows hold plain text without prompts (keys: {', '.join(keys)}), and answers to prompts are "
