@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from spintune.errors import ModelError
+from spintune.models import files
 from spintune.models.loading import check_model, load_model
 
 
@@ -187,3 +188,17 @@ def test_tensors_without_a_use_are_told_once(folder, caplog):
     load_model(str(folder), cache=folder.parent)
     (told,) = [record.getMessage() for record in caplog.records if record.name.startswith("spintune")]
     assert "model.mtp.weight" in told
+
+
+def test_a_hub_model_is_asked_about_once_and_offline_from_what_was_kept(tmp_path, monkeypatch):
+    requests: list[str] = []
+
+    def offline(repository: str, **_: object) -> None:
+        requests.append(repository)
+        raise OSError("no network")
+
+    monkeypatch.setattr(files, "model_info", offline)
+    files._listing.cache_clear()
+    assert [files.find_file("owner/absent", {}, name) for name in ("a.json", "b.json")] == [None, None]
+    assert requests == ["owner/absent"]
+    files._listing.cache_clear()

@@ -6,8 +6,10 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
+from huggingface_hub import model_info, try_to_load_from_cache
 from transformers.utils import cached_file, logging
 
 from spintune.errors import ModelError
@@ -43,18 +45,28 @@ def find_file(location: str, arguments: Mapping[str, str], name: str) -> Path | 
     folder = Path(location)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
+    revision = arguments.get("revision")
+    listed = _listing(location, revision)
+    if listed is None:  # the hub cannot be asked: what an earlier load kept is all there is
+        kept = try_to_load_from_cache(location, name, revision=revision)
+        return Path(kept) if isinstance(kept, str) else None
+    if name not in listed:
+        return None
     try:
-        found = cached_file(
-            location,
-            name,
-            revision=arguments.get("revision"),
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-    except (OSError, ValueError):  # no such repository: loading says so
+        found = cached_file(location, name, revision=revision)
+    except (OSError, ValueError):  # loading says why
         return None
     return None if found is None else Path(found)
+
+
+@lru_cache(maxsize=8)
+def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
+    """The files of a hub repository, by one request; None where it cannot be asked."""
+    try:
+        found = model_info(repository, revision=revision, timeout=10).siblings or []
+        return frozenset(file.rfilename for file in found)
+    except Exception:  # offline, no such repository, no access: loading says so
+        return None
 
 
 def end_ids(settings: object) -> frozenset[int]:
