@@ -3,7 +3,7 @@
 ===========  =============================================  =========================================================
 spin         ``real``, ``generated``: lists of messages     UCLA-AGI/SPIN_iter0 to SPIN_iter3
 preference   ``prompt``, ``chosen``, ``rejected``: texts    TRL, LLaMA-Factory; written by ``spintune pairs``
-             or lists of messages (TRL alone)
+             or lists of turns, which may hold the prompt
 ===========  =============================================  =========================================================
 """
 
