@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from spintune.errors import DataError
+from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message, ToolCall
 from spintune.tokens.chat import ChatRenderer
 
@@ -140,6 +140,20 @@ def test_a_template_without_tools_refuses_them_with_the_row(make, messages, tool
     _, renderer = make(plain)
     with pytest.raises(DataError, match=f"^a:3: {reason}"):
         renderer.row(Example(messages, source="a:3", tools=tools))
+
+
+def test_a_content_that_the_template_drops_beside_calls_is_refused(make):
+    _, renderer = make(HEAD + "{% if m.tool_calls %}" + CALLS + "{% else %}{{ m.content }}{% endif %}" + TAIL)
+    renderer.row(Example((ASK, called())))
+    with pytest.raises(DataError, match=r"^a:3: the chat template writes no content beside the calls of tools"):
+        renderer.row(Example((ASK, called(content="Let me look.")), source="a:3"))
+
+
+def test_a_template_that_fails_names_the_row(make):
+    fails_for_two = "{% for c in m.tool_calls or [] %}{{ 1 % (c.function.arguments | length - 2) }}{% endfor %}"
+    _, renderer = make(HEAD + "{{ m.content }}" + CALLS + fails_for_two + TAIL)
+    with pytest.raises(ModelError, match=r"^a:3: .*the chat template fails: "):
+        renderer.row(Example((ASK, called()), source="a:3"))
 
 
 def test_a_template_for_tools_alone_is_used_with_them(make):

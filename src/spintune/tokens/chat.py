@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from spintune.errors import DataError
+from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message
 from spintune.tokens.chat_template import MAX_RENDERINGS, ChatTemplate, RefusedError
 from spintune.tokens.layout import Control, Part, Span, Turn, fill, joined, lay_out, rest_after
@@ -187,8 +187,10 @@ class ChatRenderer:
     def highest_token(self) -> tuple[int, str]:
         """The highest id that may stand in a row, and its text."""
         controls = self._template.controls.values()
-        written = {control.id for control in controls if control.text in self._template.source}
-        return self._encoder.highest_token({*written, *self.end_ids, *((self._bos.id,) if self._bos else ())})
+        source = self._template.source
+        written = {control.id for control in controls if control.text in source}
+        bos = self._tokenizer.bos_token_id if self._bos or "bos_token" in source else None
+        return self._encoder.highest_token({*written, *self.end_ids, *(() if bos is None else (bos,))})
 
     # Plans -----------------------------------------------------------------------------------------------------
 
@@ -218,14 +220,14 @@ class ChatRenderer:
             if example.tools or any(turn.role == "tool" or (turn.extras and turn.extras.calls) for turn in shape):
                 conversation = replace(conversation, **settle_tools(self._template, example, shape, texts))
             self._watch_rewriting(conversation, example.messages)
-        except RefusedError as refusal:
+        except (RefusedError, ModelError) as refusal:
             raise _refused(example.source, refusal) from refusal
         return conversation
 
     def _plan_of(self, conversation: _Conversation, answers: frozenset[int]) -> _Plan | None:
         try:
             return self._plan(conversation.shape, answers, conversation.tools)
-        except (RefusedError, UnwritableError) as refusal:
+        except (RefusedError, UnwritableError, ModelError) as refusal:
             raise _refused(conversation.source, refusal) from refusal
 
     def _make_plan(self, shape: tuple[Turn, ...], answers: frozenset[int], tools: tuple[str, ...]) -> _Plan | None:
@@ -319,7 +321,9 @@ class ChatRenderer:
             )
 
 
-def _refused(source: str, refusal: Exception) -> DataError:
+def _refused(source: str, refusal: Exception) -> DataError | ModelError:
+    if isinstance(refusal, ModelError):
+        return ModelError(f"{where(source)}{refusal}")
     if isinstance(refusal, RefusedError):
         return DataError(f"{where(source)}the chat template refuses this conversation: {refusal}")
     return DataError(f"{where(source)}{refusal}")

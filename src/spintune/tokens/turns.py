@@ -65,6 +65,8 @@ class TurnWriter:
         """
         turn, place = shape[-1], len(shape) - 1
         prompt, written = self.prompt(shape[:-1], tools), self.template.parts(shape, tools)
+        if turn.extras and turn.extras.calls and not turn.empty and place not in written:
+            raise UnwritableError("the chat template writes no content beside the calls of tools; leave it out")
         if not turn.empty and (count := written[1::2].count(place)) != 1:
             raise ModelError(
                 f"{self.template.name}: the chat template writes the assistant's turn {place + 1} {count} times "
