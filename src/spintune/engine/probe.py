@@ -15,6 +15,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,9 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
     narrow = model.dtype.itemsize < 4  # widened a layer at a time, and backward needs all layers
     with evaluating(model):
         with lowered(model, above=longest, to=_LOW), in_float32(model), torch.set_grad_enabled(not narrow):
-            _check_structure(model, packed, queries)
-            _check_apart(packed, queries)
-            exact = _check_exact(model, packed, plain, queries)
+            found = _check_structure(model, packed, queries)
+            _check_apart(packed, queries, found.logits)
+            exact = _check_exact(found, _with_gradient(model, plain, queries), queries)
         if autocast is not None or narrow:
             _check_rounding(model, packed, plain, queries, (exact, autocast))
     beyond = f" beyond {', '.join(map(str, sorted(near)))} tokens" if near else ""
@@ -90,8 +91,9 @@ def check_plain(model: PreTrainedModel, plain: Score, autocast: torch.dtype | No
     if model.config.is_encoder_decoder:
         return
     with evaluating(model), in_float32(model), torch.no_grad():
-        texts = ids[1:], (*ids[1:-2], *_other(ids[-2:]))
-        before, after = (plain([Query(ids[:1], (text,))], _spread) for text in texts)
+        rows = torch.tensor([ids, ids[:-1] + _other(ids[-1:])], device=model.device)
+        before, after = model(input_ids=rows, use_cache=False).logits
+        before, after = (_spread(logits, rows) for logits in (before, after))
     if not _error(after[:-1], before[:-1]) <= APART:
         raise ModelError(
             f"{name} is not causal as configured: its tokens see those that follow; "
@@ -106,9 +108,9 @@ def probe_queries(vocabulary: int, lengths: Sequence[int]) -> list[Query]:
     def ids(count: int) -> tuple[int, ...]:
         return tuple(next(drawn) for _ in range(count))
 
-    queries = [Query(ids(7), (ids(5), ids(3))), Query(ids(2), (ids(4),)), Query(ids(3), (ids(6), ids(2)))]
+    queries = [Query(ids(7), (ids(5), ids(3))), Query(ids(2), (ids(4),))]
     for length in lengths:
-        queries.append(Query(ids(length + 3), (ids(4), ids(2))))
+        queries.append(Query(ids(length + 3), (ids(4),)))
         queries.append(Query(ids(max(1, length - 3)), (ids(2), ids(9), ids(4))))
     return queries
 
@@ -136,14 +138,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_structure(model: PreTrainedModel, packed: Score, queries: Sequence[Query]) -> None:
+class _Found(NamedTuple):
+    """Centered logits ``[M, V]``, and a gradient ``[1, D]``, or None where none was asked for."""
+
+    logits: Tensor
+    gradient: Tensor | None
+
+
+def _check_structure(model: PreTrainedModel, packed: Score, queries: Sequence[Query]) -> _Found:
     called: list[nn.Module] = []
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    with contextlib.ExitStack() as stack:
         for layer in layers_of(model):
             stack.callback(layer.register_forward_pre_hook(lambda module, _: called.append(module)).remove)
         asked = stack.enter_context(recording())
         try:
-            packed(queries, logprob)
+            found = _with_gradient(model, packed, queries)
         except Exception as error:  # whatever a foreign architecture raises, the plain path still works
             log.debug("packed probe failed", exc_info=error)
             raise PackingError("its layers do not take packed rows") from error
@@ -155,6 +164,7 @@ def _check_structure(model: PreTrainedModel, packed: Score, queries: Sequence[Qu
     if not called and len({module.layer_idx for module in asked}) != model.config.get_text_config().num_hidden_layers:
         raise PackingError("some of its layers are not attention")
     _check_windows(model, asked)
+    return found
 
 
 def _check_windows(model: PreTrainedModel, asked: Asked) -> None:
@@ -172,23 +182,22 @@ def _check_windows(model: PreTrainedModel, asked: Asked) -> None:
         raise PackingError("its sliding window is in a mask only")
 
 
-def _check_apart(packed: Score, queries: Sequence[Query]) -> None:
-    """Changes every other prompt, and every response after a first one; the first responses of the rest must stay."""
+def _check_apart(packed: Score, queries: Sequence[Query], before_MV: Tensor) -> None:
+    """Changes the first of several responses to a prompt; those beside and after it must stay."""
     changed = [
-        replace(query, responses=(query.responses[0], *(_other(r) for r in query.responses[1:])))
-        if number % 2 == 0
-        else replace(query, prompt=_other(query.prompt), responses=tuple(map(_other, query.responses)))
-        for number, query in enumerate(queries)
+        replace(query, responses=(_other(query.responses[0]), *query.responses[1:])) if query.responses[1:] else query
+        for query in queries
     ]
     with torch.no_grad():
-        before, after = packed(queries, _spread), packed(changed, _spread)
-    places: list[int] = []
-    begin = 0
-    for number, query in enumerate(queries):
-        if number % 2 == 0:
-            places.extend(range(begin, begin + len(query.responses[0])))
-        begin += sum(map(len, query.responses))
-    if not _error(after[places], before[places]) <= APART:
+        after_MV = packed(changed, _spread)
+    same = [
+        old is new
+        for query, other in zip(queries, changed, strict=True)
+        for old, new in zip(query.responses, other.responses, strict=True)
+        for _ in old
+    ]
+    same_M = torch.tensor(same, device=before_MV.device)
+    if not _error(after_MV[same_M], before_MV[same_M]) <= APART:
         raise PackingError("its packed rows depend on each other")
 
 
@@ -197,36 +206,35 @@ def _other(ids: Sequence[int]) -> tuple[int, ...]:
     return tuple(token - 1 if token else 1 for token in ids)
 
 
-def _check_exact(model: PreTrainedModel, packed: Score, plain: Score, queries: Sequence[Query]) -> Tensor:
+def _check_exact(mine: _Found, plain: _Found, queries: Sequence[Query]) -> Tensor:
     """Returns the log-probabilities of the scored tokens by plain forwards."""
-    (mine, my_gradient), (theirs, gradient) = (_with_gradient(model, score, queries) for score in (packed, plain))
-    if not _error(mine, theirs) <= EXACT:
+    if not _error(mine.logits, plain.logits) <= EXACT:
         raise PackingError("its packed rows differ from plain forwards")
-    if gradient is not None and my_gradient is not None and not _error(my_gradient, gradient) <= 10 * EXACT:
+    known = mine.gradient is not None and plain.gradient is not None
+    if known and not _error(cast(Tensor, mine.gradient), cast(Tensor, plain.gradient)) <= 10 * EXACT:
         raise PackingError("the gradients of its packed rows differ from those of plain forwards")
-    return _of_targets(theirs, queries)
+    return _of_targets(plain.logits, queries)
 
 
-def _with_gradient(model: PreTrainedModel, score: Score, queries: Sequence[Query]) -> tuple[Tensor, Tensor | None]:
-    """Centered logits, and the gradient of some sum of log-probabilities by one vector that every embedding gains."""
-    shift = torch.zeros((), requires_grad=True)
+def _with_gradient(model: PreTrainedModel, score: Score, queries: Sequence[Query]) -> _Found:
+    """The gradient is that of some sum of log-probabilities by one vector that every embedding gains."""
+    if not torch.is_grad_enabled():
+        return _Found(score(queries, _spread), None)
+    shifts: list[Tensor] = []
 
     def shifted(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
-        nonlocal shift
-        if not shift.ndim:
-            shift = torch.zeros(output.shape[-1], dtype=output.dtype, device=output.device, requires_grad=True)
-        return output + shift
+        if not shifts:
+            shifts.append(output.new_zeros(output.shape[-1]).requires_grad_())
+        return output + shifts[0]
 
-    if not torch.is_grad_enabled():
-        return score(queries, _spread), None
     hook = model.get_input_embeddings().register_forward_hook(shifted)
     try:
         logits = score(queries, _spread)
     finally:
         hook.remove()
     weighted = (_of_targets(logits, queries) * torch.linspace(0.3, 1.7, len(logits), device=logits.device)).sum()
-    (gradient,) = torch.autograd.grad(weighted, [shift], allow_unused=True)
-    return logits.detach(), None if gradient is None else gradient[None]
+    gradient = torch.autograd.grad(weighted, shifts, allow_unused=True)[0] if shifts else None
+    return _Found(logits.detach(), None if gradient is None else gradient[None])
 
 
 def _check_rounding(

@@ -41,7 +41,7 @@ TOLERANCE = 2e-3
 _ROUNDING = 0.05
 """Nats that they may be off in half precision, beside twice what plain forwards are."""
 
-_NEW = 6
+_NEW = 4
 _LONGEST = 64
 _LOW = 6
 
