@@ -306,8 +306,9 @@ def spin_error(folder: Path) -> float:
 
 
 def _with_words(pair: Pair) -> Pair:
-    """The pair with the first of its answers that has no control token."""
-    return replace(pair, generated=(next(answer for answer in pair.generated if min(answer.ids) >= FIRST),))
+    """The pair with the first of its answers that has no control token, if there is one."""
+    found = (answer for answer in pair.generated if min(answer.ids) >= FIRST)
+    return replace(pair, generated=(next(found, pair.generated[0]),))
 
 
 def lora_error(folder: Path) -> tuple[float, float]:

@@ -13,12 +13,21 @@ from spintune.engine.query import Query
 
 def logits(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
     """Logits ``[len(response) + 1, V]`` that follow the prompt and each token of the response, by one call."""
+    _forget_lengths(model)
     if model.config.is_encoder_decoder:
         written = torch.tensor([[model.config.decoder_start_token_id, *response]])
         output = model(input_ids=torch.tensor([list(prompt)]), decoder_input_ids=written, use_cache=False)
         return output.logits[0].float()
     ids = torch.tensor([[*prompt, *response]])
     return model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+
+
+def _forget_lengths(model: PreTrainedModel) -> None:
+    """A dynamic rotary embedding keeps the frequencies of the longest call; each call here is a model's first."""
+    for module in model.modules():
+        if hasattr(module, "max_seq_len_cached") and hasattr(module, "original_inv_freq"):
+            module.max_seq_len_cached = module.original_max_seq_len
+            module.inv_freq = module.original_inv_freq.clone()
 
 
 def logprobs(model: PreTrainedModel, queries: Sequence[Query]) -> list[Tensor]:

@@ -25,7 +25,7 @@ QUICK = (
     "deepseek_v3",
     "falcon alibi",
     "bloom",
-    "mamba",
+    "falcon_mamba",
     "t5",
     "bart",
 )

@@ -145,8 +145,8 @@ def _rms_norm_parts(module: nn.Module, compiled: bool) -> _RmsNorm | None:
     epsilon = _epsilon(module)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(epsilon, float):
         return None
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or not (compiled or can_compute(weight)):
+    weight = module._parameters.get("weight")  # some keep a constant in a buffer
+    if weight is None or weight.ndim != 1 or not (compiled or can_compute(weight)):
         return None
     alone = len(module._parameters) + len(module._buffers) + len(module._modules) == 1  # no bias, no scale
     return _RmsNorm(weight, epsilon) if alone and _same(module, (epsilon,), _is_rms_norm) else None
