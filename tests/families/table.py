@@ -55,6 +55,13 @@ def page(verdicts: dict[str, dict[str, str]]) -> str:
         parts.append(
             "\n".join([f"## {title}\n", "| family | variants | path | note |", "| --- | --- | --- | --- |", *rows])
         )
+    unmeasured = [f"`{name}`" for name in (*DECODERS, *ENCODER_DECODERS) if name not in verdicts]
+    if unmeasured:
+        parts.append(
+            "## Without a verdict\n\nIn these variants the length of a row changes what transformers computes for its "
+            f"earlier tokens, so text and its score can disagree; self-play checks that and stops: "
+            f"{', '.join(unmeasured)}."
+        )
     return "\n".join(parts[:1]) + "\n" + "\n\n".join(parts[1:]) + "\n"
 
 
