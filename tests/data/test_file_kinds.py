@@ -134,7 +134,7 @@ def test_a_cut_compressed_file_is_an_error(tmp_path: Path, suffix: str) -> None:
     assert error(path).startswith(f"{path}: damaged or incomplete {suffix} file (")
 
 
-@pytest.mark.parametrize("content", [b"", gzip.compress(b""), gzip.compress(b"\n")])
+@pytest.mark.parametrize("content", [b"", gzip.compress(b"", mtime=0), gzip.compress(b"\n", mtime=0)], ids=repr)
 def test_an_empty_compressed_file_is_empty(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl.gz"
     path.write_bytes(content)

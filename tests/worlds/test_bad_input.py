@@ -88,7 +88,7 @@ def test_after_a_mended_recipe_the_same_folder_goes_on(
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("rows.csv", b"instruction,output\na,b\n", ("rows.csv", ".json", ".jsonl")),
+        ("rows.docx", b"instruction,output\na,b\n", ("rows.docx", ".json", ".jsonl")),
         ("rows.json", b"\x89PNG\r\n\x1a\n\x00\x00", ("rows.json:1", "UTF-8")),
         ("rows.json", b'[{"question": "a"', ("rows.json:1", "not valid JSON")),
         ("rows.jsonl", b'{"lorem": 1}\n{"lorem": 2}\n', ("rows.jsonl", "lorem", "rename")),

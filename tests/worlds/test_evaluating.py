@@ -261,8 +261,8 @@ def test_mistakes_show_before_anything_is_trained(run: Run, files: dict[str, Any
     settings = {"eval": ["questions"], "evaluation": {"questions": files["questions"]}}
     with pytest.raises(ModelError, match="no model 'nosuchmodel'"):
         run(out, judge={"model": "nosuchmodel"}, **settings)
-    with pytest.raises(TeacherError, match="JUDGE_KEY"):
-        run(out, judge={"model": "m", "url": "https://127.0.0.1:9/v1", "key_variable": "JUDGE_KEY"}, **settings)
+    with pytest.raises(TeacherError, match="JUDGE_API_KEY"):
+        run(out, judge={"model": "m", "url": "https://127.0.0.1:9/v1", "key_variable": "JUDGE_API_KEY"}, **settings)
     assert not (out / "sft").exists()
 
 
