@@ -8,9 +8,10 @@ READY := .venv/ready
 demo: $(READY)
 	$(BIN)/spintune run recipes/quickstart.yaml
 
-# every test: the quick ones on all cores, then those that are slow or need the real model
+# every test: the quick ones and the families of models on all cores, then those that are slow or need the real model
 test: quick
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families -m slow -n auto
+	$(BIN)/python -m pytest -m slow --ignore tests/families
 
 # what every commit passes: one to three minutes on two cores
 quick: $(READY)

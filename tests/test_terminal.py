@@ -54,11 +54,11 @@ def test_ordinary_text_and_the_consoles_own_colors_stay() -> None:
     assert "\x1b[2K" in file.getvalue()  # the bar is drawn again in its place
 
 
-def test_an_error_about_hostile_data_gives_a_terminal_no_commands(tmp_path: Path) -> None:
-    """A role with a sequence that clears the screen, seen from a real pseudo-terminal."""
-    (tmp_path / "x.jsonl").write_text('{"messages": [{"role": "\\u001b[2J\\u001b]0;owned\\u0007", "content": "a"}]}\n')
+def test_an_error_about_a_hostile_file_gives_a_terminal_no_commands(tmp_path: Path) -> None:
+    """A key with a sequence that clears the screen, seen from a real pseudo-terminal."""
+    (tmp_path / "r.yaml").write_text('"\\e[2J\\e]0;owned\\a": 1\n')
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "spintune", "sft", "--model", "nobody/none", "--data", "x.jsonl", "--out", "o"]
+    command = [sys.executable, "-m", "spintune", "run", "r.yaml"]
     done = subprocess.Popen(command, cwd=tmp_path, stdin=follower, stdout=follower, stderr=follower)
     os.close(follower)
     seen = b""
