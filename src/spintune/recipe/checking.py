@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -80,7 +81,7 @@ def _was_meant(problem: ErrorDetails) -> bool:
 
 def _is_type_tag(part: int | str) -> bool:
     """Whether a part of a location names an alternative that pydantic tried, and is not a key."""
-    return isinstance(part, str) and (part in {"float", "int", "constrained-float", "constrained-int"} or "[" in part)
+    return isinstance(part, str) and re.match(r"(constrained-)?(float|int)$|[a-z-]+\[", part) is not None
 
 
 def _section_of(location: tuple[int | str, ...], root: type[BaseModel]) -> type[BaseModel]:
