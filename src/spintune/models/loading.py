@@ -28,6 +28,7 @@ from spintune.errors import ModelError, SpintuneError
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal, reads_ahead
 from spintune.models.checks import check_files
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
+from spintune.models.gguf_tokenizer import tell_of_differences
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
 from spintune.storage import digest_file, digest_json
 from spintune.tokens.rendering import build_renderer, check_embeddings
@@ -231,6 +232,8 @@ def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
 
 def _read_tokenizer(location: str, arguments: Mapping[str, str]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
+    if "gguf_file" in arguments:
+        tell_of_differences(Path(location) / arguments["gguf_file"])
     # multimodal models may keep their template beside the tokenizer
     if tokenizer.chat_template is None and (settings := read_file(location, arguments, "chat_template.json")):
         tokenizer.chat_template = settings.get("chat_template")

@@ -1,0 +1,52 @@
+"""A GGUF file whose tokenizer is known to differ says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from spintune.models.gguf_tokenizer import known_difference, tell_of_differences
+
+
+def gguf_file(path: Path, architecture: str, kind: str | None, rule: str | None) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    if kind is not None:
+        writer.add_tokenizer_model(kind)
+    if rule is not None:
+        writer.add_tokenizer_pre(rule)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "rule", "difference"),
+    [
+        ("gpt2", "gpt2", "gpt-2", None),
+        ("qwen2", "gpt2", "qwen2", None),
+        ("phi3", "llama", "default", None),
+        ("llama", None, None, None),
+        ("llama", "llama", "default", "runs of spaces"),
+        ("falcon", "gpt2", "falcon", "some texts with numbers and marks"),
+        ("llama", "gpt2", "smollm", "numbers, which transformers does not split into digits"),
+        ("llama", "gpt2", "tekken", "its rule 'tekken' was not compared"),
+        ("llama", "gpt2", None, "the file names no rule"),
+    ],
+)
+def test_a_difference_is_known_by_the_kind_of_tokenizer_and_its_rule(
+    tmp_path: Path, architecture: str, kind: str | None, rule: str | None, difference: str | None
+) -> None:
+    assert known_difference(gguf_file(tmp_path / "m.gguf", architecture, kind, rule)) == difference
+
+
+def test_it_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = gguf_file(tmp_path / "m.gguf", "llama", "llama", "default")
+    tell_of_differences(path)
+    tell_of_differences(path)
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        f"{path}: its tokenizer may cut some texts otherwise than the model's own (runs of spaces)"
+    )
