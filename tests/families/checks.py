@@ -96,7 +96,7 @@ def measure(name: str, folder: Path, *, training: bool = True, adapters: bool = 
         if adapters:
             errors["lora"], errors["merged"] = lora_error(folder)
     except ModelError as error:
-        verdict.path, verdict.refused = "refused", str(error)
+        verdict.path, verdict.refused = "refused", str(error).replace(str(folder / "model"), "MODEL")
         return verdict
     try:
         errors["bfloat16"] = bfloat16_error(folder / "model", family)
@@ -190,7 +190,11 @@ def sampled_error(family: Family) -> float:
     generator = build_generator(family.engine, family.loaded.tokenizer, frozenset())
     prompts = [query.prompt for query in queries()] * 3
     written = generator.generate(prompts, Sampling(NEW_TOKENS))
-    usable = [(p, w) for p, w in zip(prompts, written, strict=True) if min(w.ids) >= FIRST]
+    usable = [
+        (prompt, one)
+        for prompt, one in zip(prompts, written, strict=True)
+        if min(one.ids) >= FIRST and family.engine.scores_as_drawn(len(prompt), len(one.ids))
+    ]
     scores = plain.sums(family.reference, [Query(prompt, (one.ids,)) for prompt, one in usable])
     return _largest(scores - torch.tensor([one.logprob for _, one in usable]))
 
@@ -289,7 +293,8 @@ def spin_error(folder: Path) -> float:
     shards = Shards(folder / "shards", "families", Silent())
     sampled = sample_pairs(generator, ROWS, Sampling(NEW_TOKENS), 6, 100, "base", shards, "answers")
     pairs = score_pairs(engine, list(map(_with_words, sampled)), "opponent", shards, "scores")
-    check_sampler(pairs, "base", 0.05)
+    drawn = [p for p in pairs if all(engine.scores_as_drawn(len(p.prompt_ids), len(a.ids)) for a in p.generated)]
+    check_sampler(drawn, "base", 0.05)  # as in a run: an answer that crosses a rotary length is drawn with two rules
     reports: list[StepReport] = []
     hooks = TrainingHooks(on_step=reports.append)
     checkpoints = Checkpoints(folder / "spin", 1e9)

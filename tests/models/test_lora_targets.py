@@ -77,3 +77,9 @@ def test_what_experts_cannot_have_is_refused_by_its_own_key(options, key, moe):
 def test_an_unknown_target_lists_the_experts_too(moe):
     with pytest.raises(ModelError, match=r"no layer w1; known: .*gate_up_proj"):
         find_targets(moe("mixtral"), ["w1"])
+
+
+def test_all_linear_leaves_out_what_fused_kernels_read_past_an_adapter(build):
+    targets = find_targets(build("mamba", dtype=torch.float32), "all-linear")
+    assert isinstance(targets.modules, list)
+    assert {name.rpartition(".")[2] for name in targets.modules} == {"in_proj", "x_proj", "dt_proj"}

@@ -13,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from spintune.errors import ModelError
 from spintune.models.architecture import is_multimodal, text_modules
 
+_FUSED_OUTPUTS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+"""Models whose kernels read the weights of ``out_proj`` past an adapter; peft refuses to adapt it there."""
+
 
 @dataclass(frozen=True)
 class LoraTargets:
@@ -34,10 +37,12 @@ def find_targets(model: PreTrainedModel, targets: str | list[str]) -> LoraTarget
     """
     modules, experts = text_modules(model), expert_tensors(model)
     if targets == "all-linear":
-        if not experts and not is_multimodal(model.config):
+        left_out = {"out_proj"} if model.config.model_type in _FUSED_OUTPUTS else set()
+        if not experts and not left_out and not is_multimodal(model.config):
             return LoraTargets("all-linear")
         head = model.get_output_embeddings()
-        layers = [name for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+        linear = [name for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
+        layers = [name for name in linear if name.rpartition(".")[2] not in left_out]
         return LoraTargets(layers, experts)
     if isinstance(targets, str) and any(name.split(".")[-1] == targets for name in (*modules, *experts)):
         targets = [targets]
