@@ -656,3 +656,16 @@ def test_a_notebook_whose_event_loop_runs_can_ask_as_well(serve: Any, questions:
 
     with pytest.raises(BudgetError, match="budget of 300 tokens"):
         asyncio.run(poor_cell())
+
+
+def test_a_reasoning_model_may_think_before_an_answer_of_any_length(serve: Any, questions: Questions) -> None:
+    """The budget reserves what it may think."""
+    server = serve()
+    teacher = teacher_at(server.url, thinking_tokens=500)
+    (outcome,) = outcomes_of(teacher, [replace(questions(1)[0], max_tokens=3)])
+    assert isinstance(outcome, Reply)
+    assert server.received[0].body["max_tokens"] == 503
+    assert teacher.identity != teacher_at(server.url).identity
+    short = teacher_at(server.url, thinking_tokens=10**6, budget=Budget(tokens=1000))
+    with pytest.raises(BudgetError):
+        list(short.ask(questions(1)))

@@ -72,6 +72,9 @@ class EndpointSection(Section):
     """Retries after timeouts, lost connections, and refusals that may pass. [attempts]"""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Field that limits the answer; newer models of some providers want max_completion_tokens."""
+    thinking_tokens: Count | None = None
+    """What a reasoning model may think before each answer, on top of the answer's own limit. [tokens] Default: none;
+    its short answers are then cut in thought, and counted as that."""
     extra: dict[str, Any] = Field(default={})
     """More fields of each request (never a key), such as {reasoning_effort: low}; null leaves a field out. Other kinds
     get these as arguments."""

@@ -51,6 +51,7 @@ def _endpoint(
         budget=budget_of(section),
         extra=section.extra,
         max_tokens_field=section.max_tokens_field,
+        thinking_tokens=section.thinking_tokens or 0,
     )
     return EndpointTeacher(endpoint, context.environment, spent, context.progress)
 

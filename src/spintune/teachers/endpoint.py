@@ -77,6 +77,7 @@ class Endpoint:
         extra: more fields of the request's JSON, such as ``{"reasoning_effort": "low"}``; None leaves out a field that
             would be sent otherwise (temperature, top_p, penalties, stop). Answers are cut at stop texts in any case.
         max_tokens_field: newer models of some providers require "max_completion_tokens".
+        thinking_tokens: what a reasoning model may think before each answer, on top of the request's ``max_tokens``.
 
     A parameter that the server refuses by name is left out from then on, or sent by its other name.
 
@@ -93,6 +94,7 @@ class Endpoint:
     budget: Budget = field(default_factory=Budget)
     extra: Mapping[str, object] = field(default_factory=dict)
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    thinking_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.concurrency < 1 or self.timeout_seconds <= 0 or self.max_retries < 0:
@@ -157,6 +159,7 @@ class EndpointTeacher:
             "model": self._endpoint.model,
             "style": self._endpoint.style,
             "extra": dict(self._endpoint.extra),
+            **({"thinking_tokens": self._endpoint.thinking_tokens} if self._endpoint.thinking_tokens else {}),
         }
 
     @property
@@ -177,8 +180,10 @@ class EndpointTeacher:
 
         Raises also TeacherError when max(8, concurrency) requests in a row fail, counted over all calls.
         """
+        thinking = self._endpoint.thinking_tokens
+        longer = [replace(request, max_tokens=request.max_tokens + thinking) for request in requests]
         with _event_loop() as run:
-            outcomes = self._outcomes(requests)
+            outcomes = self._outcomes(longer)
             try:
                 while (found := run(_next(outcomes))) is not None:
                     yield found
