@@ -416,3 +416,8 @@ def test_a_broken_first_line_does_not_hide_the_others(tmp_path: Path) -> None:
     path.write_bytes(b'{"question": \n' + json_lines([{"question": "a", "answer": "b"}]))
     assert error(path).startswith(f"{path}:1: not valid JSON (")
     assert places(path, on_bad_row="drop") == [f"{path}:2"]
+
+
+def test_a_column_without_a_use_is_counted_once_for_each_row_that_has_it(tmp_path: Path) -> None:
+    path = csv(tmp_path, "instruction,output,ticket\na,b,1\nc,d,2\ne,f,\n")
+    assert read(path).ignored == {"ticket": 2}

@@ -78,8 +78,9 @@ class RowReader:
 
     def passed_over(self, columns: Sequence[str], rows: int) -> None:
         """Counts the columns of a file that were not even decoded."""
+        seen = {key for keys in self._shapes for key in keys}
         if (keys := self.keys) is not None:
-            self._noticed.update({column: rows for column in columns if column not in keys})
+            self._noticed.update({column: rows for column in columns if column not in keys and column not in seen})
 
     def settle(self, progress: Progress) -> tuple[int, Counter[str]]:
         """Tells how many conversations were cut after their last answer to train on, and which keys had no use.

@@ -27,7 +27,7 @@ from spintune.engine.head import LogitReader, logprob, precision
 from spintune.engine.query import Query
 from spintune.engine.rotary import LengthDependentRotary, layers_of
 from spintune.engine.thresholds import lowered, thresholds
-from spintune.errors import ModelError
+from spintune.errors import ModelError, NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
 
 
 def check_plain(model: PreTrainedModel, plain: Score, autocast: torch.dtype | None) -> None:
-    """Raises ModelError for a model of which even plain forwards are of no use.
+    """Raises ModelError or NonFiniteError for a model of which even plain forwards are of no use.
 
     Its tokens see those after them, so its scores would not be of one token each; or it does not compute in its own
     precision.
@@ -94,6 +94,8 @@ def check_plain(model: PreTrainedModel, plain: Score, autocast: torch.dtype | No
         rows = torch.tensor([ids, ids[:-1] + _other(ids[-1:])], device=model.device)
         before, after = model(input_ids=rows, use_cache=False).logits
         before, after = (_spread(logits, rows) for logits in (before, after))
+    if not torch.isfinite(before).all():
+        raise NonFiniteError(f"{name}: the model's scores are not numbers; it is damaged or has diverged")
     if not _error(after[:-1], before[:-1]) <= APART:
         raise ModelError(
             f"{name} is not causal as configured: its tokens see those that follow; "
