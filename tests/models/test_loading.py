@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import FAMILIES
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertLMHeadModel, T5Config, T5EncoderModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5EncoderModel
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
-from spintune.models.architecture import reads_ahead
 from spintune.models.loading import (
     ALIASES,
     load_model,
@@ -69,31 +67,6 @@ def test_the_ends_of_an_answer_that_a_model_names_are_known_with_and_without_its
     assert load_stop_ids(str(folder), cache=tmp_path) == ids
     (folder / "generation_config.json").unlink()
     assert load_model(str(folder), cache=tmp_path).stop_ids == load_stop_ids(str(folder), cache=tmp_path) == set()
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_a_model_that_sees_what_it_should_predict_is_refused(causal, words, tmp_path):
-    config = BertConfig(
-        vocab_size=97,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        is_decoder=causal,
-    )
-    BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
-    words.save_pretrained(tmp_path / "bert")
-    if causal:
-        load_model(str(tmp_path / "bert"), cache=tmp_path)
-    else:
-        with pytest.raises(ModelError, match="sees the tokens that it should predict"):
-            load_model(str(tmp_path / "bert"), cache=tmp_path)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_every_family_of_the_tests_is_causal(precision, build):
-    for family in FAMILIES:
-        assert not reads_ahead(build(family, dtype=getattr(torch, precision))), family
 
 
 def test_gemma2_loads_though_it_has_no_sdpa(build, words, tmp_path):

@@ -156,6 +156,9 @@ def test_marks_in_a_question_stay_text(make):
         ("[THINK]a[/THINK]b", "b"),
         (" b ", " b "),
         ("<think>a", "<think>a"),
+        ("a</think>\nb", "b"),
+        ("Close it with </think> and go on.", "Close it with </think> and go on."),
+        ("Write <thinking>a</thinking> before b.", "Write <thinking>a</thinking> before b."),
     ],
 )
 def test_the_answer_in_a_written_text_is_what_follows_its_reasoning(text, answer):

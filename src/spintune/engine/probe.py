@@ -40,8 +40,7 @@ EXACT = 1e-3
 APART = 1e-4
 """Largest part that other rows may have in a row of logits: expert layers round by what else is in a call."""
 
-_LOW = 6
-_MOST_TOKENS = 1024
+_MAX_TOKENS = 1024
 _OPERATIONS = {"cpu": 1e10}
 _OPERATIONS_ELSEWHERE = 1e12
 
@@ -61,7 +60,7 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
     queries = probe_queries(model.config.get_text_config().vocab_size, sorted(near))
     narrow = model.dtype.itemsize < 4  # widened a layer at a time, and backward needs all layers
     with evaluating(model):
-        with lowered(model, above=longest, to=_LOW), in_float32(model), torch.set_grad_enabled(not narrow):
+        with lowered(model, above=longest), in_float32(model), torch.set_grad_enabled(not narrow):
             found = _check_structure(model, packed, queries)
             _check_apart(packed, queries, found.logits)
             exact = _check_exact(found, _with_gradient(model, plain, queries), queries)
@@ -124,7 +123,7 @@ def _seeded() -> torch.Generator:
 def _affordable(model: PreTrainedModel) -> int:
     """Tokens of a row that a probe can compute in well under a second."""
     operations = _OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE)
-    return min(_MOST_TOKENS, int(operations / (2 * max(1, model.num_parameters()))))
+    return min(_MAX_TOKENS, int(operations / (2 * max(1, model.num_parameters()))))
 
 
 @contextlib.contextmanager

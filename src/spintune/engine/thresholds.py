@@ -28,7 +28,7 @@ def thresholds(model: PreTrainedModel) -> list[int]:
 
 
 @contextlib.contextmanager
-def lowered(model: PreTrainedModel, above: int, to: int) -> Iterator[None]:
+def lowered(model: PreTrainedModel, above: int, to: int = 6) -> Iterator[None]:
     """Inside, windows and chunks of more than ``above`` tokens have ``to``, in the configuration and in every module.
 
     A row of that many tokens would cost too much to find out whether packed rows keep a window.

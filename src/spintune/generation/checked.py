@@ -43,7 +43,6 @@ _ROUNDING = 0.05
 
 _NEW = 4
 _LONGEST = 64
-_LOW = 6
 
 
 class CheckedGenerator:
@@ -122,7 +121,7 @@ class CheckedGenerator:
         if not self.engine.packed:
             yield
             return
-        with lowered(self.engine.model, above=_LONGEST, to=_LOW):
+        with lowered(self.engine.model, above=_LONGEST):
             yield
 
 

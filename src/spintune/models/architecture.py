@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -49,21 +48,3 @@ def freeze_other_parts(model: PreTrainedModel) -> None:
     text = {id(p) for module in text_modules(model).values() for p in module.parameters(recurse=False)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in text)
-
-
-_PROBE = 3  # tokens; reading the weights takes the time
-
-
-@torch.no_grad()
-def reads_ahead(model: PreTrainedModel) -> bool:
-    """Whether the last token of a text changes what a decoder-only model predicts before it, as in BERT.
-
-    Such a model's scores are no likelihoods of a text, and it cannot write one.
-    """
-    vocabulary = model.config.get_text_config().vocab_size
-    ids = [(7 * i * i + 3 * i + 5) % vocabulary for i in range(_PROBE)]
-    rows = torch.tensor([ids, [*ids[:-1], (ids[-1] + vocabulary // 2) % vocabulary]], device=model.device)
-    changes_T = model(input_ids=rows, use_cache=False).logits.float().diff(dim=0)[0].abs().amax(-1)
-    # relative to the change where the token itself stands, of which rounding may be a hundredth in bfloat16
-    leak = 1e-4 if model.dtype.itemsize >= 4 else 0.02
-    return bool(changes_T[:-1].max() > leak * changes_T[-1])

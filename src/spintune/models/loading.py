@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from spintune.errors import ModelError, SpintuneError
-from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal, reads_ahead
+from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import tell_of_differences
@@ -152,19 +152,7 @@ def load_model(
     if source.generation is not None and model.generation_config is not None:
         model.generation_config._from_model_config = None  # a file of its own, whoever wrote it
     model.to(device).eval()
-    if not config.is_encoder_decoder:
-        _check_causal(name, model)
     return LoadedModel(name, model, tokenizer, autocast, source)
-
-
-def _check_causal(name: str, model: PreTrainedModel) -> None:
-    with _refusals(f"model {name!r} ({type(model).__name__})"):
-        ahead = reads_ahead(model)
-    if ahead:
-        raise ModelError(
-            f"model {name!r} ({type(model).__name__}) sees the tokens that it should predict, as encoders do; name a "
-            "causal language model"
-        )
 
 
 @contextlib.contextmanager

@@ -67,9 +67,13 @@ def split_content(content: str, known: Sequence[Marks]) -> tuple[str, Marks | No
 
 
 def without_reasoning(text: str) -> str:
-    """The answer in a text that a model wrote: what follows its reasoning, or all of it where it has none."""
-    for marks in KNOWN_MARKS:
-        _, close, answer = text.rpartition(marks.close)
-        if close:
-            return answer.lstrip()
-    return text
+    """The answer in a text that a model wrote: what follows its reasoning, or all of it where it has none.
+
+    The prompt may have opened the reasoning. Then the closing mark stands at the edge of a line: inside one it is more
+    likely part of an answer about such marks.
+    """
+    reasoning, marks, answer = split_content(text, KNOWN_MARKS)
+    if marks is None:
+        return text
+    at_edge = reasoning.endswith("\n") or not answer or answer.startswith("\n")
+    return answer.lstrip() if marks.open or at_edge else text
