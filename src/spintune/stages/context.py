@@ -12,8 +12,9 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.paths import ModelPaths, ScorePath
 from spintune.errors import DataError, ModelError
 from spintune.generation.build import find_paths
-from spintune.models.loading import ALIASES, LoadedModel, load_model, locate_model, model_identity
+from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
+from spintune.models.packaged import ALIASES
 from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile

