@@ -92,6 +92,72 @@ def test_a_folder_with_work_in_it_belongs_to_its_recipe(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recompute": 0.5},
+        {"tokens_per_forward": 256},
+        {"precision": "float32"},
+        {"sft": {"samples": 0}},
+        {"sft": {"checkpoint_minutes": 1.0}},
+    ],
+)
+def test_what_changes_no_result_may_change_in_a_folder_with_work_in_it(
+    tmp_path: Path, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def on_a_processor(precision: str) -> str:
+        return {"auto": "float32"}.get(precision, precision)
+
+    with RunFolder(recipe(tmp_path, sft={}), on_a_processor) as run:
+        finish(run)
+    with RunFolder(recipe(tmp_path, **{"sft": {}, **changes}), on_a_processor):
+        pass
+    assert ("last bits" in caplog.text) == ("tokens_per_forward" in changes)
+    with (
+        pytest.raises(RunError, match=r"precision '\w+' there, 'bfloat16' here"),
+        RunFolder(recipe(tmp_path, sft={}, precision="bfloat16"), on_a_processor),
+    ):
+        pass
+
+
+def test_one_place_may_be_named_in_several_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(recipe(tmp_path / "run", model="models/tiny")) as run:
+        finish(run)
+    for name in ("models/./tiny", "models/tiny/", str(tmp_path / "models" / "tiny")):
+        with RunFolder(recipe(tmp_path / "run", model=name)):
+            pass
+    with pytest.raises(RunError, match=r"model .* there, 'models/other' here"):
+        RunFolder(recipe(tmp_path / "run", model="models/other")).__enter__()
+
+
+def test_a_limit_of_held_out_examples_that_none_reaches_may_change(tmp_path: Path) -> None:
+    """One that is reached decides which examples are trained on, so that a finished run would be made again."""
+
+    def limited(limit: int) -> Recipe:
+        return recipe(tmp_path, data={"train": "x.json", "eval_limit": limit})
+
+    with RunFolder(limited(1000)) as run:
+        finish(run)
+        run.finish("data", {}, [], {"heldout": 20})
+    with RunFolder(limited(21)):
+        pass
+    for limit in (20, 5):
+        with pytest.raises(RunError, match=f"data.eval_limit 21 there, {limit} here"):
+            RunFolder(limited(limit)).__enter__()
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b'{"recipe": 1}', b'"x"', b'{"recipe": {"data": 3}}', b"\xff"])
+def test_a_recipe_of_another_shape_is_one_line(tmp_path: Path, content: bytes) -> None:
+    with RunFolder(recipe(tmp_path)) as run:
+        finish(run)
+    (tmp_path / "recipe.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"recipe\.json: |another recipe"):
+        RunFolder(recipe(tmp_path)).__enter__()
+
+
 def test_a_folder_in_which_only_data_was_read_may_be_taken_over(tmp_path: Path) -> None:
     with RunFolder(recipe(tmp_path)) as run:
         finish(run, stage="data")

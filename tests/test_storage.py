@@ -28,6 +28,7 @@ from spintune.storage import (
     read_json,
     read_json_lines,
     remove_partials,
+    repeated_key,
     storage_errors,
     write_json,
     write_json_if_changed,
@@ -229,8 +230,8 @@ json_values = st.recursive(
 @given(value=json_values)
 def test_json_comes_back_and_its_digest_forgets_the_order_of_keys(value: Any, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("json") / "x.json"
-    write_json(path, value)
-    assert read_json(path) == value == json.loads(path.read_text())
+    write_json(path, {"value": value})
+    assert read_json(path) == {"value": value} == json.loads(path.read_text())
     if isinstance(value, dict):
         assert digest_json(value) == digest_json(dict(reversed(value.items())))
 
@@ -252,8 +253,36 @@ def test_an_unchanged_document_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_a_damaged_document_is_named(tmp_path: Path) -> None:
-    (tmp_path / "x.json").write_text('{"a": ')
-    with pytest.raises(RunError, match=r"x\.json: damaged .* delete it and run again"):
+    for content in (b'{"a": ', b"[]", b"3", b"null", b"", b"\x00\x00", b'{"a": "\xff"}', b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(RunError, match=r"x\.json: damaged .* delete it and run again"):
+            read_json(tmp_path / "x.json")
+
+
+@given(
+    value=st.dictionaries(st.text(), json_values, min_size=1),
+    key=st.text(),
+    spaces=st.sampled_from(["", " ", "\n\t"]),
+)
+def test_a_repeated_key_is_found_and_no_other_text_is_taken_for_one(value: Any, key: str, spaces: str) -> None:
+    """Against the standard library, which shows every pair: texts may hold quotes, colons and backslashes."""
+
+    def text(pairs: list[tuple[str, Any]]) -> bytes:
+        return ("{" + ",".join(f"{json.dumps(k)}{spaces}:{spaces}{json.dumps(v)}" for k, v in pairs) + "}").encode()
+
+    assert repeated_key(text(list(value.items())), value) is None
+    inside = text([("outer", 1), (key, value), (key + '":', 2)])
+    assert repeated_key(inside, json.loads(inside)) is None
+    first = next(iter(value))
+    inner = text([("a", [value]), ("b", 1), ("b", 1)])
+    for twice, which in ((text([*value.items(), (first, 0)]), first), (inner, "b")):
+        assert repeated_key(twice, json.loads(twice)) == which
+
+
+def test_a_document_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    """One reader takes the first, another the last: neither is what was written."""
+    (tmp_path / "x.json").write_text('{"step": 3, "step": 5}')
+    with pytest.raises(RunError, match=r"x\.json: damaged \(the key 'step' occurs twice"):
         read_json(tmp_path / "x.json")
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError
 from spintune.generation.build import GENERATORS
-from spintune.models.loading import check_model, default_device, model_identity
+from spintune.models.loading import autocast_type, check_model, default_device, model_identity
 from spintune.progress import Progress
 from spintune.recipe import Recipe
 from spintune.results import BestModel, EvaluationResults, RunResults, TrainingResults
@@ -60,7 +60,7 @@ def run_recipe(
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)
     evaluations = evaluations_of(recipe) if until == "eval" else []
-    with RunFolder(recipe) as run:
+    with RunFolder(recipe, lambda precision: str(autocast_type(precision, default_device()))) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
             context = RunContext(recipe, run, cache, progress, metrics, environment)

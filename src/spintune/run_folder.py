@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -59,6 +59,14 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class RecipeFile:
+    """``recipe.json``: the resolved recipe, and the version that wrote it."""
+
+    spintune: str
+    recipe: JsonObject
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The manifest of a finished stage.
 
@@ -76,6 +84,12 @@ class Manifest:
     spintune: str
 
 
+def read_recipe(folder: Path) -> RecipeFile:
+    """The recipe that a run folder is bound to. Raises RunError when it is damaged."""
+    path = folder / "recipe.json"
+    return from_json(RecipeFile, read_json(path), path)
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a stage's folder. Raises RunError when it is damaged."""
     return from_json(Manifest, read_json(folder / MANIFEST), folder / MANIFEST)
@@ -86,11 +100,15 @@ class RunFolder:
 
     Raises RunError when another process holds the folder or it belongs to another recipe, StorageError when it cannot
     be written.
+
+    Args:
+        meaning: what a ``precision`` means on this machine; two that mean the same make no other recipe.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, meaning: Callable[[str], str] = str) -> None:
         self.folder = Path(recipe.out)
         self.recipe = recipe
+        self._meaning = meaning
         self._lock: BinaryIO | None = None
 
     def __enter__(self) -> RunFolder:
@@ -128,16 +146,34 @@ class RunFolder:
         path = self.folder / "recipe.json"
         identity = self.recipe.identity()
         content = {"spintune": __version__, "recipe": identity}
-        earlier = read_json(path)["recipe"] if path.exists() else None
+        earlier = read_recipe(self.folder).recipe if path.exists() else None
         # a key that the version before did not have is None there and here
-        changes = _differences(_fixed_settings(earlier), _fixed_settings(identity)) if earlier else []
+        changes = self._changes(earlier, identity) if earlier is not None else []
         if not changes:
+            _tell_rounding(self.folder, earlier or {}, identity)
             write_json_if_changed(path, content)
         elif {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
             write_json(path, content)
         else:
             told = "; ".join(changes)
             raise RunError(f"{self.folder} holds a run of another recipe ({told}); choose another out= or delete it")
+
+    def _changes(self, earlier: JsonObject, now: JsonObject) -> list[str]:
+        """What differs between the recipe of this folder and the one here, and may not."""
+        found = _differences(_fixed_settings(earlier), _fixed_settings(now))
+        if self._meaning(str(earlier.get("precision"))) != self._meaning(str(now["precision"])):
+            found.append(_told("precision", earlier.get("precision"), now["precision"]))
+        before, here = (recipe["data"].get("eval_limit") if _has_data(recipe) else None for recipe in (earlier, now))
+        if before != here and not self._limits_nothing(before, here):
+            found.append(_told("data.eval_limit", before, here))
+        return found
+
+    def _limits_nothing(self, *limits: object) -> bool:
+        """Whether fewer examples are held out than any of these limits allows, so that the split stays as it is."""
+        if not (self.folder / "data" / MANIFEST).is_file():
+            return False
+        heldout = read_manifest(self.folder / "data").facts.get("heldout")
+        return isinstance(heldout, int) and all(isinstance(limit, int) and heldout < limit for limit in limits)
 
     @overload
     def finished(self, stage: str, inputs: Inputs) -> JsonObject | None: ...
@@ -240,15 +276,40 @@ def _check_is_run(folder: Path) -> None:
         raise RunError(f"{folder} is not empty and no run of spintune (it has {foreign[0]}); choose another out=")
 
 
-def _fixed_settings(identity: JsonObject) -> JsonObject:
-    """The settings that a run folder is bound to: all but the length of self-play and what judges iterates.
+_FREE = {
+    # what judges iterates, and what changes no result; synth keeps its replies, so later stages can follow it
+    "": ("synth", "eval", "evaluation", "judge", "tokens_per_forward", "recompute", "precision"),
+    "data": ("eval_limit",),
+    "sft": ("samples",),
+    "spin": ("iterations", "stop", "metric", "baseline", "baseline_learning_rate"),
+}
+"""Settings by section that a run folder is not bound to. ``RunFolder._changes`` looks at some of them otherwise."""
 
-    Neither is ``synth``: its replies are kept, so examples can be added and filtered again, and later stages follow.
-    """
-    spin = identity["spin"]
-    free = ("iterations", "stop", "metric", "baseline", "baseline_learning_rate")
-    fixed = spin and {key: value for key, value in spin.items() if key not in free}
-    return {**identity, "synth": None, "spin": fixed, **dict.fromkeys(("eval", "evaluation", "judge"))}
+_PLACES = ("model", "path", "generated")
+"""Keys that may name a file or folder, which has many names."""
+
+
+def _fixed_settings(recipe: JsonObject) -> JsonObject:
+    """The settings that a run folder is bound to."""
+    fixed = {key: value for key, value in recipe.items() if key not in _FREE[""]}
+    for section, free in _FREE.items():
+        if isinstance(values := fixed.get(section), dict):
+            fixed[section] = {key: value for key, value in values.items() if key not in free}
+    return fixed
+
+
+def _has_data(recipe: JsonObject) -> bool:
+    return isinstance(recipe.get("data"), dict)
+
+
+def _tell_rounding(folder: Path, earlier: JsonObject, now: JsonObject) -> None:
+    key = "tokens_per_forward"
+    if key in earlier and earlier[key] != now[key]:
+        log.warning(
+            "%s: %s; what is finished stays, what follows may differ in its last bits from a run without the change",
+            folder,
+            _told(key, earlier[key], now[key]),
+        )
 
 
 def _file_facts(file: Path) -> FileFacts:
@@ -273,4 +334,17 @@ def _differences(earlier: object, now: object, prefix: str = "") -> list[str]:
     if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
         pairs = enumerate(zip(earlier, now, strict=True))
         return [line for place, pair in pairs for line in _differences(*pair, f"{prefix}.{place}")]
-    return [] if earlier == now else [f"{prefix.lstrip('.')} {earlier!r:.60} there, {now!r:.60} here"]
+    same = earlier == now or (prefix.rpartition(".")[2] in _PLACES and _same_place(earlier, now))
+    return [] if same else [_told(prefix.lstrip("."), earlier, now)]
+
+
+def _same_place(one: object, other: object) -> bool:
+    """Whether two names lead to one file or folder."""
+    try:
+        return Path(str(one)).expanduser().samefile(Path(str(other)).expanduser())
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _told(key: str, earlier: object, now: object) -> str:
+    return f"{key} {earlier!r:.60} there, {now!r:.60} here"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -164,11 +165,43 @@ def _indented(value: object) -> bytes:
 
 
 def read_json(path: Path) -> JsonObject:
-    """Reads a JSON document of a run folder. Raises RunError when it is damaged."""
+    """Reads the JSON object in a file of a run folder. Raises RunError when it is damaged, or has a key twice."""
     try:
-        return orjson.loads(path.read_bytes())
+        value = orjson.loads(data := path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); mend it or run again") from error
     except orjson.JSONDecodeError as error:
         raise RunError(f"{path}: damaged ({error}); delete it and run again") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: damaged (no JSON object); delete it and run again")
+    if (key := repeated_key(data, value)) is not None:
+        raise RunError(f"{path}: damaged (the key {key!r:.60} occurs twice in an object); delete it and run again")
+    return value
+
+
+def repeated_key(text: bytes, value: object) -> str | None:
+    """A key that an object in JSON text has twice; None where there is none. ``value`` is the text as orjson reads it.
+
+    orjson, like most readers, keeps the last of both and says nothing. A closing quote before a colon ends a key, so
+    text with as many of them as ``value`` has keys needs no second, slower look.
+    """
+    if text.count(b'":') == _count_keys(value) and not any(space in text for space in (b" :", b"\t:", b"\n:", b"\r:")):
+        return None
+    repeated: list[str] = []
+
+    def look(pairs: list[tuple[str, object]]) -> None:
+        names = [name for name, _ in pairs]
+        repeated.extend(name for name in dict.fromkeys(names) if names.count(name) > 1)
+
+    with contextlib.suppress(RecursionError):  # deeper than anybody writes by hand
+        json.loads(text, object_pairs_hook=look)
+    return repeated[0] if repeated else None
+
+
+def _count_keys(value: object) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(map(_count_keys, value.values()))
+    return sum(map(_count_keys, value)) if isinstance(value, list) else 0
 
 
 def write_json_lines(path: Path, rows: Iterable[object]) -> None:

@@ -91,6 +91,30 @@ def test_changes_of_out_and_of_what_only_watches_do_not_count(run: Run, copied: 
     assert watching.tasks == []
 
 
+def test_what_changes_no_result_runs_nothing_again(
+    run: Run, values: Callable[..., dict[str, Any]], copied: Path, tiny_model: Path
+) -> None:
+    """Also not the baseline; and a model folder may get a README and be named in another way."""
+    few = {"spin": {"iterations": 1, "baseline": "sft"}}
+    run(copied, **few)
+    before = times(copied)
+    (tiny_model / "README.md").write_text("mine")
+    try:
+        run(
+            copied,
+            model=f"{tiny_model.parent}/./{tiny_model.name}/",
+            precision="float32",
+            tokens_per_forward=512,
+            recompute=0.5,
+            data={"eval_limit": 999},
+            sft={"checkpoint_minutes": 5.0, "samples": 1},
+            spin={**few["spin"], "checkpoint_minutes": 5.0},
+        )
+    finally:
+        (tiny_model / "README.md").unlink()
+    assert rewritten(copied, before) <= {"data"}  # is read again, and gives the same
+
+
 @pytest.mark.parametrize(
     ("damaged", "again"),
     [

@@ -24,7 +24,7 @@ from transformers import (
 from spintune.errors import ModelError, SpintuneError
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
-from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
+from spintune.models.files import GENERATION_CONFIG, end_ids, is_note, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import tell_of_differences
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
@@ -238,7 +238,8 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
 def model_identity(name: str, cache: Path) -> str:
     """A digest that changes when the model does: of an alias's weights, a folder's or file's listing, or a hub id.
 
-    Local weights count by name, size and modification time, so that large files need not be read.
+    Local weights count by name, size and modification time, so that large files need not be read. Files that nobody
+    loads, such as README.md, do not count.
     Raises ModelError when there is no such model.
     """
     if name in ALIASES:
@@ -248,7 +249,8 @@ def model_identity(name: str, cache: Path) -> str:
     if not folder.is_dir():
         return digest_json([location, arguments])
     files = [folder / arguments["gguf_file"]] if arguments else sorted(folder.iterdir())
-    listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    read = [file for file in files if file.is_file() and not is_note(file.name)]
+    listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in read]
     return digest_json([str(folder.resolve()), listing])
 
 

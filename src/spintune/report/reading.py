@@ -7,7 +7,7 @@ else comes from what the stages wrote, so that a run that goes on, or was stoppe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from spintune.results import (
     SftFacts,
     SynthFacts,
 )
-from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, read_manifest
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, read_manifest, read_recipe
 from spintune.storage import read_json, read_json_lines
 from spintune.typed_json import JsonObject, from_json
 
@@ -55,14 +55,6 @@ _NO_SCORES = frozenset(
 _PLACES = {SFT: "sft/model", BASELINE: "spin/baseline-sft/model"}
 
 
-@dataclass(frozen=True)
-class RecipeFile:
-    """``recipe.json``."""
-
-    spintune: str
-    recipe: JsonObject
-
-
 def read_run(folder: Path) -> RunFacts:
     """Reads a run folder, finished or not.
 
@@ -83,7 +75,7 @@ def _foreign(path: Path, why: str) -> RunError:
 
 
 def _read(folder: Path) -> RunFacts:
-    claim = _record(folder / "recipe.json", RecipeFile)
+    claim = read_recipe(folder)
     recipe = claim.recipe
     manifests = {
         str(path.parent.relative_to(folder)): (path, kind, read_manifest(path.parent))

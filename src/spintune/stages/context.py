@@ -234,8 +234,9 @@ class RunContext:
             "rendering": {key: self.settings["data"][key] for key in _RENDERING},
             **({"generation_prompt": "bare"} if self.recipe.data.generation_prompt == "bare" else {}),
             "seed": self.recipe.seed,
-            "precision": self.recipe.precision,
-            "tokens_per_forward": self.recipe.tokens_per_forward,
+            # a run folder takes no precision that means another; how much is computed at once moves only last bits
+            "precision": "auto",
+            "tokens_per_forward": 1024,
             **({"compile": True} if self.recipe.compile else {}),
             **({"generator": self.recipe.generator} if self.recipe.generator else {}),
             "lora": self.settings["lora"],

@@ -128,4 +128,5 @@ def _mixture_inputs(context: RunContext, mixture: Mixture) -> JsonObject:
     data = context.settings["data"]
     lengths = {key: data[key] for key in ("max_length", "max_input_length")}
     contents = [pool.task.digest for pool in mixture.pools]
-    return {**data["mixture"], "folder": None, "model": context.recipe.model, **lengths, "contents": contents}
+    model = str(Path(context.recipe.model))  # without a trailing slash
+    return {**data["mixture"], "folder": None, "model": model, **lengths, "contents": contents}

@@ -66,7 +66,7 @@ def local_teacher(context: RunContext, name: str, player: LoadedIterate) -> Teac
     identity = {
         "kind": "local",
         "model": player.iterate.digest,
-        "precision": context.recipe.precision,
+        "precision": "auto",  # as in RunContext.model_inputs
         "template": player.template,
         **({"generation_prompt": "bare"} if player.generation_prompt == "bare" else {}),
     }

@@ -75,7 +75,7 @@ def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[s
         "evaluation": [source_digest(path) for path in evaluation],
         "teacher": None if section.teacher else base.digest,
         "template": None if section.teacher else context.settings["data"]["template"],
-        "precision": None if section.teacher else context.recipe.precision,
+        "precision": None if section.teacher else "auto",  # as in RunContext.model_inputs
         "seed": context.recipe.seed,
     }
 
