@@ -49,7 +49,8 @@ EXIT_CODES_INTRO = """# Exit codes
 
 A mistake that you can mend ends in one line that says what is wrong, where, and what to do, and in a code of its own.
 From Python the same mistake raises the exception named here; all are subclasses of `spintune.SpintuneError`. A
-traceback is a bug: please report it.
+traceback is a bug: please report it. A second signal of the same kind ends a command at once, with the code that your
+shell gives to it (143 after SIGTERM).
 
 """
 
@@ -237,7 +238,7 @@ def options(command: Any) -> str:
 
 def exit_codes() -> dict[int, str]:
     """What each exit code means, from the errors themselves."""
-    kinds = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, errors.SpintuneError)]
+    kinds = [one for _, one in inspect.getmembers(errors, inspect.isclass) if hasattr(one, "exit_code")]
     known = {one.exit_code: f"`{one.__name__}`: {' '.join((inspect.getdoc(one) or '').split())}" for one in kinds}
     return {0: "Done.", **dict(sorted(known.items())), 130: "Stopped by Ctrl-C. The same command goes on from there."}
 

@@ -69,3 +69,10 @@ class BudgetError(SpintuneError):
     """The budget for a teacher or judge is used up; everything that it paid for is kept."""
 
     exit_code = 10
+
+
+class StoppedBySignal(BaseException):
+    """SIGTERM, SIGUSR1 or SIGHUP stopped the run at a safe point: finished work and a checkpoint of training are kept,
+    and the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

@@ -17,7 +17,7 @@ from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError
 from spintune.generation.build import GENERATORS
 from spintune.models.loading import autocast_type, check_model, default_device, model_identity
-from spintune.progress import Progress
+from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import Recipe
 from spintune.results import BestModel, EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, RunFolder
@@ -43,12 +43,15 @@ def run_recipe(
     progress: Progress,
     until: Stage = "eval",
     environment: Mapping[str, str] = MappingProxyType({}),
+    stop: StopRequest | None = None,
 ) -> RunResults:
     """Runs the stages of a recipe up to ``until`` and returns what they found out, as in ``results.json``.
 
     Args:
         cache: folder of models, tokens and compiled code that runs share.
         environment: where the API keys of endpoints are looked up.
+        stop: ends the run at its next safe point, with what it was asked to raise. A training stage then has a
+            checkpoint, and calling this again goes on.
 
     Raises SpintuneError for every problem that the user can solve.
     """
@@ -63,7 +66,8 @@ def run_recipe(
     with RunFolder(recipe, lambda precision: str(autocast_type(precision, default_device()))) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
-            context = RunContext(recipe, run, cache, progress, metrics, environment)
+            stop = stop or StopRequest()
+            context = RunContext(recipe, run, cache, StoppableProgress(progress, stop), metrics, environment, stop)
             results = _run_stages(context, until, evaluations)
         finally:
             metrics.close()

@@ -1,4 +1,4 @@
-"""Progress reporting for long work: the library counts, the command line draws."""
+"""Progress reporting for long work: the library counts, the command line draws. Work stops where it reports."""
 
 from __future__ import annotations
 
@@ -22,6 +22,66 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """Shows one line of text."""
+
+
+class StopRequest:
+    """A request that work ends at its next safe point.
+
+    Work is at a safe point whenever it reports progress or begins a training step, except inside :meth:`held`.
+    """
+
+    def __init__(self) -> None:
+        self._ending: BaseException | None = None
+        self._holds = 0
+
+    @property
+    def is_held(self) -> bool:
+        """Whether work is inside something that must not be torn apart."""
+        return self._holds > 0
+
+    def ask(self, ending: BaseException) -> None:
+        """From now on, every safe point raises ``ending``."""
+        self._ending = ending
+
+    def check(self) -> None:
+        """A safe point: raises what was asked for, if anything was."""
+        if self._ending is not None and not self._holds:
+            raise self._ending
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """No point inside is a safe one, such as between an update of the weights and its line in the metrics."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
+
+class StoppableProgress:
+    """Progress whose every report is a safe point of a stop request."""
+
+    def __init__(self, progress: Progress, stop: StopRequest) -> None:
+        self._progress, self._stop = progress, stop
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:
+        self._stop.check()
+        with self._progress.task(name, total, unit) as task:
+            yield _StoppableTask(task, self._stop)
+
+    def note(self, text: str) -> None:
+        self._progress.note(text)
+        self._stop.check()
+
+
+class _StoppableTask:
+    def __init__(self, task: ProgressTask, stop: StopRequest) -> None:
+        self._task, self._stop = task, stop
+
+    def advance(self, amount: float = 1, **facts: object) -> None:
+        self._task.advance(amount, **facts)
+        self._stop.check()
 
 
 class _SilentTask:

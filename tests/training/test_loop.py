@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from spintune.errors import NonFiniteError, RecipeError, RunError
+from spintune.errors import NonFiniteError, RecipeError, RunError, StorageError
 from spintune.recipe import parse_recipe
 from spintune.recipe.losses import LOSSES, SelfPlayLoss, register_loss
 from spintune.selfplay.spin import learns_from_identical, objective_of
+from spintune.training import checkpoint
 from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import TrainingHooks, train
@@ -332,3 +335,62 @@ def test_older_checkpoints_are_deleted_and_clear_removes_all(player, rows, tmp_p
 def test_checkpoints_wait_for_their_time(player, rows, tmp_path):
     run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path / "checkpoints", minutes=60)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_first_checkpoint_comes_after_a_minute(tmp_path, monkeypatch, player):
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    checkpoints, model = Checkpoints(tmp_path, 10), player().model
+    due = []
+    for now[0] in (59.0, 60.0, 659.0, 660.0):
+        due.append(checkpoints.due())
+        if due[-1]:
+            checkpoints.save(int(now[0]), model, torch.optim.AdamW(model.parameters()))
+    assert due == [False, True, False, True]
+    assert not Checkpoints(tmp_path, 0.5).due()
+
+
+class Breaks(NegativeLogLikelihood):
+    """Fails at the third step, as a library might."""
+
+    calls = 0
+
+    def __call__(self, rows, logprobs):
+        self.calls += 1
+        if self.calls == 3:
+            raise ValueError("a library's error")
+        return super().__call__(rows, logprobs)
+
+
+def test_an_error_leaves_a_checkpoint_and_says_so(player, rows, tmp_path):
+    steps = [[0], [1], [2], [3]]
+    with pytest.raises(ValueError, match="a library's error") as caught:
+        run(player(), rows, steps, Breaks(), tmp_path / "parts")
+    assert caught.value.__notes__ == ["the checkpoint of step 2 is kept, and the same command goes on from it"]
+    resumed, whole = player(), player()
+    assert [one.step for one in run(resumed, rows, steps, NegativeLogLikelihood(), tmp_path / "parts")] == [3, 4]
+    run(whole, rows, steps, NegativeLogLikelihood(), tmp_path / "whole")
+    assert_same_bits(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "bad disk")])
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(error, player, rows, tmp_path, monkeypatch):
+    steps = [[0], [1], [2], [3]]
+    written = []
+
+    def save(tensors, path):
+        written.append(path)
+        if len(written) == 4:  # the optimizer of the second checkpoint
+            raise error
+        return save_file(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    with pytest.raises(StorageError) as caught:
+        run(player(), rows, steps, NegativeLogLikelihood(), tmp_path / "parts", minutes=0)
+    assert caught.value.__notes__ == ["the checkpoint of step 1 is kept, and the same command goes on from it"]
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["step-00000001"]
+    monkeypatch.undo()
+    resumed, whole = player(), player()
+    assert [one.step for one in run(resumed, rows, steps, NegativeLogLikelihood(), tmp_path / "parts")] == [2, 3, 4]
+    run(whole, rows, steps, NegativeLogLikelihood(), tmp_path / "whole")
+    assert_same_bits(weights(resumed), weights(whole))

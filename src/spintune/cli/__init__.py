@@ -12,9 +12,10 @@ import typer
 
 from spintune.cli.chat import chat
 from spintune.cli.look import doctor, inspect, mix, schema
+from spintune.cli.output import lasting_output
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
-from spintune.errors import SpintuneError
+from spintune.errors import SpintuneError, StoppedBySignal
 
 app = typer.Typer(
     help="Instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command.",
@@ -45,10 +46,17 @@ for _name, _command in _COMMANDS.items():
 
 def main() -> None:
     """Entry point: user errors are one line and a code of their own; anything else is a bug and shows itself."""
+    with lasting_output():
+        _main()
+
+
+def _main() -> None:
     try:
         code = app(standalone_mode=False)  # typer returns the code of a typer.Exit, and 130 for Ctrl-C
     except SpintuneError as error:
-        _fail(str(error), error.exit_code)
+        _fail(_with_notes(error), error.exit_code)
+    except StoppedBySignal as stop:
+        _fail(_with_notes(stop) if _notes(stop) else f"{stop}; the same command continues", stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -58,6 +66,15 @@ def main() -> None:
     if code == 130:
         _fail("stopped; the same command continues", code)
     sys.exit(code)
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
+def _with_notes(error: BaseException) -> str:
+    """An error with what was noted on it along the way, such as the checkpoint that is kept."""
+    return "; ".join([str(error), *_notes(error)])
 
 
 def _usage_code(error: Exception) -> int | None:

@@ -25,6 +25,7 @@ from spintune.cli.options import (
     recipe_and_overrides,
     stage_recipe,
 )
+from spintune.cli.signals import stop_on_signals
 from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
     from spintune.terminal import SafeFormatter
     from spintune.typed_json import to_json
 
-    with open_progress(as_json) as progress:
+    with stop_on_signals() as stop, open_progress(as_json) as progress:
         handler = logging.StreamHandler()
         handler.setFormatter(SafeFormatter("%(name)s: %(message)s"))
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -122,7 +123,7 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
             from spintune.pipeline import run_recipe
 
         quiet_libraries()
-        results = run_recipe(recipe, cache_folder(), progress, until, os.environ)
+        results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
     if as_json:
         print_json(to_json(results))
     else:

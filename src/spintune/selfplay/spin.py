@@ -86,7 +86,7 @@ def train_iteration(
         hooks.on_step(step)
         task.advance(1, loss=step.loss, margin=step.facts["margin"], accuracy=step.facts["accuracy"])
 
-    train(engine, batches, objective, optimization, checkpoints, TrainingHooks(start, report))
+    train(engine, batches, objective, optimization, checkpoints, TrainingHooks(start, report, hooks.stop))
 
 
 def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay) -> list[PairMetrics]:

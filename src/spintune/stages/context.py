@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from spintune.generation.build import find_paths
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
-from spintune.progress import Progress
+from spintune.progress import Progress, StopRequest
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
@@ -41,6 +41,7 @@ class RunContext:
     Attributes:
         cache: folder of models and tokens that runs share.
         environment: where the API keys of endpoints are looked up.
+        stop: asks training to stop between two steps; ``progress`` stops everything else.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class RunContext:
     progress: Progress
     metrics: Metrics
     environment: Mapping[str, str]
+    stop: StopRequest = field(default_factory=StopRequest)
     _loaded: LoadedIterate | None = None
     _saving_rehearsed: bool = False
     _paths_told: bool = False

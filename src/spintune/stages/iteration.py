@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -98,7 +98,8 @@ def _train(
             "lower spin.pairs_per_step, raise spin.epochs, or give more data"
         )
     meter = Meter(player.engine)
-    hooks = TrainingHooks(lambda step: context.metrics.begin(stage, step), context.step_logger(stage, meter))
+    begin = partial(context.metrics.begin, stage)
+    hooks = TrainingHooks(begin, context.step_logger(stage, meter), context.stop)
     checkpoints = context.checkpoints(stage, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)

@@ -113,7 +113,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             ),
             context.checkpoints(stage, training.inputs, section),
             task,
-            SftHooks(evaluations.begin, context.step_logger(stage, meter), evaluations.add),
+            SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, evaluations.add),
         )
     facts = SftFacts(
         rows=len(train.rows),

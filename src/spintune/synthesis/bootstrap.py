@@ -110,13 +110,18 @@ def bootstrap(
     index = NoveltyIndex(rules.novelty, rules.word_rule)
     index.extend([task.instruction for task in seeds])
     with progress.task(f"{teacher.name} writes tasks", settings.target, "tasks") as bar:
+
+        def tell(new: int = 0) -> None:
+            bar.advance(new, requests=pool.replies.read, dropped=pool.candidates.dropped.total())
+
+        teacher.on_reply = tell
         while pool.stopped is None and len(pool.accepted) < settings.target:
             candidates = _ask_round(teacher, method, seeds, settings, pool)
             useful = _apply_rules(candidates, rules, method.writes_outputs, pool.candidates)
             new = _take_new(useful, index, settings.target - len(pool.accepted), pool.candidates)
             pool.accepted += new
             on_accepted(new)
-            bar.advance(len(new), requests=pool.replies.read, dropped=pool.candidates.dropped.total())
+            tell(len(new))
             rounds_without_new = 0 if new else rounds_without_new + 1
             if teacher.exhausted is not None:
                 pool.stopped = teacher.exhausted

@@ -19,6 +19,7 @@ class CachedTeacher:
 
     Attributes:
         exhausted: what the teacher said when its budget was used up; None before.
+        on_reply: called after each outcome that is stored; it may raise to stop asking.
 
     Raises TeacherError when the object lacks a member of a teacher.
     """
@@ -26,6 +27,7 @@ class CachedTeacher:
     teacher: Teacher
     replies: Replies
     exhausted: str | None = None
+    on_reply: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         missing = [member for member in ("name", "identity", "ask") if not hasattr(self.teacher, member)]
@@ -44,9 +46,14 @@ class CachedTeacher:
 
         Raises TeacherError when asking on is useless; every reply until then is stored.
         """
+
+        def heard(request: Request, outcome: Outcome) -> None:
+            on_outcome(request, outcome)
+            self.on_reply()
+
         if self.exhausted is None:
             try:
-                return answer(self.teacher, self.replies, requests, on_outcome)
+                return answer(self.teacher, self.replies, requests, heard)
             except BudgetError as error:
                 self.exhausted = str(error)
         return [self.replies.find(self.key(request)) or Failure(BUDGET) for request in requests]

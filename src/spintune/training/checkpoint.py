@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spintune.errors import StorageError
 from spintune.storage import atomic_folder, digest_file, read_json, write_json
 
 log = logging.getLogger(__name__)
+
+_FIRST_SECONDS = 60.0
+"""The first checkpoint of a stage comes this early, so that a mistake about time or space shows early too."""
 
 _FILES = ("weights.safetensors", "optimizer.safetensors")
 
@@ -29,14 +33,41 @@ class Checkpoints:
     def __init__(self, folder: Path, minutes: float) -> None:
         self.folder, self.seconds = folder, minutes * 60
         self._last = time.monotonic()
+        self._saved = 0  # steps in the newest checkpoint
 
     def due(self) -> bool:
-        """Whether it is time for the next checkpoint."""
-        return time.monotonic() - self._last >= self.seconds
+        """Whether it is time for the next checkpoint. The first one comes after a minute at the latest."""
+        wait = self.seconds if self._saved else min(self.seconds, _FIRST_SECONDS)
+        return time.monotonic() - self._last >= wait
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Saves the state after ``step`` steps."""
+        """Saves the state after ``step`` steps. Raises StorageError; the checkpoint before is then still there."""
         name = f"step-{step:08d}"
+        try:
+            self._write(name, step, model, optimizer)
+        except StorageError as error:
+            self._say_what_is_kept(error)
+            raise
+        self._saved, self._last = step, time.monotonic()
+        for other in self._all():
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)  # the next save tries again; restore takes the newest
+
+    def rescue(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, error: BaseException) -> None:
+        """Saves the state after ``step`` steps if it can, since ``error`` ends training, and notes it on the error."""
+        if step > self._saved:
+            try:
+                self._write(f"step-{step:08d}", step, model, optimizer)
+                self._saved = step
+            except Exception as second:
+                error.add_note(f"no checkpoint of step {step} could be written ({second})")
+        self._say_what_is_kept(error)
+
+    def _say_what_is_kept(self, error: BaseException) -> None:
+        if self._saved:
+            error.add_note(f"the checkpoint of step {self._saved} is kept, and the same command goes on from it")
+
+    def _write(self, name: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         with atomic_folder(self.folder / name) as temporary:
             save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / _FILES[0])
             save_file(_optimizer_tensors(optimizer), temporary / _FILES[1])
@@ -44,10 +75,6 @@ class Checkpoints:
                 temporary / "checkpoint.json",
                 {"step": step, "sha256": {file: digest_file(temporary / file) for file in _FILES}},
             )
-        for other in self._all():
-            if other.name != name:
-                shutil.rmtree(other)
-        self._last = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Loads the newest intact checkpoint into model and optimizer. Returns its number of steps, 0 for none."""
@@ -60,7 +87,8 @@ class Checkpoints:
                 for name, parameter in _trained(model):
                     parameter.copy_(weights[name])
             _restore_optimizer(optimizer, load_file(folder / _FILES[1]))
-            return int(read_json(folder / "checkpoint.json")["step"])
+            self._saved = int(read_json(folder / "checkpoint.json")["step"])
+            return self._saved
         return 0
 
     def clear(self) -> None:

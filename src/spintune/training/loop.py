@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -17,6 +17,7 @@ from spintune.engine.query import pack
 from spintune.errors import NonFiniteError, RunError
 from spintune.kernels.allocator import tune_malloc
 from spintune.models.lora import dropout, has_dropout
+from spintune.progress import StopRequest
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
@@ -61,12 +62,14 @@ class StepReport:
 
 @dataclass(frozen=True)
 class TrainingHooks:
-    """Functions that training calls on the way."""
+    """Functions that training calls on the way, and who may stop it."""
 
     on_start: Callable[[int], None] = lambda step: None
     """Before the first step, with the number of steps that a checkpoint already holds."""
     on_step: Callable[[StepReport], None] = lambda report: None
     """After each step, before its checkpoint is written."""
+    stop: StopRequest = field(default_factory=StopRequest)
+    """Looked at before each step; a stop leaves a checkpoint."""
 
 
 def train(
@@ -84,6 +87,8 @@ def train(
     Raises:
         NonFiniteError: the loss or a gradient is not finite. The weights keep their values of the step before.
         RunError: the first loss or ratio after an opponent reset is not the objective's known starting value.
+
+    Whatever ends training between two updates of the weights leaves a checkpoint of the last complete step.
     """
     hooks = hooks or TrainingHooks()
     tune_malloc()
@@ -92,38 +97,31 @@ def train(
     optimizer = build_optimizer(model, optimization)
     done = checkpoints.restore(model, optimizer)
     hooks.on_start(done)
+    calls = _Calls(engine, objective, routers)
     for step in range(done, len(batches)):
-        batch = batches[step]
-        if not batch:
-            continue
         started = time.perf_counter()
-        calls = _Calls(engine, objective, routers)
-        measured = _gradients(calls, batch, optimization, step, step in batches.opponent_resets)
-        norm = gradient_norm(model)
-        if not (math.isfinite(measured.loss) and norm.isfinite()):
+        try:
+            hooks.stop.check()
+            batch = batches[step]
+            if not batch:
+                continue
+            measured, norm = _finite_gradients(calls, batch, optimization, step, step in batches.opponent_resets)
+        except BaseException as error:  # a stop or a failure: the weights are still those of the step before
             model.zero_grad()
-            raise NonFiniteError(
-                f"step {step + 1}: loss {measured.loss}, gradient norm {norm.item()}; the weights were not touched; "
-                f"lower learning_rate or look at this step's {len(batch)} rows"
+            checkpoints.rescue(step, model, optimizer, error)
+            raise
+        with hooks.stop.held():
+            rate = rate_at(step, len(batches), optimization)
+            clip_gradients(model, norm, optimization.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds = time.perf_counter() - started
+            tokens, scored = measured.tokens, measured.scored
+            hooks.on_step(
+                StepReport(step + 1, measured.loss, norm.item(), rate, tokens, scored, seconds, measured.facts)
             )
-        rate = rate_at(step, len(batches), optimization)
-        clip_gradients(model, norm, optimization.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        hooks.on_step(
-            StepReport(
-                step + 1,
-                measured.loss,
-                norm.item(),
-                rate,
-                measured.tokens,
-                measured.scored,
-                time.perf_counter() - started,
-                measured.facts,
-            )
-        )
         if checkpoints.due() and step + 1 < len(batches):
             checkpoints.save(step + 1, model, optimizer)
 
@@ -145,6 +143,20 @@ class _Calls(Generic[R]):
     engine: LogProbEngine
     objective: Objective[R]
     routers: Routers
+
+
+def _finite_gradients(
+    calls: _Calls[R], batch: Sequence[R], optimization: Optimization, step: int, opponent_reset: bool
+) -> tuple[_Measured, Tensor]:
+    """Accumulates the gradients of a step, and measures their norm. Raises NonFiniteError."""
+    measured = _gradients(calls, batch, optimization, step, opponent_reset)
+    norm = gradient_norm(calls.engine.model)
+    if not (math.isfinite(measured.loss) and norm.isfinite()):
+        raise NonFiniteError(
+            f"step {step + 1}: loss {measured.loss}, gradient norm {norm.item()}; the weights were not touched; "
+            f"lower learning_rate or look at this step's {len(batch)} rows"
+        )
+    return measured, norm
 
 
 def _gradients(

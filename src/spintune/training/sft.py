@@ -92,7 +92,7 @@ def run_sft(
             evaluate(step.step)
 
     batches = Batches(rows.train, rows.steps)
-    train(engine, batches, NegativeLogLikelihood(), optimization, checkpoints, TrainingHooks(start, report))
+    train(engine, batches, NegativeLogLikelihood(), optimization, checkpoints, TrainingHooks(start, report, hooks.stop))
 
 
 def _epoch_ends(steps: Sequence[Sequence[int]], rows: int) -> set[int]:

@@ -1,0 +1,247 @@
+"""Signals stop a run where it can go on: a checkpoint in training, a shard or a reply elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Spintune = Callable[..., Any]
+REPOSITORY = Path(__file__).resolve().parents[2]
+NO_CHECKPOINT = {"checkpoint_minutes": 1000.0}
+LONG = {"sft": {"epochs": 60.0, **NO_CHECKPOINT}, "spin": None, "eval": []}
+
+
+@pytest.fixture
+def recipe(values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..., Path]:
+    """The small recipe in a file, with changes; its run folder is ``out``."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(json.dumps(values(tmp_path / "out", **changes)))  # JSON is YAML
+        return path
+
+    return write
+
+
+def steps(out: Path, stage: str = "sft") -> int:
+    """Steps of a stage that are in the metrics."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return sum(f'"stage":"{stage}"' in line for line in lines)
+
+
+@contextlib.contextmanager
+def signal_when(moment: Callable[[], bool], number: int) -> Iterator[None]:
+    """Sends a signal to this process as soon as the moment has come."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if moment():
+                os.kill(os.getpid(), number)
+                return
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    before = signal.signal(number, lambda *_: None)  # of these tests, should it come too late
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_in_training_leaves_a_checkpoint_and_a_line(
+    spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path, number: signal.Signals
+) -> None:
+    path, out = recipe(**LONG), tmp_path / "out"
+    with signal_when(lambda: steps(out) >= 3, number):
+        before = signal.getsignal(number)
+        result = spintune("run", path)
+        assert signal.getsignal(number) == before
+    assert result.code == 75
+    (folder,) = out.glob("sft/checkpoints/*/step-*")
+    step = json.loads((folder / "checkpoint.json").read_text())["step"]
+    assert step == steps(out) >= 3
+    assert result.err.splitlines()[-1] == (
+        f"spintune: stopped by {number.name}; the checkpoint of step {step} is kept, "
+        "and the same command goes on from it"
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_as_one_that_was_not(
+    spintune: Spintune,
+    recipe: Callable[..., Path],
+    run: Callable[..., Any],
+    contents: Callable[[Path], Any],
+    tmp_path: Path,
+) -> None:
+    """Stopped in SFT, in self-play and in its evaluation, each time with only the checkpoint that the stop wrote."""
+    changes = {"sft": NO_CHECKPOINT, "spin": NO_CHECKPOINT}
+    path, out = recipe(**changes), tmp_path / "out"
+    moments = [
+        lambda: steps(out) >= 2,
+        lambda: (out / "spin/heldout/sft/answers.jsonl").exists(),
+        lambda: steps(out, "spin/iterate-1") >= 1,
+        lambda: steps(out, "spin/iterate-2") >= 2,
+        lambda: (out / "likelihood/iterate-2/likelihood.jsonl").exists(),
+    ]
+    numbers = [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGTERM, signal.SIGTERM]
+    codes = []
+    for moment, number in zip(moments, numbers, strict=True):
+        with signal_when(moment, number):
+            codes.append(spintune("run", path).code)
+    assert codes[:4] == [75, 75, 130, 75]
+    assert spintune("run", path).code == 0
+    run(tmp_path / "straight", **changes)
+    assert contents(out) == contents(tmp_path / "straight")
+
+
+def test_ctrl_c_in_training_leaves_a_checkpoint(
+    spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, out = recipe(**LONG), tmp_path / "out"
+    with signal_when(lambda: steps(out) >= 3, signal.SIGINT):
+        result = spintune("run", path)
+    assert result.code == 130
+    assert result.err.splitlines()[-1] == "spintune: stopped; the same command continues"
+    (folder,) = out.glob("sft/checkpoints/*/step-*")
+    assert json.loads((folder / "checkpoint.json").read_text())["step"] == steps(out)
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    """As SIGHUP is under nohup, and SIGINT in a shell's background jobs."""
+    from spintune.cli.signals import stop_on_signals
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals() as stop:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_library_leaves_handlers_alone(run: Callable[..., Any], tmp_path: Path) -> None:
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+    seen = []
+
+    class Looks:
+        """Progress that looks at the handlers while a run works."""
+
+        @contextlib.contextmanager
+        def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
+            seen.append([signal.getsignal(number) for number in numbers])
+            yield self
+
+        def advance(self, amount: float = 1, **facts: Any) -> None: ...
+
+        def note(self, text: str) -> None: ...
+
+    before = [signal.getsignal(number) for number in numbers]
+    run(tmp_path / "out", Looks(), spin=None, eval=[])
+    assert seen
+    assert all(handlers == before for handlers in seen)
+
+
+def test_a_signal_that_comes_again_at_once_is_the_same_request() -> None:
+    """timeout(1) sends one to the process and one to its group."""
+    from spintune.cli.signals import stop_on_signals
+    from spintune.errors import StoppedBySignal
+
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedBySignal, match="SIGTERM"):
+            stop.check()
+
+
+WAITS = """
+import signal, sys, time
+from spintune.cli import signals
+signals._SAME_SECONDS = 0.0
+with signals.stop_on_signals() as stop, stop.held():
+    print("ready", flush=True)
+    time.sleep(0.01)
+    while True:
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)])
+def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(60) == code
+
+
+@pytest.mark.slow
+def test_a_run_outlives_the_reader_of_its_output(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """As with ``spintune run recipe.yaml 2>&1 | head -1``."""
+    path = recipe(spin=None, eval=[])
+    command = [sys.executable, "-m", "spintune", "run", str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(120) == 0
+    assert (tmp_path / "out/results.json").exists()
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_output_gives_no_traceback(closed: str) -> None:
+    number = {"stdout": 1, "stderr": 2}[closed]
+    line = f"exec {sys.executable} -m spintune schema {number}>&-"
+    result = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_the_job_script_of_the_guide_goes_back_into_the_queue(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """Slurm's part is played by two scripts; the job, its signal and its exit codes are real."""
+    page = (REPOSITORY / "docs/how-to/resume-and-move.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.S)
+    commands = {
+        "srun": 'exec "$@"',
+        "spintune": f'echo $$ > pid; exec {sys.executable} -m spintune "$@"',
+        "scontrol": 'echo "$@" > requeued',
+    }
+    (tmp_path / "bin").mkdir()
+    for name, line in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "job.sh").write_text(script)
+    recipe(**LONG).rename(tmp_path / "small.yaml")
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    with subprocess.Popen(["bash", "job.sh"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as job:
+        while job.poll() is None and steps(tmp_path / "out") < 2:
+            time.sleep(0.01)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR1)
+        assert job.wait(120) == 75
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert list((tmp_path / "out").glob("sft/checkpoints/*/step-*"))
