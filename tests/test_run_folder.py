@@ -237,6 +237,43 @@ def test_rewind_drops_a_torn_line_and_the_steps_to_come(tmp_path: Path) -> None:
     assert steps(log) == [("sft", 1), ("sft", 2), ("spin", 3), ("sft", 3)]
 
 
+@pytest.mark.parametrize(
+    ("tail", "told"),
+    [
+        (b"\x00" * 50, False),
+        (b"\x00" * 50 + b'{"stage":"sft","step":4}\n', True),
+        (b'{"stage":"sft","step":4,"loss":1e\n', True),
+        (b'[1]\n7\n{}\n{"stage":3,"step":1}\n{"stage":"sft","step":"4"}\n', True),
+        (b"\xff\xfe\n", True),
+    ],
+)
+def test_what_a_power_cut_leaves_of_a_log_is_dropped(
+    tmp_path: Path, tail: bytes, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = StepLog(tmp_path / "log.jsonl")
+    for step in (1, 2, 3):
+        log.append("sft", step, loss=1 / step)
+    log.close()
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole + tail)
+    log.mend()
+    assert log.path.read_bytes() == whole
+    log.path.write_bytes(whole + tail)
+    assert log.rewind("sft", 2) == 2
+    assert log.rewind("sft", 9) == 2
+    assert steps(log) == [("sft", 1), ("sft", 2)]
+    assert ("damaged lines are left out" in caplog.text) == told
+
+
+def test_a_whole_log_is_not_written_again(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "log.jsonl")
+    log.append("sft", 1)
+    log.close()
+    before = log.path.stat().st_ino
+    log.mend()
+    assert log.path.stat().st_ino == before
+
+
 @settings(max_examples=25)
 @given(cuts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 40)), max_size=5))
 def test_every_step_stands_once_after_any_torn_writes_and_restarts(

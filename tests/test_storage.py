@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spintune.errors import RunError, StorageError
@@ -259,6 +259,7 @@ def test_a_damaged_document_is_named(tmp_path: Path) -> None:
             read_json(tmp_path / "x.json")
 
 
+@settings(max_examples=50)
 @given(
     value=st.dictionaries(st.text(), json_values, min_size=1),
     key=st.text(),

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -25,6 +26,8 @@ from spintune.errors import RunError, StorageError
 
 if TYPE_CHECKING:
     from spintune.typed_json import JsonObject
+
+log = logging.getLogger(__name__)
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.spintune-partial", re.DOTALL)
 
@@ -75,7 +78,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -92,9 +95,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield temporary
             _follow_umask(temporary)
             for name in [temporary, *temporary.rglob("*")]:
-                _sync(name)
+                sync(name)
             _replace_folder(temporary, path)
-            _sync(path.parent)
+            sync(path.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -139,7 +142,7 @@ def _follow_umask(folder: Path) -> None:
         path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Flushes a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -248,6 +251,13 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder that nothing needs any more, if it exists. One that stays, on a disk with faults, is told."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        log.warning("%s could not be removed; nothing uses it, so delete it when you can", folder)
 
 
 def remove_partials(folder: Path) -> None:

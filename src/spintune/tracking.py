@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,25 +11,42 @@ from pathlib import Path
 from spintune.run_folder import StepLog
 from spintune.trackers import TRACKERS
 
+log = logging.getLogger(__name__)
+
 
 class Metrics:
     """Writes each step of each stage once, into metrics.jsonl and to every tracker that the recipe names."""
 
     def __init__(self, folder: Path, tracking: Sequence[str]) -> None:
         self._log = StepLog(folder / "metrics.jsonl")
+        self._log.mend()
         self._trackers = [TRACKERS[name](folder) for name in tracking]
 
     def begin(self, stage: str, step: int) -> None:
         """The stage starts or resumes after ``step``: later entries of an earlier attempt are dropped."""
-        self._log.rewind(stage, step)
+        self._begin(stage, step)
+
+    def begin_steps(self, stage: str, step: int) -> None:
+        """Like :meth:`begin` for a stage that logs each step: those up to ``step`` are there, or a line tells."""
+        last = self._begin(stage, step)
+        if last < step:
+            lost = f"steps {last + 1} to {step} of {stage}"  # steps without rows have no line either
+            log.warning("%s has no lines for %s; the weights do not depend on them", self._log.path, lost)
+
+    def _begin(self, stage: str, step: int) -> int:
         for tracker in self._trackers:
             tracker.begin(stage, step)
+        return self._log.rewind(stage, step)
 
     def add(self, stage: str, step: int, **facts: float) -> None:
         """Writes the numbers of one step."""
         self._log.append(stage, step, **facts)
         for tracker in self._trackers:
             tracker.add(stage, step, facts)
+
+    def sync(self) -> None:
+        """Puts the log on disk, where a power cut does not reach it."""
+        self._log.sync()
 
     def close(self) -> None:
         """Closes the log and every tracker."""

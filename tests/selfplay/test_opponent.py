@@ -125,6 +125,29 @@ def test_finished_shards_are_read_and_missing_ones_written_the_same(random_playe
     assert play_with(player, rows, tmp_path, tag="other") != first
 
 
+@pytest.mark.parametrize("damage", ["shorter", "digit", "zeros", "of an earlier version", "head"])
+def test_a_damaged_shard_is_told_and_computed_again(damage, random_player, tmp_path, caplog):
+    """One record less would give later prompts the answers of others."""
+    rows = [row((3 + i % 5, 4), (7, STOP), f"row{i}") for i in range(12)]
+    first = play_with(random_player(), rows, tmp_path)
+    for path in tmp_path.iterdir():
+        whole = path.read_bytes()
+        lines = whole.splitlines(keepends=True)
+        changed = {
+            "shorter": b"".join(lines[:-1]),
+            "digit": whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:],
+            "zeros": whole[:-9] + bytes(9),
+            "of an earlier version": b"".join(lines[1:]),
+            "head": b"{}\n" + b"".join(lines[1:]),
+        }[damage]
+        assert changed != whole
+        path.write_bytes(changed)
+    assert play_with(random_player(), rows, tmp_path) == first
+    assert caplog.text.count("this part is computed again") == 2
+    assert play_with(random_player(), rows, tmp_path) == first
+    assert caplog.text.count("this part is computed again") == 2
+
+
 def test_answers_do_not_depend_on_shards_and_repeated_prompts_get_answers_of_their_own(random_player, tmp_path):
     rows = [row((3, 4), (7, STOP), f"row{i}") for i in range(SHARD_SIZE + 20)]
     engine, generator = random_player()

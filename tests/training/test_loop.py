@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import math
+import os
 from dataclasses import replace
 
 import pytest
@@ -285,33 +287,79 @@ def test_a_stopped_run_goes_on_bit_for_bit(player, rows, tmp_path):
         assert mine.read_bytes() == theirs.read_bytes()
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
-def test_a_checkpoint_with_a_flipped_bit_is_not_used(file, player, rows, tmp_path, caplog):
+def flip(path, place=-5):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def other_step(path):
+    """A changed digit, in the number that training goes on from."""
+    text = path.read_text()
+    assert text.count('"step": 2') == 1
+    path.write_text(text.replace('"step": 2', '"step": 3'))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("weights.safetensors", flip),
+        ("optimizer.safetensors", flip),
+        ("optimizer.safetensors", lambda path: path.unlink()),
+        ("checkpoint.json", other_step),
+        ("checkpoint.json", lambda path: path.write_text("{")),
+        ("checkpoint.json", lambda path: path.write_text("[]")),
+        ("checkpoint.json", lambda path: path.write_text('{"step": 2, "sha256": []}')),
+        ("checkpoint.json", lambda path: path.write_text('{"step": 2, "sha256": {}}')),
+        ("checkpoint.json", lambda path: path.unlink()),
+        ("", lambda path: path.rename(path.with_name("step-00000003"))),
+    ],
+)
+def test_a_damaged_checkpoint_is_told_and_not_used(file, damage, player, rows, tmp_path, caplog):
     steps = [[0], [1], [2], [3]]
     whole = player()
     run(whole, rows, steps, NegativeLogLikelihood(), tmp_path / "whole")
     with pytest.raises(StoppedError):
         run(player(), rows, steps, NegativeLogLikelihood(), tmp_path / "parts", minutes=0, on_step=stop_at(3))
-    (damaged,) = (tmp_path / "parts").rglob(file)
-    content = bytearray(damaged.read_bytes())
-    content[-5] ^= 1
-    damaged.write_bytes(content)
+    damage(tmp_path / "parts" / "step-00000002" / file)
     again = player()
     with caplog.at_level(logging.WARNING, "spintune"):
         reports = run(again, rows, steps, NegativeLogLikelihood(), tmp_path / "parts")
-    assert "damaged" in caplog.text
+    assert "this checkpoint is not used" in caplog.text
     assert [report.step for report in reports] == [1, 2, 3, 4]
     assert_same_bits(weights(again), weights(whole))
 
 
-def test_a_damaged_manifest_of_a_checkpoint_is_one_line_that_says_what_to_do(player, rows, tmp_path):
+def test_the_checkpoint_before_a_damaged_one_is_used(player, rows, tmp_path, monkeypatch, caplog):
+    """It is there when the disk refused to delete it, which does not stop training either."""
+    steps = [[0], [1], [2], [3]]
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    monkeypatch.setattr(os, "unlink", refuse)
     with pytest.raises(StoppedError):
-        run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path, minutes=0, on_step=stop_at(2))
-    (manifest,) = tmp_path.rglob("checkpoint.json")
-    manifest.write_text("{")
-    with pytest.raises(RunError, match=r"checkpoint\.json: damaged .* delete it") as caught:
-        run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path)
-    assert "\n" not in str(caught.value)
+        run(player(), rows, steps, NegativeLogLikelihood(), tmp_path / "parts", minutes=0, on_step=stop_at(3))
+    monkeypatch.undo()
+    assert "could not be removed" in caplog.text
+    flip(tmp_path / "parts" / "step-00000002" / "weights.safetensors")
+    assert [report.step for report in run(player(), rows, steps, NegativeLogLikelihood(), tmp_path / "parts")] == [
+        2,
+        3,
+        4,
+    ]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_used(player, rows, tmp_path):
+    """It has the digests of its files, and its step in its name."""
+    with pytest.raises(StoppedError):
+        run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path, minutes=0, on_step=stop_at(3))
+    (path,) = tmp_path.rglob("checkpoint.json")
+    facts = json.loads(path.read_text())
+    del facts["digest"]
+    path.write_text(json.dumps(facts))
+    assert [report.step for report in run(player(), rows, [[0], [1], [2]], NegativeLogLikelihood(), tmp_path)] == [3]
 
 
 def test_older_checkpoints_are_deleted_and_clear_removes_all(player, rows, tmp_path):

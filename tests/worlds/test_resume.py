@@ -133,6 +133,65 @@ def test_a_checkpoint_of_other_data_is_not_used(
     no_leftovers(tmp_path / "mended")
 
 
+def test_logs_are_on_disk_before_the_checkpoints_and_manifests_that_cover_them(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps what was synced: after it no step of a checkpoint, or of a finished stage, may be missing."""
+    out, on_disk, checked = tmp_path / "run", {}, Counter[str]()
+    fsync, rename, replace = os.fsync, os.rename, os.replace
+
+    def syncing(descriptor: int) -> None:
+        fsync(descriptor)
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path.is_file():
+            on_disk[path] = path.read_bytes()
+
+    def lines(name: str, stage: str) -> list[int]:
+        rows = [json.loads(line) for line in on_disk.get(out / name, b"").splitlines()]
+        return [row["step"] for row in rows if row["stage"] == stage]
+
+    def publish(source: Any, target: Any) -> None:
+        path = Path(target)
+        if path in (out / "metrics.jsonl", out / "sft/samples.jsonl"):
+            on_disk[path] = on_disk[Path(source)]
+        if path.name.startswith("step-"):
+            stage = str(path.relative_to(out)).partition("/checkpoints")[0]
+            assert lines("metrics.jsonl", stage) == list(range(1, int(path.name[5:]) + 1))
+        for log in (out / "metrics.jsonl", out / "sft/samples.jsonl"):
+            if (path.name.startswith("step-") or path.name == "manifest.json") and log.exists():
+                assert on_disk[log] == log.read_bytes()
+                checked[f"{log.name} {path.name[:4]}"] += 1
+
+    def renaming(source: Any, target: Any, **options: Any) -> None:
+        publish(source, target)
+        rename(source, target, **options)
+
+    def replacing(source: Any, target: Any, **options: Any) -> None:
+        publish(source, target)
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "rename", renaming)
+    monkeypatch.setattr(os, "replace", replacing)
+    run(out, sft={"max_steps": 4}, spin={"iterations": 1, "epochs": 0.5}, eval=[])
+    assert min(checked[f"{log}.jsonl {kind}"] for log in ("metrics", "samples") for kind in ("step", "mani")) >= 3
+
+
+def test_steps_that_the_log_has_lost_are_told(
+    run: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"spin": None, "eval": []}
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", StopsAt(9), **changes)
+    log = tmp_path / "run" / "metrics.jsonl"
+    rows = [line for line in log.read_bytes().splitlines(keepends=True) if json.loads(line)["stage"] == "sft"]
+    assert len(rows) > 3
+    log.write_bytes(b"".join(rows[:2]) + b"\x00" * 40)
+    run(tmp_path / "run", **changes)
+    assert "has no lines for steps 3 to " in caplog.text
+    assert "of sft; the weights do not depend on them" in caplog.text
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_many_moments_equals_an_uninterrupted_one(
     values: Callable[..., dict[str, Any]], contents: Callable[[Path], Any], tmp_path: Path

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from spintune.errors import RunError
 from spintune.progress import Progress
-from spintune.records import Pair, Record, read_records, write_records
+from spintune.records import Pair, Record
+from spintune.unfinished import read_shard, write_shard
+
+log = logging.getLogger(__name__)
 
 SHARD_SIZE = 256
 """Items per shard: what a killed run loses at most. It is fixed, so that a resumed run ends with the same bits."""
@@ -46,11 +51,21 @@ class Shards:
             for begin in range(0, len(items), SHARD_SIZE):
                 path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
                 part = slice(begin, begin + SHARD_SIZE)
-                if path.exists():
-                    shard = read_records(path, kind)
-                else:
+                shard = _read(path, kind, len(items[part]))
+                if shard is None:
                     shard = compute(part)
-                    write_records(path, shard)
+                    write_shard(path, shard)
                 records.extend(shard)
                 task.advance(len(items[part]))
         return records
+
+
+def _read(path: Path, kind: type[Record], count: int) -> list[Record] | None:
+    """A finished shard; None where it is not there or damaged, which a line tells."""
+    if not path.exists():
+        return None
+    try:
+        return read_shard(path, kind, count)
+    except (RunError, OSError) as error:
+        log.warning("%s; this part is computed again", error)
+        return None

@@ -20,9 +20,9 @@ from spintune.selfplay.filters import FilteredPairs, without_degenerate
 from spintune.selfplay.opponent import sample_pairs
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
-from spintune.stages.context import RunContext, delete
+from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate, LoadedIterate
-from spintune.storage import digest_json
+from spintune.storage import digest_json, remove_folder
 from spintune.tokens.rows import RenderedRows, TokenRow
 from spintune.typed_json import JsonObject
 
@@ -120,7 +120,7 @@ class AnswerSampler:
             pairs = self.write(player, rows, ["heldout"], shards, f"{iterate.name} answers held-out prompts")
             write_records(file, pairs)
             context.run.finish(stage, inputs, [file], {"prompts": len(examples), "played": len(pairs)})
-        delete(folder / "shards")
+        remove_folder(folder / "shards")
         return read_records(file, Pair)
 
 

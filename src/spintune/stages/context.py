@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,10 +18,10 @@ from spintune.progress import Progress, StopRequest
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
-from spintune.run_folder import Inputs, RunFolder
+from spintune.run_folder import Inputs, RunFolder, StepLog
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
-from spintune.storage import digest_json
+from spintune.storage import digest_json, remove_folder
 from spintune.tokens.cache import TokenCache
 from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, render
 from spintune.tracking import Metrics
@@ -196,13 +195,18 @@ class RunContext:
             save_adapter(player.adapted, folder / "adapter", self._adapter_base(player.iterate))
             outputs.append(folder / "adapter")
         player.save(folder / "model")
-        self.run.finish(stage, inputs, outputs, facts)
+        self.finish(stage, inputs, outputs, facts)
         iterate = self.published(name, stage)
         if player.adapted is None:
             player.iterate = iterate
         else:  # merging used the adapter up; a resumed run, too, would read the model from disk
             self._loaded = None
         return iterate
+
+    def finish(self, stage: str, inputs: Inputs, files: Sequence[Path], facts: object) -> None:
+        """Writes a stage's manifest, after what it logged is on disk."""
+        self.metrics.sync()
+        self.run.finish(stage, inputs, files, facts)
 
     def published(self, name: str, stage: str) -> Iterate:
         """The iterate that a finished stage wrote."""
@@ -247,14 +251,24 @@ class RunContext:
 
     # Training --------------------------------------------------------------------------------------------------------
 
-    def checkpoints(self, stage: str, inputs: Inputs, section: SftSection | SpinSection) -> Checkpoints:
-        """The checkpoints of a stage for these inputs. Those that a stopped run left for other inputs are deleted."""
+    def checkpoints(self, stage: str, inputs: Inputs, section: SftSection | SpinSection, *logs: StepLog) -> Checkpoints:
+        """The checkpoints of a stage for these inputs. Those that a stopped run left for other inputs are deleted.
+
+        Args:
+            logs: of the stage, beside the metrics: a checkpoint is saved after the lines of its steps.
+        """
         folder = self.run.folder / stage / "checkpoints"
         tag = digest_json(inputs)[:12]
         for other in folder.glob("*"):
             if other.name != tag:
-                delete(other)
-        return Checkpoints(folder / tag, section.checkpoint_minutes)
+                remove_folder(other)
+
+        def sync_logs() -> None:
+            self.metrics.sync()
+            for log in logs:
+                log.sync()
+
+        return Checkpoints(folder / tag, section.checkpoint_minutes, sync_logs)
 
     def step_logger(self, stage: str, meter: Meter) -> Callable[[StepReport], None]:
         """A hook that adds each step to the run's metrics and to the meter."""
@@ -266,8 +280,3 @@ class RunContext:
             self.metrics.add(stage, **numbers, **facts)
 
         return log
-
-
-def delete(folder: Path) -> None:
-    """Removes a folder of intermediate files, if it exists."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -36,12 +36,12 @@ from spintune.selfplay.spin import (
     train_iteration,
 )
 from spintune.stages.answers import AnswerSampler
-from spintune.stages.context import RunContext, delete
+from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.stages.pairs import training_settings
-from spintune.storage import digest_json, write_json_if_changed, write_json_lines
+from spintune.storage import digest_json, remove_folder, write_json_if_changed, write_json_lines
 from spintune.tokens.rows import TokenRow
 from spintune.tracking import Stopwatch, flat
 from spintune.training.loop import Steps, TrainingHooks
@@ -71,8 +71,8 @@ def training_stage(sampler: AnswerSampler, opponent: Iterate, iteration: int) ->
         iterate, facts = _train(sampler, opponent, iteration, inputs)
     else:
         iterate = context.published(f"iterate-{iteration}", stage)
-    delete(folder / "checkpoints")
-    delete(folder / "rounds")
+    remove_folder(folder / "checkpoints")
+    remove_folder(folder / "rounds")
     return iterate, facts
 
 
@@ -98,7 +98,7 @@ def _train(
             "lower spin.pairs_per_step, raise spin.epochs, or give more data"
         )
     meter = Meter(player.engine)
-    begin = partial(context.metrics.begin, stage)
+    begin = partial(context.metrics.begin_steps, stage)
     hooks = TrainingHooks(begin, context.step_logger(stage, meter), context.stop)
     checkpoints = context.checkpoints(stage, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
@@ -248,7 +248,7 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
         write_json_if_changed(path, found)
         context.metrics.begin(stage, 0)
         context.metrics.add(stage, 1, **flat(found))
-        context.run.finish(stage, inputs, [path], facts)
+        context.finish(stage, inputs, [path], facts)
     return facts
 
 

@@ -27,9 +27,9 @@ from spintune.selfplay.separability import Separability, separability
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
 from spintune.stages.answers import AnswerSampler
-from spintune.stages.context import RunContext, delete
+from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
-from spintune.storage import digest_json
+from spintune.storage import digest_json, remove_folder
 from spintune.tokens.rows import RenderedRows, TokenRow
 from spintune.tracking import Stopwatch, flat
 from spintune.typed_json import JsonObject
@@ -72,7 +72,7 @@ class PairStage:
         facts = self.context.run.finished(stage, inputs, PairFacts)
         if facts is None:
             facts = self._make(iteration, stage, inputs)
-        delete(self.context.run.folder / stage / "shards")
+        remove_folder(self.context.run.folder / stage / "shards")
         return facts
 
     def _inputs(self, iteration: int) -> JsonObject:
@@ -131,7 +131,7 @@ class PairStage:
             seconds=clock.seconds,
         )
         files = [folder / f"{name}.jsonl" for name in ("answers", *sides)]
-        context.run.finish(stage, inputs, files, facts)
+        context.finish(stage, inputs, files, facts)
         return facts
 
     # Answers ---------------------------------------------------------------------------------------------------------

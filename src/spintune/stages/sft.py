@@ -7,13 +7,15 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from spintune.recipe import SftSection, SpinSection
 from spintune.results import SftFacts
 from spintune.run_folder import BASELINE, SFT, StepLog
-from spintune.stages.context import RunContext, delete
+from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
 from spintune.stages.metering import Meter
+from spintune.storage import remove_folder
 from spintune.tokens.rows import TokenRow
 from spintune.training.batches import steps_of_equal_tokens
 from spintune.training.optimization import optimization_of
@@ -82,7 +84,8 @@ def _run(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]:
         iterate, facts = _train(context, training)
     else:
         iterate = context.published(training.name, training.stage)
-    delete(context.run.folder / training.stage / "checkpoints")
+        StepLog(_samples(context, training)).mend()
+    remove_folder(context.run.folder / training.stage / "checkpoints")
     return iterate, facts
 
 
@@ -100,7 +103,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     meter = Meter(player.engine)
     started = time.monotonic()
     with (
-        closing(StepLog(context.run.folder / stage / "samples.jsonl")) as samples,
+        closing(StepLog(_samples(context, training))) as samples,
         context.progress.task(training.title, len(steps), "steps") as task,
     ):
         evaluations = _Evaluations(context, training, heldout, samples)
@@ -111,7 +114,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             replace(
                 optimization_of(section, section.learning_rate, recipe.seed), router_aux_loss=recipe.router_aux_loss
             ),
-            context.checkpoints(stage, training.inputs, section),
+            context.checkpoints(stage, training.inputs, section, samples),
             task,
             SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, evaluations.add),
         )
@@ -127,6 +130,10 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
         hardware=meter.facts(),
     )
     return context.publish(player, training.name, stage, training.inputs, facts), facts
+
+
+def _samples(context: RunContext, training: _Training) -> Path:
+    return context.run.folder / training.stage / "samples.jsonl"
 
 
 class _Evaluations:
@@ -145,7 +152,7 @@ class _Evaluations:
     def begin(self, step: int) -> None:
         """Training starts, or resumes after ``step`` steps."""
         stage, metrics = self._training.stage, self._context.metrics
-        metrics.begin(stage, step)
+        metrics.begin_steps(stage, step)
         # the evaluation after the checkpoint's own step stays; the one before step 1 runs again
         evaluated_until = step or -1
         metrics.begin(f"{stage}/heldout", evaluated_until)
