@@ -224,7 +224,7 @@ def load(
     Raises ModelError for a model that does not exist or cannot be loaded.
     """
     from spintune.models.loading import load_model
-    from spintune.pipeline import final_model
+    from spintune.run_models import final_model
 
     if (recipe := Path(name) / "recipe.json").is_file():
         data = read_json(recipe).get("recipe", {}).get("data", {})

@@ -19,7 +19,7 @@ from spintune.generation.build import GENERATORS
 from spintune.models.loading import autocast_type, check_model, default_device, model_identity
 from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import Recipe
-from spintune.results import BestModel, EvaluationResults, RunResults, TrainingResults
+from spintune.results import EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, RunFolder
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
@@ -32,7 +32,7 @@ from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
 from spintune.storage import read_json, write_json_if_changed
 from spintune.tracking import Metrics
-from spintune.typed_json import from_json, to_json
+from spintune.typed_json import to_json
 
 Stage = Literal["synth", "sft", "spin", "eval"]
 
@@ -114,19 +114,3 @@ def _write_results(path: Path, results: RunResults) -> None:
         if models:
             found["models"] = models
     write_json_if_changed(path, found)
-
-
-def final_model(folder: Path) -> str:
-    """The model of a run folder to use: its best iterate, or the last finished model while self-play goes on.
-
-    Raises ModelError when the run has no finished model yet.
-    """
-    path = folder / "spin" / "best.json"
-    if path.is_file():
-        best = from_json(BestModel, read_json(path), path).model
-        return str(folder / best) if (folder / best).is_dir() else best  # the recipe's own model is elsewhere
-    iterates = sorted(folder.glob("spin/iterate-*/model"), key=lambda path: int(path.parent.name.rpartition("-")[2]))
-    for model in [*reversed(iterates), folder / "sft" / "model"]:
-        if (model.parent / "manifest.json").is_file():
-            return str(model)
-    raise ModelError(f"run {folder} has no finished model yet; run its recipe again to continue")

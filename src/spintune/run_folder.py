@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TypeVar, overload
 
@@ -93,7 +93,20 @@ def read_recipe(folder: Path) -> RecipeFile:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a stage's folder. Raises RunError when it is damaged."""
-    return from_json(Manifest, read_json(folder / MANIFEST), folder / MANIFEST)
+    manifest = from_json(Manifest, read_json(folder / MANIFEST), folder / MANIFEST)
+    for name in manifest.files:
+        if ".." in (path := PurePosixPath(name)).parts or path.is_absolute():
+            raise RunError(
+                f"{folder / MANIFEST}: damaged ({name!r:.80} is outside of its folder); delete it and run again"
+            )
+    return manifest
+
+
+def iterations_of(recipe: JsonObject) -> int:
+    """How many iterations of self-play a resolved recipe asks for. Others may lie in the folder from before."""
+    spin = recipe.get("spin")
+    count = spin.get("iterations") if isinstance(spin, dict) else 0
+    return count if isinstance(count, int) else 0
 
 
 class RunFolder:
@@ -377,11 +390,11 @@ def _differences(earlier: object, now: object, prefix: str = "") -> list[str]:
     if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
         pairs = enumerate(zip(earlier, now, strict=True))
         return [line for place, pair in pairs for line in _differences(*pair, f"{prefix}.{place}")]
-    same = earlier == now or (prefix.rpartition(".")[2] in _PLACES and _same_place(earlier, now))
+    same = earlier == now or (prefix.rpartition(".")[2] in _PLACES and same_place(earlier, now))
     return [] if same else [_told(prefix.lstrip("."), earlier, now)]
 
 
-def _same_place(one: object, other: object) -> bool:
+def same_place(one: object, other: object) -> bool:
     """Whether two names lead to one file or folder."""
     try:
         return Path(str(one)).expanduser().samefile(Path(str(other)).expanduser())

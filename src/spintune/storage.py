@@ -129,6 +129,14 @@ def is_temporary(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
+def is_note(name: str) -> bool:
+    """Whether a file of a model folder is for people, not for loading: a README, a license, a picture, a dot file."""
+    path = Path(name)
+    pictures_and_pages = (".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
+    texts = ("README", "LICENSE", "NOTICE")
+    return name.startswith(".") or path.suffix.lower() in pictures_and_pages or path.stem.upper() in texts
+
+
 def open_unlinked(path: Path, flags: int) -> BinaryIO:
     """Opens a file for writing, with permissions by the umask. Raises OSError when ``path`` is a symbolic link."""
     mode = "ab" if flags & os.O_APPEND else "wb"

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
+from spintune.errors import RunError
 from spintune.export.card import model_card
 from spintune.export.model import export_model
 from spintune.export.pairs import export_pairs
-from spintune.pipeline import final_model
 from spintune.report.page import write_report
 from spintune.report.reading import read_run
+from spintune.run_models import final_model
+from spintune.storage import digest_file
 
 Make = Callable[..., Any]
 
@@ -79,8 +81,12 @@ def test_its_card_and_its_model_are_exported(old: Path, tmp_path: Path) -> None:
     loss = results(old)["heldout"]["iterate-1"]["nll_per_token"]
     assert f"| iterate-1 | {loss['mean']:.3f} ({loss['low']:.3f} to {loss['high']:.3f}) |" in card
     assert "heldout: iterate-1 is preferred to sft in 50 % (27 to 73 %) of 14 contests" in card
+    manifest = old / "spin/iterate-1/manifest.json"
+    document = json.loads(manifest.read_text())
+    config = document["files"]["model/config.json"] | {"sha256": digest_file(old / "spin/iterate-1/model/config.json")}
+    manifest.write_text(json.dumps({**document, "files": {"model/config.json": config}}))  # the others were cut out
     assert export_model(old, tmp_path / "out") == "iterate-1"
-    assert (tmp_path / "out" / "README.md").read_text() == card
+    assert (tmp_path / "out" / "README.md").read_text() == model_card(read_run(old), "iterate-1", checked=True)
     assert (tmp_path / "out" / "config.json").is_file()
 
 
@@ -94,4 +100,5 @@ def test_its_models_are_compared_and_its_best_one_is_found(old: Path, spintune: 
     ended = spintune("compare", old, "--json")
     assert ended.code == 0
     assert sorted(json.loads(ended.out)["names"]) == sorted(MODELS)
-    assert final_model(old) == str(old / "spin/iterate-1/model")
+    with pytest.raises(RunError, match=r"spin/iterate-1/model/.*: is gone"):  # cut out
+        final_model(old)

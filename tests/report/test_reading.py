@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from spintune.errors import RunError
+from spintune.evaluation.contenders import tables
+from spintune.report.page import write_report
 from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
@@ -170,7 +172,7 @@ def damaged(made: Any) -> None:
         (lambda made: (made.path / "recipe.json").unlink(), "no run folder, for it has no recipe.json"),
         (lambda made: (made.path / "recipe.json").write_text("{"), "recipe.json: damaged"),
         (lambda made: made.json("recipe.json", {"name": "a web page"}), "recipe.json: spintune: field required"),
-        (lambda made: made.json("recipe.json", [1]), "recipe.json: RecipeFile: "),
+        (lambda made: made.json("recipe.json", [1]), "recipe.json: damaged (no JSON object)"),
         (lambda made: made.stage("sft", rows=3, seconds=4.5), "sft/manifest.json: dropped: field required"),
         (lambda made: made.stage("sft", rows=3, dropped={}, truncated=0, seconds=4.5), "steps: field required"),
         (lambda made: made.json("results.json", {"heldout": {"sft": {"nll": 1}}}), "results.json: heldout.sft.nll: "),
@@ -210,3 +212,20 @@ def test_a_path_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run folder"):
         read_run(tmp_path)
+
+
+def test_iterations_beyond_those_that_the_recipe_asks_for_are_not_shown(whole: Make, page: Make) -> None:
+    """The recipe asked for two once, and now for one."""
+    made = whole()
+    recipe = json.loads((made.path / "recipe.json").read_text())
+    recipe["recipe"]["spin"]["iterations"] = 1
+    made.json("recipe.json", recipe).best("iterate-1")
+    run = read_run(made.path)
+    assert [model.name for model in run.models] == ["base", "sft", "iterate-1", "sft-more"]
+    assert [one.number for one in run.iterations] == [1]
+    assert run.leftover == (2,)
+    shown = page(write_report([made.path]))
+    assert not shown.row("iterate-2")
+    assert "the folder still has 2; they are not shown" in shown.text
+    assert sorted(tables([str(made.path)])) == ["base", "iterate-1", "sft", "sft-more"]
+    assert list(tables([f"{made.path}:iterate-2"])) == ["iterate-2"]

@@ -469,7 +469,7 @@ def test_another_iteration_goes_on_in_the_same_folder(
 @pytest.mark.slow
 def test_the_best_iterate_is_the_last_that_is_better_beyond_its_interval(run: Run, tmp_path: Path) -> None:
     """A rate that ruins the model: nothing is better than iterate 0, and the run says so and offers it."""
-    from spintune.pipeline import final_model
+    from spintune.run_models import final_model
 
     results = run(tmp_path / "run", spin={"learning_rate": 0.3, "stop": {"patience": 1}}, eval=[])
     assert results["best"]["name"] == "sft"

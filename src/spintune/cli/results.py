@@ -62,8 +62,10 @@ def export(
 ) -> None:
     """Write a model of a run as a Hugging Face folder with its model card, ready to use or upload."""
     from spintune.export.model import export_model
+    from spintune.progress_display import open_progress
 
-    name = export_model(run, out, model)
+    with open_progress(json) as progress:
+        name = export_model(run, out, model, progress)
     print_outcome({"model": name, "folder": str(out)}, f"{name} of {run} is in {out}, with its card in README.md", json)
 
 

@@ -92,8 +92,8 @@ def evaluate(
 ) -> None:
     """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
     from spintune.errors import RecipeError
-    from spintune.pipeline import final_model
     from spintune.recipe import load_recipe
+    from spintune.run_models import final_model
 
     path, overrides = recipe_and_overrides(words)
     if model and (Path(model) / "recipe.json").is_file():

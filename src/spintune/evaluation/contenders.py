@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows
 from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.scores import finished_scores, read_scores
 from spintune.metrics import BUILT_IN, answer_metrics
-from spintune.run_folder import BASE, BASELINE, SFT
+from spintune.run_folder import BASE, BASELINE, SFT, iterations_of, read_recipe
+
+log = logging.getLogger(__name__)
 
 _ADVICE = "give the answers of an evaluated run"
 _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
@@ -85,7 +88,12 @@ def _of_run(name: str) -> dict[str, _Measured]:
 def _models(folder: Path, rivals: bool) -> list[str]:
     """Models of which a run measured something: its own, with ``rivals`` also those whose answers were stored."""
     scored = {model for models in finished_scores(folder).values() for model in models}
-    return sorted(name for name in {*answered_models(folder), *scored} if rivals or _OF_THE_RUN.fullmatch(name))
+    names = sorted(name for name in {*answered_models(folder), *scored} if rivals or _OF_THE_RUN.fullmatch(name))
+    last = iterations_of(read_recipe(folder).recipe)
+    later = [name for name in names if name.startswith("iterate-") and int(name.removeprefix("iterate-")) > last]
+    if later and not rivals:
+        log.warning("%s: %s of an earlier recipe left out; RUN:MODEL names one", folder, ", ".join(later))
+    return [name for name in names if rivals or name not in later]
 
 
 def _scores(folder: Path, model: str) -> Table:

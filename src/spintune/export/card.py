@@ -27,10 +27,13 @@ from spintune.version import __version__
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def model_card(run: RunFacts, name: str) -> str:
+def model_card(run: RunFacts, name: str, checked: bool = False) -> str:
     """The text of README.md for the model ``name`` of a run.
 
     Its license is "unknown": that of the base model and of the data decides, and no file of a run names them.
+
+    Args:
+        checked: whether the files beside it were compared with what the run wrote; the card then says so.
 
     Raises ModelError when the run has no such model, or when it is the recipe's own, which has a card already.
     """
@@ -47,6 +50,7 @@ def model_card(run: RunFacts, name: str) -> str:
         .render(
             run=run,
             name=name,
+            checked=checked,
             version=__version__,
             header=Markdown(yaml.safe_dump(_header(run, name), sort_keys=False, allow_unicode=True)),
             iteration=number,

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
+import hashlib
+import logging
+import os
 from pathlib import Path
 
-from spintune.errors import ModelError, StorageError
+from spintune.errors import ModelError, RunError, StorageError
 from spintune.export.card import model_card
+from spintune.progress import Progress, Silent
 from spintune.report.reading import read_run
 from spintune.run_folder import BASE
-from spintune.storage import storage_errors
+from spintune.run_models import stage_of, written_files
+from spintune.storage import atomic_folder, read_json
+
+log = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20  # bytes
+_NAMING_CODE = ("config.json", "tokenizer_config.json")
+"""Files whose ``auto_map`` names Python files to run."""
 
 
-def export_model(folder: Path, out: Path, name: str | None = None) -> str:
+def export_model(
+    folder: Path,
+    out: Path,
+    name: str | None = None,
+    progress: Progress = Silent(),  # noqa: B008
+) -> str:
     """Copies a model of a run, and writes its card as README.md. Returns its name.
 
-    The folder appears when it is complete. Without ``name`` it is the best iterate, or the last model.
+    Only files that the run wrote are copied, and only while their digests are those that it wrote down. The folder
+    appears when it is complete. Without ``name`` it is the best iterate, or the last model.
 
-    Raises ModelError when the run has no such model, StorageError when ``out`` exists.
+    Raises ModelError when the run has no such model, RunError when it is not as the run wrote it, StorageError when
+    ``out`` exists.
     """
     run = read_run(folder)
     own = [model for model in run.models if model.name != BASE]
@@ -26,14 +43,46 @@ def export_model(folder: Path, out: Path, name: str | None = None) -> str:
     if name is None:
         best = run.best.name if run.best else None
         name = best if best in [model.name for model in own] else own[-1].name
-    card = model_card(run, name)
+    card = model_card(run, name, checked=True)
     if out.exists():
         raise StorageError(f"{out} already exists; name a new folder, or delete it")
-    partial = out.with_name(out.name + ".partial")
-    with storage_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(folder / run.model(name).place, partial)
-        (partial / "README.md").write_text(card)
-        partial.rename(out)
+    stage = str(stage_of(name))
+    source = folder / stage
+    files = written_files(folder, stage)
+    _refuse_code(source, list(files))
+    if left_out := sorted(str(p) for p in (source / "model").rglob("*") if str(p.relative_to(source)) not in files):
+        log.warning("not exported, because the run did not write it: %s", ", ".join(left_out))
+    megabytes = sum(file.bytes for file in files.values()) / 1e6
+    with atomic_folder(out) as partial, progress.task(f"export {name}", megabytes, "MB") as task:
+        for path, written in files.items():
+            target = partial / Path(path).relative_to("model")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if _copy(source / path, target) != written.sha256:
+                raise RunError(
+                    f"{source / path}: was changed after the run wrote it; delete it and run the recipe again, "
+                    "which makes it again"
+                )
+            task.advance(written.bytes / 1e6)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     return name
+
+
+def _refuse_code(source: Path, files: list[str]) -> None:
+    """Raises RunError for Python files, and for settings that name some."""
+    for path in files:
+        if path.endswith(".py"):
+            raise RunError(f"{source / path}: is code, which no model of a run has; delete it and run the recipe again")
+        if Path(path).name in _NAMING_CODE and "auto_map" in read_json(source / path):
+            raise RunError(
+                f"{source / path}: its auto_map names code to run; remove that key from the base model's file"
+            )
+
+
+def _copy(source: Path, target: Path) -> str:
+    """Copies a file that is no link. Returns the SHA-256 of what was copied."""
+    sha = hashlib.sha256()
+    with os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file, target.open("wb") as copy:
+        while block := file.read(_BLOCK):
+            sha.update(block)
+            copy.write(block)
+    return sha.hexdigest()

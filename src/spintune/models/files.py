@@ -69,14 +69,6 @@ def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
         return None
 
 
-def is_note(name: str) -> bool:
-    """Whether a file of a model folder is for people, not for loading: a README, a license, a picture, a dot file."""
-    path = Path(name)
-    pictures_and_pages = (".md", ".rst", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
-    texts = ("README", "LICENSE", "NOTICE")
-    return name.startswith(".") or path.suffix.lower() in pictures_and_pages or path.stem.upper() in texts
-
-
 def end_ids(settings: object) -> frozenset[int]:
     """The ids in an ``eos_token_id``: a number, a list of them, or null. Ids below 0 mean that there is none."""
     ids = settings if isinstance(settings, list) else [settings]

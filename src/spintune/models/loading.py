@@ -24,11 +24,11 @@ from transformers import (
 from spintune.errors import ModelError, SpintuneError
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
-from spintune.models.files import GENERATION_CONFIG, end_ids, is_note, one_line, quiet_transformers, read_file
+from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import tell_of_differences
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
-from spintune.storage import digest_json
+from spintune.storage import digest_json, is_note
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.turns import GenerationPrompt

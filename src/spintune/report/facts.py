@@ -109,6 +109,7 @@ class RunFacts:
         results: the part of results.json that is still true of the folder.
         evaluations: apart from the held-out examples, in the recipe's order.
         rivals: names of those whose stored answers are compared with the models'.
+        leftover: iterations in the folder beyond those that the recipe asks for, which are left out.
     """
 
     folder: Path
@@ -125,6 +126,7 @@ class RunFacts:
     results: RunResults
     evaluations: tuple[EvaluationResult, ...]
     rivals: tuple[str, ...]
+    leftover: tuple[int, ...] = ()
 
     @property
     def start(self) -> str:

@@ -215,6 +215,9 @@ def _few(items: int) -> Iterator[str]:
 
 
 def _remarks(run: RunFacts) -> Iterator[str]:
+    if run.leftover:
+        numbers = ", ".join(map(str, run.leftover))
+        yield f"Of an earlier recipe with more iterations, the folder still has {numbers}; they are not shown."
     if run.results.stopped:
         yield f"Self-play stopped early: {run.results.stopped}."
     for iteration in run.iterations:

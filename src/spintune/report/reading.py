@@ -18,7 +18,6 @@ from spintune.report.evaluations import evaluations_of, read_evaluations, rivals
 from spintune.report.facts import Answers, ModelFacts, ReportedAnswer, RunFacts, number_of
 from spintune.report.missing import expected_models, missing_evaluations, missing_parts, missing_verdicts
 from spintune.results import (
-    BestModel,
     ContaminationFacts,
     DataFacts,
     DiagnosisFacts,
@@ -29,7 +28,8 @@ from spintune.results import (
     SftFacts,
     SynthFacts,
 )
-from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, read_manifest, read_recipe
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, iterations_of, read_manifest, read_recipe
+from spintune.run_models import read_best, stage_of
 from spintune.storage import read_json, read_json_lines
 from spintune.typed_json import JsonObject, from_json
 
@@ -52,7 +52,6 @@ _NO_SCORES = frozenset(
     ("id", "prompt", "reference", "answer", "finish_reason", "answer_tokens", "reference_tokens", "nll")
 )
 """Keys of held-out answers that are no metric."""
-_PLACES = {SFT: "sft/model", BASELINE: "spin/baseline-sft/model"}
 
 
 def read_run(folder: Path) -> RunFacts:
@@ -82,10 +81,13 @@ def _read(folder: Path) -> RunFacts:
         for pattern, kind in _STAGES.items()
         for path in sorted(folder.glob(f"{pattern}/{MANIFEST}"))
     }
+    last = iterations_of(recipe)
+    leftover = sorted({number_of(name) for name in manifests if number_of(name) > last})
+    manifests = {name: found for name, found in manifests.items() if number_of(name) <= last}
     stages: dict[str, object] = {
         name: from_json(kind, manifest.facts, path) for name, (path, kind, manifest) in manifests.items()
     }
-    results, best = folder / "results.json", folder / "spin" / "best.json"
+    results = folder / "results.json"
     heldout = tuple(read_records(folder / "data/heldout.jsonl", Example)) if "data" in stages else ()
     examples = {example.id: example for example in heldout}
     run = RunFacts(
@@ -96,13 +98,14 @@ def _read(folder: Path) -> RunFacts:
         recipe=recipe,
         stages=stages,
         missing=(),
-        metrics=_metrics(folder / "metrics.jsonl"),
+        metrics={stage: rows for stage, rows in _metrics(folder / "metrics.jsonl").items() if number_of(stage) <= last},
         heldout=heldout,
         models=tuple(_model(folder, name, recipe, examples) for name in _names(recipe, stages)),
-        best=_record(best, BestModel) if recipe["spin"] and best.is_file() else None,
+        best=read_best(folder) if recipe["spin"] else None,
         results=_record(results, RunResults) if results.is_file() else RunResults(),
         evaluations=(),
         rivals=rivals_of(recipe),
+        leftover=tuple(leftover),
     )
     evaluations = dict.fromkeys([*evaluations_of(recipe), *run.results.benchmarks])
     models = [*(model.name for model in run.models), *run.rivals]
@@ -166,7 +169,7 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
 
     return ModelFacts(
         name=name,
-        place=str(recipe["model"]) if name == BASE else _PLACES.get(name, f"spin/{name}/model"),
+        place=str(recipe["model"]) if name == BASE else f"{stage_of(name)}/model",
         likely={
             row["id"]: HeldoutLikelihood(row["id"], row["nll"], row["tokens"])
             for row in measured(f"likelihood/{name}", "likelihood.jsonl")

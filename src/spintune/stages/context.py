@@ -18,7 +18,8 @@ from spintune.progress import Progress, StopRequest
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
-from spintune.run_folder import Inputs, RunFolder, StepLog
+from spintune.run_folder import BASE, Inputs, RunFolder, StepLog
+from spintune.run_models import written_files
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.storage import digest_json, remove_folder
@@ -135,6 +136,11 @@ class RunContext:
 
     def _read(self, iterate: Iterate) -> LoadedIterate:
         recipe = self.recipe
+        folder = Path(iterate.location).parent
+        if iterate.name != BASE and folder.is_relative_to(self.run.folder):
+            stage = str(folder.relative_to(self.run.folder))
+            for part in ("model", "adapter") if iterate.adapter else ("model",):
+                written_files(self.run.folder, stage, part)
         location = recipe.model if iterate.adapter else iterate.location
         # weights that adapters are merged into must not be rounded at the next stage
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
