@@ -19,6 +19,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from spintune.threads import wait_briefly
 from spintune.version import __version__
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ __all__ = [
     "statistics",
     "synthesize",
 ]
+
+
+wait_briefly()  # read when torch is loaded, which this package does later
 
 
 def __getattr__(name: str) -> object:

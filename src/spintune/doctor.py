@@ -78,12 +78,11 @@ def _hardware() -> list[DoctorFinding]:
     import torch
 
     from spintune.kernels.native.build import why_not
+    from spintune.threads import follow_quota
 
-    findings = [
-        DoctorFinding(
-            "processor", f"{torch.get_num_threads()} threads, {_gemm_rate(torch.float32):.0f} GFLOP/s float32"
-        )
-    ]
+    threads = follow_quota()
+    number = f"{threads.number} thread{'s' * (threads.number > 1)} ({threads.reason})"
+    findings = [DoctorFinding("processor", f"{number}, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")]
     reason = why_not()
     findings.append(
         DoctorFinding("layers", f"torch's own, slower: {reason}" if reason else "compiled for this processor")

@@ -29,6 +29,7 @@ from spintune.models.gguf_tokenizer import tell_of_differences
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
 from spintune.storage import digest_json, is_note
+from spintune.threads import follow_quota
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.turns import GenerationPrompt
@@ -103,6 +104,7 @@ def load_model(
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
     """
+    follow_quota()
     device = device or default_device()
     autocast = autocast_type(precision, device)
     location, arguments = locate_model(name, cache)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from spintune.data.tables.content import DataFile
 from spintune.data.tables.table import Numbered, RowTable, first_line
 from spintune.errors import DataError, RowError
+from spintune.threads import limit_arrow
 
 if TYPE_CHECKING:
     import datasets
@@ -64,6 +65,7 @@ def _source(file: DataFile) -> pyarrow.NativeFile:
     """The file's bytes for random access: mapped, or in memory where they have to be decompressed."""
     import pyarrow
 
+    limit_arrow()
     if file.compression:
         return pyarrow.BufferReader(file.read())
     return pyarrow.memory_map(str(file.file)) if file.kind in ARROW else pyarrow.OSFile(str(file.file))
