@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick check docs benchmark clean
+.PHONY: demo test quick check crash docs benchmark clean
 
 demo: $(READY)
 	$(BIN)/spintune run recipes/quickstart.yaml
@@ -22,6 +22,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# runs that are killed, failed, cut off from power and damaged at many places (docs/lab/crashes.md): before a release
+crash: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m crash
 
 # the documentation as a site, into build/site; it fetches nothing, and a broken link fails
 docs: $(READY)
