@@ -89,6 +89,19 @@ def test_people_read_the_same(spintune: Spintune, tiny_model: Path) -> None:
     assert f"checking {tiny_model}" in result.err
 
 
+def test_the_options_of_a_template_are_listed(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from spintune.model_report import template_text
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    assert template_text(tokenizer) == "the tokenizer's own"
+    tokenizer.chat_template = "{{ enable_thinking }}{{ date_string }}" + tokenizer.chat_template
+    assert template_text(tokenizer) == "the tokenizer's own; data.template_options may set date_string, enable_thinking"
+    tokenizer.chat_template = None
+    assert template_text(tokenizer) == "none; set data.template"
+
+
 def test_an_encoder_decoder_needs_no_template(spintune: Spintune, tiny_t5: Path) -> None:
     report = model_report(spintune, tiny_t5)
     assert report["template"] == "none needed: text to text"

@@ -32,6 +32,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "function": {},
     "depth": {},
     "parameters": {
+        "spintune.cli.chat.chat": "one for each option of the command",
         "spintune.engine.attention._layout_attention": "the signature of transformers' attention interface",
         "spintune.engine.varlen.VarlenKernel.__call__": "the signature of torch's varlen_attn",
     },

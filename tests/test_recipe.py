@@ -290,6 +290,14 @@ def test_too_large_a_file_is_no_recipe(tmp_path: Path) -> None:
 # Files of the repository ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("value", ["[1]", ".inf", "null", "{a: 1}"])
+def test_an_option_of_a_template_is_a_plain_value(value: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^command line: data.template_options.effort: give true, false, a number or a"
+    ):
+        load_recipe(None, [f"data.template_options.effort={value}"], {"out": "o", "model": "m", "eval": []})
+
+
 def test_the_schema_file_is_current() -> None:
     """Written by ``spintune schema > recipes/recipe.schema.json``."""
     assert json.loads((RECIPES / "recipe.schema.json").read_text()) == recipe_schema()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from spintune.pipeline import Stage
     from spintune.results import RunResults
     from spintune.teachers.protocol import Teacher
+    from spintune.tokens.template_options import TemplateOptions
 
 Turn: TypeAlias = Message | Mapping[str, str]
 """A message: a Message, or a mapping with ``role`` and ``content``."""
@@ -64,6 +65,7 @@ class Model:
         template: str = "tokenizer",
         generation_prompt: Literal["served", "bare"] = "served",
         generator: str | None = None,
+        template_options: TemplateOptions | None = None,
     ) -> None:
         from spintune.engine.logprobs import LogProbEngine
         from spintune.generation.build import build_generator
@@ -71,7 +73,7 @@ class Model:
 
         self.name, self.model, self.tokenizer = name, model, tokenizer
         loaded = LoadedModel(name, model, tokenizer, autocast_type(precision, model.device))
-        self._renderer = loaded.renderer(template, "last", generation_prompt)
+        self._renderer = loaded.renderer(template, "last", generation_prompt, template_options)
         self._engine = LogProbEngine(model, loaded.autocast)
         self._generator = build_generator(self._engine, tokenizer, self._renderer.stop_ids, generator)
         self._max_length = loaded.max_input_length
@@ -205,6 +207,7 @@ def load(
     template: str = "tokenizer",
     generation_prompt: Literal["served", "bare"] | None = None,
     generator: str | None = None,
+    template_options: TemplateOptions | None = None,
 ) -> Model:
     """Loads a model that writes and scores answers.
 
@@ -218,6 +221,8 @@ def load(
             text before an answer. None takes what the recipe of a run folder says, and ``served`` elsewhere.
         generator: one registered by :func:`register_generator`; None takes the fastest built-in one that is right
             for the model.
+        template_options: variables that the chat template reads, such as ``{"enable_thinking": True}``. None takes what
+            the recipe of a run folder says for the template that it trains with, and the template's defaults elsewhere.
 
     A transformers model of your own becomes one by ``spintune.Model(name, model, tokenizer)``.
 
@@ -229,6 +234,8 @@ def load(
     if (recipe := Path(name) / "recipe.json").is_file():
         data = read_json(recipe).get("recipe", {}).get("data", {})
         generation_prompt = generation_prompt or data.get("generation_prompt")
+        if template_options is None and template == "tokenizer":
+            template_options = data.get("template_options")
         name = final_model(Path(name))
     with _no_bars():
         loaded = load_model(str(name), cache=cache_folder(), precision=precision)
@@ -240,6 +247,7 @@ def load(
         template=template,
         generation_prompt=generation_prompt or "served",
         generator=generator,
+        template_options=template_options,
     )
 
 

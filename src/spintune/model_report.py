@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -13,11 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.paths import ModelPaths
 from spintune.engine.query import Query
-from spintune.errors import SpintuneError
+from spintune.errors import ModelError, SpintuneError
 from spintune.generation.build import find_paths
 from spintune.kernels.usage import KernelUsage, kernel_usage
-from spintune.models.loading import LoadedModel, load_model
+from spintune.models.loading import load_model
 from spintune.progress import Progress
+from spintune.tokens.template_options import options_of
+from spintune.tokens.templates import template_source
 
 _PROMPTS, _RESPONSES, _LENGTH = 2, 3, 32
 _TRIES = 3
@@ -135,7 +138,7 @@ def report_model(name: str, cache: Path, progress: Progress, template: str = "to
         parameters=count,
         tokenizer=type(loaded.tokenizer).__name__,
         vocabulary=len(loaded.tokenizer),
-        template=_template_text(loaded),
+        template="none needed: text to text" if loaded.encoder_decoder else template_text(loaded.tokenizer),
         stop_tokens=_texts(loaded.tokenizer, stops),
         positions=loaded.max_input_length,
         window=_window(config),
@@ -151,10 +154,14 @@ def _texts(tokenizer: PreTrainedTokenizerBase, ids: set[int]) -> dict[int, str]:
     return {id: str(tokenizer.convert_ids_to_tokens(id)) for id in sorted(ids)}
 
 
-def _template_text(loaded: LoadedModel) -> str:
-    if loaded.encoder_decoder:
-        return "none needed: text to text"
-    return "the tokenizer's own" if loaded.tokenizer.chat_template else "none; set data.template"
+def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Which chat template a decoder has, and the options that it reads."""
+    if not tokenizer.chat_template:
+        return "none; set data.template"
+    options: list[str] = []
+    with contextlib.suppress(ModelError):  # the renderer says what is wrong with the template
+        options = options_of(tokenizer, template_source(tokenizer, "tokenizer"))
+    return "the tokenizer's own" + (f"; data.template_options may set {', '.join(options)}" if options else "")
 
 
 def _window(config: object) -> int | None:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from spintune.errors import DataError, MissingExtraError, ModelError, RecipeErro
 from spintune.evaluation.custom_tasks import read_custom_task
 from spintune.evaluation.harness import Benchmark, benchmarks, run_benchmarks
 from spintune.evaluation.harness_results import HarnessItem, HarnessReport
+from spintune.progress import Silent
 from spintune.typed_json import from_json, to_json
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
@@ -355,6 +357,17 @@ def test_the_chat_template_gives_what_the_harness_gives(pair: Pair) -> None:
         assert pair.ours.apply_chat_template(messages, generation) == pair.theirs.apply_chat_template(
             messages, generation
         )
+
+
+def test_the_chat_template_gets_its_options(pair: Pair) -> None:
+    history = [{"role": "user", "content": "Hi"}]
+    tokenizer = copy.deepcopy(pair.memory.tokenizer)
+    tokenizer.chat_template = "{{ mood }}" + tokenizer.chat_template
+    options = {"mood": "quick"}
+    from spintune.evaluation.harness_model import HarnessModel
+
+    ours = HarnessModel(replace(pair.memory, tokenizer=tokenizer, template_options=options), Silent(), "test")
+    assert ours.apply_chat_template(history) == "quick" + pair.ours.apply_chat_template(history)
 
 
 @pytest.mark.slow

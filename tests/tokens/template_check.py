@@ -1,4 +1,4 @@
-"""Holds chat templates against ``apply_chat_template``: python tests/tokens/template_check.py FOLDER [--table FILE].
+"""Holds chat templates against ``apply_chat_template``: python tests/tokens/template_check.py FOLDER [OPTIONS].
 
 FOLDER holds .jinja files. Each is given a tokenizer that has the template's marks as special tokens. Conversations of
 several kinds are then written twice: by the renderer, and by transformers alone (the generation prompt as text, and
@@ -29,9 +29,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from spintune.cli.options import options_from
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message, ToolCall
 from spintune.tokens.chat import ChatRenderer
+from spintune.tokens.template_options import TemplateOptions
 
 MARKS = re.compile(
     r"<\|[^|<>\s{}]{1,40}\|?>|<[a-z_]{1,20}\|>|<｜[^｜\s]{1,40}｜>|</?[a-z_:]{1,20}>|\[/?[A-Z_]{3,20}\]|\[\|[a-z]{1,20}\|\]"
@@ -131,7 +133,9 @@ def _as_dict(message: Message, key: str | None, parsed: bool, missing: str | Non
     return {**found, "content": content}
 
 
-def judge(tokenizer: PreTrainedTokenizerFast, renderer: ChatRenderer, example: Example) -> Verdict:
+def judge(
+    tokenizer: PreTrainedTokenizerFast, renderer: ChatRenderer, example: Example, options: TemplateOptions
+) -> Verdict:
     """The verdict on one conversation."""
     try:
         row = renderer.row(example)
@@ -144,7 +148,7 @@ def judge(tokenizer: PreTrainedTokenizerFast, renderer: ChatRenderer, example: E
         return Verdict("WRONG", "the row does not end with the end of the turn")
     ids = (row.prompt_ids, row.response_ids)
     prompt, response = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in ids)
-    return _compare(tokenizer, example, ids, (prompt, response))
+    return _compare(tokenizer, example, ids, (prompt, response), options)
 
 
 def _compare(
@@ -152,12 +156,14 @@ def _compare(
     example: Example,
     ids: tuple[tuple[int, ...], tuple[int, ...]],
     texts: tuple[str, str],
+    options: TemplateOptions,
 ) -> Verdict:
     (prompt, response), (prompt_ids, response_ids) = texts, ids
     tools = [json.loads(tool) for tool in example.tools] or None
     reasons = []
     for form in candidates(example):
-        served, whole = (_written(tokenizer, form[:-1], tools, True), _written(tokenizer, form, tools, False))
+        served = _written(tokenizer, form[:-1], tools, True, options)
+        whole = _written(tokenizer, form, tools, False, options)
         if served is None or whole is None or prompt != served:
             reasons.append("the prompt is not the generation prompt")
             continue
@@ -191,24 +197,32 @@ def _flaw(last: Message, prompt: str, response: str) -> str | None:
 
 
 def _written(
-    tokenizer: PreTrainedTokenizerFast, form: list[dict[str, object]], tools: list[object] | None, generation: bool
+    tokenizer: PreTrainedTokenizerFast,
+    form: list[dict[str, object]],
+    tools: list[object] | None,
+    generation: bool,
+    options: TemplateOptions,
 ) -> str | None:
     try:
-        return tokenizer.apply_chat_template(form, tools=tools, tokenize=False, add_generation_prompt=generation)
+        return tokenizer.apply_chat_template(
+            form, tools=tools, tokenize=False, add_generation_prompt=generation, **options
+        )
     except Exception:  # a template is foreign code and may raise anything
         return None
 
 
-def check(source: str) -> dict[str, Verdict]:
-    """The verdict on each kind of conversation for one template."""
+def check(source: str, options: TemplateOptions) -> dict[str, Verdict]:
+    """The verdict on each kind of conversation for one template, with those of the options that it reads."""
+    from spintune.tokens.template_options import variables_of
     from spintune.tokens.templates import with_fixed_date
 
     tokenizer = tokenizer_of(with_fixed_date(source))
+    options = {key: value for key, value in options.items() if key in variables_of(source)}
     try:
-        renderer = ChatRenderer(tokenizer)
+        renderer = ChatRenderer(tokenizer, options=options)
     except ModelError as error:
         return dict.fromkeys([*KINDS, "marks"], Verdict("WRONG" if "\n" in str(error) else "refused", str(error)))
-    found = {kind: judge(tokenizer, renderer, example) for kind, example in KINDS.items()}
+    found = {kind: judge(tokenizer, renderer, example, options) for kind, example in KINDS.items()}
     tools = renderer._template.probe_tools
     return {**found, "marks": _injected(tokenizer, renderer, tools)}
 
@@ -232,7 +246,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", type=Path, help="a Markdown file to write")
     parser.add_argument("--reasons", action="store_true", help="say why, except where it is right")
+    parser.add_argument("--option", action="append", metavar="KEY=VALUE", help="for templates that read it")
     arguments = parser.parse_args()
+    options = options_from(arguments.option) or {}
     logging.set_verbosity_error()
     rows, words = (
         [f"| template | SHA-256 | {' | '.join([*KINDS, 'marks'])} |", f"|---|---|{'---|' * (len(KINDS) + 1)}"],
@@ -240,7 +256,7 @@ def main() -> None:
     )
     for file in sorted(arguments.folder.glob("*.jinja")):
         source = file.read_text(encoding="utf-8")
-        found = check(source)
+        found = check(source, options)
         digest = hashlib.sha256(source.encode()).hexdigest()[:12]
         rows.append(f"| {file.stem} | `{digest}` | {' | '.join(verdict.word for verdict in found.values())} |")
         words += [verdict.word for verdict in found.values()]

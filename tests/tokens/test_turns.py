@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from spintune.errors import DataError, ModelError
-from spintune.records import Example, Message
+from spintune.records import Example, Message, ToolCall
 from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.reasoning import without_reasoning
 from spintune.tokens.rows import render
@@ -295,3 +295,49 @@ def test_one_of_several_templates_is_taken_by_name(byte_level):
     assert texts(tokenizer, renderer, ASK, SAY) == (ASKED, "Four.<|im_end|>")
     tokenizer.chat_template = {**tokenizer.chat_template, "default": LITERAL.replace("%s", "")}
     assert ChatRenderer(tokenizer).prompt([ASK]) == renderer.prompt([ASK])
+
+
+def test_reasoning_does_not_follow_a_block_that_the_prompt_has_ended(make):
+    """A template that writes contents as they are would put one block behind the other."""
+    _, renderer = make(HEAD + "{{ '<think></think>' + m.content }}" + TAIL, "<think></think>")
+    for answer in (APART, INSIDE):
+        with pytest.raises(
+            DataError, match=r"^the generation prompt ends the reasoning before the answer; leave it out$"
+        ):
+            renderer.row(Example((ASK, answer)))
+
+
+def test_reasoning_does_not_stand_inside_a_block_of_the_answer(make, ordinary_token):
+    """Command A: the prompt begins the response, and reasoning stands before it."""
+    template = HEAD + "{{ '<|START_RESPONSE|>' + m.content.split('</think>')[-1] + '<|END_RESPONSE|>' }}" + TAIL
+    controls = ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+    _, renderer = make(template, "<|START_RESPONSE|>", controls)
+    with pytest.raises(DataError, match=r"^the generation prompt begins the answer itself, .*; leave it out$"):
+        renderer.row(Example((ASK, APART)))
+    tokenizer, renderer = make(template, more=controls)
+    assert texts(tokenizer, renderer, ASK, APART)[1] == (
+        f"<think>\n{THOUGHT}\n</think><|START_RESPONSE|>Four.<|END_RESPONSE|><|im_end|>"
+    )
+
+
+def test_an_answer_in_the_turn_of_its_call_follows_the_generation_prompt(make, caplog):
+    """Apertus: the turn goes on after a tool's result, and yet the generation prompt begins another."""
+    _tell.cache_clear()
+    call = Message("assistant", "", tool_calls=(ToolCall("add", '{"a": 2}', "call00001"),))
+    tokenizer, renderer = make(
+        "{% set ns = namespace(inside=false) %}{% for t in tools %}{{ t.function.name }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'user' %}{% if ns.inside %}{{ '<|im_end|>' }}{% endif %}"
+        "{% set ns.inside = false %}{{ '<|im_start|>user' + m.content + '<|im_end|>' }}"
+        "{% elif m.role == 'tool' %}{{ '[' + m.content + ']' }}{% else %}"
+        "{% if not ns.inside %}{{ '<|im_start|>' }}{% endif %}{% set ns.inside = true %}{{ m.content }}"
+        "{% for c in m.tool_calls %}{{ c.function.name + (c.function.arguments | tojson) }}{% endfor %}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
+    )
+    tools = ('{"type": "function", "function": {"name": "add", "parameters": {}}}',)
+    messages = (ASK, call, Message("tool", "4", call_id="call00001"), SAY)
+    with caplog.at_level(logging.INFO):
+        row = renderer.row(Example(messages, tools=tools))
+    assert decode(tokenizer, row.prompt_ids).endswith('add{"a": 2}[4]<|im_start|>')
+    assert decode(tokenizer, row.response_ids) == "Four.<|im_end|>"
+    assert renderer.prompt(messages[:-1], tools) == row.prompt_ids
+    assert any("its generation prompt begins another" in message for message in caplog.messages)

@@ -13,6 +13,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import spintune
+from spintune.progress import Silent
+from spintune.recipe import parse_recipe
+from spintune.records import Message
+from spintune.run_folder import RunFolder
+from spintune.stages.context import RunContext
+from spintune.stages.iterates import Iterate
+from spintune.tracking import Metrics
+from spintune.typed_json import JsonObject
+
 ITERATES = ("sft", "spin/iterate-1", "spin/iterate-2")
 
 
@@ -158,3 +168,48 @@ def test_a_held_out_prompt_is_never_trained_on(finished: Path) -> None:
     assert train
     assert heldout
     assert not train & heldout
+
+
+def test_template_options_are_inputs_of_stages_where_there_are_some(
+    values: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """So a run folder from before there were any stays as it is."""
+
+    def inputs(**data: Any) -> JsonObject:
+        recipe = parse_recipe(values(tmp_path, data=data), "test")
+        context = RunContext(recipe, RunFolder(recipe), tmp_path, Silent(), Metrics(tmp_path, []), {})
+        return context.model_inputs(Iterate("base", "model", "digest"))
+
+    plain = inputs()
+    assert "template_options" not in plain
+    assert inputs(template_options={}) == plain
+    assert inputs(template_options={"mood": "quick"}) == {**plain, "template_options": {"mood": "quick"}}
+
+
+@pytest.mark.slow
+def test_template_options_are_trained_served_and_saved(
+    run: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
+) -> None:
+    """The prompts of training, of generation and of the saved model are those that transformers writes with them."""
+    model = tmp_path / "base"
+    shutil.copytree(tiny_model, model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = "{% if mood is defined %}{{ mood }}{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(model)
+    options = {"mood": "quick"}
+    asked = [{"role": "user", "content": "Say fox 2 times."}]
+    theirs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False, **options)
+    spin = {"iterations": 1}
+    run(
+        tmp_path / "run", model=str(model), spin=spin, data={"template_options": options}, sft={"max_steps": 1}, eval=[]
+    )
+    mood = tokenizer.encode("quick", add_special_tokens=False)
+    pairs = rows(tmp_path / "run" / "spin" / "iterate-1" / "pairs" / "train.jsonl")
+    assert all(pair["prompt_ids"][: len(mood)] == mood for pair in pairs)
+    for name in ("sft", "spin/iterate-1"):
+        saved = AutoTokenizer.from_pretrained(tmp_path / "run" / name / "model")
+        assert saved.apply_chat_template(asked, add_generation_prompt=True, return_dict=False) == theirs
+    question = [Message("user", "Say fox 2 times.")]
+    assert spintune.load(tmp_path / "run")._renderer.prompt(question) == tuple(theirs)
+    assert spintune.load(model, template_options=options)._renderer.prompt(question) == tuple(theirs)
+    assert spintune.load(model)._renderer.prompt(question) != tuple(theirs)

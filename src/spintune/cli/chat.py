@@ -19,14 +19,19 @@ def chat(
     template: Annotated[
         str, typer.Option(help="Chat template: tokenizer, tokenizer:NAME, alpaca, chatml or plain.")
     ] = "tokenizer",
+    template_option: Annotated[
+        list[str] | None,
+        typer.Option(help="A variable of the chat template, such as enable_thinking=true.", metavar="KEY=VALUE"),
+    ] = None,
 ) -> None:
     """Talk to a model, or to the best model of a run. /reset starts over, /exit or Ctrl-D ends."""
     from spintune.api import load
+    from spintune.cli.options import options_from
     from spintune.cli.stages import quiet_libraries
     from spintune.terminal import visible
 
     quiet_libraries()
-    loaded = load(model, template=template)
+    loaded = load(model, template=template, template_options=options_from(template_option))
     history = [{"role": "system", "content": system}] if system else []
 
     def answer(turns: list[dict[str, str]]) -> str:

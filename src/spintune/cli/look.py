@@ -34,6 +34,7 @@ def inspect(
         is_encoder_decoder(recipe.model, cache=cache_folder()),
         recipe.data.generation_prompt,
         load_stop_ids(recipe.model, cache=cache_folder()),
+        recipe.data.template_options,
     )
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
     whole = recipe.model_copy(update={"data": data})

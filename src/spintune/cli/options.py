@@ -74,6 +74,16 @@ def recipe_and_overrides(words: list[str] | None) -> tuple[Path | None, list[str
     return (Path(words[0]), words[1:]) if words and "=" not in words[0] else (None, words)
 
 
+def options_from(words: list[str] | None) -> dict[str, str | int | float | bool] | None:
+    """KEY=VALUE words, values in YAML, as options of a chat template. Raises RecipeError."""
+    from spintune.recipe import load_recipe
+
+    if not words:
+        return None
+    base: dict[str, object] = {"out": "-", "model": "-", "eval": []}
+    return load_recipe(None, [f"data.template_options.{word}" for word in words], base).data.template_options
+
+
 def print_outcome(value: object, text: object, as_json: bool) -> None:
     """Writes what a command did to stdout: as JSON for machines, or as a text."""
     from spintune.terminal import visible

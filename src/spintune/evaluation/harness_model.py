@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from lm_eval.api.instance import Instance
@@ -32,6 +32,7 @@ from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
 from spintune.generation.stopping import StopTexts
 from spintune.progress import Progress
+from spintune.tokens.template_options import TemplateOptions
 from spintune.tokens.templates import template_source, with_fixed_date
 from spintune.typed_json import JsonObject
 
@@ -45,13 +46,14 @@ _REMEMBERED = 64  # texts whose tokens are cached: all choices of a question hav
 class InMemory:
     """A loaded model: engine, generator, tokenizer.
 
-    ``template`` is the chat template's name as in recipes; benchmarks use it only with ``chat``.
+    ``template`` is the chat template's name as in recipes, with its options; benchmarks use it only with ``chat``.
     """
 
     engine: LogProbEngine
     generator: Generator
     tokenizer: PreTrainedTokenizerBase
     template: str = "tokenizer"
+    template_options: TemplateOptions = field(default_factory=dict)
 
     @property
     def encoder_decoder(self) -> bool:
@@ -123,6 +125,7 @@ class HarnessModel(TemplateLM):
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
+            **self.model.template_options,
         )
 
     # Likelihood ------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from spintune.storage import digest_json, is_note
 from spintune.threads import follow_quota
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
+from spintune.tokens.template_options import TemplateOptions
 from spintune.tokens.turns import GenerationPrompt
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,21 @@ class LoadedModel:
         return end_ids(config.eos_token_id)
 
     def renderer(
-        self, template: str, turns: Turns = "last", generation_prompt: GenerationPrompt = "served"
+        self,
+        template: str,
+        turns: Turns = "last",
+        generation_prompt: GenerationPrompt = "served",
+        template_options: TemplateOptions | None = None,
     ) -> RowRenderer:
         """The renderer of its token rows. Raises ModelError when model, tokenizer and template do not go together."""
         renderer = build_renderer(
-            self.tokenizer, template, turns, self.encoder_decoder, generation_prompt, self.stop_ids
+            self.tokenizer,
+            template,
+            turns,
+            self.encoder_decoder,
+            generation_prompt,
+            self.stop_ids,
+            template_options,
         )
         check_embeddings(renderer, self.model.get_input_embeddings().weight.shape[0], self.name)
         return renderer

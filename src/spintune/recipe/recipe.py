@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from spintune.data.bad_rows import OnBadRow
 from spintune.data.columns import problem_of
@@ -23,6 +24,15 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 
 SYNTH = "synth"
 """The source of data.train that stands for the output of the synth stage."""
+
+
+def _option_value(value: object) -> object:
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"give true, false, a number or a text (given: {value!r:.60})")
+
+
+OptionValue = Annotated[bool | int | float | str, BeforeValidator(_option_value)]
 
 
 class SourceSection(Section):
@@ -79,6 +89,9 @@ class DataSection(Section):
     generation_prompt: Literal["served", "bare"] = "served"
     """How prompts end: as the template's generation prompt does when the model is served, which may open a block of
     reasoning; or bare, as the template's text before an answer does."""
+    template_options: dict[str, OptionValue] | None = None
+    """Variables that the chat template reads besides the conversation, with their values: enable_thinking,
+    reasoning_effort, ... Saved models have them as defaults of their template. Default: none."""
     turns: Literal["last", "all"] = "last"
     """Assistant turns that SFT trains on."""
     on_bad_row: OnBadRow | None = None

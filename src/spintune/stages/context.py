@@ -171,8 +171,8 @@ class RunContext:
             tokens_per_forward=recipe.tokens_per_forward,
         )
         self._tell_paths(engine, loaded)
-        prompts = recipe.data.generation_prompt
-        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts)
+        prompts, options = recipe.data.generation_prompt, recipe.data.template_options
+        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
 
     def _tell_paths(self, engine: LogProbEngine, loaded: LoadedModel) -> None:
         """Says once how the run's model scores and generates; its iterates do alike."""
@@ -245,6 +245,7 @@ class RunContext:
             "model": iterate.digest,
             "rendering": {key: self.settings["data"][key] for key in _RENDERING},
             **({"generation_prompt": "bare"} if self.recipe.data.generation_prompt == "bare" else {}),
+            **({"template_options": options} if (options := self.recipe.data.template_options) else {}),
             "seed": self.recipe.seed,
             # a run folder takes no precision that means another; how much is computed at once moves only last bits
             "precision": "auto",

@@ -69,6 +69,7 @@ def local_teacher(context: RunContext, name: str, player: LoadedIterate) -> Teac
         "precision": "auto",  # as in RunContext.model_inputs
         "template": player.template,
         **({"generation_prompt": "bare"} if player.generation_prompt == "bare" else {}),
+        **({"template_options": dict(player.template_options)} if player.template_options else {}),
     }
     longest = player.loaded.max_input_length
     whole = not player.loaded.encoder_decoder

@@ -12,7 +12,8 @@ from spintune.models.loading import LoadedModel
 from spintune.models.lora import merge
 from spintune.models.saving import save_folder
 from spintune.tokens.rows import RowRenderer, Turns
-from spintune.tokens.templates import template_source
+from spintune.tokens.template_options import TemplateOptions
+from spintune.tokens.templates import keep_template
 from spintune.tokens.turns import GenerationPrompt
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class LoadedIterate:
     Attributes:
         template: name of the chat template.
         generation_prompt: how prompts end; see the recipe.
+        template_options: variables of the template; see the recipe.
         adapted: the model with the adapter that is trained; None when all weights are.
     """
 
@@ -54,19 +56,20 @@ class LoadedIterate:
         adapted: PeftModel | None = None,
         generator: str | None = None,
         generation_prompt: GenerationPrompt = "served",
+        template_options: TemplateOptions | None = None,
     ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
-        self.engine, self.generation_prompt = engine, generation_prompt
+        self.engine, self.generation_prompt, self.template_options = engine, generation_prompt, template_options or {}
         self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids, generator)
 
     def renderer(self, turns: Turns) -> RowRenderer:
         """What writes conversations as tokens of this model; ``turns`` says which assistant turns are trained."""
-        return self.loaded.renderer(self.template, turns, self.generation_prompt)
+        return self.loaded.renderer(self.template, turns, self.generation_prompt, self.template_options)
 
     def save(self, folder: Path) -> None:
         """Writes a Hugging Face folder with the template and stop tokens of training. An adapter is merged for good."""
-        if self.template != "tokenizer" and not self.loaded.encoder_decoder:
-            self.loaded.tokenizer.chat_template = template_source(self.loaded.tokenizer, self.template)
+        if not self.loaded.encoder_decoder:
+            keep_template(self.loaded.tokenizer, self.template, self.template_options)
         model = self.loaded.model if self.adapted is None else merge(self.adapted)
         stop_ids = self.renderer("last").stop_ids
         save_folder(model, self.loaded.tokenizer, folder, self.loaded.source, stop_ids)

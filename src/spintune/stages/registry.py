@@ -200,7 +200,9 @@ def _benchmark(section: EvaluationSection, benchmark: Benchmark, title: str) -> 
         from spintune.evaluation.harness_model import InMemory
 
         report = run_benchmarks(
-            InMemory(player.engine, player.generator, player.loaded.tokenizer, player.template),
+            InMemory(
+                player.engine, player.generator, player.loaded.tokenizer, player.template, player.template_options
+            ),
             [benchmark],
             limit=section.limit,
             chat=section.chat,

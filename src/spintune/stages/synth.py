@@ -69,6 +69,7 @@ def examples_file(folder: Path) -> Path:
 
 def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[str, object]:
     evaluation = section.decontaminate.files if section.decontaminate else []
+    options = context.recipe.data.template_options
     return {
         "synth": context.settings["synth"],
         "seeds": source_digest(section.seeds),
@@ -77,6 +78,7 @@ def _inputs(context: RunContext, section: SynthSection, base: Iterate) -> dict[s
         "template": None if section.teacher else context.settings["data"]["template"],
         "precision": None if section.teacher else "auto",  # as in RunContext.model_inputs
         "seed": context.recipe.seed,
+        **({"template_options": options} if options and section.teacher is None else {}),
     }
 
 

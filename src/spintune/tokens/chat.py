@@ -23,6 +23,7 @@ from spintune.tokens.chat_template import MAX_RENDERINGS, ChatTemplate, RefusedE
 from spintune.tokens.layout import Control, Part, Span, Turn, fill, joined, lay_out, rest_after
 from spintune.tokens.plain import PlainEncoder, Position
 from spintune.tokens.rows import TokenRow, Turns, check_roles, where
+from spintune.tokens.template_options import TemplateOptions
 from spintune.tokens.tool_turns import settle_tools
 from spintune.tokens.turns import GenerationPrompt, TurnWriter, UnwritableError
 
@@ -75,6 +76,7 @@ class ChatRenderer:
         turns: train on all assistant turns, or only on the last one, with the earlier ones in the prompt.
         generation_prompt: "served", or "bare" for prompts that end as the template's text before an answer does.
         model_stop_ids: ids at which the model's own generation settings stop.
+        options: variables that the template reads, such as ``enable_thinking``, with their values.
 
     Attributes:
         stop_ids: ids at which generation must stop: the template's end-of-turn, ``tokenizer.eos_token_id`` and
@@ -96,8 +98,9 @@ class ChatRenderer:
         turns: Turns = "last",
         generation_prompt: GenerationPrompt = "served",
         model_stop_ids: frozenset[int] = frozenset(),
+        options: TemplateOptions | None = None,
     ):
-        self._template = ChatTemplate(tokenizer, template)
+        self._template = ChatTemplate(tokenizer, template, options or {})
         self._name = self._template.name
         self._tokenizer, self._turns = tokenizer, turns
         self._warned_of_rewriting = self._told_of_splitting = False
@@ -177,6 +180,7 @@ class ChatRenderer:
             self.end_ids,
             sorted(self.stop_ids),
             self._encoder.digest,
+            *([sorted(self._template.options.items())] if self._template.options else []),
         ]
         return hashlib.sha256(orjson.dumps(facts, default=str)).hexdigest()[:32]
 

@@ -19,6 +19,7 @@ from spintune.text.words import one_line
 from spintune.tokens.ends import TurnEnd, learn_end
 from spintune.tokens.layout import Control, Part, Splitter, Turn, TurnExtras
 from spintune.tokens.reasoning import KNOWN_MARKS, Thought, marks_of, split_content
+from spintune.tokens.template_options import TemplateOptions, check_options, options_of
 from spintune.tokens.templates import template_source, with_fixed_date
 from spintune.tokens.tool_calls import CALL_STYLES, PROBE_CALL, PROBE_TOOL, CallStyle, with_calls
 from spintune.typed_json import JsonObject
@@ -43,6 +44,7 @@ class ChatTemplate:
     Attributes:
         name: of the tokenizer, for errors.
         source: the Jinja source, with a fixed date.
+        options: variables that the template reads, with their values.
         placeholder: stands for the text of a slot, whose number it takes with ``%``.
         names: of the templates that the tokenizer brings, where it brings several.
         added_text: finds the text of an added token.
@@ -56,7 +58,7 @@ class ChatTemplate:
     Raises ModelError when the tokenizer or the template cannot be used.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, options: TemplateOptions) -> None:
         self.name = tokenizer.name_or_path or "this tokenizer"
         if not tokenizer.is_fast:
             raise ModelError(f"{self.name} has no fast tokenizer (tokenizer.json), which exact loss masks need")
@@ -64,6 +66,8 @@ class ChatTemplate:
         own = tokenizer.chat_template
         self.names = sorted(own) if isinstance(own, dict) else []
         self.source = with_fixed_date(template_source(tokenizer, template))
+        check_options(tokenizer, self.source, options)
+        self.options = dict(options)
         nonce = hashlib.sha256(self.source.encode()).hexdigest()[:8]
         self.placeholder = f"\ue000{nonce}-%d\ue001"
         self._placeholders = re.compile(f"\ue000{nonce}-(-?\\d+)\ue001")
@@ -85,6 +89,7 @@ class ChatTemplate:
         controls = special | self._structure(added.keys() - special)
         self.controls = {text: added[text] for text in controls}
         self.splitter = Splitter(self.controls)
+        self._check_texts_of_options()
         self.end = self._learn_end(question_and_answer)
 
     def parts(self, shape: tuple[Turn, ...], tools: tuple[str, ...] = (), generation: bool = False) -> tuple[Part, ...]:
@@ -153,6 +158,21 @@ class ChatTemplate:
                     return style
         return None
 
+    @property
+    def unset_options(self) -> list[str]:
+        """Options that the template reads and that have no value yet."""
+        return [name for name in options_of(self._tokenizer, self.source) if name not in self.options]
+
+    def prompt_with(self, options: TemplateOptions) -> str | None:
+        """The prompt of a plain question with other options; None where the template refuses that."""
+        own, self.options = self.options, dict(options)
+        try:
+            return self._write(self._messages((USER,), ["?"]), (), generation=True)
+        except (RefusedError, ModelError):
+            return None
+        finally:
+            self.options = own
+
     # Rendering -------------------------------------------------------------------------------------------------
 
     def _render(self, shape: tuple[Turn, ...], tools: tuple[str, ...], generation: bool) -> tuple[Part, ...]:
@@ -205,6 +225,7 @@ class ChatTemplate:
                 chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation,
+                **self.options,
             )
         except jinja2.TemplateError as error:
             if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
@@ -212,6 +233,14 @@ class ChatTemplate:
             raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
         except Exception as error:  # a template is foreign code and may raise anything
             raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
+
+    def _check_texts_of_options(self) -> None:
+        for key, value in self.options.items():
+            found = [piece.text for piece in self.splitter.split(str(value)) if isinstance(piece, Control)]
+            if found:
+                raise ModelError(
+                    f"data.template_options.{key} holds the text of the control token {found[0]!r}; change it"
+                )
 
     # Probes ----------------------------------------------------------------------------------------------------
 

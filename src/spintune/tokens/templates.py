@@ -16,6 +16,7 @@ from datetime import date
 from typing import TYPE_CHECKING
 
 from spintune.errors import ModelError
+from spintune.tokens.template_options import TemplateOptions, with_defaults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -87,6 +88,15 @@ def _own_template(tokenizer: PreTrainedTokenizerBase, model: str, name: str) -> 
         names = ", ".join(f"tokenizer:{other}" for other in sorted(named))
         raise ModelError(f"{model} has no chat template called {name or 'default'}; set data.template to {names}")
     return source
+
+
+def keep_template(tokenizer: PreTrainedTokenizerBase, name: str, options: TemplateOptions) -> None:
+    """Makes the template that a model was trained with, and its options, what the tokenizer writes by default."""
+    own = tokenizer.chat_template
+    if name != "tokenizer" or options:
+        source = with_defaults(template_source(tokenizer, name), options)
+        several = isinstance(own, dict) and name == "tokenizer"
+        tokenizer.chat_template = {**own, "default": source} if several else source
 
 
 _DIRECTIVES = (*"AaBbdeFHIjMmpSxXYy", "-d", "-m", "%")

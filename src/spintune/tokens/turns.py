@@ -18,8 +18,9 @@ from typing import Literal
 from spintune.errors import ModelError
 from spintune.tokens.chat_template import ANSWER, MAX_RENDERINGS, THOUGHTFUL, USER, ChatTemplate, RefusedError
 from spintune.tokens.ends import text_of
-from spintune.tokens.layout import Part, Turn
+from spintune.tokens.layout import Control, Part, Turn
 from spintune.tokens.reasoning import Marks, Thought
+from spintune.tokens.template_options import in_words
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ class TurnWriter:
                 "instead of once, so it cannot be trained; set data.template"
             )
         answer = self._continuation(written, prompt)
+        if answer is None and place and shape[place - 1].role == "tool":
+            answer = self._within_turn(written, prompt)
         if answer is None or self._is_broken(answer, str(prompt[-1]), -1 - place if _has_thought(turn) else None):
             answer = self._behind_block(shape, tools, prompt)
         return self.template.end.close(answer, self.template.splitter)
@@ -87,7 +90,7 @@ class TurnWriter:
         is_open = block is not None and not block[2]
         if thought is None:
             return is_open and block is not None and block[1].close not in "".join(map(str, answer))
-        if thought not in answer:
+        if thought not in answer or (block is not None and block[2]) or self._opens_content(prompt):
             return True
         before = "".join(map(str, answer[: answer.index(thought)]))
         if any(marks.close in before or (is_open and marks.open in before) for marks in self.template.marks):
@@ -117,13 +120,19 @@ class TurnWriter:
                 return answer
             if not self.template.marks:
                 raise UnwritableError("the chat template writes no reasoning; put it into the content, or leave it out")
+            if self._opens_content(str(prompt[-1])):
+                raise UnwritableError(
+                    "the generation prompt begins the answer itself, behind its reasoning; leave it out"
+                )
             _tell(f"{self.template.name}: the chat template drops reasoning; it is trained all the same")
             before, after = _around_thought(str(answer[0]), turn, self.template.marks[0])
             return (before, slot, after, *answer[1:])
         _, marks, closed = block
         first = _without_block(str(answer[0]), marks)
         if closed and thought:
-            raise UnwritableError("the generation prompt ends the reasoning before the answer; leave it out")
+            options = [name for name in self.template.unset_options if self._opens_reasoning(name)]
+            setting = f"set data.template_options: {{{options[0]}: true}}, or " if options else ""
+            raise UnwritableError(f"the generation prompt ends the reasoning before the answer; {setting}leave it out")
         if closed:
             return (first, *answer[1:])
         line = "\n" if str(prompt[-1]).endswith("\n") else ""
@@ -132,6 +141,12 @@ class TurnWriter:
             first = first.removesuffix(turn.left)
         opening: tuple[Part, ...] = ("", slot) if thought else ()
         return (*opening, f"{between}{first}", *answer[1:])
+
+    def _opens_content(self, prompt: str) -> bool:
+        """Whether a prompt ends with a token that begins the content within its turn (<|START_RESPONSE|>)."""
+        last, end = self.template.splitter.split(prompt)[-1:], self.template.end
+        opened = [_counterpart(piece.text) for piece in last if isinstance(piece, Control)]
+        return opened == [text_of(end.pieces[:1])] and opened != [end.token.text]
 
     def _continuation(self, written: Sequence[Part], prompt: Sequence[Part]) -> tuple[Part, ...] | None:
         """What follows the prompt in a rendering; None where that goes on otherwise behind the prompt's last slot."""
@@ -151,6 +166,27 @@ class TurnWriter:
                 return (text[len(header) :], *rest[1:])
         return None
 
+    def _within_turn(self, written: Sequence[Part], prompt: Sequence[Part]) -> tuple[Part, ...] | None:
+        """An answer that the template writes in the turn of a call, where its generation prompt begins a new turn."""
+        rest, end = _after_last_slot(written, prompt), str(prompt[-1])
+        if rest is None or not end.startswith(before := str(rest[0])) or _block_at_end(end, self.template.marks):
+            return None
+        header = end.removeprefix(before)
+        plain = str(self.template.parts((USER,), self.template.probe_tools, generation=True)[-1])
+        if not (plain.endswith(header) and header.startswith(self._controls)):
+            return None
+        _tell(
+            f"{self.template.name}: after a tool's result the chat template goes on in the same turn, but its "
+            f"generation prompt begins another; rows follow that prompt, which ends as {end[-40:]!r}"
+        )
+        return ("", *rest[1:])
+
+    def _opens_reasoning(self, option: str) -> bool:
+        """Whether prompts no longer end the reasoning where this option is true."""
+        prompt = self.template.prompt_with({**self.template.options, option: True})
+        block = None if prompt is None else _block_at_end(prompt, self.template.marks)
+        return prompt is not None and (block is None or not block[2])
+
     # Learning --------------------------------------------------------------------------------------------------
 
     def _learn_answer_space(self) -> str:
@@ -169,6 +205,7 @@ class TurnWriter:
         name = self.template.name
         try:
             served, answer = self.prompt((USER,)), self.answer((USER, ANSWER))
+            self._tell_options()
         except RefusedError as refusal:
             raise ModelError(f"{name}: the chat template refuses a plain question: {refusal}") from refusal
         except UnwritableError as error:
@@ -190,11 +227,31 @@ class TurnWriter:
                     f"{str(bare[-1])[-40:]!r}"
                 )
 
+    def _tell_options(self) -> None:
+        """Says what options change in a plain prompt, since others serve the template without them."""
+        options = self.template.options
+        if not options:
+            return
+        prompt, default = self.template.prompt_with(options), self.template.prompt_with({})
+        if prompt is None or default is None or prompt == default:
+            return
+        ends = [text[-40:] for text in (prompt, default)]
+        where = f", which ends as {ends[0]!r} (by default {ends[1]!r})" if ends[0] != ends[1] else ""
+        _tell(f"{self.template.name}: {in_words(options)} changes the prompt{where}; saved models do so by default")
+
 
 @cache
 def _tell(message: str) -> None:
     """Tells a fact about a template once, however many renderers there are."""
     log.warning(message)
+
+
+def _counterpart(opening: str) -> str:
+    """The token that ends what another begins, by their names."""
+    for begin, end in (("START", "END"), ("start", "end"), ("BEGIN", "END"), ("begin", "end")):
+        if begin in opening:
+            return opening.replace(begin, end)
+    return opening.replace("<", "</", 1).replace("[", "[/", 1)
 
 
 def _has_thought(turn: Turn) -> bool:
