@@ -15,7 +15,6 @@ braces in a user's data stay as they are.
 
 from __future__ import annotations
 
-import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from spintune.recipe import Section
 from spintune.recipe.checking import read_section
 from spintune.recipe.section import Count, TaskName, WholeNumber
 from spintune.storage import digest_json
+from spintune.text.expressions import last_match
 from spintune.typed_json import JsonObject
 
 CHOICES = "choices"
@@ -209,7 +209,7 @@ class CustomTask:
 
         def measure(document: JsonObject, results: Sequence[str]) -> dict[str, float]:
             text = results[0]
-            answer = _last_match(extract, text) if extract else text
+            answer = last_match(extract, text, f"task {self.name}: extract") if extract else text
             references = document["answers"]
             return {
                 "exact_match": float(answer is not None and any(right(answer, each) for each in references)),
@@ -222,14 +222,6 @@ class CustomTask:
 def _likelihood(document: JsonObject, results: Sequence[tuple[float, bool]]) -> JsonObject:
     logprob, greedy = results[0]
     return {"acc": float(greedy), "bits_per_byte": (logprob, len(document["answers"][0].encode()))}
-
-
-def _last_match(pattern: str, text: str) -> str | None:
-    matches = list(re.finditer(pattern, text))
-    if not matches:
-        return None
-    last = matches[-1]
-    return last[1] if last.re.groups and last[1] is not None else last[0]
 
 
 def read_custom_task(path: Path) -> CustomTask:

@@ -25,17 +25,19 @@ from fractions import Fraction
 
 from spintune.mixtures.tasks import MixtureTask, TaskItem
 
-_MARK = re.compile(r"\banswers?\b\s*(?:is|are)?\s*[:=]|\banswers?\s+(?:is|are)\b|####", re.IGNORECASE)
+_MARK = re.compile(r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b|####", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?"
     r"(?:(?P<mixed>\d+)\s+(?=\d+\s?/\s?\d))?"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
 )
 _LABEL = re.compile(
-    r"^[\s\"'*]*(?:option|choice|letter|number)?\s*[(\[]?(?P<label>[A-Z]|\d{1,2})(?:[)\]]|[.:,](?!\d)|\s*$|\s+[-–—]\s)",
+    r"^[\s\"'*]*+(?:option|choice|letter|number)?+\s*+[(\[]?(?P<label>[A-Z]|\d{1,2})"
+    r"(?:[)\]]|[.:,](?!\d)|\s*+$|\s++[-–—]\s)",
     re.IGNORECASE,
 )
 _DIGITS = 1000  # a model that repeats a digit forever gives no number; Python refuses to read more than 4300
+_ANNOUNCEMENTS = 20  # of an answer that are read, from the last one on
 _VULGAR = re.compile("([\u00bc-\u00be\u2150-\u215e])")
 _AROUND = string.whitespace + "\"'`*.,;:!?()[]{}"
 _AROUND_MATHS = string.whitespace + "\"'`*.,;:"  # "8!" is not 8, nor "(0, 1]" the same as "[0, 1]"
@@ -67,7 +69,7 @@ def correct(task: MixtureTask, target: str, prediction: str, item: TaskItem | No
 
 def _answers(text: str) -> list[str]:
     """The announced answers of a text, the last one first; the whole text if none is announced."""
-    ends = [mark.end() for mark in _MARK.finditer(text)]
+    ends = [mark.end() for mark in _MARK.finditer(text)][-_ANNOUNCEMENTS:]
     return [text[end:].lstrip(string.whitespace + ":*").split("\n", 1)[0].strip() for end in reversed(ends)] or [
         text.strip()
     ]
@@ -156,13 +158,33 @@ def _plain(text: str, around: str) -> str:
 
 
 def _same_text(expected: str, given: str) -> bool:
-    target = _normalized(expected)
-    pieces = re.split(r"(?<=[.!?])\s+|\n", given)
-    return any(_normalized(" ".join(pieces[:count])) == target for count in range(1, len(pieces) + 1))
+    """Whether the first sentences of ``given``, or all of them, read like ``expected``."""
+    target = next(filter(None, _readings(expected)), "")
+    readings = [_readings(piece) for piece in re.split(r"(?<=[.!?])\s+|\n", given)]
+    if not any(map(any, readings)):
+        return not target
+    for place in range(3):
+        # sentences of articles or punctuation alone count as they stand, until one says more
+        if _begins(target, [reading[place] for reading in readings]):
+            return True
+        more = next((count for count, reading in enumerate(readings) if reading[place]), len(readings))
+        readings = readings[:more]
+    return False
 
 
-def _normalized(text: str) -> str:
-    """SQuAD's normalization, except that an article or punctuation alone ("A", "?") stays."""
+def _begins(target: str, pieces: Sequence[str]) -> bool:
+    """Whether the target is the first of the pieces, joined by spaces. Every piece is read once."""
+    taken, length = [], -1
+    for piece in filter(None, pieces):
+        taken.append(piece)
+        length += 1 + len(piece)
+        if length >= len(target):
+            break
+    return bool(taken) and " ".join(taken) == target
+
+
+def _readings(text: str) -> tuple[str, str, str]:
+    """SQuAD's normalization; and, for a text that is an article or punctuation alone ("A", "?"), less of it."""
     folded = text.casefold()
     words = " ".join(folded.translate(_PUNCTUATION).split())
-    return " ".join(_ARTICLES.sub(" ", words).split()) or words or folded.strip()
+    return " ".join(_ARTICLES.sub(" ", words).split()), words, folded.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,21 +11,14 @@ from pydantic import AfterValidator, Field, field_validator
 from spintune.recipe import Section
 from spintune.recipe.mixture import PromptingSection
 from spintune.recipe.section import TaskName
+from spintune.text.expressions import check_expression, has_group
 
 BUILTIN = Path(__file__).parent / "builtin"
 
 Check = Literal["number", "option", "text"]
 
 
-def _compiles(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression ({error}); fix it or put it in single quotes") from error
-    return pattern
-
-
-Expression = Annotated[str, AfterValidator(_compiles)]
+Expression = Annotated[str, AfterValidator(check_expression)]
 
 
 class FieldSection(Section):
@@ -61,7 +53,7 @@ class OptionsSection(Section):
             yield "give either fixed or from"
         if self.fixed is not None and not self.fixed:
             yield "fixed is empty; name the options"
-        if self.each is not None and "text" not in re.compile(self.each).groupindex:
+        if self.each is not None and not has_group(self.each, "text"):
             yield "each lacks a group named text: (?P<text>...)"
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import string
 
 from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
 from spintune.mixtures.declarations import FieldSection, OptionsSection
 from spintune.mixtures.phrasings import OPTIONS
+from spintune.text.expressions import first_match, groups_of_matches, without_matches
 
 
 def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
@@ -18,14 +18,14 @@ def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
     """
     text = _text(row.lookup(spec.from_, f"field {name}"), spec.from_, row)
     if spec.pattern is not None:
-        match = re.search(spec.pattern, text)
-        if match is None:
+        found = first_match(spec.pattern, text, f"{row.where}: fields.{name}.pattern")
+        if found is None:
             raise DataError(
                 f"{row.where}: fields.{name}: pattern {spec.pattern!r} is not in '{spec.from_}'; fix row or task"
             )
-        text = (match[1] if match.re.groups else match[0]) or ""
+        text = found
     if spec.remove is not None:
-        text = re.sub(spec.remove, "", text)
+        text = without_matches(spec.remove, text, f"{row.where}: fields.{name}.remove")
     text = text.strip()
     if spec.map is None:
         return text
@@ -66,7 +66,7 @@ def _options(spec: OptionsSection, row: FileRow) -> tuple[list[str], list[str]]:
         return _labeled([_text(option, key, row).strip() for option in value])
     if spec.each is None:
         raise DataError(f"{row.where}: '{key}' is {kind_of(value)}, not a list; say in options.each how to split it")
-    matches = [match.groupdict() for match in re.finditer(spec.each, _text(value, key, row))]
+    matches = groups_of_matches(spec.each, _text(value, key, row), f"{row.where}: options.each")
     texts = [(match["text"] or "").strip() for match in matches]
     if matches and "label" in matches[0]:
         return [(match["label"] or "").strip() for match in matches], texts

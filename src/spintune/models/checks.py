@@ -88,7 +88,7 @@ def _base_model(name: str, config: JsonObject, location: str, arguments: Mapping
     if card is not None:
         parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
         head = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
-        if found := re.search(r"^base_model:\s*(?:\n\s*-\s*)?[\"']?([\w.-]+/[\w.-]+)", head, re.MULTILINE):
+        if found := re.search(r"^base_model:\s*+(?:-\s++)?+[\"']?([\w.-]++/[\w.-]+)", head, re.MULTILINE):
             return found[1]
     written = config.get("_name_or_path")
     is_id = isinstance(written, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", written)

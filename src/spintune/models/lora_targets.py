@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from spintune.errors import ModelError
 from spintune.models.architecture import is_multimodal, text_modules
+from spintune.text.expressions import check_expression, matches_whole
 
 _FUSED_OUTPUTS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Models whose kernels read the weights of ``out_proj`` past an adapter; peft refuses to adapt it there."""
@@ -79,10 +79,10 @@ def _by_name(target: str) -> Callable[[str], bool]:
 
 def _by_pattern(target: str) -> Callable[[str], bool]:
     try:
-        pattern = re.compile(target)
-    except re.error as error:
-        raise ModelError(f"lora.targets: {target!r} is no pattern ({error}); name layers or give all-linear") from None
-    return lambda name: pattern.fullmatch(name) is not None
+        check_expression(target)
+    except ValueError as error:
+        raise ModelError(f"lora.targets: {target!r:.80} is {error}; name layers or give all-linear") from None
+    return lambda name: matches_whole(target, name, "lora.targets")
 
 
 def _refuse_tied(model: PreTrainedModel, layers: Collection[str]) -> None:

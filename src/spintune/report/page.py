@@ -125,7 +125,7 @@ def _whole(value: object) -> object:
     return value
 
 
-_HYPHENATED = re.compile(r"\w+(?:-\w+)+")
+_HYPHENATED = re.compile(r"\b\w++(?:-\w++)++")
 
 
 def _prose(text: str) -> Markup:

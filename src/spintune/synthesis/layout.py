@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import re
 
-_FENCE = re.compile(r"^[ \t]*(?:`{3,}|~{3,})[ \t]*([\w+#.-]*)[ \t]*$\n?", re.MULTILINE)
-_WHOLE_FENCE = re.compile(r"\s*`{3,}[ \t]*(?:text|txt|markdown|md|plaintext)?[ \t]*\n(.*?)\n[ \t]*`{3,}\s*", re.DOTALL)
+# Possessive where a run could be divided in many ways. Patterns for the end of a text expect none of white space there.
+_FENCE = re.compile(r"^[ \t]*+(?:`{3,}+|~{3,}+)[ \t]*+([\w+#.-]*+)[ \t]*+$\n?", re.MULTILINE)
+_WHOLE_FENCE = re.compile(
+    r"\s*+`{3,}+[ \t]*+(?:text|txt|markdown|md|plaintext)?+[ \t]*+\n(.*?)\n[ \t]*+`{3,}+\s*+", re.DOTALL
+)
 _GUARD = "\0"
-_RULER = re.compile(r"(?:^|\n)[ \t]*(?:#{2,}|-{3,}|\*{3,}|_{3,})[ \t]*(?:\n\s*)*$")
+_MAX_DEPTH = 3  # of fences around a list
+_RULER = re.compile(r"(?:^|\n)[ \t]*+(?:#{2,}+|-{3,}+|\*{3,}+|_{3,}+)\Z")
 _TITLE = re.compile(
-    r"\n[ \t]*(?:(?:#+[ \t]*|\*\*|__)(?:(?:Task|Example|Item)[ \t]*#?\d{1,3}\b[^\n]*|\d{1,3}[.):]?[*_ \t]*)"
-    r"|(?:Task|Example|Item)[ \t]*#?\d{1,3}[ \t]*[.:)]?[ \t]*)\s*$",
+    r"\n[ \t]*+(?:(?:#++[ \t]*+|\*\*|__)(?:(?:Task|Example|Item)[ \t]*+#?\d{1,3}\b[^\n]*+|\d{1,3}[.):]?[*_ \t]*+)"
+    r"|(?:Task|Example|Item)[ \t]*+#?\d{1,3}[ \t]*+[.:)]?)\Z",
     re.IGNORECASE,
 )
 _REMARK = re.compile(
-    r"\n[ \t]*\n[ \t*_(\[]*(?:(?:please )?let me know\b|(?:i )?hope\b|feel free\b|would you like\b|do you want\b"
+    r"\n[ \t]*+\n[ \t*_(\[]*+(?:(?:please )?let me know\b|(?:i )?hope\b|feel free\b|would you like\b|do you want\b"
     r"|if you(?:'d|’d| would| want| need)\b|these\b|this (?:list|set)\b|note\b|the (?:remaining|rest)\b|remaining\b"
     r"|continu|and so on\b|i can\b|i(?:'ve|’ve| have) )"
     r"(?=[^\n]*\b(?:tasks?|examples?|instructions?|list|sets?|variations|prompts|more|further|adjust\w*|modif\w*|help\w*))"
-    r"(?:[^\n]+\n?)+\s*$",
+    r"[^\n]++(?:\n[^\n]++)*+\Z",
     re.IGNORECASE,
 )
 _BOLD_LABEL = re.compile(
@@ -31,29 +35,32 @@ _BOLD_LABEL = re.compile(
 _SENTENCE_ENDS = (".", "?", "!")
 
 
-def unwrapped(text: str, start: re.Pattern[str]) -> str:
+def unwrapped(text: str, start: re.Pattern[str], depth: int = 0) -> str:
     """The text without the fences around a list or its items; lines in other fences are guarded.
 
     ``start`` matches the line that begins an item. No pattern for labels matches a guarded line, so that code may hold
-    one. :func:`unguarded` takes the guards off again.
+    one. :func:`unguarded` takes the guards off again. Fences in more than three others are text.
     """
     text = text.replace(_GUARD, "")
     first = start.search(text)
-    pieces, wrapped, place = [], [], 0
+    pieces, wrapped, outside, place = [], [], [], 0
     for begin, inside, end, after in _fenced(text):
         if begin < place:
             continue
-        pieces.append(text[place:begin])
+        outside.append(text[place:begin])
+        pieces.append(outside[-1])
         content = text[inside:end]
         around = first is not None and (begin < first.start() < end or start.match(content.lstrip("\n")))
-        if around:  # what it holds may be fenced again
-            wrapped.append(unwrapped(content, start))
+        if around and depth < _MAX_DEPTH:  # what it holds may be fenced again
+            wrapped.append(unwrapped(content, start, depth + 1))
             pieces.append(wrapped[-1])
         elif content.strip():
-            pieces.append(text[begin:inside] + _guarded(content) + text[end:after])
+            outside.append(text[begin:inside] + _guarded(content) + text[end:after])
+            pieces.append(outside[-1])
         place = after
-    pieces.append(text[place:])
-    if wrapped and not any(start.search(piece) for piece in pieces if piece not in wrapped):
+    outside.append(text[place:])
+    pieces.append(outside[-1])
+    if wrapped and not any(map(start.search, outside)):
         pieces = wrapped  # what stands outside is about the list
     return "".join(pieces)
 
@@ -90,7 +97,7 @@ def without_fence(text: str) -> str:
 def without_frame(text: str) -> str:
     """A text without the rule below it and the title of the next item."""
     text = _RULER.sub("", text.rstrip())
-    bare = _TITLE.sub("", text)
+    bare = _TITLE.sub("", text.rstrip())
     return _RULER.sub("", bare.rstrip()).strip() if bare.strip() else text.strip()
 
 

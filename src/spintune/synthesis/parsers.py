@@ -19,6 +19,13 @@ from spintune.text.words import one_line
 
 T = TypeVar("T")
 
+MAX_REPLY = 500_000
+"""A longer reply is not read: no answer to what is asked here comes near it. [characters]"""
+MAX_FIELD = 100_000
+"""A task with a longer instruction, input or output is dropped. [characters]"""
+MAX_ITEMS = 100
+"""Instructions of one reply that are read; each is compared with all that were accepted."""
+
 
 @dataclass
 class ParsedReply:
@@ -28,9 +35,18 @@ class ParsedReply:
     dropped: Counter[str] = field(default_factory=Counter)
     failure: str | None = None
 
+    def add(self, task: SeedTask) -> None:
+        """Keeps a task, unless one of its texts is too long."""
+        if max(len(text or "") for text in (task.instruction, task.input, task.output)) > MAX_FIELD:
+            self.dropped["too_long"] += 1
+        else:
+            self.tasks.append(task)
+
 
 def reply_text(outcome: Outcome, start: re.Pattern[str]) -> str | ParsedReply:
     """The answer in a reply, without thought and without fences around items; or the reason why there is none."""
+    if isinstance(outcome, Reply) and len(outcome.text) > MAX_REPLY:
+        return ParsedReply(failure="reply_too_long")
     outcome = without_reasoning(outcome)
     if not isinstance(outcome, Reply):
         return ParsedReply(failure=outcome.reason)
@@ -49,7 +65,8 @@ _ITEM = re.compile(
 )
 _TASK_LABEL = re.compile(r"[*_]*(?:Task|Instruction)(?:[ \t]+\d{1,3})?[*_]*[ \t]*:[*_]*[ \t]*", re.IGNORECASE)
 _CHAT = re.compile(
-    r"\W*(?:sure|certainly|of course|absolutely|okay|ok|here (?:are|is)|here(?:'|’)s|below (?:are|is)|great)\b|.*:\W*$",
+    r"\W*+(?:sure|certainly|of course|absolutely|okay|ok|here (?:are|is)|here(?:'|’)s|below (?:are|is)|great)\b"
+    r"|(?:[^\n:]*+:)++\W*+$",
     re.IGNORECASE,
 )
 
@@ -80,7 +97,10 @@ def instructions(outcome: Outcome, begin: str) -> ParsedReply:
     items = [_item(content) for content in _without_last_remark(texts)]
     parsed = ParsedReply()
     _drop_cut_off(items, outcome, parsed)
-    parsed.tasks = [SeedTask(task_id(item), item) for item in items]
+    for item in items[:MAX_ITEMS]:
+        parsed.add(SeedTask(task_id(item), item))
+    parsed.dropped["more_than_asked"] += len(items[MAX_ITEMS:])
+    parsed.dropped += Counter()
     return parsed
 
 
@@ -102,7 +122,8 @@ def _without_last_remark(texts: list[str]) -> list[str]:
 def _item(content: str) -> str:
     """One instruction on one line, without the marks around it and the title before it."""
     content = without_frame(without_fence(unguarded(content)))
-    paragraphs = without_label(_TASK_LABEL.sub("", content, count=1) if _TASK_LABEL.match(content) else content)
+    label = _TASK_LABEL.match(content)
+    paragraphs = without_label(content[label.end() :] if label else content)
     return one_line(paragraphs.partition("\n\n")[0]).strip("*_ ")
 
 
@@ -123,14 +144,15 @@ def classification(outcome: Outcome, begin: str) -> bool | str:
 
 # Self-Instruct: instances -------------------------------------------------------------------------------------------
 
-_TASK = re.compile(r"^[ \t*_#]*Task[ \t]*\d*[*_]*[ \t]*:[^\n]*", re.MULTILINE)
-_EXAMPLE = re.compile(r"^[ \t*_#]*Example[ \t]*\d*[ \t]*[.:]?[ \t*_]*$", re.MULTILINE)
-_OUTPUT = re.compile(r"^[ \t*_]*Output[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
-_INPUT = re.compile(r"^[ \t*_]*Input[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE)
+# Possessive: what follows a run of white space and marks may begin with some too, and would be tried from each of them.
+_TASK = re.compile(r"^[ \t*_#]*+Task[ \t]*+\d*+[*_]*+[ \t]*+:[^\n]*", re.MULTILINE)
+_EXAMPLE = re.compile(r"^[ \t*_#]*+Example[ \t]*+\d*+[ \t]*+[.:]?+[ \t*_]*+$", re.MULTILINE)
+_OUTPUT = re.compile(r"^[ \t*_]*+Output[ \t]*+\d*+[ \t*_]*+:[ \t*_]*", re.MULTILINE)
+_INPUT = re.compile(r"^[ \t*_]*+Input[ \t]*+\d*+[ \t*_]*+:[ \t*_]*", re.MULTILINE)
 _EXAMPLE_OR_FIELD = re.compile("|".join(mark.pattern for mark in (_EXAMPLE, _OUTPUT, _INPUT)), re.MULTILINE)
 _MAX_LABEL_WORDS = 8
 _PREAMBLE = re.compile(r"\A[^\n]*:[*_ \t]*(?:\n[ \t]*\n\s*|\Z)")
-_LABEL = re.compile(r"^[ \t*_#]*Class label[ \t]*\d*[ \t*_]*:[ \t*_]*", re.MULTILINE | re.IGNORECASE)
+_LABEL = re.compile(r"^[ \t*_#]*+Class label[ \t]*+\d*+[ \t*_]*+:[ \t*_]*", re.MULTILINE | re.IGNORECASE)
 
 
 def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> ParsedReply:
@@ -150,7 +172,7 @@ def instances_input_first(outcome: Outcome, begin: str, task: SeedTask) -> Parse
             continue
         # a second output in a block has no input of its own
         output = without_remark(_INPUT.split(outputs[0])[0])
-        parsed.tasks.append(_instance(task, _input(before), output))
+        parsed.add(_instance(task, _input(before), output))
     if not blocks and not parsed.dropped:
         parsed.failure = "unparsed"
     return parsed
@@ -183,7 +205,7 @@ def instances_output_first(outcome: Outcome, begin: str, task: SeedTask) -> Pars
     for block in blocks:
         label, _, context = block.strip().partition("\n")
         context = without_remark(_INPUT.sub("", context.strip(), count=1))
-        parsed.tasks.append(_instance(task, context, without_frame(label).strip(" *_")))
+        parsed.add(_instance(task, context, without_frame(label).strip(" *_")))
     return parsed
 
 
@@ -200,8 +222,8 @@ def _instance(task: SeedTask, context: str, output: str) -> SeedTask:
 # Alpaca: whole examples ---------------------------------------------------------------------------------------------
 
 _FIELD = re.compile(
-    r"^[ \t]*(?:[-•>][ \t]+)?(?:[*_#]+[ \t]*)?(?:(\d{1,3})[ \t]*[.)][ \t]*)?[*_]*(Instruction|Input|Output)"
-    r"(?:[ \t]+(\d{1,3}))?[*_]*[ \t]*:[*_]*[ \t]*",
+    r"^[ \t]*+(?:[-•>][ \t]++)?(?:[*_#]++[ \t]*+)?+(?:(\d{1,3})[ \t]*+[.)][ \t]*+)?[*_]*+(Instruction|Input|Output)"
+    r"(?:[ \t]++(\d{1,3}))?[*_]*+[ \t]*+:[*_]*[ \t]*",
     re.MULTILINE,
 )
 _INSTRUCTION = re.compile(_FIELD.pattern.replace("|Input|Output", ""), re.MULTILINE)
@@ -228,7 +250,7 @@ def triples(outcome: Outcome, begin: str, limit: int) -> ParsedReply:
         instruction, context, output = (content for _, content in block)
         instruction, context = one_line(without_label(instruction)), _given(context)
         instruction, context, output = map(unguarded, (instruction, context, output))
-        parsed.tasks.append(SeedTask(task_id(instruction, context, output), instruction, context, output))
+        parsed.add(SeedTask(task_id(instruction, context, output), instruction, context, output))
     parsed.dropped["more_than_asked"] += len(blocks[limit:])
     parsed.dropped += Counter()
     return parsed

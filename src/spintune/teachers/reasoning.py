@@ -27,10 +27,9 @@ _CLOSE = re.compile(_CLOSING, re.IGNORECASE)
 _CLOSE_AT_LINE = re.compile(rf"^[ \t]*(?:{_CLOSING})|(?:{_CLOSING})[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _GLUED = re.compile(r"assistantfinal")
 # what some models put around the answer that follows a thought
-_AROUND_ANSWER = re.compile(
-    r"\s*(?:<answer>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)?(.*?)"
-    r"(?:</answer>|<\|end_of_solution\|>|<\|END_RESPONSE\|>|<\|return\|>|<\|end\|>)?\s*",
-    re.IGNORECASE | re.DOTALL,
+_BEFORE_ANSWER = re.compile(r"(?:<answer>|<\|begin_of_solution\|>|<\|START_RESPONSE\|>)?", re.IGNORECASE)
+_BEHIND_ANSWER = re.compile(
+    r"(?:</answer>|<\|end_of_solution\|>|<\|END_RESPONSE\|>|<\|return\|>|<\|end\|>)\Z", re.IGNORECASE
 )
 
 
@@ -52,8 +51,8 @@ def split_reasoning(text: str) -> tuple[str, str | None]:
     if not ends and opened:
         ends = list(_GLUED.finditer(text))
     if ends:
-        answer = _AROUND_ANSWER.fullmatch(text, ends[-1].end())
-        return text[begin : ends[-1].start()].strip(), answer[1] if answer else text[ends[-1].end() :]
+        answer = _BEFORE_ANSWER.sub("", text[ends[-1].end() :].strip(), count=1)
+        return text[begin : ends[-1].start()].strip(), _BEHIND_ANSWER.sub("", answer)
     return (text[begin:].strip(), None) if opened else ("", text)
 
 

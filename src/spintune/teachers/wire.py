@@ -145,8 +145,15 @@ def _parts(content: object) -> tuple[str | None, str]:
     parts = [part for part in content if isinstance(part, dict)]
     if len(parts) < len(content):
         return None, ""
-    thoughts = [_parts(part["thinking"]) for part in parts if "thinking" in part]
-    return "".join(_text(part, "text") for part in parts), "\n\n".join(text for text, _ in thoughts if text)
+    thoughts = [_thought(part["thinking"]) for part in parts if "thinking" in part]
+    return "".join(_text(part, "text") for part in parts), "\n\n".join(filter(None, thoughts))
+
+
+def _thought(content: object) -> str:
+    """A thought, which is a text or a list of parts with texts."""
+    if isinstance(content, list):
+        return "".join(_text(part, "text") for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
 
 
 def _text(values: Mapping[object, object], name: str) -> str:

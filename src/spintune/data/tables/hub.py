@@ -12,7 +12,7 @@ from spintune.errors import DataError
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*", re.DOTALL)
 _ON_THE_HUB = re.compile(r"(?:hf://|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)datasets/(?P<name>[^/@]+/[^/@?#]+)")
-_CONFIGS = re.compile(r"available configs: \[(?P<names>.*)\]|Available: \[(?P<known>.*)\]")
+_CONFIGS = re.compile(r"available configs: \[(?P<names>[^\[\]]*+)\]|Available: \[(?P<known>[^\[\]]*+)\]")
 _SAVED = ("state.json", "dataset_dict.json")
 
 

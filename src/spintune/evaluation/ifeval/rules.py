@@ -149,9 +149,8 @@ def nth_paragraph_first_word(response: str, num_paragraphs: Count, nth_paragraph
 
 def number_placeholders(response: str, num_placeholders: Count) -> bool:
     """At least ``num_placeholders`` of ``[this form]``, each on one line."""
-    # what follows the line's last bracket cannot match, and would be searched again from every opening bracket
-    closed = [line[: line.rfind("]") + 1] for line in response.split("\n")]
-    return sum(len(re.findall(r"\[[^\]]*\]", line)) for line in closed) >= num_placeholders
+    # a closing bracket ends one if a bracket was opened since the closing one before
+    return sum("[" in text for line in response.split("\n") for text in line.split("]")[:-1]) >= num_placeholders
 
 
 def postscript(response: str, postscript_marker: Text) -> bool:

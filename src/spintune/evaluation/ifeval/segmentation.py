@@ -75,7 +75,12 @@ def _breaks(text: str) -> list[tuple[int, int]]:
 
 
 def _ends_inside(word: str) -> bool:
-    return any(_ends_sentence(word[: mark.end()], word[mark.end() :]) for mark in _STOP_INSIDE.finditer(word))
+    begin = 0  # a mark has a breaker behind it, and no more than that decides about the next one
+    for mark in _STOP_INSIDE.finditer(word):
+        if _ends_sentence(word[begin : mark.end()], word[mark.end()]):
+            return True
+        begin = mark.end()
+    return False
 
 
 def _ends_sentence(before: str, after: str) -> bool:
