@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -69,7 +69,7 @@ def _explain(path: Path, error: OSError) -> str:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a binary file that appears at ``path`` only if the block ends without an exception."""
-    temporary = _temporary(path)
+    temporary = temporary_sibling(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -84,31 +84,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder that replaces ``path`` only if the block ends without an exception."""
-    temporary = _temporary(path)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        try:
-            yield temporary
-            _follow_umask(temporary)
-            for name in [temporary, *temporary.rglob("*")]:
-                sync(name)
-            _replace_folder(temporary, path)
-            sync(path.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
 def _replace_folder(temporary: Path, path: Path) -> None:
     """Renames a folder over another. rename cannot replace a folder with files in it, so that one is moved first."""
     if not path.exists():
         temporary.rename(path)
         return
-    aside = _temporary(path)
+    aside = temporary_sibling(path)
     path.rename(aside)
     try:
         temporary.rename(path)
@@ -118,7 +99,30 @@ def _replace_folder(temporary: Path, path: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)  # what remains is removed at the next start
 
 
-def _temporary(path: Path) -> Path:
+@contextlib.contextmanager
+def atomic_folder(path: Path, place: Callable[[Path, Path], None] = _replace_folder) -> Iterator[Path]:
+    """Yields a temporary folder that replaces ``path`` only if the block ends without an exception.
+
+    Args:
+        place: puts the temporary folder at ``path``.
+    """
+    temporary = temporary_sibling(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            _follow_umask(temporary)
+            for name in [temporary, *temporary.rglob("*")]:
+                sync(name)
+            place(temporary, path)
+            sync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def temporary_sibling(path: Path) -> Path:
     """A new name beside ``path``. It is cut to the 255 bytes of a file name, and known to :func:`remove_partials`."""
     start = os.fsdecode(os.fsencode(path.name)[:200])
     return path.with_name(f".{start}.{secrets.token_hex(8)}.spintune-partial")

@@ -7,7 +7,7 @@ from pathlib import Path
 import gguf
 import pytest
 
-from spintune.models.gguf_tokenizer import known_difference, tell_of_differences
+from spintune.models.gguf_tokenizer import known_difference, tell_of_difference
 
 
 def gguf_file(path: Path, architecture: str, kind: str | None, rule: str | None) -> Path:
@@ -44,8 +44,8 @@ def test_a_difference_is_known_by_the_kind_of_tokenizer_and_its_rule(
 
 def test_it_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = gguf_file(tmp_path / "m.gguf", "llama", "llama", "default")
-    tell_of_differences(path)
-    tell_of_differences(path)
+    tell_of_difference(path, known_difference(path))
+    tell_of_difference(path, known_difference(path))
     (record,) = caplog.records
     assert record.getMessage().startswith(
         f"{path}: its tokenizer may cut some texts otherwise than the model's own (runs of spaces)"

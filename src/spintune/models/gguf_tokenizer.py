@@ -24,9 +24,13 @@ _KNOWN_DIFFERENT = {
 
 
 @cache
-def tell_of_differences(path: Path) -> None:
-    """Warns, once a file, when its tokenizer is known to differ or of a kind that was not compared."""
-    if (difference := known_difference(path)) is not None:
+def tell_of_difference(path: Path, difference: str | None) -> None:
+    """Warns, once a file, when its tokenizer is known to differ or of a kind that was not compared.
+
+    Args:
+        difference: what :func:`known_difference` found.
+    """
+    if difference is not None:
         log.warning(
             "%s: its tokenizer may cut some texts otherwise than the model's own (%s); name the model's Hugging Face "
             "folder where tokens must be equal",
@@ -35,6 +39,7 @@ def tell_of_differences(path: Path) -> None:
         )
 
 
+@cache
 def known_difference(path: Path) -> str | None:
     """How the tokenizer that transformers makes of a file differs from the model's own; None where it is equal."""
     from gguf import GGUFReader  # it takes a tenth of a second

