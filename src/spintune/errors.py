@@ -41,6 +41,10 @@ class RunError(SpintuneError):
     exit_code = 5
 
 
+class DeletedModelError(RunError):
+    """A model of the run that it deleted to save space, and that is needed again."""
+
+
 class StorageError(SpintuneError):
     """A place that cannot be written: the disk is full, read-only or not accessible."""
 

@@ -24,7 +24,7 @@ from spintune.run_folder import BASE, RunFolder
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
 from spintune.stages.endpoints import check_judge
-from spintune.stages.evaluate import evaluate
+from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.iterates import Iterate
 from spintune.stages.registry import Evaluation, evaluations_of
 from spintune.stages.selfplay import selfplay_stage
@@ -92,7 +92,13 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         iterates.append(iterate)
     training = TrainingResults()
     if recipe.spin and until != "sft":
-        further, training = selfplay_stage(context, recipe.spin, iterates[-1])
+        chosen, until_end = evaluations, bool(recipe.eval) and until == "eval"
+
+        def evaluate_early(iterate: Iterate) -> None:
+            if until_end:
+                evaluate_model(context, iterate, chosen, {}, [])
+
+        further, training = selfplay_stage(context, recipe.spin, iterates[-1], evaluate_early)
         iterates += further
     evaluated = EvaluationResults()
     if recipe.eval and until == "eval":
@@ -100,7 +106,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     return RunResults(
         **vars(replace(training, synth=synth, data=data, sft=sft)),
         **vars(evaluated),
-        models={iterate.name: iterate.location for iterate in iterates},
+        models={iterate.name: iterate.location for iterate in iterates if not iterate.is_discarded},
     )
 
 
@@ -109,7 +115,8 @@ def _write_results(path: Path, results: RunResults) -> None:
     found = to_json(results)
     known = read_json(path) if path.is_file() else {}
     if all(known.get(key) == value for key, value in found.items() if key != "models"):
-        models = {**known.get("models", {}), **found.get("models", {})}
+        kept = {name: place for name, place in known.get("models", {}).items() if Path(place).exists()}
+        models = {**kept, **found.get("models", {})}
         found = {**known, **found}
         if models:
             found["models"] = models

@@ -9,8 +9,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TypeVar, overload
@@ -32,7 +33,7 @@ from spintune.storage import (
     write_json,
     write_json_if_changed,
 )
-from spintune.typed_json import JsonObject, from_json, to_json
+from spintune.typed_json import JsonObject, OmitEmpty, from_json, to_json
 from spintune.version import __version__
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class RecipeFile:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(OmitEmpty):
     """The manifest of a finished stage.
 
     Attributes:
@@ -76,6 +77,7 @@ class Manifest:
         files: by name, relative to the stage's folder.
         facts: what the stage found out.
         spintune: version that wrote it.
+        deleted: folders of ``files`` that the run deleted on purpose.
     """
 
     stage: str
@@ -83,6 +85,12 @@ class Manifest:
     files: dict[str, FileFacts]
     facts: JsonObject
     spintune: str
+    deleted: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> dict[str, FileFacts]:
+        """The files that must be there."""
+        return {name: file for name, file in self.files.items() if name.partition("/")[0] not in self.deleted}
 
 
 def read_recipe(folder: Path) -> RecipeFile:
@@ -207,7 +215,7 @@ class RunFolder:
         if manifest.inputs != digest_json(inputs):
             log.warning("%s was written for other data or another model; the stage runs again", folder)
             return None
-        for name, written in manifest.files.items():
+        for name, written in manifest.present.items():
             if not _intact(folder / name, written):
                 log.warning("%s was changed after the run wrote it; stage %s runs again", folder / name, stage)
                 return None
@@ -228,6 +236,14 @@ class RunFolder:
         manifest = Manifest(stage, digest_json(inputs), listing, to_json(facts), __version__)
         write_json(folder / MANIFEST, to_json(manifest))
         return self.digest(stage)
+
+    def discard(self, stage: str, name: str) -> None:
+        """Deletes a folder that a finished stage wrote. Its manifest says so, and the stage stays finished."""
+        folder = self.folder / stage
+        manifest = read_manifest(folder)
+        if name not in manifest.deleted:
+            write_json(folder / MANIFEST, to_json(replace(manifest, deleted=(*manifest.deleted, name))))
+        shutil.rmtree(folder / name, ignore_errors=True)
 
     def digest(self, stage: str) -> str:
         """Digest of the contents of a finished stage's outputs."""
@@ -337,7 +353,7 @@ _FREE = {
     "": ("synth", "eval", "evaluation", "judge", "tokens_per_forward", "recompute", "precision"),
     "data": ("eval_limit",),
     "sft": ("samples",),
-    "spin": ("iterations", "stop", "metric", "baseline", "baseline_learning_rate"),
+    "spin": ("iterations", "stop", "metric", "baseline", "baseline_learning_rate", "keep"),
 }
 """Settings by section that a run folder is not bound to. ``RunFolder._changes`` looks at some of them otherwise."""
 

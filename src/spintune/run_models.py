@@ -65,11 +65,13 @@ def final_model(folder: Path) -> str:
 def written_files(run: Path, stage: str, part: str = "model") -> dict[str, FileFacts]:
     """The files of a model that a finished stage wrote, by path inside the stage's folder.
 
-    Raises RunError for links, which may lead out of the run, for files that loading would read and the run did not
-    write, and for files that are gone. Contents are not compared.
+    Raises ModelError for a model that the run deleted. Raises RunError for links, which may lead out of the run, for
+    files that loading would read and the run did not write, and for files that are gone. Contents are not compared.
     """
     manifest = read_manifest(run / stage)
     files = {name: facts for name, facts in manifest.files.items() if name.startswith(f"{part}/")}
+    if part in manifest.deleted:
+        raise ModelError(f"{run / stage / part}: was deleted (spin.keep: best); name another model of the run")
     if not files:
         raise RunError(f"{run / stage / MANIFEST}: names no files of a model; delete it and run again")
     place = run

@@ -29,7 +29,7 @@ class OmitEmpty:
         return {
             key: value
             for key, value in serialize(self).items()
-            if key in required or value not in (None, [], {}) or self.keeps_empty(key)
+            if key in required or value not in (None, [], {}, ()) or self.keeps_empty(key)
         }
 
     def keeps_empty(self, field: str) -> bool:

@@ -191,6 +191,6 @@ class Recipe(Section):
                 "synth": {"teacher": request_limits},
                 "judge": request_limits,
                 "sft": not_results,
-                "spin": not_results,
+                "spin": {*not_results, "keep"},
             },
         )

@@ -139,6 +139,9 @@ class SpinSection(TrainingSection):
     the prompts that the file lacks. [path]"""
     metric: MetricName = "nll"
     """Held-out metric that decides which iterate is best; nll is the loss per token."""
+    keep: Literal["all", "best"] = "all"
+    """Iterates whose weights stay on disk. best: the best so far, and those that the next iteration needs; others are
+    evaluated, then their weights are deleted."""
     stop: StopSection = StopSection()
     """When to end before the last iteration."""
     baseline: Literal["none", "sft"] = "none"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.paths import ModelPaths, ScorePath
-from spintune.errors import DataError, ModelError
+from spintune.errors import DataError, DeletedModelError, ModelError
 from spintune.generation.build import find_paths
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
@@ -115,7 +115,15 @@ class RunContext:
     # Models ----------------------------------------------------------------------------------------------------------
 
     def load(self, iterate: Iterate) -> LoadedIterate:
-        """The iterate in memory, in place of the previous one; it is read only if it is not in memory yet."""
+        """The iterate in memory, in place of the previous one; it is read only if it is not in memory yet.
+
+        Raises DeletedModelError for one that was deleted.
+        """
+        if not iterate.is_there:
+            raise DeletedModelError(
+                f"{iterate.location} was deleted (spin.keep: best) and is needed again; to train {iterate.name} and "
+                f"what follows again, delete the manifest.json beside it and set spin.keep=all"
+            )
         return self._in_memory(iterate, self._read)
 
     def load_by_name(self, name: str) -> LoadedIterate:

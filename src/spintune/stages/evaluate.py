@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from spintune.data.contamination import text_of
-from spintune.errors import DataError
+from spintune.errors import DataError, DeletedModelError
 from spintune.evaluation.comparison import compare
 from spintune.evaluation.model_pairs import compared_pairs, start_of
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
@@ -41,12 +41,13 @@ def evaluate(
     ``best`` is the iterate that self-play chose. An evaluation that cannot be run is skipped; its reason is printed.
     """
     recipe = context.recipe
-    names = [iterate.name for iterate in iterates]
-    pairs = compared_pairs(names, best)
     heldout = HELDOUT in recipe.eval and bool(context.heldout)
     if HELDOUT in recipe.eval and not context.heldout:
         context.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
-    scores, failed = _evaluate_models(context, iterates, chosen, heldout)
+    scores, failed, lacking = _evaluate_models(context, iterates, chosen)
+    iterates = [iterate for iterate in iterates if iterate.name not in lacking]
+    names = [iterate.name for iterate in iterates]
+    pairs = compared_pairs(names, best)
     results = heldout_results(context, iterates, pairs, start_of(names)) if heldout else EvaluationResults()
     if recipe.judge:
         judge = judging_stage(context, recipe.judge, names, _judged_pairs(chosen, names, pairs, best, heldout))
@@ -66,23 +67,38 @@ def evaluate(
 # Models --------------------------------------------------------------------------------------------------------------
 
 
+def evaluate_model(
+    context: RunContext, iterate: Iterate, chosen: Sequence[Evaluation], scores: Scores, failed: list[str]
+) -> None:
+    """Does all evaluations of one model that are not done yet, and adds to ``scores`` and ``failed`` what comes of it.
+
+    Raises DeletedModelError when the model was deleted before.
+    """
+    if HELDOUT in context.recipe.eval and context.heldout:
+        answer_stage(context, iterate)
+    for evaluation in chosen:
+        if evaluation.name not in failed and not _evaluate_model(context, iterate, evaluation, scores):
+            failed.append(evaluation.name)
+
+
 def _evaluate_models(
-    context: RunContext, iterates: Sequence[Iterate], chosen: Sequence[Evaluation], heldout: bool
-) -> tuple[Scores, list[str]]:
-    """The scores of all models and rivals, and the names of evaluations that could not be done."""
+    context: RunContext, iterates: Sequence[Iterate], chosen: Sequence[Evaluation]
+) -> tuple[Scores, list[str], set[str]]:
+    """The scores of all models and rivals, evaluations that could not be done, and models deleted before one was."""
     scores: Scores = {evaluation.name: {} for evaluation in chosen}
     failed: list[str] = []
+    lacking: set[str] = set()
     for iterate in iterates:
-        if heldout:
-            answer_stage(context, iterate)
-        for evaluation in chosen:
-            if evaluation.name not in failed and not _evaluate_model(context, iterate, evaluation, scores):
-                failed.append(evaluation.name)
+        try:
+            evaluate_model(context, iterate, chosen, scores, failed)
+        except DeletedModelError:
+            lacking.add(iterate.name)
+            context.progress.note(f"{iterate.name} was deleted (spin.keep: best) before it was evaluated; left out")
     for evaluation in chosen:
         for rival, outcome in evaluation.rivals.items():
             _write_outcome(context, evaluation, rival, {**evaluation.inputs, "rival": rival}, outcome)
             scores[evaluation.name][rival] = read_scores(context.run.folder / "eval" / evaluation.name / rival)
-    return scores, failed
+    return scores, failed, lacking
 
 
 def _evaluate_model(context: RunContext, iterate: Iterate, evaluation: Evaluation, scores: Scores) -> bool:
@@ -96,7 +112,7 @@ def _evaluate_model(context: RunContext, iterate: Iterate, evaluation: Evaluatio
             return False
         facts = _write_outcome(context, evaluation, iterate.name, inputs, outcome)
     if "measures" in facts:
-        scores[evaluation.name][iterate.name] = read_scores(context.run.folder / stage)
+        scores.setdefault(evaluation.name, {})[iterate.name] = read_scores(context.run.folder / stage)
     return True
 
 

@@ -11,6 +11,7 @@ from spintune.generation.build import build_generator
 from spintune.models.loading import LoadedModel
 from spintune.models.lora import merge
 from spintune.models.saving import save_folder
+from spintune.run_folder import MANIFEST, read_manifest
 from spintune.tokens.rows import RowRenderer, Turns
 from spintune.tokens.template_options import TemplateOptions
 from spintune.tokens.templates import keep_template
@@ -35,6 +36,17 @@ class Iterate:
     location: str
     digest: str
     adapter: Path | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """False for an iterate that was deleted and cannot be loaded any more."""
+        return self.adapter is not None or not self.is_discarded
+
+    @property
+    def is_discarded(self) -> bool:
+        """Whether the run deleted its folder."""
+        beside = Path(self.location).parent / MANIFEST
+        return not Path(self.location).exists() and beside.is_file() and bool(read_manifest(beside.parent).deleted)
 
 
 class LoadedIterate:

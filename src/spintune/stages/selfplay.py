@@ -6,13 +6,17 @@
     spin/iterate-t, .../diagnosis    the trained player: iteration.py
     spin/baseline-sft            further SFT instead of self-play: sft.py
     spin/best.json               the iterate to use, and why
+
+With ``spin.keep: best``, iterates that are neither the best nor needed again lose their weights on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from spintune.errors import DeletedModelError
 from spintune.recipe import SpinSection
 from spintune.results import BestModel, IterationResults, TrainingResults
 from spintune.stages.answers import AnswerSampler
@@ -27,18 +31,23 @@ from spintune.typed_json import to_json
 
 
 def selfplay_stage(
-    context: RunContext, section: SpinSection, start: Iterate
+    context: RunContext,
+    section: SpinSection,
+    start: Iterate,
+    evaluate: Callable[[Iterate], None],
 ) -> tuple[Sequence[Iterate], TrainingResults]:
-    """Runs self-play from iterate 0 (``start``) on.
+    """Runs self-play from iterate 0 (``start``) on; ``evaluate`` is called with an iterate that may be deleted later.
 
     Returns iterate 1, 2, ..., the baseline if the recipe asks for one, and what was measured of them.
     """
-    return _SelfPlay(context, section, start).run()
+    return _SelfPlay(context, section, start, evaluate).run()
 
 
 class _SelfPlay:
-    def __init__(self, context: RunContext, section: SpinSection, start: Iterate) -> None:
-        self.context, self.section, self.start = context, section, start
+    def __init__(
+        self, context: RunContext, section: SpinSection, start: Iterate, evaluate: Callable[[Iterate], None]
+    ) -> None:
+        self.context, self.section, self.start, self.evaluate = context, section, start, evaluate
         self.iterates = [start]
         self.results: list[IterationResults] = []
         self.sampler = AnswerSampler(context, section)
@@ -72,6 +81,8 @@ class _SelfPlay:
             self._update_best()
             if not (self.context.run.folder / f"spin/iterate-{iteration + 1}/pairs").exists():
                 self._write_best()  # in a run that is repeated, best.json is already final
+            if self.section.keep == "best":
+                self._discard_iterates()
             if iteration < self.section.iterations and (stop := self._reason_to_stop()):
                 note(f"self-play stops after iteration {iteration}: {stop}")
                 return stop
@@ -83,6 +94,16 @@ class _SelfPlay:
         self.iterates.append(iterate)
         diagnosis = diagnosis_stage(self.sampler, self.iterates, iteration)
         return IterationResults(**vars(facts), pairs=pairs, diagnosis=diagnosis)
+
+    def _discard_iterates(self) -> None:
+        """Deletes the weights of iterates that are neither the best nor needed by the next iteration."""
+        with contextlib.suppress(DeletedModelError):  # it was deleted before this evaluation was asked for
+            self.evaluate(self.iterates[-1])
+        needed = [self.best, *self.iterates[-self.section.history :]]
+        for iterate in self.iterates[1:]:
+            if iterate not in needed and not iterate.is_discarded:
+                self.context.run.discard(f"spin/{iterate.name}", "model")
+                self.context.progress.note(f"deleted the weights of {iterate.name} (spin.keep: best)")
 
     # Choosing and stopping -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,94 @@
+"""``spin.keep: best`` deletes iterates that nothing needs, and changes nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spintune.errors import DeletedModelError, ModelError
+from spintune.export.model import export_model
+from spintune.progress import Silent
+from spintune.run_models import final_model
+
+Run = Callable[..., dict[str, Any]]
+pytestmark = pytest.mark.slow
+
+
+class Notes(Silent):
+    """Progress that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def models(out: Path) -> set[str]:
+    return {path.parent.name for path in out.glob("spin/*/model")}
+
+
+def comparable(tree: dict[str, Any], deleted: set[str]) -> dict[str, Any]:
+    """The contents of a run without the weights that were deleted, and what says so."""
+    gone = tuple(f"spin/{name}/model/" for name in deleted)
+    kept = {name: value for name, value in tree.items() if not name.startswith(gone)}
+    for value in kept.values():
+        if isinstance(value, dict):
+            value.pop("deleted", None)
+    return kept
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"history": 2}, {"lora": {"rank": 2}}], ids=["all weights", "history", "adapters"]
+)
+def test_later_iterates_are_bit_for_bit_those_of_a_run_that_keeps_all(
+    run: Run, contents: Callable[[Path], Any], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    everything, best = tmp_path / "all", tmp_path / "best"
+    more = {"eval": [], "lora": changes.get("lora")}
+    history = changes.get("history", 1)
+    run(everything, spin={"iterations": 3, "history": history}, **more)
+    results = run(best, spin={"iterations": 3, "history": history, "keep": "best"}, **more)
+    needed = {results["best"]["name"], *["iterate-3", "iterate-2"][:history]}
+    deleted = {"iterate-1", "iterate-2", "iterate-3"} - needed
+    assert deleted
+    assert models(best) == models(everything) - deleted
+    assert set(results["models"]) == {"base", "sft", *models(best)}
+    assert comparable(contents(best), deleted) == comparable(contents(everything), deleted)
+    assert Path(final_model(best)).is_dir()
+    assert all((best / f"spin/{name}/adapter").is_dir() for name in deleted if "lora" in changes)
+
+
+def test_a_finished_run_frees_space_and_says_what_is_gone(
+    run: Run, contents: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    first = run(out)
+    (gone,) = {"iterate-1", "iterate-2"} - {first["best"]["name"], "iterate-2"}
+    progress = Notes()
+    again = run(out, progress, spin={"keep": "best"})
+    assert f"deleted the weights of {gone} (spin.keep: best)" in progress.notes
+    assert again["heldout"] == first["heldout"]  # evaluated before it was deleted
+    assert json.loads((out / f"spin/{gone}/manifest.json").read_text())["deleted"] == ["model"]
+    with pytest.raises(ModelError, match=f"{gone}/model: was deleted"):
+        export_model(out, tmp_path / "exported", gone)
+    export_model(out, tmp_path / "exported")
+
+    quiet = Notes()
+    run(out, quiet, spin={"keep": "all", "iterations": 3})  # goes on, and trains nothing again
+    assert [note[:11] for note in quiet.notes if note.startswith("iteration")] == ["iteration 3"]
+    run(tmp_path / "straight", spin={"iterations": 3})
+    assert comparable(contents(out), {gone}) == comparable(contents(tmp_path / "straight"), {gone})
+
+    answers = out / f"eval/heldout/{gone}/answers.jsonl"
+    answers.write_text(answers.read_text()[:-2])  # damaged, and cannot be made again
+    damaged = run(out, progress, spin={"keep": "best", "iterations": 3})
+    assert set(damaged["heldout"]) == {"iterate-3", *first["heldout"]} - {gone}
+    assert any(f"{gone} was deleted" in note for note in progress.notes)
+    (out / "spin/iterate-2/pairs/answers.jsonl").unlink()
+    with pytest.raises(DeletedModelError, match="needed again"):
+        run(out, spin={"iterations": 3})
