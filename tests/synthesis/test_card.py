@@ -7,6 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from markdown_it import MarkdownIt
 
 from spintune.synthesis.card import Opening, WordCount, as_markdown, describe, nearest_seed, openings
 from spintune.synthesis.examples import AnsweredPrompt, GeneratedExample, SeedTask, SynthesisProvenance
@@ -49,15 +50,48 @@ def test_one_word_alone_is_a_whole_ring_and_text_is_escaped() -> None:
     ElementTree.fromstring(openings_figure([]))
 
 
-def test_the_card_is_markdown_in_which_a_teachers_text_stays_text() -> None:
-    task = SeedTask("t", "Say | this.", "# no heading", "1\n```\n</details>")
-    examples = [GeneratedExample(task, SynthesisProvenance("who", "alpaca", (AnsweredPrompt("p", "k"),), ("s",)))]
-    removed = [RemovedExample(1, "exam", 3, "a | b", "Say.")]
+EVIL = "<img src=x onerror=harm()>"
+NAME = "a|b\r<script>harm()</script>\n# no heading [link](http://x) &lt; ![i](x) `code`"
+
+
+def card_of(task: SeedTask, who: str = "who") -> str:
+    examples = [GeneratedExample(task, SynthesisProvenance(who, "alpaca", (AnsweredPrompt("p", "k"),), ("s",)))]
+    removed = [RemovedExample(1, f"exam {EVIL}", 3, "a | b", "Say.")]
     counts = [FilterCounts("candidates", "tasks", 1, 1)]
-    result = SynthesisResult("who", "alpaca", examples, counts, Usage(1, 2, 3), removed=removed)
-    card = describe(result, [task], "builtin:seeds")
-    text = as_markdown(card)
-    assert "| exam | 3 | a \\| b |" in text
-    assert "\n    input: # no heading\n" in text
-    assert "\n    ```\n    </details>\n" in text
-    assert card.words["output"]["max"] == 3
+    result = SynthesisResult(who, "alpaca", examples, counts, Usage(1, 2, 3), removed=removed, stopped=EVIL)
+    return as_markdown(describe(result, [task], f"seeds {EVIL}"))
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        *("1\n```\n</details>", f"lone\r{EVIL}\r\r{EVIL}", f"a\r\n{EVIL}", f"`````\n{EVIL}", f"~~~\n{EVIL}\n~~~~"),
+        *(
+            f"\u2028{EVIL}\x85{EVIL}\x0b{EVIL}\x0c{EVIL}",
+            f"  \t\n\n\n{EVIL}",
+            "a" + "`" * 40 + f"\r{EVIL}",
+            "[a]: javascript:x",
+        ),
+    ],
+)
+def test_the_card_is_markdown_in_which_foreign_text_stays_text(output: str) -> None:
+    task = SeedTask("t", f"Say | this. {EVIL}\r{EVIL}", f"# no heading\r{EVIL}", output)
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card_of(task, NAME))
+    inline = [child for token in tokens for child in token.children or ()]
+    kinds = {token.type for token in (*tokens, *inline)}
+    assert not kinds & {"html_block", "html_inline", "link_open", "blockquote_open", "bullet_list_open", "code_block"}
+    assert [token.content for token in inline if token.type == "image"] == [
+        "first words and the words that follow them"
+    ]
+    (shown,) = [token.content for token in tokens if token.type == "fence"]
+    whole = f"instruction: {task.instruction}\ninput: {task.input}\noutput: {output}"
+    assert shown.rstrip() == re.sub("\r\n?", "\n", whole).rstrip()
+    title = tokens[1].children or []
+    assert "".join(part.content for part in title) == f"1 examples written by {' '.join(NAME.split())}"
+    rows = [token.content for token in tokens if token.type == "inline" and "exam" in token.content]
+    assert rows[-1].startswith("exam")
+    assert len([token for token in tokens if token.type == "h1_open" or token.tag == "h1"]) == 2
+
+
+def test_what_stays_as_it_is_in_a_cell() -> None:
+    assert "| exam \\<img src=x onerror=harm()\\> | 3 | a \\| b |" in card_of(SeedTask("t", "Say.", "", "1"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -21,6 +20,7 @@ from spintune.report.table import Cell, MeasureColumn, MeasureTable, counted
 from spintune.results import DataFacts
 from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.storage import read_json
+from spintune.text.markdown import Markdown, block, code, plain, table
 from spintune.typed_json import JsonObject
 from spintune.version import __version__
 
@@ -107,7 +107,7 @@ def _scores(run: RunFacts, name: str) -> Markdown | None:
     measures = [(group, measure) for group in board.groups for measure in group.measures]
     for (group, measure), *cells in zip(measures, *(row.cells for row in rows), strict=True):
         lines.append([f"{group.name}: {_title(measure)}", f"{group.items:,}", *map(_shown, cells)])
-    return _lines(lines)
+    return table(lines, numbers=True)
 
 
 def _verdicts(run: RunFacts, name: str) -> list[str]:
@@ -136,54 +136,24 @@ def _judges(run: RunFacts) -> list[str]:
 # Markdown -----------------------------------------------------------------------------------------------------------
 
 
-class Markdown(str):
-    """Text that is Markdown already. A template shows every other text as it is, whatever it holds."""
-
-    __slots__ = ()
-
-
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("spintune.export"),
-        autoescape=False,  # noqa: S701 -- Markdown, which _plain escapes
+        autoescape=False,  # noqa: S701 -- Markdown, which plain escapes
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_plain,
+        finalize=plain,
     )
     environment.globals |= {"counted": counted, "recipe_text": recipe_text}
-    environment.filters |= {"table": _table, "code": _code, "block": _block}
+    environment.filters |= {"table": _table, "code": code, "block": block}
     return environment
 
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|])")
-
-
-def _plain(value: object) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return value if isinstance(value, Markdown) else _SPECIAL.sub(r"\\\1", " ".join(str(value).split()))
-
-
-def _code(text: str) -> Markdown:
-    return Markdown(f"`{' '.join(text.split()).replace('`', chr(39))}`")
-
-
-def _block(text: str, language: str) -> Markdown:
-    """A block of code, fenced by more back-ticks than the text has in a row."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
-
-
-def _table(table: MeasureTable) -> Markdown:
-    heading = [table.first, *map(_title, table.columns)]
-    return _lines([heading, *([row.label, *map(_shown, row.cells)] for row in table.rows)])
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> Markdown:
-    heading, *others = [f"| {' | '.join(map(_plain, row))} |" for row in rows]
-    rule = f"| {' | '.join(['---', *('---:' for _ in rows[0][1:])])} |"
-    return Markdown("\n".join([heading, rule, *others]))
+def _table(found: MeasureTable) -> Markdown:
+    heading = [found.first, *map(_title, found.columns)]
+    return table([heading, *([row.label, *map(_shown, row.cells)] for row in found.rows)], numbers=True)
 
 
 def _title(measure: MeasureColumn) -> str:

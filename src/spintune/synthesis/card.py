@@ -14,6 +14,7 @@ from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.filters import FilterCounts
 from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
 from spintune.teachers.budget import Budget, Cost
+from spintune.text.markdown import block, code, plain, table
 from spintune.text.words import WordRule
 from spintune.typed_json import JsonObject
 
@@ -186,46 +187,37 @@ def as_markdown(card: SynthesisCard) -> str:
     parts = [
         *_introduction(card),
         "## What was dropped",
-        _table(("step", "read", "kept", "dropped"), steps),
+        table([("step", "read", "kept", "dropped"), *steps]),
         "## Lengths in words",
-        _table(("", "count", "mean", "min", "10 %", "median", "90 %", "max"), lengths),
+        table([("", "count", "mean", "min", "10 %", "median", "90 %", "max"), *lengths]),
         "## How instructions begin",
         "![first words and the words that follow them](openings.svg)",
-        _table(("first word", "instructions", "next words"), firsts),
+        table([("first word", "instructions", "next words"), *firsts]),
         "## ROUGE-L with the nearest seed",
         f"Mean {card.nearest_seed.mean:.2f}.",
-        _table(("up to", "instructions"), similarities),
+        table([("up to", "instructions"), *similarities]),
     ]
     if card.decontaminated:
         removed = [(one.evaluation, str(one.item), one.ngram) for one in card.decontaminated]
         parts += ["## Removed for their overlap with evaluation data"]
-        parts += [_table(("evaluation", "item", "shared words"), removed)]
+        parts += [table([("evaluation", "item", "shared words"), *removed])]
     parts += ["## A sample", *map(_shown, card.sample)]
     return "\n\n".join(parts) + "\n"
 
 
 def _introduction(card: SynthesisCard) -> list[str]:
     cost = card.cost
-    stopped = f" Stopped early: {card.stopped}." if card.stopped else ""
+    stopped = f" Stopped early: {plain(card.stopped)}." if card.stopped else ""
     dollars = f", ${cost.dollars:,.2f} at the recipe's prices" if cost.dollars else ""
     return [
-        f"# {card.examples:,} examples written by {card.teacher}",
-        f"{card.instructions:,} instructions ({card.method}, seeds: {card.seeds}); "
+        f"# {card.examples:,} examples written by {plain(card.teacher)}",
+        f"{card.instructions:,} instructions ({plain(card.method)}, seeds: {plain(card.seeds)}); "
         f"{card.classification:,} examples of classification, {card.without_input:,} without input.{stopped}",
         f"Asked {cost.requests:,} times: {cost.prompt_tokens:,} tokens read, {cost.completion_tokens:,} written"
         f"{dollars}.",
         "Nobody has checked these examples. Read the sample before you train on them, and mind the terms of the "
         "teacher's provider.",
     ]
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -237,7 +229,6 @@ def _next_word(following: WordCount) -> str:
 
 
 def _shown(row: JsonObject) -> str:
-    """An example as an indented block, so that Markdown or HTML in a teacher's text is shown and not rendered."""
+    """An example as a block of code."""
     fields = [(name, row[name]) for name in ("instruction", "input", "output") if row[name]]
-    text = "\n".join(f"{name}: {content}" for name, content in fields)
-    return f"`{row['id']}`\n\n" + "\n".join(f"    {line}" for line in text.split("\n"))
+    return f"{code(str(row['id']))}\n\n" + block("\n".join(f"{name}: {content}" for name, content in fields))
