@@ -33,6 +33,7 @@ from pydantic import SecretStr
 
 from spintune.errors import BudgetError, RecipeError, TeacherError
 from spintune.progress import Progress, Silent
+from spintune.teachers.addresses import ForbiddenAddressError
 from spintune.teachers.budget import Budget, Ledger, LedgerCall
 from spintune.teachers.parameters import Parameters
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage
@@ -44,6 +45,7 @@ from spintune.teachers.transport import (
     TooLargeError,
     checked_url,
     key_in,
+    open_network,
     proxy_for,
 )
 from spintune.teachers.wire import ONLY_REASONING, UNFINISHED, one_line, parse_answer, server_says
@@ -225,8 +227,7 @@ class EndpointTeacher:
         )
 
     def _client(self) -> openai.AsyncOpenAI:
-        limits = httpx2.Limits(max_connections=self._endpoint.concurrency)
-        network = httpx2.AsyncHTTPTransport(verify=self._tls, trust_env=False, limits=limits, proxy=self._proxy)
+        network = open_network(self._tls, self._endpoint.concurrency, self._proxy)
         return openai.AsyncOpenAI(
             api_key="none",  # AuthTransport adds the key
             base_url=str(self._url),
@@ -249,6 +250,8 @@ class EndpointTeacher:
                 response = await client.post(path, body=sent, cast_to=httpx2.Response)
             except TooLargeError:
                 return Failure("too_large", f"more than {BODY_LIMIT // 1_000_000} MB")
+            except ForbiddenAddressError as error:
+                raise TeacherError(f"{self._url}: {error}; give another address") from None
             except openai.APIStatusError as error:
                 if self._adapted(sent, error):
                     continue

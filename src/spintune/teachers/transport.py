@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import ipaddress
 import re
+import ssl
 import urllib.request
 from collections.abc import Mapping
 
@@ -15,6 +16,7 @@ import orjson
 from pydantic import SecretStr
 
 from spintune.errors import TeacherError
+from spintune.teachers.addresses import CheckedNetwork, IpAddress, forbidden_host
 from spintune.teachers.budget import LedgerCall
 from spintune.teachers.wire import hidden_error
 from spintune.version import __version__
@@ -152,7 +154,7 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
 def checked_url(base_url: str) -> httpx2.URL:
     """The address of an endpoint, without a slash at its end.
 
-    Raises TeacherError when it is not a valid address, has more than scheme, host and path, or is link-local.
+    Raises TeacherError when it is not a valid address, has more than scheme, host and path, or is a refused one.
     """
     try:
         url = httpx2.URL(base_url.rstrip("/"))
@@ -163,8 +165,10 @@ def checked_url(base_url: str) -> httpx2.URL:
         raise TeacherError("teacher's url: give scheme, host and path only; a key belongs in an environment variable")
     if url.scheme not in ("http", "https") or not url.host:
         raise TeacherError(f"teacher's url {base_url!r}: give an address that begins with https:// or http://")
-    if (address := _address(url.host)) and address.is_link_local:
-        raise TeacherError(f"teacher's url {base_url!r}: a link-local address; cloud machines serve credentials there")
+    if forbidden_host(url.host):
+        raise TeacherError(
+            f"teacher's url {base_url!r}: cloud machines hand out credentials there; give another address"
+        )
     return url
 
 
@@ -174,7 +178,7 @@ def is_loopback(url: httpx2.URL) -> bool:
     return url.host == "localhost" if address is None else address.is_loopback
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(host: str) -> IpAddress | None:
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -215,6 +219,16 @@ def _hosts_of(variable: str, environment: Mapping[str, str]) -> list[str]:
     pairs = [pair.strip().partition("=") for pair in environment.get(KEY_HOSTS, "").split(",")]
     paired = [host.strip() for name, _, host in pairs if name.strip() == variable and host.strip()]
     return [*paired, _PROVIDERS[variable]] if variable in _PROVIDERS else paired
+
+
+def open_network(tls: ssl.SSLContext, connections: int, proxy: httpx2.Proxy | None) -> httpx2.AsyncBaseTransport:
+    """The network below :class:`AuthTransport`. Without a proxy, which resolves names itself, it checks addresses."""
+    limits = httpx2.Limits(max_connections=connections)
+    network = httpx2.AsyncHTTPTransport(verify=tls, trust_env=False, limits=limits, proxy=proxy)
+    if proxy is None:
+        pool = network._pool
+        pool._network_backend = CheckedNetwork(pool._network_backend)
+    return network
 
 
 def proxy_for(url: httpx2.URL, environment: Mapping[str, str]) -> httpx2.Proxy | None:
