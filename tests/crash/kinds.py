@@ -12,7 +12,7 @@ from typing import Any
 
 from crash import damage, power, shim
 from crash.machine import Ending, Machine
-from crash.outcome import Tree, Verdict, contents, faults_of_reference, judge
+from crash.outcome import LOGS, Tree, Verdict, contents, faults_of_reference, judge
 from crash.worlds import SHARD, World
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
@@ -97,8 +97,9 @@ class Stage:
         """The random numbers of one case."""
         return random.Random(f"{self.name}/{kind}/{self.seed}/{number}")
 
-    def judge(self, ending: Ending) -> Verdict:
-        return judge(ending, self.machine.disk, self.expected)
+    def judge(self, ending: Ending, damaged: str | None = None) -> Verdict:
+        """The verdict on a command; ``damaged`` is a log that was damaged before."""
+        return judge(ending, self.machine.disk, self.expected, damaged)
 
     def ends(self) -> Verdict:
         """The verdict on the same command once more, undisturbed."""
@@ -162,8 +163,10 @@ def harm(stage: Stage, number: int, state: str) -> Tried:
     files = damage.files(stage.machine.disk)
     place, way = divmod(number, len(damage.WAYS))
     path = files[place]
+    name = str(path.relative_to(stage.machine.disk))
     told = damage.damage(path, damage.WAYS[way], stage.draw("harm", number))
-    return Tried(f"{state}: {path.relative_to(stage.machine.disk)}, {told}", 1, stage.ends())
+    log = name if path.name in LOGS else None
+    return Tried(f"{state}: {name}, {told}", 1, stage.judge(stage.start(), log))
 
 
 def harm_finished(stage: Stage, number: int) -> Tried:

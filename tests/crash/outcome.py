@@ -19,6 +19,9 @@ Tree = dict[str, Any]
 TIMES = ("seconds", "hardware", "cost", "mtime_ns")
 """Keys of what another run of a recipe need not repeat: times, and what a repeated question to a teacher cost."""
 
+LOGS = ("metrics.jsonl", "samples.jsonl")
+"""What is told while a run goes on and nothing is made from: who damages it damages nothing else."""
+
 _TEMPORARY = re.compile(r"partial|checkpoints|shards|rounds|\.tmp|-journal$|-wal$|-shm$")
 
 
@@ -30,10 +33,15 @@ class Verdict:
     why: str = ""
 
 
-def contents(disk: Path) -> Tree:
-    """Every file below a folder that is a result, by name: its digest, or its values without times. No caches."""
-    files = (path for path in sorted(disk.rglob("*")) if path.is_file() and path.relative_to(disk).parts[0] != "cache")
-    return {str(path.relative_to(disk)): _content(path) for path in files}
+def contents(disk: Path, damaged: str | None = None) -> Tree:
+    """Every file below a folder that is a result, by name: its digest, or its values without times. No caches.
+
+    Args:
+        damaged: name of a file to leave out.
+    """
+    files = {str(path.relative_to(disk)): path for path in sorted(disk.rglob("*")) if path.is_file()}
+    kept = {name: path for name, path in files.items() if name != damaged and not name.startswith("cache/")}
+    return {name: _content(path) for name, path in kept.items()}
 
 
 def _content(path: Path) -> Any:
@@ -41,7 +49,10 @@ def _content(path: Path) -> Any:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         return sorted((_timeless(row) for row in rows), key=lambda row: (row["stage"], row["step"]))
     if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text()))
+        try:
+            return _timeless(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(f"{path.name} in {path.parent.name}: {error}") from None
     if path.suffix == ".sqlite":
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
             return sorted(database.execute("SELECT key, outcome FROM outcomes"))
@@ -54,13 +65,17 @@ def _timeless(value: Any) -> Any:
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def judge(ending: Ending, disk: Path, expected: Tree) -> Verdict:
-    """The verdict on a command that was not disturbed itself, after whatever happened before it."""
+def judge(ending: Ending, disk: Path, expected: Tree, damaged: str | None = None) -> Verdict:
+    """The verdict on a command, after whatever happened before it.
+
+    Args:
+        damaged: name of a log that was damaged before.
+    """
     if fault := _misbehaved(ending):
         return Verdict("DIFFERENT", fault)
     if ending.code:
         return Verdict("refused", _lines(ending)[-1])
-    found = differences(disk, expected)
+    found = differences(disk, expected, damaged)
     return Verdict("DIFFERENT", "; ".join(found[:4])) if found else Verdict("equal")
 
 
@@ -83,13 +98,13 @@ def _lines(ending: Ending) -> list[str]:
     return [line for line in ending.err.splitlines() if line.strip() and not line.startswith("{")]
 
 
-def differences(disk: Path, expected: Tree) -> list[str]:
+def differences(disk: Path, expected: Tree, damaged: str | None = None) -> list[str]:
     """Where the files below a folder differ from what was expected, and which ought not to be there."""
     try:
-        found = contents(disk)
+        found = contents(disk, damaged)
     except (ValueError, sqlite3.Error) as error:
         return [f"a result cannot be read: {error}"]
-    return [*_unlike(found, expected), *_left_in_cache(disk)]
+    return [*_unlike(found, {key: value for key, value in expected.items() if key != damaged}), *_left_in_cache(disk)]
 
 
 def _unlike(found: Tree, expected: Tree) -> Iterator[str]:

@@ -224,9 +224,10 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
     inputs = context.training_inputs(
         iterate, opponent=opponent.digest, base=start.digest, play=sampler.inputs, iteration=iteration
     )
+    # asked for first, so that answers that were damaged since are made again
+    answers, earlier = sampler.heldout_answers(iterate), sampler.heldout_answers(opponent)
     facts = context.run.finished(stage, inputs, DiagnosisFacts)
     if facts is None:
-        answers, earlier = sampler.heldout_answers(iterate), sampler.heldout_answers(opponent)
         if not answers:
             return None
         likelihoods = likelihood_stage(context, iterate)
