@@ -57,6 +57,25 @@ def test_an_output_that_is_gone_or_other_makes_a_stage_unfinished(tmp_path: Path
         assert run.finished("sft", {"x": 1}) == {"rows": 3}
 
 
+def test_a_manifest_with_any_byte_changed_is_refused_or_says_the_same(tmp_path: Path) -> None:
+    with RunFolder(recipe(tmp_path)) as run:
+        finish(run)
+        manifest = tmp_path / "sft" / "manifest.json"
+        content = manifest.read_bytes()
+        refused = 0
+        for place in range(len(content)):
+            manifest.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            try:
+                assert run.finished("sft", {"x": 1}) == {"rows": 3}
+            except RunError as error:
+                assert str(manifest) in str(error)
+                refused += 1
+        assert refused > 0.8 * len(content)
+        # one of a version that wrote no digest
+        manifest.write_text(json.dumps({**json.loads(content), "sha256": None}))
+        assert run.finished("sft", {"x": 1}) == {"rows": 3}
+
+
 def test_the_digest_depends_on_what_was_written_and_on_nothing_else(tmp_path: Path) -> None:
     with RunFolder(recipe(tmp_path / "a")) as run, RunFolder(recipe(tmp_path / "b", seed=1)) as other:
         assert finish(run) == finish(other) == run.digest("sft")

@@ -8,7 +8,7 @@ A stage that is finished for the same inputs does not run again, so one command 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -113,7 +113,8 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
 def _write_results(path: Path, results: RunResults) -> None:
     """Writes results.json. If all else is unchanged, it keeps what an earlier command found in later stages."""
     found = to_json(results)
-    known = read_json(path) if path.is_file() else {}
+    parts = {field.name for field in fields(RunResults)}  # no key that damage made
+    known = {key: value for key, value in read_json(path).items() if key in parts} if path.is_file() else {}
     if all(known.get(key) == value for key, value in found.items() if key != "models"):
         kept = {name: place for name, place in known.get("models", {}).items() if Path(place).exists()}
         models = {**kept, **found.get("models", {})}

@@ -78,6 +78,7 @@ class Manifest(OmitEmpty):
         facts: what the stage found out.
         spintune: version that wrote it.
         deleted: folders of ``files`` that the run deleted on purpose.
+        sha256: digest of all the rest; None in manifests that were written before there was one.
     """
 
     stage: str
@@ -86,6 +87,7 @@ class Manifest(OmitEmpty):
     facts: JsonObject
     spintune: str
     deleted: tuple[str, ...] = ()
+    sha256: str | None = None
 
     @property
     def present(self) -> dict[str, FileFacts]:
@@ -101,13 +103,26 @@ def read_recipe(folder: Path) -> RecipeFile:
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a stage's folder. Raises RunError when it is damaged."""
-    manifest = from_json(Manifest, read_json(folder / MANIFEST), folder / MANIFEST)
+    content = read_json(folder / MANIFEST)
+    manifest = from_json(Manifest, content, folder / MANIFEST)
+    if manifest.sha256 is not None and manifest.sha256 != _seal(content):
+        raise RunError(f"{folder / MANIFEST}: damaged (it was changed after it was written); delete it and run again")
     for name in manifest.files:
         if ".." in (path := PurePosixPath(name)).parts or path.is_absolute():
             raise RunError(
                 f"{folder / MANIFEST}: damaged ({name!r:.80} is outside of its folder); delete it and run again"
             )
     return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    content = to_json(manifest)
+    write_json(folder / MANIFEST, {**content, "sha256": _seal(content)})
+
+
+def _seal(content: JsonObject) -> str:
+    """Digest of a manifest without its own."""
+    return digest_json({key: value for key, value in content.items() if key != "sha256"})
 
 
 def iterations_of(recipe: JsonObject) -> int:
@@ -233,8 +248,7 @@ class RunFolder:
         folder = self.folder / stage
         every = [file for path in files for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         listing = {str(file.relative_to(folder)): _file_facts(file) for file in every if file.is_file()}
-        manifest = Manifest(stage, digest_json(inputs), listing, to_json(facts), __version__)
-        write_json(folder / MANIFEST, to_json(manifest))
+        _write_manifest(folder, Manifest(stage, digest_json(inputs), listing, to_json(facts), __version__))
         return self.digest(stage)
 
     def discard(self, stage: str, name: str) -> None:
@@ -242,7 +256,7 @@ class RunFolder:
         folder = self.folder / stage
         manifest = read_manifest(folder)
         if name not in manifest.deleted:
-            write_json(folder / MANIFEST, to_json(replace(manifest, deleted=(*manifest.deleted, name))))
+            _write_manifest(folder, replace(manifest, deleted=(*manifest.deleted, name)))
         shutil.rmtree(folder / name, ignore_errors=True)
 
     def digest(self, stage: str) -> str:

@@ -114,6 +114,7 @@ WORLDS = {
         World("replay", _made(spin={"replay": 1, "negatives": 2, "baseline": "sft"})),
         World("refresh", _made(spin={"refresh": 2})),
         World("step", _made(sft={"max_steps": 2}, spin={"refresh": "step", "iterations": 1})),
+        World("keep", _made(sft={"max_steps": 2}, spin={"keep": "best", "epochs": 0.5})),
         World("history", _made(sft={"optimizer": "adafactor"}, spin={"loss": "t_spin", "history": 2})),
         World("lora", _made(lora={"rank": 4, "dropout": 0.1})),
         World("merge", _made(lora={"rank": 4, "dropout": 0.1, "dora": True, "between": "merge"})),

@@ -7,8 +7,8 @@ from pathlib import Path
 from spintune.data.preferences import turns_of_example
 from spintune.errors import DataError
 from spintune.records import Example, Pair, read_records
-from spintune.run_folder import MANIFEST, outputs_digest
-from spintune.storage import atomic_file, json_line, read_json
+from spintune.run_folder import MANIFEST, outputs_digest, read_manifest
+from spintune.storage import atomic_file, json_line
 from spintune.typed_json import JsonObject
 
 
@@ -53,7 +53,7 @@ def _files(run: Path, iteration: int | None) -> list[Path]:
         raise DataError(f"{run} holds no pairs{f' of iteration {iteration}' if iteration else ''}; name a run of SPIN")
     current = outputs_digest(run / "data")
     for path in files:
-        if not (path.parent / MANIFEST).is_file() or read_json(path.parent / MANIFEST)["facts"]["data"] != current:
+        if not (path.parent / MANIFEST).is_file() or read_manifest(path.parent).facts.get("data") != current:
             raise DataError(f"{path}: pairs of other data than {run / 'data'} holds; run the recipe again first")
     return files + [later for path in files if (later := path.parents[1] / "later.jsonl").is_file()]
 
