@@ -12,7 +12,7 @@ from rouge_score import scoring, tokenize
 from rouge_score.rouge_scorer import RougeScorer
 
 from spintune.data.sources import Source, read_source
-from spintune.text.rouge import f_measure, rouge_l, rouge_l_tokens
+from spintune.text.rouge import MAX_WORDS, f_measure, rouge_l, rouge_l_tokens
 from spintune.text.words import split_words
 
 scorer = RougeScorer(["rougeL"], use_stemmer=False)
@@ -81,3 +81,8 @@ def test_a_tone_mark_makes_another_word_in_thai_and_a_vowel_mark_in_arabic() -> 
     """ป้า (aunt), ป่า (forest): of two letters the second is common. كَتَبَ and كُتُب: one word each, and different."""
     assert rouge_l_tokens(split_words("ป้า"), split_words("ป่า")) == 0.5
     assert rouge_l_tokens(split_words("كَتَبَ"), split_words("كُتُب")) == 0
+
+
+def test_words_beyond_the_limit_do_not_count() -> None:
+    many = [str(place % 97) for place in range(MAX_WORDS)]
+    assert rouge_l_tokens(many + ["x"] * 50_000, many + ["y"] * 50_000) == 1.0

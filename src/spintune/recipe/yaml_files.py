@@ -13,6 +13,8 @@ from spintune.errors import RecipeError
 from spintune.typed_json import JsonObject
 
 _MAX_BYTES = 1_000_000
+_MAX_NODES = 20_000  # keys and values; PyYAML reads about as many in a second
+_MAX_DIGITS = 40  # of a number; one in base 60 ("1:59:59") takes time that grows with their square
 
 
 class _Loader(yaml.SafeLoader):
@@ -21,6 +23,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", self.peek_event().start_mark)
+        self._nodes = getattr(self, "_nodes", 0) + 1
+        if self._nodes > _MAX_NODES:
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_MAX_NODES:,} keys and values", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
@@ -34,7 +40,17 @@ class _Loader(yaml.SafeLoader):
             seen.add(key)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> float:
+        self._check_digits(node)
+        return super().construct_yaml_float(node)
+
+    def _check_digits(self, node: yaml.ScalarNode) -> None:
+        if len(node.value) > _MAX_DIGITS:
+            problem = f"a number of more than {_MAX_DIGITS} characters; write it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        self._check_digits(node)
         value = super().construct_yaml_int(node)
         if value.bit_length() > 63:
             raise yaml.constructor.ConstructorError(None, None, "an integer of more than 64 bits", node.start_mark)
@@ -45,6 +61,7 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 _Loader.add_constructor("!exponent", _Loader.construct_number)
 _Loader.add_implicit_resolver("!exponent", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spintune.data.tables.content import DataFile
+from spintune.data.tables.content import MAX_ROW, DataFile
+from spintune.data.tables.json_rows import too_large
 from spintune.data.tables.table import Numbered, RowTable, first_line
 from spintune.errors import DataError, RowError
 from spintune.threads import limit_arrow
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 ARROW = (".arrow", ".feather")
 _BATCH = 1000  # rows that are read and decoded together
 _FIRST = 100  # of a batch, decoded first: recognizing the format of wide rows needs no more
+_MAX_BATCH = 4_000_000_000  # bytes of a batch, at worst
+_MAX_DECODED = 50_000_000  # bytes of rows that are decoded together, less than those of the longest row
+_MAX_VALUES = 500_000_000  # of a column in a row group; a run of empty ones takes no space in a file
 
 Batches = Callable[[list[str]], Iterator["pyarrow.RecordBatch | pyarrow.Table"]]
 """Reads these columns."""
@@ -28,13 +33,57 @@ def parquet_table(file: DataFile) -> RowTable:
     import pyarrow.parquet
 
     with _readable(file.path, "parquet"):
-        table = pyarrow.parquet.ParquetFile(_source(file))
-    return _table(
-        file.path,
-        table.schema_arrow.names,
-        table.metadata.num_rows,
-        lambda names: _guarded(file.path, "parquet", table.iter_batches(_BATCH, columns=names)),
-    )
+        source = _source(file)
+        table = pyarrow.parquet.ParquetFile(source)
+
+    def batches(names: list[str]) -> Iterator[pyarrow.RecordBatch]:
+        rows = _rows_of_batch(file.path, source, table.metadata, names)
+        return _guarded(file.path, "parquet", table.iter_batches(rows, columns=names))
+
+    return _table(file, table.schema_arrow.names, table.metadata.num_rows, batches)
+
+
+def _rows_of_batch(
+    path: str, source: pyarrow.NativeFile, metadata: pyarrow.parquet.FileMetaData, names: Sequence[str]
+) -> int:
+    """How many rows may be read together.
+
+    A dictionary, or a prefix that strings share, lets a value of 30 MB come a thousand times from a page of 30 MB. No
+    value is longer than the page with the dictionary, or than all pages with prefixes, before compression.
+
+    Raises DataError for more values than fit into memory.
+    """
+    largest = 1
+    for group in range(metadata.num_row_groups):
+        for place in range(metadata.num_columns):
+            column = metadata.row_group(group).column(place)
+            if column.path_in_schema.split(".")[0] not in names:
+                continue
+            if column.num_values > _MAX_VALUES:
+                raise DataError(
+                    f"{path}: {column.path_in_schema} has {column.num_values:,} values in one row group; "
+                    "write it again with smaller row groups"
+                )
+            if "DELTA_BYTE_ARRAY" in column.encodings:
+                largest = max(largest, column.total_uncompressed_size)
+            elif column.has_dictionary_page:
+                header = source.read_at(24, column.dictionary_page_offset)
+                largest = max(largest, _page_size(header) or column.total_uncompressed_size)
+    return max(1, min(_BATCH, _MAX_BATCH // largest))
+
+
+def _page_size(header: bytes) -> int | None:
+    """Uncompressed size of a Parquet page, by the beginning of its header in Thrift's compact protocol: type, size."""
+    numbers, value, shift = [], 0, 0
+    for byte in header.removeprefix(b"\x15"):
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append((value >> 1) ^ -(value & 1))
+            value = shift = 0
+            if len(numbers) == 3:  # type, the header of the next field, size
+                return numbers[2] if header[0] == 0x15 and numbers[1] == ~0x0A and numbers[2] > 0 else None
+    return None
 
 
 def arrow_table(file: DataFile) -> RowTable:
@@ -49,7 +98,7 @@ def arrow_table(file: DataFile) -> RowTable:
         source = _source(file)
         opened = pyarrow.ipc.open_file(source) if _is_arrow_file(source) else pyarrow.ipc.open_stream(source)
         total = sum(batch.num_rows for batch in batches(None))
-    return _table(file.path, opened.schema.names, total, lambda names: _guarded(file.path, "Arrow", batches(names)))
+    return _table(file, opened.schema.names, total, lambda names: _guarded(file.path, "Arrow", batches(names)))
 
 
 def dataset_table(path: str, data: datasets.Dataset) -> RowTable:
@@ -58,7 +107,8 @@ def dataset_table(path: str, data: datasets.Dataset) -> RowTable:
     def batches(names: list[str]) -> Iterator[pyarrow.Table]:
         yield from data.select_columns(names).with_format("arrow").iter(_BATCH)
 
-    return _table(path, data.column_names, len(data), lambda names: _guarded(path, "Arrow", batches(names)))
+    file = DataFile(path, Path(path))  # the name is all of it that is used
+    return _table(file, data.column_names, len(data), lambda names: _guarded(path, "Arrow", batches(names)))
 
 
 def _source(file: DataFile) -> pyarrow.NativeFile:
@@ -109,16 +159,25 @@ def _guarded(
         yield batch
 
 
-def _table(path: str, columns: Sequence[str], total: int, read: Batches) -> RowTable:
+def _table(file: DataFile, columns: Sequence[str], total: int, read: Batches) -> RowTable:
+    path = file.path
+
     def rows(keys: frozenset[str] | None) -> Iterator[Numbered]:
         # with none of the keys every row is read, so that its own error says what it lacks
         names = [name for name in columns if keys is None or name in keys] or list(columns)
-        number = 0
+        number = read_bytes = 0
         for batch in read(names):
-            start, size = 0, _FIRST
+            decoded = _decoded_bytes(batch)
+            read_bytes += decoded
+            file.check_expansion(read_bytes)
+            start, size = 0, min(_FIRST, max(1, batch.num_rows * _MAX_DECODED // (decoded + 1)))
             while start < batch.num_rows:
-                yield from enumerate(_decoded(path, batch.slice(start, size), number + start), number + start + 1)
-                start, size = start + size, _BATCH
+                part = batch.slice(start, size)
+                if size > 1 and _decoded_bytes(part) > _MAX_DECODED:  # long texts are not evenly spread
+                    size = max(1, size // 2)
+                    continue
+                yield from enumerate(_decoded(path, part, number + start), number + start + 1)
+                start, size = start + size, min(_BATCH, size * 10)
             number += batch.num_rows
 
     twice = next((name for place, name in enumerate(columns) if name in columns[:place]), None)
@@ -127,8 +186,29 @@ def _table(path: str, columns: Sequence[str], total: int, read: Batches) -> RowT
     return RowTable(path, rows, total, columns=tuple(columns))
 
 
+def _decoded_bytes(part: pyarrow.RecordBatch | pyarrow.Table) -> int:
+    """About what rows take once they are decoded: of a dictionary's value, once for each row that has it."""
+    import pyarrow.compute
+
+    size: int = part.nbytes
+    for column in part.columns:
+        for chunk in column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]:
+            if pyarrow.types.is_dictionary(chunk.type) and _is_text(chunk.dictionary.type):
+                lengths = pyarrow.compute.binary_length(chunk.dictionary).take(chunk.indices)
+                size += pyarrow.compute.sum(lengths).as_py() or 0
+    return size
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind))
+
+
 def _decoded(path: str, part: pyarrow.RecordBatch | pyarrow.Table, before: int) -> Sequence[object]:
     """The rows as objects; a RowError in place of one with a value that Python cannot hold."""
+    if part.num_rows == 1 and _decoded_bytes(part) > MAX_ROW:
+        return [too_large(f"{path}: row {before + 1}")]
     try:
         decoded: list[object] = part.to_pylist()
         return decoded

@@ -6,18 +6,21 @@ import codecs
 import csv
 import datetime
 import io
-import sys
+import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import IO
 
-from spintune.data.tables.content import DataFile
+from spintune.data.tables.content import MAX_ROW, DataFile
 from spintune.data.tables.json_rows import not_utf8
 from spintune.data.tables.table import Numbered, RowTable, first_line
 from spintune.errors import DataError, MissingExtraError, RowError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _OTHER_DELIMITERS = ";\t"  # of spreadsheets that use the comma in numbers
+
+_MAX_SHEETS = 1_000_000_000  # bytes of all sheets, decompressed
+_MAX_SHEET_ROWS = 1_048_576  # of Excel
 
 Cells = list[str]
 
@@ -74,7 +77,7 @@ def _records(file: DataFile, delimiter: str) -> Iterator[tuple[int, Cells | RowE
 
     Raises DataError for a quote that is never closed: all that follows would be one cell.
     """
-    csv.field_size_limit(sys.maxsize)  # the limit of 131,072 characters belongs to the process
+    csv.field_size_limit(MAX_ROW)  # the usual limit of 131,072 characters belongs to the process
     with file.open() as stream:
         lines = _Lines(file, stream)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -87,6 +90,8 @@ def _records(file: DataFile, delimiter: str) -> Iterator[tuple[int, Cells | RowE
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
                     raise DataError(f"{where}: a quoted cell that begins here is never closed; close it") from error
+                if "field larger than" in str(error):
+                    raise DataError(f"{where}: a cell of more than {MAX_ROW // 1_000_000} MB; divide it") from error
                 cells = RowError(f"{where}: not valid {file.kind[1:].upper()} ({error}); fix or delete it", "bad_cells")
             if lines.damage:
                 cells, lines.damage = lines.damage, None
@@ -146,11 +151,17 @@ def _sheets(file: DataFile) -> dict[str, tuple[list[tuple[int, Cells]], bool]]:
             f"{file.path}: .xlsx files need openpyxl; pip install 'spintune[xlsx]', or save the sheet as .csv"
         ) from error
     try:
-        book = openpyxl.load_workbook(io.BytesIO(file.read()), read_only=True, data_only=True)
+        data = io.BytesIO(file.read())
+        with zipfile.ZipFile(data) as parts:
+            if sum(part.file_size for part in parts.infolist()) > _MAX_SHEETS:
+                raise DataError(f"{file.path}: expands to more than {_MAX_SHEETS:,} bytes; save the sheet as .csv")
+        book = openpyxl.load_workbook(data, read_only=True, data_only=True)
         found = {}
         for sheet in book.worksheets:
             sheet.reset_dimensions()  # some programs write wrong ones
-            rows = ((number, [*map(_text, row)]) for number, row in enumerate(sheet.iter_rows(values_only=True), 1))
+            # a row's number comes from the file, and the rows before it are made up
+            values = islice(sheet.iter_rows(values_only=True), _MAX_SHEET_ROWS)
+            rows = ((number, [*map(_text, row)]) for number, row in enumerate(values, 1))
             found[sheet.title] = [row for row in rows if any(row[1])], sheet.sheet_state == "visible"
         return found
     except DataError:

@@ -12,11 +12,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path, PurePath
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 from spintune.errors import DataError
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+MAX_ROW = 64_000_000
+"""A longer row is no row of text. [bytes]"""
+
 _HEAD = 1024  # bytes that show what a file is
+_MOST_TIMES = 300  # of its size that a small file may expand to; text compresses 3 to 30 times
+_ALWAYS_FINE = 1_000_000_000  # bytes that any file may expand to
 _LFS = b"version https://git-lfs"
 _HTML = (b"<!doctype html", b"<html")
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"BZh": ".bz2", b"\xfd7zXZ": ".xz"}
@@ -66,7 +74,7 @@ class DataFile:
         """Opens the decompressed bytes. Raises DataError when they cannot be read or decompressed."""
         try:
             with self._raw() as stream:
-                yield stream
+                yield cast(IO[bytes], io.BufferedReader(_Limited(self, stream))) if self.compression else stream
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
             if not self.compression:
                 raise self._unreadable(error) from error
@@ -79,6 +87,19 @@ class DataFile:
         """All decompressed bytes. Raises DataError as :meth:`open`."""
         with self.open() as stream:
             return stream.read()
+
+    def may_exceed(self, size: int) -> bool:
+        """Whether it may have more bytes than that, decompressed."""
+        return bool(self.compression) or (isinstance(self.file, Path) and self.file.stat().st_size > size)
+
+    def check_expansion(self, size: int) -> None:
+        """Refuses a small file of which ``size`` bytes were read: it is made to fill the memory. Raises DataError."""
+        if size <= _ALWAYS_FINE or not isinstance(self.file, Path):
+            return
+        if size > _MOST_TIMES * self.file.stat().st_size:
+            raise DataError(
+                f"{self.path}: expands to more than {_MOST_TIMES} times its size, as no text does; do not use this file"
+            )
 
     def check(self) -> None:
         """Raises DataError for a file that may not be read, and for what takes the place of data by mistake."""
@@ -111,6 +132,23 @@ class DataFile:
     def _unreadable(self, error: BaseException) -> DataError:
         reason = getattr(error, "strerror", None) or error
         return DataError(f"{self.path}: cannot be read ({reason}); check its permissions")
+
+
+class _Limited(io.RawIOBase):
+    """A decompressed stream that ends with an error where a file expands too much."""
+
+    def __init__(self, file: DataFile, stream: IO[bytes]) -> None:
+        self._file, self._stream, self._size = file, stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        data = self._stream.read(len(memoryview(buffer)))
+        self._size += len(data)
+        self._file.check_expansion(self._size)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
 
 def kind_and_compression(name: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import orjson
 
 from spintune.data.file_rows import kind_of
 from spintune.data.formats import recognize
-from spintune.data.tables.content import DataFile
+from spintune.data.tables.content import MAX_ROW, DataFile
 from spintune.data.tables.table import Numbered, RowTable
 from spintune.errors import DataError, RowError
 
@@ -55,6 +55,9 @@ def lines_table(file: DataFile, count: int) -> RowTable:
 
     def rows(keys: frozenset[str] | None) -> Iterator[Numbered]:
         for number, line in _lines(file):
+            if len(line) > MAX_ROW:
+                yield number, too_large(f"{file.path}:{number}")
+                continue
             try:
                 value = orjson.loads(line)
             except orjson.JSONDecodeError as error:
@@ -66,12 +69,21 @@ def lines_table(file: DataFile, count: int) -> RowTable:
 
 
 def _lines(file: DataFile) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, with their numbers."""
+    """The lines that are not blank, with their numbers. Of one that is too long comes the beginning, also too long."""
     with file.open() as stream:
-        for number, line in enumerate(stream, 1):
+        lines = iter(lambda: stream.readline(MAX_ROW + 1), b"") if file.may_exceed(MAX_ROW) else stream
+        for number, line in enumerate(lines, 1):
+            rest = line
+            while len(rest) > MAX_ROW and not rest.endswith(b"\n"):
+                rest = stream.readline(MAX_ROW + 1)
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
             if text.strip():
                 yield number, text
+
+
+def too_large(where: str) -> RowError:
+    """The error about a row that is too long to be one."""
+    return RowError(f"{where}: a row of more than {MAX_ROW // 1_000_000} MB; divide or delete it", "too_large")
 
 
 def _is_row(document: dict[str, object], alone_on_a_line: bool) -> bool:
