@@ -13,7 +13,7 @@ from spintune.errors import DataError, ModelError
 from spintune.progress import Progress, Silent
 from spintune.recipe import MixtureSection, Recipe, parse_recipe, read_yaml
 from spintune.records import ROLES, Completion, Example, Message
-from spintune.storage import cache_folder, read_json
+from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -229,10 +229,12 @@ def load(
     Raises ModelError for a model that does not exist or cannot be loaded.
     """
     from spintune.models.loading import load_model
+    from spintune.run_folder import read_recipe
     from spintune.run_models import final_model
 
     if (recipe := Path(name) / "recipe.json").is_file():
-        data = read_json(recipe).get("recipe", {}).get("data", {})
+        data = read_recipe(recipe.parent).recipe.get("data")
+        data = data if isinstance(data, dict) else {}
         generation_prompt = generation_prompt or data.get("generation_prompt")
         if template_options is None and template == "tokenizer":
             template_options = data.get("template_options")

@@ -7,6 +7,7 @@ A stage that is finished for the same inputs does not run again, so one command 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from spintune.data.preferences import read_answers
-from spintune.errors import ModelError, RecipeError
+from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
 from spintune.models.loading import autocast_type, check_model, default_device, model_identity
 from spintune.progress import Progress, StoppableProgress, StopRequest
@@ -32,7 +33,9 @@ from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
 from spintune.storage import read_json, write_json_if_changed
 from spintune.tracking import Metrics
-from spintune.typed_json import to_json
+from spintune.typed_json import JsonObject, from_json, to_json
+
+log = logging.getLogger(__name__)
 
 Stage = Literal["synth", "sft", "spin", "eval"]
 
@@ -113,8 +116,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
 def _write_results(path: Path, results: RunResults) -> None:
     """Writes results.json. If all else is unchanged, it keeps what an earlier command found in later stages."""
     found = to_json(results)
-    parts = {field.name for field in fields(RunResults)}  # no key that damage made
-    known = {key: value for key, value in read_json(path).items() if key in parts} if path.is_file() else {}
+    known = _known_results(path)
     if all(known.get(key) == value for key, value in found.items() if key != "models"):
         kept = {name: place for name, place in known.get("models", {}).items() if Path(place).exists()}
         models = {**kept, **found.get("models", {})}
@@ -122,3 +124,17 @@ def _write_results(path: Path, results: RunResults) -> None:
         if models:
             found["models"] = models
     write_json_if_changed(path, found)
+
+
+def _known_results(path: Path) -> JsonObject:
+    """What results.json holds; nothing where it is damaged, since it is written anew."""
+    if not path.is_file():
+        return {}
+    try:
+        known = read_json(path)
+        from_json(RunResults, known, path)
+    except RunError as error:
+        log.warning("%s; it is written anew, with what this command finds", error)
+        return {}
+    parts = {field.name for field in fields(RunResults)}
+    return {key: value for key, value in known.items() if key in parts}  # no key that damage made

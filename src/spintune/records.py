@@ -201,8 +201,11 @@ def read_records(path: Path, kind: type[Record]) -> list[Record]:
 
     Raises RunError, which names ``path:line``, for a row that is not such a record.
     """
-    with path.open("rb") as file:
-        return [parse_record(line, kind, path, number) for number, line in enumerate(file, 1)]
+    try:
+        with path.open("rb") as file:
+            return [parse_record(line, kind, path, number) for number, line in enumerate(file, 1)]
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from error
 
 
 def parse_record(line: bytes, kind: type[Record], path: Path, number: int) -> Record:

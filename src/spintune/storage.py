@@ -241,7 +241,11 @@ def read_json_lines(path: Path) -> list[JsonObject]:
     Raises RunError, which names ``path:line``, for a damaged line.
     """
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from error
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(orjson.loads(line))
         except orjson.JSONDecodeError as error:

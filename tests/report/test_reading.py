@@ -162,6 +162,11 @@ def test_a_line_that_is_still_being_written_is_left_out(folder: Make) -> None:
     assert len(read_run(made.path).metrics["sft"]) == 5
 
 
+def not_a_number(made: Any) -> tuple[str, list[dict[str, Any]]]:
+    rows = [{"id": example.id, "nll": [], "tokens": 3} for example in made.examples]
+    return "likelihood/base/likelihood.jsonl", rows
+
+
 def damaged(made: Any) -> None:
     (made.path / "metrics.jsonl").write_text('{"stage": "sft", "st\n{"stage": "sft", "step": 2}\n')
 
@@ -176,7 +181,7 @@ def damaged(made: Any) -> None:
         (lambda made: made.stage("sft", rows=3, seconds=4.5), "sft/manifest.json: dropped: field required"),
         (lambda made: made.stage("sft", rows=3, dropped={}, truncated=0, seconds=4.5), "steps: field required"),
         (lambda made: made.json("results.json", {"heldout": {"sft": {"nll": 1}}}), "results.json: heldout.sft.nll: "),
-        (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/scores.jsonl", []), "not as this version"),
+        (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/scores.jsonl", []), "items: field"),
         (lambda made: made.stage("eval/ifeval/base").lines("eval/ifeval/base/answers.jsonl", [{}]), "not as this"),
         (
             lambda made: made.json("results.json", {"judge": {"problems": [], "pairs": {}}}),
@@ -186,6 +191,11 @@ def damaged(made: Any) -> None:
             lambda made: made.stage("contamination", training_rows=3, sets={"x": {}}),
             "contamination/manifest.json: sets.x.items: field required",
         ),
+        (lambda made: made.recipe(data=None), "recipe.json: data: "),
+        (lambda made: made.recipe(spin={"iterations": "two"}), "recipe.json: spin.iterations: "),
+        (lambda made: made.stage("likelihood/base", items=1, left_out=0), "likelihood.jsonl: cannot be read"),
+        (lambda made: made.data().judged("base", 1.0).lines(*not_a_number(made)), "nll: "),
+        (lambda made: made.metrics("sft", [{"loss": "x", "tokens": 1, "seconds": 1}]), "line 1: loss is no number"),
         (damaged, "metrics.jsonl:1: damaged"),
         (lambda made: made.metrics("sft", [{"loss": 1.0}]), "metrics.jsonl: not as this version"),
     ],

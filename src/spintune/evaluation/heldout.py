@@ -44,7 +44,9 @@ class HeldoutAnswer:
 
     @model_validator(mode="before")
     @classmethod
-    def _gather_scores(cls, row: JsonObject) -> JsonObject:
+    def _gather_scores(cls, row: object) -> object:
+        if not isinstance(row, dict):
+            return row  # is refused as no such record
         names = {field.name for field in fields(cls)}
         known = {key: value for key, value in row.items() if key in names}
         return {"scores": {key: value for key, value in row.items() if key not in names}, **known}

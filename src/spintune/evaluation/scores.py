@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from spintune.errors import RunError
 from spintune.evaluation.comparison import MeasuredItems, Table
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.records import read_records
-from spintune.run_folder import MANIFEST
-from spintune.storage import read_json
+from spintune.run_folder import MANIFEST, read_manifest
 from spintune.typed_json import from_json
 
 SCORES = "scores.jsonl"
@@ -104,10 +104,14 @@ class HeldoutLikelihood:
 
 
 def read_scores(folder: Path) -> ScoreTable:
-    """The scores in the folder of a finished evaluation of one model."""
-    measures = read_json(folder / MANIFEST)["facts"]["measures"]
-    scales = from_json(dict[str, ScoreScale], measures, folder / MANIFEST)
-    return ScoreTable(scales, tuple(read_records(folder / SCORES, ItemScore)))
+    """The scores in the folder of a finished evaluation of one model. Raises RunError when they are damaged."""
+    facts = from_json(ScoreFacts, read_manifest(folder).facts, folder / MANIFEST)
+    found = ScoreTable(facts.measures, tuple(read_records(folder / SCORES, ItemScore)))
+    try:
+        found.table()
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{folder / SCORES}: damaged ({error}); delete it and run again") from error
+    return found
 
 
 def finished_scores(run: Path) -> dict[str, dict[str, Path]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spintune.data.preferences import turns_of_example
-from spintune.errors import DataError
+from spintune.errors import DataError, RunError
 from spintune.records import Example, Pair, read_records
-from spintune.run_folder import MANIFEST, outputs_digest, read_manifest
+from spintune.run_folder import MANIFEST, iterations_of, outputs_digest, read_manifest, read_recipe
 from spintune.storage import atomic_file, json_line
 from spintune.typed_json import JsonObject
 
@@ -31,6 +31,11 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
     with atomic_file(out) as file:
         for pair in (pair for path in files for pair in read_records(path, Pair)):
             for answer in pair.generated:
+                if pair.example_id not in examples:
+                    known = run / "data" / "train.jsonl"
+                    raise RunError(
+                        f"{known}: lacks the example {pair.example_id!r:.60} of a pair; run the recipe again"
+                    )
                 if answer.complete:
                     file.write(json_line(_row(examples[pair.example_id], answer.text)))
                     count += 1
@@ -45,10 +50,9 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
 
 def _files(run: Path, iteration: int | None) -> list[Path]:
     """Files of pairs that were made from the data that the run holds now."""
-    files = sorted(
-        run.glob(f"spin/iterate-{iteration or '*'}/pairs/train.jsonl"),
-        key=lambda path: int(path.parts[-3].removeprefix("iterate-")),
-    )
+    numbers = [iteration] if iteration else range(1, iterations_of(read_recipe(run).recipe) + 1)
+    places = [run / f"spin/iterate-{number}/pairs/train.jsonl" for number in numbers]
+    files = [path for path in places if path.is_file()]
     if not files:
         raise DataError(f"{run} holds no pairs{f' of iteration {iteration}' if iteration else ''}; name a run of SPIN")
     current = outputs_digest(run / "data")

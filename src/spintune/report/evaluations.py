@@ -16,7 +16,7 @@ from pathlib import Path
 from spintune.evaluation.harness import benchmarks
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, IFEVAL, MT_BENCH, MT_BENCH_ANSWERS, QUESTIONS, read_yaml
-from spintune.report.facts import Answers, EvaluationResult, ReportedAnswer
+from spintune.report.facts import Answers, EvaluationResult, ReportedAnswer, checked_answer
 from spintune.run_folder import MANIFEST
 from spintune.storage import read_json_lines
 from spintune.typed_json import JsonObject
@@ -77,15 +77,18 @@ def _replies(stage: Path, scores: ScoreTable | None, ratings: Path) -> Answers:
     for row in read_json_lines(ratings) if ratings.is_file() else []:
         rated.setdefault(row["id"], []).append(row["score"])
     return {
-        row["id"]: _reply(row, measured.get(row["id"], {}), rated.get(row["id"], []))
+        row["id"]: _reply(stage, row, measured.get(row["id"], {}), rated.get(row["id"], []))
         for row in read_json_lines(stage / "answers.jsonl")
     }
 
 
-def _reply(row: JsonObject, measured: Mapping[str, float], ratings: Sequence[int | None]) -> ReportedAnswer:
+def _reply(
+    stage: Path, row: JsonObject, measured: Mapping[str, float], ratings: Sequence[int | None]
+) -> ReportedAnswer:
     if "turns" in row:
-        return ReportedAnswer(tuple(row["answers"]), tuple(row["turns"]), ratings=tuple(ratings))
-    return ReportedAnswer(
+        return checked_answer(stage, texts=row["answers"], turns=row["turns"], ratings=ratings)
+    return checked_answer(
+        stage,
         texts=(row["answer"],),
         turns=(row["prompt"],),
         reference=row.get("reference"),

@@ -11,7 +11,7 @@ from spintune.evaluation.scores import HeldoutLikelihood, ScoreTable
 from spintune.records import Example
 from spintune.results import BestModel, ContaminationFacts, DiagnosisFacts, IterationFacts, PairFacts, RunResults
 from spintune.run_folder import BASE, SFT
-from spintune.typed_json import JsonObject
+from spintune.typed_json import JsonObject, from_json
 
 T = TypeVar("T")
 
@@ -38,6 +38,11 @@ class ReportedAnswer:
     scores: Mapping[str, float] = field(default_factory=dict)
     followed: tuple[tuple[str, bool], ...] = ()
     ratings: tuple[int | None, ...] = ()
+
+
+def checked_answer(where: object, **values: object) -> ReportedAnswer:
+    """An answer from values that were read. Raises RunError, which names ``where``, for values of another shape."""
+    return from_json(ReportedAnswer, values, where)
 
 
 Answers = Mapping[str, ReportedAnswer]

@@ -7,7 +7,7 @@ else comes from what the stages wrote, so that a run that goes on, or was stoppe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from spintune.errors import RunError
 from spintune.evaluation.scores import HeldoutLikelihood
 from spintune.records import Example, read_records
 from spintune.report.evaluations import evaluations_of, read_evaluations, rivals_of
-from spintune.report.facts import Answers, ModelFacts, ReportedAnswer, RunFacts, number_of
+from spintune.report.facts import Answers, ModelFacts, RunFacts, checked_answer, number_of
 from spintune.report.missing import expected_models, missing_evaluations, missing_parts, missing_verdicts
 from spintune.results import (
     ContaminationFacts,
@@ -54,6 +54,46 @@ _NO_SCORES = frozenset(
 """Keys of held-out answers that are no metric."""
 
 
+@dataclass(frozen=True)
+class _SourceShape:
+    path: str
+
+
+@dataclass(frozen=True)
+class _DataShape:
+    train: list[_SourceShape]
+    eval_fraction: float
+
+
+@dataclass(frozen=True)
+class _SpinShape:
+    iterations: int
+    metric: str
+    loss: str | list[str]
+    baseline: str
+
+
+@dataclass(frozen=True)
+class _EvaluationShape:
+    rivals: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _RecipeShape:
+    """What a page or card reads of a recipe. Recipes of other versions have other keys beside these."""
+
+    model: str
+    seed: int
+    data: _DataShape
+    sft: JsonObject | None
+    spin: _SpinShape | None
+    lora: JsonObject | None
+    eval: list[str]
+    evaluation: _EvaluationShape | None = None
+    judge: JsonObject | None = None
+    synth: JsonObject | None = None
+
+
 def read_run(folder: Path) -> RunFacts:
     """Reads a run folder, finished or not.
 
@@ -76,6 +116,7 @@ def _foreign(path: Path, why: str) -> RunError:
 def _read(folder: Path) -> RunFacts:
     claim = read_recipe(folder)
     recipe = claim.recipe
+    from_json(_RecipeShape, recipe, folder / "recipe.json")
     manifests = {
         str(path.parent.relative_to(folder)): (path, kind, read_manifest(path.parent))
         for pattern, kind in _STAGES.items()
@@ -150,6 +191,8 @@ def _metrics(path: Path) -> dict[str, list[JsonObject]]:
         for key in ("step", "tokens", "seconds") if trained else ("step",):
             if key not in row:
                 raise _foreign(path, f"line {number} has no {key}")
+        if wrong := [key for key, value in row.items() if key != "stage" and not isinstance(value, int | float)]:
+            raise _foreign(path, f"line {number}: {wrong[0]} is no number")
         by_stage.setdefault(stage, []).append(row)
     return by_stage
 
@@ -171,20 +214,26 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
         name=name,
         place=str(recipe["model"]) if name == BASE else f"{stage_of(name)}/model",
         likely={
-            row["id"]: HeldoutLikelihood(row["id"], row["nll"], row["tokens"])
+            row["id"]: from_json(HeldoutLikelihood, row, folder / "likelihood" / name)
             for row in measured(f"likelihood/{name}", "likelihood.jsonl")
         },
         judged={
-            row["id"]: ReportedAnswer(
+            row["id"]: checked_answer(
+                folder / "eval/heldout" / name,
                 texts=(row["answer"],),
                 finished=row["finish_reason"] == "stop",
                 tokens=row["answer_tokens"],
-                scores={key: float(value) for key, value in row.items() if key not in _NO_SCORES},
+                scores={key: value for key, value in row.items() if key not in _NO_SCORES},
             )
             for row in measured(f"eval/heldout/{name}", "answers.jsonl")
         },
         sampled={
-            row["example_id"]: ReportedAnswer((answer["text"],), finished=answer["complete"], tokens=len(answer["ids"]))
+            row["example_id"]: checked_answer(
+                folder / "spin/heldout" / name,
+                texts=(answer["text"],),
+                finished=answer["complete"],
+                tokens=len(answer["ids"]),
+            )
             for row in rows(f"spin/heldout/{name}", "answers.jsonl")
             if row["example_id"] in examples
             for answer in row["generated"][:1]
@@ -200,4 +249,4 @@ def _during(path: Path, name: str, examples: Mapping[str, Example]) -> Answers:
     # the samples name no example, but show its prompt and reference
     ids = {(example.prompt[-1].content, example.answer): id for id, example in examples.items()}
     keyed = [(ids.get((row["prompt"], row["reference"])), row) for row in rows if row["step"] == step]
-    return {id: ReportedAnswer((row["answer"],)) for id, row in keyed if id is not None}
+    return {id: checked_answer(path, texts=(row["answer"],)) for id, row in keyed if id is not None}

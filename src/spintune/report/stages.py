@@ -13,10 +13,12 @@ from urllib.parse import quote
 import orjson
 import yaml
 
+from spintune.errors import RunError
 from spintune.mixtures.report import TaskReport
 from spintune.report.facts import RunFacts
 from spintune.results import DataFacts, IterationFacts, LikelihoodCounts, SftFacts, SynthFacts
 from spintune.selfplay.diagnostics import KlEstimate
+from spintune.storage import read_json
 from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import Cost
 from spintune.typed_json import JsonObject
@@ -174,9 +176,14 @@ def _training(run: RunFacts, stage: str, name: str, facts: SftFacts | IterationF
 
 
 def _generated(path: Path) -> tuple[int, int]:
-    """Generated answers of a file of pairs, and their tokens."""
+    """Generated answers of a file of pairs, and their tokens. Raises RunError for a damaged line."""
+    lengths: list[int] = []
     with path.open("rb") as file:
-        lengths = [len(answer["ids"]) for line in file for answer in orjson.loads(line)["generated"]]
+        for number, line in enumerate(file, 1):
+            try:
+                lengths += [len(answer["ids"]) for answer in orjson.loads(line)["generated"]]
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise RunError(f"{path}:{number}: damaged ({error}); delete the file and run again") from error
     return len(lengths), sum(lengths)
 
 
@@ -254,7 +261,7 @@ def versions(run: RunFacts) -> list[tuple[str, str]]:
     found = [("spintune", run.version + (f" (some stages: {', '.join(others)})" if others else ""))]
     for model in run.models[1:]:
         config = run.folder / model.place / "config.json"
-        if config.is_file() and (version := orjson.loads(config.read_bytes()).get("transformers_version")):
+        if config.is_file() and (version := read_json(config).get("transformers_version")):
             return [*found, ("transformers", str(version))]
     return found
 
