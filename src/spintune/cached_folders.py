@@ -115,7 +115,8 @@ def shrink(room: Path, max_bytes: int, newest: Path, idle: float = 0) -> None:
         newest: stays in any case.
         idle: what was used in these last seconds stays as well.
     """
-    found = [(used, size, path) for path in room.iterdir() if not is_temporary(path) for used, size in _use(path)]
+    paths = [path for path in room.iterdir() if not is_temporary(path)]
+    found = [(used, size, path) for path in paths for used, size in _use(path)]
     remaining = max_bytes
     for used, size, path in sorted(found, reverse=True):
         remaining -= size

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar, overload
 
-from spintune.errors import StorageError
+from spintune.errors import RunError, StorageError
 from spintune.records import parse_record
 from spintune.storage import atomic_file, json_line
 
@@ -67,13 +67,19 @@ class RecordFile(_Lazy[S], Generic[S]):
 
     The file must not change while this is in use. Accessing a line that is not such a record raises RunError, which
     names ``path:line``.
+
+    Args:
+        sha256: digest of the file's bytes. RunError is raised when they have another one.
     """
 
-    def __init__(self, path: Path, kind: type[S], _file: BinaryIO | None = None) -> None:
+    def __init__(self, path: Path, kind: type[S], _file: BinaryIO | None = None, sha256: str | None = None) -> None:
         self.path, self._kind = path, kind
         self._file = _file or path.open("rb")
         weakref.finalize(self, self._file.close)
-        self._ends = _line_ends(self._file.fileno())
+        sha = hashlib.sha256() if sha256 is not None else None
+        self._ends = _line_ends(self._file.fileno(), sha)
+        if sha is not None and sha.hexdigest() != sha256:
+            raise RunError(f"{path}: it has changed since it was written; delete it and run again")
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -184,11 +190,21 @@ class Joined(_Lazy[R], Generic[R]):
         return self._parts[number][position - before]
 
 
-def _line_ends(descriptor: int) -> array[int]:
-    """The end of each line, including its newline."""
-    with open(descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        return array("q", itertools.accumulate(map(len, file)))
+def _line_ends(descriptor: int, sha: hashlib._Hash | None) -> array[int]:
+    """The end of each line, including its newline. The bytes are added to ``sha`` on the way."""
+    import numpy as np  # not needed by those who import this module for its names
+
+    ends: array[int] = array("q")
+    begin = 0
+    for block in _read(descriptor):
+        if sha is not None:
+            sha.update(block)
+        newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
+        ends.frombytes((newlines + (begin + 1)).astype(np.int64).tobytes())
+        begin += len(block)
+    if begin and (not ends or ends[-1] != begin):
+        ends.append(begin)  # a last line without its newline
+    return ends
 
 
 def _read(descriptor: int) -> Iterator[bytes]:

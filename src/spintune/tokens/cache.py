@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,13 +13,17 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from spintune.errors import StorageError
+from spintune.cached_folders import cached_folder, own_room, require_own, shrink
+from spintune.errors import RunError, StorageError
 from spintune.record_files import RecordFile
-from spintune.storage import atomic_folder, digest_json, read_json, write_json
+from spintune.storage import digest_json, read_json, storage_errors, write_json
 from spintune.tokens.rows import RenderedRows, TokenRow
 
 log = logging.getLogger(__name__)
 
+_ROWS = "rows.jsonl"
+_RECORD = "facts.json"
+"""What is known of the rows, their number and digest, and a digest of all this."""
 _FACTS = [field.name for field in fields(RenderedRows) if field.name != "rows"]
 
 
@@ -37,46 +41,54 @@ class TokenCache:
 
     def rendered(self, content: Mapping[str, object], render: Callable[[], RenderedRows]) -> RenderedRows:
         """The result of ``render``, cached if the same code was called with the same ``content`` before."""
-        entry = self.folder / digest_json({**content, "code": _code()})[:32]
+        try:
+            with storage_errors(self.folder):
+                entry = own_room(self.folder) / digest_json({**content, "code": _code()})[:32]
+        except StorageError as error:
+            _warn(error)
+            return render()
         found = _read(entry)
         if found is None:
             found = render()
             try:
                 self._keep(entry, found)
             except StorageError as error:  # a full disk here is no reason to stop
-                log.warning("the next run will tokenize again: %s", str(error).partition(";")[0])
+                _warn(error)
         return found
 
     def _keep(self, entry: Path, rendered: RenderedRows) -> None:
-        # a name of its own until it is complete: another process may be writing the same entry
-        own = entry.with_name(f"{entry.name}-{os.getpid()}")
-        with atomic_folder(own) as folder:
-            rendered.rows.copy_to(folder / "rows.jsonl")
-            write_json(folder / "facts.json", {name: getattr(rendered, name) for name in _FACTS})
-        try:
-            own.rename(entry)
-        except OSError:  # the other process was first
-            shutil.rmtree(own, ignore_errors=True)
-        self._shrink(entry)
+        with cached_folder(entry, lambda path: _read(path) is not None) as folder:
+            rendered.rows.copy_to(folder / _ROWS)
+            record = {
+                "entry": entry.name,
+                "facts": {name: getattr(rendered, name) for name in _FACTS},
+                "rows": len(rendered.rows),
+                "sha256": rendered.rows.digest(),
+            }
+            write_json(folder / _RECORD, {**record, "digest": digest_json(record)})
+        with storage_errors(self.folder):
+            shrink(entry.parent, self.max_bytes, entry)
 
-    def _shrink(self, newest: Path) -> None:
-        remaining = self.max_bytes
-        entries = [(path.stat().st_mtime, path) for path in self.folder.iterdir() if path.is_dir()]
-        for _, path in sorted(entries, reverse=True):
-            remaining -= sum(file.stat().st_size for file in path.iterdir())
-            if remaining < 0 and path != newest:
-                shutil.rmtree(path, ignore_errors=True)
+
+def _warn(error: StorageError) -> None:
+    log.warning("the next run will tokenize again: %s", str(error).partition(";")[0])
 
 
 def _read(entry: Path) -> RenderedRows | None:
+    """What an entry holds; None where there is none, or it is not whole, or somebody else may have written it."""
     try:
-        rows = RecordFile(entry / "rows.jsonl", TokenRow)
-        facts = read_json(entry / "facts.json")
-        os.utime(entry)  # used just now
-    except FileNotFoundError:
-        shutil.rmtree(entry, ignore_errors=True)  # a part of it was deleted
+        for path in (entry, entry / _ROWS, entry / _RECORD):
+            require_own(path.lstat(), path)
+        record = read_json(entry / _RECORD)
+        if record.pop("digest") != digest_json(record) or record["entry"] != entry.name:
+            return None
+        rows = RecordFile(entry / _ROWS, TokenRow, sha256=record["sha256"])
+        facts = record["facts"]
+    except (OSError, RunError, LookupError, TypeError, AttributeError):
         return None
-    except OSError:  # not readable by this user
+    with contextlib.suppress(OSError):
+        os.utime(entry)  # used just now
+    if len(rows) != record["rows"]:
         return None
     return RenderedRows(rows, **{**facts, "dropped": Counter(facts["dropped"])})
 
