@@ -259,7 +259,11 @@ DECODERS: dict[str, tuple[str, Changes]] = {
         dense={"first_k_dense_replace": 2},
     ),
     **of("deepseek_v32", plain={"index_topk": 6, "index_n_heads": 2}),
-    **of("deepseek_v4", plain={"mlp_layer_types": ["hash_moe", "moe"]}),
+    **of(
+        "deepseek_v4",
+        plain={"mlp_layer_types": ["hash_moe", "moe"]},
+        hashed={"mlp_layer_types": ["hash_moe", "hash_moe"]},
+    ),
     **of("longcat_flash", plain={"expert_ffn_hidden_size": 16, "zero_expert_num": 2, "head_dim": 4, "qk_head_dim": 12}),
     **of(
         "kimi_linear",

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+from families.builder import tiny_model
 from tiny_models import FAMILIES
 
 import spintune
@@ -29,6 +30,10 @@ MIXTURES = {
 }
 ROW = TokenRow("a", tuple(range(3, 12)), tuple(range(20, 34)), (True,) * 14, True)
 SHORT = TokenRow("b", (4, 5), (6, 7, 8), (True,) * 3, True)
+
+
+SILENT = ("deepseek v4 hashed", "granitemoehybrid dense")
+"""Layers that all route by a table of tokens; a family of mixtures without an expert."""
 
 
 @pytest.fixture
@@ -136,6 +141,20 @@ def test_a_model_without_experts_has_no_routers(build, tmp_path):
     with pytest.raises(ModelError, match="router_aux_loss"):
         Routers(model, 0.1)
     assert Routers(model, 0.0).coefficient == 0.0
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_a_model_whose_routers_give_no_logits_is_told_and_trained(name, tmp_path, caplog):
+    model = tiny_model(name)
+    with pytest.raises(ModelError, match="router_aux_loss"):
+        Routers(model, 0.1)
+    model.config.output_router_logits, model.config.router_aux_loss_coef = True, 0.5
+    with caplog.at_level("WARNING", "spintune"):
+        assert Routers(model).coefficient == 0.0
+    assert "trained without that loss" in caplog.text
+    model.config.output_router_logits = False  # transformers' own calls fail with it
+    report, _ = trained(model, [ROW], tmp_path)
+    assert not {"router_aux_loss", "expert_load"} & set(report.facts)
 
 
 def test_a_coefficient_that_would_do_nothing_is_refused_before_data_is_generated(tiny_model, alpaca_file, tmp_path):

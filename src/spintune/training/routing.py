@@ -8,15 +8,23 @@ chosen alike, and at most E.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from spintune.engine.probe import evaluating
 from spintune.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+_TRIED = 3
+"""Tokens that are read to find out whether a model gives the logits of its routers."""
 
 
 @dataclass
@@ -58,43 +66,76 @@ class Routers:
     Args:
         coefficient: weight of the loss; None: the model's own where its config asks for the loss, else 0.
 
+    A model may have the loss and give no logits of routers: a dense one of a family of mixtures, or one whose layers all
+    route by a table of tokens. It trains without, and a line says so where its config asks for the loss.
+
     Raises ModelError when a coefficient is given for a model that has no such loss.
     """
 
     def __init__(self, model: PreTrainedModel, coefficient: float | None = None) -> None:
         # a module of one's own has no config and no routers
-        self._config = model.config.get_text_config() if isinstance(model, PreTrainedModel) else PreTrainedConfig()
-        own, top_k = (getattr(self._config, name, None) for name in ("router_aux_loss_coef", "num_experts_per_tok"))
-        self._top_k = int(top_k) if own is not None and top_k and not self._config.is_encoder_decoder else None
-        if coefficient and self._top_k is None:
-            raise ModelError(
-                f"router_aux_loss: {type(model).__name__} has no load-balancing loss for experts; leave it out"
-            )
-        asked = bool(getattr(self._config, "output_router_logits", False))
+        config = model.config.get_text_config() if isinstance(model, PreTrainedModel) else PreTrainedConfig()
+        own, top_k = (getattr(config, name, None) for name in ("router_aux_loss_coef", "num_experts_per_tok"))
+        named = own is not None and isinstance(top_k, int) and top_k > 0 and not config.is_encoder_decoder
+        self._top_k = int(top_k) if named else 0
+        self._decoder: nn.Module | None = model.get_decoder() if named else None
+        asked = bool(getattr(config, "output_router_logits", False))
         self.coefficient = float(own or 0.0) * asked if coefficient is None else coefficient
-        self._decoder: nn.Module | None = None if self._top_k is None else model.get_decoder()
+        name = type(model).__name__
+        if named and not self._gives_logits(model):
+            self._decoder = None
+            if coefficient is None and asked:
+                self.coefficient = 0.0
+                _tell_of_silence(name)
+        if coefficient and self._decoder is None:
+            raise ModelError(f"router_aux_loss: {name} has no load-balancing loss for experts; leave it out")
+
+    def _gives_logits(self, model: PreTrainedModel) -> bool:
+        """Reads a few tokens to see: a config names the loss for dense models of a family as well."""
+        ids = torch.zeros(1, _TRIED, dtype=torch.long, device=model.device)
+        try:
+            with evaluating(model), torch.no_grad(), self.watch() as routing:
+                model(input_ids=ids, use_cache=False)
+        except Exception as error:  # whatever a foreign router returns, the model trains without this loss
+            log.debug("no router logits", exc_info=error)
+            return False
+        return bool(routing.counts) and all(count_E.sum() == _TRIED * self._top_k for count_E in routing.counts)
 
     @contextmanager
     def watch(self) -> Iterator[Routing]:
         """Collects the routers' logits of the model's calls inside the block."""
-        routing = Routing(self._top_k or 0)
+        routing = Routing(self._top_k)
         if self._decoder is None:
             yield routing
             return
+
+        def ask(module: nn.Module, arguments: tuple[object, ...], options: dict[str, object]) -> object:
+            # the decoder alone: the model around it would compute the loss as well, and fails where no layer routes
+            return arguments, {**options, "output_router_logits": True}
 
         def read(module: nn.Module, arguments: object, output: object) -> None:
             # layers without experts give None
             if logits := [one for one in getattr(output, "router_logits", None) or () if one is not None]:
                 routing.add(logits)
 
-        before = getattr(self._config, "output_router_logits", False)
-        self._config.output_router_logits = True
-        hook = self._decoder.register_forward_hook(read)
+        hooks = [
+            self._decoder.register_forward_pre_hook(ask, with_kwargs=True),
+            self._decoder.register_forward_hook(read),
+        ]
         try:
             yield routing
         finally:
-            hook.remove()
-            self._config.output_router_logits = before
+            for hook in hooks:
+                hook.remove()
+
+
+@cache
+def _tell_of_silence(name: str) -> None:
+    log.warning(
+        "%s: its config asks for a load-balancing loss (output_router_logits), but its routers give no logits; it is "
+        "trained without that loss",
+        name,
+    )
 
 
 def load_facts(counts: Sequence[Tensor]) -> dict[str, float]:
