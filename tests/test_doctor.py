@@ -75,6 +75,7 @@ def test_a_model_is_told_its_path_its_kernels_and_its_costs(spintune: Spintune, 
     assert [report["kernels"][kind]["total"] for kind in ("products", "norms", "gated")] == [15, 5, 2]
     assert report["kernels"]["rotary"].keys() == {"transformers.models.llama.modeling_llama"}
     assert report["speed"]["packed"] > 0
+    assert report["price"] is None
     assert report["problems"] == []
 
 
@@ -119,7 +120,8 @@ def test_a_model_that_cannot_be_packed_is_told_the_price(spintune: Spintune, tin
     report = model_report(spintune, tmp_path)
     assert (report["paths"]["scores"], report["paths"]["generation"]) == ("one row at a time", "plain")
     assert report["speed"]["packed"] is None
-    assert "one row at a time" in spintune("doctor", "--model", tmp_path).out
+    assert min(report["price"].values()) >= 1
+    assert "ok    price: one at a time takes about" in spintune("doctor", "--model", tmp_path).out
 
 
 def test_what_stands_in_the_way_ends_with_1(spintune: Spintune, tiny_model: Path, tmp_path: Path) -> None:

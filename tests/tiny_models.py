@@ -31,6 +31,15 @@ COMMON = {
     "eos_token_id": None,
     "pad_token_id": 0,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 4.0, 6.0, 9.0],
+    "original_max_position_embeddings": 20,
+    "factor": 6.4,
+}
+"""Rotary frequencies that change at 20 tokens, for heads of width 8."""
 WINDOW = {"sliding_window": 5}
 # what differs from COMMON; every window is shorter than the rows, every soft cap is small enough to matter
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.paths import ModelPaths
-from spintune.engine.query import Query
+from spintune.engine.speed import Price, ScoringSpeed, price, scoring_speed
 from spintune.errors import ModelError, SpintuneError
 from spintune.generation.build import find_paths
 from spintune.kernels.usage import KernelUsage, kernel_usage
@@ -21,9 +19,6 @@ from spintune.models.loading import load_model
 from spintune.progress import Progress
 from spintune.tokens.template_options import options_of
 from spintune.tokens.templates import template_source
-
-_PROMPTS, _RESPONSES, _LENGTH = 2, 3, 32
-_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -41,20 +36,6 @@ class TrainingMemory:
 
 
 @dataclass(frozen=True)
-class ScoringSpeed:
-    """Speed of scoring without gradients, in tokens that differ (a prompt counts once). [tokens/s]
-
-    Attributes:
-        plain: one call for each response.
-        packed: None for a model that cannot be packed.
-    """
-
-    tokens: int
-    plain: float
-    packed: float | None
-
-
-@dataclass(frozen=True)
 class ModelReport:
     """A model as spintune sees it.
 
@@ -63,6 +44,7 @@ class ModelReport:
         stop_tokens: the tokens that end an answer, by id.
         positions: tokens of the longest sequence; None for no limit.
         window: tokens that a layer sees; None where every layer sees all.
+        price: of a model that cannot be packed, where it is cheap to find out.
         problems: what has to be solved before the model can be trained, a line each.
     """
 
@@ -80,6 +62,7 @@ class ModelReport:
     kernels: KernelUsage
     memory: TrainingMemory
     speed: ScoringSpeed | None
+    price: Price | None
     problems: tuple[str, ...]
 
     def lines(self) -> list[tuple[str, str]]:
@@ -100,6 +83,7 @@ class ModelReport:
             ("training memory", f"{memory.total / unit:.2f} GiB and activations: weights {memory.weights / unit:.2f}, "
              f"gradients {memory.gradients / unit:.2f}, moments of AdamW {memory.moments / unit:.2f}; LoRA needs less"),
             *([("speed", _speed_text(self.speed))] if self.speed else []),
+            *([("price", str(self.price))] if self.price else []),
         ]  # fmt: skip
 
 
@@ -125,7 +109,8 @@ def report_model(name: str, cache: Path, progress: Progress, template: str = "to
         attempt("template", lambda: stops.update(loaded.renderer(template).stop_ids))
         kernels = kernel_usage(loaded.model, loaded.autocast)
         task.advance()
-        speed = _speed(engine, loaded.max_input_length)
+        speed = scoring_speed(engine, loaded.max_input_length)
+        alone = price(engine, loaded.max_input_length)
         task.advance()
     config = loaded.model.config.get_text_config()
     trained = [p for p in loaded.model.parameters() if p.requires_grad]
@@ -146,6 +131,7 @@ def report_model(name: str, cache: Path, progress: Progress, template: str = "to
         kernels=kernels,
         memory=TrainingMemory(weights, sum(p.numel() * p.element_size() for p in trained), 8 * count),
         speed=speed,
+        price=alone,
         problems=tuple(problems),
     )
 
@@ -168,41 +154,6 @@ def _window(config: object) -> int | None:
     used = getattr(config, "use_sliding_window", True)
     window: int | None = getattr(config, "sliding_window", None)
     return window if used else None
-
-
-def _speed(engine: LogProbEngine, positions: int | None) -> ScoringSpeed | None:
-    """Seconds of one call on 256 tokens, packed and plain; None for a model with hardly any positions."""
-    vocabulary = engine.model.config.get_text_config().vocab_size
-    length = min(_LENGTH, (positions or 2 * _LENGTH) // 2)
-    if length < 1:
-        return None
-    ids = iter(range(1, 10**6))
-
-    def draw() -> tuple[int, ...]:
-        return tuple(next(ids) * 7 % vocabulary for _ in range(length))
-
-    queries = [Query(draw(), tuple(draw() for _ in range(_RESPONSES))) for _ in range(_PROMPTS)]
-    tokens = sum(query.tokens for query in queries)
-    packs, rates = engine.packed, []
-    try:
-        for engine.packed in (False, True) if packs else (False,):
-            rates.append(tokens / _seconds(lambda: engine.score(queries)))
-    finally:
-        engine.packed = packs
-    return ScoringSpeed(tokens, rates[0], rates[1] if packs else None)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Seconds that the work takes at best, after a first time that warms up; three tries, or one that is long."""
-    work()
-    best = math.inf
-    for _ in range(_TRIES):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-        if best > 1:
-            break
-    return best
 
 
 def _speed_text(speed: ScoringSpeed) -> str:

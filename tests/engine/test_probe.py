@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+
 import pytest
 import torch
+from families.builder import save_tiny, tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spintune.engine.float32 import in_float32
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.thresholds import lowered, thresholds
 from spintune.errors import ModelError
+from spintune.generation.build import build_generator
+from spintune.generation.sampling import Sampling
+from spintune.models.loading import load_model
 
 SIZES = {
     "vocab_size": 97,
@@ -123,3 +130,41 @@ def test_a_model_whose_tokens_see_those_that_follow_is_refused_in_one_line():
     with pytest.raises(ModelError, match="not causal as configured") as caught:
         LogProbEngine(fresh("bert"))
     assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_compute_in_bfloat16_is_refused_in_one_line():
+    model = tiny_model("dbrx")
+    LogProbEngine(model)
+    with pytest.raises(ModelError, match=r"does not compute in bfloat16: .*; set precision: float32") as caught:
+        LogProbEngine(model, torch.bfloat16)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_goes_wrong_in_bfloat16_alone_is_not_packed_there(build):
+    model = build("llama", dtype=torch.float32)
+
+    def overflows(module, arguments, output):
+        wrong = torch.is_autocast_enabled("cpu") and output.shape[1] > 12  # longer than a plain row of the probe
+        return torch.zeros_like(output) if wrong else output
+
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(overflows)
+    assert LogProbEngine(model).packed
+    engine = LogProbEngine(model, torch.bfloat16)
+    assert not engine.packed
+    assert "in half precision" in engine.why
+
+
+@pytest.mark.parametrize("name", ["falcon", "gptj", "bloom", "llama"])
+def test_transformers_says_nothing_of_its_own(name, words, tmp_path, caplog):
+    save_tiny(name, tmp_path / "model")
+    own = logging.getLogger("transformers")
+    own.addHandler(caplog.handler)  # it does not propagate
+    try:
+        with caplog.at_level(logging.WARNING, "transformers"), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            loaded = load_model(str(tmp_path / "model"), cache=tmp_path)
+            build_generator(LogProbEngine(loaded.model), words, frozenset()).generate([(5, 6, 7)], Sampling(2))
+    finally:
+        own.removeHandler(caplog.handler)
+    assert [record.name for record in caplog.records if record.name.startswith("transformers")] == []

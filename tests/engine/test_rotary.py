@@ -6,18 +6,11 @@ import copy
 
 import pytest
 import torch
+from tiny_models import LONGROPE
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0, 1.1, 1.2, 1.3],
-    "long_factor": [2.0, 4.0, 6.0, 9.0],
-    "original_max_position_embeddings": 20,
-    "factor": 6.4,
-}
 ROTARY = {
     "longrope": {"rope_parameters": LONGROPE},
     "dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}

@@ -25,6 +25,8 @@ The checks fail when a number or a path differs from this table.
 - **packed**: many rows in one call, and generation in batches. Fast.
 - **one at a time**: each response is computed alone, with the model's own layers. Right, but several times slower for
   small models; the first lines of a run say so.
+- **no self-play beyond N tokens**: a sparse choice of keys with ties, which transformers breaks by the number of keys.
+  Two heads make ties likely; with more heads, as in the row above, there are none.
 - **refused**: in one line, before anything is spent.
 
 `spintune doctor --model MODEL` says which path a model of yours takes, and why. This page is printed by
@@ -57,11 +59,7 @@ def page(verdicts: dict[str, dict[str, str]]) -> str:
         )
     unmeasured = [f"`{name}`" for name in (*DECODERS, *ENCODER_DECODERS) if name not in verdicts]
     if unmeasured:
-        parts.append(
-            "## Without a verdict\n\nIn these variants the length of a row changes what transformers computes for its "
-            f"earlier tokens, so text and its score can disagree; self-play checks that and stops: "
-            f"{', '.join(unmeasured)}."
-        )
+        parts.append(f"## Without a verdict\n\nA number of these is wrong or unknown: {', '.join(unmeasured)}.")
     return "\n".join(parts[:1]) + "\n" + "\n\n".join(parts[1:]) + "\n"
 
 

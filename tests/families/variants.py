@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tiny_models import LONGROPE
+
 Changes = dict[str, Any]
 
 HYBRID = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
@@ -18,16 +20,10 @@ LLAMA3 = {
     "original_max_position_embeddings": 20,
     "rope_theta": 1e4,
 }
+MANY_KEYS = {"index_topk": 6, "index_n_heads": 24}
+"""A sparse choice of keys by 24 heads. With 2, several keys often have a score of 0, and their number decides."""
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0, 1.1, 1.2, 1.3],
-    "long_factor": [2.0, 4.0, 6.0, 9.0],
-    "original_max_position_embeddings": 20,
-    "factor": 6.4,
-}
 
 
 def of(family: str, **variants: Changes) -> dict[str, tuple[str, Changes]]:
@@ -203,7 +199,7 @@ DECODERS: dict[str, tuple[str, Changes]] = {
     **of("glm4"),
     **of("glm4_moe"),
     **of("glm4_moe_lite"),
-    **of("glm_moe_dsa", plain={"index_topk": 6, "index_n_heads": 2}),
+    **of("glm_moe_dsa", plain={**MANY_KEYS}, ties={**MANY_KEYS, "index_n_heads": 2}),
     **of(
         "granite",
         plain={},
@@ -258,7 +254,7 @@ DECODERS: dict[str, tuple[str, Changes]] = {
         yarn=rope({**YARN, "mscale": 1.0, "mscale_all_dim": 1.0}),
         dense={"first_k_dense_replace": 2},
     ),
-    **of("deepseek_v32", plain={"index_topk": 6, "index_n_heads": 2}),
+    **of("deepseek_v32", plain={**MANY_KEYS}, ties={**MANY_KEYS, "index_n_heads": 2}),
     **of(
         "deepseek_v4",
         plain={"mlp_layer_types": ["hash_moe", "moe"]},
@@ -323,7 +319,11 @@ DECODERS: dict[str, tuple[str, Changes]] = {
     **of("beam"),
     **of("axk1"),
     **of("axk2"),
-    **of("dots3_note_text", plain={"num_key_value_heads": 4, "index_topk": 6, "index_n_heads": 2}),
+    **of(
+        "dots3_note_text",
+        plain={"num_key_value_heads": 4, **MANY_KEYS},
+        ties={"num_key_value_heads": 4, **MANY_KEYS, "index_n_heads": 2},
+    ),
     **of("hrm_text"),
     **of("hy_v3"),
     **of("hy_v4"),

@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+from tiny_models import LONGROPE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from spintune.engine.logprobs import LogProbEngine
@@ -29,14 +30,6 @@ SIZES = {
     "pad_token_id": 0,
     "bos_token_id": 1,
     "eos_token_id": None,
-}
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 1e4,
-    "short_factor": [1.0, 1.1, 1.2, 1.3],
-    "long_factor": [2.0, 4.0, 6.0, 9.0],
-    "original_max_position_embeddings": 20,
-    "factor": 6.4,
 }
 FAMILIES = {
     # two attention calls of a layer
@@ -100,10 +93,14 @@ def test_greedy_text_is_that_of_plain_forwards_without_a_cache(family, words):
             assert completion.logprob == pytest.approx(logprob, abs=1e-3)
 
 
-def test_an_answer_does_not_depend_on_a_long_prompt_beside_it(words):
+def test_an_answer_does_not_depend_on_a_long_prompt_beside_it(words, caplog):
     engine = LogProbEngine(wide("llama", rope_parameters=LONGROPE))
     generator = BatchGenerator(engine, words, frozenset())
-    together = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+    with caplog.at_level(logging.WARNING, "spintune"):
+        together = generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+        generator.generate(PROMPTS, Sampling(NEW, temperature=0))
+    (told,) = [record.getMessage() for record in caplog.records if "is written alone" in record.getMessage()]
+    assert told.startswith("1 of 6 answers may cross 20 tokens")
     apart = [generator.generate([prompt], Sampling(NEW, temperature=0))[0] for prompt in PROMPTS]
     assert [c.ids for c in together] == [c.ids for c in apart]
     assert engine.scores_as_drawn(3, NEW)

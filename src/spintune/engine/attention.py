@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from spintune.errors import ModelError
+from spintune.models.files import quiet_transformers
 
 NAME = "spintune_layout"
 
@@ -96,7 +97,8 @@ class AttentionSwitch:
         configs = {id(config): config for config in configs_of(model)}.values()
         before = [config._attn_implementation for config in configs]
         # transformers knows which submodels can be switched and warns of others; attention reads its config every time
-        with contextlib.suppress(Exception):  # whatever a foreign architecture raises, it works without layouts
+        # whatever a foreign architecture raises, it works without layouts
+        with contextlib.suppress(Exception), quiet_transformers():
             model.set_attn_implementation(name)
         self._configs = [config for config in configs if config._attn_implementation == name]
         for config, implementation in zip(configs, before, strict=True):

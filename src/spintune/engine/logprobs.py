@@ -28,7 +28,8 @@ from spintune.engine.head import (
     logprob_and_greedy,
     precision,
 )
-from spintune.engine.probe import PackingError, check_packing, check_plain
+from spintune.engine.prefixes import check_causal, row_limit
+from spintune.engine.probe import PackingError, check_packing, check_precision
 from spintune.engine.query import Backbone, LogProbs, Query, pack
 from spintune.engine.recompute import recomputed
 from spintune.engine.rotary import LengthDependentRotary
@@ -55,11 +56,13 @@ class LogProbEngine:
     Attributes:
         packed: whether packed rows are exact for this model; False computes each response alone.
         why: the reason, a phrase.
+        row_limit: tokens of the longest row that is computed alike when it begins a longer one; None where every row
+            is. Beyond it, in transformers itself, the rest of a row changes the scores of its beginning.
 
     The constructor compares the packed path with plain one-at-a-time forwards on a small probe
     (:mod:`spintune.engine.probe`). A model that fails it (recurrent layers, attention outside transformers' attention
     interface, encoder-decoders that are not of the T5 kind) is scored one response at a time, with a warning: slower,
-    never wrong. One whose tokens see those that follow raises ModelError.
+    never wrong. One whose tokens see those that follow, or depend on the length of every row, raises ModelError.
 
     The model attends in packed rows only during the engine's own calls. Between them it works as its owner loaded it.
     """
@@ -83,7 +86,9 @@ class LogProbEngine:
         )
         self._rotary = LengthDependentRotary(model)
         recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
-        check_plain(model, self._plain_tokens, autocast)
+        check_precision(model, self._plain_tokens, autocast)
+        check_causal(model, self._plain_tokens)
+        self.row_limit = row_limit(model, self._plain_tokens)
         self.packed, self.why = True, ""
         try:
             self.why = check_packing(model, self._packed_tokens, self._plain_tokens, autocast)
@@ -149,12 +154,15 @@ class LogProbEngine:
         return scores
 
     def scores_as_drawn(self, prompt: int, answer: int) -> bool:
-        """Whether all tokens of an answer are drawn with the rotary frequencies of its score.
+        """Whether all tokens of an answer are drawn as they are scored.
 
-        Where frequencies depend on lengths, a row is scored with those of its whole length, and each token is drawn
-        with those of the text before it.
+        A row is scored with its whole length, and each token is drawn from the text before it. They differ where rotary
+        frequencies change between the two lengths, and beyond :attr:`row_limit`.
         """
-        return self._rotary.side(prompt) == self._rotary.side(prompt + max(answer, 1) - 1)
+        read = prompt + max(answer, 1) - 1
+        alike = self._rotary.side(prompt) == self._rotary.side(read)
+        written = answer if self.model.config.is_encoder_decoder else read
+        return alike and (self.row_limit is None or written <= self.row_limit)
 
     @contextlib.contextmanager
     def _fast(self) -> Iterator[None]:

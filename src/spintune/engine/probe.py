@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
 
@@ -23,26 +23,14 @@ from transformers import PreTrainedModel
 
 from spintune.engine.attention import Asked, recording
 from spintune.engine.float32 import in_float32
-from spintune.engine.head import LogitReader, logprob, precision
+from spintune.engine.head import logprob, precision
+from spintune.engine.probing import APART, EXACT, Score, affordable, evaluating, other, row_errors, seeded, spread
 from spintune.engine.query import Query
 from spintune.engine.rotary import LengthDependentRotary, layers_of
 from spintune.engine.thresholds import lowered, thresholds
-from spintune.errors import ModelError, NonFiniteError
+from spintune.errors import ModelError
 
 log = logging.getLogger(__name__)
-
-Score = Callable[[Sequence[Query], LogitReader], Tensor]
-"""Reads the logits of every scored token of some queries."""
-
-EXACT = 1e-3
-"""Largest error of a row of logits, as a share of their spread: float32 rounds to 1e-5, a wrong row differs by 1e-2."""
-
-APART = 1e-4
-"""Largest part that other rows may have in a row of logits: expert layers round by what else is in a call."""
-
-_MAX_TOKENS = 1024
-_OPERATIONS = {"cpu": 1e10}
-_OPERATIONS_ELSEWHERE = 1e12
 
 
 class PackingError(Exception):
@@ -54,7 +42,7 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
     rotary = LengthDependentRotary(model)
     if rotary and rotary.inside(layers_of(model)):
         raise PackingError("rotary embeddings inside its layers look at the longest row")
-    longest = _affordable(model)
+    longest = affordable(model)
     lengths = {*thresholds(model), *rotary.thresholds()}
     near, far = ({n for n in lengths if (n <= longest) is affordable} for affordable in (True, False))
     queries = probe_queries(model.config.get_text_config().vocab_size, sorted(near))
@@ -71,40 +59,23 @@ def check_packing(model: PreTrainedModel, packed: Score, plain: Score, autocast:
     return f"equal to plain forwards{beyond}{by_rule}"
 
 
-def check_plain(model: PreTrainedModel, plain: Score, autocast: torch.dtype | None) -> None:
-    """Raises ModelError or NonFiniteError for a model of which even plain forwards are of no use.
-
-    Its tokens see those after them, so its scores would not be of one token each; or it does not compute in its own
-    precision.
-    """
-    first, *_ = probe_queries(model.config.get_text_config().vocab_size, [])
-    ids, name = first.prompt + first.responses[0], type(model).__name__
-    if autocast is not None or model.dtype.itemsize < 4:
-        try:
-            with evaluating(model), precision(model, autocast), torch.no_grad():
-                plain([first], logprob)
-        except RuntimeError as error:
-            raise ModelError(
-                f"{name} does not compute in bfloat16: {str(error).splitlines()[0]}; set precision: float32"
-            ) from error
-    if model.config.is_encoder_decoder:
+def check_precision(model: PreTrainedModel, plain: Score, autocast: torch.dtype | None) -> None:
+    """Raises ModelError for a model that does not compute in its own precision, by plain forwards."""
+    if autocast is None and model.dtype.itemsize >= 4:
         return
-    with evaluating(model), in_float32(model), torch.no_grad():
-        rows = torch.tensor([ids, ids[:-1] + _other(ids[-1:])], device=model.device)
-        before, after = model(input_ids=rows, use_cache=False).logits
-        before, after = (_spread(logits, rows) for logits in (before, after))
-    if not torch.isfinite(before).all():
-        raise NonFiniteError(f"{name}: the model's scores are not numbers; it is damaged or has diverged")
-    if not _error(after[:-1], before[:-1]) <= APART:
+    first, *_ = probe_queries(model.config.get_text_config().vocab_size, [])
+    try:
+        with evaluating(model), precision(model, autocast), torch.no_grad():
+            plain([first], logprob)
+    except RuntimeError as error:
         raise ModelError(
-            f"{name} is not causal as configured: its tokens see those that follow; "
-            "bring a decoder, or set is_decoder in config.json"
-        )
+            f"{type(model).__name__} does not compute in bfloat16: {str(error).splitlines()[0]}; set precision: float32"
+        ) from error
 
 
 def probe_queries(vocabulary: int, lengths: Sequence[int]) -> list[Query]:
     """Short rows; for each of ``lengths``, a prompt beyond it, and one whose responses end on both sides of it."""
-    drawn = iter(torch.randint(vocabulary, (64 + 4 * sum(lengths) + 64 * len(lengths),), generator=_seeded()).tolist())
+    drawn = iter(torch.randint(vocabulary, (64 + 4 * sum(lengths) + 64 * len(lengths),), generator=seeded()).tolist())
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(next(drawn) for _ in range(count))
@@ -114,29 +85,6 @@ def probe_queries(vocabulary: int, lengths: Sequence[int]) -> list[Query]:
         queries.append(Query(ids(length + 3), (ids(4),)))
         queries.append(Query(ids(max(1, length - 3)), (ids(2), ids(9), ids(4))))
     return queries
-
-
-def _seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-def _affordable(model: PreTrainedModel) -> int:
-    """Tokens of a row that a probe can compute in well under a second."""
-    operations = _OPERATIONS.get(model.device.type, _OPERATIONS_ELSEWHERE)
-    return min(_MAX_TOKENS, int(operations / (2 * max(1, model.num_parameters()))))
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Found(NamedTuple):
@@ -186,11 +134,11 @@ def _check_windows(model: PreTrainedModel, asked: Asked) -> None:
 def _check_apart(packed: Score, queries: Sequence[Query], before_MV: Tensor) -> None:
     """Changes the first of several responses to a prompt; those beside and after it must stay."""
     changed = [
-        replace(query, responses=(_other(query.responses[0]), *query.responses[1:])) if query.responses[1:] else query
+        replace(query, responses=(other(query.responses[0]), *query.responses[1:])) if query.responses[1:] else query
         for query in queries
     ]
     with torch.no_grad():
-        after_MV = packed(changed, _spread)
+        after_MV = packed(changed, spread)
     same = [
         old is new
         for query, other in zip(queries, changed, strict=True)
@@ -200,11 +148,6 @@ def _check_apart(packed: Score, queries: Sequence[Query], before_MV: Tensor) -> 
     same_M = torch.tensor(same, device=before_MV.device)
     if not _error(after_MV[same_M], before_MV[same_M]) <= APART:
         raise PackingError("its packed rows depend on each other")
-
-
-def _other(ids: Sequence[int]) -> tuple[int, ...]:
-    """Other tokens, of any vocabulary of two or more."""
-    return tuple(token - 1 if token else 1 for token in ids)
 
 
 def _check_exact(mine: _Found, plain: _Found, queries: Sequence[Query]) -> Tensor:
@@ -220,7 +163,7 @@ def _check_exact(mine: _Found, plain: _Found, queries: Sequence[Query]) -> Tenso
 def _with_gradient(model: PreTrainedModel, score: Score, queries: Sequence[Query]) -> _Found:
     """The gradient is that of some sum of log-probabilities by one vector that every embedding gains."""
     if not torch.is_grad_enabled():
-        return _Found(score(queries, _spread), None)
+        return _Found(score(queries, spread), None)
     shifts: list[Tensor] = []
 
     def shifted(module: nn.Module, arguments: object, output: Tensor) -> Tensor:
@@ -230,7 +173,7 @@ def _with_gradient(model: PreTrainedModel, score: Score, queries: Sequence[Query
 
     hook = model.get_input_embeddings().register_forward_hook(shifted)
     try:
-        logits = score(queries, _spread)
+        logits = score(queries, spread)
     finally:
         hook.remove()
     weighted = (_of_targets(logits, queries) * torch.linspace(0.3, 1.7, len(logits), device=logits.device)).sum()
@@ -256,16 +199,10 @@ def _check_rounding(
         raise PackingError(f"its packed rows are off by {mine:.2f} nats in half precision, plain ones by {theirs:.2f}")
 
 
-def _spread(logits_MV: Tensor, target_M: Tensor) -> Tensor:
-    return logits_MV - logits_MV.mean(-1, keepdim=True)
-
-
 def _of_targets(logits_MV: Tensor, queries: Sequence[Query]) -> Tensor:
     targets = [token for query in queries for response in query.responses for token in response]
     return logprob(logits_MV, torch.tensor(targets, device=logits_MV.device))
 
 
 def _error(found_MV: Tensor, expected_MV: Tensor) -> float:
-    """The largest error of a row, as a share of the row's length."""
-    size_M = expected_MV.norm(dim=-1).clamp(min=torch.finfo(expected_MV.dtype).tiny)
-    return float(((found_MV - expected_MV).norm(dim=-1) / size_M).max())
+    return float(row_errors(found_MV, expected_MV).max())

@@ -18,13 +18,18 @@ _PRETRAINED = "original_max_position_embeddings"
 
 def thresholds(model: PreTrainedModel) -> list[int]:
     """Every such length that the model's configuration names."""
-    found = {length for config in _configs(model) for _, length in _reaches(config)}
+    found = set(reaches(model))
     for config in _configs(model):
         rope = getattr(config, "rope_parameters", None) or {}
         found.update(
             own[_PRETRAINED] for own in (rope, *rope.values()) if isinstance(own, dict) and own.get(_PRETRAINED)
         )
     return sorted(found)
+
+
+def reaches(model: PreTrainedModel) -> list[int]:
+    """The lengths of windows, chunks and choices of keys among them."""
+    return sorted({length for config in _configs(model) for _, length in _reaches(config)})
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Each step is one call of the model for all running sequences and the prompts tha
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from spintune.generation.sampling import Sampling, choose, penalize
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.linear import inference_kernels
 from spintune.records import Completion
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class BatchGenerator:
         self._rotary = LengthDependentRotary(engine.model)
         self._alone = PlainGenerator(engine, tokenizer, stop_ids)
         self._cache_width: int | None = None
+        self._told = False
 
     @torch.inference_mode()
     def generate(
@@ -109,9 +113,12 @@ class BatchGenerator:
         with inference_kernels(self.model, self.autocast, copy_bytes, self.engine.compiled):
             for group in self._together(sequences):
                 finished.update(self._generate(group, sampling, on_token))
-        for sequence in sequences:
-            if sequence.index not in finished:
-                finished[sequence.index] = self._alone.write(sequence, sampling, on_token)
+        alone = [sequence for sequence in sequences if sequence.index not in finished]
+        if alone and not self._told:
+            self._told = True
+            self._tell_of_lengths(len(alone), len(sequences))
+        for sequence in alone:
+            finished[sequence.index] = self._alone.write(sequence, sampling, on_token)
         completions = [finished[sequence.index] for sequence in sequences]
         tell_of_positions(sequences, completions, sampling)
         return completions
@@ -153,6 +160,18 @@ class BatchGenerator:
             self._extend(running, logits, sampling, on_token)
             self._retire(running, runner, finished)
         return finished
+
+    def _tell_of_lengths(self, alone: int, all_: int) -> None:
+        again = "for every token beyond" if self._rotary.grows() else "when it crosses"
+        log.warning(
+            "%d of %d answers may cross %s tokens, where the model's rotary frequencies change: each is written alone, "
+            "and its whole text is read again %s, which is several times slower; shorter prompts or a lower "
+            "max_new_tokens avoid it",
+            alone,
+            all_,
+            ", ".join(map(str, self._rotary.thresholds())),
+            again,
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -7,7 +7,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
-from spintune.engine.paths import ModelPaths
+from spintune.engine.paths import ModelPaths, ScorePath, length_phrases
 from spintune.generation.batch import BatchGenerator
 from spintune.generation.checked import DEFINITION, CheckedGenerator, GeneratorFactory
 from spintune.generation.plain import PlainGenerator
@@ -51,10 +51,14 @@ def _checked(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, stop_ids
     return CheckedGenerator(engine, tokenizer, stop_ids, candidates)
 
 
-def find_paths(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase) -> ModelPaths:
-    """How the engine scores and generates, as its checks found out.
+def find_paths(engine: LogProbEngine, tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> ModelPaths:
+    """How the engine scores and generates, as its checks found out; a generator of a ``name`` is the user's choice.
 
     Raises ModelError when no generator of this package is right for the model.
     """
-    generation, _, why = _checked(engine, tokenizer, frozenset()).chosen
-    return ModelPaths("packed" if engine.packed else "one row at a time", engine.why, generation, why)
+    if name is None:
+        generation, _, why = _checked(engine, tokenizer, frozenset()).chosen
+    else:
+        generation, why = name, "the recipe names it"
+    scores: ScorePath = "packed" if engine.packed else "one row at a time"
+    return ModelPaths(scores, engine.why, generation, why, length_phrases(engine))

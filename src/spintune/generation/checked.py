@@ -21,7 +21,7 @@ from spintune.engine.float32 import in_float32
 from spintune.engine.head import at_least_float32, precision
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.positions import position_limit
-from spintune.engine.probe import evaluating
+from spintune.engine.probing import evaluating
 from spintune.engine.thresholds import lowered, thresholds
 from spintune.errors import ModelError
 from spintune.generation.protocol import Generator, OnToken, Prompt

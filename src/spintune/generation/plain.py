@@ -65,8 +65,10 @@ class PlainGenerator:
 
     def write(self, sequence: SequenceState, sampling: Sampling, on_token: OnToken | None) -> Completion:
         """Writes one sequence to its end."""
-        next_logits = self._reader(sequence.prompt) if self.cached else self._definition(sequence.prompt)
+        definition = self._definition(sequence.prompt)
+        cached = self._reader(sequence.prompt) if self.cached else definition
         while len(sequence.ids) < sequence.max_len:
+            next_logits = cached if self._begins_alike(sequence) else definition
             with precision(self.model, self.autocast):
                 logits = next_logits(sequence.ids)
             uniform = torch.tensor([sequence.uniforms[len(sequence.ids)]], dtype=torch.float64)
@@ -77,6 +79,12 @@ class PlainGenerator:
             if ended or int(token) in self.stop_ids:
                 break
         return completion_of(sequence, self.stop_ids, self.tokenizer)
+
+    def _begins_alike(self, sequence: SequenceState) -> bool:
+        """Whether what was read is as in a row of its own: see :attr:`LogProbEngine.row_limit`."""
+        limit = self.engine.row_limit
+        before = 1 if self.model.config.is_encoder_decoder else len(sequence.prompt)
+        return limit is None or before + len(sequence.ids) <= limit
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from spintune.engine.logprobs import LogProbEngine
-from spintune.engine.paths import ModelPaths, ScorePath
+from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError
 from spintune.generation.build import find_paths
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
@@ -178,6 +178,12 @@ class RunContext:
             compiled=recipe.compile,
             tokens_per_forward=recipe.tokens_per_forward,
         )
+        if recipe.spin and engine.row_limit is not None and recipe.data.max_length > engine.row_limit:
+            raise ModelError(
+                f"spin: beyond {engine.row_limit} tokens the rest of a row changes what {recipe.model} computes of its "
+                "beginning, so answers would not be drawn as they are scored; set data.max_length to "
+                f"{engine.row_limit} or less, or leave spin out"
+            )
         self._tell_paths(engine, loaded)
         prompts, options = recipe.data.generation_prompt, recipe.data.template_options
         return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
@@ -187,12 +193,9 @@ class RunContext:
         if self._paths_told:
             return
         self._paths_told = True
-        if generator := self.recipe.generator:
-            scores: ScorePath = "packed" if engine.packed else "one row at a time"
-            paths = ModelPaths(scores, engine.why, generator, "the recipe names it")
-        else:
-            paths = find_paths(engine, loaded.tokenizer)
-        self.progress.note("; ".join(paths.lines()))
+        paths = find_paths(engine, loaded.tokenizer, self.recipe.generator)
+        alone = price(engine, loaded.max_input_length)
+        self.progress.note("; ".join([*paths.lines(), *([f"price: {alone}"] if alone else [])]))
 
     def publish(
         self, player: LoadedIterate, name: str, stage: str, inputs: Inputs, facts: object, *files: Path

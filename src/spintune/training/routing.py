@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from spintune.engine.probe import evaluating
+from spintune.engine.probing import evaluating
 from spintune.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -66,8 +66,8 @@ class Routers:
     Args:
         coefficient: weight of the loss; None: the model's own where its config asks for the loss, else 0.
 
-    A model may have the loss and give no logits of routers: a dense one of a family of mixtures, or one whose layers all
-    route by a table of tokens. It trains without, and a line says so where its config asks for the loss.
+    A model may have the loss and give no logits of routers: a dense one of a family of mixtures, or one whose layers
+    all route by a table of tokens. It trains without, and a line says so where its config asks for the loss.
 
     Raises ModelError when a coefficient is given for a model that has no such loss.
     """
@@ -76,8 +76,8 @@ class Routers:
         # a module of one's own has no config and no routers
         config = model.config.get_text_config() if isinstance(model, PreTrainedModel) else PreTrainedConfig()
         own, top_k = (getattr(config, name, None) for name in ("router_aux_loss_coef", "num_experts_per_tok"))
-        named = own is not None and isinstance(top_k, int) and top_k > 0 and not config.is_encoder_decoder
-        self._top_k = int(top_k) if named else 0
+        self._top_k = 0 if own is None or config.is_encoder_decoder or not isinstance(top_k, int) else top_k
+        named = self._top_k > 0
         self._decoder: nn.Module | None = model.get_decoder() if named else None
         asked = bool(getattr(config, "output_router_logits", False))
         self.coefficient = float(own or 0.0) * asked if coefficient is None else coefficient
@@ -109,7 +109,9 @@ class Routers:
             yield routing
             return
 
-        def ask(module: nn.Module, arguments: tuple[object, ...], options: dict[str, object]) -> object:
+        def ask(
+            module: nn.Module, arguments: tuple[object, ...], options: dict[str, object]
+        ) -> tuple[tuple[object, ...], dict[str, object]]:
             # the decoder alone: the model around it would compute the loss as well, and fails where no layer routes
             return arguments, {**options, "output_router_logits": True}
 
