@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from gguf import GGUFReader
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
