@@ -27,6 +27,7 @@ from spintune.results import (
 )
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.synthesis.filters import FilterCounts
+from spintune.teachers.budget import replies_in_words
 from spintune.terminal import SafeConsole
 
 
@@ -74,6 +75,8 @@ def _print_synth(console: _Console, synth: SynthFacts, folder: str) -> None:
         f"{cost.requests:,} requests, {cost.prompt_tokens:,} tokens read, {cost.completion_tokens:,} written"
         + (f", ${cost.dollars:,.2f}" if cost.dollars else "")
     )
+    for sentence in replies_in_words(synth.thoughts, synth.left_out):
+        console.sentence(sentence)
     if synth.stopped:
         console.sentence(f"It stopped early: {synth.stopped}")
     console.sentence(f"They are in {folder}/synth; read card.md there before you train on them.")

@@ -59,6 +59,8 @@ class SynthFacts:
         funnel: read, kept and dropped at each step, in order.
         stopped: why it ended early, or None.
         seconds: by kind of work.
+        thoughts: replies before which the teacher reasoned.
+        left_out: replies to requests without a parameter that the server refuses, by parameter.
     """
 
     teacher: str
@@ -70,6 +72,8 @@ class SynthFacts:
     stopped: str | None
     cost: Cost
     seconds: dict[str, float]
+    thoughts: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,10 +41,11 @@ def test_the_teacher_s_funnel_comes_first(folder: Make) -> None:
     step = {"step": "new_instructions", "unit": "instructions", "read": 9, "kept": 4, "dropped": {"similar": 5}}
     cost = {"requests": 3, "prompt_tokens": 100, "completion_tokens": 250, "dollars": 1.5}
     told = {"teacher": "wise-1", "method": "alpaca", "seeds": "builtin:seeds", "examples": 4, "instructions": 4}
-    made.stage("synth", **told, funnel=[step], stopped=None, cost=cost, seconds={"write": 8.0})
+    made.stage("synth", **told, funnel=[step], stopped=None, cost=cost, seconds={"write": 8.0}, thoughts=7)
     run = read_run(made.path)
     first, second = funnel(run)
     assert (first.step, first.read, first.kept, first.dropped) == ("writing: new instructions", 9, 4, {"similar": 5})
+    assert first.note == "7 replies began with reasoning, which was set apart."
     assert second.step == "reading"
     (paid,) = costs(run)
     assert (paid.did, paid.tokens, paid.seconds) == ("3 requests, $1.50", 250, {"write": 8.0})

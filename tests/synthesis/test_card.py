@@ -95,3 +95,14 @@ def test_the_card_is_markdown_in_which_foreign_text_stays_text(output: str) -> N
 
 def test_what_stays_as_it_is_in_a_cell() -> None:
     assert "| exam \\<img src=x onerror=harm()\\> | 3 | a \\| b |" in card_of(SeedTask("t", "Say.", "", "1"))
+
+
+def test_the_card_says_how_the_teacher_was_asked() -> None:
+    task = SeedTask("t", "Say.", "", "1")
+    examples = [GeneratedExample(task, SynthesisProvenance("who", "alpaca", (AnsweredPrompt("p", "k"),), ("s",)))]
+    counts = [FilterCounts("candidates", "tasks", 1, 1)]
+    told = {"thoughts": 4, "left_out": {"top_p": 5}}
+    card = describe(SynthesisResult("who", "alpaca", examples, counts, Usage(1, 2, 3), **told), [task], "builtin:seeds")
+    assert (card.thoughts, card.left_out) == (4, {"top_p": 5})
+    shown = r"3 written. 4 replies began with reasoning, which was set apart. 5 were asked for without top\_p"
+    assert shown in as_markdown(card)

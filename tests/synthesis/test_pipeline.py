@@ -6,6 +6,7 @@ import doctest
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,25 @@ def test_synthesis_needs_no_torch() -> None:
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+class Thinker(Inventor):
+    """Reasons before every second answer, and is asked without a temperature."""
+
+    thoughts = 0
+
+    def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
+        for index, outcome in super().ask(requests):
+            assert isinstance(outcome, Reply)
+            reasoning = "Hm." if self.asked % 2 else ""
+            self.thoughts += bool(reasoning)
+            yield index, replace(outcome, reasoning=reasoning, left_out=("temperature",))
+
+
+def test_thoughts_and_parameters_left_out_are_counted_once(seeds: list[SeedTask], tmp_path: Path) -> None:
+    """Also by a call that finds every reply in the file."""
+    teacher = Thinker()
+    results = [synthesize(seeds, teacher, 5, replies=tmp_path / "r.sqlite", options=OPTIONS) for _ in range(2)]
+    for result in results:
+        assert (result.thoughts, result.left_out) == (teacher.thoughts, {"temperature": teacher.asked})
+    assert 0 < teacher.thoughts < teacher.asked

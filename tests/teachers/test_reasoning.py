@@ -6,9 +6,10 @@ import doctest
 
 import pytest
 
-import spintune.teachers.reasoning
+import spintune.text.reasoning
 from spintune.teachers.protocol import Reply
-from spintune.teachers.reasoning import split_reasoning, without_reasoning
+from spintune.teachers.reasoning import without_reasoning
+from spintune.text.reasoning import KNOWN_MARKS, Marks, split_content, split_reasoning
 
 
 @pytest.mark.parametrize(
@@ -58,4 +59,17 @@ def test_no_part_of_a_thought_that_quotes_its_mark_is_an_answer() -> None:
 
 
 def test_examples_in_docstrings_are_true() -> None:
-    assert doctest.testmod(spintune.teachers.reasoning).failed == 0
+    assert doctest.testmod(spintune.text.reasoning).failed == 0
+
+
+@pytest.mark.parametrize("marks", KNOWN_MARKS, ids=lambda marks: marks.open)
+def test_replies_and_data_know_the_same_marks(marks: Marks) -> None:
+    text = f"{marks.open}\nHm.\n{marks.close}\nFour"
+    assert split_content(text)[1] == marks
+    assert split_reasoning(text)[1] == "Four"
+    assert split_reasoning(f"Hm.\n{marks.close}\nFour") == ("Hm.", "Four")
+
+
+def test_an_opening_in_plain_words_opens_nothing_by_itself() -> None:
+    text = "Here are my reasoning steps: add, then check."
+    assert split_reasoning(text) == ("", text)

@@ -8,8 +8,8 @@ import pytest
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message, ToolCall
+from spintune.text.reasoning import without_reasoning
 from spintune.tokens.chat import ChatRenderer
-from spintune.tokens.reasoning import without_reasoning
 from spintune.tokens.rows import render
 from spintune.tokens.turns import _tell
 

@@ -23,6 +23,7 @@ import yaml
 from spintune.errors import MissingExtraError, RecipeError
 from spintune.evaluation.custom_tasks import CustomTask, read_custom_task
 from spintune.evaluation.harness_results import HarnessReport, HarnessResult, read_result
+from spintune.hub import only_if_reachable
 from spintune.progress import Progress, Silent
 from spintune.storage import digest_file
 from spintune.typed_json import JsonObject
@@ -208,8 +209,10 @@ class _Library:
 
     def load(self, benchmark: Benchmark) -> Any:
         """The task or tasks with their data, which this fetches."""
-        own = self.own.get(benchmark.task)
-        return self.manager.load([own.config() if own else benchmark.task])
+        if own := self.own.get(benchmark.task):
+            return self.manager.load([own.config()])
+        with only_if_reachable():
+            return self.manager.load([benchmark.task])
 
 
 def _is_file(name: str) -> bool:

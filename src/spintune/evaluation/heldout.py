@@ -16,7 +16,7 @@ from spintune.generation.protocol import Generator
 from spintune.metrics import METRICS, answer_metrics
 from spintune.progress import Progress
 from spintune.records import Example
-from spintune.tokens.reasoning import without_reasoning
+from spintune.text.reasoning import without_reasoning
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.typed_json import JsonObject

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from spintune.storage import digest_json
 from spintune.teachers.protocol import Failure, Outcome
-from spintune.teachers.reasoning import split_reasoning
+from spintune.text.reasoning import split_reasoning
 
 
 @dataclass(frozen=True)

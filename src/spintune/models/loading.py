@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from spintune.errors import ModelError, SpintuneError, StorageError
+from spintune.hub import is_kept, only_if_reachable
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
 from spintune.models.converted import converted
@@ -123,7 +124,7 @@ def load_model(
     autocast = autocast_type(precision, device)
     location, arguments = locate_model(name, cache)
     check_files(name, location, arguments)
-    with _refusals(f"model {name!r}"):
+    with _refusals(f"model {name!r}", location, arguments):
         tokenizer = _read_tokenizer(location, arguments)
     loaded = _read_model(name, location, arguments, tokenizer, autocast if frozen and autocast else torch.float32)
     loaded.model.to(device)
@@ -135,7 +136,7 @@ def _read_model(
     name: str, location: str, arguments: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
 ) -> LoadedModel:
     """The model at a location, in memory and for evaluation."""
-    with _refusals(f"model {name!r}"):
+    with _refusals(f"model {name!r}", location, arguments):
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
         source = read_source_files(location, arguments, is_multimodal(config))
         model, report = auto_class(config).from_pretrained(
@@ -158,15 +159,30 @@ def _read_model(
 
 
 @contextlib.contextmanager
-def _refusals(what: str) -> Iterator[None]:
+def _refusals(what: str, location: str | None = None, arguments: Mapping[str, str] | None = None) -> Iterator[None]:
     """Whatever transformers raises about a foreign folder, in one line, and without its own warnings before it."""
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _disk_or_hub(what, location, arguments):
             yield
     except SpintuneError:
         raise
     except Exception as error:
         raise ModelError(f"{what} cannot be loaded: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _disk_or_hub(what: str, location: str | None, arguments: Mapping[str, str] | None) -> Iterator[None]:
+    """Waits for no hub that does not answer. Raises ModelError where it alone has the model."""
+    if location is None or Path(location).is_dir():
+        yield
+        return
+    with only_if_reachable() as reason:
+        if reason and not is_kept(location, (arguments or {}).get("revision")):
+            raise ModelError(
+                f"{what}: there is no such folder, no earlier download, and the hub cannot be asked ({reason}); check "
+                "the name and the network"
+            )
+        yield
 
 
 class _Report(TypedDict):
@@ -202,7 +218,7 @@ def _check_weights(name: str, model: PreTrainedModel, report: _Report) -> None:
 def is_encoder_decoder(name: str, *, cache: Path) -> bool:
     """Whether a model has an encoder and a decoder, by its config alone. Raises ModelError as :func:`load_model`."""
     location, arguments = locate_model(name, cache)
-    with _refusals(f"config of {name!r}"):
+    with _refusals(f"config of {name!r}", location, arguments):
         return bool(AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments).is_encoder_decoder)
 
 
@@ -216,7 +232,7 @@ def check_model(name: str, *, cache: Path) -> None:
 def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
     """Loads only the tokenizer of a model. Raises ModelError as :func:`load_model`."""
     location, arguments = locate_model(name, cache)
-    with _refusals(f"tokenizer of {name!r}"):
+    with _refusals(f"tokenizer of {name!r}", location, arguments):
         return _read_tokenizer(location, arguments)
 
 

@@ -20,7 +20,7 @@ from spintune.results import DataFacts, IterationFacts, LikelihoodCounts, SftFac
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.storage import read_json
 from spintune.synthesis.filters import FilterCounts
-from spintune.teachers.budget import Cost
+from spintune.teachers.budget import Cost, replies_in_words
 from spintune.typed_json import JsonObject
 
 # Data ---------------------------------------------------------------------------------------------------------------
@@ -45,9 +45,12 @@ def funnel(run: RunFacts) -> list[NotedStep]:
 
 def _written(run: RunFacts) -> Iterator[NotedStep]:
     facts = run.facts("synth", SynthFacts)
-    for step in facts.funnel if facts else ():
+    if facts is None:
+        return
+    note = " ".join(replies_in_words(facts.thoughts, facts.left_out))
+    for step in facts.funnel:
         name = f"writing: {step.step.replace('_', ' ')}"
-        yield NotedStep(name, step.unit, step.read, step.kept, step.dropped)
+        yield NotedStep(name, step.unit, step.read, step.kept, step.dropped, note if step is facts.funnel[0] else "")
 
 
 def _read(run: RunFacts) -> Iterator[NotedStep]:

@@ -32,7 +32,7 @@ from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import LoadedIterate
 from spintune.storage import digest_file
-from spintune.tokens.reasoning import without_reasoning
+from spintune.text.reasoning import without_reasoning
 from spintune.typed_json import JsonObject, to_json
 
 

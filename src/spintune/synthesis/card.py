@@ -6,14 +6,14 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spintune.data.novelty import NoveltyIndex
 from spintune.synthesis.decoding import stream
 from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.filters import FilterCounts
 from spintune.synthesis.pipeline import RemovedExample, SynthesisResult
-from spintune.teachers.budget import Budget, Cost
+from spintune.teachers.budget import Budget, Cost, replies_in_words
 from spintune.text.markdown import block, code, plain, table
 from spintune.text.words import WordRule
 from spintune.typed_json import JsonObject
@@ -75,6 +75,8 @@ class SynthesisCard:
         decontaminated: examples that were removed for their overlap with evaluation data.
         classification: examples of classification tasks.
         without_input: examples without an input.
+        thoughts: replies before which the teacher reasoned.
+        left_out: replies to requests without a parameter that the server refuses, by parameter.
         funnel: what each step read, kept and dropped.
         words: lengths of instructions, inputs and outputs. [words]
         sample: rows of some examples.
@@ -95,6 +97,8 @@ class SynthesisCard:
     openings: list[Opening]
     nearest_seed: SeedSimilarity
     sample: list[JsonObject]
+    thoughts: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 def describe(
@@ -135,6 +139,8 @@ def describe(
         openings=openings(result.instructions),
         nearest_seed=nearest_seed(result.instructions, seeds, word_rule),
         sample=[result.examples[place].to_json() for place in chosen],
+        thoughts=result.thoughts,
+        left_out=dict(result.left_out),
     )
 
 
@@ -208,13 +214,13 @@ def as_markdown(card: SynthesisCard) -> str:
 def _introduction(card: SynthesisCard) -> list[str]:
     cost = card.cost
     stopped = f" Stopped early: {plain(card.stopped)}." if card.stopped else ""
+    asked = f"Asked {cost.requests:,} times: {cost.prompt_tokens:,} tokens read, {cost.completion_tokens:,} written"
     dollars = f", ${cost.dollars:,.2f} at the recipe's prices" if cost.dollars else ""
     return [
         f"# {card.examples:,} examples written by {plain(card.teacher)}",
         f"{card.instructions:,} instructions ({plain(card.method)}, seeds: {plain(card.seeds)}); "
         f"{card.classification:,} examples of classification, {card.without_input:,} without input.{stopped}",
-        f"Asked {cost.requests:,} times: {cost.prompt_tokens:,} tokens read, {cost.completion_tokens:,} written"
-        f"{dollars}.",
+        " ".join([f"{asked}{dollars}.", *map(plain, replies_in_words(card.thoughts, card.left_out))]),
         "Nobody has checked these examples. Read the sample before you train on them, and mind the terms of the "
         "teacher's provider.",
     ]

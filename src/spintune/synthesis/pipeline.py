@@ -97,6 +97,8 @@ class SynthesisResult:
         stopped: why it stopped before the target; None if it reached it.
         budget_used_up: whether it stopped because of the teacher's budget.
         removed: examples that overlapped with evaluation data.
+        thoughts: replies before which the teacher reasoned.
+        left_out: replies to requests without a parameter that the server refuses, by parameter.
     """
 
     teacher: str
@@ -107,6 +109,8 @@ class SynthesisResult:
     stopped: str | None = None
     budget_used_up: bool = False
     removed: list[RemovedExample] = field(default_factory=list)
+    thoughts: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def instructions(self) -> list[str]:
@@ -187,7 +191,18 @@ def synthesize(
         kept = f"; the replies are kept in {file.path}" if file.path else ""
         raise DataError(f"{teacher.name}: no example passed the filters{kept}")
     budget_used_up = cached.exhausted is not None
-    return SynthesisResult(teacher.name, method, examples, counts, cost, stopped, budget_used_up, removed)
+    return SynthesisResult(
+        teacher.name,
+        method,
+        examples,
+        counts,
+        cost,
+        stopped,
+        budget_used_up,
+        removed,
+        cached.thoughts,
+        dict(cached.left_out),
+    )
 
 
 def _opened(replies: Replies | Path | str | None) -> contextlib.AbstractContextManager[Replies]:

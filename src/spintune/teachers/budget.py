@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from spintune.errors import RecipeError
@@ -120,3 +121,11 @@ class LedgerCall:
     def _end_hold(self, used: Usage) -> None:
         self._ledger.settle(self._held, used)
         self._held = Usage()
+
+
+def replies_in_words(thoughts: int, left_out: Mapping[str, int]) -> list[str]:
+    """Sentences about replies that began with reasoning, or were asked for without a parameter, by its name."""
+    told = [f"{thoughts:,} replies began with reasoning, which was set apart."] if thoughts else []
+    for name, count in left_out.items():
+        told.append(f"{count:,} were asked for without {name}, which the server refuses.")
+    return told

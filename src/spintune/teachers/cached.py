@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spintune.errors import BudgetError, TeacherError
-from spintune.teachers.protocol import Failure, Outcome, Request, Teacher, Usage
+from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Teacher, Usage
 from spintune.teachers.replies import Replies, answer, request_key
 
 BUDGET = "budget"
@@ -20,6 +21,8 @@ class CachedTeacher:
     Attributes:
         exhausted: what the teacher said when its budget was used up; None before.
         on_reply: called after each outcome that is stored; it may raise to stop asking.
+        thoughts: replies before which the teacher reasoned, stored ones included.
+        left_out: replies to requests without a parameter that the server refuses, by parameter.
 
     Raises TeacherError when the object lacks a member of a teacher.
     """
@@ -28,6 +31,9 @@ class CachedTeacher:
     replies: Replies
     exhausted: str | None = None
     on_reply: Callable[[], None] = lambda: None
+    thoughts: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    _counted: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         missing = [member for member in ("name", "identity", "ask") if not hasattr(self.teacher, member)]
@@ -48,6 +54,7 @@ class CachedTeacher:
         """
 
         def heard(request: Request, outcome: Outcome) -> None:
+            self._count(request, outcome)
             on_outcome(request, outcome)
             self.on_reply()
 
@@ -56,7 +63,18 @@ class CachedTeacher:
                 return answer(self.teacher, self.replies, requests, heard)
             except BudgetError as error:
                 self.exhausted = str(error)
-        return [self.replies.find(self.key(request)) or Failure(BUDGET) for request in requests]
+        found = [self.replies.find(self.key(request)) or Failure(BUDGET) for request in requests]
+        for request, outcome in zip(requests, found, strict=True):
+            self._count(request, outcome)
+        return found
+
+    def _count(self, request: Request, outcome: Outcome) -> None:
+        if not isinstance(outcome, Reply) or not (outcome.reasoning or outcome.left_out):
+            return
+        if (key := self.key(request)) not in self._counted:
+            self._counted.add(key)
+            self.thoughts += bool(outcome.reasoning)
+            self.left_out.update(outcome.left_out)
 
     def key(self, request: Request) -> str:
         """The key under which the outcome of a request is stored."""

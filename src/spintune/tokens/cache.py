@@ -17,6 +17,7 @@ from spintune.cached_folders import cached_folder, own_room, require_own, shrink
 from spintune.errors import RunError, StorageError
 from spintune.record_files import RecordFile
 from spintune.storage import digest_json, read_json, storage_errors, write_json
+from spintune.text import reasoning
 from spintune.tokens.rows import RenderedRows, TokenRow
 
 log = logging.getLogger(__name__)
@@ -95,8 +96,8 @@ def _read(entry: Path) -> RenderedRows | None:
 
 @cache
 def _code() -> str:
-    """Digest of this package's code and of the version of tokenizers, either of which may change the tokens."""
+    """Digest of the code and of the version of tokenizers, either of which may change the tokens."""
     sha = hashlib.sha256(version("tokenizers").encode())
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in [*sorted(Path(__file__).parent.glob("*.py")), Path(reasoning.__file__)]:
         sha.update(file.read_bytes())
     return sha.hexdigest()

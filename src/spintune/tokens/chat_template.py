@@ -15,10 +15,11 @@ import orjson
 
 from spintune.errors import ModelError
 from spintune.records import Message
+from spintune.text.reasoning import KNOWN_MARKS, split_content
 from spintune.text.words import one_line
 from spintune.tokens.ends import TurnEnd, learn_end
 from spintune.tokens.layout import Control, Part, Splitter, Turn, TurnExtras
-from spintune.tokens.reasoning import KNOWN_MARKS, Thought, marks_of, split_content
+from spintune.tokens.reasoning import Thought, marks_of
 from spintune.tokens.template_options import TemplateOptions, check_options, options_of
 from spintune.tokens.templates import template_source, with_fixed_date
 from spintune.tokens.tool_calls import CALL_STYLES, PROBE_CALL, PROBE_TOOL, CallStyle, with_calls

@@ -1,30 +1,10 @@
-"""Reasoning before an answer: the marks that templates put around it, and its place in a content."""
+"""Reasoning before an answer, as a chat template sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Marks:
-    """What a family of models writes before and after its reasoning."""
-
-    open: str
-    close: str
-
-
-KNOWN_MARKS = (
-    Marks("<think>", "</think>"),
-    Marks("[THINK]", "[/THINK]"),
-    Marks("<seed:think>", "</seed:think>"),
-    Marks("<mm:think>", "</mm:think>"),
-    Marks("<thinking>", "</thinking>"),
-    Marks("<|START_THINKING|>", "<|END_THINKING|>"),
-    Marks("<|inner_prefix|>", "<|inner_suffix|>"),
-    Marks("<|channel>thought", "<channel|>"),
-    Marks("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
-)
+from spintune.text.reasoning import KNOWN_MARKS, Marks
 
 
 @dataclass(frozen=True)
@@ -51,29 +31,3 @@ class Thought:
 def marks_of(source: str) -> tuple[Marks, ...]:
     """The known marks that a template's source mentions."""
     return tuple(marks for marks in KNOWN_MARKS if marks.close in source)
-
-
-def split_content(content: str, known: Sequence[Marks]) -> tuple[str, Marks | None, str]:
-    """Reasoning, its marks and the rest of an answer's content; no marks where it does not begin with reasoning."""
-    for marks in known:
-        before, close, after = content.partition(marks.close)
-        if not close:
-            continue
-        before = before.lstrip()
-        reasoning = before.removeprefix(marks.open)
-        if marks.open not in reasoning and (reasoning != before or before.strip()):
-            return reasoning, marks if reasoning != before else Marks("", marks.close), after
-    return "", None, content
-
-
-def without_reasoning(text: str) -> str:
-    """The answer in a text that a model wrote: what follows its reasoning, or all of it where it has none.
-
-    The prompt may have opened the reasoning. Then the closing mark stands at the edge of a line: inside one it is more
-    likely part of an answer about such marks.
-    """
-    reasoning, marks, answer = split_content(text, KNOWN_MARKS)
-    if marks is None:
-        return text
-    at_edge = reasoning.endswith("\n") or not answer or answer.startswith("\n")
-    return answer.lstrip() if marks.open or at_edge else text

@@ -16,10 +16,11 @@ from functools import cache, lru_cache
 from typing import Literal
 
 from spintune.errors import ModelError
+from spintune.text.reasoning import Marks
 from spintune.tokens.chat_template import ANSWER, MAX_RENDERINGS, THOUGHTFUL, USER, ChatTemplate, RefusedError
 from spintune.tokens.ends import text_of
 from spintune.tokens.layout import Control, Part, Turn
-from spintune.tokens.reasoning import Marks, Thought
+from spintune.tokens.reasoning import Thought
 from spintune.tokens.template_options import in_words
 
 log = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from pathlib import Path
 from spintune.data.tables.arrow_rows import dataset_table
 from spintune.data.tables.table import RowTable, first_line
 from spintune.errors import DataError
+from spintune.hub import only_if_reachable
 
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*", re.DOTALL)
@@ -32,12 +33,18 @@ def hub_table(path: str, split: str, config: str | None) -> RowTable:
     found = HUB_ID.fullmatch(path)
     name, revision = (found["name"], found["revision"]) if found else (path, None)
     try:
-        data = datasets.load_dataset(name, config, revision=revision, split=split)
+        with only_if_reachable() as unreachable:
+            data = datasets.load_dataset(name, config, revision=revision, split=split)
     except Exception as error:  # a boundary: the hub client raises dozens of unrelated types
         if configs := _CONFIGS.search(str(error)):
             names = (configs["names"] or configs["known"]).replace("'", "")
             wrong = "has several configurations" if config is None else f"has no configuration {config}"
             raise DataError(f"{path}: the data set {wrong}; set config to one of: {names}") from error
+        if unreachable:
+            raise DataError(
+                f"{path}: there is no such file, no earlier download of the data set, and the hub cannot be asked "
+                f"({unreachable}); check the name and the network, or give a file"
+            ) from error
         raise DataError(
             f"{path}: no such local file, and the hub did not give split '{split}' of a data set of that name "
             f"({type(error).__name__}: {first_line(error)}); check the name and the network, or download a file of it"
