@@ -24,6 +24,7 @@ Counts = dict[str, Counter[str]]
 PLAN: dict[str | tuple[str, str], int | None] = {
     "kill": 4,
     "nth": 10,
+    "stop": 5,
     "fail": 10,
     "cut": 10,
     "finished": 12,
@@ -85,7 +86,7 @@ def regime(machine: Machine, asked: argparse.Namespace) -> Counts:
 
 def _kinds(stage: Stage, names: list[str]) -> Iterator[tuple[str, Kind]]:
     for name in names:
-        if stage.world.recipe or KINDS[name].without_recipe:
+        if name in stage.world.kinds if stage.world.kinds else stage.world.recipe or KINDS[name].without_recipe:
             yield name, KINDS[name]
 
 

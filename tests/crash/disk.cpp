@@ -1,5 +1,5 @@
 // Stands between a process and the disk (LD_PRELOAD): counts what changes files below one folder, writes it to a log,
-// and kills the process or fails the call at the n-th such operation.
+// and kills the process, sends it a signal, or fails the call, at the n-th such operation.
 //
 // A write of two bytes or more is two operations, one for each half, so that a kill falls between them and a full disk
 // gives a short write. Calls go to the kernel directly; what a library does inside (fopen, mmap) is not seen, and
@@ -25,7 +25,7 @@
 namespace {
 
 enum Operation : int32_t { REFUSED, OPEN, WRITE, SYNC, RENAME, UNLINK, RMDIR, MKDIR, TRUNCATE, LINK, MOVED };
-enum Mode : int { WATCH, KILL, FAIL_ONCE, FAIL_ON };
+enum Mode : int { WATCH, KILL, FAIL_ONCE, FAIL_ON, SIGNAL };
 
 struct Shared {  // read by the parent, also after a kill
     long count;
@@ -72,6 +72,10 @@ int next() {
     if (mode == KILL) {
         syscall(SYS_kill, getpid(), SIGKILL);
         for (;;) pause();
+    }
+    if (mode == SIGNAL) {
+        if (n == at) syscall(SYS_kill, getpid(), fault);
+        return 0;
     }
     return fault;
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from crash.outcome import LOGS, Tree, Verdict, contents, faults_of_reference, ju
 from crash.worlds import SHARD, World
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MOST_STARTS = 40
 
 
@@ -133,6 +135,18 @@ def nth(stage: Stage, number: int) -> Tried:
     return Tried(told, 1, stage.ends())
 
 
+def stop(stage: Stage, number: int) -> Tried:
+    """Asks the command to stop, by a signal at an operation, and starts it again."""
+    at, way = divmod(number, len(SIGNALS))
+    stage.reset()
+    ending = stage.start(mode=shim.SIGNAL, at=at + 1, fault=SIGNALS[way])
+    told = f"{SIGNALS[way].name} at operation {at + 1}"
+    verdict = stage.judge(ending)
+    if verdict.kind == "DIFFERENT":
+        return Tried(f"{told}, in the stopped run itself", 1, verdict)
+    return Tried(told, 1, stage.ends())
+
+
 def fail(stage: Stage, number: int) -> Tried:
     """Fails the command at an operation, once or from then on, and starts it again without a fault."""
     at, way = divmod(number, 2 * len(ERRORS))
@@ -232,6 +246,7 @@ class Kind:
 KINDS = {
     "kill": Kind(kill, lambda stage: 10_000),
     "nth": Kind(nth, lambda stage: len(stage.states)),
+    "stop": Kind(stop, lambda stage: stage.reference.operations * len(SIGNALS)),
     "fail": Kind(fail, lambda stage: stage.reference.operations * 2 * len(ERRORS)),
     "cut": Kind(cut, lambda stage: len(stage.states) * len(power.VARIANTS)),
     "finished": Kind(harm_finished, _files(_finished), without_recipe=False),

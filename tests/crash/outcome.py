@@ -57,7 +57,7 @@ def _content(path: Path) -> Any:
             return {key: value[key] for key in ("stage", "inputs", "files", "facts")}
         return value
     if path.suffix == ".sqlite":
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as database:
             return sorted(database.execute("SELECT key, outcome FROM outcomes"))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

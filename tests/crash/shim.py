@@ -13,7 +13,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("disk.cpp")
 NAMES = ("refused", "open", "write", "sync", "rename", "unlink", "rmdir", "mkdir", "truncate", "link", "moved")
-WATCH, KILL, FAIL_ONCE, FAIL_ON = range(4)
+WATCH, KILL, FAIL_ONCE, FAIL_ON, SIGNAL = range(5)
 
 
 def missing() -> str | None:

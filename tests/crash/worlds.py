@@ -25,6 +25,7 @@ class World:
         command: the words of the command; RECIPE, RUN and OUT stand for paths.
         given: the world whose finished disk this one starts from.
         environment: variables for the command.
+        kinds: the only disturbances that it is for; all without it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class World:
     command: tuple[str, ...] = ("run", "RECIPE", "--json")
     given: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
 
     def prepare(self, machine: Machine) -> list[str]:
         """Writes the recipe; gives the command."""
@@ -122,6 +124,7 @@ WORLDS = {
         World("mixture", _mixture),
         World("synth", _synth),
         World("judge", _judge),
+        World("kernels", _made(spin=None, eval=[]), environment={"SPINTUNE_KERNELS": "on"}, kinds=("cache",)),
         World("export", command=("export", "RUN", "OUT", "--json"), given="small"),
         World("pairs", command=("pairs", "RUN", "OUT", "--json"), given="small"),
         World("report", command=("report", "RUN", "--out", "OUT", "--json"), given="small"),
