@@ -75,6 +75,12 @@ class BudgetError(SpintuneError):
     exit_code = 10
 
 
+class DamagedRunError(RunError):
+    """``spintune verify`` found files of a run that are changed, missing, damaged or added."""
+
+    exit_code = 11
+
+
 class StoppedBySignal(BaseException):
     """SIGTERM, SIGUSR1 or SIGHUP stopped the run at a safe point: finished work and a checkpoint of training are kept,
     and the same command goes on from there."""

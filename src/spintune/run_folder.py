@@ -358,7 +358,12 @@ def _place(line: bytes) -> tuple[str, int] | None:
 def _check_is_run(folder: Path) -> None:
     """Raises RunError for a folder with files in it that is no run: what is in it belongs to somebody."""
     names = {path.name for path in folder.iterdir() if not is_temporary(path)}
-    if "recipe.json" not in names and (foreign := sorted(names - _REPLACEABLE)):
+    # a damaged recipe.json may be deleted: the manifests say what is finished
+    if (
+        "recipe.json" not in names
+        and not (folder / "data" / MANIFEST).is_file()
+        and (foreign := sorted(names - _REPLACEABLE))
+    ):
         raise RunError(f"{folder} is not empty and no run of spintune (it has {foreign[0]}); choose another out=")
 
 

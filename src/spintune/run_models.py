@@ -23,7 +23,7 @@ from spintune.typed_json import from_json
 
 _STAGES = {SFT: "sft", BASELINE: "spin/baseline-sft"}
 _ITERATE = re.compile(r"iterate-[1-9][0-9]{0,8}")
-_LOADED = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".pt", ".py")
+LOADED = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".pt", ".py")
 """Kinds of files that loading a model folder may read."""
 
 
@@ -81,7 +81,7 @@ def written_files(run: Path, stage: str, part: str = "model") -> dict[str, FileF
     for path in place.rglob("*"):
         _refuse_link(path)
         name = str(path.relative_to(run / stage))
-        if name not in files and path.suffix.lower() in _LOADED and not is_note(path.name):
+        if name not in files and path.suffix.lower() in LOADED and not is_note(path.name):
             raise RunError(
                 f"{path}: the run did not write this file, and the model would be loaded with it; move it away"
             )

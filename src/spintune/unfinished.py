@@ -78,6 +78,12 @@ def write_shard(path: Path, records: Sequence[object]) -> None:
 
 def read_shard(path: Path, kind: type[Record], count: int | None = None) -> list[Record]:
     """The records of a shard, which must be ``count``. Raises RunError when it is damaged or of an earlier version."""
+    body = check_shard(path, count)
+    return [parse_record(line, kind, path, number) for number, line in enumerate(body.splitlines(keepends=True), 2)]
+
+
+def check_shard(path: Path, count: int | None = None) -> bytes:
+    """The lines of records in a shard, after comparing them with their digest. Raises as :func:`read_shard`."""
     first, _, body = path.read_bytes().partition(b"\n")
     try:
         head = from_json(ShardHead, orjson.loads(first), path)
@@ -85,4 +91,4 @@ def read_shard(path: Path, kind: type[Record], count: int | None = None) -> list
         raise RunError(f"{path}: damaged, or of an earlier version (it does not begin with a digest)") from error
     if head.sha256 != hashlib.sha256(body).hexdigest() or count not in (None, head.records):
         raise RunError(f"{path}: damaged (its records are not as they were written)")
-    return [parse_record(line, kind, path, number) for number, line in enumerate(body.splitlines(keepends=True), 2)]
+    return body

@@ -96,7 +96,7 @@ def contents() -> Callable[[Path], Tree]:
             elif file.name == "manifest.json":
                 manifest = json.loads(file.read_text())
                 digests = {key: entry["sha256"] for key, entry in manifest["files"].items()}
-                tree[name] = _timeless({**manifest, "files": digests})
+                tree[name] = _timeless({**manifest, "files": digests, "sha256": None})  # its digest is of times too
             else:
                 tree[name] = hashlib.sha256(file.read_bytes()).hexdigest()
         return tree

@@ -91,6 +91,25 @@ def test_changes_of_out_and_of_what_only_watches_do_not_count(run: Run, copied: 
     assert watching.tasks == []
 
 
+def test_a_finished_run_verifies_and_one_that_was_damaged_unseen_is_mended_by_deleting(
+    run: Run, copied: Path, finished: Path, contents: Contents, spintune: Callable[..., Any]
+) -> None:
+    report = json.loads(spintune("verify", copied, "--json").out)
+    assert (report["problems"], report["foreign"]) == ([], [])
+    assert report["stages"].keys() == {str(path.parent.relative_to(copied)) for path in copied.rglob("manifest.json")}
+    answers = copied / "eval/heldout/sft/answers.jsonl"
+    before = answers.stat().st_mtime_ns
+    flip(answers)
+    os.utime(answers, ns=(before, before))  # a start does not see it
+    bad = spintune("verify", copied)
+    assert bad.code == 11
+    assert f"CHANGED  {answers.relative_to(copied)}: " in bad.out
+    answers.unlink()
+    run(copied)
+    assert spintune("verify", copied).code == 0
+    assert contents(copied) == contents(finished)
+
+
 def test_what_changes_no_result_runs_nothing_again(
     run: Run, values: Callable[..., dict[str, Any]], copied: Path, tiny_model: Path
 ) -> None:

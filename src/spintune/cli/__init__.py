@@ -11,7 +11,7 @@ from collections.abc import Callable
 import typer
 
 from spintune.cli.chat import chat
-from spintune.cli.look import doctor, inspect, mix, schema
+from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
@@ -37,6 +37,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "export": export,
     "pairs": pairs,
+    "verify": verify,
     "doctor": doctor,
     "schema": schema,
 }

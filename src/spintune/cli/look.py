@@ -1,4 +1,4 @@
-"""Commands that show something and write nothing: inspect, mix, doctor, schema."""
+"""Commands that show something and write nothing: inspect, mix, doctor, verify, schema."""
 
 from __future__ import annotations
 
@@ -159,6 +159,30 @@ def _doctor_model(name: str, as_json: bool) -> None:
             print(f"WRONG {problem}")
     if report.problems:
         raise typer.Exit(1)
+
+
+def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], json: Json = False) -> None:
+    """Read every file of a run and compare it with its digest: what is whole, changed, missing, damaged or added.
+
+    A start of a run looks at sizes and times only.
+    """
+    from spintune.errors import DamagedRunError
+    from spintune.progress_display import open_progress
+    from spintune.terminal import visible
+    from spintune.typed_json import to_json
+    from spintune.verification import verify_run
+
+    with open_progress(json) as progress:
+        found = verify_run(run, progress)
+    if json:
+        print_json(to_json(found))
+    else:
+        for line in found.lines():
+            print(visible(line))
+    if found.problems:
+        count = len(found.problems)
+        problems = f"{count} problem{'s' * (count != 1)} beside {found.files} whole files"
+        raise DamagedRunError(f"{run}: {problems}; do as each line says, then run the recipe again")
 
 
 def schema() -> None:
