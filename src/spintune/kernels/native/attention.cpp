@@ -173,7 +173,8 @@ void attend_segments(const Rows *q, const Rows *k, const Rows *v, const Rows *be
     }
     const long tasks = static_cast<long>(parts.size()) * shape->key_heads;
     const long ld = up(longest) + VEC;
-#pragma omp parallel num_threads(shape->threads)
+    const int threads = team(0.1 * tokens * longest * shape->heads * width, shape->threads);
+#pragma omp parallel num_threads(threads)
     {
         Scratch keys(width * ld), scores(QUERIES * ld);
 #pragma omp for schedule(dynamic)
@@ -216,7 +217,8 @@ void attend_segments_backward(const Rows *q, const Rows *k, const Rows *v, const
     for (long r = 0; r < bounds[count]; r++)
         longest = std::max(longest, segments[r].before + segments[r].count);
     const long ld = up(longest) + VEC;
-#pragma omp parallel num_threads(shape->threads)
+    const int threads = team(0.25 * tokens * longest * shape->heads * width, shape->threads);
+#pragma omp parallel num_threads(threads)
     {
         Scratch keys(width * ld), values(width * ld), scores(QUERIES * ld), slopes(QUERIES * ld);
 #pragma omp for schedule(dynamic)
@@ -274,7 +276,10 @@ void attend_slots(const Rows *q, const Rows *k, const Rows *v, const Rows *befor
                   float *keys, float *values, long max_len, const long *lengths, long slots, const Shape *shape,
                   float *out) {
     const long groups = shape->heads / shape->key_heads, width = shape->width, ld = up(prefix + max_len) + VEC;
-#pragma omp parallel num_threads(shape->threads)
+    double seen = 0;  // keys and values, each read once
+    for (long slot = 0; slot < slots; slot++) seen += 2.0 * (prefix + lengths[slot] + 1) * shape->key_heads * width;
+    const int threads = team(0.18 * seen, shape->threads);
+#pragma omp parallel num_threads(threads)
     {
         Scratch scores(groups * ld);
 #pragma omp for schedule(dynamic)

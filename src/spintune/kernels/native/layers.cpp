@@ -21,7 +21,7 @@ extern "C" {
 
 // y = w x / sqrt(mean(x^2) + epsilon); `inverse` (rows) keeps 1 / sqrt(...) for the backward pass.
 void rms_norm(const float *x, const float *w, long rows, long width, float epsilon, float *y, float *inverse, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(0.3 * rows * width, threads)) schedule(static)
     for (long row = 0; row < rows; row++) {
         const float *mine = x + row * width;
         vec squares{};
@@ -37,7 +37,7 @@ void rms_norm_backward(const float *x, const float *w, const float *inverse, con
                        float *dx, float *dw, int threads) {
     const long chunks = (rows + CHUNK - 1) / CHUNK;
     std::vector<float> parts(chunks * width);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(0.6 * rows * width, threads)) schedule(static)
     for (long chunk = 0; chunk < chunks; chunk++) {
         float *part = parts.data() + chunk * width;
         for (long row = chunk * CHUNK; row < rows && row < (chunk + 1) * CHUNK; row++) {
@@ -62,7 +62,7 @@ void rms_norm_backward(const float *x, const float *w, const float *inverse, con
 
 // y = gate sigmoid(gate) up; `count` is a multiple of VEC here and in the backward pass.
 void swiglu(const float *gate, const float *up, long count, float *y, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(0.8 * count, threads)) schedule(static)
     for (long i = 0; i < count; i += VEC) {
         const vec x = load(gate + i);
         store(y + i, x * sigmoid(x) * load(up + i));
@@ -71,7 +71,7 @@ void swiglu(const float *gate, const float *up, long count, float *y, int thread
 
 void swiglu_backward(const float *gate, const float *up, const float *dy, long count, float *dgate, float *dup,
                      int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(1.2 * count, threads)) schedule(static)
     for (long i = 0; i < count; i += VEC) {
         const vec x = load(gate + i), s = sigmoid(x), slope = load(dy + i);
         store(dup + i, slope * x * s);
@@ -84,7 +84,7 @@ void swiglu_backward(const float *gate, const float *up, const float *dy, long c
 void rotate(const float *x, long token, long head, const float *cosine, const float *sine, long tokens, long heads,
             long width, bool back, float *y, int threads) {
     const long half = width / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads(team(0.25 * tokens * heads * width, threads)) schedule(static)
     for (long t = 0; t < tokens; t++)
         for (long h = 0; h < heads; h++) {
             const float *from = x + t * token + h * head, *c = cosine + t * width, *s = sine + t * width;

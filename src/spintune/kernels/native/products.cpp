@@ -242,7 +242,8 @@ int rounds() {
 // c (M, N) = a (M, K) b (K, N); rows of c are contiguous. Threads divide rows and columns, never a sum, so that no bit
 // depends on their number.
 void product(long M, long N, long K, const float *a_at, long a_row, long a_column, const float *b_at, long b_row,
-             long b_column, float *c, bool rounded, int threads) {
+             long b_column, float *c, bool rounded, int most) {
+    const int threads = team(0.03 * (M + 16) * N * K, most);  // 16: packing the right side
     const Matrix a{a_at, a_row, a_column}, b{b_at, b_row, b_column};
     const long tall = parts(M, TALL), wide = parts(N, PANEL);
     // the grid of threads whose largest share takes least time, including what each thread packs for itself

@@ -91,6 +91,10 @@ inline void transpose(const float *from, long token, long count, long width, flo
     transpose_lines([&](long i, long d) { return i < count ? load(from + i * token + d) : vec{}; }, up(count), width, to, ld);
 }
 
+// Threads for work that takes one of them about so long: all, or one where it is done before the others are awake. Never a
+// number between, because OpenMP ends the threads that a smaller team leaves over, and starts them again for the next.
+inline int team(double nanoseconds, int threads) { return nanoseconds < 15'000 ? 1 : threads; }
+
 // Memory for the duration of a call.
 struct Scratch {
     float *at;
