@@ -411,6 +411,18 @@ def test_a_row_alone_in_its_file_keeps_its_nested_list(tmp_path: Path) -> None:
     assert "keys found: history, q, a;" in error(path)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
+def test_a_row_of_one_list_is_a_row_where_columns_name_the_list(tmp_path: Path, name: str) -> None:
+    turns = [{"role": "user", "content": "new"}, {"role": "assistant", "content": "newer"}]
+    path = tmp_path / name
+    path.write_bytes(json_lines([{"dialog": turns}]))
+    assert answers(path, columns={"messages": "dialog"}) == ["newer"]
+    path.write_bytes(json_lines([{"made": {"dialog": turns}}]))
+    assert answers(path, columns={"messages": "made.dialog"}) == ["newer"]
+    path.write_bytes(json_lines([{"rows": [{"ask": "old", "say": "older"}]}]))
+    assert answers(path, columns={"prompt": "ask", "response": "say"}) == ["older"]
+
+
 def test_a_broken_first_line_does_not_hide_the_others(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes(b'{"question": \n' + json_lines([{"question": "a", "answer": "b"}]))

@@ -62,6 +62,11 @@ def problem_of(columns: Columns) -> str | None:
     return None
 
 
+def roots_of(columns: Columns) -> frozenset[str]:
+    """The keys of a row that a mapping may read: each as it is, and what comes before its first dot."""
+    return frozenset(part for key in columns.values() if key for part in (key, key.split(".")[0]))
+
+
 @dataclass(frozen=True)
 class ColumnMap:
     """A checked mapping, ready for rows."""
@@ -90,8 +95,7 @@ class ColumnMap:
 
     def keys(self, format: Format) -> frozenset[str] | None:
         """The keys of a file's rows that may be read; None when the format does not say."""
-        roots = {part for key in self.columns.values() if key for part in (key, key.split(".")[0])}
-        return None if format.all_keys is None else format.all_keys.union(roots)
+        return None if format.all_keys is None else format.all_keys.union(roots_of(self.columns))
 
     def ignored(self, keys: Iterable[str], format: Format) -> list[str]:
         """Keys of a row that neither the mapping nor the format has a use for."""

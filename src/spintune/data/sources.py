@@ -20,7 +20,7 @@ from functools import cached_property
 
 from spintune import streams
 from spintune.data.bad_rows import BadRows, OnBadRow
-from spintune.data.columns import Columns, problem_of
+from spintune.data.columns import Columns, problem_of, roots_of
 from spintune.data.file_rows import FileRow
 from spintune.data.formats import AUTO, RowConversation, drop_reason
 from spintune.data.row_reader import RowReader
@@ -146,7 +146,8 @@ def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] 
     """
     _check(source)
     reading = _Reading(source, earlier)
-    openers = open_tables(source.path, source.split, source.config, progress.note)
+    row_keys = roots_of(source.columns or {})
+    openers = open_tables(source.path, source.split, source.config, progress.note, row_keys)
     if len(openers) == 1:
         table = openers[0]()
         with progress.task(f"reading {source.path}", table.total, "rows") as task:

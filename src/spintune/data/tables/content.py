@@ -54,10 +54,12 @@ class DataFile:
     Attributes:
         path: what errors call it.
         file: where it is.
+        row_keys: keys that its rows are known to have.
     """
 
     path: str
     file: Path | Traversable
+    row_keys: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> str:

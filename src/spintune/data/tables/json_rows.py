@@ -40,7 +40,7 @@ def json_table(file: DataFile) -> RowTable:
         if file.kind in JSON_LINES and not first.lstrip().startswith(b"["):
             return lines_table(file, count)
         raise DataError(_invalid_json(f"{file.path}:{error.lineno}", error)) from error
-    if isinstance(document, dict) and _is_row(document, count == 1 and file.kind in JSON_LINES):
+    if isinstance(document, dict) and _is_row(document, count == 1 and file.kind in JSON_LINES, file.row_keys):
         return RowTable(file.path, lambda keys: iter([(number, document)]), 1, lines=True)
     return listed_table(file.path, _rows_in(file.path, document))
 
@@ -86,13 +86,15 @@ def too_large(where: str) -> RowError:
     return RowError(f"{where}: a row of more than {MAX_ROW // 1_000_000} MB; divide or delete it", "too_large")
 
 
-def _is_row(document: dict[str, object], alone_on_a_line: bool) -> bool:
+def _is_row(document: dict[str, object], alone_on_a_line: bool, row_keys: frozenset[str]) -> bool:
     """Whether an object is a row itself, and not what holds the list of rows.
 
-    In a file of JSON lines it is, even if a value is a list of objects, unless there is nothing else in it.
+    It is with a key that a recipe's columns name. In a file of JSON lines it is, even if a value is a list of objects,
+    unless there is nothing else in it.
     """
     only_a_list = len(document) == 1 and all(map(_is_list_of_objects, document.values()))
-    return recognize([document]) is not None or (alone_on_a_line and not only_a_list)
+    known = not row_keys.isdisjoint(document) or recognize([document]) is not None
+    return known or (alone_on_a_line and not only_a_list)
 
 
 def _rows_in(path: str, document: object) -> list[object]:

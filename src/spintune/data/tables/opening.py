@@ -38,13 +38,20 @@ def _no_note(text: str) -> None:
     pass
 
 
-def open_tables(path: str, split: str, config: str | None = None, note: Note = _no_note) -> list[TableOpener]:
+def open_tables(
+    path: str,
+    split: str,
+    config: str | None = None,
+    note: Note = _no_note,
+    row_keys: frozenset[str] = frozenset(),
+) -> list[TableOpener]:
     """What opens the tables of a source, one for each file; built-in data (``builtin:NAME``) and hub data are one.
 
     Args:
         split: of a hub data set, a folder of ``save_to_disk``, or a folder whose file names tell splits.
         config: of a hub data set, or the sheet of an .xlsx file.
         note: receives a line about files that are passed over.
+        row_keys: keys that rows are known to have; a JSON document with one of them is a row.
 
     Raises DataError for a source that does not exist or is of no known kind. A table that cannot be read raises it when
     it is opened, and one that is damaged further on when the reading comes there.
@@ -53,10 +60,10 @@ def open_tables(path: str, split: str, config: str | None = None, note: Note = _
     if path.startswith(_BUILTIN):
         if config is not None:
             raise DataError(f"{path}: {_CONFIG_IS_FOR}; leave it out")
-        return [functools.partial(json_table, DataFile(path, _builtin(path)))]
+        return [functools.partial(json_table, DataFile(path, _builtin(path), row_keys))]
     file, there, is_folder = _look(path)
     if there and not is_folder:
-        return [functools.partial(_file_table, DataFile(path, file), config)]
+        return [functools.partial(_file_table, DataFile(path, file, row_keys), config)]
     if not there and _may_be_hub_id(path):
         return [functools.partial(hub_table, path, split, config)]
     if not there and not is_pattern(path):
@@ -66,7 +73,7 @@ def open_tables(path: str, split: str, config: str | None = None, note: Note = _
     if is_folder and is_saved(file):
         return [functools.partial(saved_table, path, file, split)]
     files = files_of_folder(path, split, note) if is_folder else files_of_pattern(path, note)
-    return [functools.partial(_file_table, DataFile(str(one), one), None) for one in files]
+    return [functools.partial(_file_table, DataFile(str(one), one, row_keys), None) for one in files]
 
 
 def rows_of(path: str | Path, split: str = "train") -> Iterator[FileRow]:
