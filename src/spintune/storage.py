@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_SPACED_KEY = re.compile(rb'"\s+:')
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.spintune-partial", re.DOTALL)
 
 
@@ -200,7 +202,11 @@ def repeated_key(text: bytes, value: object) -> str | None:
     orjson, like most readers, keeps the last of both and says nothing. A closing quote before a colon ends a key, so
     text with as many of them as ``value`` has keys needs no second, slower look.
     """
-    if text.count(b'":') == _count_keys(value) and not any(space in text for space in (b" :", b"\t:", b"\n:", b"\r:")):
+    ends = text.count(b'":')
+    if b'\\\\":' not in text:  # else a backslash before a quote may belong to another backslash
+        ends -= text.count(b'\\":')
+    spaced = b'" ' in text or b'"\t' in text or b'"\n' in text or b'"\r' in text
+    if ends == _count_keys(value) and not (spaced and _SPACED_KEY.search(text)):
         return None
     repeated: list[str] = []
 
@@ -215,8 +221,8 @@ def repeated_key(text: bytes, value: object) -> str | None:
 
 def _count_keys(value: object) -> int:
     if isinstance(value, dict):
-        return len(value) + sum(map(_count_keys, value.values()))
-    return sum(map(_count_keys, value)) if isinstance(value, list) else 0
+        return len(value) + sum([_count_keys(one) for one in value.values() if isinstance(one, (dict, list))])
+    return sum([_count_keys(one) for one in value if isinstance(one, (dict, list))]) if isinstance(value, list) else 0
 
 
 def write_json_lines(path: Path, rows: Iterable[object]) -> None:

@@ -58,6 +58,8 @@ def test_rows_that_are_all_bad_are_an_error_even_if_they_may_be_dropped(tmp_path
         (ROW, b'{"instruction": "caf\xe9", "output": "b"}\n', "not_utf8"),
         (ROW, [1], "no_object"),
         (ROW, None, "no_object"),
+        (ROW, b'{"instruction": "a", "output": "b", "output": "c"}\n', "repeated_key"),
+        (CHAT, b'{"messages": [{"role": "user", "role" : "system", "content": "a"}]}\n', "repeated_key"),
         (ROW, {"instruction": "a"}, "missing_answer"),
         (ROW, {"instruction": "a", "output": None}, "missing_answer"),
         (ROW, {"output": "a"}, "missing_prompt"),
@@ -93,6 +95,23 @@ def test_the_format_is_recognised_behind_lines_that_are_no_rows(tmp_path: Path) 
     path = lines(tmp_path, [*[b"{\n"] * 30, {"question": "c", "answer": "d"}], "many.jsonl")
     # nothing at the beginning tells that these are lines: the file may be one damaged document
     assert errors(path)[0].startswith(f"{path}:1: not valid JSON (")
+
+
+def test_a_key_that_occurs_twice_is_named(tmp_path: Path) -> None:
+    """JSON readers take the last and say nothing, so one of two answers would be lost in silence."""
+    path = lines(tmp_path, [ROW, b'{"instruction": "a", "output": "yes", "output": "no"}\n'])
+    assert error(path) == (
+        f"{path}:2: the key 'output' occurs twice in an object, and only one of its values can be read; keep one"
+    )
+    document = tmp_path / "rows.json"
+    document.write_text('[{"instruction": "a", "output": "yes", "output": "no"}]')
+    assert error(document).startswith(f"{document}: the key 'output' occurs twice in an object")
+    # quotes, colons and backslashes in texts make no keys
+    odd = [
+        {"instruction": 'a "b": "b": \\', "output": '\\\\": " : "x" :'},
+        {"instruction": '{"k": 1, "k": 2}', "output": "b\\"},
+    ]
+    assert len(read(lines(tmp_path, [json.dumps(row).encode() + b"\n" for row in odd])).examples) == 2
 
 
 def test_a_damaged_document_stops(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from spintune.data.formats import recognize
 from spintune.data.tables.content import MAX_ROW, DataFile
 from spintune.data.tables.table import Numbered, RowTable
 from spintune.errors import DataError, RowError
+from spintune.storage import repeated_key
 
 JSON_LINES = (".jsonl", ".ndjson")
 
@@ -40,6 +41,8 @@ def json_table(file: DataFile) -> RowTable:
         if file.kind in JSON_LINES and not first.lstrip().startswith(b"["):
             return lines_table(file, count)
         raise DataError(_invalid_json(f"{file.path}:{error.lineno}", error)) from error
+    if (key := repeated_key(data, document)) is not None:
+        raise _ambiguous(file.path, key)
     if isinstance(document, dict) and _is_row(document, count == 1 and file.kind in JSON_LINES, file.row_keys):
         return RowTable(file.path, lambda keys: iter([(number, document)]), 1, lines=True)
     return listed_table(file.path, _rows_in(file.path, document))
@@ -63,7 +66,8 @@ def lines_table(file: DataFile, count: int) -> RowTable:
             except orjson.JSONDecodeError as error:
                 yield number, _damaged(f"{file.path}:{number}", line, error)
             else:
-                yield number, value
+                key = repeated_key(line, value)
+                yield number, value if key is None else _ambiguous(f"{file.path}:{number}", key)
 
     return RowTable(file.path, rows, count, lines=True)
 
@@ -124,6 +128,11 @@ def _is_json(text: bytes) -> bool:
 
 def _is_object(text: bytes) -> bool:
     return text.lstrip().startswith(b"{") and _is_json(text)
+
+
+def _ambiguous(where: str, key: str) -> RowError:
+    text = f"{where}: the key {key!r:.60} occurs twice in an object, and only one of its values can be read; keep one"
+    return RowError(text, "repeated_key")
 
 
 def _damaged(where: str, line: bytes, error: orjson.JSONDecodeError) -> RowError:
