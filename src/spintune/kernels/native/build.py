@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch  # noqa: F401 - loads the OpenMP that the compiled code calls
 
+from spintune.cached_folders import require_own
 from spintune.errors import StorageError
 from spintune.storage import atomic_file, cache_folder
 
@@ -87,11 +88,15 @@ def _load() -> ctypes.CDLL:
     kept = cache_folder() / "kernels" / f"{_key(compiler)}.so"
     with contextlib.suppress(OSError, NoKernelsError):  # absent, damaged, or not ours alone: compile again
         return _load_kept(kept)
-    with tempfile.TemporaryDirectory() as folder:
-        built = _compile(compiler, Path(folder))
-        library = _open(built)
-        with contextlib.suppress(OSError, StorageError):  # a full or read-only disk only costs the cache
-            _keep(built, kept)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            built = _compile(compiler, Path(folder))
+            code = built.read_bytes()
+            library = _open(code, built)
+    except OSError as error:  # no folder for temporary files
+        raise NoKernelsError(f"{compiler} cannot compile it: {error}", unexpected=True) from error
+    with contextlib.suppress(OSError, StorageError):  # a full or read-only disk only costs the cache
+        _keep(code, kept)
     return library
 
 
@@ -130,11 +135,10 @@ def _compile(compiler: str, folder: Path) -> Path:
     return linked
 
 
-def _keep(built: Path, kept: Path) -> None:
+def _keep(code: bytes, kept: Path) -> None:
     """Keeps compiled code with its digest behind it, in a folder that nobody else may write."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.close(_private(kept.parent))
-    code = built.read_bytes()
     with atomic_file(kept) as file:
         file.write(code + hashlib.sha256(code).digest())
 
@@ -154,18 +158,21 @@ def _load_kept(kept: Path) -> ctypes.CDLL:
     finally:
         os.close(folder)
     with os.fdopen(handle, "rb") as file:
-        facts = os.fstat(handle)
-        if facts.st_uid not in (os.getuid(), 0) or facts.st_mode & 0o022:
-            raise PermissionError(f"{kept} may have been written by somebody else")
+        require_own(os.fstat(handle), kept)
         content = file.read()
         code, digest = content[: -hashlib.sha256().digest_size], content[-hashlib.sha256().digest_size :]
         if hashlib.sha256(code).digest() != digest:
             raise NoKernelsError(f"{kept} is damaged")
-        return _open(Path(f"/proc/self/fd/{handle}"))
+        return _open(code, Path(f"/proc/self/fd/{handle}"))
 
 
 def _private(folder: Path) -> int:
-    """Opens a folder of this user and closes it to all others. Raises OSError when it is a link or somebody else's."""
+    """Opens a folder of this user and closes it to all others. A link of the user's own is followed.
+
+    Raises OSError when it is somebody else's.
+    """
+    if folder.is_symlink() and folder.lstat().st_uid in (os.getuid(), 0):
+        folder = folder.resolve()
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         if os.fstat(handle).st_uid != os.getuid():
@@ -177,8 +184,16 @@ def _private(folder: Path) -> int:
     return handle
 
 
-def _open(library: Path) -> ctypes.CDLL:
+def _open(code: bytes, library: Path) -> ctypes.CDLL:
+    """Opens a copy of the code in memory: a file may be cut while it is in use, or lie where nothing may be run.
+
+    Where the system runs no code from memory, the file itself is opened.
+    """
     try:
+        with contextlib.suppress(OSError), os.fdopen(os.memfd_create("spintune-kernels"), "wb") as memory:
+            memory.write(code)
+            memory.flush()
+            return ctypes.CDLL(f"/proc/self/fd/{memory.fileno()}")
         return ctypes.CDLL(str(library))
     except OSError as error:  # a torch without OpenMP, or a damaged file
         raise NoKernelsError(f"{library} cannot be loaded: {error}", unexpected=True) from error
