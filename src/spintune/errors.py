@@ -81,6 +81,12 @@ class DamagedRunError(RunError):
     exit_code = 11
 
 
+class OutOfMemoryError(SpintuneError):
+    """Memory ran out, of the machine, the GPU or a limit. Training leaves a checkpoint where it can."""
+
+    exit_code = 12
+
+
 class StoppedBySignal(BaseException):
     """SIGTERM, SIGUSR1 or SIGHUP stopped the run at a safe point: finished work and a checkpoint of training are kept,
     and the same command goes on from there."""

@@ -19,20 +19,7 @@ from spintune.models.loading import load_model
 from spintune.progress import Progress
 from spintune.tokens.template_options import options_of
 from spintune.tokens.templates import template_source
-
-
-@dataclass(frozen=True)
-class TrainingMemory:
-    """Bytes that training keeps all the time; activations come on top, and depend on tokens_per_forward."""
-
-    weights: int
-    gradients: int
-    moments: int
-
-    @property
-    def total(self) -> int:
-        """All three."""
-        return self.weights + self.gradients + self.moments
+from spintune.training.footprint import TrainingFootprint, footprint
 
 
 @dataclass(frozen=True)
@@ -60,7 +47,7 @@ class ModelReport:
     window: int | None
     paths: ModelPaths | None
     kernels: KernelUsage
-    memory: TrainingMemory
+    memory: TrainingFootprint
     speed: ScoringSpeed | None
     price: Price | None
     problems: tuple[str, ...]
@@ -113,9 +100,7 @@ def report_model(name: str, cache: Path, progress: Progress, template: str = "to
         alone = price(engine, loaded.max_input_length)
         task.advance()
     config = loaded.model.config.get_text_config()
-    trained = [p for p in loaded.model.parameters() if p.requires_grad]
-    count = sum(p.numel() for p in trained)
-    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    count = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
     return ModelReport(
         model=name,
         architecture=type(loaded.model).__name__,
@@ -129,7 +114,7 @@ def report_model(name: str, cache: Path, progress: Progress, template: str = "to
         window=_window(config),
         paths=found[0] if found else None,
         kernels=kernels,
-        memory=TrainingMemory(weights, sum(p.numel() * p.element_size() for p in trained), 8 * count),
+        memory=footprint(loaded.model),
         speed=speed,
         price=alone,
         problems=tuple(problems),

@@ -17,6 +17,7 @@ from typing import Literal
 from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
+from spintune.memory import memory_errors
 from spintune.models.loading import autocast_type, check_model, default_device, model_identity
 from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import Recipe
@@ -66,7 +67,7 @@ def run_recipe(
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)
     evaluations = evaluations_of(recipe) if until == "eval" else []
-    with RunFolder(recipe, lambda precision: str(autocast_type(precision, default_device()))) as run:
+    with memory_errors(), RunFolder(recipe, lambda precision: str(autocast_type(precision, default_device()))) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
             stop = stop or StopRequest()
@@ -95,11 +96,10 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         iterates.append(iterate)
     training = TrainingResults()
     if recipe.spin and until != "sft":
-        chosen, until_end = evaluations, bool(recipe.eval) and until == "eval"
 
         def evaluate_early(iterate: Iterate) -> None:
-            if until_end:
-                evaluate_model(context, iterate, chosen, {}, [])
+            if recipe.eval and until == "eval":
+                evaluate_model(context, iterate, evaluations, {}, [])
 
         further, training = selfplay_stage(context, recipe.spin, iterates[-1], evaluate_early)
         iterates += further

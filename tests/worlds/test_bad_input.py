@@ -308,6 +308,18 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on_once_there_is_room(
         assert contents(out) == contents(finished)
 
 
+def test_a_disk_that_cannot_hold_the_models_is_refused_before_training(
+    spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spintune.stages.needs._WORTH_TELLING", 0)  # the tiny models take 400 kB
+    with small_disk(tmp_path / "disk", 300):
+        out = tmp_path / "disk" / "run"
+        one_line(
+            spintune("run", recipe(), f"out={out}"), 6, str(out), "models take 0 MB", "too little", "spin.keep=best"
+        )
+        assert not (out / "metrics.jsonl").exists()
+
+
 def test_a_file_size_limit_is_told(spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # the weights have 115 kB

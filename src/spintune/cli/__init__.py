@@ -16,6 +16,7 @@ from spintune.cli.output import lasting_output
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
 from spintune.errors import SpintuneError, StoppedBySignal
+from spintune.memory import memory_errors
 
 app = typer.Typer(
     help="Instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command.",
@@ -53,7 +54,8 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        code = app(standalone_mode=False)  # typer returns the code of a typer.Exit, and 130 for Ctrl-C
+        with memory_errors():
+            code = app(standalone_mode=False)  # typer returns the code of a typer.Exit, and 130 for Ctrl-C
     except SpintuneError as error:
         _fail(_with_notes(error), error.exit_code)
     except StoppedBySignal as stop:

@@ -24,6 +24,7 @@ from spintune.errors import MissingExtraError, RecipeError
 from spintune.evaluation.custom_tasks import CustomTask, read_custom_task
 from spintune.evaluation.harness_results import HarnessReport, HarnessResult, read_result
 from spintune.hub import only_if_reachable
+from spintune.memory import is_out_of_memory
 from spintune.progress import Progress, Silent
 from spintune.storage import digest_file
 from spintune.typed_json import JsonObject
@@ -149,6 +150,8 @@ def run_benchmarks(
                 lm = HarnessModel(model, progress, f"{name}: {title}")
                 results += _run(lm, library.load(benchmark), benchmark.shots, library.metric(benchmark), limit, chat)
             except Exception as error:  # tasks are foreign code that may raise anything
+                if is_out_of_memory(error):
+                    raise
                 log.debug("benchmark failed", exc_info=error)
                 failed[title] = _reason(error)
                 progress.note(f"{title} skipped: {failed[title]}")

@@ -22,6 +22,7 @@ from spintune.run_folder import BASE, Inputs, RunFolder, StepLog
 from spintune.run_models import written_files
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
+from spintune.stages.needs import check_needs
 from spintune.storage import digest_json, remove_folder
 from spintune.tokens.cache import TokenCache
 from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, render
@@ -52,7 +53,7 @@ class RunContext:
     environment: Mapping[str, str]
     stop: StopRequest = field(default_factory=StopRequest)
     _loaded: LoadedIterate | None = None
-    _saving_rehearsed: bool = False
+    _needs_checked: bool = False
     _paths_told: bool = False
 
     @cached_property
@@ -147,16 +148,17 @@ class RunContext:
         folder = Path(iterate.location).parent
         if iterate.name != BASE and folder.is_relative_to(self.run.folder):
             stage = str(folder.relative_to(self.run.folder))
-            for part in ("model", "adapter") if iterate.adapter else ("model",):
+            for part in ["model"] * (not iterate.is_discarded) + ["adapter"] * bool(iterate.adapter):
                 written_files(self.run.folder, stage, part)
         location = recipe.model if iterate.adapter else iterate.location
         # weights that adapters are merged into must not be rounded at the next stage
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
         loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
-        if (recipe.sft or recipe.spin) and not self._saving_rehearsed:
+        trains_first = bool(recipe.sft or recipe.spin) and not self._needs_checked
+        if trains_first:
             loaded.rehearse_saving()
             Routers(loaded.model, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
-            self._saving_rehearsed = True  # later iterates are saved alike
+        saved_bytes = 4 * sum(parameter.numel() for parameter in loaded.model.parameters())
         longest = loaded.max_input_length
         has_rows = recipe.data.train or recipe.data.mixture
         if longest is not None and has_rows and recipe.data.max_length > longest:
@@ -169,6 +171,9 @@ class RunContext:
             adapted = load_adapter(loaded.model, iterate.adapter)
         elif recipe.lora:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
+        if trains_first:
+            check_needs(recipe, loaded.model, saved_bytes, self.progress)
+            self._needs_checked = True  # later iterates are alike
         # an iterate that this run wrote has its template in its tokenizer
         template = recipe.data.template if location == recipe.model else "tokenizer"
         engine = LogProbEngine(

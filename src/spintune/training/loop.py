@@ -16,6 +16,7 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import pack
 from spintune.errors import NonFiniteError, RunError
 from spintune.kernels.allocator import tune_malloc
+from spintune.memory import is_out_of_memory, release_frames
 from spintune.models.lora import dropout, has_dropout
 from spintune.progress import StopRequest
 from spintune.training.checkpoint import Checkpoints
@@ -108,6 +109,8 @@ def train(
             measured, norm = _finite_gradients(calls, batch, optimization, step, step in batches.opponent_resets)
         except BaseException as error:  # a stop or a failure: the weights are still those of the step before
             model.zero_grad()
+            if is_out_of_memory(error):
+                release_frames(error)  # else the activations are still there when the checkpoint is written
             checkpoints.rescue(step, model, optimizer, error)
             raise
         with hooks.stop.held():

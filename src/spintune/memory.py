@@ -1,0 +1,114 @@
+"""Memory: how much there is, how to tell that it ran out, and what to do then."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from spintune.errors import OutOfMemoryError
+
+_SIGNS = re.compile(
+    r"(can't|cannot) allocate memory|out of memory|bad_alloc|not enough memory"
+    r"|could not create a (primitive|memory object)$",  # oneDNN, which does not say why
+    re.I,
+)
+
+_LONGEST = 160
+"""What is shown of a library's message. [characters]"""
+
+_ADVICE = {
+    "spintune.models.loading": "use a smaller model, or lora with precision: bfloat16, whose frozen weights take half",
+    "spintune.generation": "lower data.max_length, spin.max_new_tokens and evaluation.max_new_tokens",
+    "spintune.training.loop": "lower tokens_per_forward or data.max_length, set recompute: 1, or use lora or adafactor",
+    "spintune.engine": "lower tokens_per_forward or data.max_length",
+}
+"""What to change, by the part of the program that asked for memory."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says so: Python's, torch's, oneDNN's, or the system's."""
+    return _root(error) is not None
+
+
+def _root(error: BaseException | None) -> BaseException | None:
+    """The error that says that memory ran out, among an error and those that led to it."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return error
+        foreign = isinstance(error, RuntimeError | OSError) or type(error).__module__.startswith("safetensors")
+        if foreign and _SIGNS.search(str(error)):
+            return error
+        error = error.__cause__ if error.__suppress_context__ or error.__cause__ else error.__context__
+    return None
+
+
+def out_of_memory(error: BaseException) -> OutOfMemoryError:
+    """The error to raise instead of another one: in one line, with what to change and the notes so far."""
+    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    advice = [text for part, text in _ADVICE.items() if any(f"{name}.".startswith(f"{part}.") for name in names)]
+    words = " ".join(str(_root(error)).split())[:_LONGEST]
+    said = f" ({words})" if words else ""
+    found = OutOfMemoryError(f"out of memory{said}; {(advice or ['free some, or use a smaller model'])[0]}")
+    for note in getattr(error, "__notes__", []):
+        found.add_note(note)
+    return found
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns whatever says that memory ran out into OutOfMemoryError, one clear line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
+            raise
+        raise out_of_memory(error) from error
+
+
+def release_frames(error: BaseException) -> None:
+    """Frees what the functions that ended with an error held, such as the activations of a step."""
+    seen: BaseException | None = error
+    while seen is not None:
+        traceback.clear_frames(seen.__traceback__)
+        seen = seen.__cause__ or seen.__context__
+
+
+def available_memory() -> int | None:
+    """Bytes that this process may still take: of the machine, or within its control group. None: nobody knows."""
+    found = []
+    meminfo = _read(Path("/proc/meminfo"))
+    if match := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.M):
+        found.append(int(match[1]) * 1024)
+    found += _left_in_groups(Path("/sys/fs/cgroup"), _read(Path("/proc/self/cgroup")))
+    return min(found, default=None)
+
+
+def _left_in_groups(mount: Path, membership: str) -> Iterator[int]:
+    """What each control group around the process leaves. Files that were read once can be dropped, so they are free."""
+    for line in membership.splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            root, names = mount, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / place.lstrip("/")
+        for folder in [group, *group.parents]:
+            if not folder.is_relative_to(root):
+                break
+            limit, used = _read(folder / names[0]).strip(), _read(folder / names[1]).strip()
+            idle = re.search(rf"^{names[2]} (\d+)$", _read(folder / "memory.stat"), re.M)
+            if limit.isdigit() and used.isdigit():
+                yield max(0, int(limit) - int(used) + (int(idle[1]) if idle else 0))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

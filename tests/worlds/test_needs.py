@@ -1,0 +1,87 @@
+"""What a run says that it takes is what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from spintune.models.lora import new_adapter
+from spintune.recipe import LoraSection, parse_recipe
+from spintune.recipe.section import OptimizerName
+from spintune.stages.needs import DiskNeeds, _memory, disk_needs, in_units
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.footprint import TrainingFootprint, footprint
+from spintune.training.optimization import Optimization, build_optimizer
+
+HEADERS = 20_000
+"""Bytes of the names in safetensors files, and of other small files."""
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "adafactor"])
+def test_a_checkpoint_is_as_large_as_foretold(
+    tiny_model: Path, tmp_path: Path, optimizer: OptimizerName, lora: bool
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    if lora:
+        new_adapter(model, LoraSection(rank=4), "test")
+    built = build_optimizer(model, Optimization(1e-3, optimizer=optimizer))
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    built.step()
+    Checkpoints(tmp_path, 0).save(1, model, built)
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
+    expected = footprint(model, optimizer)
+    assert 0 <= written - expected.checkpoint < HEADERS
+    assert expected.weights == sum(p.numel() * 4 for p in model.parameters())
+    if not lora:
+        assert expected.gradients == expected.weights
+
+
+def sizes(folder: Path, pattern: str) -> int:
+    return sum(file.stat().st_size for place in folder.glob(pattern) for file in place.rglob("*.safetensors"))
+
+
+def test_models_are_as_large_as_foretold(values: Callable[..., dict[str, Any]], finished: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(values(tmp_path), "test")
+    (first, *_) = finished.glob("**/model/model.safetensors")
+    needs = disk_needs(recipe, first.stat().st_size, TrainingFootprint(1, 1, 2))
+    assert needs.final == needs.certain == sizes(finished, "**/model")
+
+
+MODEL, ADAMW = 100, TrainingFootprint(100, 100, 200)
+
+
+@pytest.mark.parametrize(
+    ("spin", "expected"),
+    [
+        (None, DiskNeeds(100, 100, 600)),  # two checkpoints of 300
+        ({"iterations": 4}, DiskNeeds(500, 500, 1000)),
+        ({"iterations": 4, "baseline": "sft"}, DiskNeeds(500, 600, 1100)),
+        ({"iterations": 4, "stop": {"start_loss": True}}, DiskNeeds(200, 500, 1000)),
+        ({"iterations": 4, "keep": "best"}, DiskNeeds(300, 300, 800)),
+        ({"iterations": 4, "keep": "best", "history": 2}, DiskNeeds(400, 400, 900)),
+        ({"iterations": 1, "keep": "best"}, DiskNeeds(200, 200, 700)),
+    ],
+)
+def test_models_and_checkpoints_are_added_up(
+    values: Callable[..., dict[str, Any]], tmp_path: Path, spin: dict[str, Any] | None, expected: DiskNeeds
+) -> None:
+    recipe = parse_recipe(values(tmp_path, spin=spin), "test")
+    assert disk_needs(recipe, MODEL, ADAMW) == expected
+
+
+def test_memory_that_is_not_there_is_told() -> None:
+    cpu = torch.device("cpu")
+    assert list(_memory(TrainingFootprint(2**50, 2**20, 2**21), cpu)) == []  # the weights are loaded already
+    (line,) = _memory(TrainingFootprint(0, 2**50, 2**51), cpu)
+    assert line.startswith("warning: training takes 3377699.7 GB of memory beside the weights")
+
+
+def test_bytes_in_units() -> None:
+    given: Sequence[int] = (5 * 10**6, 1_600_000_000)
+    assert [in_units(size) for size in given] == ["5 MB", "1.6 GB"]

@@ -1,0 +1,164 @@
+"""Memory that runs out ends in one line with what to change, and training leaves a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spintune import memory
+from spintune.errors import ModelError, OutOfMemoryError, TeacherError
+from spintune.memory import available_memory, is_out_of_memory, memory_errors
+
+RUNS_SHORT = """
+import json, os, resource, sys
+from importlib import import_module
+import torch, spintune.pipeline, spintune.console
+from spintune.cli import main
+
+taken = []
+
+def take_what_was_freed():
+    try:
+        while True:
+            taken.append(torch.empty(2**18, dtype=torch.uint8))
+    except RuntimeError:
+        del taken[-2:]
+
+def run(place, calls, recipe):
+    module, _, path = place.partition(" ")
+    owner = import_module(module)
+    *path, last = path.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    function, seen = getattr(owner, last), [0]
+
+    def limited(*arguments, **named):
+        seen[0] += 1
+        if seen[0] == calls:
+            pages = int(open("/proc/self/statm").read().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**19,) * 2)
+            take_what_was_freed()
+        return function(*arguments, **named)
+
+    setattr(owner, last, limited)
+    sys.argv = ["spintune", "run", recipe]
+    main()
+
+for case in json.loads(sys.argv[1]):
+    if not os.fork():
+        os.dup2(os.open(case[2] + ".err", os.O_WRONLY | os.O_CREAT), 2)
+        run(*case)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+"""Runs each recipe in a process of its own; at the n-th call of a function it has 512 kB more than it holds."""
+
+SFT: dict[str, Any] = {"sft": {"checkpoint_minutes": 1000.0, "max_steps": 4}, "spin": None, "eval": []}
+SPIN: dict[str, Any] = {"sft": None, "spin": {"iterations": 1}, "eval": []}
+PLACES = {
+    "loading": ("spintune.models.loading _read_model", 1, "use a smaller model", SFT),
+    "training": ("spintune.training.loop _accumulate", 3, "lower tokens_per_forward", SFT),
+    "generation": ("spintune.stages.answers sample_pairs", 1, "lower data.max_length", SPIN),
+    "scoring": ("spintune.stages.pairs score_pairs", 1, "lower tokens_per_forward", SPIN),
+    "evaluation": ("spintune.stages.heldout answer_heldout", 1, "lower data.max_length", {"sft": None, "spin": None}),
+}
+"""Where memory runs out: a function, its call, the advice, and changes of the recipe."""
+
+
+@pytest.mark.slow
+def test_a_limit_that_is_reached_is_one_line_and_a_code_of_its_own(
+    values: Callable[..., dict[str, Any]], large_model: Path, tmp_path: Path
+) -> None:
+    cases = []
+    for name, (place, calls, _, changes) in PLACES.items():
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(json.dumps(values(tmp_path / name, model=str(large_model), **changes)))
+        cases.append((place, calls, str(recipe)))
+    command = [sys.executable, "-c", RUNS_SHORT, json.dumps(cases)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.split() == ["12"] * len(cases), ended
+    for name, (_, _, advice, _) in PLACES.items():
+        errors = (tmp_path / f"{name}.yaml.err").read_text()
+        before, _, after = errors.partition("spintune: out of memory")  # at its exit torch may lack memory, too
+        assert "Traceback" not in before
+        line = after.splitlines()[0]
+        assert advice in line
+        if name == "training":
+            assert line.endswith("the checkpoint of step 2 is kept, and the same command goes on from it")
+            assert list((tmp_path / name).glob("sft/checkpoints/*/step-00000002"))
+
+
+@pytest.fixture
+def large_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with wider layers, so that what it needs is not found in memory that was freed before."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    config = model.config
+    config.hidden_size, config.intermediate_size, config.head_dim = 256, 2048, 64
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "large")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "large")
+    return tmp_path / "large"
+
+
+def _caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (RuntimeError("std::bad_alloc"), True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (_caused(ModelError("model 'm' cannot be loaded"), MemoryError()), True),
+        (ValueError("out of memory"), False),
+        (TeacherError("the server says: CUDA out of memory"), False),
+        (RuntimeError("size mismatch"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) == expected
+    raised = OutOfMemoryError if expected else type(error)
+    with pytest.raises(raised, match="out of memory" if expected else ""), memory_errors():
+        raise error
+
+
+def test_torch_and_python_say_so_in_these_words() -> None:
+    """The real errors, of requests that no machine can meet."""
+    for ask in (lambda: torch.empty(2**55), lambda: bytearray(2**62)):
+        with pytest.raises(OutOfMemoryError), memory_errors():
+            ask()
+
+
+def test_memory_of_the_machine_and_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = available_memory()
+    assert found is not None
+    assert 0 < found < 2**50
+    files = {
+        "a/memory.max": "1000\n",
+        "a/memory.current": "700\n",
+        "a/memory.stat": "anon 1\ninactive_file 150\n",
+        "a/b/memory.max": "max\n",
+        "a/b/memory.current": "700\n",
+        "memory/c/memory.limit_in_bytes": "500\n",
+        "memory/c/memory.usage_in_bytes": "600\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(memory._left_in_groups(tmp_path, "0::/a/b\n")) == [450]
+    assert list(memory._left_in_groups(tmp_path, "4:cpu,memory:/c\n3:cpu:/x\n")) == [0]
+    assert list(memory._left_in_groups(tmp_path, "0::/of/the/host\n")) == []
