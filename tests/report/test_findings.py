@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spintune.errors import RunError
 from spintune.evaluation.judge import Canary
 from spintune.evaluation.statistics import Interval
 from spintune.metrics import METRICS, Metric, register_metric
@@ -319,3 +320,27 @@ def test_only_the_run_folder_is_read(whole: Make, tmp_path: Path) -> None:
     before = sorted(path.stat().st_mtime_ns for path in made.path.rglob("*"))
     finding(read_run(made.path))
     assert sorted(path.stat().st_mtime_ns for path in made.path.rglob("*")) == before
+
+
+def test_models_that_were_judged_on_other_examples_are_left_out_of_the_ranking(whole: Make) -> None:
+    made = whole()
+    path = made.path / "likelihood/base/likelihood.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    found = finding(read_run(made.path))
+    assert found.ranking is not None
+    assert found.ranking.first.label == "iterate-2"
+    assert "base" not in found.ranking.gains
+    for name in ("sft", "iterate-1", "iterate-2"):
+        (made.path / f"likelihood/{name}/likelihood.jsonl").write_text("")
+    assert "No two models were judged on the same examples" in finding(read_run(made.path)).sentence
+
+
+def test_a_file_that_was_cut_at_the_end_of_a_line_is_named(whole: Make) -> None:
+    made = whole()
+    path, manifest = (made.path / f"likelihood/base/{name}" for name in ("likelihood.jsonl", "manifest.json"))
+    facts = {"bytes": path.stat().st_size, "mtime_ns": 0, "sha256": ""}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": {path.name: facts}}))
+    assert read_run(made.path)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    with pytest.raises(RunError, match=r"likelihood\.jsonl: was changed after the run wrote it"):
+        read_run(made.path)

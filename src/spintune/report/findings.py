@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,8 +50,11 @@ def finding(run: RunFacts) -> Finding:
         return Finding(_single_model(models[0], measure), remarks)
     if len(models) < 2:
         return Finding(_unjudged(run), (*(f"{said}." for said in run.results.conclusions), *remarks))
-    ids = measured(models[0], measure)
-    ranking = rank([one for one in models if measured(one, measure) == ids], measure, ids)
+    ids = Counter(measured(one, measure) for one in models).most_common(1)[0][0]
+    alike = [one for one in models if measured(one, measure) == ids]
+    if len(alike) < 2:
+        return Finding("No two models were judged on the same examples; run the recipe again.", remarks)
+    ranking = rank(alike, measure, ids)
     others = (*_choice(run, ranking), *_other_measures(run, ranking), *_few(ranking.items))
     return Finding(_best(ranking, bool(run.missing)), (*others, *remarks), ranking)
 

@@ -204,7 +204,13 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
     """``examples`` are the held-out ones by id. Measurements on others are of earlier data, and are left out."""
 
     def rows(stage: str, file: str) -> list[JsonObject]:
-        return read_json_lines(folder / stage / file) if (folder / stage / MANIFEST).is_file() else []
+        path = folder / stage / file
+        if not (folder / stage / MANIFEST).is_file():
+            return []
+        written = read_manifest(folder / stage).files.get(file)
+        if written and path.is_file() and path.stat().st_size != written.bytes:
+            raise RunError(f"{path}: was changed after the run wrote it; run the recipe again")
+        return read_json_lines(path)
 
     def measured(stage: str, file: str) -> list[JsonObject]:
         found = rows(stage, file)
