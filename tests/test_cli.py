@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,10 +37,32 @@ def test_schema_prints_the_schema(spintune: Spintune) -> None:
     assert json.loads(result.out) == recipe_schema()
 
 
-def test_a_bug_shows_its_traceback(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_line_and_its_traceback_is_kept(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spintune.recipe.recipe_schema", lambda: 1 // 0)
+    result = spintune("schema")
+    assert result.code == errors.InternalError.exit_code
+    told = re.fullmatch(
+        r"spintune: an error that spintune does not foresee: ZeroDivisionError: .*; its traceback is in (\S+), .*\n",
+        result.err,
+    )
+    assert told
+    assert Path(told[1]).read_text().endswith("ZeroDivisionError: integer division or modulo by zero\n")
+    monkeypatch.setenv("SPINTUNE_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
         spintune("schema")
+
+
+def test_a_panic_of_rust_is_one_line(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+    def fail() -> None:
+        raise panic("\x1b[31mretry-limit-in-match over")
+
+    monkeypatch.setattr("spintune.recipe.recipe_schema", fail)
+    result = spintune("schema")
+    assert result.code == errors.InternalError.exit_code
+    assert result.err.count("\n") == 1
+    assert "PanicException: \\x1b[31mretry-limit-in-match over; its traceback is in" in result.err
 
 
 def test_ctrl_c_is_130_and_one_line(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether code in Rust (tokenizers, safetensors) panicked. Its exception is none of Python's usual kind."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
 class SpintuneError(Exception):
     """Base of all errors that the user can solve; ``exit_code`` is the exit code of the command."""
 
@@ -85,6 +90,12 @@ class OutOfMemoryError(SpintuneError):
     """Memory ran out, of the machine, the GPU or a limit. Training leaves a checkpoint where it can."""
 
     exit_code = 12
+
+
+class InternalError(SpintuneError):
+    """Something that nobody foresaw. The line names a file with the traceback, for a report."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
 
 
 class StoppedBySignal(BaseException):

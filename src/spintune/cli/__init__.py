@@ -15,7 +15,8 @@ from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
-from spintune.errors import SpintuneError, StoppedBySignal
+from spintune.cli.unexpected import shows_itself, unexpected_text
+from spintune.errors import InternalError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
 
 app = typer.Typer(
@@ -47,7 +48,7 @@ for _name, _command in _COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point: user errors are one line and a code of their own; anything else is a bug and shows itself."""
+    """Entry point: every error is one line and a code of its own, also one that nobody foresaw."""
     with lasting_output():
         _main()
 
@@ -62,10 +63,12 @@ def _main() -> None:
         _fail(_with_notes(stop) if _notes(stop) else f"{stop}; the same command continues", stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except Exception as error:
-        if (code := _usage_code(error)) is None:
+    except BaseException as error:
+        if (code := _usage_code(error)) is not None:
+            _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
+        if shows_itself(error):
             raise
-        _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
+        _fail(unexpected_text(error), InternalError.exit_code)
     if code == 130:
         _fail("stopped; the same command continues", code)
     sys.exit(code)
@@ -80,7 +83,7 @@ def _with_notes(error: BaseException) -> str:
     return "; ".join([str(error), *_notes(error)])
 
 
-def _usage_code(error: Exception) -> int | None:
+def _usage_code(error: BaseException) -> int | None:
     """The exit code of one of click's own errors about arguments; None for other errors."""
     return getattr(error, "exit_code", None) if hasattr(error, "format_message") else None
 

@@ -15,6 +15,14 @@ from spintune.typed_json import JsonObject
 _ADAPTER = "adapter_config.json"
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Quantizers that leave no mark in config.json write one of these: GPTQ, AWQ, ModelOpt."""
+_DEPTHS = frozenset(
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_encoder_layers", "num_decoder_layers")
+    + ("encoder_layers", "decoder_layers")
+)
+_SIZES = frozenset(("vocab_size", "hidden_size", "d_model", "n_embd", "intermediate_size", "d_ff", "ffn_dim", "head_dim"))
+_WIDTHS = ("hidden_size", "d_model", "n_embd")
+_MOST_LAYERS = 2_000
+_ANY_SIZE = 100_000_000  # numbers that any machine can hold
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 
 
@@ -35,6 +43,29 @@ def check_files(name: str, location: str, arguments: Mapping[str, str]) -> None:
         return
     _refuse_quantized(name, config, location, arguments)
     _refuse_foreign_code(name, config)
+    _refuse_oversized(name, config, location)
+
+
+def _refuse_oversized(name: str, config: JsonObject, location: str) -> None:
+    """Refuses a config whose model would take all memory or time to build, by the weights that are there."""
+    folder = Path(location)
+    files = [file for pattern in _WEIGHTS for file in folder.glob(pattern)] if folder.is_dir() else []
+    numbers = 2 * sum(file.stat().st_size for file in files)  # as if each took half a byte
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        width = next((part[key] for key in _WIDTHS if isinstance(part.get(key), int)), 1)
+        for key, value in part.items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            if key in _DEPTHS and value > _MOST_LAYERS:
+                raise ModelError(
+                    f"model {name!r}: in its config.json {key} is {value:,}, and no model has more than "
+                    f"{_MOST_LAYERS:,} layers; download config.json again"
+                )
+            if key in _SIZES and numbers and value * max(width, 1) > max(numbers, _ANY_SIZE):
+                raise ModelError(
+                    f"model {name!r}: in its config.json {key} is {value:,}, more than all its weights have numbers "
+                    "for; config.json belongs to another model"
+                )
 
 
 def _refuse_adapter(name: str, location: str, arguments: Mapping[str, str]) -> None:

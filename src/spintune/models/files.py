@@ -31,7 +31,7 @@ def read_file(location: str, arguments: Mapping[str, str], name: str) -> JsonObj
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read as JSON ({error}); mend it") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object; mend it")

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spintune.errors import ModelError, SpintuneError, StorageError
+from spintune.errors import ModelError, SpintuneError, StorageError, is_panic
 from spintune.hub import is_kept, only_if_reachable
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
@@ -166,7 +166,9 @@ def _refusals(what: str, location: str | None = None, arguments: Mapping[str, st
             yield
     except SpintuneError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise ModelError(f"{what} cannot be loaded: {one_line(error)}") from error
 
 
