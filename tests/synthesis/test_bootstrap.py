@@ -148,7 +148,7 @@ def test_the_same_text_for_ever_ends_after_some_rounds_without_new_tasks(
         ("<html><body>502 Bad Gateway now</body></html>", "punctuation_start"),
         ('{"instruction": "one two thr', "punctuation_start"),
         ("word " * 2_000, "too_long"),
-        pytest.param("word " * 2_000_000, "too_long", marks=pytest.mark.slow),
+        pytest.param("word " * 2_000_000, "reply_too_long", marks=pytest.mark.slow),
     ],
 )
 def test_a_teacher_of_no_use_is_one_clear_line(
@@ -189,6 +189,11 @@ def test_what_the_budget_paid_for_is_kept_and_a_larger_one_goes_on_from_there(
     assert again.accepted[:8] == pool.accepted
     whole = grow(teacher_of(numbered), seeds, 20)
     assert [one.task for one in again.accepted] == [one.task for one in whole.accepted]
+
+
+def test_a_budget_that_covers_no_request_is_the_budgets_error(replies: Replies, seeds: list[SeedTask]) -> None:
+    with pytest.raises(BudgetError, match="no task was accepted: the budget is used up"):
+        grow(CachedTeacher(Budgeted(0), replies), seeds, 20)
 
 
 def test_a_second_run_asks_nothing_and_finds_the_same(replies: Replies, seeds: list[SeedTask]) -> None:

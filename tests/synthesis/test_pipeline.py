@@ -34,7 +34,7 @@ class Inventor:
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
         for index, request in enumerate(requests):
             self.asked += 1
-            yield index, Reply(self.reply(request), "stop", 10, 5)
+            yield index, Reply(self.reply(request), "stop", 1000, 500)
 
     def reply(self, request: Request) -> str:
         text, n = request.messages[-1].content, request.draw
@@ -61,7 +61,7 @@ def test_seeds_and_a_teacher_give_examples_counts_and_cost(method, seeds: list[S
     assert len(result.instructions) == 5
     assert result.stopped is None
     assert result.cost.requests == teacher.asked
-    assert result.cost.completion_tokens == 5 * teacher.asked
+    assert result.cost.completion_tokens == 500 * teacher.asked
     assert all(counts.read == counts.kept + counts.dropped.total() for counts in result.counts)
     assert "5 examples of 5 instructions" in str(result)
     result.save(tmp_path / "examples.jsonl")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from spintune.errors import BudgetError, RecipeError, TeacherError
+from spintune.progress import Silent
 from spintune.records import Message
 from spintune.teachers.budget import Budget
 from spintune.teachers.endpoint import Endpoint, EndpointTeacher
@@ -386,7 +387,8 @@ def test_the_budget_is_never_passed_and_used_up_to_the_last_request(
     assert max(usage.tokens for usage in spent) <= 5000
     assert len(received) == len(server.received) == teacher.usage.requests
     counted = sum(isinstance(o, Reply) and o.prompt_tokens is not None for o in received.values())
-    assert 100 * counted + 332 * (len(received) - counted) <= teacher.usage.tokens <= 5000
+    # without a count a token for 3 bytes: 10 or 11 bytes and 16 for the template, and the 3 bytes of "yes"
+    assert teacher.usage.tokens == 100 * counted + 22 * (len(received) - counted) <= 5000
     assert teacher.usage.tokens > 5000 - 333
     assert f"{teacher.usage.tokens:,} tokens" in str(caught.value)
 
@@ -398,6 +400,22 @@ def test_the_budget_is_never_passed_and_used_up_to_the_last_request(
     assert len(server.received) == asked
     more = EndpointTeacher(Endpoint(server.url, "gem", budget=Budget(tokens=5333)), {}, spent=teacher.usage)
     assert len(list(more.ask(questions(1, max_tokens=50)))) == 1
+
+
+def test_a_server_that_counts_no_tokens_is_not_believed(
+    serve: Any, sent: Any, chat_answer: Any, questions: Questions
+) -> None:
+    """10 and 1,800 bytes are at least 1 and 225 tokens. The ceiling is 282 or 283 + 300: of 5,000, 20 requests fit."""
+    server = serve(lambda n, seen: sent(chat_answer("a word " * 257 + "b", prompt=0, completion=0)))
+    notes: list[str] = []
+    told = Silent()
+    told.note = notes.append  # type: ignore[method-assign]
+    teacher = EndpointTeacher(Endpoint(server.url, "gem", budget=Budget(tokens=5000), concurrency=1), {}, progress=told)
+    with pytest.raises(BudgetError):
+        list(teacher.ask(questions(100, max_tokens=300)))
+    assert len(server.received) == 20
+    assert len(notes) == 1
+    assert "counts no tokens, or too few for its texts" in notes[0]
 
 
 def test_a_budget_in_dollars_is_kept_by_its_prices(

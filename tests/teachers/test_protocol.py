@@ -36,14 +36,22 @@ def test_no_tokenizer_makes_more_of_a_prompt_than_the_ceiling(texts: list[str], 
         assert len(tokenizer.encode(rendered + begin).ids) <= request.ceiling.prompt_tokens
 
 
-def test_an_outcome_costs_what_was_counted_else_the_ceiling_and_one_ceiling_for_each_lost_attempt() -> None:
+def test_an_outcome_costs_what_was_counted_else_an_estimate_and_one_ceiling_for_each_lost_attempt() -> None:
     """The ceiling: 5 bytes + 16 + 256 = 277 prompt tokens, and 10 of the answer."""
     request = Request((Message("user", "hello"),), max_tokens=10)
     assert usage_of(request, Reply("a", "stop", 3, 4)) == Usage(1, 3, 4)
-    assert usage_of(request, Reply("a", "stop", 3, None)) == Usage(1, 3, 10)
-    assert usage_of(request, Reply("a", "stop", None, 4, lost=2)) == Usage(1, 3 * 277, 24)
+    assert usage_of(request, Reply("a" * 9, "stop", 3, None)) == Usage(1, 3, 4)
+    assert usage_of(request, Reply("a" * 900, "length", 3, None)) == Usage(1, 3, 10)  # it was to write 10 at most
+    assert usage_of(request, Reply("a", "stop", None, 4, lost=2)) == Usage(1, 2 * 277 + 16 + 2, 24)
+    assert usage_of(request, Reply("a", "stop", 3, None, reasoning="b" * 300)) == Usage(1, 3, 101)
     assert usage_of(request, Failure("rate_limited")) == Usage(1, 0, 0)
     assert usage_of(request, Failure("timeout", lost=1)) == Usage(1, 277, 10)
+
+
+def test_a_count_that_is_too_small_for_the_texts_does_not_count() -> None:
+    request = Request((Message("user", "hello " * 100),), max_tokens=1000)
+    assert usage_of(request, Reply("b" * 800, "stop", 0, 0)) == Usage(1, 75, 100)
+    assert usage_of(request, Reply("b" * 800, "stop", 120, 190)) == Usage(1, 120, 190)
 
 
 def test_a_request_is_told_apart_by_everything_it_says() -> None:

@@ -17,6 +17,7 @@ import pytest
 from spintune.errors import BudgetError, RunError, SpintuneError, StorageError, TeacherError
 from spintune.records import Message
 from spintune.teachers.budget import Budget
+from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.endpoint import Endpoint, EndpointTeacher
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage
 from spintune.teachers.replies import Replies, answer, request_key
@@ -107,6 +108,27 @@ def test_whatever_breaks_a_call_off_the_replies_before_it_are_kept_and_the_failu
         assert replies.spent(again.teacher.identity) == Usage(5, 4 + 3 * lost.prompt_tokens, 2 + 15)
         assert texts(answer(again.teacher, replies, requests)) == ["yes", "server_error", "yes", *["now"] * 4]
     assert again.asked == [f"question {n}" for n in (3, 4, 5, 6)]
+
+
+@pytest.mark.parametrize("reason", ["rate_limited", "server_error", "timeout", "disconnected"])
+def test_an_outage_at_the_end_of_a_call_is_not_final(path: Path, questions: Questions, reason: str) -> None:
+    failing = Listening(lambda question: Failure(reason))
+    with Replies(path) as replies:
+        assert texts(CachedTeacher(failing.teacher, replies).ask(questions(4))) == [reason] * 4
+    with Replies(path) as replies:
+        assert texts(CachedTeacher(Listening().teacher, replies).ask(questions(4))) == [f"question {n}" for n in range(4)]
+
+
+def test_an_outage_is_final_once_a_later_call_brings_a_reply(path: Path, questions: Questions) -> None:
+    listening = Listening(lambda question: Failure("timeout") if question < "question 4" else Reply(question))
+    with Replies(path) as replies:
+        teacher = CachedTeacher(listening.teacher, replies)
+        teacher.ask(questions(4))
+        teacher.ask(questions(5)[4:])
+    again = Listening()
+    with Replies(path) as replies:
+        assert texts(CachedTeacher(again.teacher, replies).ask(questions(5))) == ["timeout"] * 4 + ["question 4"]
+    assert again.asked == []
 
 
 def test_failures_of_a_call_that_ended_are_final(path: Path, questions: Questions) -> None:
@@ -239,6 +261,38 @@ def test_a_client_that_is_killed_at_any_moment_asks_nothing_again_that_had_come(
 
 def identity_at(url: str) -> dict[str, Any]:
     return EndpointTeacher(Endpoint(url, "gem"), {}).identity
+
+
+@pytest.mark.slow
+def test_kills_do_not_pass_a_hard_budget(serve: Any, sent: Any, chat_answer: Any, path: Path) -> None:
+    """The server answers 3 requests of 10 tokens and works on 4 when kill -9 comes. A ceiling is 282 + 1024 tokens."""
+    server = serve(lambda n, seen: sent(chat_answer("yes"), seconds=0 if n < 3 else 600))
+    command = [sys.executable, "-c", CLIENT, server.url, str(path), "9"]
+    client = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    server.wait_for(7)
+    client.kill()
+    client.wait()
+    with Replies(path) as replies:
+        spent = replies.spent(identity_at(server.url))
+        assert spent == Usage(7, 3 * 7 + 4 * 282, 3 * 3 + 4 * 1024)
+        teacher = EndpointTeacher(Endpoint(server.url, "gem", budget=Budget(tokens=6000)), {}, spent=spent)
+        with pytest.raises(BudgetError):
+            answer(teacher, replies, [Request((Message("user", "question 8"),))])
+    assert len(server.received) == 7
+
+
+def test_attempts_that_were_never_made_or_were_refused_cost_nothing(
+    serve: Any, sent: Any, path: Path, questions: Questions
+) -> None:
+    server = serve(lambda n, seen: sent("", status=401))
+    with Replies(path) as replies:
+        teacher = EndpointTeacher(Endpoint(server.url, "gem", concurrency=4), {})
+        with pytest.raises(TeacherError, match="401"):
+            answer(teacher, replies, questions(20))
+        server.stop()
+        with pytest.raises(TeacherError, match="cannot connect"):
+            answer(teacher, replies, questions(20))
+        assert replies.spent(teacher.identity) == Usage()
 
 
 def test_a_budget_lasts_over_runs(serve: Any, sent: Any, chat_answer: Any, path: Path, questions: Questions) -> None:

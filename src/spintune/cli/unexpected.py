@@ -27,8 +27,6 @@ def unexpected_text(error: BaseException) -> str:
     """One line about an error that nobody foresaw, with the file in which its traceback was written."""
     words = one_line(str(error))[:_MAX_TEXT]
     found = f"{type(error).__name__}{': ' if words else ''}{words}"
-    if isinstance(error, MemoryError):
-        return f"out of memory ({found}); free some, or give less data at a time{_kept(error)}"
     return f"an error that spintune does not foresee: {found}{_kept(error)}"
 
 

@@ -15,11 +15,11 @@ from spintune.typed_json import JsonObject
 _ADAPTER = "adapter_config.json"
 _QUANTIZER_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Quantizers that leave no mark in config.json write one of these: GPTQ, AWQ, ModelOpt."""
-_DEPTHS = frozenset(
-    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_encoder_layers", "num_decoder_layers")
-    + ("encoder_layers", "decoder_layers")
+_DEPTHS = (
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_encoder_layers", "num_decoder_layers"),
+    *("encoder_layers", "decoder_layers"),
 )
-_SIZES = frozenset(("vocab_size", "hidden_size", "d_model", "n_embd", "intermediate_size", "d_ff", "ffn_dim", "head_dim"))
+_SIZES = ("vocab_size", "hidden_size", "d_model", "n_embd", "intermediate_size", "d_ff", "ffn_dim", "head_dim")
 _WIDTHS = ("hidden_size", "d_model", "n_embd")
 _MOST_LAYERS = 2_000
 _ANY_SIZE = 100_000_000  # numbers that any machine can hold

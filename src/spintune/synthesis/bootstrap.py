@@ -18,7 +18,7 @@ from random import Random
 from typing import ClassVar, Protocol
 
 from spintune.data.novelty import NoveltyIndex
-from spintune.errors import TeacherError
+from spintune.errors import BudgetError, TeacherError
 from spintune.progress import Progress, Silent
 from spintune.synthesis.decoding import stream
 from spintune.synthesis.examples import AnsweredPrompt, GeneratedExample, SeedTask, SynthesisProvenance
@@ -104,7 +104,7 @@ def bootstrap(
         on_accepted: called with the new tasks of each round before the next round begins, so that they can be completed
             while there is a budget.
 
-    Raises TeacherError when the teacher cannot be asked, or no task at all is accepted.
+    Raises TeacherError when the teacher cannot be asked, or no task at all is accepted; BudgetError when the budget is why.
     """
     pool, rounds_without_new = BootstrapResult(), 0
     index = NoveltyIndex(rules.novelty, rules.word_rule)
@@ -128,6 +128,8 @@ def bootstrap(
             elif rounds_without_new == settings.patience:
                 asked = f"{settings.patience} rounds of {settings.requests_per_round} requests"
                 pool.stopped = f"{asked} brought nothing new"
+    if not pool.accepted and teacher.exhausted is not None:
+        raise BudgetError(f"no task was accepted: {teacher.exhausted}")
     if not pool.accepted:
         raise TeacherError(
             f"{teacher.name}: no usable task in {pool.replies.read} replies ({_main_reasons(pool)}); "

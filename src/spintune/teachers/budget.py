@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from spintune.errors import RecipeError
@@ -85,10 +85,16 @@ class LedgerCall:
 
     Each attempt needs a hold of the request's ceiling. An attempt that the server refused is free, and the next attempt
     takes over its hold. An interrupted attempt may be charged, so its hold counts as spent.
+
+    Args:
+        journal: is told of each hold before the attempt, and with a negative amount of one that turned out to be free.
     """
 
-    def __init__(self, request: Request, ledger: Ledger) -> None:
+    def __init__(
+        self, request: Request, ledger: Ledger, journal: Callable[[Usage], None] = lambda usage: None
+    ) -> None:
         self.request = request
+        self._journal = journal
         self._ledger = ledger
         self._ceiling = request.ceiling
         self._held = Usage()
@@ -98,6 +104,7 @@ class LedgerCall:
         """Makes sure that the next attempt has a hold. Returns False when the budget does not cover it."""
         if self._held == Usage() and self._ledger.hold(self._ceiling):
             self._held = self._ceiling
+            self._journal(self._held)
         return self._held == self._ceiling
 
     def lose(self) -> None:
@@ -112,6 +119,8 @@ class LedgerCall:
 
     def release(self) -> None:
         """Ends a request whose attempts the server refused: free."""
+        if self._held != Usage():
+            self._journal(Usage() - self._held)
         self._end_hold(used=Usage())
 
     def give_up(self) -> None:

@@ -35,6 +35,8 @@ class CachedTeacher:
     left_out: Counter[str] = field(default_factory=Counter)
     _counted: set[str] = field(default_factory=set)
 
+    _outages: list[tuple[str, Outcome]] = field(default_factory=list, init=False)
+
     def __post_init__(self) -> None:
         missing = [member for member in ("name", "identity", "ask") if not hasattr(self.teacher, member)]
         if missing:
@@ -60,7 +62,7 @@ class CachedTeacher:
 
         if self.exhausted is None:
             try:
-                return answer(self.teacher, self.replies, requests, heard)
+                return answer(self.teacher, self.replies, requests, heard, self._outages)
             except BudgetError as error:
                 self.exhausted = str(error)
         found = [self.replies.find(self.key(request)) or Failure(BUDGET) for request in requests]

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ from spintune.progress import Progress, Silent
 from spintune.teachers.addresses import ForbiddenAddressError
 from spintune.teachers.budget import Budget, Ledger, LedgerCall
 from spintune.teachers.parameters import Parameters
-from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage
+from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage, counts_too_few
 from spintune.teachers.transport import (
     BODY_LIMIT,
     CALL,
@@ -148,6 +149,8 @@ class EndpointTeacher:
         self._tls = httpx2.create_ssl_context()
         self._ledger = Ledger(endpoint.budget, spent)
         self._in_a_row = 0
+        self.on_attempt: Callable[[int, Usage], None] = lambda index, usage: None
+        """Is told of each attempt, by the request's index, before it may cost anything; see LedgerCall."""
 
     @property
     def name(self) -> str:
@@ -193,7 +196,7 @@ class EndpointTeacher:
                 run(outcomes.aclose())
 
     async def _outcomes(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-        async with self._client() as client, _Calls(requests, self._ledger, self._endpoint.concurrency) as calls:
+        async with self._client() as client, self._calls(requests) as calls:
             while calls.unfinished:
                 calls.start(lambda call: self._one(client, call))
                 if not calls.under_way:
@@ -203,6 +206,13 @@ class EndpointTeacher:
                     yield index, outcome
                 if calls.trouble:  # only now: what finished along with it has been yielded
                     raise calls.trouble
+
+    def _calls(self, requests: Sequence[Request]) -> _Calls:
+        calls = [
+            (index, LedgerCall(request, self._ledger, functools.partial(self.on_attempt, index)))
+            for index, request in enumerate(requests)
+        ]
+        return _Calls(calls, self._endpoint.concurrency)
 
     def _too_many_failures(self, outcome: Outcome) -> TeacherError | None:
         """The error for too many failures in a row: one may be the request's fault, many are the teacher's."""
@@ -284,6 +294,8 @@ class EndpointTeacher:
     def _checked(self, outcome: Outcome, call: LedgerCall) -> Outcome:
         """The outcome with what was left out of its request; a failure counts as charged."""
         if isinstance(outcome, Reply):
+            if counts_too_few(call.request, outcome):
+                self._tell("counts no tokens, or too few for its texts; they are estimated by the length of the texts")
             return replace(outcome, left_out=self._parameters.left_out(call.request))
         if outcome.reason == UNFINISHED:
             self._tell(f"answers with {outcome.detail} count as failed, because it does not say that they are complete")
@@ -383,8 +395,8 @@ class _Calls:
         trouble: the error to raise once the outcomes that came with it are yielded.
     """
 
-    def __init__(self, requests: Sequence[Request], ledger: Ledger, concurrency: int) -> None:
-        self._waiting = deque((index, LedgerCall(request, ledger)) for index, request in enumerate(requests))
+    def __init__(self, calls: Sequence[tuple[int, LedgerCall]], concurrency: int) -> None:
+        self._waiting = deque(calls)
         self._concurrency = concurrency
         self.under_way: dict[asyncio.Task[Outcome], tuple[int, LedgerCall]] = {}
         self.trouble: BaseException | None = None
@@ -424,5 +436,8 @@ class _Calls:
     async def __aexit__(self, *error: object) -> None:
         for task, (_, call) in self.under_way.items():
             task.cancel()
-            call.give_up()
+            if isinstance(self.trouble, TeacherError):  # no key, no connection: not answered, as the others were not
+                call.release()
+            else:
+                call.give_up()
         await asyncio.gather(*self.under_way, return_exceptions=True)

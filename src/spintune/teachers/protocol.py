@@ -18,7 +18,7 @@ Pass it to :func:`spintune.synthesis.pipeline.synthesize`, or make it known to r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import orjson
@@ -142,17 +142,44 @@ class Failure:
 Outcome = Reply | Failure
 
 
+_BYTES_OF_A_TOKEN = 3  # few enough for a fair estimate in most languages; English has 4 to 5
+_MOST_BYTES_OF_A_TOKEN = 8  # on average over a text; a provider that counts fewer tokens does not count
+
+
 def usage_of(request: Request, outcome: Outcome) -> Usage:
-    """What an outcome used. Where the provider gave no count, the ceiling counts, so that a budget is never passed."""
+    """What an outcome used.
+
+    Where the provider gave no count, it is estimated from the texts, at most as the ceiling: a token for 3 bytes. Where
+    it gave one that is too small for the texts (a token for 8 bytes), that counts.
+    """
     ceiling = request.ceiling
     used = Usage(requests=1) + ceiling * outcome.lost
     if isinstance(outcome, Failure):
         return used
-    prompt, completion = outcome.prompt_tokens, outcome.completion_tokens
+    asked = _size(request.begin, *(message.content for message in request.messages))
+    thought, said = _size(outcome.reasoning), _size(outcome.text)
+    template = _TEMPLATE_TOKENS_PER_MESSAGE * len(request.messages)
+    most = request.max_tokens + thought // _BYTES_OF_A_TOKEN
     return used + Usage(
-        prompt_tokens=ceiling.prompt_tokens if prompt is None else prompt,
-        completion_tokens=ceiling.completion_tokens if completion is None else completion,
+        prompt_tokens=_counted(outcome.prompt_tokens, asked, asked // _BYTES_OF_A_TOKEN + template + 1),
+        completion_tokens=_counted(
+            outcome.completion_tokens, thought + said, min(most, (thought + said) // _BYTES_OF_A_TOKEN + 1)
+        ),
     )
+
+
+def counts_too_few(request: Request, reply: Reply) -> bool:
+    """Whether a provider's count of tokens is missing, or too small for the texts."""
+    used = usage_of(request, replace(reply, lost=0))
+    return (used.prompt_tokens, used.completion_tokens) != (reply.prompt_tokens, reply.completion_tokens)
+
+
+def _counted(count: int | None, size: int, estimate: int) -> int:
+    return estimate if count is None else max(count, size // _MOST_BYTES_OF_A_TOKEN)
+
+
+def _size(*texts: str) -> int:
+    return sum(len(text.encode(errors="replace")) for text in texts)
 
 
 class Teacher(Protocol):

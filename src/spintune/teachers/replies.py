@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import sqlite3
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,12 @@ from spintune.storage import digest_json, storage_errors
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Teacher, Usage, usage_of
 
 _FORMAT = 1
+_ATTEMPTS = (
+    "CREATE TABLE IF NOT EXISTS attempts (session TEXT, key TEXT, teacher TEXT NOT NULL,"
+    " prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, PRIMARY KEY (session, key))"
+)
+_OUTAGES = ("rate_limited", "server_error", "timeout", "disconnected")
+"""Reasons of failures that say more about the server than about the request."""
 _BUSY_SECONDS = 60
 
 
@@ -33,11 +40,16 @@ class Replies:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self._session = secrets.token_hex(8)
+        self._begun = False
         if path is not None:
             with storage_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
         with self._errors():
-            self._database = sqlite3.connect(path or ":memory:", timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE")
+            # a teacher inside a running event loop works in another thread, while this one waits
+            self._database = sqlite3.connect(
+                path or ":memory:", timeout=_BUSY_SECONDS, isolation_level="IMMEDIATE", check_same_thread=False
+            )
         try:
             with self._errors():
                 self._open()
@@ -85,8 +97,34 @@ class Replies:
             return Failure(**value)
         return Reply(**{**value, "left_out": tuple(value.get("left_out", ()))})
 
-    def add(self, identity: Mapping[str, object], usage: Usage, outcomes: Iterable[tuple[str, Outcome]] = ()) -> None:
-        """Stores outcomes under their keys, and adds to what the teacher was asked: both or neither."""
+    def begin(self, identity: Mapping[str, object], key: str, most: Usage) -> None:
+        """Stores what an attempt to answer a request may cost, before it is made.
+
+        It counts as spent until :meth:`add` says what it did cost; for good, if the process is killed before.
+        """
+        with self._errors(), self._database:
+            if not self._begun:
+                self._database.execute(_ATTEMPTS)
+                self._begun = True
+            self._database.execute(
+                "INSERT INTO attempts VALUES (?, ?, ?, ?, ?) ON CONFLICT (session, key) DO UPDATE SET"
+                " prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
+                " completion_tokens = completion_tokens + excluded.completion_tokens",
+                (self._session, key, digest_json(identity), most.prompt_tokens, most.completion_tokens),
+            )
+
+    def add(
+        self,
+        identity: Mapping[str, object],
+        usage: Usage,
+        outcomes: Iterable[tuple[str, Outcome]] = (),
+        ended: Iterable[str] = (),
+    ) -> None:
+        """Stores outcomes under their keys, and adds to what the teacher was asked: both or neither.
+
+        Args:
+            ended: keys of the requests whose attempts this usage covers.
+        """
         rows = []
         for key, outcome in outcomes:
             kind = "reply" if isinstance(outcome, Reply) else "failure"
@@ -95,6 +133,9 @@ class Replies:
         totals = (digest_json(identity), usage.requests, usage.prompt_tokens, usage.completion_tokens)
         with self._errors(), self._database:
             self._database.executemany("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?)", rows)
+            if self._begun:
+                forget = "DELETE FROM attempts WHERE session = ? AND key = ?"
+                self._database.executemany(forget, [(self._session, key) for key in ended])
             self._database.execute(
                 "INSERT INTO spent VALUES (?, ?, ?, ?) ON CONFLICT (teacher) DO UPDATE SET"
                 " requests = requests + excluded.requests,"
@@ -106,14 +147,27 @@ class Replies:
     def spent(self, identity: Mapping[str, object]) -> Usage:
         """What a teacher was asked, by every process that used this file.
 
-        It leaves out requests that were under way when a process was killed or gave up: nobody knows their cost.
+        Requests that were under way when a process was killed count with the most that they may have cost.
         """
+        teacher = (digest_json(identity),)
         with self._errors():
             row = self._database.execute(
-                "SELECT requests, prompt_tokens, completion_tokens FROM spent WHERE teacher = ?",
-                (digest_json(identity),),
+                "SELECT requests, prompt_tokens, completion_tokens FROM spent WHERE teacher = ?", teacher
             ).fetchone()
-        return Usage(*row) if row else Usage()
+            spent = Usage(*row) if row else Usage()
+            if not self._has_attempts():
+                return spent
+            attempts = self._database.execute(
+                "SELECT count(*), total(prompt_tokens), total(completion_tokens) FROM attempts"
+                " WHERE teacher = ? AND prompt_tokens > 0",
+                teacher,
+            ).fetchone()
+        return spent + Usage(*map(int, attempts))
+
+    def _has_attempts(self) -> bool:
+        """Whether a run has begun a request in this file; those of earlier versions lack the table."""
+        found = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'attempts'"
+        return self._begun or self._database.execute(found).fetchone() is not None
 
     def close(self) -> None:
         """Closes the file."""
@@ -158,19 +212,21 @@ def answer(
     replies: Replies,
     requests: Sequence[Request],
     on_outcome: Callable[[Request, Outcome], None] = lambda request, outcome: None,
+    pending: list[tuple[str, Outcome]] | None = None,
 ) -> list[Outcome]:
     """The outcomes in the order of the requests: stored ones from the file, the others from the teacher.
 
     Equal requests are asked once. A reply is on disk before ``on_outcome`` sees it; whatever ends the call
     (TeacherError, BudgetError, an interrupt), the replies before it are kept.
 
-    A failure is final, and stored, once a reply came after it in the same call or the call ended without an exception:
-    a run that starts again then meets the same outcomes and takes the same path. Failures at the end of a call that
-    broke off say more about the teacher than about the requests. Their requests are asked again, and what they used
-    counts in any case.
+    A failure is final, and stored, once a reply came after it: a run that starts again then meets the same outcomes and
+    takes the same path. A failure at the end of a call is final if the call ended without an exception and the request
+    is at fault; an outage of the server says nothing about the requests, which are asked again after a restart. What
+    failures used counts in any case.
 
     Args:
         on_outcome: called for every distinct request, stored outcomes first.
+        pending: failures at the end of earlier calls, which the next reply makes final; those of this call are added.
     """
     identity = teacher.identity
     keys = [request_key(identity, request) for request in requests]
@@ -181,7 +237,9 @@ def answer(
             outcomes[key] = known
             on_outcome(request, known)
     missing = [key for key in distinct if key not in outcomes]
-    failures: list[tuple[str, Outcome]] = []
+    failures = [] if pending is None else pending
+    if hasattr(teacher, "on_attempt"):
+        teacher.on_attempt = lambda index, most: replies.begin(identity, missing[index], most)
     with _asked(teacher, [distinct[key] for key in missing]) as coming:
         for index, outcome in coming:
             key = missing[index]
@@ -189,17 +247,23 @@ def answer(
             outcomes[key] = outcome
             usage = usage_of(request, outcome)
             if isinstance(outcome, Failure):
-                replies.add(identity, usage)
+                replies.add(identity, usage, ended=[key])
                 failures.append((key, outcome))
             else:
-                replies.add(identity, usage, [*failures, (key, outcome)])
+                replies.add(identity, usage, [*failures, (key, outcome)], ended=[key])
                 failures.clear()
             on_outcome(request, outcome)
-    if failures:
-        replies.add(identity, Usage(), failures)
+    final = [(key, failure) for key, failure in failures if isinstance(failure, Failure) and not _is_outage(failure)]
+    if final:
+        replies.add(identity, Usage(), final)
+        failures[:] = [one for one in failures if one not in final]
     if unanswered := len(distinct) - len(outcomes):
         raise TeacherError(f"{teacher.name} yielded no outcome for {unanswered} of {len(missing)} requests; correct it")
     return [outcomes[key] for key in keys]
+
+
+def _is_outage(failure: Failure) -> bool:
+    return failure.reason in _OUTAGES
 
 
 @contextlib.contextmanager
