@@ -116,7 +116,8 @@ def test_an_outage_at_the_end_of_a_call_is_not_final(path: Path, questions: Ques
     with Replies(path) as replies:
         assert texts(CachedTeacher(failing.teacher, replies).ask(questions(4))) == [reason] * 4
     with Replies(path) as replies:
-        assert texts(CachedTeacher(Listening().teacher, replies).ask(questions(4))) == [f"question {n}" for n in range(4)]
+        better = CachedTeacher(Listening().teacher, replies)
+        assert texts(better.ask(questions(4))) == [f"question {n}" for n in range(4)]
 
 
 def test_an_outage_is_final_once_a_later_call_brings_a_reply(path: Path, questions: Questions) -> None:

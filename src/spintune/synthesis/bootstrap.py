@@ -104,7 +104,7 @@ def bootstrap(
         on_accepted: called with the new tasks of each round before the next round begins, so that they can be completed
             while there is a budget.
 
-    Raises TeacherError when the teacher cannot be asked, or no task at all is accepted; BudgetError when the budget is why.
+    Raises TeacherError when the teacher cannot be asked, or no task is accepted; BudgetError if the budget is why.
     """
     pool, rounds_without_new = BootstrapResult(), 0
     index = NoveltyIndex(rules.novelty, rules.word_rule)

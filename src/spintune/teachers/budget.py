@@ -90,9 +90,7 @@ class LedgerCall:
         journal: is told of each hold before the attempt, and with a negative amount of one that turned out to be free.
     """
 
-    def __init__(
-        self, request: Request, ledger: Ledger, journal: Callable[[Usage], None] = lambda usage: None
-    ) -> None:
+    def __init__(self, request: Request, ledger: Ledger, journal: Callable[[Usage], None] = lambda usage: None) -> None:
         self.request = request
         self._journal = journal
         self._ledger = ledger
