@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ POLICIES: dict[str, dict[str, str]] = {
 CHOSEN = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
 CGROUPS = (Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/cpu,cpuacct"), Path("/sys/fs/cgroup"))
 PERIOD = 100_000  # microseconds
+BUSY_LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]): sum(range(100_000))"
 
 
 @dataclass
@@ -157,7 +159,7 @@ def running(policies: dict[str, dict[str, str]], cores: str = "", cgroup: str = 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[list[int]]:
     """Other work: processes that compute without end, until the block ends. Gives their ids."""
-    others = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(count)]
+    others = [subprocess.Popen([sys.executable, "-S", "-c", BUSY_LOOP, str(os.getpid())]) for _ in range(count)]
     try:
         yield [other.pid for other in others]
     finally:
@@ -267,6 +269,7 @@ def main() -> None:
     if options.worker:
         worker(options.cores, options.cgroup)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # other processes and the control group end as well
     policies = POLICIES
     if options.policy:
         named = [text.partition("=") for text in options.policy]

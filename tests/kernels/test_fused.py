@@ -17,6 +17,7 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.kernels.fused import fused_layers, patched_forwards, tied_lookup
 from spintune.kernels.linear import inference_kernels
 from spintune.kernels.native.layers import can_compute, rms_norm, swiglu
+from spintune.kernels.native.products import product
 
 compiled = pytest.mark.usefixtures("compiled")
 
@@ -91,6 +92,22 @@ def test_threads_change_no_bit() -> None:
         finally:
             torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@compiled
+def test_few_rows_by_one_thread_have_the_bits_of_many_by_three() -> None:
+    x, gate, weight, right = drawn((2000, 64), (2000, 64), (64,), (64, 48))
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        for layer in (
+            lambda rows: rms_norm(x[rows], weight, 1e-5),
+            lambda rows: swiglu(gate[rows], x[rows]),
+            lambda rows: product(x[rows].detach(), right.detach()),
+        ):
+            assert torch.equal(layer(slice(700, 703)), layer(slice(None))[700:703])
+    finally:
+        torch.set_num_threads(before)
 
 
 @compiled
