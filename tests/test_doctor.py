@@ -53,6 +53,28 @@ def test_a_cache_that_does_not_exist_yet_is_judged_by_the_folder_it_will_be_in(t
     assert str(tmp_path / "a" / "b") in finding.text
 
 
+def test_what_the_cache_holds_is_told_and_cleared(
+    spintune: Spintune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache = tmp_path / "spintune"
+    assert doctor._cache(cache).text.endswith(", empty")
+    assert json.loads(spintune("doctor", "--clear-cache", "--json").out) == {"freed": {}}
+    for name, size in {"models/m/model.safetensors": 30_000_000, "tokens/t/rows.jsonl": 20_000_000}.items():
+        (cache / name).parent.mkdir(parents=True)
+        with (cache / name).open("wb") as file:
+            file.truncate(size)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "big").write_bytes(b"x" * 10)
+    (cache / "gguf").symlink_to(tmp_path / "disk")
+    held = "models 0.03 GB, tokens 0.02 GB, gguf 0.00 GB"
+    assert f", holds {held}; spintune doctor --clear-cache empties it" in doctor._cache(cache).text
+    assert spintune("doctor", "--clear-cache").out == f"{cache}: removed {held}\n"
+    assert [path for path in cache.rglob("*") if path.is_file()] == []
+    assert (cache / "gguf").is_symlink()
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
 def model_report(spintune: Spintune, model: Path) -> dict[str, Any]:
     result = spintune("doctor", "--model", model, "--json")
     assert result.code == 0, result.err

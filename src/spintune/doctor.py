@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spintune.cached_folders import folder_bytes, remove_whole
+from spintune.storage import storage_errors
+
 if TYPE_CHECKING:
     import torch
 
@@ -58,8 +61,39 @@ def examine(cache: Path) -> list[DoctorFinding]:
         findings.append(DoctorFinding(name, version or f"not installed; needed only for {use}"))
     if _version("torch"):
         findings += _hardware()
-    findings += [_disk("cache", cache), _disk("here", Path.cwd())]
+    findings += [_cache(cache), _disk("here", Path.cwd())]
     return findings
+
+
+def clear_cache(cache: Path) -> dict[str, int]:
+    """Removes all that can be computed or downloaded again. Returns the bytes that were freed, by kind.
+
+    A run that is under way makes again what it still needs. Raises StorageError.
+    """
+    sizes = cache_sizes(cache)
+    for room in cache.iterdir() if cache.is_dir() else ():
+        with storage_errors(room):
+            for path in list(room.iterdir()) if room.is_dir() else [room]:
+                remove_whole(path)
+    return sizes
+
+
+def cache_sizes(cache: Path) -> dict[str, int]:
+    """Bytes of each kind of thing in the cache, the largest first."""
+    sizes = {room.name: folder_bytes(room.resolve()) for room in cache.iterdir()} if cache.is_dir() else {}
+    return dict(sorted(((name, size) for name, size in sizes.items() if size), key=lambda pair: -pair[1]))
+
+
+def sizes_text(sizes: dict[str, int]) -> str:
+    """Sizes in words: "models 0.54 GB, tokens 0.03 GB"."""
+    return ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sizes.items()) or "nothing"
+
+
+def _cache(cache: Path) -> DoctorFinding:
+    finding = _disk("cache", cache)
+    sizes = cache_sizes(cache)
+    held = f", holds {sizes_text(sizes)}; spintune doctor --clear-cache empties it" if sizes else ", empty"
+    return DoctorFinding("cache", finding.text + held, finding.fine)
 
 
 def _version(name: str) -> str | None:

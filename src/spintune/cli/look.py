@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from spintune.cli.options import Json, print_json, recipe_and_overrides
+from spintune.cli.options import Json, print_json, print_outcome, recipe_and_overrides
 from spintune.storage import cache_folder
 
 
@@ -120,9 +120,15 @@ def mix(
 
 def doctor(
     model: Annotated[str | None, typer.Option(help="Check this model instead: its paths, limits and costs.")] = None,
+    clear_cache: Annotated[
+        bool, typer.Option("--clear-cache", help="Remove models, tokens and compiled code that can be made again.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Say what is installed, what each part can use, and what is wrong; with --model, what spintune does with it."""
+    if clear_cache:
+        _clear_cache(json)
+        return
     if model:
         _doctor_model(model, json)
         return
@@ -137,6 +143,13 @@ def doctor(
             print(visible(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}"))
     if not all(finding.fine for finding in findings):
         raise typer.Exit(1)
+
+
+def _clear_cache(as_json: bool) -> None:
+    from spintune import doctor as doctors
+
+    freed = doctors.clear_cache(cache_folder())
+    print_outcome({"freed": freed}, f"{cache_folder()}: removed {doctors.sizes_text(freed)}", as_json)
 
 
 def _doctor_model(name: str, as_json: bool) -> None:
