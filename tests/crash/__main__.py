@@ -23,10 +23,10 @@ Counts = dict[str, Counter[str]]
 
 PLAN: dict[str | tuple[str, str], int | None] = {
     "kill": 4,
-    "nth": 10,
-    "stop": 5,
-    "fail": 10,
-    "cut": 10,
+    "nth": 8,
+    "stop": 4,
+    "fail": 8,
+    "cut": 8,
     "finished": 12,
     "half": 12,
     "cache": 3,
