@@ -27,9 +27,11 @@ from spintune.storage import (
     open_unlinked,
     read_json,
     read_json_lines,
+    remove_abandoned,
     remove_partials,
     repeated_key,
     storage_errors,
+    temporary_sibling,
     write_json,
     write_json_if_changed,
     write_json_lines,
@@ -156,6 +158,28 @@ def test_a_killed_writer_leaves_a_name_that_is_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
     remove_partials(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_of_an_output_is_removed_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    left = [temporary_sibling(out), temporary_sibling(out)]
+    left[0].write_text("half")
+    left[1].mkdir()
+    (left[1] / "file").write_text("half")
+    others = [temporary_sibling(tmp_path / "out.jsonl"), tmp_path / ".out.partial"]
+    for path in others:
+        path.write_text("of something else")
+    with atomic_file(out) as file:
+        remove_abandoned(out)
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in others)
+        file.write(b"all")
+    assert out.read_bytes() == b"all"
+    out.unlink()
+    with atomic_folder(out) as folder:
+        remove_abandoned(out)
+        (folder / "file").write_text("all")
+    assert (out / "file").read_text() == "all"
 
 
 def test_a_link_in_the_place_of_a_temporary_file_is_not_followed(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -76,10 +77,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open_unlinked(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+                _hold(file.fileno())
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+                temporary.replace(path)
             sync(path.parent)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -112,7 +114,9 @@ def atomic_folder(path: Path, place: Callable[[Path, Path], None] = _replace_fol
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
+        handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
+            _hold(handle)
             yield temporary
             _follow_umask(temporary)
             for name in [temporary, *temporary.rglob("*")]:
@@ -122,12 +126,48 @@ def atomic_folder(path: Path, place: Callable[[Path, Path], None] = _replace_fol
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            os.close(handle)
 
 
 def temporary_sibling(path: Path) -> Path:
     """A new name beside ``path``. It is cut to the 255 bytes of a file name, and known to :func:`remove_partials`."""
-    start = os.fsdecode(os.fsencode(path.name)[:200])
-    return path.with_name(f".{start}.{secrets.token_hex(8)}.spintune-partial")
+    return path.with_name(f"{_temporary_start(path)}.{secrets.token_hex(8)}.spintune-partial")
+
+
+def _temporary_start(path: Path) -> str:
+    return "." + os.fsdecode(os.fsencode(path.name)[:200])
+
+
+def _hold(handle: int) -> None:
+    """Locks an unfinished file or folder while this process has it open: :func:`remove_abandoned` leaves it alone."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Deletes what killed processes left beside ``path`` of an unfinished file or folder of this name.
+
+    What a living process writes is locked and stays, and everything on a file system without locks.
+    """
+    with contextlib.suppress(OSError):
+        for leftover in [one for one in path.parent.iterdir() if is_temporary(one)]:
+            if leftover.name.rsplit(".", 2)[0] == _temporary_start(path) and _is_abandoned(leftover):
+                _remove(leftover)
+
+
+def _is_abandoned(path: Path) -> bool:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
 
 
 def is_temporary(path: Path) -> bool:
@@ -288,7 +328,11 @@ def remove_partials(folder: Path) -> None:
     Only names of this module's own making are touched, and links are not followed.
     """
     for leftover in [path for path in folder.rglob(".*.spintune-partial") if is_temporary(path)]:
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _remove(leftover)
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)

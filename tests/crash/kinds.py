@@ -142,7 +142,9 @@ def stop(stage: Stage, number: int) -> Tried:
     ending = stage.start(mode=shim.SIGNAL, at=at + 1, fault=SIGNALS[way])
     told = f"{SIGNALS[way].name} at operation {at + 1}"
     verdict = stage.judge(ending)
-    if verdict.kind == "DIFFERENT":
+    # a command that only writes its output has nothing to save and dies at once, as programs do
+    at_once = not stage.world.recipe and ending.code == -SIGNALS[way]
+    if verdict.kind == "DIFFERENT" and not at_once:
         return Tried(f"{told}, in the stopped run itself", 1, verdict)
     return Tried(told, 1, stage.ends())
 

@@ -107,7 +107,7 @@ def differences(disk: Path, expected: Tree, damaged: str | None = None) -> list[
         found = contents(disk, damaged)
     except (ValueError, sqlite3.Error) as error:
         return [f"a result cannot be read: {error}"]
-    return [*_unlike(found, {key: value for key, value in expected.items() if key != damaged}), *_left_in_cache(disk)]
+    return list(_unlike(found, {key: value for key, value in expected.items() if key != damaged}))
 
 
 def _unlike(found: Tree, expected: Tree) -> Iterator[str]:
@@ -132,12 +132,6 @@ def _where(found: Any, expected: Any) -> str:
         place = next(n for n, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
         return f" at entry {place}{_where(found[place], expected[place])}"
     return f" ({found!r:.60} instead of {expected!r:.60})"
-
-
-def _left_in_cache(disk: Path) -> Iterator[str]:
-    for path in sorted((disk / "cache").rglob("*")):
-        if "partial" in path.name:
-            yield f"{path.relative_to(disk)} is left over"
 
 
 def faults_of_reference(disk: Path) -> list[str]:

@@ -13,7 +13,7 @@ from spintune.progress import Progress, Silent
 from spintune.report.reading import read_run
 from spintune.run_folder import BASE
 from spintune.run_models import stage_of, written_files
-from spintune.storage import atomic_folder, read_json
+from spintune.storage import atomic_folder, read_json, remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def export_model(
     card = model_card(run, name, checked=True)
     if out.exists():
         raise StorageError(f"{out} already exists; name a new folder, or delete it")
+    remove_abandoned(out)
     stage = str(stage_of(name))
     source = folder / stage
     files = written_files(folder, stage)

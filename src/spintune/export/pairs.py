@@ -8,7 +8,7 @@ from spintune.data.preferences import turns_of_example
 from spintune.errors import DataError, RunError
 from spintune.records import Example, Pair, read_records
 from spintune.run_folder import MANIFEST, iterations_of, outputs_digest, read_manifest, read_recipe
-from spintune.storage import atomic_file, json_line
+from spintune.storage import atomic_file, json_line, remove_abandoned
 from spintune.typed_json import JsonObject
 
 
@@ -28,6 +28,7 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> tuple[in
     for example in read_records(run / "data" / "train.jsonl", Example):
         examples |= {turn.id: turn for turn in [example, *turns_of_example(example)]}
     count = cut = 0
+    remove_abandoned(out)
     with atomic_file(out) as file:
         for pair in (pair for path in files for pair in read_records(path, Pair)):
             for answer in pair.generated:

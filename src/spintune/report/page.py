@@ -18,7 +18,7 @@ from spintune.report import curves, figures, findings, model_tables, stages, tab
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
-from spintune.storage import atomic_file
+from spintune.storage import atomic_file, remove_abandoned
 from spintune.version import __version__
 
 
@@ -32,6 +32,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """
     path = out or folders[0] / ("report.html" if len(folders) == 1 else "comparison.html")
     page = render([read_run(folder) for folder in folders], path.parent)
+    remove_abandoned(path)
     with atomic_file(path) as file:
         file.write(page.encode())
     return path
