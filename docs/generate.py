@@ -49,8 +49,9 @@ EXIT_CODES_INTRO = """# Exit codes
 
 A mistake that you can mend ends in one line that says what is wrong, where, and what to do, and in a code of its own.
 From Python the same mistake raises the exception named here; all are subclasses of `spintune.SpintuneError`. Code 70 is
-a bug: please report it with the traceback that the line names (from Python the error itself is raised). A second signal of the same kind ends a command at once, with the code that your
-shell gives to it (143 after SIGTERM).
+a bug: please report it with the traceback that the line names (from Python the error itself is raised). A second signal
+of the same kind ends a command at once, with the code that your shell gives to it (143 after SIGTERM). So does the
+system's killer of processes when memory runs out (137).
 
 """
 

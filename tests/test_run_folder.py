@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -338,3 +339,18 @@ def test_a_key_that_an_earlier_version_s_sources_did_not_have_makes_no_other_rec
     path.write_text(json.dumps(document))
     with RunFolder(recipe(tmp_path)):
         assert "columns" in json.loads(path.read_text())["recipe"]["data"]["train"][0]
+
+
+def test_a_command_that_was_killed_is_told_by_the_next_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="an error"), RunFolder(recipe(tmp_path)):
+        raise ValueError("an error")
+    if not os.fork():
+        RunFolder(recipe(tmp_path)).__enter__()
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.wait()
+    assert "was killed" not in caplog.text
+    for told in (True, False):
+        caplog.clear()
+        with RunFolder(recipe(tmp_path)):
+            assert ("was killed" in caplog.text) == told
+    assert (tmp_path / "run.lock").read_bytes() == b""

@@ -6,7 +6,6 @@ manifest is written last, so a killed stage has none, and the next command conti
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import shutil
@@ -20,12 +19,12 @@ import orjson
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe
+from spintune.run_lock import RunLock
 from spintune.storage import (
     atomic_file,
     digest_file,
     digest_json,
     is_temporary,
-    open_unlinked,
     read_json,
     remove_partials,
     storage_errors,
@@ -146,37 +145,25 @@ class RunFolder:
         self.folder = Path(recipe.out)
         self.recipe = recipe
         self._meaning = meaning
-        self._lock: BinaryIO | None = None
+        self._lock = RunLock(self.folder)
 
     def __enter__(self) -> RunFolder:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             _check_is_run(self.folder)
-            self._lock = open_unlinked(self.folder / "run.lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise RunError(
-                f"{self.folder} is in use by another spintune process; wait for it or choose another out="
-            ) from None
-        except OSError as error:  # NFS without its lock daemon, Lustre without -o flock
-            log.warning(
-                "%s: this file system has no locks (%s); do not start a second run here", self.folder, error.strerror
-            )
+        self._lock.take()
         try:
             remove_partials(self.folder)
             self._bind_to_recipe()
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock:
-            self._lock.close()
+        self._lock.release()
 
     def _bind_to_recipe(self) -> None:
         """Writes the recipe into an unused folder, or checks that the folder belongs to this recipe."""

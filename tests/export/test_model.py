@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,29 @@ def test_the_best_model_is_used_where_it_is_whole(run: Path) -> None:
     (run / "spin/iterate-1/model/adapter_config.json").write_text("{}")
     with pytest.raises(RunError, match="adapter_config"):
         final_model(run)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_bfloat16_rounds_the_weights_of_the_copy_and_says_so(
+    run: Path, tmp_path: Path, tiny_model: Path, parts: int
+) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "model", max_shard_size="5GB" if parts == 1 else "40KB")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    assert sum(name.endswith(".safetensors") for name in files) >= parts
+    shutil.rmtree(run / "sft/model")
+    source = write_model(run, "sft", files)
+    export_model(run, tmp_path / "out", "sft", precision="bfloat16")
+    assert (source / "config.json").read_bytes() == files["config.json"]
+    rounded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")  # in the type that its config names
+    assert rounded.dtype == torch.bfloat16
+    for name, weight in model.state_dict().items():
+        assert torch.equal(rounded.state_dict()[name], weight.bfloat16()), name
+    sizes = [sum(path.stat().st_size for path in place.glob("*.safetensors")) for place in (source, tmp_path / "out")]
+    assert sizes[1] < 0.6 * sizes[0]
+    card = (tmp_path / "out/README.md").read_text()
+    assert "rounded to bfloat16" in card
+    assert "byte for byte" not in card

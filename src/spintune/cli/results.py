@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,6 +58,9 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
     model: Annotated[str | None, typer.Option(help="sft, iterate-1, ...; the best by default.")] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="bfloat16 rounds the weights: half the size, for use.")
+    ] = "float32",
     json: Json = False,
 ) -> None:
     """Write a model of a run as a Hugging Face folder with its model card, ready to use or upload."""
@@ -65,7 +68,7 @@ def export(
     from spintune.progress_display import open_progress
 
     with open_progress(json) as progress:
-        name = export_model(run, out, model, progress)
+        name = export_model(run, out, model, progress, precision)
     print_outcome({"model": name, "folder": str(out)}, f"{name} of {run} is in {out}, with its card in README.md", json)
 
 

@@ -27,13 +27,14 @@ from spintune.version import __version__
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def model_card(run: RunFacts, name: str, checked: bool = False) -> str:
+def model_card(run: RunFacts, name: str, checked: bool = False, rounded: bool = False) -> str:
     """The text of README.md for the model ``name`` of a run.
 
     Its license is "unknown": that of the base model and of the data decides, and no file of a run names them.
 
     Args:
         checked: whether the files beside it were compared with what the run wrote; the card then says so.
+        rounded: whether the weights beside it were rounded to bfloat16 since.
 
     Raises ModelError when the run has no such model, or when it is the recipe's own, which has a card already.
     """
@@ -51,6 +52,7 @@ def model_card(run: RunFacts, name: str, checked: bool = False) -> str:
             run=run,
             name=name,
             checked=checked,
+            rounded=rounded,
             version=__version__,
             header=Markdown(yaml.safe_dump(_header(run, name), sort_keys=False, allow_unicode=True)),
             iteration=number,

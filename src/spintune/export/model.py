@@ -6,14 +6,18 @@ import hashlib
 import logging
 import os
 from pathlib import Path
+from typing import Literal
 
 from spintune.errors import ModelError, RunError, StorageError
 from spintune.export.card import model_card
+from spintune.export.rounding import round_folder
 from spintune.progress import Progress, Silent
 from spintune.report.reading import read_run
 from spintune.run_folder import BASE
 from spintune.run_models import stage_of, written_files
 from spintune.storage import atomic_folder, read_json, remove_abandoned
+
+Precision = Literal["float32", "bfloat16"]
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +31,13 @@ def export_model(
     out: Path,
     name: str | None = None,
     progress: Progress = Silent(),  # noqa: B008
+    precision: Precision = "float32",
 ) -> str:
     """Copies a model of a run, and writes its card as README.md. Returns its name.
 
     Only files that the run wrote are copied, and only while their digests are those that it wrote down. The folder
-    appears when it is complete. Without ``name`` it is the best iterate, or the last model.
+    appears when it is complete. Without ``name`` it is the best iterate, or the last model. ``precision`` "bfloat16"
+    rounds the weights, which halves the folder; the run's own stay as they are.
 
     Raises ModelError when the run has no such model, RunError when it is not as the run wrote it, StorageError when
     ``out`` exists.
@@ -43,7 +49,7 @@ def export_model(
     if name is None:
         best = run.best.name if run.best else None
         name = best if best in [model.name for model in own] else own[-1].name
-    card = model_card(run, name, checked=True)
+    card = model_card(run, name, checked=True, rounded=precision == "bfloat16")
     if out.exists():
         raise StorageError(f"{out} already exists; name a new folder, or delete it")
     remove_abandoned(out)
@@ -64,6 +70,8 @@ def export_model(
                     "which makes it again"
                 )
             task.advance(written.bytes / 1e6)
+        if precision == "bfloat16":
+            round_folder(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return name
 

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include <cstdio>
 #include <cstdlib>
 #include <utility>
 
@@ -95,10 +96,15 @@ inline void transpose(const float *from, long token, long count, long width, flo
 // number between, because OpenMP ends the threads that a smaller team leaves over, and starts them again for the next.
 inline int team(double nanoseconds, int threads) { return nanoseconds < 15'000 ? 1 : threads; }
 
-// Memory for the duration of a call.
+// Memory for the duration of a call. Where there is none the process ends, as OutOfMemoryError does: no exception can leave
+// a parallel region.
 struct Scratch {
     float *at;
-    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {}
+    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {
+        if (at || !floats) return;
+        std::fputs("spintune: out of memory in a compiled layer; lower tokens_per_forward or data.max_length\n", stderr);
+        std::_Exit(12);
+    }
     ~Scratch() { std::free(at); }
     Scratch(const Scratch &) = delete;
 };
