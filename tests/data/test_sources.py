@@ -128,6 +128,23 @@ def test_text_is_kept_verbatim(tmp_path: Path) -> None:
     assert read(path).examples[0].messages == (Message("user", question), Message("assistant", answer))
 
 
+def test_a_line_ends_at_its_newline_alone_and_may_be_a_megabyte_long(tmp_path: Path) -> None:
+    rows = [{"instruction": "a\u2028b\u2029c\x85d", "output": "e"}, {"instruction": "x" * 2**20, "output": "e\u2028"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    found = [example.messages for example in read(path).examples]
+    assert found == [(Message("user", row["instruction"]), Message("assistant", row["output"])) for row in rows]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_of_json_is_an_error_with_its_place(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(numbered(1)[0]) + f'\n{{"instruction": "a", "output": "b", "score": {number}}}\n')
+    with pytest.raises(DataError, match=r"rows.jsonl:2: not valid JSON .* column 4\d") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_unknown_format_is_an_error_with_a_suggestion(tmp_path: Path) -> None:
     path = write_lines(tmp_path, [ROW])
     assert error(path, format="alpacca") == "there is no data format 'alpacca'; did you mean alpaca?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
 from spintune.generation.build import build_generator
+from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
 from spintune.models.loading import LoadedModel, load_model, save_folder
 from spintune.models.lora import merge, new_adapter
@@ -35,8 +37,8 @@ from spintune.training.optimization import Optimization
 
 FIRST = 5
 """Smaller ids are control tokens, such as the padding that some models treat in their own way."""
-NEW_TOKENS = 8
-RATE = 3e-3
+NEW_TOKENS = 6
+RATE = 1e-3
 
 BOUNDS = {
     "scores": 1e-3,  # nats per token
@@ -89,7 +91,8 @@ def measure(name: str, folder: Path, *, training: bool = True, adapters: bool = 
         loaded = _load(folder / "model", "float32")
         engine = LogProbEngine(loaded.model)
         verdict.path = "packed" if engine.packed else "one at a time"
-        family, errors = Family(loaded, engine, reference), verdict.errors
+        generator = build_generator(engine, loaded.tokenizer, frozenset())
+        family, errors = Family(loaded, engine, generator, reference), verdict.errors
         errors["scores"] = score_error(family)
         errors["gradients"] = gradient_error(family)
         errors["greedy"] = greedy_error(family)
@@ -98,9 +101,9 @@ def measure(name: str, folder: Path, *, training: bool = True, adapters: bool = 
         else:
             errors["sampled"] = sampled_error(family)
         if training and verdict.limit is None:
-            errors["spin"] = spin_error(folder)
+            errors["spin"] = spin_error(family, folder)
         if training:
-            errors["sft"], errors["saved"] = sft_error(folder)
+            errors["sft"], errors["saved"] = sft_error(family, folder)
         if adapters:
             errors["lora"], errors["merged"] = lora_error(folder)
     except ModelError as error:
@@ -119,7 +122,14 @@ class Family:
 
     loaded: LoadedModel
     engine: LogProbEngine
+    generator: Generator
     reference: PreTrainedModel
+
+    def fresh(self) -> PreTrainedModel:
+        """Gives the tool's model the weights that it came with; returns another reference with the same ones."""
+        reference = copy.deepcopy(self.reference)
+        self.loaded.model.load_state_dict(reference.state_dict())
+        return reference
 
 
 def _load(folder: Path, precision: str) -> LoadedModel:
@@ -182,10 +192,9 @@ def _largest(values: Tensor) -> float:
 @torch.no_grad()
 def greedy_error(family: Family) -> float:
     """By how much a greedy token's logit is below the largest one of a plain forward, at worst."""
-    generator = build_generator(family.engine, family.loaded.tokenizer, frozenset())
     prompts = [query.prompt for query in queries()]
-    worst = 0.0
-    for prompt, written in zip(prompts, generator.generate(prompts, Sampling(NEW_TOKENS, temperature=0)), strict=True):
+    worst, greedy = 0.0, Sampling(NEW_TOKENS, temperature=0)
+    for prompt, written in zip(prompts, family.generator.generate(prompts, greedy), strict=True):
         for place, token in enumerate(written.ids):
             logits = plain.logits(family.reference, prompt, written.ids[:place])[-1]
             worst = max(worst, _or_infinite((logits.max() - logits[token]).item()))
@@ -195,9 +204,8 @@ def greedy_error(family: Family) -> float:
 @torch.no_grad()
 def sampled_error(family: Family) -> float:
     """Largest difference of the log-probability that a text was drawn with from its score. [nats]"""
-    generator = build_generator(family.engine, family.loaded.tokenizer, frozenset())
-    prompts = [query.prompt for query in queries()] * 3
-    written = generator.generate(prompts, Sampling(NEW_TOKENS))
+    prompts = [query.prompt for query in queries()] * 2
+    written = family.generator.generate(prompts, Sampling(NEW_TOKENS))
     usable = [
         (prompt, one)
         for prompt, one in zip(prompts, written, strict=True)
@@ -260,10 +268,9 @@ def _logistic(pairs: Sequence[Pair], opponent: Tensor) -> Callable[[PreTrainedMo
     return loss
 
 
-def sft_error(folder: Path) -> tuple[float, float]:
+def sft_error(family: Family, folder: Path) -> tuple[float, float]:
     """Two steps of SFT against plain ones. [nats per answer], and the saved model against the one that was saved."""
-    player, reference = _load(folder / "model", "float32"), _load(folder / "model", "float32").model
-    engine = LogProbEngine(player.model)
+    reference, player, engine = family.fresh(), family.loaded, family.engine
     reports: list[StepReport] = []
     hooks = TrainingHooks(on_step=reports.append)
     train(engine, Batches(ROWS, STEPS), NegativeLogLikelihood(), SETTINGS, Checkpoints(folder / "sft", 1e9), hooks)
@@ -293,13 +300,11 @@ def _trained_error(
     return _largest(torch.cat([losses / torch.tensor(known).abs(), gaps]))
 
 
-def spin_error(folder: Path) -> float:
+def spin_error(family: Family, folder: Path) -> float:
     """Two steps of SPIN, on answers that the model itself wrote, against plain ones. [nats per answer]"""
-    player, reference = _load(folder / "model", "float32"), _load(folder / "model", "float32").model
-    engine = LogProbEngine(player.model)
-    generator = build_generator(engine, player.tokenizer, frozenset())
+    reference, player, engine = family.fresh(), family.loaded, family.engine
     shards = Shards(folder / "shards", "families", Silent())
-    sampled = sample_pairs(generator, ROWS, Sampling(NEW_TOKENS), 6, 100, "base", shards, "answers")
+    sampled = sample_pairs(family.generator, ROWS, Sampling(NEW_TOKENS), 4, 100, "base", shards, "answers")
     pairs = score_pairs(engine, list(map(_with_words, sampled)), "opponent", shards, "scores")
     drawn = [p for p in pairs if all(engine.scores_as_drawn(len(p.prompt_ids), len(a.ids)) for a in p.generated)]
     check_sampler(drawn, "base", 0.05)  # as in a run: an answer that crosses a rotary length is drawn with two rules

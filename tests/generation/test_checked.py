@@ -8,9 +8,10 @@ import logging
 import pytest
 import torch
 from tiny_models import LONGROPE
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
 from spintune.errors import ModelError
 from spintune.generation.batch import BatchGenerator
 from spintune.generation.build import build_generator, find_paths
@@ -127,6 +128,30 @@ def test_a_wrong_cache_is_found_out_and_told_with_its_price(words, monkeypatch, 
     assert completion.ids == tuple(expected)
     with pytest.raises(ModelError, match=r"cannot generate: plain is .* nats off plain forwards"):
         build_generator(engine, words, frozenset(), "plain").generate([PROMPTS[2]], Sampling(NEW))
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_models_own_sampling_settings_are_never_applied(family, words):
+    written = []
+    for own in ({}, {"do_sample": True, "top_k": 1, "top_p": 0.1, "temperature": 0.1, "repetition_penalty": 9.0}):
+        model = wide(family)
+        model.generation_config = GenerationConfig(**own)
+        generator = build_generator(LogProbEngine(model), words, frozenset())
+        written.append([generator.generate(PROMPTS, sampling) for sampling in (Sampling(NEW), Sampling(NEW, 0))])
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_ids_beyond_the_tokenizer_are_drawn_kept_and_scored(family, words):
+    """Embeddings are often padded beyond the vocabulary."""
+    engine = LogProbEngine(wide(family, vocab_size=200))
+    written = build_generator(engine, words, frozenset()).generate(PROMPTS, Sampling(NEW))
+    assert max(id for completion in written for id in completion.ids) >= len(words) == 97
+    scores = engine.score([Query(prompt, (one.ids,)) for prompt, one in zip(PROMPTS, written, strict=True)])
+    assert [one.logprob for one in written] == pytest.approx([score for (score,) in scores], abs=1e-3)
+    for completion in written:
+        known = [id for id in completion.ids if id < len(words)]
+        assert completion.text.split() == words.decode(known).split()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "gptj"])

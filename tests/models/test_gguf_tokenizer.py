@@ -6,6 +6,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from models.gguf_vocabularies import SEPARATOR, compare
 
 from spintune.models.gguf_tokenizer import known_difference, tell_of_difference
 
@@ -50,3 +51,24 @@ def test_it_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert record.getMessage().startswith(
         f"{path}: its tokenizer may cut some texts otherwise than the model's own (runs of spaces)"
     )
+
+
+def test_the_table_counts_the_texts_whose_ids_are_not_those_expected(tmp_path: Path) -> None:
+    path = tmp_path / "ggml-vocab-tiny.gguf"
+    tokens = ["<|endoftext|>", "a", "b", "Ġ", "ab"]
+    writer = gguf.GGUFWriter(path, "gpt2")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL, *[gguf.TokenType.NORMAL] * 4])
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    Path(f"{path}.inp").write_text(SEPARATOR.join(["ab", "ba", "b a", ""]))
+    Path(f"{path}.out").write_text(" 4\n 2 1\n 2 3 2\n")  # the third is another text's
+    found = compare(path)
+    assert (found.rule, found.texts, found.different, found.said) == ("gpt2/gpt2/gpt-2", 4, ("b a",), "equal")
+    assert found.row() == "| tiny | gpt2/gpt2/gpt-2 | 3 of 4 | equal | 'b a' |"

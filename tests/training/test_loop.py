@@ -256,21 +256,23 @@ def stop_at(step):
 SCHEDULE = {"schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1}
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(player, rows, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "rmsprop"])
+def test_a_stopped_run_goes_on_bit_for_bit(optimizer, player, rows, tmp_path):
+    settings = {**SCHEDULE, "optimizer": optimizer}
     steps = steps_by_rows(len(rows), 3, 2, seed=1)
     objective = NegativeLogLikelihood()
     whole = player()
-    run(whole, rows, steps, objective, tmp_path / "whole", minutes=0, **SCHEDULE)
+    run(whole, rows, steps, objective, tmp_path / "whole", minutes=0, **settings)
     started = []
     for stop in (3, 4, 7):
         with pytest.raises(StoppedError):
-            run(player(), rows, steps, objective, tmp_path / "parts", minutes=0, on_step=stop_at(stop), **SCHEDULE)
+            run(player(), rows, steps, objective, tmp_path / "parts", minutes=0, on_step=stop_at(stop), **settings)
     resumed = player()
     train(
         resumed,
         Batches(rows, steps),
         objective,
-        Optimization(1e-3, **SCHEDULE),
+        Optimization(1e-3, **settings),
         Checkpoints(tmp_path / "parts", 0),
         TrainingHooks(on_start=started.append),
     )

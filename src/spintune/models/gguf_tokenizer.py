@@ -1,7 +1,8 @@
 """What is known of tokenizers that transformers makes from GGUF files.
 
 A GGUF file holds a vocabulary, and only the name of the rule that cuts a text before it is looked up. What is said here
-was seen on the test texts that llama.cpp keeps beside its vocabularies, with the ids that it expects.
+is what tests/models/gguf_vocabularies.py prints: the texts that llama.cpp keeps beside its vocabularies, with the ids
+that it expects, against transformers 5.23. docs/how-to/bring-a-model.md has the table.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ _KNOWN_DIFFERENT = {
     "llama": "runs of spaces",
     "falcon": "some texts with numbers and marks",
     "llama-bpe": "rare texts",
+    "starcoder": "rare texts",
     "deepseek-llm": "rare texts",
     "deepseek-coder": "rare texts",
     "smollm": "numbers, which transformers does not split into digits",
