@@ -145,19 +145,23 @@ class CustomTask:
         items = [[vars(item) for item in items] for items in (self.items, self.exemplars)]
         return digest_json([self.file.model_dump(), items])[:12]
 
-    def config(self) -> JsonObject:
-        """The task in the form of lm-evaluation-harness."""
+    def config(self, guarded: Callable[[str], str] = str) -> JsonObject:
+        """The task in the form of lm-evaluation-harness.
+
+        Args:
+            guarded: keeps control tokens that are spelled out in a text from becoming control tokens of the model.
+        """
         file = self.file
         config: JsonObject = {
             "task": file.task,
-            "custom_dataset": self._datasets(),
+            "custom_dataset": self._datasets(guarded),
             "test_split": "test",
             "fewshot_split": "shots" if self.exemplars else "test",
             "fewshot_config": {"sampler": "first_n" if self.exemplars else "default"},
             "output_type": "generate_until" if file.kind == "generate" else file.kind,
             "description": "description",
             "doc_to_text": "prompt",
-            "target_delimiter": file.delimiter,
+            "target_delimiter": guarded(file.delimiter),
             "num_fewshot": file.shots or None,  # the harness forbids changing a 0
             "metadata": {"version": self.version},
         }
@@ -178,24 +182,27 @@ class CustomTask:
         metrics = [dict(zip(_METRIC_KEYS, metric, strict=True)) for metric in _METRICS[file.kind]]
         return {**config, **kind, "metric_list": metrics}
 
-    def _datasets(self) -> Callable[..., JsonObject]:
+    def _datasets(self, guarded: Callable[[str], str]) -> Callable[..., JsonObject]:
         splits = {"test": self.items, **({"shots": self.exemplars} if self.exemplars else {})}
 
         def load(**_: object) -> JsonObject:
             from datasets import Dataset
 
-            return {name: Dataset.from_list([self._document(item) for item in items]) for name, items in splits.items()}
+            return {
+                name: Dataset.from_list([self._document(item, guarded) for item in items])
+                for name, items in splits.items()
+            }
 
         return load
 
-    def _document(self, item: CustomTaskItem) -> JsonObject:
+    def _document(self, item: CustomTaskItem, guarded: Callable[[str], str]) -> JsonObject:
         return {
-            "prompt": item.prompt,
-            "description": self.file.description,
-            "choices": list(item.choices),
+            "prompt": guarded(item.prompt),
+            "description": guarded(self.file.description),
+            "choices": [guarded(choice) for choice in item.choices],
             "place": item.place,
             "answers": list(item.answers),
-            "target": self.file.delimiter + item.answers[0],
+            "target": guarded(self.file.delimiter + item.answers[0]),
         }
 
     def _measured(self) -> Callable[[JsonObject, Sequence[str]], dict[str, float]]:

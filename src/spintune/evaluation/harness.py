@@ -13,7 +13,7 @@ import functools
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,7 +148,8 @@ def run_benchmarks(
             title = library.title(benchmark)
             try:
                 lm = HarnessModel(model, progress, f"{name}: {title}")
-                results += _run(lm, library.load(benchmark), benchmark.shots, library.metric(benchmark), limit, chat)
+                loaded = library.load(benchmark, lm.plain_texts.guarded)
+                results += _run(lm, loaded, benchmark.shots, library.metric(benchmark), limit, chat)
             except Exception as error:  # tasks are foreign code that may raise anything
                 if is_out_of_memory(error):
                     raise
@@ -210,10 +211,10 @@ class _Library:
         own = self.own.get(benchmark.task)
         return benchmark.metric or (own.metric if own else None)
 
-    def load(self, benchmark: Benchmark) -> Any:
-        """The task or tasks with their data, which this fetches."""
+    def load(self, benchmark: Benchmark, guarded: Callable[[str], str]) -> Any:
+        """The task or tasks with their data, which this fetches; ``guarded`` as for :meth:`CustomTask.config`."""
         if own := self.own.get(benchmark.task):
-            return self.manager.load([own.config()])
+            return self.manager.load([own.config(guarded)])
         with only_if_reachable():
             return self.manager.load([benchmark.task])
 

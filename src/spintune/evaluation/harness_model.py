@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError, NonFiniteError
+from spintune.evaluation.plain_texts import PlainTexts
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
 from spintune.generation.stopping import StopTexts
@@ -91,6 +92,7 @@ class HarnessModel(TemplateLM):
             )
         self._begin = self.tokenizer.decode([self.prefix_token_id])
         self._end = self.tokenizer.decode([self.eot_token_id]) if self.eot_token_id is not None else None
+        self.plain_texts = PlainTexts(self.tokenizer, self.model.template)
         self._ids = lru_cache(_REMEMBERED)(self._encode)
 
     # Texts and tokens ------------------------------------------------------------------------------------------
@@ -115,6 +117,8 @@ class HarnessModel(TemplateLM):
     def _encode(self, text: str, special: bool | None) -> list[int]:
         if special is None:  # as the tokenizer does, but without a second token for the beginning
             special = not has_bos_prefix(text, self._begin)
+        if self.plain_texts.is_guarded(text):
+            return self.plain_texts.encode(text, special)
         return self.tokenizer.encode(text, add_special_tokens=special, verbose=False)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:

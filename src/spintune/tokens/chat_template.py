@@ -21,7 +21,7 @@ from spintune.tokens.ends import TurnEnd, learn_end
 from spintune.tokens.layout import Control, Part, Splitter, Turn, TurnExtras
 from spintune.tokens.reasoning import Thought, marks_of
 from spintune.tokens.template_options import TemplateOptions, check_options, options_of
-from spintune.tokens.templates import template_source, with_fixed_date
+from spintune.tokens.templates import structural_tokens, template_source, with_fixed_date
 from spintune.tokens.tool_calls import CALL_STYLES, PROBE_CALL, PROBE_TOOL, CallStyle, with_calls
 from spintune.typed_json import JsonObject
 
@@ -287,7 +287,8 @@ class ChatTemplate:
             self._try(USER, THOUGHTFUL),
         ]
         written = "\ue000".join(part for part in chain.from_iterable(filter(None, rendered)) if isinstance(part, str))
-        return {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
+        found = {text for text in ordinary if text.strip(" \n\t\r▁") and text in written}
+        return found | structural_tokens(self.source, ordinary)
 
     def _learn_end(self, question_and_answer: tuple[Part, ...]) -> TurnEnd:
         if question_and_answer[-2:-1] != (1,):

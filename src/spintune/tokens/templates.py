@@ -12,6 +12,7 @@ A template is Jinja source with the variables of ``tokenizer.apply_chat_template
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import date
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,20 @@ def keep_template(tokenizer: PreTrainedTokenizerBase, name: str, options: Templa
         source = with_defaults(template_source(tokenizer, name), options)
         several = isinstance(own, dict) and name == "tokenizer"
         tokenizer.chat_template = {**own, "default": source} if several else source
+
+
+def structural_tokens(source: str, added: Iterable[str]) -> set[str]:
+    """Added tokens that a template names and that look like marks: ``<think>``, ``[TOOL_CALLS]``, not a word or spaces.
+
+    They are control tokens although not all are flagged special: only the template may write them.
+    """
+    return {text for text in added if text in source and _is_mark(text)}
+
+
+def _is_mark(text: str) -> bool:
+    """Whether a text is a word between signs."""
+    between_signs = len(text) > 2 and not (text[0].isalnum() or text[-1].isalnum())
+    return between_signs and any(map(str.isalnum, text)) and not any(map(str.isspace, text))
 
 
 _DIRECTIVES = (*"AaBbdeFHIjMmpSxXYy", "-d", "-m", "%")
