@@ -103,7 +103,7 @@ def test_a_quota_lowers_the_number_of_threads() -> None:
     count, reason = follow_quota(1.0, {})
     limit_arrow(1.0, {})
     assert (count, torch.get_num_threads(), pyarrow.cpu_count()) == (1, 1, 1)
-    assert reason.startswith("a quota of 1 cores")
+    assert reason.startswith("a quota of 1 of 2 cores")
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -58,7 +58,7 @@ def follow_quota(quota: float | None = None, environment: Mapping[str, str] = os
     most = threads_for(quota)
     if quota is not None and most is not None and most < count:
         torch.set_num_threads(most)
-        return ThreadChoice(most, f"a quota of {quota:.3g} cores; see {CGROUPS}")
+        return ThreadChoice(most, f"a quota of {quota:.3g} of {len(allowed)} cores; see {CGROUPS}")
     if len(allowed) < (os.cpu_count() or 1):
         return ThreadChoice(count, f"{len(allowed)} of {os.cpu_count()} processors are allowed to this process")
     return ThreadChoice(count, "one for each core")

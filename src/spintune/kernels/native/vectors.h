@@ -94,7 +94,7 @@ inline void transpose(const float *from, long token, long count, long width, flo
 
 // Threads for work that takes one of them about so long: all, or one where it is done before the others are awake. Never a
 // number between, because OpenMP ends the threads that a smaller team leaves over, and starts them again for the next.
-inline int team(double nanoseconds, int threads) { return nanoseconds < 15'000 ? 1 : threads; }
+inline int team(double nanoseconds, int threads) { return nanoseconds < 8'000 ? 1 : threads; }
 
 // Memory for the duration of a call. Where there is none the process ends, as OutOfMemoryError does: no exception can leave
 // a parallel region.
