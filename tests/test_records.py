@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from spintune.records import (
     Message,
     Pair,
     ToolCall,
+    plain_message,
     read_records,
     write_records,
 )
@@ -158,3 +160,10 @@ def test_records_are_frozen() -> None:
     for record in (Message("user", "q"), Completion((1,), "a", "stop", -1.0)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             record.content = "other"  # type: ignore[misc, union-attr]
+
+
+def test_a_plain_message_is_a_message() -> None:
+    plain, whole = plain_message("user", "Hi"), Message("user", "Hi")
+    assert plain == whole
+    assert (hash(plain), orjson.dumps(plain), repr(plain)) == (hash(whole), orjson.dumps(whole), repr(whole))
+    assert (plain.reasoning, plain.tool_calls, plain.trained) == ("", (), True)

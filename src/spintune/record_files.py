@@ -136,8 +136,10 @@ class Spool(Generic[S]):
 
     def add(self, record: S) -> None:
         """Appends a record."""
-        with _temporary_room():
+        try:  # no context manager: it would take as long as the writing
             self._file.write(json_line(record))
+        except OSError as error:
+            raise _no_room(error) from error
 
     def records(self) -> RecordFile[S]:
         """The added records, in their order. No more can be added afterwards."""
@@ -151,10 +153,14 @@ def _temporary_room() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"the data does not fit into the folder for temporary files ({error.strerror or error}); free some space "
-            "there, or set TMPDIR to another folder"
-        ) from error
+        raise _no_room(error) from error
+
+
+def _no_room(error: OSError) -> StorageError:
+    return StorageError(
+        f"the data does not fit into the folder for temporary files ({error.strerror or error}); free some space "
+        "there, or set TMPDIR to another folder"
+    )
 
 
 class Selection(_Lazy[R], Generic[R]):

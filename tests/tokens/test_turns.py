@@ -341,3 +341,12 @@ def test_an_answer_in_the_turn_of_its_call_follows_the_generation_prompt(make, c
     assert decode(tokenizer, row.response_ids) == "Four.<|im_end|>"
     assert renderer.prompt(messages[:-1], tools) == row.prompt_ids
     assert any("its generation prompt begins another" in message for message in caplog.messages)
+
+
+def test_rows_do_not_depend_on_whether_units_were_asked_for(make):
+    _, asked = make(LITERAL, turns="all")
+    _, fresh = make(LITERAL, turns="all")
+    examples = [Example((ASK, SAY, AGAIN, answer)) for answer in (SAID, SAY)]
+    assert [asked.units(example) for example in examples] == [[example] for example in examples]
+    for example in (examples[1], examples[0], examples[0]):
+        assert asked.row(example) == fresh.row(example)

@@ -104,7 +104,7 @@ class FileRow:
 
 def is_no_input(text: str) -> bool:
     """Whether a text only says that a task needs no input: blank, ``<noinput>``, "N/A", "None", "No input."."""
-    return not text or (len(text) < 40 and text.strip().strip("()[]<>.\"'").lower() in _NO_INPUTS) or not text.strip()
+    return not text or (len(text) < 40 and text.strip().strip("()[]<>.\"'").lower() in _NO_INPUTS) or text.isspace()
 
 
 def kind_of(value: object) -> str:

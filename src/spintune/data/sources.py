@@ -182,12 +182,13 @@ class _Reading:
         for done, (number, value) in enumerate(table.rows(self._reader.keys), 1):
             try:
                 # the whole row before any of it is kept
-                conversations = self._reader.conversations(table.row(number, value))
+                row = table.row(number, value)
+                conversations = self._reader.conversations(row)
             except DataError as error:
                 self._bad.add(error)
             else:
                 for conversation in conversations:
-                    self._add(conversation, f"{table.path}:{number}")
+                    self._add(conversation, row.where if table.lines else f"{table.path}:{number}")
             if task and done % _STRIDE == 0:
                 task.advance(_STRIDE)
         if task:

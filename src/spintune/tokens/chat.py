@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_MAX_READY = 4096  # examples that were asked for their units and not for their rows
 _ANSWERED = (Message("user", "What is two plus two?"), Message("assistant", "Two plus two is four."))
 
 
@@ -105,6 +106,8 @@ class ChatRenderer:
         self._tokenizer, self._turns = tokenizer, turns
         self._warned_of_rewriting = self._told_of_splitting = False
         self._writer = TurnWriter(self._template, generation_prompt)
+        # from units() to rows(), by the address of an example
+        self._ready: dict[int, tuple[Example, _Plan, Sequence[str]]] = {}
         self._encoder = PlainEncoder(tokenizer.backend_tokenizer, self._template.controls)
         self.unknown_id = self._encoder.unknown_id
         self._bos = _automatic_bos(tokenizer)
@@ -157,7 +160,10 @@ class ChatRenderer:
         if self._turns == "last" or sum(_is_trained(message) for message in example.messages) < 2:
             return [example]
         conversation = self._conversation(example)
-        if self._plan_of(conversation, _answers(example, "all")) is not None:
+        if (plan := self._plan_of(conversation, _answers(example, "all"))) is not None:
+            if len(self._ready) >= _MAX_READY:
+                self._ready.clear()
+            self._ready[id(example)] = (example, plan, conversation.texts)
             return [example]
         if not self._told_of_splitting:
             self._told_of_splitting = True
@@ -203,6 +209,9 @@ class ChatRenderer:
         check_roles(messages, example.source)
         if not messages or messages[-1].role != "assistant":
             raise DataError(f"{where(example.source)}the conversation does not end with an assistant message")
+        ready = self._ready.pop(id(example), None)
+        if ready and ready[0] is example:
+            return ready[1:]
         conversation = self._conversation(example)
         plan = self._plan_of(conversation, _answers(example, self._turns))
         if plan is None:

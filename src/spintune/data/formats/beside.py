@@ -60,7 +60,9 @@ def _cut(
     row: FileRow, messages: tuple[Message, ...], tools: tuple[str, ...], negative: bool, ignored: tuple[str, ...]
 ) -> RowConversation:
     """Without what follows the last answer to train on: nothing learns from it."""
-    if messages[-1].role == "assistant" and messages[-1].trained and messages[0].role == "user":  # most rows
+    last = messages[-1]
+    asked = messages[0].role == "user" or (len(messages) > 1 and messages[1].role == "user")
+    if asked and last.role == "assistant" and last.trained:  # most rows
         return RowConversation(messages, tools, "negative_label" if negative else "", False, ignored)
     answers = [place for place, message in enumerate(messages) if message.role == "assistant"]
     if not answers:

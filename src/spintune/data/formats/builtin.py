@@ -12,7 +12,7 @@ from spintune.data.formats.format import Conversation, Format, RowConversation
 from spintune.data.formats.oasst import OASST
 from spintune.data.formats.turns import read_turns
 from spintune.data.formats.values import REASONING, reasoning_of
-from spintune.records import Message
+from spintune.records import Message, plain_message
 
 _END_OF_TEXT = "<|endoftext|>"
 
@@ -31,6 +31,8 @@ _QA: Pairs = (("question", "answer"), ("question", "response"))
 _CHAT = ("messages",)
 _SHAREGPT = ("conversations", "conversation")
 
+_REASONED = BESIDE.union(REASONING)
+
 _PREFERENCE_PROMPTS = ("prompt", "instruction", "question", "query", *_CHAT, *_SHAREGPT)
 _SIDES = ("chosen", "rejected")
 
@@ -41,7 +43,7 @@ def drop_reason(conversation: Conversation) -> str | None:
     White space alone is empty. One empty user or assistant turn among several is enough, since a model would learn to
     read or write it; an empty system message is a choice and stays. So does an assistant's turn that calls tools.
     """
-    empty = {message.role for message in conversation if not message.content.strip() and not message.tool_calls}
+    empty = {one.role for one in conversation if (not one.content or one.content.isspace()) and not one.tool_calls}
     return "empty_prompt" if "user" in empty else "empty_answer" if "assistant" in empty else None
 
 
@@ -73,7 +75,7 @@ def _said(row: FileRow, key: str, role: Literal["user", "assistant"], ignored: l
     """One side of a row: a text, a turn, or a list of turns."""
     value = row.values.get(key)
     if type(value) is str:
-        return [Message(role, value)]
+        return [plain_message(role, value)]
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
         return read_turns(row, key, ignored)
     return [Message(role, row.text(key, "a prompt" if role == "user" else "an answer"))]
@@ -104,11 +106,16 @@ def _instruction(row: FileRow, task: FileRow) -> str:
     A blank instruction stays blank, whatever the input, so that the row counts as one without a prompt.
     """
     instruction, task_input = row.text("instruction", "a prompt"), task.task_input()
-    return instruction_prompt(instruction, task_input) if instruction.strip() else instruction
+    return instruction_prompt(instruction, task_input) if instruction and not instruction.isspace() else instruction
 
 
 def _alpaca(row: FileRow) -> Iterator[RowConversation]:
     values = row.values
+    said = values.get("output")
+    if type(said) is str and _REASONED.isdisjoint(values):  # most rows
+        question, answered = plain_message("user", _instruction(row, row)), plain_message("assistant", said)
+        yield RowConversation((question, answered))
+        return
     answer = "output" if values.get("output") is not None else _pair_of(row, _ALPACA)[1]
     ignored: list[str] = []
     context: str | None = "context"
@@ -173,7 +180,6 @@ def preferred(row: FileRow, side: str) -> RowConversation:
 
 
 _PREFERENCES = (*((prompt, *_SIDES) for prompt in _PREFERENCE_PROMPTS), _SIDES)
-_REASONED = BESIDE.union(REASONING)
 
 BUILTIN_FORMATS = (
     Format("chat", (_CHAT,), _turns(*_CHAT), BESIDE),

@@ -73,7 +73,7 @@ class Format:
 
     def read(self, row: FileRow) -> list[RowConversation]:
         """The conversations of a row. Raises DataError for a row that holds none."""
-        found = [*self.conversations(row)]
+        found = self.conversations(row)
         return [one if isinstance(one, RowConversation) else RowConversation(one) for one in found]
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ from spintune.data.formats.values import (
     switch,
 )
 from spintune.errors import RowError
-from spintune.records import ROLES, Message, Role, ToolCall
+from spintune.records import ROLES, Message, Role, ToolCall, plain_message
 
 _ROLES: dict[str, Role] = {
     **{role: role for role in ROLES},
@@ -73,7 +73,7 @@ def _plain(item: object) -> Message | None:
     if name is None:
         name, text = item.get("from"), item.get("value")
     role = _PLAIN.get(name) if type(name) is str else None
-    return Message(role, text) if role and type(text) is str else None
+    return plain_message(role, text) if role and type(text) is str else None
 
 
 def _add(messages: list[Message], turn: FileRow, key: str, ignored: list[str]) -> None:

@@ -75,13 +75,14 @@ def lines_table(file: DataFile, count: int) -> RowTable:
 def _lines(file: DataFile) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers. Of one that is too long comes the beginning, also too long."""
     with file.open() as stream:
-        lines = iter(lambda: stream.readline(MAX_ROW + 1), b"") if file.may_exceed(MAX_ROW) else stream
+        large = file.may_exceed(MAX_ROW)
+        lines = iter(lambda: stream.readline(MAX_ROW + 1), b"") if large else stream
         for number, line in enumerate(lines, 1):
             rest = line
-            while len(rest) > MAX_ROW and not rest.endswith(b"\n"):
+            while large and len(rest) > MAX_ROW and not rest.endswith(b"\n"):
                 rest = stream.readline(MAX_ROW + 1)
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if text.strip():
+            if text and not text.isspace():
                 yield number, text
 
 
