@@ -12,10 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from spintune.errors import SpintuneError, StoppedBySignal
+from spintune.progress import Progress, Silent, StoppableProgress, StopRequest
+from spintune.recipe import losses
+from spintune.storage import canonical_json
+from spintune.synthesis.pipeline import synthesize
+from spintune.teachers.protocol import Request
+from spintune.teachers.scripted import ScriptedTeacher
+from spintune.training.losses import logistic
 
 Spintune = Callable[..., Any]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -245,3 +255,55 @@ def test_the_job_script_of_the_guide_goes_back_into_the_queue(recipe: Callable[.
         assert job.wait(120) == 75
     assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     assert list((tmp_path / "out").glob("sft/checkpoints/*/step-*"))
+
+
+def test_writing_data_stops_at_a_reply_and_asks_nothing_twice(tmp_path: Path) -> None:
+    stop, asked = StopRequest(), list[str]()
+
+    def reply(request: Request) -> str:
+        asked.append(canonical_json(request.to_json()).decode())
+        if len(asked) == 5:
+            stop.ask(StoppedBySignal("stopped by SIGTERM"))
+        return f"9. List {len(asked)} things in a {'very ' * len(asked)}healthy breakfast."
+
+    def write(progress: Progress) -> None:
+        synthesize(
+            "builtin:seeds", ScriptedTeacher(reply, "script"), 1, replies=tmp_path / "replies", progress=progress
+        )
+
+    with pytest.raises(StoppedBySignal):
+        write(StoppableProgress(Silent(), stop))
+    assert len(asked) == 5
+    with contextlib.suppress(SpintuneError):  # replies of no use, some
+        write(Silent())
+    assert len(asked) == len(set(asked)) > 5
+
+
+@pytest.fixture
+def breaking_loss() -> Iterator[str]:
+    """A loss of somebody's package that fails at the third step."""
+    calls = []
+
+    def fails(margin_D: Any, lambda_: float) -> Any:
+        calls.append(margin_D)
+        if len(calls) == 6:  # each step's start is computed as well
+            raise ValueError("a package's error")
+        return logistic(margin_D, lambda_)
+
+    losses.register_loss(replace(losses.LOSSES["logistic"], name="fails", function=fails))
+    yield "fails"
+    losses.LOSSES.unregister("fails")
+
+
+def test_an_error_of_a_package_says_which_checkpoint_is_kept(
+    spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path, breaking_loss: str
+) -> None:
+    spin = {"iterations": 1, "loss": breaking_loss, "pairs_per_step": 4, **NO_CHECKPOINT}
+    result = spintune("run", recipe(sft=None, spin=spin, eval=[]))
+    assert result.code == 70
+    line = result.err.splitlines()[-1]
+    assert "a package's error" in line
+    (folder,) = (tmp_path / "out").glob("spin/iterate-1/checkpoints/*/step-*")
+    step = int(folder.name.removeprefix("step-"))
+    assert line.endswith(f"the checkpoint of step {step} is kept, and the same command goes on from it")
+    assert step == steps(tmp_path / "out", "spin/iterate-1") >= 1

@@ -68,7 +68,7 @@ def _main() -> None:
             _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
         if shows_itself(error):
             raise
-        _fail(unexpected_text(error), InternalError.exit_code)
+        _fail("; ".join([unexpected_text(error), *_notes(error)]), InternalError.exit_code)
     if code == 130:
         _fail("stopped; the same command continues", code)
     sys.exit(code)
@@ -79,7 +79,7 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def _with_notes(error: BaseException) -> str:
-    """An error with what was noted on it along the way, such as the checkpoint that is kept."""
+    """An error's line with what was noted on it along the way, such as the checkpoint that is kept."""
     return "; ".join([str(error), *_notes(error)])
 
 
