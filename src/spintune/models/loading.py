@@ -331,7 +331,10 @@ def _write_gguf(path: Path, folder: Path) -> PreTrainedTokenizerBase:
     needed = sum(weight.numel() * weight.element_size() for weight in loaded.model.parameters())
     if (free := shutil.disk_usage(folder).free) < 2 * needed:
         raise StorageError(f"as float32 it takes {needed / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB")
-    save_folder(loaded.model, tokenizer, folder)
+    try:
+        save_folder(loaded.model, tokenizer, folder)
+    except ModelError as error:  # it can still be read from the file itself
+        raise StorageError(str(error)) from error
     (folder / GENERATION_CONFIG).unlink(missing_ok=True)  # a GGUF file has none: it would hold the class's defaults
     return tokenizer
 
