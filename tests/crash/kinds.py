@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 from crash import damage, power, shim
 from crash.machine import Ending, Machine
 from crash.outcome import LOGS, Tree, Verdict, contents, faults_of_reference, judge
-from crash.worlds import SHARD, World
+from crash.worlds import SHARD, World, run_folder
 
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -173,16 +174,32 @@ def cut(stage: Stage, number: int) -> Tried:
     return Tried(f"power cut before operation {at + 1}, {power.VARIANTS[way]}", 1, stage.ends())
 
 
-def harm(stage: Stage, number: int, state: str) -> Tried:
-    """Damages a file of a kept disk and starts the command again."""
+def harm(stage: Stage, number: int, state: str, quietly: bool = False) -> Tried:
+    """Damages a file of a kept disk and starts the command again.
+
+    Args:
+        quietly: size and time of change are kept, and ``spintune verify`` is asked first.
+    """
     stage.machine.bring_back(state)
-    files = damage.files(stage.machine.disk)
-    place, way = divmod(number, len(damage.WAYS))
-    path = files[place]
+    ways = damage.QUIET_WAYS if quietly else damage.WAYS
+    place, way = divmod(number, len(ways))
+    path = damage.files(stage.machine.disk)[place]
     name = str(path.relative_to(stage.machine.disk))
-    told = damage.damage(path, damage.WAYS[way], stage.draw("harm", number))
+    before = path.stat()
+    told = f"{state}: {name}, {damage.damage(path, ways[way], stage.draw('harm', number))}"
     log = name if path.name in LOGS else None
-    return Tried(f"{state}: {name}, {told}", 1, stage.judge(stage.start(), log))
+    if quietly:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        ending = stage.machine.start(["verify", str(run_folder(stage.machine)), "--json"])
+        if ending.code:
+            return Tried(f"{told}; verify", 1, stage.judge(ending))
+    return Tried(told, 1, stage.judge(stage.start(), log))
+
+
+def harm_quietly(stage: Stage, number: int) -> Tried:
+    """Damages a file of the finished run so that only its content tells."""
+    _ = stage.reference
+    return harm(stage, number, stage.name, quietly=True)
 
 
 def harm_finished(stage: Stage, number: int) -> Tried:
@@ -222,8 +239,8 @@ def _cache(stage: Stage) -> str:
     return name
 
 
-def _files(state: Callable[[Stage], str]) -> Callable[[Stage], int]:
-    return lambda stage: len(damage.files(stage.machine.aside / state(stage))) * len(damage.WAYS)
+def _files(state: Callable[[Stage], str], ways: tuple[str, ...] = damage.WAYS) -> Callable[[Stage], int]:
+    return lambda stage: len(damage.files(stage.machine.aside / state(stage))) * len(ways)
 
 
 def _finished(stage: Stage) -> str:
@@ -252,6 +269,7 @@ KINDS = {
     "fail": Kind(fail, lambda stage: stage.reference.operations * 2 * len(ERRORS)),
     "cut": Kind(cut, lambda stage: len(stage.states) * len(power.VARIANTS)),
     "finished": Kind(harm_finished, _files(_finished), without_recipe=False),
+    "verify": Kind(harm_quietly, _files(_finished, damage.QUIET_WAYS), without_recipe=False),
     "half": Kind(harm_half, _files(_half), without_recipe=False),
     "cache": Kind(harm_cache, _files(_cache), without_recipe=False),
 }
