@@ -33,6 +33,7 @@ from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
 from spintune.generation.stopping import StopTexts
 from spintune.progress import Progress
+from spintune.tokens.limits import limited_template
 from spintune.tokens.template_options import TemplateOptions
 from spintune.tokens.templates import template_source, with_fixed_date
 from spintune.typed_json import JsonObject
@@ -123,14 +124,15 @@ class HarnessModel(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as one text, ready for the answer or within it."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            chat_template=with_fixed_date(template_source(self.tokenizer, self.model.template)),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-            **self.model.template_options,
-        )
+        with limited_template():
+            return self.tokenizer.apply_chat_template(
+                chat_history,
+                chat_template=with_fixed_date(template_source(self.tokenizer, self.model.template)),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **self.model.template_options,
+            )
 
     # Likelihood ------------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from spintune.text.reasoning import KNOWN_MARKS, split_content
 from spintune.text.words import one_line
 from spintune.tokens.ends import TurnEnd, learn_end
 from spintune.tokens.layout import Control, Part, Splitter, Turn, TurnExtras
+from spintune.tokens.limits import check_constants, limited_template
 from spintune.tokens.reasoning import Thought, marks_of
 from spintune.tokens.template_options import TemplateOptions, check_options, options_of
 from spintune.tokens.templates import structural_tokens, template_source, with_fixed_date
@@ -69,6 +70,7 @@ class ChatTemplate:
         self.source = with_fixed_date(template_source(tokenizer, template))
         check_options(tokenizer, self.source, options)
         self.options = dict(options)
+        check_constants(self.source, self.name)
         nonce = hashlib.sha256(self.source.encode()).hexdigest()[:8]
         self.placeholder = f"\ue000{nonce}-%d\ue001"
         self._placeholders = re.compile(f"\ue000{nonce}-(-?\\d+)\ue001")
@@ -220,14 +222,15 @@ class ChatTemplate:
             called = with_calls(messages, self.call_style or CALL_STYLES[0])
         given = tools or self.probe_tools
         try:
-            return self._tokenizer.apply_chat_template(
-                list(called),
-                tools=[orjson.loads(tool) for tool in given] or None,
-                chat_template=self.source,
-                tokenize=False,
-                add_generation_prompt=generation,
-                **self.options,
-            )
+            with limited_template():
+                return self._tokenizer.apply_chat_template(
+                    list(called),
+                    tools=[orjson.loads(tool) for tool in given] or None,
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **self.options,
+                )
         except jinja2.TemplateError as error:
             if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
                 raise RefusedError(one_line(str(error))) from error
