@@ -167,3 +167,15 @@ def test_a_save_that_fails_leaves_a_checkpoint_from_which_the_same_command_ends_
     assert run("broken").read_bytes() == run("whole").read_bytes()
     steps = [json.loads(line) for line in (tmp_path / "broken/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if row["stage"] == "sft"] == [1, 2, 3]
+
+
+def test_a_saved_folder_names_no_code(tiny_model: Path, cache: Path, tmp_path: Path) -> None:
+    """The base model's files may: it was loaded without that code, and its folder does not have it."""
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**settings, "auto_map": {"AutoTokenizer": ["x.X", None]}}))
+    loaded = load_model(str(base), cache=cache)
+    saving.save_folder(loaded.model, loaded.tokenizer, tmp_path / "saved", loaded.source)
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in json.loads((tmp_path / "saved" / name).read_text())

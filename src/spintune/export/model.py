@@ -83,7 +83,8 @@ def _refuse_code(source: Path, files: list[str]) -> None:
             raise RunError(f"{source / path}: is code, which no model of a run has; delete it and run the recipe again")
         if Path(path).name in _NAMING_CODE and "auto_map" in read_json(source / path):
             raise RunError(
-                f"{source / path}: its auto_map names code to run; remove that key from the base model's file"
+                f"{source / path}: its auto_map names code to run, which is not exported; if you trust the rest, copy "
+                "the model folder by hand and delete that key"
             )
 
 

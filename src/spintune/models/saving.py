@@ -114,6 +114,7 @@ def _save_rest(
     source: SourceFiles,
     stop_ids: frozenset[int],
 ) -> None:
+    tokenizer.init_kwargs.pop("auto_map", None)  # names Python files that the folder will not have
     tokenizer.save_pretrained(folder)
     settings = generation_settings(model, source, stop_ids)
     if settings is not None:
