@@ -22,17 +22,7 @@ from importlib import import_module
 import torch, spintune.pipeline, spintune.console
 from spintune.cli import main
 
-WITHOUT_FREED = ("sample_pairs", "answer_heldout")  # they need less than what was freed before
-taken = []
-
-def take_what_was_freed():
-    try:
-        while True:
-            taken.append(torch.empty(2**18, dtype=torch.uint8))
-    except RuntimeError:
-        del taken[-2:]
-
-def run(place, calls, recipe):
+def run(place, calls, recipe, room):
     module, _, path = place.partition(" ")
     owner = import_module(module)
     *path, last = path.split(".")
@@ -44,9 +34,9 @@ def run(place, calls, recipe):
         seen[0] += 1
         if seen[0] == calls:
             pages = int(open("/proc/self/statm").read().split()[0])
-            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**19,) * 2)
-            if place.endswith(WITHOUT_FREED):
-                take_what_was_freed()
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room,) * 2)
+            if room > 2**20:
+                torch.empty(2**30)  # more than there is
         return function(*arguments, **named)
 
     setattr(owner, last, limited)
@@ -59,16 +49,17 @@ for case in json.loads(sys.argv[1]):
         run(*case)
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-"""Runs each recipe in a process of its own; at the n-th call of a function it has 512 kB more than it holds."""
+"""Runs each recipe in a process of its own. At the n-th call of a function its memory is limited to ``room`` bytes more
+than it holds, and the function asks for more than that, or has hardly anything left."""
 
 SFT: dict[str, Any] = {"sft": {"checkpoint_minutes": 1000.0, "max_steps": 4}, "spin": None, "eval": []}
 SPIN: dict[str, Any] = {"sft": None, "spin": {"iterations": 1}, "eval": []}
 PLACES = {
-    "loading": ("spintune.models.loading _read_model", 1, "use a smaller model", SFT),
+    "loading": ("spintune.models.loading auto_class", 1, "use a smaller model", SFT),
     "training": ("spintune.training.loop _accumulate", 3, "lower tokens_per_forward", SFT),
-    "generation": ("spintune.stages.answers sample_pairs", 1, "lower data.max_length", SPIN),
+    "generation": ("spintune.generation.batch new_sequences", 3, "lower data.max_length, spin.max_new_tokens", SPIN),
     "scoring": ("spintune.stages.pairs score_pairs", 1, "lower tokens_per_forward", SPIN),
-    "evaluation": ("spintune.stages.heldout answer_heldout", 1, "lower data.max_length", {"sft": None, "spin": None}),
+    "evaluation": ("spintune.generation.batch new_sequences", 1, "lower data.max_length", {"sft": None, "spin": None}),
 }
 """Where memory runs out: a function, its call, the advice, and changes of the recipe."""
 
@@ -81,7 +72,7 @@ def test_a_limit_that_is_reached_is_one_line_and_a_code_of_its_own(
     for name, (place, calls, _, changes) in PLACES.items():
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(json.dumps(values(tmp_path / name, model=str(large_model), **changes)))
-        cases.append((place, calls, str(recipe)))
+        cases.append((place, calls, str(recipe), 2**19 if name == "scoring" else 2**26))
     command = [sys.executable, "-c", RUNS_SHORT, json.dumps(cases)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stdout.split() == ["12"] * len(cases), ended

@@ -22,6 +22,10 @@ _FIRST_SECONDS = 60.0
 """The first checkpoint of a stage comes this early, so that a mistake about time or space shows early too."""
 
 
+_ROOM = 2**23
+"""Memory that saving may need beside the tensors. Libraries that find none end the process. [bytes]"""
+
+
 class Checkpoints:
     """The checkpoints of one stage. A new checkpoint replaces the older ones.
 
@@ -58,10 +62,13 @@ class Checkpoints:
         """Saves the state after ``step`` steps if it can, since ``error`` ends training, and notes it on the error."""
         if step > self._saved:
             try:
+                bytearray(_ROOM)
                 self._write(step, model, optimizer)
                 self._saved = step
             except Exception as second:
-                error.add_note(f"no checkpoint of step {step} could be written ({second})")
+                error.add_note(
+                    f"no checkpoint of step {step} could be written ({str(second) or type(second).__name__})"
+                )
         self._say_what_is_kept(error)
 
     def _say_what_is_kept(self, error: BaseException) -> None:
