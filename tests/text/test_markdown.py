@@ -40,6 +40,7 @@ def words(markdown: str, *kinds: str) -> str:
 @example("- list")
 @example("===")
 @example("&lt;b&gt;")
+@example("_a_ __b__ a_b _a_b_ a__b .a_b_.")
 def test_a_line_is_shown_as_it_is(text: str) -> None:
     assert words(plain(text), "text", "text_special") == one_line(text)
     assert words(f"# {plain(text)}", "text", "text_special") == one_line(text)
@@ -75,3 +76,7 @@ def test_a_table_has_the_cells_that_it_was_given(cells: list[str]) -> None:
 def test_markdown_is_not_escaped_again() -> None:
     assert plain(Markdown("**a**")) == "**a**"
     assert table([["a"], [code("b|c")]]).splitlines()[2] == "| `b\\|c` |"
+
+
+def test_names_stay_readable() -> None:
+    assert plain("empty_output 3.350 (3.158 to 3.5), gpt-4.1") == "empty_output 3.350 (3.158 to 3.5), gpt-4.1"

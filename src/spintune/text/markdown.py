@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|&~$!]")
+_SPECIAL = re.compile(r"[\\`*{}\[\]<>#|&~$!]|(?<![^\W_])_|_(?![^\W_])")
+"""An underscore inside a word means nothing, and names are full of them."""
 _BLOCK_START = re.compile(r"^(\d{0,9})([-+.)])(?=\s|$)|^()([-=])(?=[-=]*$)")
 """What begins a list or underlines a heading."""
 
