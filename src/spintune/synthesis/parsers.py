@@ -261,7 +261,7 @@ def _blocks(text: str) -> list[list[tuple[str, str]]]:
     marks = list(_FIELD.finditer(text))
     numbered = {mark[2] for mark in marks if mark[1] or mark[3]}
     marks = [mark for mark in marks if mark[1] or mark[3] or mark[2] not in numbered]
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
     blocks: list[list[tuple[str, str]]] = []
     for mark, end in zip(marks, ends, strict=True):
         if mark[2] == "Instruction":
