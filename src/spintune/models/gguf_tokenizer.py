@@ -13,7 +13,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-_KNOWN_RIGHT = {"gpt-2", "qwen2", "phi3"}  # phi3 is an architecture
+_KNOWN_RIGHT = {"gpt-2", "qwen2", "qwen35", "phi3"}  # phi3 is an architecture
 _KNOWN_DIFFERENT = {
     "llama": "runs of spaces",
     "falcon": "some texts with numbers and marks",
