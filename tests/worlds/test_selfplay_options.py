@@ -551,7 +551,7 @@ def test_the_baseline_takes_as_many_steps_and_tokens_as_self_play(run: Run, tmp_
         ({"spin": {"lambda": [0.1, 0.2, 0.3]}}, "3 values for 2 iterations"),
         ({"spin": {"stop": {"patience": 1}}, "data": {"eval_fraction": 0.0}}, "set data.eval_fraction above 0"),
         ({"lora": {"targets": ["q_proj", "nowhere"]}}, "lora.targets: no layer nowhere; known: "),
-        ({"lora": {"targets": "*"}}, "lora.targets: '*' is no pattern"),
+        ({"lora": {"targets": "*"}}, "lora.targets: '*' is not a regular expression"),
         ({"lora": {"targets": []}}, "lora.targets"),
         ({"lora": {"targets": ["lm_head"]}}, "lm_head shares its weights"),
         ({"spin": {"refresh": "steps"}}, "spin.refresh"),

@@ -78,7 +78,8 @@ def _first_difference(model: PreTrainedModel, plain: Score, reach: int) -> int |
     long_MV = _logits(plain, ids)
     for length in [most // 3, 2 * most // 3] if reach else [most // 2]:
         if length > 1 and rotary.side(length - 1) == rotary.side(most - 1):
-            wrong = ~(row_errors(_logits(plain, ids[:length]), long_MV[: length - 1]) <= EXACT)
+            errors = row_errors(_logits(plain, ids[:length]), long_MV[: length - 1])
+            wrong = (errors > EXACT) & errors.isfinite()  # the first loss tells of scores that are not numbers
             if wrong.any():
                 return 1 + int(wrong.nonzero()[0])
     return None
