@@ -21,6 +21,7 @@ from spintune.records import (
     Message,
     Pair,
     ToolCall,
+    plain_example,
     plain_message,
     read_records,
     write_records,
@@ -167,3 +168,6 @@ def test_a_plain_message_is_a_message() -> None:
     assert plain == whole
     assert (hash(plain), orjson.dumps(plain), repr(plain)) == (hash(whole), orjson.dumps(whole), repr(whole))
     assert (plain.reasoning, plain.tool_calls, plain.trained) == ("", (), True)
+    for source in ("", "f:1"):
+        made, example = plain_example((plain, plain), source), Example((whole, whole), source)
+        assert (made, made.id, orjson.dumps(made), made.tools) == (example, example.id, orjson.dumps(example), ())

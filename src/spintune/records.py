@@ -127,6 +127,16 @@ class Example(_OmitDefaults):
         return self.messages[-1].content
 
 
+def plain_example(messages: tuple[Message, ...], source: str) -> Example:
+    """An example without tools, in a fraction of the time, as :func:`plain_message`."""
+    example = Example.__new__(Example)
+    own = vars(example)
+    own["messages"] = messages
+    if source:
+        own["source"] = source
+    return example
+
+
 @dataclass(frozen=True)
 class Completion:
     """What a generator wrote for one prompt.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SPACED_KEY = re.compile(rb'"\s+:')
+_KEY_END = re.compile(rb'(?<!\\)"[ \t\n\r]*:')
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.spintune-partial", re.DOTALL)
 
@@ -239,14 +239,15 @@ def read_json(path: Path) -> JsonObject:
 def repeated_key(text: bytes, value: object) -> str | None:
     """A key that an object in JSON text has twice; None where there is none. ``value`` is the text as orjson reads it.
 
-    orjson, like most readers, keeps the last of both and says nothing. A closing quote before a colon ends a key, so
-    text with as many of them as ``value`` has keys needs no second, slower look.
+    orjson, like most readers, keeps the last of both and says nothing. Every key has a colon of its own, and but for
+    escaped quotes, only keys end in a quote before a colon. Text with as many as ``value`` has keys needs no slower
+    look.
     """
-    ends = text.count(b'":')
-    if b'\\\\":' not in text:  # else a backslash before a quote may belong to another backslash
-        ends -= text.count(b'\\":')
-    spaced = b'" ' in text or b'"\t' in text or b'"\n' in text or b'"\r' in text
-    if ends == _count_keys(value) and not (spaced and _SPACED_KEY.search(text)):
+    colons = text.count(b":")
+    if isinstance(value, dict) and colons == len(value):  # most rows
+        return None
+    keys = _count_keys(value)
+    if colons == keys or (b'\\\\"' not in text and len(_KEY_END.findall(text)) == keys):
         return None
     repeated: list[str] = []
 
@@ -260,9 +261,16 @@ def repeated_key(text: bytes, value: object) -> str | None:
 
 
 def _count_keys(value: object) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum([_count_keys(one) for one in value.values() if isinstance(one, (dict, list))])
-    return sum([_count_keys(one) for one in value if isinstance(one, (dict, list))]) if isinstance(value, list) else 0
+    count, nested = 0, [value]
+    for one in nested:  # which grows
+        if isinstance(one, dict):
+            count += len(one)
+            for item in one.values():
+                if item.__class__ is dict or item.__class__ is list:
+                    nested.append(item)
+        elif isinstance(one, list):
+            nested += [item for item in one if item.__class__ is dict or item.__class__ is list]
+    return count
 
 
 def write_json_lines(path: Path, rows: Iterable[object]) -> None:

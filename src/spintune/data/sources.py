@@ -28,7 +28,7 @@ from spintune.data.tables import RowTable, empty_source, open_tables
 from spintune.errors import DataError
 from spintune.progress import Progress, ProgressTask, Silent
 from spintune.record_files import Joined, Selection, Spool
-from spintune.records import Example
+from spintune.records import Example, plain_example
 
 _HEAD = 10  # rows whose keys decide the format
 _STRIDE = 1000  # rows between two reports of progress
@@ -197,7 +197,8 @@ class _Reading:
         self._rows += done
 
     def _add(self, found: RowConversation, where: str) -> None:
-        example = Example(found.messages, where, found.tools)
+        messages, tools = found.messages, found.tools
+        example = Example(messages, where, tools) if tools else plain_example(messages, where)
         identity = int(example.id, 16)
         reason = found.unused or _drop_reason(example, identity in self._seen, len(self._seen), self._source.limit)
         if reason:

@@ -43,7 +43,11 @@ def drop_reason(conversation: Conversation) -> str | None:
     White space alone is empty. One empty user or assistant turn among several is enough, since a model would learn to
     read or write it; an empty system message is a choice and stays. So does an assistant's turn that calls tools.
     """
-    empty = {one.role for one in conversation if (not one.content or one.content.isspace()) and not one.tool_calls}
+    empty = set()
+    for message in conversation:
+        text = message.content
+        if (not text or text.isspace()) and not message.tool_calls:
+            empty.add(message.role)
     return "empty_prompt" if "user" in empty else "empty_answer" if "assistant" in empty else None
 
 
@@ -113,8 +117,11 @@ def _alpaca(row: FileRow) -> Iterator[RowConversation]:
     values = row.values
     said = values.get("output")
     if type(said) is str and _REASONED.isdisjoint(values):  # most rows
-        question, answered = plain_message("user", _instruction(row, row)), plain_message("assistant", said)
-        yield RowConversation((question, answered))
+        instruction = values.get("instruction")
+        question = (
+            instruction if type(instruction) is str and values.get("input") in (None, "") else _instruction(row, row)
+        )
+        yield RowConversation((plain_message("user", question), plain_message("assistant", said)))
         return
     answer = "output" if values.get("output") is not None else _pair_of(row, _ALPACA)[1]
     ignored: list[str] = []
