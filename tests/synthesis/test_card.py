@@ -104,5 +104,5 @@ def test_the_card_says_how_the_teacher_was_asked() -> None:
     told = {"thoughts": 4, "left_out": {"top_p": 5}}
     card = describe(SynthesisResult("who", "alpaca", examples, counts, Usage(1, 2, 3), **told), [task], "builtin:seeds")
     assert (card.thoughts, card.left_out) == (4, {"top_p": 5})
-    shown = r"3 written. 4 replies began with reasoning, which was set apart. 5 were asked for without top\_p"
+    shown = r"3 written. 4 replies began with reasoning, which was set apart. 5 were asked for without top_p"
     assert shown in as_markdown(card)
