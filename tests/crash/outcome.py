@@ -19,6 +19,9 @@ Tree = dict[str, Any]
 TIMES = ("seconds", "hardware", "cost", "mtime_ns")
 """Keys of what another run of a recipe need not repeat: times, and what a repeated question to a teacher cost."""
 
+CARDS = ("card.json", "card.md")
+"""Files that tell costs. Their digests are not compared; of card.md, every line but that one is."""
+
 LOGS = ("metrics.jsonl", "samples.jsonl")
 """What is told while a run goes on and nothing is made from: who damages it damages nothing else."""
 
@@ -54,8 +57,11 @@ def _content(path: Path) -> Any:
         except ValueError as error:
             raise ValueError(f"{path.name} in {path.parent.name}: {error}") from None
         if path.name == "manifest.json":  # the rest is its own digest, and the version that wrote it
-            return {key: value[key] for key in ("stage", "inputs", "files", "facts")}
+            files = {name: facts for name, facts in value["files"].items() if name not in CARDS}
+            return {**{key: value[key] for key in ("stage", "inputs", "facts")}, "files": files}
         return value
+    if path.name == "card.md":
+        return [line for line in path.read_text().splitlines() if not line.startswith("Asked ")]
     if path.suffix == ".sqlite":
         with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as database:
             return sorted(database.execute("SELECT key, outcome FROM outcomes"))
@@ -105,7 +111,7 @@ def differences(disk: Path, expected: Tree, damaged: str | None = None) -> list[
     """Where the files below a folder differ from what was expected, and which ought not to be there."""
     try:
         found = contents(disk, damaged)
-    except (ValueError, sqlite3.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, sqlite3.Error) as error:
         return [f"a result cannot be read: {error}"]
     return list(_unlike(found, {key: value for key, value in expected.items() if key != damaged}))
 
