@@ -29,6 +29,7 @@ from spintune.engine.query import Query
 from spintune.engine.rotary import LengthDependentRotary, layers_of
 from spintune.engine.thresholds import lowered, thresholds
 from spintune.errors import ModelError
+from spintune.memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ def _check_structure(model: PreTrainedModel, packed: Score, queries: Sequence[Qu
         try:
             found = _with_gradient(model, packed, queries)
         except Exception as error:  # whatever a foreign architecture raises, the plain path still works
+            if is_out_of_memory(error):
+                raise
             log.debug("packed probe failed", exc_info=error)
             raise PackingError("its layers do not take packed rows") from error
     if not asked:

@@ -26,6 +26,7 @@ from spintune.engine.thresholds import lowered, thresholds
 from spintune.errors import ModelError
 from spintune.generation.protocol import Generator, OnToken, Prompt
 from spintune.generation.sampling import Sampling
+from spintune.memory import is_out_of_memory
 from spintune.records import Completion
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,8 @@ class CheckedGenerator:
             try:
                 written = factory(engine, self.tokenizer, frozenset()).generate(prompts, Sampling(_NEW))
             except Exception as error:  # whatever a foreign cache raises, a slower generator may be right
+                if is_out_of_memory(error):
+                    raise
                 log.debug("generation probe failed", exc_info=error)
                 return f"ends in {type(error).__name__}"
             texts = [completion.ids for completion in written]
