@@ -10,6 +10,7 @@ import re._constants as codes  # what a pattern is made of
 import re._parser as parser
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from growth import grows_too_fast, repetitive
@@ -91,8 +92,8 @@ def _shortest(items: Sequence[tuple[object, object]], chars: dict[str, None]) ->
     return matches
 
 
-USES: dict[str, Callable[[re.Pattern[str], str], object]] = {
-    "sub": lambda pattern, text: pattern.sub("", text),
+USES: dict[str, Callable[[re.Pattern[Any], Any], object]] = {
+    "sub": lambda pattern, text: list(pattern.finditer(text)),
     "match": lambda pattern, text: pattern.match(text),
     "fullmatch": lambda pattern, text: pattern.fullmatch(text),
 }
@@ -116,8 +117,9 @@ def test_a_pattern_takes_time_in_proportion_to_the_text(pattern: re.Pattern[str]
 def slow_texts(pattern: re.Pattern[str], use: str, most: int = 3) -> dict[str, str]:
     """The beginnings of the first texts on which a pattern is too slow, and how slow it is."""
     found: dict[str, str] = {}
+    of_bytes = isinstance(pattern.pattern, bytes)
     for text_of in repetitive(*beginnings(pattern)):
-        if slow := grows_too_fast(lambda text: USES[use](pattern, text), text_of):
+        if slow := grows_too_fast(lambda text: USES[use](pattern, text.encode() if of_bytes else text), text_of):
             found[text_of(60)] = slow
             if len(found) == most:
                 break
