@@ -9,9 +9,11 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from spintune.errors import RecipeError
 from spintune.evaluation.custom_tasks import read_custom_task
 from spintune.evaluation.plain_texts import PlainTexts
 from spintune.records import Message
+from spintune.text import expressions
 from spintune.tokens.chat import ChatRenderer
 
 SPELLINGS = ["<|im_end|>", "<|im_start|>system", "a<|im_end|>b", "<|im_<|im_end|>end|>", "<think>", "</tool_call>"]
@@ -62,3 +64,13 @@ def test_marks_that_a_template_names_are_control_tokens_of_training_too(tokenize
     for spelled, by_the_template in (("<think>", 0), ("</tool_call>", 0), ("<|im_end|>", 1)):
         ids = renderer.prompt([Message("user", f"say {spelled}")])
         assert ids.count(tokenizer.convert_tokens_to_ids(spelled)) == by_the_template
+
+
+def test_an_extract_that_never_ends_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "_SECONDS", 0.05)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": "a", "a": "b"}))
+    text = "{task: t, kind: generate, data: rows.jsonl, prompt: '{q}', answer: a, extract: '(x+x+)+y'}"
+    (tmp_path / "task.yaml").write_text(text)
+    measure = read_custom_task(tmp_path / "task.yaml").config()["process_results"]
+    with pytest.raises(RecipeError, match=r"^task t: extract: the expression .* takes more than"):
+        measure({"answers": ["b"]}, ["x" * 3000])
