@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import chain
 
 import pytest
 import torch
+from families.builder import tiny_model
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.errors import ModelError
@@ -83,3 +85,14 @@ def test_all_linear_leaves_out_what_fused_kernels_read_past_an_adapter(build):
     targets = find_targets(build("mamba", dtype=torch.float32), "all-linear")
     assert isinstance(targets.modules, list)
     assert {name.rpartition(".")[2] for name in targets.modules} == {"in_proj", "x_proj", "dt_proj"}
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "llama", "qwen2_moe", "t5"])
+def test_layers_that_peft_leaves_out_are_told(name, caplog):
+    with caplog.at_level("WARNING", "spintune"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's own
+        new_adapter(tiny_model(name), LoraSection(rank=2), "key")
+    told = [record.getMessage() for record in caplog.records]
+    # five layers of attention and three of a dense block, twice
+    left_out = "lora: peft adapts 10 of the 16 layers that lora.targets names, and leaves out "
+    assert told == ([f"{left_out}model.layers.0.mlp.gate_proj, ..."] if name == "deepseek_v3" else [])

@@ -7,6 +7,7 @@ whatever the type of the frozen weights.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from spintune.errors import ModelError
-from spintune.models.lora_targets import find_targets
+from spintune.models.architecture import text_modules
+from spintune.models.lora_targets import LoraTargets, find_targets
 from spintune.recipe import LoraSection
 from spintune.storage import atomic_folder, storage_errors
 from spintune.streams import torch_stream
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+log = logging.getLogger(__name__)
 
 # peft is imported where an adapter is made, so that other runs do not wait for it
 
@@ -49,12 +53,37 @@ def new_adapter(model: PreTrainedModel, section: LoraSection, key: str) -> PeftM
         use_dora=section.dora,
         **({"target_parameters": targets.parameters} if targets.parameters else {}),
     )
+    expected = _named_layers(model, targets)
     try:
         with torch_stream(key):
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"lora: {str(error).splitlines()[0]}") from error
+    _tell_of_missing(expected, adapted)
     return _evaluating(adapted)
+
+
+def _named_layers(model: PreTrainedModel, targets: LoraTargets) -> dict[str, nn.Module]:
+    """The layers that peft is asked to adapt; none where a pattern names them."""
+    names, head = targets.modules, model.get_output_embeddings()
+    linear: dict[str, nn.Module]
+    linear = {name: m for name, m in text_modules(model).items() if isinstance(m, nn.Linear) and m is not head}
+    if isinstance(names, str):
+        return linear if names == "all-linear" else {}
+    return {name: m for name, m in linear.items() if any(name == n or name.endswith(f".{n}") for n in names)}
+
+
+def _tell_of_missing(expected: dict[str, nn.Module], adapted: PeftModel) -> None:
+    """Of models whose experts transformers stores together, peft takes layers of other parts for experts as well."""
+    found = {id(m.get_base_layer()) for m in adapted.modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")}
+    if missing := [name for name, layer in expected.items() if id(layer) not in found]:
+        log.warning(
+            "lora: peft adapts %d of the %d layers that lora.targets names, and leaves out %s%s",
+            len(expected) - len(missing),
+            len(expected),
+            missing[0],
+            ", ..." if missing[1:] else "",
+        )
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
