@@ -46,8 +46,8 @@ BOUNDS = {
     "greedy": 1e-2,  # logits below the best one
     "sampled": 1e-2,  # nats per answer
     "bfloat16": 2.0,  # times the error of a plain forward in bfloat16
-    "sft": 0.1,  # share of what two steps change; so are the next two
-    "spin": 0.1,
+    "sft": 0.05,  # share of what two steps change; so are the next two
+    "spin": 0.05,
     "lora": 0.1,
     "merged": 1e-2,  # nats per answer
     "saved": 1e-3,  # logits
