@@ -104,9 +104,15 @@ class Stage:
         """The verdict on a command; ``damaged`` is a log that was damaged before."""
         return judge(ending, self.machine.disk, self.expected, damaged)
 
-    def ends(self) -> Verdict:
-        """The verdict on the same command once more, undisturbed."""
-        return self.judge(self.start())
+    def ends(self, ending: Ending | None = None) -> Verdict:
+        """The verdict on the same command once more, undisturbed, where nothing was damaged: it must succeed.
+
+        A command without a recipe may find its output there already, and refuse to write over it.
+        """
+        verdict = self.judge(ending or self.start())
+        if verdict.kind == "refused" and self.world.recipe:
+            return Verdict("DIFFERENT", f"refused, though nothing was damaged: {verdict.why}")
+        return verdict
 
 
 def kill(stage: Stage, number: int) -> Tried:
@@ -120,7 +126,7 @@ def kill(stage: Stage, number: int) -> Tried:
         share = draw.choice([0.1, 0.2, 0.4]) * (0.3 + draw.random()) * (1 + kills / 5)
         ending = stage.start(computing=whole * share)
         if not ending.killed:
-            return Tried(f"{kills} kills", kills, stage.judge(ending))
+            return Tried(f"{kills} kills", kills, stage.ends(ending))
         kills += 1
     return Tried(f"{kills} kills", kills, stage.ends())
 
@@ -132,7 +138,7 @@ def nth(stage: Stage, number: int) -> Tried:
     ending = stage.start(mode=shim.KILL, at=at)
     told = f"killed at operation {at}"
     if not ending.killed:  # a thread made fewer operations this time
-        return Tried(f"{told}, which did not come", 0, stage.judge(ending))
+        return Tried(f"{told}, which did not come", 0, stage.ends(ending))
     return Tried(told, 1, stage.ends())
 
 
