@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -56,6 +57,7 @@ def main() -> int:
         print(f"skipped: {why}")
         return 0
     os.nice(10)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the scratch folder goes
     with Machine() as machine:
         machine.start(["call:crash.inputs:build", str(machine.inputs)])
         counts = regime(machine, asked)
