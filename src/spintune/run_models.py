@@ -71,7 +71,7 @@ def written_files(run: Path, stage: str, part: str = "model") -> dict[str, FileF
     manifest = read_manifest(run / stage)
     files = {name: facts for name, facts in manifest.files.items() if name.startswith(f"{part}/")}
     if part in manifest.deleted:
-        raise ModelError(f"{run / stage / part}: was deleted (spin.keep: best); name another model of the run")
+        raise ModelError(f"{run / stage / part}: was deleted (spin.keep); name another model of the run")
     if not files:
         raise RunError(f"{run / stage / MANIFEST}: names no files of a model; delete it and run again")
     place = run

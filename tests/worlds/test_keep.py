@@ -1,4 +1,4 @@
-"""``spin.keep: best`` deletes iterates that nothing needs, and changes nothing else."""
+"""``spin.keep`` deletes iterates that nothing needs, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from spintune.errors import DeletedModelError, ModelError
+from spintune.errors import DeletedModelError, ModelError, RecipeError
 from spintune.export.model import export_model
 from spintune.progress import Silent
 from spintune.run_models import final_model
@@ -61,6 +61,16 @@ def test_later_iterates_are_bit_for_bit_those_of_a_run_that_keeps_all(
     assert comparable(contents(best), deleted) == comparable(contents(everything), deleted)
     assert Path(final_model(best)).is_dir()
     assert all((best / f"spin/{name}/adapter").is_dir() for name in deleted if "lora" in changes)
+
+
+def test_the_newest_alone_is_kept_and_is_then_the_runs_model(run: Run, tmp_path: Path) -> None:
+    results = run(tmp_path / "run", spin={"iterations": 2, "keep": "last"}, eval=[])
+    assert models(tmp_path / "run") == {"iterate-2"}
+    assert (results["best"]["name"], results["best"]["why"]) == ("iterate-2", "it is the newest (spin.keep: last)")
+    assert final_model(tmp_path / "run").endswith("iterate-2/model")
+    for changes in ({"metric": "nll"}, {"stop": {"patience": 1}}):
+        with pytest.raises(RecipeError, match="keep: "):
+            run(tmp_path / "other", spin={"keep": "last", **changes})
 
 
 def test_a_finished_run_frees_space_and_says_what_is_gone(

@@ -139,9 +139,9 @@ class SpinSection(TrainingSection):
     the prompts that the file lacks. [path]"""
     metric: MetricName = "nll"
     """Held-out metric that decides which iterate is best; nll is the loss per token."""
-    keep: Literal["all", "best"] = "all"
-    """Iterates whose weights stay on disk. best: the best so far, and those that the next iteration needs; others are
-    evaluated, then their weights are deleted."""
+    keep: Literal["all", "best", "last"] = "all"
+    """Iterates whose weights stay on disk. best: the best so far, and those that the next iteration needs. last: the
+    newest is the run's model, and only it and those stay. Others are evaluated, then their weights are deleted."""
     stop: StopSection = StopSection()
     """When to end before the last iteration."""
     baseline: Literal["none", "sft"] = "none"
@@ -204,11 +204,14 @@ class SpinSection(TrainingSection):
                 yield f"{loss.name} reads no margin; reference_mixture works only with {margins}"
         if self.negatives > 1 and self.temperature == 0:
             yield "greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1"
+        if self.keep == "last" and self.stop.patience is not None:
+            yield "with keep: last the newest iterate counts as the best one; leave out stop.patience"
 
     def _unused(self) -> Iterator[str]:
         uses = {
             "replay_weight": (self.replay > 0, "replay above 0"),
             "baseline_learning_rate": (self.baseline != "none", "baseline: sft"),
+            "metric": (self.keep != "last", "keep: best or all"),
         }
         for option in get_args(losses.LossOption):
             readers = [loss.name for loss in losses.BUILT_IN if option in loss.options]

@@ -122,7 +122,7 @@ class RunContext:
         """
         if not iterate.is_there:
             raise DeletedModelError(
-                f"{iterate.location} was deleted (spin.keep: best) and is needed again; to train {iterate.name} and "
+                f"{iterate.location} was deleted (spin.keep) and is needed again; to train {iterate.name} and "
                 f"what follows again, delete the manifest.json beside it and set spin.keep=all"
             )
         return self._in_memory(iterate, self._read)

@@ -93,7 +93,7 @@ def _evaluate_models(
             evaluate_model(context, iterate, chosen, scores, failed)
         except DeletedModelError:
             lacking.add(iterate.name)
-            context.progress.note(f"{iterate.name} was deleted (spin.keep: best) before it was evaluated; left out")
+            context.progress.note(f"{iterate.name} was deleted (spin.keep) before it was evaluated; left out")
     for evaluation in chosen:
         for rival, outcome in evaluation.rivals.items():
             _write_outcome(context, evaluation, rival, {**evaluation.inputs, "rival": rival}, outcome)

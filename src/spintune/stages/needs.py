@@ -40,7 +40,7 @@ def disk_needs(recipe: Recipe, model_bytes: int, training: TrainingFootprint) ->
     spin, models = recipe.spin, 1 if recipe.sft else 0
     certain, passing = models, 0
     if spin:
-        kept = min(spin.iterations, spin.history + 1) if spin.keep == "best" else spin.iterations
+        kept = min(spin.iterations, {"all": spin.iterations, "best": spin.history + 1, "last": spin.history}[spin.keep])
         models += kept + (spin.baseline == "sft")
         certain += 1 if spin.stop.model_fields_set else kept
         passing = model_bytes if kept < spin.iterations else 0  # a new iterate, before an old one is deleted

@@ -7,7 +7,7 @@
     spin/baseline-sft            further SFT instead of self-play: sft.py
     spin/best.json               the iterate to use, and why
 
-With ``spin.keep: best``, iterates that are neither the best nor needed again lose their weights on the way.
+With ``spin.keep``, iterates that are neither the run's model nor needed again lose their weights on the way.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class _SelfPlay:
             self._update_best()
             if not (self.context.run.folder / f"spin/iterate-{iteration + 1}/pairs").exists():
                 self._write_best()  # in a run that is repeated, best.json is already final
-            if self.section.keep == "best":
+            if self.section.keep != "all":
                 self._discard_iterates()
             if iteration < self.section.iterations and (stop := self._reason_to_stop()):
                 note(f"self-play stops after iteration {iteration}: {stop}")
@@ -103,7 +103,7 @@ class _SelfPlay:
         for iterate in self.iterates[1:]:
             if iterate not in needed and not iterate.is_discarded:
                 self.context.run.discard(f"spin/{iterate.name}", "model")
-                self.context.progress.note(f"deleted the weights of {iterate.name} (spin.keep: best)")
+                self.context.progress.note(f"deleted the weights of {iterate.name} (spin.keep: {self.section.keep})")
 
     # Choosing and stopping -------------------------------------------------------------------------------------------
 
@@ -115,6 +115,8 @@ class _SelfPlay:
 
     def _better(self) -> str | None:
         """Why the newest iterate replaces the best one; None when it is not significantly better."""
+        if self.section.keep == "last":
+            return "it is the newest (spin.keep: last)"
         if not self.context.heldout:
             return "it is the newest, and no example is held out to judge by"
         metric = self.section.metric
