@@ -95,6 +95,19 @@ def test_every_curve_of_a_whole_run_is_there(whole: Make, page: Make) -> None:
     )
 
 
+def test_experts_have_curves_in_sft_and_in_self_play(whole: Make, page: Make) -> None:
+    made = whole()
+    lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
+    routed = [{"expert_load": 1.5, "experts_idle": 0.25} if "tokens" in line else {} for line in lines]
+    made.lines("metrics.jsonl", [line | facts for line, facts in zip(lines, routed, strict=True)])
+    read = page(write_report([made.path]))
+    labels = [attributes.get("aria-label") or "" for tag, attributes in read.tags if tag == "svg"]
+    loads = [label for label in labels if label.startswith("Load of the busiest expert, relative to an even spread")]
+    assert len(loads) == 3  # SFT, self-play, and further SFT
+    assert "from 1.5 at step 1 to 1.5 at 5" in loads[0]
+    assert sum(label.startswith("Experts without a token, share") for label in labels) == 3
+
+
 def test_accuracies_on_the_tasks_of_a_mixture_are_those_of_results_json(whole: Make, page: Make) -> None:
     made = whole()
     results = json.loads((made.path / "results.json").read_text())

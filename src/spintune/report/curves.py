@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from spintune.report.facts import RunFacts
@@ -53,6 +53,17 @@ def _sft(run: RunFacts, stage: str) -> list[Figure | None]:
         draw("Loss", "nats a token", losses),
         draw("Gradient norm", "before clipping", [Series("gradient norm", _column(rows, "grad_norm"))]),
         draw("Learning rate", "", [Series("learning rate", _column(rows, "learning_rate"))]),
+        *_routers(lambda name: _column(rows, name)),
+    ]
+
+
+def _routers(steps: Callable[[str], Points], parts: Sequence[tuple[float, str]] = ()) -> list[Figure | None]:
+    """How a mixture of experts spreads its tokens; models without experts have no such columns."""
+    load, idle = Series("busiest", steps("expert_load")), Series("idle", steps("experts_idle"))
+    even = "Dashed: an even spread."
+    return [
+        draw("Load of the busiest expert", "relative to an even spread", [load], parts=parts, level=1.0, note=even),
+        draw("Experts without a token", "share", [idle], parts=parts),
     ]
 
 
@@ -98,6 +109,7 @@ def _steps(run: RunFacts) -> list[Figure | None]:
         both("Log-ratios to the opponent", NATS, {"real_ratio": "r, real", "generated_ratio": "r′, generated"}),
         both("Log-probabilities", NATS, {"real_logprob": "real", "generated_logprob": "generated"}),
         draw("Gradient norm", "before clipping", [Series("gradient norm", steps("grad_norm"))], parts=parts),
+        *_routers(steps, parts),
     ]
 
 
