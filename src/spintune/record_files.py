@@ -62,11 +62,18 @@ class _Lazy(Sequence[R], Generic[R]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from error
+
+
 class RecordFile(_Lazy[S], Generic[S]):
     """The records of a file that :func:`spintune.records.write_records` or a :class:`Spool` wrote.
 
     The file must not change while this is in use. Accessing a line that is not such a record raises RunError, which
-    names ``path:line``.
+    names ``path:line``. A file that cannot be opened raises it as well.
 
     Args:
         sha256: digest of the file's bytes. RunError is raised when they have another one.
@@ -74,7 +81,7 @@ class RecordFile(_Lazy[S], Generic[S]):
 
     def __init__(self, path: Path, kind: type[S], _file: BinaryIO | None = None, sha256: str | None = None) -> None:
         self.path, self._kind = path, kind
-        self._file = _file or path.open("rb")
+        self._file = _file or _opened(path)
         weakref.finalize(self, self._file.close)
         sha = hashlib.sha256() if sha256 is not None else None
         self._ends = _line_ends(self._file.fileno(), sha)

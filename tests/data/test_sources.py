@@ -343,7 +343,10 @@ def test_a_hub_out_of_reach_is_one_error_line_and_no_torch() -> None:
     # in its own process, because the client reads the offline switch when it is imported
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    start = "nobody/nothing@v1: no such local file, and the hub did not give split 'test' of a data set of that name ("
+    start = (
+        "nobody/nothing@v1: there is no such file, no earlier download of the data set, and the hub cannot be asked "
+        "(HF_HUB_OFFLINE is set)"
+    )
     assert done.stdout.startswith(start)
     assert done.stdout.count("\n") == 1
 

@@ -218,5 +218,7 @@ def test_other_texts_are_broken_blocks(text: str) -> None:
 def test_ten_megabytes_of_one_character_are_read_in_no_time() -> None:
     """No pattern may go back over a long text again and again."""
     long = "#" * 10_000_000
-    assert parsers.triples(reply(long), "4. Instruction:", 17).tasks == []
-    assert len(items(long)) == 1
+    for text in (long, long[: parsers.MAX_REPLY], long[: parsers.MAX_FIELD]):
+        assert parsers.triples(reply(text), "4. Instruction:", 17).tasks == []
+    assert parsers.instructions(reply(long), "9.").failure == "reply_too_long"
+    assert len(items(long[: parsers.MAX_REPLY])) == 1  # without its marks, nothing is left of it

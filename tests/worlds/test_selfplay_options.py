@@ -413,11 +413,15 @@ def test_pairs_of_data_that_changed_since_are_not_exported(
     run(tmp_path / "run", **SHORT, data={"train": str(data)}, spin={"iterations": 2})
     data.write_text(json.dumps([*json.loads(alpaca_file.read_text()), {"instruction": "Say hen.", "output": "hen"}]))
     run(tmp_path / "run", **SHORT, data={"train": str(data)}, spin={"iterations": 1})
-    result = spintune("pairs", str(tmp_path / "run"), str(tmp_path / "pairs.jsonl"))
+    out = tmp_path / "pairs.jsonl"
+    result = spintune("pairs", str(tmp_path / "run"), str(out), "--iteration", "2")
     assert result.code == 3
     assert "iterate-2/pairs/train.jsonl: pairs of other data" in result.err
-    assert not (tmp_path / "pairs.jsonl").exists()
-    assert spintune("pairs", str(tmp_path / "run"), str(tmp_path / "pairs.jsonl"), "--iteration", "1").code == 0
+    assert not out.exists()
+    assert spintune("pairs", str(tmp_path / "run"), str(out)).code == 0  # of the iteration that the recipe asks for
+    both = out.read_text()
+    assert spintune("pairs", str(tmp_path / "run"), str(out), "--iteration", "1").code == 0
+    assert out.read_text() == both
 
 
 def test_pairs_that_were_all_cut_are_not_exported(run: Run, spintune: Callable[..., Any], tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ ALONE = {"data": {"train": "synth"}, "sft": None, "spin": None, "eval": []}
 
 @pytest.mark.slow
 def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: Server, tmp_path: Path) -> None:
+    server.usage = {"prompt_tokens": 2000, "completion_tokens": 200}
     results = run(tmp_path / "run", synth=section(server), data={"train": "synth"}, spin={"iterations": 1})
     examples = rows(tmp_path / "run/synth/examples.jsonl")
     assert results["synth"]["examples"] == len(examples) == 12
@@ -124,7 +125,7 @@ def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: Serv
         f"{e['instruction']}\n\n{e['input']}" for e in examples
     }
     assert results["synth"]["cost"]["requests"] == sum(server.asked.values())
-    assert results["synth"]["cost"]["prompt_tokens"] == 10 * sum(server.asked.values())
+    assert results["synth"]["cost"]["prompt_tokens"] == 2000 * sum(server.asked.values())
 
 
 def test_every_row_tells_where_it_comes_from(run: Run, server: Server, tmp_path: Path) -> None:

@@ -179,14 +179,17 @@ def _training(run: RunFacts, stage: str, name: str, facts: SftFacts | IterationF
 
 
 def _generated(path: Path) -> tuple[int, int]:
-    """Generated answers of a file of pairs, and their tokens. Raises RunError for a damaged line."""
+    """Generated answers of a file of pairs, and their tokens. Raises RunError for a damaged line, or without a file."""
     lengths: list[int] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                lengths += [len(answer["ids"]) for answer in orjson.loads(line)["generated"]]
-            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-                raise RunError(f"{path}:{number}: damaged ({error}); delete the file and run again") from error
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            lengths += [len(answer["ids"]) for answer in orjson.loads(line)["generated"]]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise RunError(f"{path}:{number}: damaged ({error}); delete the file and run again") from error
     return len(lengths), sum(lengths)
 
 
