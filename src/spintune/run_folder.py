@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import BinaryIO, TypeVar, overload
@@ -104,7 +104,8 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in a stage's folder. Raises RunError when it is damaged."""
     content = read_json(folder / MANIFEST)
     manifest = from_json(Manifest, content, folder / MANIFEST)
-    if manifest.sha256 is not None and manifest.sha256 != _seal(content):
+    unknown = content.keys() - {field.name for field in fields(Manifest)}
+    if unknown or manifest.sha256 not in (None, _seal(content)):
         raise RunError(f"{folder / MANIFEST}: damaged (it was changed after it was written); delete it and run again")
     for name in manifest.files:
         if ".." in (path := PurePosixPath(name)).parts or path.is_absolute():
