@@ -63,7 +63,7 @@ class Verification:
 
     def lines(self) -> Iterator[str]:
         """The findings, a line each."""
-        for stage, count in self.stages.items():
+        for stage, count in ((stage, count) for stage, count in self.stages.items() if count):
             yield f"whole    {stage} ({count} file{'s' * (count != 1)})"
         if self.unfinished:
             yield f"whole    {self.unfinished} checkpoints and shards of unfinished stages"

@@ -7,7 +7,7 @@ from pathlib import Path
 from spintune.errors import RecipeError
 from spintune.recipe.checking import checked, keys_of, section_in
 from spintune.recipe.evaluation import FILES_OF, HELDOUT
-from spintune.recipe.recipe import Recipe
+from spintune.recipe.recipe import Recipe, SourceSection
 from spintune.recipe.yaml_files import parse_yaml, read_yaml
 from spintune.typed_json import JsonObject
 
@@ -35,7 +35,9 @@ def parse_recipe(values: JsonObject, name: str) -> Recipe:
 def _elsewhere(key: str) -> list[str]:
     names = ("data", "synth", "sft", "spin", "evaluation", "judge")
     sections = {name: section_in(Recipe.model_fields[name].annotation) for name in names}
-    return [f"{name}.{key}" for name, section in sections.items() if section and key in keys_of(section)]
+    found = [f"{name}.{key}" for name, section in sections.items() if section and key in keys_of(section)]
+    of_source = [f"data.train: {{path: FILE, {key}: ...}}"] if key in keys_of(SourceSection) else []
+    return [*found, *of_source]
 
 
 def recipe_schema() -> JsonObject:
