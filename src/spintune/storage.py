@@ -326,6 +326,8 @@ def digest_file(path: Path) -> str:
 def remove_folder(folder: Path) -> None:
     """Removes a folder that nothing needs any more, if it exists. One that stays, on a disk with faults, is told."""
     shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # a fault may have passed
+        shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         log.warning("%s could not be removed; nothing uses it, so delete it when you can", folder)
 
