@@ -40,7 +40,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         asked[number] = time.monotonic()
         stop.ask(KeyboardInterrupt())
-        os.write(2, b"\nspintune: ending this step; Ctrl-C again stops at once\n")  # print is not reentrant
+        os.write(2, b"\nending this step; Ctrl-C again stops at once\n")  # print is not reentrant
 
     handlers = {signal.SIGTERM: finish, signal.SIGUSR1: finish, signal.SIGHUP: finish, signal.SIGINT: interrupt}
     heeded = {number: handler for number, handler in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
