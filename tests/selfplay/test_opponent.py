@@ -253,3 +253,9 @@ def test_answers_of_somebody_else_get_the_same_room(chain_player):
     assert written(cut) == [((6, 7, 8), False)]
     assert written(short) == [((6, 7), False)]
     assert whole.writer == "file"
+
+
+def test_what_a_player_wrote_before_it_learned_is_not_computed_again(tmp_path) -> None:
+    frozen = Shards(tmp_path / "rounds", "tag", Silent(), frozen=True)
+    with pytest.raises(RunError, match=f"the player has learned since it was written; delete {tmp_path}/checkpoints"):
+        frozen.map("scores", [1], Pair, lambda part: [], "scores")

@@ -29,11 +29,13 @@ class Shards:
         folder: where they are kept until the computation is complete.
         tag: names the inputs; shards with another tag are not used.
         progress: shows how many items are done.
+        frozen: whether what is missing cannot be computed any more, because the player has learned since.
     """
 
     folder: Path
     tag: str
     progress: Progress
+    frozen: bool = False
 
     def map(
         self, what: str, items: Sequence[T], kind: type[Record], compute: Callable[[slice], list[Record]], title: str
@@ -45,6 +47,8 @@ class Shards:
             kind: type of the records.
             compute: gives the records of a slice of the items.
             title: of the progress bar.
+
+        Raises RunError when a part is missing from frozen shards.
         """
         records: list[Record] = []
         with self.progress.task(title, len(items), "pairs" if kind is Pair else what) as task:
@@ -52,6 +56,11 @@ class Shards:
                 path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
                 part = slice(begin, begin + SHARD_SIZE)
                 shard = _read(path, kind, len(items[part]))
+                if shard is None and self.frozen:
+                    raise RunError(
+                        f"{path}: damaged or gone, and the player has learned since it was written; "
+                        f"delete {self.folder.parent / 'checkpoints'} and run again"
+                    )
                 if shard is None:
                     shard = compute(part)
                     write_shard(path, shard)

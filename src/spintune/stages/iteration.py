@@ -44,7 +44,7 @@ from spintune.stages.pairs import training_settings
 from spintune.storage import digest_json, remove_folder, write_json_if_changed, write_json_lines
 from spintune.tokens.rows import TokenRow
 from spintune.tracking import Stopwatch, flat
-from spintune.training.loop import Steps, TrainingHooks
+from spintune.training.loop import StepReport, Steps, TrainingHooks
 from spintune.training.objectives import SelfPlay
 from spintune.typed_json import JsonObject, to_json
 
@@ -98,8 +98,17 @@ def _train(
             "lower spin.pairs_per_step, raise spin.epochs, or give more data"
         )
     meter = Meter(player.engine)
-    begin = partial(context.metrics.begin_steps, stage)
-    hooks = TrainingHooks(begin, context.step_logger(stage, meter), context.stop)
+    begin, log_step = partial(context.metrics.begin_steps, stage), context.step_logger(stage, meter)
+
+    def started(step: int) -> None:
+        phase_pairs.learned = step
+        begin(step)
+
+    def stepped(report: StepReport) -> None:
+        phase_pairs.learned = report.step
+        log_step(report)
+
+    hooks = TrainingHooks(started, stepped, context.stop)
     checkpoints = context.checkpoints(stage, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
@@ -153,7 +162,9 @@ def _batches(phase_pairs: _PhasePairs, folder: Path) -> Steps[Pair]:
     if section.refresh == 1:
         pairs = [*read_records(folder / "train.jsonl", Pair), *read_records(folder / "replay.jsonl", Pair)]
         return batches_of(pairs, section, iteration, seed)
-    return PhasedBatches(Phases(len(phase_pairs.rows), section, iteration, seed), phase_pairs)
+    phases = Phases(len(phase_pairs.rows), section, iteration, seed)
+    phase_pairs.starts = phases.starts
+    return PhasedBatches(phases, phase_pairs)
 
 
 class _PhasePairs:
@@ -161,6 +172,8 @@ class _PhasePairs:
 
     Attributes:
         written: what the player wrote, by phase.
+        starts: the first step of each phase.
+        learned: optimizer steps that the player has taken.
     """
 
     def __init__(
@@ -168,6 +181,8 @@ class _PhasePairs:
     ) -> None:
         self.sampler, self.player, self.iteration, self.clock = sampler, player, iteration, clock
         self.written: dict[int, FilteredPairs] = {}
+        self.starts: Sequence[int] = ()
+        self.learned = 0
         self._folder, self._tag = sampler.context.run.folder / f"spin/iterate-{iteration}", tag
         silent = sampler.section.refresh == "step"
         self._progress: Progress = Silent() if silent else sampler.context.progress
@@ -188,7 +203,8 @@ class _PhasePairs:
         return {prompt: next(scored) for prompt, pair in usable if pair}
 
     def _written_by_player(self, phase: int, prompts: Sequence[int]) -> Mapping[int, Pair]:
-        shards = Shards(self._folder / "rounds", f"{self._tag}-{phase:05d}", self._progress)
+        past = self.learned > self.starts[phase]  # the player is no longer the one that wrote this phase
+        shards = Shards(self._folder / "rounds", f"{self._tag}-{phase:05d}", self._progress, frozen=past)
         name = f"phase {phase}"
         with self.clock("generate"):
             rows = [self.rows[prompt] for prompt in prompts]
