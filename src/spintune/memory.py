@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from spintune.control_groups import MEMBERSHIP, MOUNT, groups_of
 from spintune.errors import OutOfMemoryError
 
 _SIGNS = re.compile(
@@ -83,24 +84,20 @@ def available_memory() -> int | None:
     meminfo = _read(Path("/proc/meminfo"))
     if match := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.M):
         found.append(int(match[1]) * 1024)
-    found += _left_in_groups(Path("/sys/fs/cgroup"), _read(Path("/proc/self/cgroup")))
+    found += _left_in_groups()
     return min(found, default=None)
 
 
-def _left_in_groups(mount: Path, membership: str) -> Iterator[int]:
+_NAMES = (  # limit, use, and what of it can be dropped; version 2 and 1
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _left_in_groups(mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> Iterator[int]:
     """What each control group around the process leaves. Files that were read once can be dropped, so they are free."""
-    for line in membership.splitlines():
-        _, controllers, place = line.split(":", 2)
-        if controllers == "":
-            root, names = mount, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root, names = mount / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        group = root / place.lstrip("/")
-        for folder in [group, *group.parents]:
-            if not folder.is_relative_to(root):
-                break
+    for folder in groups_of("memory", mount, membership):
+        for names in _NAMES:
             limit, used = _read(folder / names[0]).strip(), _read(folder / names[1]).strip()
             idle = re.search(rf"^{names[2]} (\d+)$", _read(folder / "memory.stat"), re.M)
             if limit.isdigit() and used.isdigit():

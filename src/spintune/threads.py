@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import NamedTuple
 
-CGROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+from spintune.control_groups import MEMBERSHIP, MOUNT, groups_of
+
 TOPOLOGY = Path("/sys/devices/system/cpu")
-_V1_MOUNTS = ("cpu,cpuacct", "cpuacct,cpu", "cpu")
 
 ROUNDS = 10_000
 """How often a waiting thread looks before it sleeps: some 0.4 ms on current x86 processors, a little longer than the
@@ -58,7 +57,7 @@ def follow_quota(quota: float | None = None, environment: Mapping[str, str] = os
     most = threads_for(quota)
     if quota is not None and most is not None and most < count:
         torch.set_num_threads(most)
-        return ThreadChoice(most, f"a quota of {quota:.3g} of {len(allowed)} cores; see {CGROUPS}")
+        return ThreadChoice(most, f"a quota of {quota:.3g} of {len(allowed)} cores; see {MOUNT}")
     if len(allowed) < (os.cpu_count() or 1):
         return ThreadChoice(count, f"{len(allowed)} of {os.cpu_count()} processors are allowed to this process")
     return ThreadChoice(count, "one for each core")
@@ -69,35 +68,10 @@ def threads_for(quota: float | None) -> int | None:
     return None if quota is None else max(1, math.ceil(round(quota, 2)))
 
 
-def cpu_quota(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float | None:
-    """The processor time that control groups (version 1 or 2) give this process, in cores; None: no limit.
-
-    A group shares what its parent has, so the smallest of all levels counts. Inside of a container a group's path may
-    not exist, because the container's own group is mounted as the root.
-    """
-    quotas = []
-    for folder in _groups(root, membership):
-        if (quota := _quota_of(folder)) is not None:
-            quotas.append(quota)
-    return min(quotas, default=None)
-
-
-def _groups(root: Path, membership: Path) -> Iterator[Path]:
-    """Folders of the groups that limit this process, from its own up."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mounts = [root / name for name in _V1_MOUNTS] if controllers else [root, root / "unified"]
-        # a group outside of what is mounted here has a path with ".." in it
-        group = PurePosixPath("/") if ".." in path else PurePosixPath(path)
-        for mount in mounts:
-            yield from (mount / level.relative_to("/") for level in (group, *group.parents))
+def cpu_quota(mount: Path = MOUNT, membership: Path = MEMBERSHIP) -> float | None:
+    """The processor time that control groups give this process, in cores: the least of all levels; None: no limit."""
+    quotas = map(_quota_of, groups_of("cpu", mount, membership))
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_of(folder: Path) -> float | None:

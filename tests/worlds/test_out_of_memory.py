@@ -152,6 +152,15 @@ def test_memory_of_the_machine_and_of_control_groups(tmp_path: Path, monkeypatch
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert list(memory._left_in_groups(tmp_path, "0::/a/b\n")) == [450]
-    assert list(memory._left_in_groups(tmp_path, "4:cpu,memory:/c\n3:cpu:/x\n")) == [0]
-    assert list(memory._left_in_groups(tmp_path, "0::/of/the/host\n")) == []
+    own = tmp_path / "self"
+
+    def left(groups: str) -> list[int]:
+        own.write_text(groups)
+        return list(memory._left_in_groups(tmp_path, own))
+
+    assert left("0::/a/b\n") == [450]
+    assert left("4:cpu,memory:/c\n3:cpu:/x\n") == [0]
+    assert left("0::/of/the/host\n") == []
+    (tmp_path / "memory.max").write_text("900\n")  # a container sees its own group as the root
+    (tmp_path / "memory.current").write_text("300\n")
+    assert left("0::/../of/the/host\n") == [600]
