@@ -11,6 +11,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer, model_vali
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.generate_answers import write_answers
 from spintune.evaluation.scores import HeldoutLikelihood
+from spintune.evaluation.selection import prompt_text
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.generation.protocol import Generator
 from spintune.metrics import METRICS, answer_metrics
@@ -86,7 +87,7 @@ def answer_heldout(
     return [
         HeldoutAnswer(
             id=example.id,
-            prompt="\n\n".join(message.content for message in example.prompt),
+            prompt=prompt_text(example),
             reference=example.answer,
             answer=completion.text,
             finish_reason=completion.finish_reason,

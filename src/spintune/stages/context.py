@@ -10,6 +10,7 @@ from pathlib import Path
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError
+from spintune.evaluation.selection import selection_of
 from spintune.generation.build import find_paths
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
@@ -80,6 +81,11 @@ class RunContext:
     def heldout(self) -> list[Example]:
         """The held-out examples."""
         return read_records(self.heldout_file, Example)
+
+    @cached_property
+    def selection(self) -> list[Example]:
+        """The held-out examples that choose models, steps and rates; the others report on what was chosen."""
+        return selection_of(self.heldout)
 
     def render(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None
