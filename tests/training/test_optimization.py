@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import get_scheduler
 
 from spintune.training.batches import steps_by_rows, steps_by_tokens, steps_of_equal_tokens
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
@@ -26,6 +27,8 @@ from spintune.training.optimization import Optimization, build_optimizer, clip_g
             "cosine",
             [0.5, 1, 1, 0.961940, 0.853553, 0.691342, 0.5, 0.308658, 0.146447, 0.038060],  # cos²(πk/16), k = 0..7
         ),
+        ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1]),  # the decay of 1 step begins at the peak
+        ("inverse_sqrt", [0.5, 1, *((2 / step) ** 0.5 for step in range(2, 10))]),
     ],
 )
 def test_rates_by_hand(schedule, expected):
@@ -35,7 +38,54 @@ def test_rates_by_hand(schedule, expected):
     )
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_rates_that_fall_to_a_floor_by_hand():
+    """Of 10 steps 2 warm up; wsd falls over the last 4. A tenth of the peak is what the step after the last has."""
+    settings = {"warmup": 0.2, "decay": 0.4, "floor": 0.1}
+    rates = {name: [rate_at(step, 10, Optimization(1.0, name, **settings)) for step in range(11)] for name in FALLING}
+    assert rates["wsd"] == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.775, 0.55, 0.325, 0.1])
+    assert rates["linear"][2:] == pytest.approx([1 - 0.9 * k / 8 for k in range(9)])
+    assert rates["cosine"][2:] == pytest.approx([0.1 + 0.9 * math.cos(math.pi * k / 16) ** 2 for k in range(9)])
+
+
+@pytest.mark.parametrize("total", [1, 7, 40, 333])
+@pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize(
+    ("schedule", "floor", "theirs", "arguments"),
+    [
+        ("constant", 0.0, "constant_with_warmup", {}),
+        ("linear", 0.0, "linear", {}),
+        ("linear", 0.2, "polynomial", {"lr_end": 0.2 * 3e-4, "power": 1.0}),
+        ("cosine", 0.0, "cosine", {}),
+        ("cosine", 0.2, "cosine_with_min_lr", {"min_lr_rate": 0.2}),
+        ("wsd", 0.0, "warmup_stable_decay", {"decay_type": "linear"}),
+        ("wsd", 0.2, "warmup_stable_decay", {"decay_type": "linear", "min_lr_ratio": 0.2}),
+        ("inverse_sqrt", 0.0, "inverse_sqrt", {}),
+    ],
+)
+def test_rates_are_those_of_transformers(schedule, floor, theirs, arguments, total, warmup):
+    """After the warm-up. In it, transformers begins at 0, where a step moves nothing, so ours is one step ahead."""
+    steps = round(warmup * total)
+    if schedule == "wsd":
+        arguments = {**arguments, "num_decay_steps": min(total - steps, max(1, round(0.3 * total)))}
+    if schedule == "inverse_sqrt":
+        steps = max(1, steps)  # without a warm-up theirs falls by another law
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+    scheduler = get_scheduler(theirs, optimizer, steps, total, arguments)
+    rates = []
+    for _ in range(total):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    ours = [rate_at(step, total, Optimization(3e-4, schedule, warmup, 0.3, floor)) for step in range(total)]
+    assert ours[steps:] == pytest.approx(rates[steps:], rel=1e-12)
+    if not floor:
+        assert ours[: max(0, steps - 1)] == pytest.approx(rates[1:steps], rel=1e-12)
+
+
+FALLING = ("cosine", "linear", "wsd")
+
+
+@pytest.mark.parametrize("schedule", [*FALLING, "constant", "inverse_sqrt"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 1.0])
 def test_every_step_of_any_run_moves(schedule, warmup):
     for total in (1, 2, 5, 37):

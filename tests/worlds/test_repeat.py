@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ import torch
 
 from spintune.errors import ModelError
 from spintune.progress import Silent
+from spintune.recipe import SpinSection
+from spintune.stages.pairs import training_settings
+from spintune.stages.sft import deciding_settings
 
 Run = Callable[..., dict[str, Any]]
 Contents = Callable[[Path], Any]
@@ -83,6 +87,20 @@ def test_a_run_without_its_times_of_change_still_counts_as_done(run: Run, finish
     watching = Watching()
     assert run(moved, watching)["models"]["sft"] == str(moved / "sft" / "model")
     assert watching.tasks == []
+
+
+def test_keys_that_are_not_set_and_that_the_first_version_lacked_leave_its_stages_finished(finished: Path) -> None:
+    recipe = json.loads((finished / "recipe.json").read_text())["recipe"]
+    training = {"schedule", "optimizer", "warmup", "weight_decay", "max_grad_norm"}
+    sft = {"epochs", "max_steps", "learning_rate", "tokens_per_step", "dropout", "samples"}
+    assert deciding_settings(recipe["sft"]).keys() == training | sft
+    context: Any = SimpleNamespace(settings=recipe)
+    iteration = {"lambda_", "loss", "learning_rate", "epochs"}
+    loss = {"mu", "shift", "history_weight", "gamma", "length_normalize", "reference_mixture"}
+    pairs = {"negatives", "turns", "replay", "replay_weight", "history", "refresh", "generated", "pairs_per_step"}
+    sampling = {"max_new_tokens", "temperature", "top_p", "top_k"}
+    spin = training_settings(context, SpinSection(), 1)
+    assert spin.keys() == training | iteration | loss | pairs | sampling
 
 
 def test_changes_of_out_and_of_what_only_watches_do_not_count(run: Run, copied: Path) -> None:

@@ -13,7 +13,7 @@ from spintune.errors import RecipeError
 from spintune.plugins import Table
 from spintune.text.words import one_line
 
-ScheduleName = Literal["cosine", "linear", "constant"]
+ScheduleName = Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"]
 OptimizerName = Literal["adamw", "rmsprop", "adafactor"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

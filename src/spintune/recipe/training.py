@@ -33,6 +33,10 @@ LossName = Annotated[str, known_in(losses.LOSSES), offered(loss.name for loss in
 MetricName = Annotated[str, known_in(metrics.METRICS), offered(metric.name for metric in metrics.BUILT_IN)]
 
 
+DECAY = 0.1
+"""Share of the steps in which wsd lowers the learning rate, by default."""
+
+
 class TrainingSection(Section):
     """Settings that SFT and SPIN share."""
 
@@ -42,12 +46,32 @@ class TrainingSection(Section):
     learning_rate 5e-4, schedule constant, warmup 0)."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises from 0. [share] Default: SPIN paper, appendix B."""
+    min_lr_rate: ShareBelowOne | None = None
+    """Learning rate that cosine, linear and wsd fall to. [share of the peak] Default: 0."""
+    decay: PositiveShare | None = None
+    """Last part of the steps, over which wsd lowers the learning rate. [share] Default: 0.1 (MiniCPM, arXiv
+    2404.06395)."""
     weight_decay: NonNegative = 0.0
     """Weight decay of matrices; norms and biases have none. Default: SPIN paper (none)."""
     max_grad_norm: NonNegative = 1.0
     """Gradients are clipped to this norm; 0 turns clipping off. Default: transformers."""
     checkpoint_minutes: NonNegative = 10.0
     """Time between checkpoints; 0 saves one after every step. [minutes]"""
+
+    def _problems(self) -> Iterator[str]:
+        if self.min_lr_rate is not None and self.schedule not in ("cosine", "linear", "wsd"):
+            yield f"min_lr_rate would do nothing with schedule: {self.schedule}; it needs cosine, linear or wsd"
+        if self.decay is not None and self.schedule != "wsd":
+            yield f"decay would do nothing with schedule: {self.schedule}; it needs wsd"
+        if self.schedule == "wsd" and self.warmup + self.decay_share > 1:
+            yield f"warmup ({self.warmup:g}) and decay ({self.decay_share:g}) are more than all steps; lower one"
+        if self.schedule == "inverse_sqrt" and not self.warmup:
+            yield "inverse_sqrt falls from the end of the warm-up, by how long that was; set warmup above 0"
+
+    @property
+    def decay_share(self) -> float:
+        """Share of the steps in which wsd lowers the learning rate."""
+        return DECAY if self.decay is None else self.decay
 
 
 class SftSection(TrainingSection):
@@ -60,7 +84,8 @@ class SftSection(TrainingSection):
     learning_rate: Positive = 2e-5
     """Peak learning rate. Default: Stanford Alpaca and Zephyr SFT (2e-5)."""
     schedule: ScheduleName = "cosine"
-    """Decay after warm-up. Default: Zephyr SFT."""
+    """After warm-up: cosine, linear, constant, wsd (constant, then linear over the last part) or inverse_sqrt (T5).
+    Default: Zephyr SFT."""
     tokens_per_step: Count = 4096
     """Prompt and response tokens per optimizer step. [tokens]"""
     dropout: ShareBelowOne = 0.0
@@ -155,7 +180,8 @@ class SpinSection(TrainingSection):
     """Passes over the pairs per iteration; a list gives one value per iteration. [epochs] Default: NVIDIA's rerun (SPIN
     paper: 2)."""
     schedule: ScheduleName = "linear"
-    """Decay after warm-up. Default: SPIN scripts."""
+    """After warm-up: cosine, linear, constant, wsd (constant, then linear over the last part) or inverse_sqrt (T5).
+    Default: SPIN scripts."""
     pairs_per_step: Count = 64
     """Pairs per optimizer step. [pairs] Default: SPIN paper."""
     max_new_tokens: Count = 256
@@ -183,6 +209,7 @@ class SpinSection(TrainingSection):
         return value
 
     def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
         schedules = {"lambda": self.lambda_, "loss": self.loss, "learning_rate": self.learning_rate}
         for key, value in {**schedules, "epochs": self.epochs}.items():
             if isinstance(value, list) and len(value) != self.iterations:

@@ -249,10 +249,14 @@ class PairStage:
 
 
 def training_settings(context: RunContext, section: SpinSection, iteration: int) -> JsonObject:
-    """The settings of the spin section that decide the training of an iteration."""
+    """The settings of the spin section that decide the training of an iteration.
+
+    Keys that are not set and that the first version did not have are left out, so that what it finished stays so.
+    """
     elsewhere = {"iterations", "lambda", "stop", "metric", "baseline", "baseline_learning_rate"}
     plain = {key: value for key, value in context.settings["spin"].items() if key not in elsewhere}
-    return plain | asdict(section.in_iteration(iteration))
+    known = {key: value for key, value in plain.items() if value is not None or key == "generated"}
+    return known | asdict(section.in_iteration(iteration))
 
 
 def _stage(iteration: int) -> str:

@@ -50,7 +50,7 @@ class _Training:
 
 def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, SftFacts]:
     """Trains the base model on the training examples."""
-    inputs = context.training_inputs(base, sft=_deciding(context.settings["sft"]))
+    inputs = context.training_inputs(base, sft=deciding_settings(context.settings["sft"]))
     return _run(context, _Training(SFT, "sft", base, section, inputs))
 
 
@@ -67,15 +67,18 @@ def baseline_stage(
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
     budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)
-    inputs = context.training_inputs(start, sft=_deciding(section.model_dump(mode="json")), budget=vars(budget))
+    inputs = context.training_inputs(start, sft=deciding_settings(section.model_dump(mode="json")), budget=vars(budget))
     return _run(context, _Training(BASELINE, "spin/baseline-sft", start, section, inputs, budget))
 
 
-def _deciding(settings: JsonObject) -> JsonObject:
-    """Settings for the inputs of a stage. Those that do not change the weights count as by default."""
+def deciding_settings(settings: JsonObject) -> JsonObject:
+    """Settings for the inputs of a stage. Those that do not change the weights count as by default.
+
+    Keys that are not set and that the first version did not have are left out, so that what it finished stays so.
+    """
     neutral = ("samples", "checkpoint_minutes")
     others: JsonObject = {key: SftSection.model_fields[key].default for key in neutral if key in settings}
-    return {**settings, **others}
+    return {key: value for key, value in {**settings, **others}.items() if value is not None or key == "max_steps"}
 
 
 def _run(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spintune.recipe import SftSection, TrainingSection
 from spintune.recipe.section import OptimizerName, ScheduleName
+from spintune.recipe.training import DECAY
 from spintune.training.adafactor import Adafactor
 
 
@@ -22,6 +23,10 @@ class Optimization:
     schedule: ScheduleName = "cosine"
     warmup: float = 0.1
     """Share of all steps over which the learning rate rises from 0."""
+    decay: float = DECAY
+    """Share of all steps, the last ones, in which wsd lowers the learning rate."""
+    floor: float = 0.0
+    """Share of the peak that cosine, linear and wsd fall to."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 turns clipping off."""
@@ -40,6 +45,8 @@ def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -
         learning_rate,
         section.schedule,
         section.warmup,
+        section.decay_share,
+        section.min_lr_rate or 0.0,
         section.weight_decay,
         section.max_grad_norm,
         section.optimizer,
@@ -50,16 +57,26 @@ def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -
 
 
 def rate_at(step: int, total: int, optimization: Optimization) -> float:
-    """Learning rate of step ``step`` (from 0) of ``total``: linear warm-up, then the schedule down to 0.
+    """Learning rate of step ``step`` (from 0) of ``total``: linear warm-up, then the schedule.
 
-    It is above 0 at every step, the first (peak / warm-up steps) and the last included.
+    cosine, linear and wsd (arXiv 2404.06395; linear over its last part) fall to the floor, which the step after the
+    last one would have. inverse_sqrt is peak · √(w / step) after w steps of warm-up, as for T5. The rate is above 0 at
+    every step, the first (peak / warm-up steps) and the last included.
     """
     warmup = round(optimization.warmup * total)
     if step < warmup:
         return optimization.learning_rate * (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    factor = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
-    return optimization.learning_rate * factor[optimization.schedule]
+    if optimization.schedule == "constant":
+        return optimization.learning_rate
+    if optimization.schedule == "inverse_sqrt":
+        knee = max(1, warmup)
+        return optimization.learning_rate * math.sqrt(knee / max(knee, step))
+    falling = total - warmup
+    if optimization.schedule == "wsd":
+        falling = min(falling, max(1, round(optimization.decay * total)))
+    done = max(0.0, (step - (total - falling)) / max(1, falling))
+    share = (1 + math.cos(math.pi * done)) / 2 if optimization.schedule == "cosine" else 1 - done
+    return optimization.learning_rate * (optimization.floor + (1 - optimization.floor) * share)
 
 
 def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
