@@ -23,6 +23,7 @@ from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import Recipe
 from spintune.results import EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, RunFolder
+from spintune.sibling_runs import SiblingRuns
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
 from spintune.stages.endpoints import check_judge
@@ -48,6 +49,7 @@ def run_recipe(
     until: Stage = "eval",
     environment: Mapping[str, str] = MappingProxyType({}),
     stop: StopRequest | None = None,
+    siblings: Sequence[Path] = (),
 ) -> RunResults:
     """Runs the stages of a recipe up to ``until`` and returns what they found out, as in ``results.json``.
 
@@ -56,6 +58,7 @@ def run_recipe(
         environment: where the API keys of endpoints are looked up.
         stop: ends the run at its next safe point, with what it was asked to raise. A training stage then has a
             checkpoint, and calling this again goes on.
+        siblings: folders of other runs, from which stages with the same inputs are copied.
 
     Raises SpintuneError for every problem that the user can solve.
     """
@@ -72,6 +75,8 @@ def run_recipe(
         try:
             stop = stop or StopRequest()
             context = RunContext(recipe, run, cache, StoppableProgress(progress, stop), metrics, environment, stop)
+            if siblings:
+                run.elsewhere = SiblingRuns(siblings, run.folder, metrics, context.progress.note).copy
             results = _run_stages(context, until, evaluations)
         finally:
             metrics.close()

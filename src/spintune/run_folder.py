@@ -115,7 +115,8 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes the manifest of a finished stage into its folder."""
     content = to_json(manifest)
     write_json(folder / MANIFEST, {**content, "sha256": _seal(content)})
 
@@ -140,6 +141,9 @@ class RunFolder:
 
     Args:
         meaning: what a ``precision`` means on this machine; two that mean the same make no other recipe.
+
+    Attributes:
+        elsewhere: copies a stage of this name, with inputs of this digest, from another run, and says whether it did.
     """
 
     def __init__(self, recipe: Recipe, meaning: Callable[[str], str] = str) -> None:
@@ -147,6 +151,7 @@ class RunFolder:
         self.recipe = recipe
         self._meaning = meaning
         self._lock = RunLock(self.folder)
+        self.elsewhere: Callable[[str, str], bool] = lambda stage, inputs: False
 
     def __enter__(self) -> RunFolder:
         with storage_errors(self.folder):
@@ -211,18 +216,28 @@ class RunFolder:
 
         Logs why a stage has to run again. With the same inputs it writes the same bits, so later stages stay finished.
         """
+        digest = digest_json(inputs)
+        manifest = self._own(stage, digest)
+        if manifest is None and self.elsewhere(stage, digest):
+            manifest = self._own(stage, digest)
+        if manifest is None:
+            return None
+        return manifest.facts if kind is None else from_json(kind, manifest.facts, self.folder / stage / MANIFEST)
+
+    def _own(self, stage: str, inputs: str) -> Manifest | None:
+        """The manifest of a stage that this run has finished for inputs of this digest."""
         folder = self.folder / stage
         if not (folder / MANIFEST).is_file():
             return None
         manifest = read_manifest(folder)
-        if manifest.inputs != digest_json(inputs):
+        if manifest.inputs != inputs:
             log.warning("%s was written for other data or another model; the stage runs again", folder)
             return None
         for name, written in manifest.present.items():
             if not _intact(folder / name, written):
                 log.warning("%s was changed after the run wrote it; stage %s runs again", folder / name, stage)
                 return None
-        return manifest.facts if kind is None else from_json(kind, manifest.facts, folder / MANIFEST)
+        return manifest
 
     def finish(self, stage: str, inputs: Inputs, files: Sequence[Path], facts: object) -> str:
         """Writes a stage's manifest.
@@ -236,7 +251,7 @@ class RunFolder:
         folder = self.folder / stage
         every = [file for path in files for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
         listing = {str(file.relative_to(folder)): _file_facts(file) for file in every if file.is_file()}
-        _write_manifest(folder, Manifest(stage, digest_json(inputs), listing, to_json(facts), __version__))
+        write_manifest(folder, Manifest(stage, digest_json(inputs), listing, to_json(facts), __version__))
         return self.digest(stage)
 
     def discard(self, stage: str, name: str) -> None:
@@ -244,7 +259,7 @@ class RunFolder:
         folder = self.folder / stage
         manifest = read_manifest(folder)
         if name not in manifest.deleted:
-            _write_manifest(folder, replace(manifest, deleted=(*manifest.deleted, name)))
+            write_manifest(folder, replace(manifest, deleted=(*manifest.deleted, name)))
         shutil.rmtree(folder / name, ignore_errors=True)
 
     def digest(self, stage: str) -> str:

@@ -1,0 +1,73 @@
+"""Runs that differ in late settings only: what the first has computed, the others copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spintune.pipeline import run_recipe
+from spintune.progress import Silent
+from spintune.recipe import parse_recipe
+from spintune.run_models import written_files
+from spintune.verification import verify_run
+
+SPACE = {"spin": {"loss": "space", "iterations": 1}}
+
+
+class Notes(Silent):
+    """Keeps what is told, and the tasks that have begun."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.tasks: list[str] = []
+
+    def task(self, name: str, total: float, unit: str) -> Any:
+        self.tasks.append(name)
+        return super().task(name, total, unit)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def beside(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., Notes]:
+    """Runs the small recipe beside other runs; gives what it told."""
+
+    def execute(out: Path, *siblings: Path, **changes: Any) -> Notes:
+        notes = Notes()
+        run_recipe(parse_recipe(values(out, **changes), "test"), cache, notes, siblings=siblings)
+        return notes
+
+    return execute
+
+
+@pytest.mark.slow
+def test_a_run_beside_another_is_that_run_alone(
+    beside: Callable[..., Notes],
+    run: Callable[..., Any],
+    contents: Callable[[Path], Any],
+    finished: Path,
+    tmp_path: Path,
+) -> None:
+    """Bit for bit, and whole by itself, but SFT is trained and its answers are written only in the first."""
+    told = beside(tmp_path / "beside", finished, **SPACE)
+    run(tmp_path / "alone", **SPACE)
+    assert contents(tmp_path / "beside") == contents(tmp_path / "alone")
+    assert "SFT" not in told.tasks
+    assert "sft answers held-out prompts" not in told.tasks
+    assert "SPIN iteration 1" in told.tasks
+    assert "sft: copied from run, which computed it from the same inputs" in told.notes
+    assert not verify_run(tmp_path / "beside", Silent()).problems
+    assert written_files(tmp_path / "beside", "sft")
+
+
+def test_equal_runs_train_once(
+    beside: Callable[..., Notes], contents: Callable[[Path], Any], finished: Path, tmp_path: Path
+) -> None:
+    """Up to the seconds of work, a copy of every stage is the run."""
+    told = beside(tmp_path / "out", finished)
+    assert contents(tmp_path / "out") == contents(finished)
+    assert told.tasks == []
