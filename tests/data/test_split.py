@@ -30,6 +30,15 @@ def test_the_size_is_the_rounded_fraction_and_at_least_one_of_two(count: int, fr
     assert (len(train), len(held)) == (count - heldout, heldout)
 
 
+@pytest.mark.parametrize(
+    ("count", "heldout"),
+    [(1, 0), (2, 1), (10, 3), (200, 60), (333, 100), (334, 100), (999, 100), (1000, 100), (2000, 200), (20_000, 1000)],
+)
+def test_without_a_fraction_a_hundred_are_held_out_of_at_most_three_tenths(count: int, heldout: int) -> None:
+    _, held = split_examples(questions(count), None, seed=7, limit=1000)
+    assert len(held) == heldout
+
+
 def test_a_fraction_of_zero_holds_nothing_out() -> None:
     examples = questions(5)
     assert split_examples(examples, 0.0, seed=7) == (examples, [])

@@ -72,8 +72,9 @@ class DataSection(Section):
     """Training examples: one source or a list of them. Give this, a mixture, or both."""
     mixture: MixtureSection | None = None
     """A mixture of many tasks in many phrasings."""
-    eval_fraction: ShareBelowOne = 0.1
-    """Share of the prompts held out from training. [share] Default: common practice."""
+    eval_fraction: ShareBelowOne | None = None
+    """Share of the prompts held out from training. [share] Default: 0.1, common practice; of fewer than 1,000 prompts
+    more, so that 100 are held out to judge by, up to 0.3."""
     eval_limit: Count = 1000
     """Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 prompts give a
     proportion to within 3 points."""
@@ -159,7 +160,7 @@ class Recipe(Section):
         if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
             yield "data.train names synth, but there is no synth section; add synth: {}"
         stop = self.spin and self.spin.stop
-        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and not self.data.eval_fraction:
+        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and self.data.eval_fraction == 0:
             yield "spin.stop needs held-out examples; set data.eval_fraction above 0"
 
     def _evaluation_problems(self) -> Iterator[str]:

@@ -19,7 +19,7 @@ def missing_parts(run: RunFacts) -> Iterator[str]:
         yield "the data"
     for name in expected:
         yield from _training(run, name)
-    judged = run.heldout if "data" in run.stages else run.recipe["data"]["eval_fraction"]
+    judged = run.heldout if "data" in run.stages else run.recipe["data"]["eval_fraction"] != 0
     answered = {model.name for model in run.models if model.judged}
     unanswered = [name for name in expected if name not in answered]
     if HELDOUT in run.recipe["eval"] and judged and unanswered:

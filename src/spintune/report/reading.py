@@ -62,7 +62,7 @@ class _SourceShape:
 @dataclass(frozen=True)
 class _DataShape:
     train: list[_SourceShape]
-    eval_fraction: float
+    eval_fraction: float | None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spintune.data.sources import Collection, Source, read_sources
-from spintune.data.split import split_examples
+from spintune.data.split import TENTH, split_examples
 from spintune.data.tables import source_digest
 from spintune.mixtures.mixture import Mixture, load_mixture
 from spintune.mixtures.report import materialize
@@ -104,7 +104,8 @@ def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
         return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
     longest = data.max_input_length or data.max_length
-    return load_mixture(data.mixture, recipe.seed, data.eval_fraction, longest, count_tokens)
+    fraction = TENTH if data.eval_fraction is None else data.eval_fraction  # of each task
+    return load_mixture(data.mixture, recipe.seed, fraction, longest, count_tokens)
 
 
 def _set(settings: JsonObject) -> JsonObject:
