@@ -62,15 +62,8 @@ def run_recipe(
 
     Raises SpintuneError for every problem that the user can solve.
     """
-    if recipe.compile and default_device().type == "cpu":
-        raise ModelError("compile works on GPUs only; a CPU has compiled layers without it, so leave it out")
-    if recipe.generator and recipe.generator not in GENERATORS:
-        raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
-    # files are read before training starts, so that a mistake in one shows at once
-    if recipe.spin and recipe.spin.generated:
-        read_answers(recipe.spin.generated)
-    evaluations = evaluations_of(recipe) if until == "eval" else []
-    with memory_errors(), RunFolder(recipe, lambda precision: str(autocast_type(precision, default_device()))) as run:
+    evaluations = check_recipe(recipe, until)
+    with memory_errors(), _folder_of(recipe) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
             stop = stop or StopRequest()
@@ -82,6 +75,27 @@ def run_recipe(
             metrics.close()
         _write_results(run.folder / "results.json", results)
     return results
+
+
+def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
+    """Raises SpintuneError for what can be found wrong before a stage runs: settings, files, the run folder.
+
+    Returns the evaluations that the recipe names. Writes nothing.
+    """
+    if recipe.compile and default_device().type == "cpu":
+        raise ModelError("compile works on GPUs only; a CPU has compiled layers without it, so leave it out")
+    if recipe.generator and recipe.generator not in GENERATORS:
+        raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
+    # files are read before training starts, so that a mistake in one shows at once
+    if recipe.spin and recipe.spin.generated:
+        read_answers(recipe.spin.generated)
+    evaluations = evaluations_of(recipe) if until == "eval" else []
+    _folder_of(recipe).check()
+    return evaluations
+
+
+def _folder_of(recipe: Recipe) -> RunFolder:
+    return RunFolder(recipe, lambda precision: str(autocast_type(precision, default_device())))
 
 
 def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluation]) -> RunResults:

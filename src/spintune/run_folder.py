@@ -171,22 +171,26 @@ class RunFolder:
     ) -> None:
         self._lock.release()
 
+    def check(self) -> JsonObject | None:
+        """The recipe that this folder is bound to, if any. Raises RunError when that is another one; writes nothing."""
+        if self.folder.is_dir():
+            _check_is_run(self.folder)
+        if not (self.folder / "recipe.json").exists():
+            return None
+        earlier = read_recipe(self.folder).recipe
+        # a key that the version before did not have is None there and here
+        if changes := self._changes(earlier, self.recipe.identity()):
+            if not {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
+                told = "; ".join(changes)
+                raise RunError(f"{self.folder} holds a run of another recipe ({told}); choose another out= or delete it")
+            return None
+        return earlier
+
     def _bind_to_recipe(self) -> None:
         """Writes the recipe into an unused folder, or checks that the folder belongs to this recipe."""
-        path = self.folder / "recipe.json"
         identity = self.recipe.identity()
-        content = {"spintune": __version__, "recipe": identity}
-        earlier = read_recipe(self.folder).recipe if path.exists() else None
-        # a key that the version before did not have is None there and here
-        changes = self._changes(earlier, identity) if earlier is not None else []
-        if not changes:
-            _tell_rounding(self.folder, earlier or {}, identity)
-            write_json_if_changed(path, content)
-        elif {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
-            write_json(path, content)
-        else:
-            told = "; ".join(changes)
-            raise RunError(f"{self.folder} holds a run of another recipe ({told}); choose another out= or delete it")
+        _tell_rounding(self.folder, self.check() or {}, identity)
+        write_json_if_changed(self.folder / "recipe.json", {"spintune": __version__, "recipe": identity})
 
     def _changes(self, earlier: JsonObject, now: JsonObject) -> list[str]:
         """What differs between the recipe of this folder and the one here, and may not."""

@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spintune.evaluation.statistics import (
+    Interval,
     bootstrap,
     holm,
     length_controlled_win_rate,
     mcnemar,
     minimum_detectable_difference,
+    over_seeds,
     paired,
+    t_quantile,
     wilson,
     win_rate,
 )
@@ -339,3 +342,31 @@ def test_more_power_or_a_stricter_level_asks_for_a_larger_difference() -> None:
 def test_power_without_meaning_is_an_error(deviation: float, items: int, power: float, level: float) -> None:
     with pytest.raises(ValueError, match="give at least one item"):
         minimum_detectable_difference(deviation, items, power, level)
+
+
+# Seeds ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (10, 2.2281), (30, 2.0423), (120, 1.9799)],
+)
+def test_quantiles_of_t_are_those_of_the_tables(degrees: int, quantile: float) -> None:
+    assert t_quantile(degrees) == pytest.approx(quantile, abs=5e-5)
+
+
+def test_quantiles_at_other_levels_and_in_the_limit() -> None:
+    assert t_quantile(5, 0.99) == pytest.approx(4.0321, abs=5e-5)
+    assert t_quantile(100_000) == pytest.approx(1.95999, abs=5e-5)
+
+
+def test_a_mean_over_seeds_by_hand() -> None:
+    """Mean 2, standard deviation 1, 4.3027/√3 = 2.4841 on both sides."""
+    found = over_seeds([1.0, 2.0, 3.0])
+    assert (found.mean, found.low, found.high) == pytest.approx((2.0, -0.4841, 4.4841), abs=1e-4)
+    assert over_seeds([5.0, 5.0]) == Interval(5.0, 5.0, 5.0)
+
+
+def test_one_seed_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="1 values have no interval"):
+        over_seeds([1.0])
