@@ -181,8 +181,8 @@ class RunFolder:
         # a key that the version before did not have is None there and here
         if changes := self._changes(earlier, self.recipe.identity()):
             if not {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
-                told = "; ".join(changes)
-                raise RunError(f"{self.folder} holds a run of another recipe ({told}); choose another out= or delete it")
+                told = f"a run of another recipe ({'; '.join(changes)})"
+                raise RunError(f"{self.folder} holds {told}; choose another out= or delete it")
             return None
         return earlier
 

@@ -48,7 +48,7 @@ def read_values(words: Sequence[str], many: bool = False) -> SweepValues:
     Args:
         many: whether more runs than :data:`MAX_RUNS` are meant.
 
-    Raises RecipeError for a range or list without values, a key that is given twice, too many runs, and nothing to vary.
+    Raises RecipeError for a range or list without values, a key with values twice, too many runs, and none to vary.
     """
     axes: dict[str, Sequence[object]] = {}
     fixed: list[str] = []
@@ -68,7 +68,7 @@ def read_values(words: Sequence[str], many: bool = False) -> SweepValues:
     if "out" in axes:
         raise RecipeError("out has several values; give one folder, in which each run has its own")
     if not axes:
-        raise RecipeError("nothing varies; give a key several values, such as seed=0..4 or 'spin.loss=[logistic,space]'")
+        raise RecipeError("nothing varies; give a key several values: seed=0..4 or 'spin.loss=[logistic,space]'")
     _check_number(math.prod(map(len, axes.values())), many)
     return SweepValues(axes, tuple(fixed))
 
