@@ -104,7 +104,7 @@ def test_many_runs_are_asked_for() -> None:
     [
         (["spin.los=[space,logistic]"], ["{}: unknown key spin.los; did you mean loss?"]),
         (["sed=0..1"], ["{}: unknown key sed; did you mean seed?"]),
-        (["spin.loss=[space,spice]"], ["{}: spin.loss: there is no loss 'spice'; did you mean space? (in spin.loss=sp"]),
+        (["spin.loss=[space,spice]"], ["{}: spin.loss: there is no loss 'spice'; did you mean space? (in spin.loss=s"]),
         (["seed=-1..1"], ["{}: seed: Input should be greater than or equal to 0 (given: -1) (in seed=-1)"]),
         (
             ["seed=0..1", "spin.epochs=[0,1]"],
