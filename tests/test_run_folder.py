@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from spintune.errors import RunError, StorageError
 from spintune.recipe import Recipe, parse_recipe
-from spintune.run_folder import RunFolder, StepLog
+from spintune.run_folder import RunFolder
+from spintune.step_log import StepLog
 
 
 def recipe(out: Path, **changes: Any) -> Recipe:

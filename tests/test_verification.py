@@ -13,7 +13,8 @@ import pytest
 from spintune.errors import RunError
 from spintune.progress import Silent
 from spintune.recipe import parse_recipe
-from spintune.run_folder import RunFolder, StepLog
+from spintune.run_folder import RunFolder
+from spintune.step_log import StepLog
 from spintune.unfinished import seal_checkpoint, write_shard
 from spintune.verification import verify_run
 

@@ -7,28 +7,23 @@ manifest is written last, so a killed stage has none, and the next command conti
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import BinaryIO, TypeVar, overload
-
-import orjson
+from typing import TypeVar, overload
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe
 from spintune.run_lock import RunLock
 from spintune.storage import (
-    atomic_file,
     digest_file,
     digest_json,
     is_temporary,
     read_json,
     remove_partials,
     storage_errors,
-    sync,
     write_json,
     write_json_if_changed,
 )
@@ -77,6 +72,7 @@ class Manifest(OmitEmpty):
         facts: what the stage found out.
         spintune: version that wrote it.
         deleted: folders of ``files`` that the run deleted on purpose.
+        measured: stages that had measured the model when it was deleted, each with the digest of its inputs.
         sha256: digest of all the rest; None in manifests that were written before there was one.
     """
 
@@ -86,6 +82,7 @@ class Manifest(OmitEmpty):
     facts: JsonObject
     spintune: str
     deleted: tuple[str, ...] = ()
+    measured: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
 
     @property
@@ -104,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest in a stage's folder. Raises RunError when it is damaged."""
     content = read_json(folder / MANIFEST)
     manifest = from_json(Manifest, content, folder / MANIFEST)
-    unknown = content.keys() - {field.name for field in fields(Manifest)}
+    unknown = content.keys() - {known.name for known in fields(Manifest)}
     if unknown or manifest.sha256 not in (None, _seal(content)):
         raise RunError(f"{folder / MANIFEST}: damaged (it was changed after it was written); delete it and run again")
     for name in manifest.files:
@@ -237,11 +234,15 @@ class RunFolder:
         if manifest.inputs != inputs:
             log.warning("%s was written for other data or another model; the stage runs again", folder)
             return None
-        for name, written in manifest.present.items():
-            if not _intact(folder / name, written):
-                log.warning("%s was changed after the run wrote it; stage %s runs again", folder / name, stage)
-                return None
+        if changed := _changed(folder, manifest):
+            log.warning("%s was changed after the run wrote it; stage %s runs again", changed, stage)
+            return None
         return manifest
+
+    def lost_file(self, stage: str) -> Path | None:
+        """The file that keeps a stage from being finished: its manifest, or an output that is not as written."""
+        folder = self.folder / stage
+        return _changed(folder, read_manifest(folder)) if (folder / MANIFEST).is_file() else folder / MANIFEST
 
     def finish(self, stage: str, inputs: Inputs, files: Sequence[Path], facts: object) -> str:
         """Writes a stage's manifest.
@@ -259,11 +260,17 @@ class RunFolder:
         return self.digest(stage)
 
     def discard(self, stage: str, name: str) -> None:
-        """Deletes a folder that a finished stage wrote. Its manifest says so, and the stage stays finished."""
+        """Deletes a folder that a finished stage wrote. Its manifest says so, and the stage stays finished.
+
+        The manifest also names the stages that measured the model, which cannot do so again.
+        """
         folder = self.folder / stage
         manifest = read_manifest(folder)
         if name not in manifest.deleted:
-            write_manifest(folder, replace(manifest, deleted=(*manifest.deleted, name)))
+            places = (path.parent for path in sorted(self.folder.rglob(f"{folder.name}/{MANIFEST}")))
+            found = [read_manifest(place) for place in places if place != folder]
+            measured = {one.stage: one.inputs for one in found}
+            write_manifest(folder, replace(manifest, deleted=(*manifest.deleted, name), measured=measured))
         shutil.rmtree(folder / name, ignore_errors=True)
 
     def digest(self, stage: str) -> str:
@@ -278,88 +285,6 @@ class RunFolder:
 def outputs_digest(folder: Path) -> str:
     """Digest of the contents of what a finished stage wrote into ``folder``."""
     return digest_json({name: file.sha256 for name, file in read_manifest(folder).files.items()})
-
-
-class StepLog:
-    """An append-only file of JSON lines with exactly one line per step of a stage, also after a crash.
-
-    Lines are on disk after :meth:`sync` or :meth:`close`; before that a power cut may lose or zero them.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: BinaryIO | None = None
-        self._unsynced = False
-
-    def mend(self) -> None:
-        """Drops lines that are damaged or incomplete, so that the file can be read."""
-        self._keep(lambda stage, step: True)
-
-    def rewind(self, stage: str, step: int) -> int:
-        """Drops an incomplete last line, and the lines of ``stage`` after ``step``: those steps will run again.
-
-        Returns the last step of the stage that the file has, 0 for none.
-        """
-        last = 0
-
-        def wanted(of: str, number: int) -> bool:
-            nonlocal last
-            if of == stage and number <= step:
-                last = max(last, number)
-            return of != stage or number <= step
-
-        self._keep(wanted)
-        return last
-
-    def _keep(self, wanted: Callable[[str, int], bool]) -> None:
-        """Keeps the lines whose stage and step are wanted. Damaged lines before the last are told."""
-        self.close()
-        if not self.path.exists():
-            return
-        *lines, torn = self.path.read_bytes().split(b"\n")
-        places = [_place(line) for line in lines]
-        if damaged := places.count(None):
-            log.warning("%s: %d damaged lines are left out; the weights do not depend on them", self.path, damaged)
-        kept = [line for line, place in zip(lines, places, strict=True) if place and wanted(*place)]
-        if torn or len(kept) < len(lines):
-            with atomic_file(self.path) as file:
-                file.writelines(line + b"\n" for line in kept)
-
-    def append(self, stage: str, step: int, **facts: object) -> None:
-        """Writes the line of one step."""
-        with storage_errors(self.path):
-            if self._file is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("ab")
-            self._file.write(orjson.dumps({"stage": stage, "step": step, **facts}) + b"\n")
-            self._file.flush()
-            self._unsynced = True
-
-    def sync(self) -> None:
-        """Puts what was appended on disk, where a power cut does not reach it."""
-        if self._file is not None and self._unsynced:
-            with storage_errors(self.path):
-                os.fsync(self._file.fileno())
-                sync(self.path.parent)  # the file may be new there
-            self._unsynced = False
-
-    def close(self) -> None:
-        """Puts the lines on disk and closes the file; the next line opens it again."""
-        self.sync()
-        file, self._file = self._file, None
-        if file is not None:
-            with storage_errors(self.path):  # closing writes what a full disk refused before
-                file.close()
-
-
-def _place(line: bytes) -> tuple[str, int] | None:
-    """Stage and step of a line; None when it is damaged."""
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    stage, step = (row.get("stage"), row.get("step")) if isinstance(row, dict) else (None, None)
-    return (stage, step) if isinstance(stage, str) and type(step) is int else None
 
 
 def _check_is_run(folder: Path) -> None:
@@ -413,6 +338,11 @@ def _tell_rounding(folder: Path, earlier: JsonObject, now: JsonObject) -> None:
 def _file_facts(file: Path) -> FileFacts:
     status = file.stat()
     return FileFacts(status.st_size, status.st_mtime_ns, digest_file(file))
+
+
+def _changed(folder: Path, manifest: Manifest) -> Path | None:
+    """The first file of a stage that is not as it was written; None when all are."""
+    return next((folder / name for name, file in manifest.present.items() if not _intact(folder / name, file)), None)
 
 
 def _intact(path: Path, written: FileFacts) -> bool:

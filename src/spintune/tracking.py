@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from spintune.run_folder import StepLog
+from spintune.step_log import StepLog
 from spintune.trackers import TRACKERS
 
 log = logging.getLogger(__name__)

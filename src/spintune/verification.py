@@ -175,6 +175,10 @@ class _Check:
             else:
                 whole += 1
                 self.found.bytes += written.bytes
+        for measured in manifest.measured:
+            if not (path := self.folder / measured / MANIFEST).is_file():
+                text = f"is gone, and the model it is made from was deleted; restore it, or delete {stage / MANIFEST}"
+                self._problem(path, "missing", text)
         self.found.stages[str(stage.relative_to(self.folder))] = whole
         self.found.files += whole
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from spintune.errors import DeletedModelError, ModelError, RecipeError
 from spintune.export.model import export_model
 from spintune.progress import Silent
 from spintune.run_models import final_model
+from spintune.verification import verify_run
 
 Run = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.slow
@@ -39,6 +43,7 @@ def comparable(tree: dict[str, Any], deleted: set[str]) -> dict[str, Any]:
     for value in kept.values():
         if isinstance(value, dict):
             value.pop("deleted", None)
+            value.pop("measured", None)
     return kept
 
 
@@ -94,11 +99,60 @@ def test_a_finished_run_frees_space_and_says_what_is_gone(
     run(tmp_path / "straight", spin={"iterations": 3})
     assert comparable(contents(out), {gone}) == comparable(contents(tmp_path / "straight"), {gone})
 
-    answers = out / f"eval/heldout/{gone}/answers.jsonl"
-    answers.write_text(answers.read_text()[:-2])  # damaged, and cannot be made again
-    damaged = run(out, progress, spin={"keep": "best", "iterations": 3})
-    assert set(damaged["heldout"]) == {"iterate-3", *first["heldout"]} - {gone}
-    assert any(f"{gone} was deleted" in note for note in progress.notes)
+
+def test_what_a_deleted_iterate_was_needed_for_is_made_again_as_the_line_says(
+    values: Callable[..., dict[str, Any]], contents: Callable[[Path], Any], cache: Path, tmp_path: Path
+) -> None:
+    """Every start is a process of its own. Two iterates are deleted, and the second starts from the first."""
+    out, recipe = tmp_path / "run", tmp_path / "recipe.json"
+    changes: dict[str, Any] = {"iterations": 3, "keep": "best", "epochs": 0.5, "learning_rate": 1e-7}
+    recipe.write_text(json.dumps(values(out, sft={"max_steps": 2}, spin=changes)))
+
+    def start(code: int = 0) -> str:
+        command = [sys.executable, "-m", "spintune", "run", str(recipe), "--json"]
+        ended = subprocess.run(
+            command, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True
+        )
+        assert ended.returncode == code, ended.stderr
+        return ended.stderr.splitlines()[-1]
+
+    def results() -> dict[str, Any]:
+        tree = contents(out)
+        tree["metrics.jsonl"].sort(key=lambda row: (row["stage"], row["step"]))  # a stage that runs again comes last
+        return tree
+
+    start()
+    whole = results()
+    assert models(out) == {"iterate-3"}, "iterates 1 and 2 are neither the best nor needed again"
+    lost = out / "eval/heldout/iterate-2/manifest.json"
+    lost.unlink()
+    (problem,) = verify_run(out, Silent()).problems
+    assert (problem.path, problem.state) == ("eval/heldout/iterate-2/manifest.json", "missing")
+    line = start(5)
+    manifests = [str(out / f"spin/iterate-{number}/manifest.json") for number in (1, 2)]
+    assert line.startswith(f"spintune: {lost}: is gone or damaged, and iterate-2")
+    assert line.endswith(f"or delete {' and '.join(manifests)}, and the same command trains iterate-2 again")
+    for name in manifests:
+        Path(name).unlink()
+    start()
+    assert results() == whole
+    (out / "likelihood/iterate-1/likelihood.jsonl").write_text("")
+    assert f"delete {manifests[0]}, and" in start(5)
+    Path(manifests[0]).unlink()
+    start()
+    assert results() == whole
+
+
+def test_what_follows_from_a_deleted_iterate_names_what_to_delete(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    changes = {"keep": "best", "learning_rate": 1e-7}
+    run(out, spin=changes, eval=[])
+    assert models(out) == {"iterate-2"}
+    notes = Notes()
+    assert set(run(out, notes, spin=changes)["heldout"]) == {"base", "sft", "iterate-2"}
+    assert "iterate-1 was deleted (spin.keep) before it was evaluated; left out" in notes.notes  # nothing was lost
     (out / "spin/iterate-2/pairs/answers.jsonl").unlink()
-    with pytest.raises(DeletedModelError, match="needed again"):
-        run(out, spin={"iterations": 3})
+    with pytest.raises(DeletedModelError, match=r"needed again; delete .*iterate-1/manifest\.json, and"):
+        run(out, spin=changes)
+    (out / "spin/iterate-1/manifest.json").unlink()
+    assert "iterate-1" in run(out, spin=changes)["heldout"]

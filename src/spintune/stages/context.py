@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
-from spintune.errors import DataError, DeletedModelError, ModelError
+from spintune.errors import DataError, DeletedModelError, ModelError, RunError
 from spintune.evaluation.selection import selection_of
 from spintune.generation.build import find_paths
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
@@ -19,11 +19,12 @@ from spintune.progress import Progress, StopRequest
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
-from spintune.run_folder import BASE, Inputs, RunFolder, StepLog
+from spintune.run_folder import BASE, Inputs, RunFolder
 from spintune.run_models import written_files
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.stages.needs import check_needs
+from spintune.step_log import StepLog
 from spintune.storage import digest_json, remove_folder
 from spintune.tokens.cache import TokenCache
 from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, render
@@ -121,16 +122,24 @@ class RunContext:
 
     # Models ----------------------------------------------------------------------------------------------------------
 
-    def load(self, iterate: Iterate) -> LoadedIterate:
+    def load(self, iterate: Iterate, stage: str = "", inputs: Inputs | None = None) -> LoadedIterate:
         """The iterate in memory, in place of the previous one; it is read only if it is not in memory yet.
 
-        Raises DeletedModelError for one that was deleted.
+        Args:
+            stage, inputs: of a stage that measures the iterate, and may have done so before it was deleted.
+
+        Raises DeletedModelError for one that was deleted. Raises RunError where that leaves a stage in need of it that
+        was finished before: its result was lost, and the run would end without it.
         """
         if not iterate.is_there:
-            raise DeletedModelError(
-                f"{iterate.location} was deleted (spin.keep) and is needed again; to train {iterate.name} and "
-                f"what follows again, delete the manifest.json beside it and set spin.keep=all"
-            )
+            again = iterate.how_to_train_again()
+            if inputs is not None and iterate.measured(stage) == digest_json(inputs):
+                lost = self.run.lost_file(stage)
+                raise RunError(
+                    f"{lost}: is gone or damaged, and {iterate.name}, which it is made from, was deleted (spin.keep); "
+                    f"restore the file from a copy, or {again}"
+                )
+            raise DeletedModelError(f"{iterate.location} was deleted (spin.keep) and is needed again; {again}")
         return self._in_memory(iterate, self._read)
 
     def load_by_name(self, name: str) -> LoadedIterate:

@@ -72,7 +72,7 @@ def evaluate_model(
 ) -> None:
     """Does all evaluations of one model that are not done yet, and adds to ``scores`` and ``failed`` what comes of it.
 
-    Raises DeletedModelError when the model was deleted before.
+    Raises DeletedModelError when the model was deleted before, RunError when an evaluation from before that was lost.
     """
     if HELDOUT in context.recipe.eval and context.heldout:
         answer_stage(context, iterate)
@@ -107,7 +107,7 @@ def _evaluate_model(context: RunContext, iterate: Iterate, evaluation: Evaluatio
     inputs = context.model_inputs(iterate, **evaluation.inputs)
     facts = context.run.finished(stage, inputs)
     if facts is None:
-        outcome = evaluation.run(context, context.load(iterate))
+        outcome = evaluation.run(context, context.load(iterate, stage, inputs))
         if outcome is None:
             return False
         facts = _write_outcome(context, evaluation, iterate.name, inputs, outcome)

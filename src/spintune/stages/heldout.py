@@ -39,7 +39,7 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
     path = context.run.folder / stage / "likelihood.jsonl"
     inputs = context.heldout_inputs(iterate)
     if context.run.finished(stage, inputs) is None:
-        model = context.load(iterate)
+        model = context.load(iterate, stage, inputs)
         _, rows = _rows_that_fit(context, model.renderer("last"))
         write_records(path, score_heldout(model.engine, rows, context.progress, iterate.name))
         context.run.finish(stage, inputs, [path], LikelihoodCounts(len(rows), len(context.heldout) - len(rows)))
@@ -54,7 +54,7 @@ def answer_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     longest = context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
     inputs = context.heldout_inputs(iterate, max_new_tokens=longest, **metric_inputs())
     if context.run.finished(stage, inputs) is None:
-        model = context.load(iterate)
+        model = context.load(iterate, stage, inputs)
         examples, rows = _rows_that_fit(context, model.renderer("last"))
         answers = answer_heldout(model.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
         write_records(path, map(to_json, answers))

@@ -44,9 +44,28 @@ class Iterate:
 
     @property
     def is_discarded(self) -> bool:
-        """Whether the run deleted its folder."""
-        beside = Path(self.location).parent / MANIFEST
-        return not Path(self.location).exists() and beside.is_file() and bool(read_manifest(beside.parent).deleted)
+        """Whether the run deleted its folder, or was killed while it did."""
+        return _is_discarded(Path(self.location))
+
+    def measured(self, stage: str) -> str | None:
+        """The digest of inputs for which ``stage`` had measured this iterate when it was deleted, or None."""
+        return read_manifest(Path(self.location).parent).measured.get(stage)
+
+    def how_to_train_again(self) -> str:
+        """What to delete, so that a repeated command trains a deleted iterate and the deleted ones it started from."""
+        place = Path(self.location).parent
+        manifests = [place / MANIFEST]
+        for number in range(int(self.name.rpartition("-")[2]) - 1, 0, -1):
+            earlier = place.parent / f"iterate-{number}"
+            if not _is_discarded(earlier / "model"):
+                break
+            manifests.insert(0, earlier / MANIFEST)
+        return f"delete {' and '.join(map(str, manifests))}, and the same command trains {self.name} again"
+
+
+def _is_discarded(model: Path) -> bool:
+    beside = model.parent / MANIFEST
+    return beside.is_file() and model.name in read_manifest(model.parent).deleted
 
 
 class LoadedIterate:

@@ -101,7 +101,7 @@ class _SelfPlay:
             self.evaluate(self.iterates[-1])
         needed = [self.best, *self.iterates[-self.section.history :]]
         for iterate in self.iterates[1:]:
-            if iterate not in needed and not iterate.is_discarded:
+            if iterate not in needed and Path(iterate.location).exists():
                 self.context.run.discard(f"spin/{iterate.name}", "model")
                 self.context.progress.note(f"deleted the weights of {iterate.name} (spin.keep: {self.section.keep})")
 

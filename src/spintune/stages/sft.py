@@ -11,10 +11,11 @@ from pathlib import Path
 
 from spintune.recipe import SftSection, SpinSection
 from spintune.results import SftFacts
-from spintune.run_folder import BASELINE, SFT, StepLog
+from spintune.run_folder import BASELINE, SFT
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
 from spintune.stages.metering import Meter
+from spintune.step_log import StepLog
 from spintune.storage import remove_folder
 from spintune.tokens.rows import TokenRow
 from spintune.training.batches import steps_of_equal_tokens
