@@ -1,18 +1,21 @@
 """The crash regime: ``PYTHONPATH=tests python -m crash``. See docs/lab/crashes.md.
 
-Prints one line per fault with the command that repeats it, then a table; the exit code is 1 when there was one.
+Prints one line per fault with the command that repeats it, then the tables of docs/lab/crashes.md; the exit code is 1
+when there was a fault. Counts go to stderr as they come. From files with those, ``--table FILE FILE`` prints the tables
+again; what a later file counts takes the place of what an earlier one did.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from crash import shim
@@ -22,8 +25,7 @@ from crash.worlds import WORLDS
 
 Counts = dict[str, Counter[str]]
 
-COLUMNS = ("tried", "disturbances", "equal", "refused", "DIFFERENT", "computing", "seconds")
-"""Of the table. Computing is processor time, seconds are by the clock; both without the undisturbed runs."""
+COLUMNS = ("tried", "disturbances", "equal", "refused", "DIFFERENT")
 
 PLAN: dict[str | tuple[str, str], int | None] = {
     "kill": 4,
@@ -52,7 +54,10 @@ def main() -> int:
     words.add_argument("--count", type=int, help="cases per run and kind; as planned by default, 0 for all")
     words.add_argument("--only", type=int, help="one case, by its number")
     words.add_argument("--keep", type=Path, help="with --only: a folder to copy the disk to at the end")
+    words.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the tables of earlier counts")
     asked = words.parse_args()
+    if asked.table:
+        return print_tables(read_counts(asked.table))
     if why := shim.missing():
         print(f"skipped: {why}")
         return 0
@@ -63,8 +68,7 @@ def main() -> int:
         counts = regime(machine, asked)
         if asked.keep:
             shutil.copytree(machine.disk, asked.keep, symlinks=True)
-    print_table(counts)
-    return 1 if any(one["DIFFERENT"] for one in counts.values()) else 0
+    return print_tables(counts)
 
 
 def regime(machine: Machine, asked: argparse.Namespace) -> Counts:
@@ -87,7 +91,7 @@ def regime(machine: Machine, asked: argparse.Namespace) -> Counts:
                     print(_told(stage, kind_name, number, tried), flush=True)
             here["computing"] = round(stage.computing)
             here["seconds"] = round(time.monotonic() - started)
-            print(f"{name} {kind_name}: {dict(here)}", file=sys.stderr, flush=True)
+            print(json.dumps({"counted": f"{name} {kind_name}", **here}), file=sys.stderr, flush=True)
     return counts
 
 
@@ -102,16 +106,31 @@ def _told(stage: Stage, kind: str, number: int, tried: Tried) -> str:
     return f"{tried.verdict.kind}: {tried.what}: {tried.verdict.why}\n    {again}"
 
 
-def print_table(counts: Counts) -> None:
-    """What was tried and what came of it: by run and kind, then by kind."""
-    kinds: Counts = {}
+def read_counts(logs: Sequence[Path]) -> Counts:
+    """The counts that earlier commands wrote to stderr; later ones of the same run and kind replace earlier ones."""
+    lines = [line for log in logs for line in log.read_text().splitlines() if line.startswith('{"counted"')]
+    found = [json.loads(line) for line in lines]
+    return {one.pop("counted"): Counter(one) for one in found}
+
+
+def print_tables(counts: Counts) -> int:
+    """What was tried and what came of it, by kind and by run. Returns 1 where a case was different, else 0."""
+    _print_table("kind", counts, lambda name: name.partition(" ")[2])
+    print()
+    total = _print_table("run", counts, lambda name: name.partition(" ")[0])
+    print(f"\n{total['computing'] / 60:.0f} minutes of computing, {total['seconds'] / 60:.0f} by the clock")
+    return 1 if total["DIFFERENT"] else 0
+
+
+def _print_table(heading: str, counts: Counts, group_of: Callable[[str], str]) -> Counter[str]:
+    groups: Counts = {}
     for name, one in counts.items():
-        kinds.setdefault(name.partition(" ")[2], Counter()).update(one)
-    total = sum(kinds.values(), Counter[str]())
-    for heading, rows in (("run and kind", counts), ("kind", {**kinds, "all": total})):
-        print(f"| {heading} | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
-        for name, one in rows.items():
-            print(f"| {name} | {' | '.join(str(one[column]) for column in COLUMNS)} |")
+        groups.setdefault(group_of(name), Counter()).update(one)
+    total = sum(groups.values(), Counter[str]())
+    print(f"| {heading} | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
+    for name, one in {**{f"`{name}`": one for name, one in groups.items()}, "all": total}.items():
+        print(f"| {name} | {' | '.join(f'{one[column]:,}' for column in COLUMNS)} |")
+    return total
 
 
 if __name__ == "__main__":

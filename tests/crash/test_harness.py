@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from crash import damage, power
+from crash.__main__ import print_tables, read_counts
 from crash.kinds import Stage
 from crash.machine import Ending, Machine
 from crash.outcome import contents, differences, faults_of_reference, judge
@@ -120,6 +121,18 @@ def test_damage_changes_a_file(tmp_path: Path, way: str) -> None:
     path.write_bytes(b"content")
     damage.damage(path, way, random.Random(1))
     assert not path.exists() or path.read_bytes() != b"content"
+
+
+def test_tables_sum_counts_of_several_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a later command counted of a run and kind replaces what an earlier one did."""
+    for name, counted in (("a", [("lora nth", 3, 1), ("lora kill", 2, 0)]), ("b", [("lora nth", 1400, 0)])):
+        lines = [{"counted": of, "tried": tried, "equal": 1, "DIFFERENT": bad} for of, tried, bad in counted]
+        (tmp_path / name).write_text("a note\n" + "".join(f"{json.dumps(line)}\n" for line in lines))
+    first, both = read_counts([tmp_path / "a"]), read_counts([tmp_path / "a", tmp_path / "b"])
+    assert (print_tables(first), print_tables(both)) == (1, 0)
+    shown = capsys.readouterr().out
+    assert "| `nth` | 3 | 0 | 1 | 0 | 1 |" in shown
+    assert "| `lora` | 1,402 | 0 | 2 | 0 | 0 |" in shown
 
 
 # With the shim --------------------------------------------------------------------------------------------------------
