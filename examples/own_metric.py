@@ -27,7 +27,8 @@ results = spintune.run(
         "model": model,
         "out": out,
         "data": {"train": data, "eval_fraction": 0.15, "max_length": 256},
-        "spin": {"metric": "starts_alike", "pairs_per_step": 16, "max_new_tokens": 32, "learning_rate": 5e-6},
+        "evaluation": {"metric": "starts_alike"},
+        "spin": {"pairs_per_step": 16, "max_new_tokens": 32, "learning_rate": 5e-6},
     }
 )
 for name, measures in results.heldout.items():

@@ -24,6 +24,7 @@ from spintune.version import __version__
 
 if TYPE_CHECKING:
     from spintune.api import Model, Score, load, mix, read, run
+    from spintune.checkers import register_checker
     from spintune.data.formats import Format, register_format
     from spintune.data.novelty import NoveltyIndex
     from spintune.errors import SpintuneError
@@ -55,6 +56,7 @@ _HOMES = {
     "load": "spintune.api",
     "mix": "spintune.api",
     "read": "spintune.api",
+    "register_checker": "spintune.checkers",
     "register_format": "spintune.data.formats",
     "register_generator": "spintune.generation.build",
     "register_loss": "spintune.recipe.losses",
@@ -84,6 +86,7 @@ __all__ = [
     "losses",
     "mix",
     "read",
+    "register_checker",
     "register_format",
     "register_generator",
     "register_loss",

@@ -1,4 +1,4 @@
-"""Metrics by name: how good an answer is. Held-out tables, comparisons and ``spin.metric`` take them from here.
+"""Metrics by name: how good an answer is. Held-out tables, comparisons and ``evaluation.metric`` take them from here.
 
 Register your own in Python::
 
@@ -24,9 +24,9 @@ MetricFunction = Callable[[str, Sequence[str]], float]
 
 _TAKEN = frozenset(
     "id prompt reference answer finish_reason answer_tokens reference_tokens finished characters "  # noqa: SIM905
-    "nll_per_token nll_per_byte perplexity_per_token perplexity_per_byte".split()
+    "nll_per_token nll_per_byte perplexity_per_token perplexity_per_byte auto checker".split()
 )
-"""Names that rows of answers and tables use for something else."""
+"""Names that rows of answers, tables and recipes use for something else."""
 
 
 @dataclass(frozen=True)

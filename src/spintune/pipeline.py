@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from spintune.checkers import build_checker
 from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
@@ -29,6 +30,7 @@ from spintune.stages.data import data_stage
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.iterates import Iterate
+from spintune.stages.measure import check_measure
 from spintune.stages.registry import Evaluation, evaluations_of
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
@@ -89,6 +91,8 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     # files are read before training starts, so that a mistake in one shows at once
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)
+    if recipe.evaluation.checker is not None:
+        build_checker(recipe.evaluation.checker)
     evaluations = evaluations_of(recipe) if until == "eval" else []
     _folder_of(recipe).check()
     return evaluations
@@ -109,6 +113,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     if recipe.synth and until == "synth":
         return RunResults(synth=synth)
     data = data_stage(context)
+    check_measure(context)
     sft = None
     if recipe.sft:
         iterate, sft = sft_stage(context, recipe.sft, base)

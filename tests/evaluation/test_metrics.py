@@ -107,10 +107,9 @@ def test_files_of_anybody_are_scored_by_it(gap: None, tmp_path: Path) -> None:
 
 def test_a_recipe_may_choose_by_it_and_a_typo_gets_a_suggestion(gap: None) -> None:
     values = {"out": "o", "model": "m", "data": {"train": "builtin:seeds"}}
-    recipe = parse_recipe({**values, "spin": {"metric": "length_gap"}}, "r.yaml")
-    assert recipe.spin is not None
-    assert recipe.spin.metric == "length_gap"
+    recipe = parse_recipe({**values, "evaluation": {"metric": "length_gap"}}, "r.yaml")
+    assert recipe.evaluation.metric == "length_gap"
     with pytest.raises(
-        RecipeError, match=r"^r\.yaml: spin\.metric: there is no metric 'rouge'; did you mean rouge_l\?$"
+        RecipeError, match=r"^r\.yaml: evaluation\.metric: there is no metric 'rouge'; did you mean rouge_l\?$"
     ):
-        parse_recipe({**values, "spin": {"metric": "rouge"}}, "r.yaml")
+        parse_recipe({**values, "evaluation": {"metric": "rouge"}}, "r.yaml")

@@ -9,13 +9,13 @@ from growth import grows_too_fast, repetitive
 
 from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
 from spintune.evaluation.verdicts import read_verdict
-from spintune.mixtures import answers
 from spintune.mixtures.phrasings import Pattern
 from spintune.synthesis import parsers
 from spintune.synthesis.examples import SeedTask
 from spintune.synthesis.filters import FilterRules
 from spintune.teachers.protocol import Reply
 from spintune.teachers.reasoning import split_reasoning
+from spintune.text import answers
 from spintune.text.words import split_words
 
 TASK = SeedTask("id", "Name a colour.")
@@ -56,8 +56,8 @@ READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "filters": ("reply", lambda text: FilterRules().instance_drop_reason(SeedTask("id", "a", "", text))),
     "number": ("answer", answers.number),
     "chosen": ("answer", lambda text: answers.chosen(text, ["rain", "snow"])),
-    "same text": ("answer", lambda text: answers._same_text("the rain in spain " * 20, text)),
-    "same text as itself": ("answer", lambda text: answers._same_text(text, text)),
+    "same text": ("answer", lambda text: answers.same_text("the rain in spain " * 20, text)),
+    "same text as itself": ("answer", lambda text: answers.same_text(text, text)),
     "words": ("answer", split_words),
     "phrasing": ("answer", lambda text: Pattern.parse("{a}{{", "here").fill({"a": text})),
     **{name: ("answer", rule) for name, rule in _rules().items()},

@@ -7,8 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from spintune.mixtures.answers import chosen, correct, number
+from spintune.mixtures.answers import correct
 from spintune.mixtures.tasks import MixtureTask, TaskItem, TaskSet
+from spintune.text.answers import chosen, number
 
 
 @pytest.mark.parametrize(

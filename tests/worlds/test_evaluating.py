@@ -300,7 +300,7 @@ def test_a_metric_that_a_user_registered_chooses_the_best_iterate(run: Run, tmp_
 
     register_metric(Metric("brevity", lambda prediction, _: -len(prediction), "higher", "Fewer characters."))
     try:
-        results = run(tmp_path / "run", spin={"iterations": 1, "max_new_tokens": 8, "metric": "brevity"})
+        results = run(tmp_path / "run", spin={"iterations": 1, "max_new_tokens": 8}, evaluation={"metric": "brevity"})
         assert set(results["heldout"]) == {"base", "sft", "iterate-1"}
         assert all(measures["brevity"]["mean"] <= 0 for measures in results["heldout"].values())
         assert "brevity" in results["best"]["why"]

@@ -12,7 +12,7 @@ from spintune.data.file_rows import FileRow
 from spintune.errors import DataError
 from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows, item_ids, pair_answers, read_answers
 from spintune.evaluation.comparison import MeasuredItems, Table
-from spintune.evaluation.scores import finished_scores, read_scores
+from spintune.evaluation.scores import MEASURES_FOLDER, finished_scores, read_scores
 from spintune.metrics import BUILT_IN, answer_metrics
 from spintune.run_folder import BASE, BASELINE, SFT, iterations_of, read_recipe
 
@@ -100,7 +100,7 @@ def _scores(folder: Path, model: str) -> Table:
     found: dict[str, MeasuredItems] = {}
     for evaluation, models in finished_scores(folder).items():
         if model in models:
-            found |= read_scores(models[model]).table(f"{evaluation} ")
+            found |= read_scores(models[model]).table("" if evaluation == MEASURES_FOLDER else f"{evaluation} ")
     return found
 
 

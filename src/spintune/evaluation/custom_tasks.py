@@ -27,13 +27,13 @@ from spintune.data.file_rows import FileRow, kind_of
 from spintune.data.tables import rows_of
 from spintune.errors import DataError, RecipeError
 from spintune.metrics import ROUGE_L, exact_match
-from spintune.mixtures.answers import number
 from spintune.mixtures.declarations import Expression
 from spintune.mixtures.phrasings import Pattern
 from spintune.recipe import Section
 from spintune.recipe.checking import read_section
 from spintune.recipe.section import Count, TaskName, WholeNumber
 from spintune.storage import digest_json
+from spintune.text.answers import number
 from spintune.text.expressions import last_match
 from spintune.typed_json import JsonObject
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from spintune.checkers import Checker
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.generate_answers import write_answers
-from spintune.evaluation.scores import HeldoutLikelihood
+from spintune.evaluation.metric_choice import AT_TEMPERATURE_1
+from spintune.evaluation.scores import HeldoutLikelihood, ItemScore, ScoreScale, ScoreTable
 from spintune.evaluation.selection import prompt_text
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.generation.protocol import Generator
-from spintune.metrics import METRICS, answer_metrics
+from spintune.metrics import METRICS, Metric, answer_metrics
 from spintune.progress import Progress
-from spintune.records import Example
+from spintune.recipe.evaluation import CHECKER
+from spintune.records import Completion, Example
 from spintune.text.reasoning import without_reasoning
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
@@ -57,6 +60,19 @@ class HeldoutAnswer:
         row: JsonObject = serialize(self)
         flags = {name for name in METRICS if METRICS[name].right_or_wrong}
         return row | {name: bool(score) if name in flags else score for name, score in row.pop("scores").items()}
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """An answer to a held-out example, drawn at temperature 1; ``draw`` counts those of one example from 1."""
+
+    id: str
+    draw: int
+    prompt: str
+    reference: str
+    answer: str
+    finish_reason: str
+    answer_tokens: int
 
 
 def score_heldout(
@@ -101,6 +117,73 @@ def answer_heldout(
         )
         for example, likelihood, completion in zip(examples, likelihoods, completions, strict=True)
     ]
+
+
+def sampled_answers(
+    examples: Sequence[Example], completions: Sequence[Completion], samples: int
+) -> list[SampledAnswer]:
+    """The completions, ``samples`` of each example after another, as records."""
+    return [
+        SampledAnswer(
+            id=example.id,
+            draw=draw + 1,
+            prompt=prompt_text(example),
+            reference=example.answer,
+            answer=completion.text,
+            finish_reason=completion.finish_reason,
+            answer_tokens=len(completion.ids),
+        )
+        for place, example in enumerate(examples)
+        for draw, completion in enumerate(completions[place * samples : (place + 1) * samples])
+    ]
+
+
+def score_further(
+    answers: Sequence[HeldoutAnswer],
+    sampled: Sequence[SampledAnswer],
+    checker: Checker | None,
+    sources: Mapping[str, str],
+) -> ScoreTable:
+    """What is measured beside the metrics of greedy answers: the checker's verdicts, and all of sampled answers.
+
+    Each example has one score of a measure: of sampled answers it is their mean, so that intervals are over prompts.
+
+    Args:
+        sources: where each example comes from, by id; a checker that fails is told with it.
+    """
+
+    def verdict(answer: HeldoutAnswer | SampledAnswer) -> float:
+        texts = without_reasoning(answer.answer), without_reasoning(answer.reference)
+        return checker.verdict(*texts, answer.prompt, sources[answer.id]) if checker else 0.0
+
+    drawn: dict[str, list[SampledAnswer]] = {}
+    for one in sampled:
+        drawn.setdefault(one.id, []).append(one)
+    scales, items = {}, []
+    if checker:
+        scales[CHECKER] = ScoreScale("higher", checker.right_or_wrong)
+    if sampled:
+        scales |= {f"{one.name}{AT_TEMPERATURE_1}": ScoreScale(one.better) for one in answer_metrics()}
+        scales |= {f"{CHECKER}{AT_TEMPERATURE_1}": ScoreScale("higher")} if checker else {}
+    for answer in answers:
+        scores = {CHECKER: verdict(answer)} if checker else {}
+        for name in scales.keys() - {CHECKER}:
+            metric = name.removesuffix(AT_TEMPERATURE_1)
+            values = [verdict(one) if metric == CHECKER else _score(METRICS[metric], one) for one in drawn[answer.id]]
+            scores[name] = math.fsum(values) / len(values)
+        ordered = {name: scores[name] for name in scales}
+        items.append(ItemScore(answer.id, f"{answer.prompt}\n\n{answer.reference}", ordered))
+    return ScoreTable(scales, tuple(items))
+
+
+def _score(metric: Metric, answer: SampledAnswer) -> float:
+    return metric.score(without_reasoning(answer.answer), [without_reasoning(answer.reference)])
+
+
+def with_further(answers: Sequence[HeldoutAnswer], further: ScoreTable) -> list[HeldoutAnswer]:
+    """The answers with what :func:`score_further` found among their scores."""
+    scores = {item.id: item.scores for item in further.items}
+    return [replace(one, scores={**one.scores, **scores[one.id]}) for one in answers]
 
 
 # Tables --------------------------------------------------------------------------------------------------------------

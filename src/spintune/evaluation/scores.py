@@ -22,6 +22,9 @@ from spintune.typed_json import from_json
 
 SCORES = "scores.jsonl"
 
+MEASURES_FOLDER = "heldout-measures"
+"""Folder of further scores of held-out answers, beside ``heldout``: its measures are held-out measures."""
+
 
 @dataclass(frozen=True)
 class ScoreScale:

@@ -49,7 +49,7 @@ class MixtureTask:
         collection: group of a preset that it belongs to.
         cluster: name of the tasks that are held out together.
         family: kind of task, such as classification.
-        check: how answers are compared, see :mod:`spintune.mixtures.answers`.
+        check: how answers are compared, see :mod:`spintune.text.answers`.
         read: rows of the file; ``len(items) + dropped.total() == read``.
         dropped: rows left out, by reason: empty_answer, empty_FIELD.
         letters: whether options are listed as A, B, C, ... only, because the rationales name those.

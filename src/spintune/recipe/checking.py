@@ -17,6 +17,9 @@ from spintune.recipe.yaml_files import read_yaml
 
 S = TypeVar("S", bound=BaseModel)
 
+_MOVED = {"spin.metric": "evaluation.metric"}
+"""Keys of earlier versions, with where they are now."""
+
 Elsewhere = Callable[[str], list[str]]
 """The full keys of other sections that have a key of this name."""
 
@@ -56,6 +59,8 @@ def keys_of(section: type[BaseModel]) -> dict[str, str]:
 def _explain(problem: ErrorDetails, root: type[BaseModel], elsewhere: Elsewhere) -> str:
     location = problem["loc"]
     where = ".".join(str(part) for part in location if not _is_type_tag(part))
+    if problem["type"] == "extra_forbidden" and where in _MOVED:
+        return f"{where} is now {_MOVED[where]}; write it there"
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}; {_suggestion(location, root, elsewhere)}"
     if problem["type"] == "missing":

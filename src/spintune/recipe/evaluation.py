@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from spintune import checkers
+from spintune.metrics import BUILT_IN, METRICS
 from spintune.recipe.endpoint import ENDPOINT, EndpointSection
-from spintune.recipe.section import Count, Section, WholeNumber
+from spintune.recipe.section import Count, Section, WholeNumber, offered
 
 HELDOUT, IFEVAL, QUESTIONS, MT_BENCH = "heldout", "ifeval", "questions", "mt-bench"
 """Names in eval besides standard benchmarks and files of your own tasks."""
@@ -19,8 +22,56 @@ FILES_OF = {IFEVAL: "ifeval", QUESTIONS: "questions", MT_BENCH: "mt_bench"}
 """The key of :class:`EvaluationSection` that gives the file of each of these evaluations."""
 
 
+AUTO, CHECKER, SAMPLED = "auto", "checker", "sampled:"
+"""Values of evaluation.metric beside the names of metrics; the last goes before a name."""
+
+
+def _known_metric(name: str) -> str:
+    of_answers = name.removeprefix(SAMPLED)
+    if of_answers == CHECKER or name == AUTO:
+        return name
+    if of_answers not in METRICS:
+        raise ValueError(METRICS.unknown(of_answers))
+    if name != of_answers and METRICS[of_answers].function is None:
+        raise ValueError(f"{of_answers} is no metric of answers; name it without {SAMPLED}")
+    return name
+
+
+_CHECKER_SCHEMA = {
+    "anyOf": [
+        {"enum": list(checkers.BUILT_IN)},
+        {"type": "string"},
+        *(
+            {"type": "object", "properties": {kind: {"type": "string"}}, "required": [kind]}
+            for kind in ("regex", "json")
+        ),
+    ]
+}
+_ANSWER_METRICS = [CHECKER, *(metric.name for metric in BUILT_IN if metric.function)]
+
+MetricName = Annotated[
+    str,
+    AfterValidator(_known_metric),
+    offered([AUTO, *(metric.name for metric in BUILT_IN if not metric.function), *_ANSWER_METRICS]),
+]
+CheckerSetting = Annotated[
+    str | dict[str, str], BeforeValidator(checkers.check_setting), WithJsonSchema(_CHECKER_SCHEMA)
+]
+
+
 class EvaluationSection(Section):
-    """Files and settings of the evaluations in eval."""
+    """What judges the models of a run, and files and settings of the evaluations in eval."""
+
+    metric: MetricName = AUTO
+    """Metric of held-out examples that decides which model is best: nll (loss per token), rouge_l, exact_match,
+    checker, one that you register, or one of these after ``sampled:`` for answers at temperature 1. auto takes the
+    checker if there is one, exact_match where most references have at most 5 words, else rouge_l. [name]"""
+    checker: CheckerSetting | None = None
+    """What says whether an answer is right: number, choice, json, contains, {regex: PATTERN}, {json: SCHEMA_FILE}, or
+    one that you register. Default: none."""
+    samples: WholeNumber = 0
+    """Further answers to each held-out prompt, drawn at temperature 1 and scored as the greedy one is. [answers] 0
+    saves their time: each costs as much as the greedy one, for every model."""
 
     ifeval: str | None = None
     """File of IFEval's prompts, for eval: ifeval. [path]"""
@@ -42,6 +93,13 @@ class EvaluationSection(Section):
     """Apply the chat template to standard benchmarks. Default: lm-evaluation-harness (no template)."""
     max_new_tokens: Count = 1024
     """Maximum length of answers to ifeval, questions and mt-bench. [tokens] Default: MT-Bench."""
+
+    def _problems(self) -> Iterator[str]:
+        if self.metric.removeprefix(SAMPLED) == CHECKER and self.checker is None:
+            known = ", ".join(checkers.BUILT_IN)
+            yield f"metric: {self.metric} needs checker: {known}, {{regex: PATTERN}} or one of your own"
+        if self.metric.startswith(SAMPLED) and not self.samples:
+            yield f"metric: {self.metric} needs sampled answers; set samples to 1 or more"
 
 
 class JudgeSection(EndpointSection):

@@ -170,6 +170,9 @@ class Recipe(Section):
                 yield f"eval names {name}; give its file as evaluation.{key}"
             if there and name not in self.eval:
                 yield f"evaluation.{key} would do nothing here: eval does not name {name}"
+        for key in ("metric", "checker", "samples"):
+            if key in self.evaluation.model_fields_set and not (self.spin or HELDOUT in self.eval):
+                yield f"evaluation.{key} would do nothing here: it needs spin, or heldout in eval; leave it out"
         if self.evaluation.rivals and QUESTIONS not in self.eval:
             yield "evaluation.rivals need the questions they answer; give evaluation.questions and eval: [questions]"
         if MT_BENCH in self.eval and self.judge is None:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
-from spintune import metrics
 from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
 from spintune.recipe.section import (
@@ -30,7 +29,6 @@ T = TypeVar("T")
 
 
 LossName = Annotated[str, known_in(losses.LOSSES), offered(loss.name for loss in losses.BUILT_IN)]
-MetricName = Annotated[str, known_in(metrics.METRICS), offered(metric.name for metric in metrics.BUILT_IN)]
 
 
 DECAY = 0.1
@@ -104,7 +102,7 @@ class StopSection(Section):
     """Stop when the mean log-probability of held-out real answers has fallen by more than this since iterate 0. [nats
     per answer]"""
     patience: Count | None = None
-    """Stop after this many iterations without a better iterate by spin.metric. [iterations]"""
+    """Stop after this many iterations without a better iterate by evaluation.metric. [iterations]"""
 
 
 @dataclass(frozen=True)
@@ -162,8 +160,6 @@ class SpinSection(TrainingSection):
     generated: str | None = None
     """File of generated answers for iteration 1, as real/generated or prompt/chosen/rejected rows. The model answers
     the prompts that the file lacks. [path]"""
-    metric: MetricName = "nll"
-    """Held-out metric that decides which iterate is best; nll is the loss per token."""
     keep: Literal["all", "best", "last"] = "all"
     """Iterates whose weights stay on disk. best: the best so far, and those that the next iteration needs. last: the
     newest is the run's model, and only it and those stay. Others are evaluated, then their weights are deleted."""
@@ -238,7 +234,6 @@ class SpinSection(TrainingSection):
         uses = {
             "replay_weight": (self.replay > 0, "replay above 0"),
             "baseline_learning_rate": (self.baseline != "none", "baseline: sft"),
-            "metric": (self.keep != "last", "keep: best or all"),
         }
         for option in get_args(losses.LossOption):
             readers = [loss.name for loss in losses.BUILT_IN if option in loss.options]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from spintune.evaluation.metric_choice import AT_TEMPERATURE_1, choose_metric, measure_of
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.metrics import METRICS
+from spintune.recipe.evaluation import CHECKER
 from spintune.report.facts import ModelFacts, RunFacts
 from spintune.report.table import MeasureColumn
 
@@ -16,7 +18,8 @@ ROUGE_L = MeasureColumn("rouge_l", "ROUGE-L", "F-measure", "higher")
 EXACT_MATCH = MeasureColumn("exact_match", "exact match", "% of answers", "higher", 100, 1)
 LENGTH = MeasureColumn("answer_tokens", "answer length", "tokens", None, 1, 1)
 FINISHED = MeasureColumn("finished", "finished", "% of answers", None, 100, 1)
-_METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH}
+_CHECKER = MeasureColumn(CHECKER, "right by the checker", "% of answers", "higher", 100, 1)
+_METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH, CHECKER: _CHECKER}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def label_of(run: RunFacts, name: str, runs: int) -> str:
 
 def metric_column(name: str) -> MeasureColumn:
     """The column of a built-in or registered metric. ``better`` is None for those that are not registered here."""
+    if name.endswith(AT_TEMPERATURE_1):
+        greedy = metric_column(name.removesuffix(AT_TEMPERATURE_1))
+        return replace(greedy, key=name, title=f"{greedy.title} at T = 1")
     if name in _METRICS:
         return _METRICS[name]
     title = name.replace("_", " ")
@@ -61,9 +67,16 @@ def measures_of(models: Sequence[Contender]) -> list[MeasureColumn]:
 
 
 def main_measure(run: RunFacts) -> MeasureColumn:
-    """The measure by which the run selects iterates; the loss if its metric is not registered any more."""
-    found = metric_column(run.recipe["spin"]["metric"]) if run.recipe["spin"] else NLL
+    """The measure by which the run compares models; the loss if its metric is not registered any more."""
+    found = metric_column(measure_of(_metric(run)))
     return found if found.better else NLL
+
+
+def _metric(run: RunFacts) -> str:
+    section, spin = run.recipe.get("evaluation") or {}, run.recipe["spin"] or {}
+    if "metric" not in section:  # of a version in which self-play named it
+        return str(spin.get("metric", "nll"))
+    return choose_metric(section["metric"], section.get("checker"), [one.answer for one in run.heldout]).name
 
 
 # Estimates ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spintune.errors import RunError
-from spintune.evaluation.scores import HeldoutLikelihood
+from spintune.evaluation.scores import MEASURES_FOLDER, HeldoutLikelihood, read_scores
 from spintune.records import Example, read_records
 from spintune.report.evaluations import evaluations_of, read_evaluations, rivals_of
 from spintune.report.facts import Answers, ModelFacts, RunFacts, checked_answer, number_of
@@ -68,14 +68,17 @@ class _DataShape:
 @dataclass(frozen=True)
 class _SpinShape:
     iterations: int
-    metric: str
     loss: str | list[str]
     baseline: str
+    metric: str | None = None  # of versions without evaluation.metric
 
 
 @dataclass(frozen=True)
 class _EvaluationShape:
     rivals: list[str] = field(default_factory=list)
+    metric: str | None = None
+    checker: str | dict[str, str] | None = None
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
         found = rows(stage, file)
         return found if all(row["id"] in examples for row in found) else []
 
+    further = _further(folder, name, recipe)
     return ModelFacts(
         name=name,
         place=str(recipe["model"]) if name == BASE else f"{stage_of(name)}/model",
@@ -229,7 +233,10 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
                 texts=(row["answer"],),
                 finished=row["finish_reason"] == "stop",
                 tokens=row["answer_tokens"],
-                scores={key: value for key, value in row.items() if key not in _NO_SCORES},
+                scores={
+                    **{key: value for key, value in row.items() if key not in _NO_SCORES},
+                    **further.get(row["id"], {}),
+                },
             )
             for row in measured(f"eval/heldout/{name}", "answers.jsonl")
         },
@@ -246,6 +253,15 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
         },
         during=_during(folder / "sft" / "samples.jsonl", name, examples),
     )
+
+
+def _further(folder: Path, name: str, recipe: JsonObject) -> dict[str, dict[str, float]]:
+    """What the checker says of held-out answers, and the scores of sampled ones, by example."""
+    section, stage = recipe.get("evaluation") or {}, folder / "eval" / MEASURES_FOLDER / name
+    asked = section.get("checker") is not None or section.get("samples")
+    if not asked or not (stage / MANIFEST).is_file():
+        return {}
+    return {item.id: item.scores for item in read_scores(stage).items}
 
 
 def _during(path: Path, name: str, examples: Mapping[str, Example]) -> Answers:

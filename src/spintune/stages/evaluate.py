@@ -22,7 +22,7 @@ from spintune.records import write_records
 from spintune.results import BenchmarkResults, ContaminationFacts, EvaluationResults
 from spintune.stages.contamination import contamination_stage
 from spintune.stages.context import RunContext
-from spintune.stages.heldout import answer_stage, heldout_results
+from spintune.stages.heldout import heldout_results, measured_answers
 from spintune.stages.iterates import Iterate
 from spintune.stages.judge import ModelPairs, judging_stage
 from spintune.stages.registry import Evaluation, EvaluationOutcome
@@ -75,7 +75,7 @@ def evaluate_model(
     Raises DeletedModelError when the model was deleted before, RunError when an evaluation from before that was lost.
     """
     if HELDOUT in context.recipe.eval and context.heldout:
-        answer_stage(context, iterate)
+        measured_answers(context, iterate)
     for evaluation in chosen:
         if evaluation.name not in failed and not _evaluate_model(context, iterate, evaluation, scores):
             failed.append(evaluation.name)

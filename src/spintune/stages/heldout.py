@@ -2,32 +2,47 @@
 
 ::
 
-    likelihood/NAME/likelihood.jsonl      log-probability of every reference
-    eval/heldout/NAME/answers.jsonl       greedy answers with their metrics
+    likelihood/NAME/likelihood.jsonl           log-probability of every reference
+    eval/heldout/NAME/answers.jsonl            greedy answers with their metrics
+    eval/heldout-sampled/NAME/answers.jsonl    answers at temperature 1; every model is given the same random numbers
+    eval/heldout-measures/NAME/scores.jsonl    the checker's verdicts, and the metrics of sampled answers
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from spintune.checkers import build_checker
 from spintune.errors import DataError
 from spintune.evaluation.heldout import (
     HeldoutAnswer,
+    SampledAnswer,
     answer_heldout,
     heldout_differences,
+    sampled_answers,
+    score_further,
     score_heldout,
     summarize_heldout,
+    with_further,
 )
-from spintune.evaluation.scores import HeldoutLikelihood
+from spintune.evaluation.metric_choice import better_of, measure_of
+from spintune.evaluation.scores import MEASURES_FOLDER, SCORES, HeldoutLikelihood, read_scores
 from spintune.evaluation.statistics import Interval, bootstrap
-from spintune.metrics import METRICS, metric_inputs
-from spintune.records import Example, read_records, write_records
+from spintune.generation.sampling import Sampling, stream_keys
+from spintune.metrics import metric_inputs
+from spintune.recipe import EvaluationSection
+from spintune.records import Completion, Example, read_records, write_records
 from spintune.results import EvaluationResults, LikelihoodCounts
+from spintune.selfplay.shards import Shards
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
 from spintune.stages.task_accuracy import judge_tasks
+from spintune.storage import digest_file, digest_json, remove_folder
 from spintune.tokens.rows import RowRenderer, TokenRow, fit
-from spintune.typed_json import to_json
+from spintune.typed_json import JsonObject, to_json
+
+SAMPLED_FOLDER = "heldout-sampled"
 
 HELDOUT_TOKENS = 256
 """Maximum length of an answer when the recipe has no spin section."""
@@ -51,7 +66,7 @@ def answer_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     likelihoods = likelihood_stage(context, iterate)
     stage = f"eval/heldout/{iterate.name}"
     path = context.run.folder / stage / "answers.jsonl"
-    longest = context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
+    longest = _longest(context)
     inputs = context.heldout_inputs(iterate, max_new_tokens=longest, **metric_inputs())
     if context.run.finished(stage, inputs) is None:
         model = context.load(iterate, stage, inputs)
@@ -62,11 +77,76 @@ def answer_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     return read_records(path, HeldoutAnswer)
 
 
+def sampled_stage(context: RunContext, iterate: Iterate) -> list[SampledAnswer]:
+    """An iterate's answers to the held-out prompts at temperature 1, ``evaluation.samples`` of each.
+
+    An answer's random numbers depend on the seed, the prompt and how many came before it, so models differ only where
+    their distributions do.
+    """
+    stage = f"eval/{SAMPLED_FOLDER}/{iterate.name}"
+    folder = context.run.folder / stage
+    samples = context.recipe.evaluation.samples
+    longest = _longest(context)
+    inputs = context.heldout_inputs(iterate, max_new_tokens=longest, samples=samples)
+    if context.run.finished(stage, inputs) is None:
+        model = context.load(iterate)
+        examples, rows = _rows_that_fit(context, model.renderer("last"))
+        prompts = [row.prompt_ids for row in rows for _ in range(samples)]
+        sampling = Sampling(longest, seed=int(digest_json([SAMPLED_FOLDER, context.recipe.seed])[:12], 16))
+        keys = stream_keys(prompts, sampling.seed)
+        shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
+        completions = shards.map(
+            "answers",
+            prompts,
+            Completion,
+            lambda part: model.generator.generate(prompts[part], sampling, keys[part]),
+            f"{iterate.name}: held-out answers at temperature 1",
+        )
+        path = folder / "answers.jsonl"
+        write_records(path, sampled_answers(examples, completions, samples))
+        context.run.finish(stage, inputs, [path], {"items": len(examples), "answers": len(completions)})
+    remove_folder(folder / "shards")
+    return read_records(folder / "answers.jsonl", SampledAnswer)
+
+
+def measured_answers(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
+    """An iterate's greedy answers with all that is measured of each example, sampled answers and checker included."""
+    section, answers = context.recipe.evaluation, answer_stage(context, iterate)
+    if not section.samples and section.checker is None:
+        return answers
+    sampled = sampled_stage(context, iterate) if section.samples else []
+    stage = f"eval/{MEASURES_FOLDER}/{iterate.name}"
+    path = context.run.folder / stage / SCORES
+    digests = [context.run.digest(f"eval/heldout/{iterate.name}")]
+    if sampled:
+        digests.append(context.run.digest(f"eval/{SAMPLED_FOLDER}/{iterate.name}"))
+    inputs = {"answers": digests, "checker": _checker_inputs(section), **metric_inputs()}
+    if context.run.finished(stage, inputs) is None:
+        checker = build_checker(section.checker) if section.checker is not None else None
+        sources = {example.id: example.source or example.id for example in context.heldout}
+        table = score_further(answers, sampled, checker, sources)
+        write_records(path, table.items)
+        context.run.finish(stage, inputs, [path], table.facts())
+    return with_further(answers, read_scores(path.parent))
+
+
+def _checker_inputs(section: EvaluationSection) -> JsonObject:
+    """What a checker's verdicts depend on."""
+    setting = section.checker
+    schema = digest_file(Path(setting["json"])) if isinstance(setting, dict) and "json" in setting else None
+    return {"checker": setting, "schema": schema}
+
+
+def _longest(context: RunContext) -> int:
+    """Maximum length of an answer. [tokens]"""
+    return context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
+
+
 def heldout_results(
     context: RunContext, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
 ) -> EvaluationResults:
     """Every iterate's measures, the paired differences of ``pairs``, and with a mixture the accuracy on its tasks."""
-    answers = {iterate.name: answer_stage(context, iterate) for iterate in iterates}
+    answers = {iterate.name: measured_answers(context, iterate) for iterate in iterates}
     mixture = context.recipe.data.mixture
     return EvaluationResults(
         heldout={name: summarize_heldout(rows) for name, rows in answers.items()},
@@ -80,8 +160,8 @@ def metric_difference(context: RunContext, metric: str, iterate: Iterate, other:
     if metric == "nll":
         mine, theirs = (likelihood_stage(context, which) for which in (iterate, other))
         return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
-    better, worse = (iterate, other) if METRICS[metric].better == "higher" else (other, iterate)
-    return heldout_differences(answer_stage(context, better), answer_stage(context, worse))[metric]
+    better, worse = (iterate, other) if better_of(metric) == "higher" else (other, iterate)
+    return heldout_differences(measured_answers(context, better), measured_answers(context, worse))[measure_of(metric)]
 
 
 def _rows_that_fit(context: RunContext, renderer: RowRenderer) -> tuple[list[Example], list[TokenRow]]:

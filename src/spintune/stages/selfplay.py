@@ -24,6 +24,7 @@ from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage, metric_difference
 from spintune.stages.iterates import Iterate
 from spintune.stages.iteration import diagnosis_stage, training_stage
+from spintune.stages.measure import metric_of
 from spintune.stages.pairs import NothingToLearnError, PairStage
 from spintune.stages.sft import baseline_stage
 from spintune.storage import write_json_if_changed
@@ -119,7 +120,7 @@ class _SelfPlay:
             return "it is the newest (spin.keep: last)"
         if not self.context.heldout:
             return "it is the newest, and no example is held out to judge by"
-        metric = self.section.metric
+        metric = metric_of(self.context)
         gain = metric_difference(self.context, metric, self.iterates[-1], self.best)
         if gain.low <= 0:
             return None
@@ -132,7 +133,7 @@ class _SelfPlay:
     def _write_best(self) -> BestModel:
         """Writes best.json. Iterate 0 stays the best until a later one is significantly better."""
         if self.best is self.start and len(self.iterates) > 1:
-            self.why = f"no later iterate is significantly better on held-out {self.section.metric}"
+            self.why = f"no later iterate is significantly better on held-out {metric_of(self.context)}"
         folder, model = self.context.run.folder, Path(self.best.location)
         # relative, because a run folder may be moved
         location = str(model.relative_to(folder)) if model.is_relative_to(folder) else self.best.location
@@ -153,7 +154,9 @@ class _SelfPlay:
                 f"({rules.real_logprob_drop:g})"
             )
         if rules.patience is not None and self.since_best >= rules.patience:
-            return f"no better iterate on {self.section.metric} for {self.since_best} iterations (spin.stop.patience)"
+            return (
+                f"no better iterate on {metric_of(self.context)} for {self.since_best} iterations (spin.stop.patience)"
+            )
         return None
 
     def _real_logprob_drop(self) -> float:
