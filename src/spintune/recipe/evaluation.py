@@ -97,7 +97,7 @@ class EvaluationSection(Section):
     def _problems(self) -> Iterator[str]:
         if self.metric.removeprefix(SAMPLED) == CHECKER and self.checker is None:
             known = ", ".join(checkers.BUILT_IN)
-            yield f"metric: {self.metric} needs checker: {known}, {{regex: PATTERN}} or one of your own"
+            yield f"metric: {self.metric} needs checker: {known}, {{regex: PATTERN}} or your own"
         if self.metric.startswith(SAMPLED) and not self.samples:
             yield f"metric: {self.metric} needs sampled answers; set samples to 1 or more"
 
