@@ -126,7 +126,8 @@ def test_a_sampled_metric_decides(run: Run, tmp_path: Path) -> None:
 
 def test_a_checker_is_tried_on_the_references_before_training(run: Run, sums: Path, tmp_path: Path) -> None:
     progress = Notes()
-    data = {"train": {"path": str(sums), "columns": {"prompt": "question", "response": "answer"}}, "eval_fraction": 0.5, "eval_limit": 12}
+    source = {"path": str(sums), "columns": {"prompt": "question", "response": "answer"}}
+    data = {"train": source, "eval_fraction": 0.5, "eval_limit": 12}
     asked = {"data": data, "sft": {"max_steps": 1}, "spin": None}
     results = run(tmp_path / "run", progress, **asked, evaluation={"checker": "number"})
     (told,) = [note for note in progress.notes if "rejects" in note]
