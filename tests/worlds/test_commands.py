@@ -165,6 +165,8 @@ def test_inspect_shows_exactly_the_trained_text_and_counts(
     text = spintune("inspect", recipe(), "--rows", 1).out
     assert f"trained: {rows[0]['output'] + '<|im_end|>'!r}" in text
     assert f"trained tokens: {trained}" in text
+    assert "models are judged by " in text
+    assert found["metric"]["name"] in ("exact_match", "rouge_l")
 
 
 def test_inspect_counts_what_does_not_fit(spintune: Spintune, recipe: Callable[..., Path]) -> None:

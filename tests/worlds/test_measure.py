@@ -23,7 +23,8 @@ from spintune.run_models import final_model
 
 Run = Callable[..., dict[str, Any]]
 
-SHORT = {"sft": {"max_steps": 1}, "spin": None, "data": {"eval_limit": 6}}
+SHORT = {"sft": {"max_steps": 1}, "spin": {"iterations": 1, "max_new_tokens": 8, "epochs": 0.1}}
+"""Self-play keeps answers short here."""
 
 
 class Notes(Silent):
@@ -95,6 +96,7 @@ def test_answers_at_temperature_1_and_verdicts_are_measured_beside_greedy_ones(
     assert {"right by the checker", "right by the checker at T = 1", "ROUGE-L at T = 1"} <= set(titles)
 
 
+@pytest.mark.slow
 def test_equal_models_draw_equal_answers_and_another_checker_asks_no_model(run: Run, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     results = run(one, **SHORT, evaluation={"samples": 2})
@@ -111,12 +113,13 @@ def test_equal_models_draw_equal_answers_and_another_checker_asks_no_model(run: 
     assert [mark.stat().st_mtime_ns for mark in marks] == before
 
 
+@pytest.mark.slow
 def test_a_sampled_metric_decides(run: Run, tmp_path: Path) -> None:
     progress = Notes()
     results = run(
         tmp_path / "run",
         progress,
-        spin={"iterations": 1},
+        **SHORT,
         evaluation={"samples": 2, "checker": "vowels", "metric": "sampled:checker"},
     )
     assert "models are judged by sampled:checker: the recipe says so (evaluation.metric)" in progress.notes
@@ -128,7 +131,7 @@ def test_a_checker_is_tried_on_the_references_before_training(run: Run, sums: Pa
     progress = Notes()
     source = {"path": str(sums), "columns": {"prompt": "question", "response": "answer"}}
     data = {"train": source, "eval_fraction": 0.5, "eval_limit": 12}
-    asked = {"data": data, "sft": {"max_steps": 1}, "spin": None}
+    asked = {**SHORT, "data": data}
     results = run(tmp_path / "run", progress, **asked, evaluation={"checker": "number"})
     (told,) = [note for note in progress.notes if "rejects" in note]
     assert told.startswith("evaluation.checker: number rejects ")

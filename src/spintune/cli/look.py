@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,8 @@ def inspect(
     rows: Annotated[int, typer.Option(help="How many rows to show.", min=1)] = 3,
     json: Json = False,
 ) -> None:
-    """Show the exact tokens of some training rows, the trained ones colored."""
+    """Show the exact tokens of some training rows, the trained ones colored, and the metric that fits the answers."""
+    from spintune.evaluation.metric_choice import choose_metric
     from spintune.models.loading import is_encoder_decoder, load_stop_ids, load_tokenizer
     from spintune.progress_display import open_progress
     from spintune.recipe import load_recipe
@@ -57,10 +59,15 @@ def inspect(
         "median_length": lengths[len(lengths) // 2],
         "longest": lengths[-1],
     }
+    asked = recipe.evaluation
+    references = [example.answer for example in itertools.islice(found.train, 1000)]
+    choice = choose_metric(asked.metric, asked.checker, references)
     shown = rendered.rows[:rows]
     if json:
         keys = ("example_id", "prompt_ids", "response_ids", "trained", "complete")
-        print_json({**facts, "shown": [{key: getattr(row, key) for key in keys} for row in shown]})
+        print_json(
+            {**facts, "metric": asdict(choice), "shown": [{key: getattr(row, key) for key in keys} for row in shown]}
+        )
         return
     from spintune.console import print_tokens
     from spintune.data.row_reader import named
@@ -73,6 +80,7 @@ def inspect(
             f"row {number}: {len(row.prompt_ids)} prompt tokens, {sum(row.trained)} of {len(row.response_ids)} trained",
         )
     print("\n" + "  ".join(f"{name.replace('_', ' ')}: {value or 0}" for name, value in facts.items()))
+    print(choice.line())
 
 
 def mix(

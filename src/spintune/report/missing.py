@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from spintune.evaluation.scores import MEASURES_FOLDER
 from spintune.recipe import HELDOUT
 from spintune.report.evaluations import answers_folder, evaluations_of
 from spintune.report.facts import RunFacts
@@ -24,6 +25,10 @@ def missing_parts(run: RunFacts) -> Iterator[str]:
     unanswered = [name for name in expected if name not in answered]
     if HELDOUT in run.recipe["eval"] and judged and unanswered:
         yield f"the held-out answers of {', '.join(unanswered)}"
+    asked = run.recipe.get("evaluation") or {}
+    further = [one for one in expected if one in answered and f"eval/{MEASURES_FOLDER}/{one}" not in run.stages]
+    if HELDOUT in run.recipe["eval"] and (asked.get("checker") is not None or asked.get("samples")) and further:
+        yield f"the checked or sampled answers of {', '.join(further)}"
     for name, models in missing_evaluations(run, expected).items():
         if name not in run.results.failed:
             yield f"{name} of {', '.join(models)}"
