@@ -106,10 +106,14 @@ class SftFacts:
         rows: training rows.
         dropped: examples without a row, by reason.
         truncated: rows that were cut to the maximum length.
-        heldout_loss: at the end, in nats per token; None without held-out examples.
+        steps: that were taken.
+        heldout_loss: of the weights that were kept, in nats per token; None without held-out examples.
         learning_rate: at its peak.
         seconds: by kind of work.
         unknown: trained tokens that stand for characters that the tokenizer lacks.
+        planned_steps: more than were taken where sft.patience ended training; None where an earlier version trained.
+        kept_step: the step whose weights were kept; None as before.
+        chosen_by: held-out examples by which it was chosen; 0 where it is the last step by rule.
     """
 
     rows: int
@@ -121,6 +125,19 @@ class SftFacts:
     seconds: dict[str, float]
     hardware: HardwareFacts
     unknown: int = 0
+    planned_steps: int | None = None
+    kept_step: int | None = None
+    chosen_by: int = 0
+
+    @property
+    def kept_earlier(self) -> bool:
+        """Whether the weights of an earlier step than the last were kept."""
+        return self.kept_step is not None and self.kept_step < self.steps
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether sft.patience ended training before its last step."""
+        return self.planned_steps is not None and self.steps < self.planned_steps
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------

@@ -4,15 +4,17 @@
 
     step-00000012/              a checkpoint; checkpoint.json is written last
         weights.safetensors, optimizer.safetensors
-        checkpoint.json         its step, the digest of each file, and the digest of both
+        checkpoint.json         its step, the held-out losses so far, the digest of each file, and of all this
+    best-00000008/              the weights with the least held-out loss so far, and their checkpoint.json
     TAG-WHAT-00000256.jsonl     a shard: a line with number and digest of the records, then the records
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -20,19 +22,56 @@ import orjson
 from spintune.errors import RunError
 from spintune.records import Record, parse_record
 from spintune.storage import atomic_file, digest_file, digest_json, json_line, read_json, write_json
-from spintune.typed_json import from_json
+from spintune.typed_json import OmitEmpty, from_json, to_json
 
 WEIGHTS, OPTIMIZER = "weights.safetensors", "optimizer.safetensors"
 _CHECKPOINT = "checkpoint.json"
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
-    """``checkpoint.json``; ``digest`` is of the other two, and None where an earlier version wrote it."""
+class HeldoutLosses:
+    """The held-out losses of a training so far; None where there is none yet, or it is not finite.
+
+    Attributes:
+        start: before the first step. [nats per token]
+        last: the newest. [nats per token]
+        best: the least after a step. [nats per token]
+        step: where it was measured; 0 before there is one.
+        later: evaluations after that step.
+    """
+
+    start: float | None = None
+    last: float | None = None
+    best: float | None = None
+    step: int = 0
+    later: int = 0
+
+    def after(self, step: int, loss: float) -> HeldoutLosses:
+        """These losses and one more, measured after ``step`` steps. Of equal ones the first is the best."""
+        known = loss if math.isfinite(loss) else None
+        if step == 0:
+            return replace(self, start=known, last=known)
+        if known is not None and (self.best is None or known < self.best):
+            return HeldoutLosses(self.start, known, known, step)
+        return replace(self, last=known, later=self.later + 1)
+
+
+@dataclass(frozen=True)
+class CheckpointFacts(OmitEmpty):
+    """``checkpoint.json``.
+
+    Attributes:
+        sha256: of each file.
+        digest: of all the rest; None where an earlier version wrote it.
+        best: step of the best weights, which lie beside this checkpoint; 0 for none.
+        heldout: the held-out losses so far.
+    """
 
     step: int
     sha256: dict[str, str]
     digest: str | None = None
+    best: int | None = None
+    heldout: HeldoutLosses | None = None
 
 
 @dataclass(frozen=True)
@@ -48,24 +87,38 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def seal_checkpoint(folder: Path, step: int) -> None:
-    """Writes the digests of a checkpoint, after its files."""
-    sha256 = {name: digest_file(folder / name) for name in (WEIGHTS, OPTIMIZER)}
-    write_json(folder / _CHECKPOINT, {"step": step, "sha256": sha256, "digest": digest_json([step, sha256])})
+def best_name(step: int) -> str:
+    """The name of the folder of the best weights so far, those after ``step`` steps."""
+    return f"best-{step:08d}"
 
 
-def checkpoint_step(folder: Path) -> int:
-    """The number of steps of a checkpoint, whose files are read and compared. Raises RunError when it is damaged."""
+def seal_checkpoint(folder: Path, step: int, best: int | None = None, heldout: HeldoutLosses | None = None) -> None:
+    """Writes the digests of a checkpoint or of the best weights, after their files."""
+    sha256 = {name: digest_file(folder / name) for name in (WEIGHTS, OPTIMIZER) if (folder / name).exists()}
+    facts = CheckpointFacts(step, sha256, None, best, heldout)
+    write_json(folder / _CHECKPOINT, to_json(replace(facts, digest=_digest(facts))))
+
+
+def read_checkpoint(folder: Path) -> CheckpointFacts:
+    """The facts of a checkpoint or of the best weights, whose files are read and compared.
+
+    Raises RunError when anything is damaged.
+    """
     path = folder / _CHECKPOINT
     facts = from_json(CheckpointFacts, read_json(path), path)
-    own = digest_json([facts.step, facts.sha256])
-    if folder.name != checkpoint_name(facts.step) or facts.digest not in (None, own):
+    names = {checkpoint_name(facts.step): (WEIGHTS, OPTIMIZER), best_name(facts.step): (WEIGHTS,)}
+    if folder.name not in names or facts.digest not in (None, _digest(facts)):
         raise RunError(f"{path}: damaged (it is not of step {facts.step})")
-    for name in (WEIGHTS, OPTIMIZER):
+    for name in names[folder.name]:
         file = folder / name
         if not file.is_file() or digest_file(file) != facts.sha256.get(name):
             raise RunError(f"{file}: damaged (it is not as it was written)")
-    return facts.step
+    return facts
+
+
+def _digest(facts: CheckpointFacts) -> str:
+    more = [facts.best, to_json(facts.heldout)] if facts.best or facts.heldout else []
+    return digest_json([facts.step, facts.sha256, *more])
 
 
 def write_shard(path: Path, records: Sequence[object]) -> None:

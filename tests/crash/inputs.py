@@ -23,6 +23,12 @@ def build(folder: str) -> None:
         for count in (1, 2, 4)
     ]
     _lines(place / "animals.jsonl", rows)
+    many = [
+        {"instruction": f"Say {animal} {count} times.", "output": " ".join([ANIMALS[(3 * count + number) % 10]] * 2)}
+        for number, animal in enumerate(ANIMALS)
+        for count in range(8)
+    ]
+    _lines(place / "many.jsonl", many)
     _tasks(place)
     _evaluations(place)
 

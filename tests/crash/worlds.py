@@ -76,6 +76,14 @@ def _seldom(machine: Machine) -> Values:
     return _values(machine, sft=minutes, spin={**minutes, "baseline": "sft"})
 
 
+def _overfit(machine: Machine) -> Values:
+    """The held-out loss falls, then rises: the best weights are kept beside the checkpoints."""
+    data = {"train": str(machine.inputs / "many.jsonl"), "eval_fraction": 0.75}
+    sft = {"epochs": 4.0, "eval_every": 0.5, "keep": "best", "patience": 3, "learning_rate": 2e-2}
+    spin = {"iterations": 1, "epochs": 2.0, "baseline": "sft"}
+    return _values(machine, data=data, sft={**sft, "schedule": "constant", "samples": 1}, spin=spin, eval=[])
+
+
 def _t5(machine: Machine) -> Values:
     return _values(machine, model=str(machine.inputs / "t5"), sft={"dropout": 0.05}, spin={"iterations": 1})
 
@@ -113,6 +121,7 @@ WORLDS = {
         World("small", _made(sft={"max_steps": 2}, spin={"iterations": 1, "epochs": 0.5}, eval=[])),
         World("weights", _made()),
         World("seldom", _seldom),
+        World("overfit", _overfit),
         World("replay", _made(spin={"replay": 1, "negatives": 2, "baseline": "sft"})),
         World("refresh", _made(spin={"refresh": 2})),
         World("step", _made(sft={"max_steps": 2}, spin={"refresh": "step", "iterations": 1})),

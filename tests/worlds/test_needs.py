@@ -61,7 +61,7 @@ MODEL, ADAMW = 100, TrainingFootprint(100, 100, 200)
     [
         (None, DiskNeeds(100, 100, 600)),  # two checkpoints of 300
         ({"iterations": 4}, DiskNeeds(500, 500, 1000)),
-        ({"iterations": 4, "baseline": "sft"}, DiskNeeds(500, 600, 1100)),
+        ({"iterations": 4, "baseline": "sft"}, DiskNeeds(500, 600, 1300)),  # and twice the best weights of its steps
         ({"iterations": 4, "stop": {"start_loss": True}}, DiskNeeds(200, 500, 1000)),
         ({"iterations": 4, "keep": "best"}, DiskNeeds(300, 300, 800)),
         ({"iterations": 4, "keep": "best", "history": 2}, DiskNeeds(400, 400, 900)),
@@ -73,6 +73,24 @@ def test_models_and_checkpoints_are_added_up(
 ) -> None:
     recipe = parse_recipe(values(tmp_path, spin=spin), "test")
     assert disk_needs(recipe, MODEL, ADAMW) == expected
+
+
+@pytest.mark.parametrize(
+    ("sft", "peak"),
+    [
+        ({"epochs": 2.0}, 800),  # two checkpoints, the best weights that one of them names, and the best since
+        ({"eval_every": 0.5}, 800),
+        ({"epochs": 2.0, "eval_every": 2.0}, 600),  # one evaluation chooses nothing
+        ({"epochs": 2.0, "keep": "last"}, 600),
+    ],
+)
+def test_best_weights_are_added_up(
+    values: Callable[..., dict[str, Any]], tmp_path: Path, sft: dict[str, Any], peak: int
+) -> None:
+    recipe = parse_recipe(values(tmp_path, spin=None, sft=sft), "test")
+    assert disk_needs(recipe, MODEL, ADAMW) == DiskNeeds(100, 100, peak)
+    recipe = parse_recipe(values(tmp_path, sft=sft), "test")
+    assert disk_needs(recipe, MODEL, ADAMW) == DiskNeeds(300, 300, 800)  # SFT's are gone when self-play trains
 
 
 def test_memory_that_is_not_there_is_told() -> None:

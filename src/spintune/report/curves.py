@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from spintune.report.facts import RunFacts
 from spintune.report.figures import Figure, Series, draw
 from spintune.report.measures import NLL, contenders, estimate, measured
+from spintune.results import SftFacts
 from spintune.run_folder import BASELINE
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.typed_json import JsonObject
@@ -49,8 +50,12 @@ def _column(rows: Iterable[JsonObject], name: str, offset: float = 0) -> Points:
 def _sft(run: RunFacts, stage: str) -> list[Figure | None]:
     rows, heldout = run.metrics.get(stage, []), run.metrics.get(f"{stage}/heldout", [])
     losses = [Series("training", _column(rows, "loss")), Series("held out", _column(heldout, "loss"), 1, "dots")]
+    facts = run.facts(stage, SftFacts)
+    kept = facts.kept_step if facts and facts.chosen_by else None
+    chosen = [point for point in _column(heldout, "loss") if point[0] == kept]
+    note = f"Step {kept:,} was kept: of those measured, it has the least held-out loss." if chosen else ""
     return [
-        draw("Loss", "nats a token", losses),
+        draw("Loss", "nats a token", [*losses, Series("kept", chosen, 2, "dots")], note=note),
         draw("Gradient norm", "before clipping", [Series("gradient norm", _column(rows, "grad_norm"))]),
         draw("Learning rate", "", [Series("learning rate", _column(rows, "learning_rate"))]),
         *_routers(lambda name: _column(rows, name)),

@@ -26,6 +26,7 @@ from spintune.report.measures import (
     shared,
 )
 from spintune.report.table import MeasureColumn, decimals, shown, verdict
+from spintune.results import SftFacts
 from spintune.run_folder import BASELINE
 
 FEW_ITEMS = 50
@@ -162,9 +163,12 @@ def _unjudged(run: RunFacts) -> str:
     losses = run.metrics.get("sft/heldout", [])
     told = ""
     if len(losses) > 1:
+        facts = run.facts("sft", SftFacts)
+        kept = facts.kept_step if facts and facts.kept_step else losses[-1]["step"]
+        end = next((row for row in losses if row["step"] == kept), losses[-1])
         told = (
-            f"SFT took the held-out loss from {losses[0]['loss']:.3f} to {losses[-1]['loss']:.3f} nats a token in "
-            f"{losses[-1]['step']:,} steps. "
+            f"SFT took the held-out loss from {losses[0]['loss']:.3f} to {end['loss']:.3f} nats a token in "
+            f"{end['step']:,} steps. "
         )
     if "data" not in run.stages and not run.evaluations:
         return "Nothing has been trained yet."

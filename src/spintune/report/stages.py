@@ -77,6 +77,8 @@ def _trained(run: RunFacts) -> Iterator[NotedStep]:
             read = facts.rows + sum(facts.dropped.values())
             notes = [f"{facts.truncated:,} truncated"] if facts.truncated else []
             notes += [f"{facts.unknown:,} unknown tokens in answers"] if facts.unknown else []
+            notes += [f"step {facts.kept_step:,} of {facts.steps:,} kept"] if facts.kept_earlier else []
+            notes += [f"ended early, {facts.planned_steps:,} steps were planned"] if facts.ended_early else []
             yield NotedStep(name, "examples", read, facts.rows, Counter(facts.dropped), "; ".join(notes))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from spintune.errors import StorageError
 from spintune.memory import available_memory
 from spintune.progress import Progress
-from spintune.recipe import Recipe
+from spintune.recipe import Recipe, SftSection
 from spintune.training.footprint import TrainingFootprint, footprint
 
 _WORTH_TELLING = 2**26
@@ -39,15 +39,28 @@ def disk_needs(recipe: Recipe, model_bytes: int, training: TrainingFootprint) ->
     """What a recipe's models and checkpoints take on disk, for a saved model of ``model_bytes``."""
     spin, models = recipe.spin, 1 if recipe.sft else 0
     certain, passing = models, 0
+    best = 2 * training.gradients if _keeps_best(recipe) else 0  # the newest, and those that the checkpoint names
     if spin:
         kept = min(spin.iterations, {"all": spin.iterations, "best": spin.history + 1, "last": spin.history}[spin.keep])
         models += kept + (spin.baseline == "sft")
         certain += 1 if spin.stop.model_fields_set else kept
         passing = model_bytes if kept < spin.iterations else 0  # a new iterate, before an old one is deleted
-    # two checkpoints stand together, and later one of them and the new model
-    more = max(2 * training.checkpoint - model_bytes, training.checkpoint, passing)
+
+    def more(beside: int) -> int:
+        """Two checkpoints stand together, and later one of them and the new model."""
+        return beside + max(2 * training.checkpoint - model_bytes, training.checkpoint)
+
     final = models * model_bytes
-    return DiskNeeds(certain * model_bytes, final, final + more)
+    last = more(best if spin is None or spin.baseline == "sft" else 0)
+    sft = model_bytes + more(best) if recipe.sft else 0
+    return DiskNeeds(certain * model_bytes, final, max(sft, final + max(last, passing)))
+
+
+def _keeps_best(recipe: Recipe) -> bool:
+    """Whether SFT may keep the weights of an earlier step while it trains."""
+    section = recipe.sft or SftSection()
+    several = section.epochs > (section.eval_every or 1) or (recipe.spin and recipe.spin.baseline == "sft")
+    return bool(several) and section.keep != "last" and bool(recipe.data.eval_fraction or recipe.data.mixture)
 
 
 def check_needs(recipe: Recipe, model: nn.Module, model_bytes: int, progress: Progress) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spintune.errors import DataError
+from spintune.evaluation.selection import too_few
 from spintune.recipe import SftSection, SpinSection
 from spintune.results import SftFacts
 from spintune.run_folder import BASELINE, SFT
@@ -20,7 +22,15 @@ from spintune.storage import remove_folder
 from spintune.tokens.rows import TokenRow
 from spintune.training.batches import steps_of_equal_tokens
 from spintune.training.optimization import optimization_of
-from spintune.training.sft import SftHooks, SftRows, run_sft, steps_of_epochs
+from spintune.training.sft import (
+    HeldoutRule,
+    SftHooks,
+    SftOutcome,
+    SftRows,
+    evaluation_steps,
+    run_sft,
+    steps_of_epochs,
+)
 from spintune.typed_json import JsonObject
 
 
@@ -62,9 +72,10 @@ def baseline_stage(
 
     The computation that changes weights is then equal; self-play also generates and scores answers. The baseline trains
     as the recipe's sft section says, at spin.baseline_learning_rate if that is given, and continues the order of rows
-    after the epochs of SFT.
+    after the epochs of SFT. It keeps its best step where SFT does, since a rival should be as strong as it can be, and
+    takes all steps.
     """
-    section = context.recipe.sft or SftSection()
+    section = (context.recipe.sft or SftSection()).model_copy(update={"patience": None})
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
     budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)
@@ -98,12 +109,14 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     player = context.load(training.start)
     renderer = player.renderer(recipe.data.turns)
     train = context.render(context.train, renderer)
-    heldout = context.render_heldout(context.heldout, renderer)
+    heldout = _Heldout(context, training, context.render_heldout(context.heldout, renderer))
     if training.budget is None:
         steps = steps_of_epochs(train.rows, section, recipe.seed)
     else:
         budget, tokens = training.budget, [row.tokens for row in train.rows]
         steps = steps_of_equal_tokens(tokens, budget.steps, budget.tokens, recipe.seed, budget.first_epoch)
+    if len(evaluation_steps(steps, len(train.rows), heldout.rule.every)) > 1:
+        heldout.tell_unless_chosen()
     meter = Meter(player.engine)
     started = time.monotonic()
     with (
@@ -111,27 +124,33 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
         context.progress.task(training.title, len(steps), "steps") as task,
     ):
         evaluations = _Evaluations(context, training, heldout, samples)
-        run_sft(
+        outcome = run_sft(
             player.engine,
             player.generator,
-            SftRows(train.rows, steps, heldout, heldout[: section.samples]),
+            SftRows(train.rows, steps, heldout.measured, heldout.rows[: section.samples]),
+            heldout.rule,
             replace(
                 optimization_of(section, section.learning_rate, recipe.seed), router_aux_loss=recipe.router_aux_loss
             ),
             context.checkpoints(stage, training.inputs, section, samples),
             task,
-            SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, evaluations.add),
+            SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, on_evaluation=evaluations.add),
         )
+    for line in _told(training, outcome, len(steps), heldout.rule):
+        context.progress.note(line)
     facts = SftFacts(
         rows=len(train.rows),
         dropped=dict(train.dropped),
         truncated=train.truncated,
         unknown=train.unknown,
-        steps=len(steps),
-        heldout_loss=evaluations.loss,
+        steps=outcome.steps,
+        heldout_loss=outcome.loss,
         learning_rate=section.learning_rate,
         seconds={"train": time.monotonic() - started},
         hardware=meter.facts(),
+        planned_steps=len(steps),
+        kept_step=outcome.kept,
+        chosen_by=heldout.examples if heldout.rule.keep_best else 0,
     )
     return context.publish(player, training.name, stage, training.inputs, facts), facts
 
@@ -140,18 +159,74 @@ def _samples(context: RunContext, training: _Training) -> Path:
     return context.run.folder / training.stage / "samples.jsonl"
 
 
-class _Evaluations:
-    """Logs the held-out loss, and answers to a few held-out prompts, while SFT trains.
+class _Heldout:
+    """The held-out rows of SFT.
+
+    Those that choose are measured, so that what reports on the models of the run has chosen nothing. All are measured
+    where those that choose are too few, and SFT then ends with its last step.
 
     Attributes:
-        loss: the last held-out loss; None before the first evaluation. [nats per token]
+        rows: all.
+        measured: those whose loss is measured.
+        examples: how many can choose.
+        rule: what is done with their losses.
+
+    Raises DataError when the recipe asks for a choice and there are too few to choose by.
     """
 
-    def __init__(self, context: RunContext, training: _Training, heldout: Sequence[TokenRow], samples: StepLog) -> None:
-        self.loss: float | None = None
+    def __init__(self, context: RunContext, training: _Training, rows: Sequence[TokenRow]) -> None:
+        self._context, self._training = context, training
+        section, selection = training.section, {example.id for example in context.selection}
+        choosing = [row for row in rows if row.example_id in selection]
+        self.rows = rows
+        self.examples = len({row.example_id for row in choosing})
+        self._too_few = too_few(self.examples, len({row.example_id for row in rows}))
+        if self._too_few and (section.keep == "best" or section.patience):
+            raise DataError(f"sft.{'keep' if section.keep == 'best' else 'patience'}: {self._too_few}")
+        self.measured = rows if self._too_few else choosing
+        keep_best = section.keep != "last" and not self._too_few
+        self.rule = HeldoutRule(section.eval_every or 1.0, keep_best, section.patience)
+
+    def tell_unless_chosen(self) -> None:
+        """Says why the last step is kept where the recipe does not ask for that."""
+        if self.rows and self._too_few and self._training.section.keep is None:
+            self._context.progress.note(f"{self._training.title} keeps its last step: {self._too_few}")
+
+
+def _told(training: _Training, outcome: SftOutcome, planned: int, rule: HeldoutRule) -> Iterator[str]:
+    """Which step was kept, and whether training ended early."""
+    title, losses = training.title, outcome.losses
+    if losses is None or losses.best is None:
+        return
+    if outcome.steps < planned:
+        yield (
+            f"{title} stops after step {outcome.steps} of {planned}: {_times(losses.later)} without a lower held-out "
+            "loss (sft.patience)"
+        )
+    if outcome.kept < outcome.steps:
+        end = "" if losses.last is None else f", {losses.last:.4f} at step {outcome.steps}"
+        yield (
+            f"{title} keeps step {outcome.kept} of {outcome.steps}, with the least held-out loss: {losses.best:.4f} "
+            f"nats per token there{end}"
+        )
+    if rule.keep_best and losses.start is not None and losses.best >= losses.start:
+        yield (
+            f"warning, {title}: no step has a lower held-out loss ({losses.best:.4f}) than the model before "
+            f"({losses.start:.4f}); lower the learning rate or give more data"
+        )
+
+
+def _times(evaluations: int) -> str:
+    return f"{evaluations} evaluations" if evaluations > 1 else "an evaluation"
+
+
+class _Evaluations:
+    """Logs the held-out loss, and answers to a few held-out prompts, while SFT trains."""
+
+    def __init__(self, context: RunContext, training: _Training, heldout: _Heldout, samples: StepLog) -> None:
         self._context, self._training, self._samples = context, training, samples
         examples = {example.id: example for example in context.heldout}
-        self._examples = [examples[row.example_id] for row in heldout[: training.section.samples]]
+        self._examples = [examples[row.example_id] for row in heldout.rows[: training.section.samples]]
 
     def begin(self, step: int) -> None:
         """Training starts, or resumes after ``step`` steps."""
@@ -165,7 +240,6 @@ class _Evaluations:
     def add(self, step: int, loss: float, answers: Sequence[str]) -> None:
         """Logs one evaluation."""
         stage, context = self._training.stage, self._context
-        self.loss = loss
         context.metrics.add(f"{stage}/heldout", step, loss=loss)
         context.progress.note(f"{self._training.title} step {step}: held-out loss {loss:.4f} nats per token")
         for example, answer in zip(self._examples, answers, strict=True):

@@ -8,13 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from spintune.errors import RunError, StorageError
 from spintune.storage import atomic_folder, remove_folder
-from spintune.unfinished import OPTIMIZER, WEIGHTS, checkpoint_name, checkpoint_step, seal_checkpoint
+from spintune.unfinished import (
+    OPTIMIZER,
+    WEIGHTS,
+    HeldoutLosses,
+    best_name,
+    checkpoint_name,
+    read_checkpoint,
+    seal_checkpoint,
+)
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +37,12 @@ _ROOM = 2**23
 class Checkpoints:
     """The checkpoints of one stage. A new checkpoint replaces the older ones.
 
+    Beside them lie the best weights so far, if training keeps them. Those that the newest checkpoint names stay until
+    the next one is written: who goes on from a checkpoint finds what was the best at its step.
+
+    Attributes:
+        heldout: the held-out losses so far, which each checkpoint keeps; None without any.
+
     Args:
         folder: where they are kept.
         minutes: time between checkpoints; 0 saves one after every step.
@@ -40,6 +54,9 @@ class Checkpoints:
         self._before = before
         self._last = time.monotonic()
         self._saved = 0  # steps in the newest checkpoint
+        self.heldout: HeldoutLosses | None = None
+        self._best = 0  # step of the best weights
+        self._named = 0  # the same as the newest checkpoint has it
 
     def due(self) -> bool:
         """Whether it is time for the next checkpoint. The first one comes after a minute at the latest."""
@@ -53,10 +70,11 @@ class Checkpoints:
         except StorageError as error:
             self._say_what_is_kept(error)
             raise
-        self._saved, self._last = step, time.monotonic()
+        self._last = time.monotonic()
         for other in self._all():
             if other.name != checkpoint_name(step):
                 remove_folder(other)  # the next save tries again; restore takes the newest
+        self._remove_best()
 
     def rescue(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, error: BaseException) -> None:
         """Saves the state after ``step`` steps if it can, since ``error`` ends training, and notes it on the error."""
@@ -64,7 +82,6 @@ class Checkpoints:
             try:
                 bytearray(_ROOM)
                 self._write(step, model, optimizer)
-                self._saved = step
             except Exception as second:
                 error.add_note(
                     f"no checkpoint of step {step} could be written ({str(second) or type(second).__name__})"
@@ -80,13 +97,54 @@ class Checkpoints:
         with atomic_folder(self.folder / checkpoint_name(step)) as temporary:
             save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
             save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
-            seal_checkpoint(temporary, step)
+            seal_checkpoint(temporary, step, self._best or None, self.heldout)
+        self._saved, self._named = step, self._best
+
+    def save_best(self, step: int, model: nn.Module) -> None:
+        """Saves the trained weights after ``step`` steps as the best so far. Raises StorageError as :meth:`save`."""
+        self._best = 0
+        self._remove_best()  # what no checkpoint names is not needed to go on
+        try:
+            with atomic_folder(self.folder / best_name(step)) as temporary:
+                save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
+                seal_checkpoint(temporary, step)
+        except StorageError as error:
+            self._say_what_is_kept(error)
+            raise
+        self._best = step
+
+    def load_best(self, model: nn.Module) -> None:
+        """Loads the best weights into the model, one tensor at a time. Raises RunError when they are damaged."""
+        folder = self.folder / best_name(self._best)
+        try:
+            read_checkpoint(folder)
+        except RunError as error:
+            raise RunError(f"{error}; delete {self.folder} and run again") from error
+        with torch.no_grad(), safe_open(folder / WEIGHTS, "pt") as file:
+            for name, parameter in _trained(model):
+                parameter.copy_(file.get_tensor(name))
+
+    def _remove_best(self) -> None:
+        """Deletes best weights that are neither the newest nor named by the newest checkpoint."""
+        for folder in self.folder.glob("best-????????"):
+            if folder.name not in (best_name(self._best), best_name(self._named)):
+                remove_folder(folder)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Loads the newest intact checkpoint into model and optimizer. Returns its number of steps, 0 for none."""
+        """Loads the newest intact checkpoint into model and optimizer. Returns its number of steps, 0 for none.
+
+        One whose best weights are damaged is not intact.
+        """
+        step = self._restore(model, optimizer)
+        self._remove_best()
+        return step
+
+    def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         for folder in reversed(self._all()):
             try:
-                step = checkpoint_step(folder)
+                facts = read_checkpoint(folder)
+                if facts.best:
+                    read_checkpoint(self.folder / best_name(facts.best))
                 weights, state = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
             except (RunError, OSError, SafetensorError) as error:
                 log.warning("%s; this checkpoint is not used", error)
@@ -95,8 +153,9 @@ class Checkpoints:
                 for name, parameter in _trained(model):
                     parameter.copy_(weights[name])
             _restore_optimizer(optimizer, state)
-            self._saved = step
-            return step
+            self._saved, self.heldout = facts.step, facts.heldout
+            self._best = self._named = facts.best or 0
+            return facts.step
         return 0
 
     def clear(self) -> None:

@@ -71,6 +71,8 @@ class TrainingHooks:
     """After each step, before its checkpoint is written."""
     stop: StopRequest = field(default_factory=StopRequest)
     """Looked at before each step; a stop leaves a checkpoint."""
+    is_done: Callable[[], bool] = lambda: False
+    """Asked before each step: whether training ends there, before the last one."""
 
 
 def train(
@@ -100,6 +102,8 @@ def train(
     hooks.on_start(done)
     calls = _Calls(engine, objective, routers)
     for step in range(done, len(batches)):
+        if hooks.is_done():
+            break
         started = time.perf_counter()
         try:
             hooks.stop.check()

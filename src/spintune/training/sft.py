@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization
+from spintune.unfinished import HeldoutLosses
 
 SAMPLE_TOKENS = 64
 """Maximum length of the sampled answers."""
@@ -53,54 +55,114 @@ class SftRows:
 
 
 @dataclass(frozen=True)
+class HeldoutRule:
+    """What SFT does with the losses of its held-out rows.
+
+    Attributes:
+        every: how often they are measured, beside once at the end. [epochs]
+        keep_best: whether SFT ends with the weights of the evaluated step whose loss is the least.
+        patience: evaluations without a lower loss after which it ends; None: it does not.
+    """
+
+    every: float = 1.0
+    keep_best: bool = False
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class SftOutcome:
+    """How SFT ended.
+
+    Attributes:
+        steps: optimizer steps that were taken.
+        kept: the step whose weights the model has now.
+        losses: on the held-out rows; None without any.
+    """
+
+    steps: int
+    kept: int
+    losses: HeldoutLosses | None
+
+    @property
+    def loss(self) -> float | None:
+        """The held-out loss of the step that was kept. [nats per token]"""
+        if self.losses is None:
+            return None
+        return self.losses.best if self.kept == self.losses.step else self.losses.last
+
+
+@dataclass(frozen=True)
 class SftHooks(TrainingHooks):
     """Functions that SFT calls on the way."""
 
     on_evaluation: Callable[[int, float, list[str]], None] = lambda step, loss, answers: None
-    """Before the first step and after every epoch, if there are held-out rows: step, held-out loss in nats per token,
-    and the answers to the sampled prompts."""
+    """At each evaluation, if there are held-out rows, the first one before the first step: step, held-out loss in nats
+    per token, and the answers to the sampled prompts."""
 
 
 def run_sft(
     engine: LogProbEngine,
     generator: Generator,
     rows: SftRows,
+    rule: HeldoutRule,
     optimization: Optimization,
     checkpoints: Checkpoints,
     task: ProgressTask,
     hooks: SftHooks,
-) -> None:
+) -> SftOutcome:
     """Trains the engine's model in place; ``task`` counts optimizer steps."""
-    ends = _epoch_ends(rows.steps, len(rows.train)) | {len(rows.steps)}
+    evaluated = evaluation_steps(rows.steps, len(rows.train), rule.every)
+    last, reached = len(rows.steps), 0
 
     def evaluate(step: int) -> None:
-        if rows.heldout:
-            prompts = [row.prompt_ids for row in rows.sampled]
-            answers = generator.generate(prompts, Sampling(SAMPLE_TOKENS, temperature=0))
-            hooks.on_evaluation(step, heldout_loss(engine, rows.heldout), [answer.text for answer in answers])
+        if not rows.heldout:
+            return
+        prompts = [row.prompt_ids for row in rows.sampled]
+        answers = generator.generate(prompts, Sampling(SAMPLE_TOKENS, temperature=0))
+        loss = heldout_loss(engine, rows.heldout)
+        hooks.on_evaluation(step, loss, [answer.text for answer in answers])
+        losses = (checkpoints.heldout or HeldoutLosses()).after(step, loss)
+        if rule.keep_best and losses.step == step and 0 < step < last:  # the last weights stay in memory
+            checkpoints.save_best(step, engine.model)
+        checkpoints.heldout = losses
 
     def start(step: int) -> None:
+        nonlocal reached
+        reached = step
         hooks.on_start(step)
         task.advance(step)
         if step == 0:
             evaluate(0)
 
     def report(step: StepReport) -> None:
+        nonlocal reached
+        reached = step.step
         hooks.on_step(step)
         task.advance(1, loss=step.loss, tokens_per_s=step.tokens / step.seconds)
-        if step.step in ends:
+        if step.step in evaluated:
             evaluate(step.step)
 
+    def is_done() -> bool:
+        losses = checkpoints.heldout
+        return bool(rule.patience and losses and losses.later >= rule.patience)
+
     batches = Batches(rows.train, rows.steps)
-    train(engine, batches, NegativeLogLikelihood(), optimization, checkpoints, TrainingHooks(start, report, hooks.stop))
+    training = TrainingHooks(start, report, hooks.stop, is_done)
+    train(engine, batches, NegativeLogLikelihood(), optimization, checkpoints, training)
+    losses = checkpoints.heldout
+    kept = losses.step if losses and losses.step and rule.keep_best else reached
+    if kept < reached:
+        checkpoints.load_best(engine.model)
+    return SftOutcome(reached, kept, losses)
 
 
-def _epoch_ends(steps: Sequence[Sequence[int]], rows: int) -> set[int]:
-    """Steps, counted from 1, after which another epoch is complete."""
-    ends: set[int] = set()
-    seen = 0
+def evaluation_steps(steps: Sequence[Sequence[int]], rows: int, every: float) -> set[int]:
+    """Steps, counted from 1, after which ``every`` more epochs of so many rows are complete; and the last."""
+    ends = {len(steps)}
+    seen, done = 0, 0
     for number, step in enumerate(steps, 1):
         seen += len(step)
-        if seen % rows == 0:
+        if (whole := math.floor(seen / (every * rows) + 1e-9)) > done:
             ends.add(number)
+            done = whole
     return ends
