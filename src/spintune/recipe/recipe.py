@@ -159,7 +159,7 @@ class Recipe(Section):
         yield from self._evaluation_problems()
         if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
             yield "data.train names synth, but there is no synth section; add synth: {}"
-        if self.sft and not self.data.eval_fraction and not self.data.mixture:
+        if self.sft and self.data.eval_fraction == 0 and not self.data.mixture:
             for key in ("eval_every", "patience", "keep"):
                 if getattr(self.sft, key) not in (None, "last"):
                     yield f"sft.{key} would do nothing without held-out examples; set data.eval_fraction above 0"

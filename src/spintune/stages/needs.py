@@ -60,7 +60,7 @@ def _keeps_best(recipe: Recipe) -> bool:
     """Whether SFT may keep the weights of an earlier step while it trains."""
     section = recipe.sft or SftSection()
     several = section.epochs > (section.eval_every or 1) or (recipe.spin and recipe.spin.baseline == "sft")
-    return bool(several) and section.keep != "last" and bool(recipe.data.eval_fraction or recipe.data.mixture)
+    return bool(several) and section.keep != "last" and (recipe.data.eval_fraction != 0 or bool(recipe.data.mixture))
 
 
 def check_needs(recipe: Recipe, model: nn.Module, model_bytes: int, progress: Progress) -> None:
