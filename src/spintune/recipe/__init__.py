@@ -13,12 +13,13 @@ from spintune.recipe.evaluation import (
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.reading import load_recipe, parse_recipe, recipe_schema
 from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
-from spintune.recipe.section import Section
+from spintune.recipe.section import AUTO_RATE, Section
 from spintune.recipe.synthesis import SynthSection, TeacherSection
 from spintune.recipe.training import IterationSettings, LoraSection, SftSection, SpinSection, TrainingSection
 from spintune.recipe.yaml_files import read_yaml
 
 __all__ = [
+    "AUTO_RATE",
     "DEFAULT_MODEL",
     "HELDOUT",
     "IFEVAL",

@@ -13,7 +13,17 @@ from spintune.data.columns import problem_of
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
 from spintune.recipe.mixture import MixtureSection
-from spintune.recipe.section import Count, NonNegative, Positive, Section, Share, ShareBelowOne, WholeNumber, known_in
+from spintune.recipe.section import (
+    AUTO_RATE,
+    Count,
+    NonNegative,
+    Positive,
+    Section,
+    Share,
+    ShareBelowOne,
+    WholeNumber,
+    known_in,
+)
 from spintune.recipe.synthesis import SynthSection
 from spintune.recipe.training import LoraSection, SftSection, SpinSection
 from spintune.trackers import TRACKERS
@@ -166,6 +176,12 @@ class Recipe(Section):
         stop = self.spin and self.spin.stop
         if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and self.data.eval_fraction == 0:
             yield "spin.stop needs held-out examples; set data.eval_fraction above 0"
+
+        if self.data.eval_fraction == 0:
+            rates = {"sft": self.sft and self.sft.learning_rate, "spin": self.spin and self.spin.learning_rate}
+            for key, rate in rates.items():
+                if AUTO_RATE in (rate if isinstance(rate, list) else [rate]):
+                    yield f"{key}.learning_rate: auto needs held-out examples; set data.eval_fraction above 0"
 
     def _evaluation_problems(self) -> Iterator[str]:
         for name, key in FILES_OF.items():

@@ -22,6 +22,9 @@ ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 WholeNumber = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+AUTO_RATE: Literal["auto"] = "auto"
+"""A learning rate that a ladder of short runs finds."""
+LearningRate = Positive | Literal["auto"]
 TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$")]
 
 T = TypeVar("T")

@@ -11,7 +11,9 @@ from pydantic import Field, field_validator
 from spintune.recipe import losses
 from spintune.recipe.losses import SelfPlayLoss
 from spintune.recipe.section import (
+    AUTO_RATE,
     Count,
+    LearningRate,
     NonNegative,
     OptimizerName,
     Positive,
@@ -79,8 +81,9 @@ class SftSection(TrainingSection):
     """Passes over the training rows; may be fractional. [epochs]"""
     max_steps: Count | None = None
     """Stop after this many optimizer steps. [steps] Default: no limit."""
-    learning_rate: Positive = 2e-5
-    """Peak learning rate. Default: Stanford Alpaca and Zephyr SFT (2e-5)."""
+    learning_rate: LearningRate = 2e-5
+    """Peak learning rate; auto finds one by a ladder of short runs, judged by held-out loss. Default: Stanford Alpaca
+    and Zephyr SFT (2e-5)."""
     schedule: ScheduleName = "cosine"
     """After warm-up: cosine, linear, constant, wsd (constant, then linear over the last part) or inverse_sqrt (T5).
     Default: Zephyr SFT."""
@@ -119,7 +122,7 @@ class IterationSettings:
 
     lambda_: float
     loss: str
-    learning_rate: float | None
+    learning_rate: float | Literal["auto"] | None
     """Peak; None: chosen by the number of parameters."""
     epochs: float
 
@@ -175,11 +178,13 @@ class SpinSection(TrainingSection):
     """When to end before the last iteration."""
     baseline: Literal["none", "sft"] = "none"
     """sft: for comparison, also train iterate 0 further by SFT, with as many steps and tokens."""
-    baseline_learning_rate: Positive | None = None
-    """Peak learning rate of the baseline. Default: that of sft, or its default without an sft section."""
-    learning_rate: Positive | list[Positive] | None = None
-    """Peak learning rate; a list gives one value per iteration. Default: 5e-7 for 7 billion parameters (SPIN paper);
-    smaller models get more, by the inverse square root of their size, up to 5e-6 (our choice)."""
+    baseline_learning_rate: LearningRate | None = None
+    """Peak learning rate of the baseline; auto finds one of its own. Default: that of sft (auto where that is auto), or
+    its default without an sft section."""
+    learning_rate: LearningRate | list[LearningRate] | None = None
+    """Peak learning rate; a list gives one value per iteration. auto finds one in iteration 1, for all; in a list, in
+    its iteration. Default: 5e-7 for 7 billion parameters (SPIN paper); smaller models get more, by the inverse square
+    root of their size, up to 5e-6 (our choice)."""
     epochs: Positive | list[Positive] = 1.0
     """Passes over the pairs per iteration; a list gives one value per iteration. [epochs] Default: NVIDIA's rerun (SPIN
     paper: 2)."""
@@ -233,6 +238,9 @@ class SpinSection(TrainingSection):
             if self.reference_mixture and loss.kind == "ratios":
                 margins = ", ".join(other.name for other in losses.BUILT_IN if other.kind == "margin")
                 yield f"{loss.name} reads no margin; reference_mixture works only with {margins}"
+        rates = self.learning_rate if isinstance(self.learning_rate, list) else [self.learning_rate]
+        if self.refresh == "step" and AUTO_RATE in rates:
+            yield "learning_rate: auto needs answers to try rates on before training; with refresh: step, give a rate"
         if self.negatives > 1 and self.temperature == 0:
             yield "greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1"
         if self.keep == "last" and self.stop.patience is not None:
@@ -263,13 +271,18 @@ class SpinSection(TrainingSection):
         """The loss of iteration 1, 2, ..."""
         return losses.LOSSES[_scheduled(self.loss, iteration)]
 
+    def finds_rate(self, iteration: int) -> bool:
+        """Whether an iteration looks for its learning rate by itself; ``auto`` for all looks in the first alone."""
+        listed = isinstance(self.learning_rate, list)
+        return self.in_iteration(iteration).learning_rate == AUTO_RATE and (listed or iteration == 1)
+
     def in_iteration(self, iteration: int) -> IterationSettings:
         """Settings of iteration 1, 2, ..."""
         loss = self.loss_in(iteration)
         return IterationSettings(
             loss.default_lambda if self.lambda_ is None else _scheduled(self.lambda_, iteration),
             loss.name,
-            None if self.learning_rate is None else _scheduled(self.learning_rate, iteration),
+            self.learning_rate[iteration - 1] if isinstance(self.learning_rate, list) else self.learning_rate,
             _scheduled(self.epochs, iteration),
         )
 

@@ -31,6 +31,7 @@ from spintune.results import (
 from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, iterations_of, read_manifest, read_recipe
 from spintune.run_models import read_best, stage_of
 from spintune.storage import read_json, read_json_lines
+from spintune.training.rate_facts import RateFacts
 from spintune.typed_json import JsonObject, from_json
 
 _Record = TypeVar("_Record")
@@ -38,6 +39,7 @@ _Record = TypeVar("_Record")
 _STAGES: dict[str, type] = {
     "synth": SynthFacts,
     "data": DataFacts,
+    "*/rates": RateFacts,
     "sft": SftFacts,
     "spin/iterate-*/pairs": PairFacts,
     "spin/iterate-*": IterationFacts,

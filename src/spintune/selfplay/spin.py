@@ -10,7 +10,7 @@ import torch
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import LogProbs
 from spintune.progress import ProgressTask
-from spintune.recipe import SpinSection
+from spintune.recipe import AUTO_RATE, SpinSection
 from spintune.records import Pair
 from spintune.selfplay.pair_metrics import PairMetrics
 from spintune.training.batches import Batches, steps_by_rows
@@ -58,8 +58,13 @@ def batches_of(pairs: Sequence[Pair], section: SpinSection, iteration: int, seed
 
 
 def iteration_optimization(section: SpinSection, iteration: int, seed: int, weights: int) -> Optimization:
-    """The optimization settings of an iteration, for a model with so many parameters."""
+    """The optimization settings of an iteration, for a model with so many parameters.
+
+    The rate that a ladder finds must be in the section by then.
+    """
     rate = section.in_iteration(iteration).learning_rate
+    if rate == AUTO_RATE:
+        raise ValueError("the learning rate was not found yet")
     return optimization_of(section, default_rate(weights) if rate is None else rate, seed + iteration)
 
 
@@ -96,6 +101,16 @@ def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfP
     return [
         PairMetrics(pair.example_id, loss.total.item(), **loss.facts) for pair, loss in zip(pairs, losses, strict=True)
     ]
+
+
+def plain_pair_loss(engine: LogProbEngine, pairs: Sequence[Pair]) -> float:
+    """How well the player tells real answers from its opponent's: the mean of log(1 + e^-m), whatever it trains with.
+
+    It is ln 2 for a player that equals its opponent, and least for p_data: m is then the log-odds of "real". The loss
+    of training has its least there only for λ = 1; at λ = 0.1 it goes on falling far beyond the data.
+    """
+    measured = measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0))
+    return math.fsum(one.loss for one in measured) / len(measured)
 
 
 def _as_logprobs(pair: Pair, sums: Sequence[float]) -> LogProbs:

@@ -18,10 +18,13 @@ from itertools import chain
 from pathlib import Path
 
 from spintune.engine.query import Query
+from spintune.evaluation.selection import selection_of
 from spintune.evaluation.statistics import bootstrap
 from spintune.progress import Progress, Silent
+from spintune.recipe import AUTO_RATE, SpinSection
 from spintune.records import Pair, read_records, write_records
 from spintune.results import DiagnosisFacts, HeldoutPairFacts, IterationFacts, LaterPairCounts
+from spintune.run_folder import MANIFEST, read_manifest
 from spintune.selfplay.diagnostics import describe, divergence, identical_share
 from spintune.selfplay.filters import FilteredPairs
 from spintune.selfplay.opponent import score_pairs
@@ -33,6 +36,7 @@ from spintune.selfplay.spin import (
     iteration_optimization,
     measure_pairs,
     objective_of,
+    plain_pair_loss,
     train_iteration,
 )
 from spintune.stages.answers import AnswerSampler
@@ -41,12 +45,16 @@ from spintune.stages.heldout import likelihood_stage
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.stages.pairs import training_settings
+from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.storage import digest_json, remove_folder, write_json_if_changed, write_json_lines
 from spintune.tokens.rows import TokenRow
 from spintune.tracking import Stopwatch, flat
+from spintune.training.ladder import BACKWARD
 from spintune.training.loop import StepReport, Steps, TrainingHooks
 from spintune.training.objectives import SelfPlay
-from spintune.typed_json import JsonObject, to_json
+from spintune.training.optimization import Optimization
+from spintune.training.rate_facts import RateFacts
+from spintune.typed_json import JsonObject, from_json, to_json
 
 FEW_STEPS = 10
 """An iteration of fewer steps gets a warning; a judgment: Adam moves a weight by at most about rate x steps."""
@@ -60,12 +68,8 @@ def training_stage(sampler: AnswerSampler, opponent: Iterate, iteration: int) ->
     context = sampler.context
     stage = f"spin/iterate-{iteration}"
     folder = context.run.folder / stage
-    inputs = context.training_inputs(
-        opponent,
-        pairs=context.run.digest(f"{stage}/pairs"),
-        spin=training_settings(context, sampler.section, iteration),
-        iteration=iteration,
-    )
+    sampler = _with_rate(sampler, opponent, iteration)
+    inputs = _inputs(sampler, opponent, iteration)
     facts = context.run.finished(stage, inputs, IterationFacts)
     if facts is None:
         iterate, facts = _train(sampler, opponent, iteration, inputs)
@@ -76,6 +80,62 @@ def training_stage(sampler: AnswerSampler, opponent: Iterate, iteration: int) ->
     return iterate, facts
 
 
+def _inputs(sampler: AnswerSampler, opponent: Iterate, iteration: int) -> JsonObject:
+    context = sampler.context
+    return context.training_inputs(
+        opponent,
+        pairs=context.run.digest(f"spin/iterate-{iteration}/pairs"),
+        spin=training_settings(context, sampler.section, iteration),
+        iteration=iteration,
+    )
+
+
+def _with_rate(sampler: AnswerSampler, opponent: Iterate, iteration: int) -> AnswerSampler:
+    """The sampler with the learning rate that a ladder finds, if the recipe says auto."""
+    context, section, stage = sampler.context, sampler.section, f"spin/iterate-{iteration}"
+    if section.in_iteration(iteration).learning_rate != AUTO_RATE:
+        return sampler
+    if section.finds_rate(iteration):
+        inputs, title = _inputs(sampler, opponent, iteration), f"SPIN iteration {iteration}"
+        search = RateSearch(context, "spin.learning_rate", title, stage, opponent, inputs)
+        rate = search.find(lambda player: _trial(sampler, player, iteration)).rate
+    else:
+        first = context.run.folder / "spin/iterate-1/rates"
+        rate = from_json(RateFacts, read_manifest(first).facts, first / MANIFEST).rate
+    return replace(sampler, section=section.model_copy(update={"learning_rate": rate}))
+
+
+def _trial(sampler: AnswerSampler, player: LoadedIterate, iteration: int) -> TrialSetting[Pair, Pair]:
+    """What rates of an iteration are tried on: its pairs, as far as they are there before training begins."""
+    context, section = sampler.context, sampler.section
+    folder, objective = context.run.folder / f"spin/iterate-{iteration}/pairs", objective_of(section, iteration)
+    pairs = [*read_records(folder / "train.jsonl", Pair), *read_records(folder / "replay.jsonl", Pair)]
+    chosen = {example.id for example in selection_of(sampler.heldout)}
+    heldout = [pair for pair in read_records(folder / "heldout.jsonl", Pair) if pair.example_id in chosen]
+    batches = batches_of(pairs, section, iteration, context.recipe.seed)
+    tokens = [objective.query(pair).tokens for pair in pairs]
+    tried = section.model_copy(update={"learning_rate": None})
+    return TrialSetting(
+        batches,
+        [sum(tokens[index] for index in step) for step in batches.steps],
+        sum(map(len, batches.steps)) / len(batches),
+        objective,
+        _optimization(sampler, tried, player, iteration),
+        heldout,
+        [objective.query(pair).tokens for pair in heldout],
+        lambda rows: plain_pair_loss(player.engine, rows),
+        "held-out pair loss at λ = 1",
+        BACKWARD + 2,  # an iteration also generates and scores its answers
+    )
+
+
+def _optimization(sampler: AnswerSampler, section: SpinSection, player: LoadedIterate, iteration: int) -> Optimization:
+    recipe = sampler.context.recipe
+    weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
+    found = iteration_optimization(section, iteration, recipe.seed, weights)
+    return replace(found, router_aux_loss=recipe.router_aux_loss)
+
+
 def _train(
     sampler: AnswerSampler, opponent: Iterate, iteration: int, inputs: JsonObject
 ) -> tuple[Iterate, IterationFacts]:
@@ -83,12 +143,7 @@ def _train(
     context, section, stage = sampler.context, sampler.section, f"spin/iterate-{iteration}"
     folder = context.run.folder / stage
     player = context.load(opponent)
-    weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
-    optimization = replace(
-        iteration_optimization(section, iteration, context.recipe.seed, weights),
-        router_aux_loss=context.recipe.router_aux_loss,
-    )
-    objective = objective_of(section, iteration)
+    optimization, objective = _optimization(sampler, section, player, iteration), objective_of(section, iteration)
     clock = Stopwatch()
     phase_pairs = _PhasePairs(sampler, player, iteration, digest_json(inputs)[:12], clock)
     batches = _batches(phase_pairs, folder / "pairs")

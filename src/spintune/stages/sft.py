@@ -11,23 +11,26 @@ from pathlib import Path
 
 from spintune.errors import DataError
 from spintune.evaluation.selection import too_few
-from spintune.recipe import SftSection, SpinSection
+from spintune.recipe import AUTO_RATE, SftSection, SpinSection
 from spintune.results import SftFacts
 from spintune.run_folder import BASELINE, SFT
 from spintune.stages.context import RunContext
-from spintune.stages.iterates import Iterate
+from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
+from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.step_log import StepLog
 from spintune.storage import remove_folder
 from spintune.tokens.rows import TokenRow
-from spintune.training.batches import steps_of_equal_tokens
-from spintune.training.optimization import optimization_of
+from spintune.training.batches import Batches, steps_of_equal_tokens
+from spintune.training.objectives import NegativeLogLikelihood
+from spintune.training.optimization import Optimization, optimization_of
 from spintune.training.sft import (
     HeldoutRule,
     SftHooks,
     SftOutcome,
     SftRows,
     evaluation_steps,
+    heldout_loss,
     run_sft,
     steps_of_epochs,
 )
@@ -62,7 +65,7 @@ class _Training:
 def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, SftFacts]:
     """Trains the base model on the training examples."""
     inputs = context.training_inputs(base, sft=deciding_settings(context.settings["sft"]))
-    return _run(context, _Training(SFT, "sft", base, section, inputs))
+    return _run(context, _with_rate(context, _Training(SFT, "sft", base, section, inputs)))
 
 
 def baseline_stage(
@@ -80,7 +83,53 @@ def baseline_stage(
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
     budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)
     inputs = context.training_inputs(start, sft=deciding_settings(section.model_dump(mode="json")), budget=vars(budget))
-    return _run(context, _Training(BASELINE, "spin/baseline-sft", start, section, inputs, budget))
+    training = _Training(BASELINE, "spin/baseline-sft", start, section, inputs, budget)
+    return _run(context, _with_rate(context, training))
+
+
+def _with_rate(context: RunContext, training: _Training) -> _Training:
+    """The training at the rate that a ladder finds, if the recipe says auto."""
+    if training.section.learning_rate != AUTO_RATE:
+        return training
+    key = "spin.baseline_learning_rate" if training.name == BASELINE else "sft.learning_rate"
+    search = RateSearch(context, key, training.title, training.stage, training.start, training.inputs)
+    rate = search.find(lambda player: _trial(context, training, player)).rate
+    section = training.section.model_copy(update={"learning_rate": rate})
+    return replace(training, section=section, inputs={**training.inputs, "rate": rate})
+
+
+def _trial(context: RunContext, training: _Training, player: LoadedIterate) -> TrialSetting[TokenRow, TokenRow]:
+    """What rates of SFT are tried on."""
+    renderer = player.renderer(context.recipe.data.turns)
+    train = context.render(context.train, renderer).rows
+    heldout = context.render_heldout(context.selection, renderer)
+    steps, tokens = _steps(context, training, train), [row.tokens for row in train]
+    return TrialSetting(
+        Batches(train, steps),
+        [sum(tokens[index] for index in step) for step in steps],
+        sum(map(len, steps)) / len(steps),
+        NegativeLogLikelihood(),
+        _optimization(context, training.section),
+        heldout,
+        [row.tokens for row in heldout],
+        lambda rows: heldout_loss(player.engine, rows),
+        "held-out loss",
+    )
+
+
+def _steps(context: RunContext, training: _Training, rows: Sequence[TokenRow]) -> list[list[int]]:
+    """The rows of each optimizer step, by index."""
+    seed, budget = context.recipe.seed, training.budget
+    if budget is None:
+        return steps_of_epochs(rows, training.section, seed)
+    tokens = [row.tokens for row in rows]
+    return steps_of_equal_tokens(tokens, budget.steps, budget.tokens, seed, budget.first_epoch)
+
+
+def _optimization(context: RunContext, section: SftSection) -> Optimization:
+    rate = 0.0 if section.learning_rate == AUTO_RATE else section.learning_rate
+    found = optimization_of(section, rate, context.recipe.seed)
+    return replace(found, router_aux_loss=context.recipe.router_aux_loss)
 
 
 def deciding_settings(settings: JsonObject) -> JsonObject:
@@ -110,11 +159,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     renderer = player.renderer(recipe.data.turns)
     train = context.render(context.train, renderer)
     heldout = _Heldout(context, training, context.render_heldout(context.heldout, renderer))
-    if training.budget is None:
-        steps = steps_of_epochs(train.rows, section, recipe.seed)
-    else:
-        budget, tokens = training.budget, [row.tokens for row in train.rows]
-        steps = steps_of_equal_tokens(tokens, budget.steps, budget.tokens, recipe.seed, budget.first_epoch)
+    steps, optimization = _steps(context, training, train.rows), _optimization(context, section)
     if len(evaluation_steps(steps, len(train.rows), heldout.rule.every)) > 1:
         heldout.tell_unless_chosen()
     meter = Meter(player.engine)
@@ -129,9 +174,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             player.generator,
             SftRows(train.rows, steps, heldout.measured, heldout.rows[: section.samples]),
             heldout.rule,
-            replace(
-                optimization_of(section, section.learning_rate, recipe.seed), router_aux_loss=recipe.router_aux_loss
-            ),
+            optimization,
             context.checkpoints(stage, training.inputs, section, samples),
             task,
             SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, on_evaluation=evaluations.add),
@@ -145,7 +188,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
         unknown=train.unknown,
         steps=outcome.steps,
         heldout_loss=outcome.loss,
-        learning_rate=section.learning_rate,
+        learning_rate=optimization.learning_rate,
         seconds={"train": time.monotonic() - started},
         hardware=meter.facts(),
         planned_steps=len(steps),

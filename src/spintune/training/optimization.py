@@ -37,6 +37,8 @@ class Optimization:
     """Dropout in the layers of an encoder-decoder."""
     router_aux_loss: float | None = None
     """Weight of the load-balancing loss of experts; None: the model's own."""
+    moment_steps: int = 0
+    """Steps before the schedule, at rate 0, that only gather the moments of the gradient."""
 
 
 def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
@@ -61,8 +63,11 @@ def rate_at(step: int, total: int, optimization: Optimization) -> float:
 
     cosine, linear and wsd (arXiv 2404.06395; linear over its last part) fall to the floor, which the step after the
     last one would have. inverse_sqrt is peak · √(w / step) after w steps of warm-up, as for T5. The rate is above 0 at
-    every step, the first (peak / warm-up steps) and the last included.
+    every step, the first (peak / warm-up steps) and the last included; the moment steps before are no part of it.
     """
+    if step < optimization.moment_steps:
+        return 0.0
+    step, total = step - optimization.moment_steps, total - optimization.moment_steps
     warmup = round(optimization.warmup * total)
     if step < warmup:
         return optimization.learning_rate * (step + 1) / warmup

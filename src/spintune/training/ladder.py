@@ -1,0 +1,240 @@
+"""A ladder of short training runs that finds a learning rate.
+
+Every rung is a whole short run: it has the schedule of one, and starts from the same weights. Adam's first steps are
+not like its later ones: without gradient moments each weight moves by the full rate, so a few such steps favor low
+rates. Therefore the first steps of a ladder, at rate 0, gather moments once, and every rung begins with them. They are
+a checkpoint, so each rung starts equal to the bit, and so does the model after the ladder.
+
+Rates are half decades apart. The search brackets the least loss by decades, then looks at the half decades beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.errors import NonFiniteError
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.loop import Steps, TrainingHooks, train
+from spintune.training.objectives import Objective
+from spintune.training.optimization import Optimization, build_optimizer
+
+R = TypeVar("R")
+
+SHARE = 0.2
+"""A ladder costs at most this share of its stage, counted in tokens. Only that of a very small stage costs more."""
+
+MAX_RUNGS = 7
+MIN_STEPS, MAX_STEPS = 4, 30
+"""Optimizer steps of a rung."""
+MAX_PARTS = 8
+"""A step of a small stage is divided into so many at most."""
+BACKWARD = 3
+"""Training costs about three times as much as scoring the same tokens."""
+
+
+# Where to look ------------------------------------------------------------------------------------------------------
+
+
+def usual_rate(weights: int, adapters: bool, self_play: bool) -> float:
+    """The rate in the middle of a ladder, a half decade; our choice.
+
+    SFT: 1e-4 for 135 million weights, proportional to 1 / √weights, from 1e-5 to 3.2e-3. Adapters take ten times as
+    much, self-play a third.
+    """
+    rate = min(3.2e-3, max(1e-5, 1e-4 * math.sqrt(135e6 / weights)))
+    return _rounded(round(2 * math.log10(rate * (10 if adapters else 1) / (3 if self_play else 1))))
+
+
+def _rounded(half_decades: int) -> float:
+    """10^(half_decades / 2) with two digits, as people write rates."""
+    return float(f"{10 ** (half_decades / 2):.1e}")
+
+
+def _half_decades(rate: float) -> int:
+    return round(2 * math.log10(rate))
+
+
+def climb(loss_of: Callable[[float], float], middle: float) -> dict[float, float]:
+    """The loss of each rate that was tried, infinite where training broke; at most :data:`MAX_RUNGS`.
+
+    ``loss_of`` trains at a rate. Decades first, until the least loss lies between two others; then its neighbors.
+    """
+    losses: dict[int, float] = {}
+
+    def look(place: int) -> None:
+        if place not in losses and len(losses) < MAX_RUNGS:
+            losses[place] = loss_of(_rounded(place))
+
+    look(_half_decades(middle))
+    while len(losses) < MAX_RUNGS - 2:
+        best = _best(losses)
+        beside = [place for place in (best + 2, best - 2) if place not in losses]
+        if not beside:
+            break
+        look(beside[0])
+    for step in (1, -1):
+        look(_best(losses) + step)
+    return {_rounded(place): losses[place] for place in sorted(losses)}
+
+
+def _best(losses: Mapping[int, float]) -> int:
+    """The place of the least loss; of equal ones the lowest rate."""
+    return min(sorted(losses), key=losses.__getitem__)
+
+
+# What it may cost ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LadderPlan:
+    """How long a ladder is.
+
+    Attributes:
+        moments: steps at rate 0 before all rungs.
+        steps: of each rung.
+        parts: each step of the stage is divided into so many, so that a small stage has enough of them.
+        heldout: number of rows that each rung is judged by.
+        share: what the longest ladder costs, over the cost of the stage.
+    """
+
+    moments: int
+    steps: int
+    parts: int
+    heldout: int
+    share: float
+
+
+def plan_ladder(
+    step_tokens: Sequence[int], rows_per_step: float, heldout_tokens: Sequence[int], fewest: int, passes: int
+) -> LadderPlan:
+    """The longest ladder within :data:`SHARE` of a stage, or the smallest one if there is no room for it.
+
+    Args:
+        step_tokens: tokens of each optimizer step of the stage.
+        rows_per_step: mean number of rows of a step.
+        heldout_tokens: of each row that rungs can be judged by.
+        fewest: rows to judge by, at least.
+        passes: what the stage costs for each token, where scoring it costs 1.
+    """
+    stage = passes * sum(step_tokens)
+    mean = sum(step_tokens) / len(step_tokens)
+    heldout, judging = 0, 0
+    for tokens in heldout_tokens:
+        if heldout >= fewest and MAX_RUNGS * (judging + tokens) > SHARE * stage / 3:
+            break
+        heldout, judging = heldout + 1, judging + tokens
+    room = (SHARE * stage - MAX_RUNGS * judging) / BACKWARD  # tokens to train on
+    steps, parts = min(MAX_STEPS, int(room / mean / (1 + MAX_RUNGS))), 1
+    if steps < MIN_STEPS:
+        needed = MIN_STEPS * (1 + MAX_RUNGS) * mean
+        most = max(1, min(MAX_PARTS, int(rows_per_step)))
+        steps, parts = MIN_STEPS, min(most, math.ceil(needed / room) if room > 0 else most)
+    cost = BACKWARD * mean / parts * steps * (1 + MAX_RUNGS) + MAX_RUNGS * judging
+    return LadderPlan(steps, steps, parts, heldout, cost / stage)
+
+
+# Rungs --------------------------------------------------------------------------------------------------------------
+
+
+class _LadderStart(Checkpoints):
+    """The checkpoint that every rung begins with, after ``moments`` steps. Rungs save none of their own."""
+
+    def __init__(self, folder: Path, moments: int) -> None:
+        super().__init__(folder, math.inf)
+        self._steps_left = moments
+
+    def due(self) -> bool:
+        self._steps_left -= 1
+        return self._steps_left == 0
+
+    def rescue(self, step: int, model: nn.Module, optimizer: object, error: BaseException) -> None:
+        """A rung that was stopped runs again."""
+
+
+class _ShortRun(Generic[R]):
+    """The first optimizer steps of a stage, each divided into parts, over again where the stage has too few."""
+
+    def __init__(self, batches: Steps[R], parts: int, count: int, end: int | None = None) -> None:
+        self.opponent_resets = frozenset({0})
+        divided: list[list[R]] = []
+        while len(divided) < count:
+            for step in range(len(batches)):
+                if len(divided) >= count:
+                    break
+                rows = batches[step]
+                divided += [part for place in range(parts) if (part := rows[place::parts])]
+        self._steps = [*divided[:count], *([[]] if end else [])]
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> list[R]:
+        return self._steps[step]
+
+
+class Ladder(Generic[R]):
+    """The rungs of one ladder. Each leaves the model as it trained it; :meth:`restore` takes all of it back.
+
+    Args:
+        batches: the steps of the stage.
+        optimization: of the stage; its rate does not matter.
+        folder: where the start is kept until it is cleared.
+    """
+
+    def __init__(
+        self,
+        engine: LogProbEngine,
+        batches: Steps[R],
+        objective: Objective[R],
+        optimization: Optimization,
+        plan: LadderPlan,
+        folder: Path,
+        hooks: TrainingHooks,
+    ) -> None:
+        self._engine, self._objective, self._folder, self._hooks = engine, objective, folder, hooks
+        self._optimization = replace(optimization, moment_steps=plan.moments)
+        self.plan = plan
+        self._steps = _ShortRun(batches, plan.parts, plan.moments + plan.steps)
+        self._moments = _ShortRun(batches, plan.parts, plan.moments, end=1)
+        self._begun = False
+
+    @property
+    def moment_tokens(self) -> int:
+        """Tokens of the steps before all rungs."""
+        return self._tokens(0, self.plan.moments)
+
+    @property
+    def rung_tokens(self) -> int:
+        """Tokens that each rung trains on."""
+        return self._tokens(self.plan.moments, len(self._steps))
+
+    def _tokens(self, begin: int, end: int) -> int:
+        return sum(self._objective.query(row).tokens for step in range(begin, end) for row in self._steps[step])
+
+    def train(self, rate: float) -> bool:
+        """Trains a rung. False when its loss or a gradient became infinite or undefined."""
+        if not self._begun:
+            self._train(self._moments, self._optimization)
+            self._begun = True
+        try:
+            self._train(self._steps, replace(self._optimization, learning_rate=rate))
+        except NonFiniteError:
+            return False
+        return True
+
+    def _train(self, steps: Steps[R], optimization: Optimization) -> None:
+        start = _LadderStart(self._folder, self.plan.moments if steps is self._moments else 0)
+        train(self._engine, steps, self._objective, optimization, start, self._hooks)
+
+    def restore(self) -> None:
+        """The model is what it was before the ladder, to the bit."""
+        if self._begun:
+            model = self._engine.model
+            Checkpoints(self._folder, math.inf).restore(model, build_optimizer(model, self._optimization))

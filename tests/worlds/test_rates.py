@@ -1,0 +1,177 @@
+"""``learning_rate: auto``: a stage that finds the rate, resumes rung by rung, and leaves the model as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spintune.errors import DataError, NonFiniteError, RecipeError
+from spintune.progress import Silent
+
+Run = Callable[..., dict[str, Any]]
+WORDS = ["fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow", "pig", "elk"]
+
+
+@pytest.fixture(scope="module")
+def auto(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A recipe that finds both rates, on enough examples to choose by."""
+    rows = [
+        {"instruction": f"Name the animal number {n}.", "input": "", "output": f"It is a {WORDS[n % 10]}."}
+        for n in range(150)
+    ]
+    path = tmp_path_factory.mktemp("auto") / "animals.json"
+    path.write_text(json.dumps(rows))
+    return {
+        "data": {"train": str(path), "max_length": 96, "eval_fraction": 0.4},
+        "sft": {"tokens_per_step": 256, "learning_rate": "auto", "samples": 0},
+        "spin": {"iterations": 2, "pairs_per_step": 16, "learning_rate": "auto"},
+        "eval": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def found(one_thread: None, run: Run, auto: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rates") / "run"
+    run(out, **auto)
+    return out
+
+
+def rates(out: Path, stage: str) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((out / stage / "rates/rates.json").read_text())
+    return facts
+
+
+class StopsAfter(Silent):
+    """Stops the run at its n-th optimizer step of a ladder."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def task(self, name: str, total: float, unit: str) -> Any:
+        task = super().task(name, total, unit)
+        if name.endswith("learning rate"):
+            return _Counting(task, self)
+        return task
+
+
+class _Counting:
+    def __init__(self, task: Any, owner: StopsAfter) -> None:
+        self.task, self.owner = task, owner
+
+    def __enter__(self) -> _Counting:
+        self.task.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.task.__exit__(*error)
+
+    def advance(self, amount: float = 1, **facts: object) -> None:
+        self.owner.left -= 1
+        if self.owner.left == 0:
+            raise KeyboardInterrupt
+
+
+def test_the_chosen_rate_has_the_least_loss_of_the_ladder_and_is_trained_with(found: Path) -> None:
+    results = json.loads((found / "results.json").read_text())
+    for stage, facts in (("sft", results["sft"]), ("spin/iterate-1", results["spin"][0])):
+        ladder = rates(found, stage)
+        losses = {rung["learning_rate"]: rung["loss"] for rung in ladder["rungs"] if rung["loss"] is not None}
+        assert ladder["rate"] == min(losses, key=losses.__getitem__) == facts["learning_rate"]
+        assert 5 <= len(ladder["rungs"]) <= 7
+        assert ladder["rows"] >= 20
+        assert f"{ladder['rate']:g} has the least" in ladder["why"]
+    assert rates(found, "spin/iterate-1")["start_loss"] == pytest.approx(0.693147, abs=1e-4)
+    # found once, used in both iterations
+    assert results["spin"][1]["learning_rate"] == results["spin"][0]["learning_rate"]
+    assert not (found / "spin/iterate-2/rates").exists()
+    assert not list(found.rglob("checkpoints")) + list(found.rglob("shards"))
+
+
+def test_a_run_at_the_found_rate_has_the_same_weights(
+    run: Run, auto: dict[str, Any], found: Path, contents: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """The ladder leaves no trace in the model, so naming the rate that it found gives the same bits."""
+    rate = rates(found, "sft")["rate"]
+    run(tmp_path / "run", **{**auto, "spin": None, "sft": {**auto["sft"], "learning_rate": rate}})
+    name = "sft/model/model.safetensors"
+    assert contents(tmp_path / "run")[name] == contents(found)[name]
+
+
+def test_a_second_start_climbs_no_ladder(run: Run, auto: dict[str, Any], found: Path) -> None:
+    class Watching(Silent):
+        def __init__(self) -> None:
+            self.tasks: list[str] = []
+
+        def task(self, name: str, total: float, unit: str) -> Any:
+            self.tasks.append(name)
+            return super().task(name, total, unit)
+
+    watching = Watching()
+    run(found, watching, **auto)
+    assert watching.tasks == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [2, 9, 19])
+def test_a_ladder_that_was_stopped_goes_on_with_the_next_rung(
+    run: Run, auto: dict[str, Any], found: Path, contents: Callable[[Path], Any], tmp_path: Path, steps: int
+) -> None:
+    short = {**auto, "spin": None}
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    with pytest.raises(KeyboardInterrupt):
+        run(out, StopsAfter(steps), **short)
+    done = {path: path.stat().st_mtime_ns for path in out.rglob("*.jsonl") if path.parent.name == "shards"}
+    assert bool(done) == (steps > 2) or steps == 2
+    second = StopsAfter(10**6)
+    run(out, second, **short)
+    run(whole, **short)
+    mine, theirs = contents(out), contents(whole)
+    for tree in (mine, theirs):
+        ladder = [name for name in tree if name.endswith(("rates/rates.json", "rates/manifest.json"))]
+        assert len(ladder) == 2
+        for name in ladder:  # it has its own duration
+            del tree[name]
+    assert mine == theirs
+    assert rates(out, "sft")["rungs"] == rates(whole, "sft")["rungs"] == rates(found, "sft")["rungs"]
+
+
+@pytest.mark.slow
+def test_each_iteration_of_a_list_and_the_baseline_find_their_own(
+    run: Run, auto: dict[str, Any], tmp_path: Path
+) -> None:
+    spin = {**auto["spin"], "learning_rate": [1e-4, "auto"], "baseline": "sft", "baseline_learning_rate": "auto"}
+    results = run(tmp_path / "run", **{**auto, "sft": {"learning_rate": 1e-3}, "spin": spin})
+    assert results["spin"][0]["learning_rate"] == 1e-4
+    assert results["spin"][1]["learning_rate"] == rates(tmp_path / "run", "spin/iterate-2")["rate"]
+    assert results["baseline"]["learning_rate"] == rates(tmp_path / "run", "spin/baseline-sft")["rate"]
+    assert not (tmp_path / "run/spin/iterate-1/rates").exists()
+
+
+def test_too_few_examples_to_choose_by_are_one_line(run: Run, auto: dict[str, Any], tmp_path: Path) -> None:
+    few = {**auto, "data": {**auto["data"], "eval_fraction": 0.1}, "spin": None}
+    with pytest.raises(DataError, match=r"^sft.learning_rate: auto chooses by held-out examples, but \d+ of 15 "):
+        run(tmp_path / "run", **few)
+
+
+def test_auto_without_held_out_examples_or_answers_is_refused(run: Run, auto: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"sft.learning_rate: auto needs held-out examples"):
+        run(tmp_path / "one", **{**auto, "data": {**auto["data"], "eval_fraction": 0.0}})
+    with pytest.raises(RecipeError, match=r"with refresh: step, give a rate"):
+        run(tmp_path / "two", **{**auto, "spin": {**auto["spin"], "refresh": "step"}})
+
+
+def test_a_ladder_on_which_every_rate_breaks_ends_in_one_line(
+    run: Run, auto: dict[str, Any], tmp_path: Path, tiny_model: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    model.get_output_embeddings().weight.data *= 1e30
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
+    with pytest.raises(NonFiniteError):
+        run(tmp_path / "run", **{**auto, "model": str(tmp_path / "broken"), "spin": None})
