@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
@@ -14,6 +14,7 @@ from spintune.evaluation.statistics import Interval
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
+from spintune.report.table import Cell, MeasureTable
 from spintune.results import (
     BenchmarkResults,
     ContaminationFacts,
@@ -309,6 +310,27 @@ def print_comparison(comparison: Comparison) -> None:
     console.print(table)
     for line in (*comparison.conclusions, *comparison.notes):
         console.sentence(line)
+
+
+def print_tables(found: Iterable[MeasureTable | str]) -> None:
+    """Prints tables of measures, intervals under their means, and sentences, in the order in which they come."""
+    console = _Console()
+    for one in found:
+        if isinstance(one, str):
+            console.sentence(one)
+        else:
+            table = _table(one.title, (one.first, *(column.title for column in one.columns)))
+            for row in one.rows:
+                label = Text(row.label).append(f"\n{row.note}" if row.note else "", style="dim")
+                table.add_row(label, *map(_cell, row.cells))
+            console.print(table)
+
+
+def _cell(cell: Cell | None) -> Text:
+    if cell is None:
+        return Text("-")
+    text = Text(cell.mean + (f" {cell.verdict}" if cell.verdict else ""))
+    return text.append(f"\n{cell.interval}" if cell.interval else "", style="dim")
 
 
 def _table(title: str, headings: Sequence[str]) -> Table:

@@ -92,6 +92,12 @@ class OutOfMemoryError(SpintuneError):
     exit_code = 12
 
 
+class SweepError(SpintuneError):
+    """Some runs of a sweep failed; the others are finished."""
+
+    exit_code = 13
+
+
 class InternalError(SpintuneError):
     """Something that nobody foresaw. The line names a file with the traceback, for a report."""
 

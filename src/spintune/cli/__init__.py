@@ -15,6 +15,7 @@ from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
+from spintune.cli.sweep import sweep
 from spintune.cli.unexpected import shows_itself, unexpected_text
 from spintune.errors import InternalError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "sft": sft,
     "spin": spin,
     "eval": evaluate,
+    "sweep": sweep,
     "inspect": inspect,
     "mix": mix,
     "chat": chat,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import typer
 
 from spintune.cli.options import Json, print_json, print_outcome
+
+T = TypeVar("T", str, Path)
 
 
 def compare(
@@ -28,7 +30,7 @@ def compare(
     from spintune.evaluation.contenders import tables
     from spintune.typed_json import to_json
 
-    found = tables(names, references)
+    found = tables(_without_sweep_files(names), references)
     if len(found) < 2:
         raise RecipeError(f"one model ({', '.join(found)}) has nothing to be compared with; name another run or model")
     if against is not None and against not in found:
@@ -42,6 +44,15 @@ def compare(
         print_comparison(comparison)
 
 
+def _without_sweep_files(names: list[T]) -> list[T]:
+    """``SWEEP/*`` names the runs of a sweep, and two files beside them."""
+
+    def is_own(path: Path) -> bool:
+        return path.name in ("sweep.json", "report.html") and path.with_name("sweep.json").is_file()
+
+    return [name for name in names if not is_own(Path(name))]
+
+
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
@@ -50,7 +61,7 @@ def report(
     """Write one self-contained HTML page about a run, or about several side by side."""
     from spintune.report.page import write_report
 
-    path = write_report(runs, out)
+    path = write_report(_without_sweep_files(runs), out)
     print_outcome({"file": str(path)}, path, json)
 
 

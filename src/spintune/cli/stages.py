@@ -30,6 +30,7 @@ from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
     from spintune.pipeline import Stage
+    from spintune.progress import Progress, StopRequest
     from spintune.recipe import Recipe
 
 
@@ -106,13 +107,13 @@ def evaluate(
     _execute(recipe, "eval", json)
 
 
-def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
+@contextlib.contextmanager
+def prepared(as_json: bool) -> Iterator[tuple[StopRequest, Progress]]:
+    """Inside, runs can be started: signals ask for a stop, progress and warnings are shown, libraries are loaded."""
     import logging
 
-    from spintune.console import print_results
     from spintune.progress_display import open_progress
     from spintune.terminal import SafeFormatter
-    from spintune.typed_json import to_json
 
     with stop_on_signals() as stop, open_progress(as_json) as progress:
         handler = logging.StreamHandler()
@@ -120,9 +121,19 @@ def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
         progress.note("loading torch and transformers")
         with lasting_imports():
-            from spintune.pipeline import run_recipe
+            import spintune.pipeline  # noqa: F401 -- for what comes inside
 
         quiet_libraries()
+        yield stop, progress
+
+
+def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
+    from spintune.console import print_results
+    from spintune.typed_json import to_json
+
+    with prepared(as_json) as (stop, progress):
+        from spintune.pipeline import run_recipe
+
         results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
     if as_json:
         print_json(to_json(results))

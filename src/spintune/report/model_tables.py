@@ -168,12 +168,13 @@ def _groups(evaluations: Sequence[EvaluationResult]) -> list[ColumnGroup]:
             for key in scales
         }
         if scales:
-            measures = tuple(_measure(key, scale, largest[key]) for key, scale in scales.items())
+            measures = tuple(score_column(key, scale, largest[key]) for key, scale in scales.items())
             groups.append(ColumnGroup(name, max(len(table.items) for table in tables), measures))
     return groups
 
 
-def _measure(key: str, scale: ScoreScale, largest: float) -> MeasureColumn:
+def score_column(key: str, scale: ScoreScale, largest: float) -> MeasureColumn:
+    """The column of an evaluation's measure; ``largest`` is the largest value in it."""
     title = {"rouge_l": "ROUGE-L"}.get(key, key.replace("_", " "))
     if scale.right_or_wrong or key in _OF_INSTRUCTIONS:
         return MeasureColumn(key, title, "% of instructions" if key in _OF_INSTRUCTIONS else "%", scale.better, 100, 1)

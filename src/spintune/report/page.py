@@ -41,17 +41,27 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 def render(runs: Sequence[RunFacts], beside: Path) -> str:
     """The page of runs, whose links start at the folder ``beside``. The same files give the same page."""
     runs = unique_names(runs)
-    style, script = _asset("style.css"), _asset("script.js")
     browsed = examples(runs)
+    return fill(
+        "page.html",
+        " · ".join(run.name for run in runs),
+        _asset("script.js"),
+        runs=runs,
+        beside=beside,
+        examples=browsed,
+        data=Markup(embedded([one.to_json() for one in browsed])),  # noqa: S704 -- escaped for where it stands
+    )
+
+
+def fill(template: str, title: str, script: str = "", **content: object) -> str:
+    """A page of a template that extends ``layout.html``."""
+    style = _asset("style.css")
     return (
         _environment()
-        .get_template("page.html")
+        .get_template(template)
         .render(
-            runs=runs,
-            beside=beside,
-            title=" · ".join(run.name for run in runs),
-            examples=browsed,
-            data=Markup(embedded([one.to_json() for one in browsed])),  # noqa: S704 -- escaped for where it stands
+            content,
+            title=title,
             style=Markup(style),  # noqa: S704 -- our own files
             script=Markup(script),  # noqa: S704
             style_hash=_hash(style),

@@ -98,7 +98,7 @@ def _check_number(runs: int, many: bool) -> None:
 
 def label(values: Mapping[str, object]) -> str:
     """Values as text: ``spin.loss=space, spin.lambda=0.1``."""
-    return ", ".join(f"{key}={_text(value)}" for key, value in values.items())
+    return ", ".join(f"{key}={as_text(value)}" for key, value in values.items())
 
 
 def as_overrides(values: Mapping[str, object]) -> list[str]:
@@ -112,7 +112,7 @@ def folder_names(product: Sequence[Mapping[str, object]]) -> list[str]:
     Other characters than letters, digits and ``._+=,-`` become hyphens. A name that is long or would be another run's
     too ends in a digest.
     """
-    names = [",".join(f"{key}={_plain(_text(value))}" for key, value in values.items()) for values in product]
+    names = [",".join(f"{key}={_plain(as_text(value))}" for key, value in values.items()) for values in product]
     counts = Counter(name.lower() for name in names)  # some file systems take capitals for small letters
     return [
         name
@@ -122,7 +122,8 @@ def folder_names(product: Sequence[Mapping[str, object]]) -> list[str]:
     ]
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value as it stands on a command line."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
