@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-Tree = dict[str, Any]
+from run_contents import Tree, run_contents
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -84,27 +81,4 @@ def finished(one_thread: None, run: Callable[..., dict[str, Any]], tmp_path_fact
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], Tree]:
     """What a run computed: the digest of every file, without times of change and durations."""
-
-    def read(out: Path) -> Tree:
-        tree: Tree = {}
-        for file in sorted(path for path in out.rglob("*") if path.is_file()):
-            name = str(file.relative_to(out))
-            if file.name == "metrics.jsonl":
-                tree[name] = [_timeless(json.loads(line)) for line in file.read_text().splitlines()]
-            elif file.name == "results.json":
-                tree[name] = {**_timeless(json.loads(file.read_text())), "models": None}
-            elif file.name == "manifest.json":
-                manifest = json.loads(file.read_text())
-                digests = {key: entry["sha256"] for key, entry in manifest["files"].items()}
-                tree[name] = _timeless({**manifest, "files": digests, "sha256": None})  # its digest is of times too
-            else:
-                tree[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-        return tree
-
-    return read
-
-
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in ("seconds", "hardware")}
-    return [_timeless(item) for item in value] if isinstance(value, list) else value
+    return run_contents

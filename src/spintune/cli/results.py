@@ -48,7 +48,7 @@ def _without_sweep_files(names: list[T]) -> list[T]:
     """``SWEEP/*`` names the runs of a sweep, and two files beside them."""
 
     def is_own(path: Path) -> bool:
-        return path.name in ("sweep.json", "report.html") and path.with_name("sweep.json").is_file()
+        return path.name in ("sweep.json", "report.html", ".sweep.lock") and path.with_name("sweep.json").is_file()
 
     return [name for name in names if not is_own(Path(name))]
 

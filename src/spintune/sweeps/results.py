@@ -7,7 +7,7 @@ items here: an interval says how far the mean could lie from that of all seeds, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
@@ -16,15 +16,18 @@ from typing import Literal
 from spintune.evaluation.model_pairs import start_of
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import over_seeds
-from spintune.report.measures import FINISHED, LENGTH, metric_column
+from spintune.report.measures import FINISHED, LENGTH, NLL, metric_column
+from spintune.report.table import MeasureColumn
 from spintune.results import RunResults
 from spintune.sweeps.values import label
 
+LOSS_PER_BYTE = MeasureColumn("nll_per_byte", "held-out loss", "nats a byte", "lower")
 CHOSEN = "chosen"
 """Stands for the model that each run chose."""
 
+_LOSS, _LOSS_PER_BYTE = "nll_per_token", "nll_per_byte"
 _REPEATS = ("nll_per_", "perplexity_per_")
-"""Measures that say the same as the loss per token."""
+"""Measures that say the same as a loss that is shown."""
 
 
 RunState = Literal["finished", "failed", "not run"]
@@ -130,7 +133,8 @@ def summarize(
         found: the results of the finished runs, by name.
         metric: the held-out metric by which the recipe chooses models.
     """
-    measures = {name: scale for results in found.values() for name, scale in _scales(results).items()}
+    loss = _LOSS_PER_BYTE if "model" in axes else _LOSS  # tokens of other models are other tokens
+    measures = {name: scale for results in found.values() for name, scale in _scales(results, loss).items()}
     settings: list[_Setting] = []
     for run in runs:
         values = {key: value for key, value in run.values.items() if key != "seed"}
@@ -138,10 +142,10 @@ def summarize(
             settings.append(_Setting(label(values) or "all runs", values))
         if run.name in found:
             setting = next(one for one in settings if one.values == values)
-            setting.add(run.seed, found[run.name])
+            setting.add(run.seed, found[run.name], measures.keys())
     differences = [_difference(one, other) for one, other in combinations(settings, 2)]
     differences = [one for one in differences if one.measures]
-    measure = _main_measure(measures, metric, settings)
+    measure = _main_measure(measures, loss if metric == "nll" else metric, settings)
     best, conclusion = _conclusion(settings, differences, measure, measures)
     return SweepResults(
         version,
@@ -159,28 +163,29 @@ def summarize(
 # One run -------------------------------------------------------------------------------------------------------------
 
 
-def _scales(results: RunResults) -> dict[str, ScoreScale]:
-    names = {name: None for one in results.heldout.values() for name in one if name == "nll_per_token" or _is_own(name)}
+def _scales(results: RunResults, loss: str) -> dict[str, ScoreScale]:
     scales = {}
-    for name in names:
-        column = {one.key: one for one in (LENGTH, FINISHED)}.get(name) or metric_column(_metric_name(name))
-        scales[name] = ScoreScale(column.better, column.factor == 100)
+    for name in dict.fromkeys(name for one in results.heldout.values() for name in one):
+        if name == loss or not name.startswith(_REPEATS):
+            column = column_of(name)
+            scales[name] = ScoreScale(column.better, column.factor == 100)
     for evaluation, benchmark in results.benchmarks.items():
         scales |= {f"{evaluation}/{name}": scale for name, scale in benchmark.measures.items()}
     return scales
 
 
-def _is_own(measure: str) -> bool:
-    return not measure.startswith(_REPEATS)
+def column_of(measure: str) -> MeasureColumn:
+    """The column of a measure of held-out examples."""
+    known = {one.key: one for one in (NLL, LOSS_PER_BYTE, LENGTH, FINISHED)}
+    return known.get(measure) or metric_column(measure)
 
 
-def _metric_name(measure: str) -> str:
-    return "nll" if measure == "nll_per_token" else measure
-
-
-def _numbers(results: RunResults) -> Numbers:
+def _numbers(results: RunResults, measures: Collection[str]) -> Numbers:
     """The estimates of one run; those of the model that it chose stand under :data:`CHOSEN` as well."""
-    numbers: Numbers = {model: {key: one.mean for key, one in all_.items()} for model, all_ in results.heldout.items()}
+    numbers: Numbers = {
+        model: {key: one.mean for key, one in found.items() if key in measures}
+        for model, found in results.heldout.items()
+    }
     for evaluation, benchmark in results.benchmarks.items():
         for model, scores in benchmark.scores.items():
             own = {f"{evaluation}/{key}": one.mean for key, one in scores.items()}
@@ -200,8 +205,8 @@ class _Setting:
         self.by_seed: dict[int, Numbers] = {}
         self.chosen: Counter[str] = Counter()
 
-    def add(self, seed: int, results: RunResults) -> None:
-        self.by_seed[seed] = _numbers(results)
+    def add(self, seed: int, results: RunResults, measures: Collection[str]) -> None:
+        self.by_seed[seed] = _numbers(results, measures)
         if (chosen := chosen_model(results)) is not None:
             self.chosen[chosen] += 1
 
@@ -259,10 +264,9 @@ def _difference(first: _Setting, second: _Setting) -> SettingDifference:
 # The best setting ----------------------------------------------------------------------------------------------------
 
 
-def _main_measure(measures: Mapping[str, ScoreScale], metric: str, settings: Sequence[_Setting]) -> str | None:
+def _main_measure(measures: Mapping[str, ScoreScale], wanted: str, settings: Sequence[_Setting]) -> str | None:
     """The recipe's metric, or else the first measure with a better direction, that every finished run has."""
     runs = [numbers.get(CHOSEN, {}) for setting in settings for numbers in setting.by_seed.values()]
-    wanted = "nll_per_token" if metric == "nll" else metric
     candidates = [wanted, *(name for name, scale in measures.items() if scale.better)]
     return next((name for name in candidates if runs and all(name in one for one in runs)), None)
 
@@ -295,7 +299,7 @@ def _conclusion(
 def title_of(measure: str) -> str:
     """A measure as tables name it."""
     evaluation, _, name = measure.rpartition("/")
-    return f"{evaluation} {name.replace('_', ' ')}" if evaluation else metric_column(_metric_name(measure)).title
+    return f"{evaluation} {name.replace('_', ' ')}" if evaluation else column_of(measure).title
 
 
 Gain = tuple[float, float] | None

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from spintune.evaluation.statistics import Interval
-from spintune.report.measures import FINISHED, LENGTH, NLL, metric_column
 from spintune.report.model_tables import score_column
 from spintune.report.table import Cell, MeasureColumn, MeasureTable, Row, cell, decimals, difference_cell
-from spintune.sweeps.results import CHOSEN, SeedEstimate, SeedEstimates, SettingResults, SweepResults
+from spintune.sweeps.results import CHOSEN, SeedEstimate, SeedEstimates, SettingResults, SweepResults, column_of
 
 COVERS = (
     "A seed decides which examples are held out, the order of the others, and every random draw. Intervals are "
     "Student's over seeds (95 %): they say how far the mean may lie from that of all seeds on these data. "
     "Settings of one seed hold out the same examples, unless data itself varies, so differences are within a seed."
 )
+_EQUAL = 1e-9
 ONE_SEED = "One seed has no interval: nothing tells its numbers from luck. Give more, such as seed=0..4."
 
 
@@ -23,14 +23,13 @@ def columns_of(results: SweepResults) -> list[MeasureColumn]:
     columns = []
     for name, scale in results.measures.items():
         evaluation, _, key = name.rpartition("/")
-        known = {one.key: one for one in (NLL, LENGTH, FINISHED)}.get(name)
         if evaluation:
             largest = max((abs(one.mean) for one in _of_measure(results, name)), default=0.0)
             plain = score_column(key, scale, largest)
             unit = f"{evaluation}, {plain.unit}" if plain.unit else evaluation
             columns.append(MeasureColumn(name, plain.title, unit, plain.better, plain.factor, plain.digits))
         else:
-            columns.append(known or metric_column(name))
+            columns.append(column_of(name))
     return columns
 
 
@@ -83,7 +82,8 @@ def _differences(
     by_column = []
     for column in columns:
         found = [measures.get(column.key) for measures in pairs.values()]
-        digits = decimals([_interval(one) for one in found if one and one.low is not None], column)
+        ends = [_interval(one) for one in found if one]
+        digits = decimals([one for one in ends if one.high - one.low > _EQUAL], column)  # equal but for rounding
         by_column.append([_difference(one, column, digits) if one else None for one in found])
     rows = [Row(name.replace(" - ", " − "), tuple(cells)) for name, *cells in zip(pairs, *by_column, strict=True)]
     return MeasureTable(title, first, tuple(columns), tuple(rows)) if rows else None
