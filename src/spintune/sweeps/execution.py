@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from spintune.errors import RunError, SpintuneError
+from spintune.evaluation.metric_choice import choose_metric, measure_of
 from spintune.pipeline import check_recipe, run_recipe
 from spintune.progress import Progress, StopRequest
-from spintune.recipe import Recipe
+from spintune.records import Example, read_records
 from spintune.results import RunResults
 from spintune.run_folder import read_recipe
 from spintune.storage import open_unlinked, read_json, remove_abandoned, storage_errors, write_json_if_changed
@@ -105,7 +106,8 @@ def update_report(plan: SweepPlan, attempts: Failures) -> SweepResults:
         failures = {**_known_failures(plan.folder / SWEEP), **attempts}
         found: dict[str, RunResults] = {}
         runs = [_look(run, failures.get(run.name), found) for run in plan.runs]
-        results = summarize(__version__, plan.axes, runs, found, _metric(plan.runs[0].recipe))
+        done = next((run for run in plan.runs if run.name in found), None)
+        results = summarize(__version__, plan.axes, runs, found, _metric(done) if done else "nll")
         write_json_if_changed(plan.folder / SWEEP, to_json(results))
         page = plan.folder / "report.html"
         remove_abandoned(page)
@@ -118,8 +120,11 @@ def read_sweep(folder: Path) -> SweepResults:
     return from_json(SweepResults, read_json(folder / SWEEP), folder / SWEEP)
 
 
-def _metric(recipe: Recipe) -> str:
-    return recipe.spin.metric if recipe.spin else "nll"
+def _metric(run: PlannedRun) -> str:
+    """The measure by which a run compares models; with ``metric: auto`` its held-out examples decide."""
+    section, path = run.recipe.evaluation, run.folder / "data" / "heldout.jsonl"
+    references = [example.answer for example in read_records(path, Example)] if path.is_file() else []
+    return measure_of(choose_metric(section.metric, section.checker, references).name)
 
 
 def _look(run: PlannedRun, reason: str | None, found: dict[str, RunResults]) -> SweptRun:

@@ -131,7 +131,7 @@ def summarize(
 
     Args:
         found: the results of the finished runs, by name.
-        metric: the held-out metric by which the recipe chooses models.
+        metric: the measure of held-out examples by which runs compare models.
     """
     loss = _LOSS_PER_BYTE if "model" in axes else _LOSS  # tokens of other models are other tokens
     measures = {name: scale for results in found.values() for name, scale in _scales(results, loss).items()}

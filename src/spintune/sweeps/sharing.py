@@ -27,7 +27,7 @@ _ANSWERS = (
     "turns",
 )
 """Keys of spin that the answers of iteration 1, or their scores, depend on."""
-_AFTER_TRAINING = ("iterations", "stop", "metric", "baseline", "baseline_learning_rate")
+_AFTER_TRAINING = ("iterations", "stop", "baseline", "baseline_learning_rate")
 
 
 def work_of(recipe: Recipe) -> dict[str, str]:
