@@ -6,7 +6,6 @@ import gc
 import io
 import json
 import os
-import string
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from tiny_folders import new_t5_tokenizer, write_llama, write_t5
 
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("untimed", deadline=None)
@@ -65,96 +65,23 @@ def smollm2(cache: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder: a random two-layer Llama and a byte-level tokenizer with a ChatML template."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    controls = ["<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=controls, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-    )
-    backend.train_from_iterator(["the quick brown fox jumps over the lazy dog", "user assistant system"] * 4, trainer)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=controls[0], eos_token=controls[1], pad_token=controls[1]
-    )
-    tokenizer.chat_template = (
-        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
-        "{{ message['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    )
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        bos_token_id=0,
-        eos_token_id=1,
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")
 def t5_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A tokenizer built as T5's is: Unigram with its control tokens among the pieces, and </s> after every text."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5Tokenizer
 
-    controls = ["<pad>", "</s>", "<unk>"]
-    sentinels = [f"<extra_id_{i}>" for i in reversed(range(4))]
-    backend = Tokenizer(models.Unigram())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
-    )
-    trainer = trainers.UnigramTrainer(
-        vocab_size=160, special_tokens=controls, unk_token="<unk>", initial_alphabet=list(string.printable.strip())
-    )
-    corpus = ["the quick brown fox jumps over the lazy dog", "Say fox two times. User: Assistant:"] * 4
-    backend.train_from_iterator(corpus, trainer)
-    pieces = [(piece, score) for piece, score in json.loads(backend.to_str())["model"]["vocab"]]
-    tokenizer = T5Tokenizer(vocab=[*pieces, *((text, 0.0) for text in sentinels)], extra_ids=len(sentinels))
     folder = tmp_path_factory.mktemp("tokenizers") / "t5"
-    tokenizer.save_pretrained(folder)
+    new_t5_tokenizer().save_pretrained(folder)
     return T5Tokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory, t5_tokenizer: Any) -> Path:
     """A Hugging Face folder: a random FLAN-T5 of two and two layers, whose head is not tied to its embeddings."""
-    import torch
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(
-        vocab_size=len(t5_tokenizer),
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
-        num_layers=2,
-        num_heads=4,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = T5ForConditionalGeneration(config)
-        model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 32**0.5)
-    folder = tmp_path_factory.mktemp("models") / "tiny-t5"
-    model.save_pretrained(folder)
-    t5_tokenizer.save_pretrained(folder)
-    return folder
+    return write_t5(tmp_path_factory.mktemp("models") / "tiny-t5", t5_tokenizer)
 
 
 @pytest.fixture(scope="session")

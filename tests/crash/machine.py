@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from chat_server import ChatServer, invented, verdict
 from crash import shim
-from crash.teacher import Teacher
 
 TESTS = Path(__file__).resolve().parents[1]
 LIMIT_SECONDS = 300
@@ -79,7 +79,7 @@ class Machine:
         self._server = subprocess.Popen(
             [sys.executable, "-m", "crash.server"], stdin=pipe, stdout=pipe, env=environment, text=True
         )
-        self.teacher = Teacher()
+        self.teacher = ChatServer(_answer)
         return self
 
     def __exit__(
@@ -134,3 +134,8 @@ class Machine:
         """The disk as it was when it was kept, with its times of change."""
         self.wipe()
         shutil.copytree(self.aside / name, self.disk, symlinks=True, dirs_exist_ok=True)
+
+
+def _answer(prompt: str) -> str:
+    """A judge that prefers the longer answer, and a teacher for all other questions."""
+    return verdict(prompt, worth=lambda text, _: len(text)) if " begins]" in prompt else invented(prompt)

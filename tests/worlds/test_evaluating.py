@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer, verdict
 
 from spintune.errors import DataError, ModelError, RecipeError, TeacherError
 from spintune.teachers.registry import TEACHERS, register_teacher
@@ -23,66 +22,17 @@ Spintune = Callable[..., Any]
 ANSWER = "the quick brown fox jumps over the lazy dog"
 
 
-def verdict(prompt: str) -> str:
-    """A judge that knows nonsense, and else counts the reference's words in an answer; all ratings are 7."""
-    found = re.search(r"\[(\w+): (?:task|question(?: 1)?) begins\]", prompt)
-    assert found
-    code = found[1]
-    blocks = dict(re.findall(rf"\[{code}: ([^\]]*) begins\]\n(.*?)\n?\[{code}: \1 ends\]", prompt, re.DOTALL))
-    if "answer B" not in blocks:
-        return f"[[{code}:{1 if is_nonsense(list(blocks.values())[-1]) else 7}]]"
-    wanted = set(blocks.get("reference answer", "").split())
-    shown = [blocks[f"answer {letter}"] for letter in "AB"]
-    a, b = (-1 if is_nonsense(text) else len(wanted & set(text.split())) for text in shown)
-    return f"Thus: [[{code}:{'A' if a > b else 'B' if b > a else 'tie'}]]"
-
-
-def is_nonsense(text: str) -> bool:
-    return "committee of lamps" in text or "this comparison is over" in text
-
-
-class Judge(http.server.ThreadingHTTPServer):
-    def __init__(self, says: Callable[[str], str]) -> None:
-        self.asked, self.says = 0, says
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Judge
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked += 1
-        text = self.server.says(body["messages"][-1]["content"])
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 9, "completion_tokens": 3}
-        answer = json.dumps({"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[str], str]], Judge]]:
-    servers: list[Judge] = []
+def serve() -> Iterator[Callable[[Callable[[str], str]], ChatServer]]:
+    servers: list[ChatServer] = []
 
-    def start(says: Callable[[str], str] = verdict) -> Judge:
-        servers.append(Judge(says))
+    def start(says: Callable[[str], str] = verdict) -> ChatServer:
+        servers.append(ChatServer(says))
         return servers[-1]
 
     yield start
     for server in servers:
-        server.shutdown()
-        server.server_close()
+        server.stop()
 
 
 def lines(path: Path, rows: list[Any]) -> str:
@@ -123,7 +73,7 @@ EVERYTHING = ["heldout", "ifeval", "questions", "mt-bench"]
 
 @pytest.mark.slow
 def test_everything_judges_every_model_and_a_second_run_asks_nothing_again(
-    run: Run, serve: Callable[..., Judge], files: dict[str, Any], tmp_path: Path
+    run: Run, serve: Callable[..., ChatServer], files: dict[str, Any], tmp_path: Path
 ) -> None:
     server = serve()
     settings = {"eval": EVERYTHING, "evaluation": files, "judge": {"url": server.url, "model": "counter"}, **SMALL}
@@ -156,14 +106,14 @@ def test_everything_judges_every_model_and_a_second_run_asks_nothing_again(
     assert results["benchmarks"]["mt-bench"]["scores"]["sft"]["rating"]["mean"] == 7
     assert any("cannot be told apart" in line for line in results["conclusions"])
 
-    asked = server.asked
-    assert judge["cost"]["requests"] == asked
+    asked = server.asked.copy()
+    assert judge["cost"]["requests"] == sum(asked.values())
     assert run(tmp_path / "run", **settings) == results
     assert server.asked == asked
 
 
 def test_a_judge_that_prefers_nonsense_is_not_counted(
-    run: Run, serve: Callable[..., Judge], files: dict[str, Any], tmp_path: Path
+    run: Run, serve: Callable[..., ChatServer], files: dict[str, Any], tmp_path: Path
 ) -> None:
     def first(prompt: str) -> str:
         found = re.search(r"\[(\w+): task begins\]", prompt)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import ChatServer, invented
 
 from spintune.errors import RecipeError
 from spintune.teachers.protocol import Outcome, Reply, Request
@@ -24,67 +22,10 @@ from spintune.teachers.registry import TEACHERS, register_teacher
 Run = Callable[..., dict[str, Any]]
 Spintune = Callable[..., Any]
 
-WORDS = [f"w{number}" for number in range(97)]
-
-
-def written(prompt: str) -> str:
-    """A teacher that invents tasks: its words depend on the prompt alone."""
-    if "classification task when" in prompt:
-        return " No"
-    if "Write examples of each task" in prompt:
-        return "Input: a text\nOutput: an answer\nExample 2\nInput: another\nOutput: "
-    draw = sum(map(ord, prompt))
-    tasks = [" ".join(WORDS[(draw * (k + 3) + j * j + k) % 97] for j in range(7)) for k in range(4)]
-    return "\n".join(f"{number}. {task}" for number, task in enumerate(tasks, 9))
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """A chat endpoint of that teacher, which counts what it is asked."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.asked: Counter[str] = Counter()
-        self.seconds = 0.0
-        self.status = 200
-        self.usage = {"prompt_tokens": 10, "completion_tokens": 5}
-        super().__init__(("127.0.0.1", port), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that went away says so on its own side."""
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked[json.dumps(body, sort_keys=True)] += 1
-        time.sleep(self.server.seconds)
-        prompt = body["messages"][-1]["content"]
-        choice = {"index": 0, "message": {"role": "assistant", "content": written(prompt)}, "finish_reason": "stop"}
-        reply = {"id": "x", "object": "chat.completion", "choices": [choice], "usage": self.server.usage}
-        answer = json.dumps(reply).encode()
-        self.send_response(self.server.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server()
+def server() -> Iterator[ChatServer]:
+    server = ChatServer()
     yield server
     server.stop()
 
@@ -99,7 +40,7 @@ def recipe(values: Callable[..., dict[str, Any]], tmp_path: Path) -> Callable[..
     return write
 
 
-def section(server: Server, **changes: Any) -> dict[str, Any]:
+def section(server: ChatServer, **changes: Any) -> dict[str, Any]:
     teacher = {"url": server.url, "model": "inventor", **changes.pop("teacher", {})}
     return {"instructions": 12, "requests_per_round": 3, "teacher": teacher, **changes}
 
@@ -112,7 +53,7 @@ ALONE = {"data": {"train": "synth"}, "sft": None, "spin": None, "eval": []}
 
 
 @pytest.mark.slow
-def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: Server, tmp_path: Path) -> None:
+def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: ChatServer, tmp_path: Path) -> None:
     server.usage = {"prompt_tokens": 2000, "completion_tokens": 200}
     results = run(tmp_path / "run", synth=section(server), data={"train": "synth"}, spin={"iterations": 1})
     examples = rows(tmp_path / "run/synth/examples.jsonl")
@@ -128,7 +69,7 @@ def test_seeds_to_data_to_sft_to_self_play_in_one_command(run: Run, server: Serv
     assert results["synth"]["cost"]["prompt_tokens"] == 2000 * sum(server.asked.values())
 
 
-def test_every_row_tells_where_it_comes_from(run: Run, server: Server, tmp_path: Path) -> None:
+def test_every_row_tells_where_it_comes_from(run: Run, server: ChatServer, tmp_path: Path) -> None:
     run(tmp_path / "run", synth=section(server), **ALONE)
     for row in rows(tmp_path / "run/synth/examples.jsonl"):
         provenance = row["provenance"]
@@ -155,7 +96,7 @@ def test_every_row_tells_where_it_comes_from(run: Run, server: Server, tmp_path:
     ("format", "file"), [("alpaca", "alpaca.json"), ("chat", "chat.jsonl"), ("parquet", "examples.parquet")]
 )
 def test_the_file_for_others_reads_back_as_the_same_examples(
-    run: Run, server: Server, tmp_path: Path, format: str, file: str
+    run: Run, server: ChatServer, tmp_path: Path, format: str, file: str
 ) -> None:
     from spintune.data.sources import Source, read_sources
 
@@ -167,7 +108,7 @@ def test_the_file_for_others_reads_back_as_the_same_examples(
 
 
 def test_the_same_command_asks_nothing_and_more_instructions_go_on_from_there(
-    run: Run, server: Server, tmp_path: Path
+    run: Run, server: ChatServer, tmp_path: Path
 ) -> None:
     run(tmp_path / "run", synth=section(server), **ALONE)
     before = rows(tmp_path / "run/synth/examples.jsonl")
@@ -181,7 +122,7 @@ def test_the_same_command_asks_nothing_and_more_instructions_go_on_from_there(
 
 
 def test_a_budget_that_ends_keeps_what_it_paid_for_and_a_larger_one_goes_on(
-    run: Run, server: Server, tmp_path: Path
+    run: Run, server: ChatServer, tmp_path: Path
 ) -> None:
     server.usage = {"prompt_tokens": 500, "completion_tokens": 100}
     poor = {"budget": {"tokens": 12_000}, "concurrency": 1}
@@ -197,7 +138,9 @@ def test_a_budget_that_ends_keeps_what_it_paid_for_and_a_larger_one_goes_on(
     assert set(server.asked.values()) == {1}
 
 
-def test_examples_that_touch_evaluation_data_are_taken_out_and_named(run: Run, server: Server, tmp_path: Path) -> None:
+def test_examples_that_touch_evaluation_data_are_taken_out_and_named(
+    run: Run, server: ChatServer, tmp_path: Path
+) -> None:
     run(tmp_path / "first", synth=section(server), **ALONE)
     leaked = rows(tmp_path / "first/synth/examples.jsonl")[4]
     (tmp_path / "exam.jsonl").write_text(json.dumps({"instruction": leaked["instruction"], "output": "secret"}) + "\n")
@@ -212,7 +155,7 @@ def test_examples_that_touch_evaluation_data_are_taken_out_and_named(run: Run, s
 
 
 def test_a_short_prompt_is_found_whatever_its_answer_and_files_of_one_name_are_two_files(
-    run: Run, server: Server, tmp_path: Path
+    run: Run, server: ChatServer, tmp_path: Path
 ) -> None:
     """Seven words are fewer than 13, so the prompt is looked up whole; each file knows one of the leaked prompts."""
     run(tmp_path / "first", synth=section(server), **ALONE)
@@ -231,7 +174,7 @@ def test_a_short_prompt_is_found_whatever_its_answer_and_files_of_one_name_are_t
     assert [(one["evaluation"], one["item"]) for one in card["decontaminated"]] == [(str(file), 1) for file in files]
 
 
-def test_a_broken_evaluation_file_shows_before_anything_is_asked(run: Run, server: Server, tmp_path: Path) -> None:
+def test_a_broken_evaluation_file_shows_before_anything_is_asked(run: Run, server: ChatServer, tmp_path: Path) -> None:
     from spintune.errors import DataError
 
     (tmp_path / "exam.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": 3, "output": "b"}\n')
@@ -263,7 +206,7 @@ class Inventor:
 
     def ask(self, requests: Sequence[Request]) -> Iterator[tuple[int, Outcome]]:
         for index, request in enumerate(requests):
-            yield index, Reply(self.prefix + written(request.messages[-1].content))
+            yield index, Reply(self.prefix + invented(request.messages[-1].content))
 
 
 def test_a_registered_teacher_writes_by_its_name_in_the_recipe(run: Run, tmp_path: Path) -> None:
@@ -308,7 +251,7 @@ def test_a_script_in_a_file_is_a_dry_run(run: Run, tmp_path: Path) -> None:
     ],
 )
 def test_bad_settings_are_one_clear_line(
-    spintune: Spintune, recipe: Callable[..., Path], server: Server, changes: dict[str, Any], words: str
+    spintune: Spintune, recipe: Callable[..., Path], server: ChatServer, changes: dict[str, Any], words: str
 ) -> None:
     result = spintune("run", recipe(synth=section(server, **changes), **ALONE))
     assert result.code != 0
@@ -327,7 +270,7 @@ def test_synth_as_a_source_needs_its_section(spintune: Spintune, recipe: Callabl
     ("status", "words"), [(401, "API_KEY"), (404, "404"), (500, "no answer for 8 requests in a row")]
 )
 def test_a_teacher_that_refuses_is_one_clear_line(
-    spintune: Spintune, recipe: Callable[..., Path], server: Server, status: int, words: str
+    spintune: Spintune, recipe: Callable[..., Path], server: ChatServer, status: int, words: str
 ) -> None:
     server.status = status
     settings = section(server, teacher={"max_retries": 0}, requests_per_round=8)
@@ -336,7 +279,7 @@ def test_a_teacher_that_refuses_is_one_clear_line(
     assert words in result.err
 
 
-def test_the_command_alone_shows_what_was_dropped(spintune: Spintune, server: Server, tmp_path: Path) -> None:
+def test_the_command_alone_shows_what_was_dropped(spintune: Spintune, server: ChatServer, tmp_path: Path) -> None:
     options = ("--url", server.url, "--model", "inventor", "--instructions", "5", "--out", str(tmp_path / "out"))
     result = spintune("synth", *options, "synth.requests_per_round=2")
     assert result.code == 0, result.err
@@ -348,7 +291,7 @@ def test_the_command_alone_shows_what_was_dropped(spintune: Spintune, server: Se
 
 @pytest.mark.slow
 def test_kill_of_either_side_loses_nothing_and_asks_nothing_twice(
-    values: Callable[..., dict[str, Any]], server: Server, tmp_path: Path
+    values: Callable[..., dict[str, Any]], server: ChatServer, tmp_path: Path
 ) -> None:
     """The client is killed with -9 in the middle; the server ends and comes back on the same port; then both go on."""
     file = tmp_path / "recipe.yaml"
@@ -368,7 +311,7 @@ def test_kill_of_either_side_loses_nothing_and_asks_nothing_twice(
     down = subprocess.run(command, capture_output=True, text=True, check=False)
     assert down.returncode == 9
     assert len(down.stderr.strip().splitlines()[-1].splitlines()) == 1
-    back = Server(port)
+    back = ChatServer(port=port)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
