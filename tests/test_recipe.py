@@ -191,7 +191,10 @@ def test_an_unknown_key_comes_with_a_suggestion(given: dict[str, Any], words: st
 def test_what_is_missing_is_told_with_its_description() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe({"out": "o"}, "test")
-    assert str(caught.value) == "test: model is missing; Alias, local folder, GGUF file, or hub id[@revision]."
+    assert (
+        str(caught.value)
+        == "test: model is missing; add 'model: ...' (alias, local folder, GGUF file, or hub id[@revision])"
+    )
 
 
 def test_what_trains_or_holds_out_needs_data_and_a_benchmark_alone_does_not() -> None:

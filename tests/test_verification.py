@@ -87,6 +87,7 @@ def test_a_whole_run_has_no_problems(run: Path) -> None:
         ("metrics.jsonl", lambda path: path.write_bytes(path.read_bytes() + b"\0\0\n"), "damaged"),
         ("metrics.jsonl", lambda path: path.write_bytes(path.read_bytes() * 2), "damaged"),
         ("metrics.jsonl", lambda path: path.write_bytes(path.read_bytes()[40:]), "damaged"),
+        ("metrics.jsonl", Path.unlink, "missing"),
         ("sft/samples.jsonl", lambda path: path.write_text("{}\n"), "damaged"),
         ("sft/model/adapter_config.json", lambda path: path.write_text("{}"), "added"),
         ("sft/model/deep/modeling_x.py", lambda path: (path.parent.mkdir(), path.write_text("")), "added"),

@@ -228,9 +228,9 @@ def load(
 
     Raises ModelError for a model that does not exist or cannot be loaded.
     """
-    from spintune.models.loading import load_model
+    from spintune.models.loading import check_template_options, load_model
     from spintune.run_folder import read_recipe
-    from spintune.run_models import final_model
+    from spintune.run_models import check_inside_run, final_model
 
     if (recipe := Path(name) / "recipe.json").is_file():
         data = read_recipe(recipe.parent).recipe.get("data")
@@ -239,6 +239,10 @@ def load(
         if template_options is None and template == "tokenizer":
             template_options = data.get("template_options")
         name = final_model(Path(name))
+    else:
+        check_inside_run(str(name))
+    if template_options:
+        check_template_options(str(name), template, template_options, cache=cache_folder())
     with _no_bars():
         loaded = load_model(str(name), cache=cache_folder(), precision=precision)
     return Model(

@@ -19,11 +19,18 @@ from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
 from spintune.memory import memory_errors
-from spintune.models.loading import autocast_type, check_model, default_device, model_identity
+from spintune.models.loading import (
+    autocast_type,
+    check_model,
+    check_template_options,
+    default_device,
+    model_identity,
+)
 from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import Recipe
 from spintune.results import EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, RunFolder
+from spintune.run_models import check_inside_run
 from spintune.sibling_runs import SiblingRuns
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
@@ -106,7 +113,10 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     recipe = context.recipe
     if recipe.judge and until == "eval":
         check_judge(context, recipe.judge)
+    check_inside_run(recipe.model)
     check_model(recipe.model, cache=context.cache)  # before a teacher is paid
+    if recipe.data.template_options:
+        check_template_options(recipe.model, recipe.data.template, recipe.data.template_options, cache=context.cache)
     base = Iterate(BASE, recipe.model, model_identity(recipe.model, context.cache))
     iterates = [base]
     synth = synth_stage(context, recipe.synth, base) if recipe.synth else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from spintune.storage import is_note, read_json
 from spintune.typed_json import from_json
 
 _STAGES = {SFT: "sft", BASELINE: "spin/baseline-sft"}
+_PARTS = ("model", "adapter")
 _ITERATE = re.compile(r"iterate-[1-9][0-9]{0,8}")
 LOADED = (".json", ".jinja", ".model", ".txt", ".safetensors", ".bin", ".pt", ".py")
 """Kinds of files that loading a model folder may read."""
@@ -89,6 +91,19 @@ def written_files(run: Path, stage: str, part: str = "model") -> dict[str, FileF
         if not (run / stage / name).is_file():
             raise RunError(f"{run / stage / name}: is gone; run the recipe again")
     return files
+
+
+def check_inside_run(model: str) -> None:
+    """Checks a model folder that a run wrote as :func:`written_files` does; other names and folders pass."""
+    given = Path(model).expanduser()
+    for path in dict.fromkeys((Path(os.path.abspath(given)), given.resolve())):  # noqa: PTH100 - links stay
+        stage = path.parent
+        if path.name not in _PARTS or not (stage / MANIFEST).is_file():
+            continue
+        for run in stage.parents:
+            if (run / "recipe.json").is_file():
+                written_files(run, str(stage.relative_to(run)), path.name)
+                break
 
 
 def _refuse_link(path: Path) -> None:

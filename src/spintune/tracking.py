@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from spintune.run_folder import MANIFEST
 from spintune.step_log import StepLog
 from spintune.trackers import TRACKERS
 
@@ -19,6 +20,12 @@ class Metrics:
 
     def __init__(self, folder: Path, tracking: Sequence[str]) -> None:
         self._log = StepLog(folder / "metrics.jsonl")
+        if not self._log.path.exists() and (stage := next(_trained(folder), None)):
+            log.warning(
+                "%s is gone, with the steps of %s: reports lack their curves; the weights do not depend on them",
+                self._log.path,
+                stage,
+            )
         self._log.mend()
         self._trackers = [TRACKERS[name](folder) for name in tracking]
 
@@ -53,6 +60,13 @@ class Metrics:
         self._log.close()
         for tracker in self._trackers:
             tracker.close()
+
+
+def _trained(folder: Path) -> Iterator[str]:
+    """The stages of a run that are finished and logged steps."""
+    for stage in ("sft", "spin/iterate-1"):
+        if (folder / stage / MANIFEST).is_file():
+            yield stage
 
 
 class Stopwatch:

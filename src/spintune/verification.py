@@ -141,6 +141,10 @@ class _Check:
         for place, manifest in self.manifests.items():
             if manifest is not None and "learning_rate" in manifest.facts:  # a stage that trained
                 name, expected = str(place.relative_to(folder)), manifest.facts.get("steps")
+                if lines[name] != expected and not (folder / "metrics.jsonl").is_file():
+                    text = "is gone, with the steps of finished stages; the weights do not depend on them"
+                    self._problem(folder / "metrics.jsonl", "missing", text)
+                    break
                 if lines[name] != expected:
                     text = f"has {lines[name]} of {expected} steps of {name}; the weights do not depend on them"
                     self._problem(folder / "metrics.jsonl", "damaged", text)

@@ -400,6 +400,10 @@ def test_keys_without_a_use_are_counted_and_told_once(tmp_path: Path) -> None:
     assert found.ignored == {"prompt": 3, "topic": 3, "messages.id": 3}
     assert notes == [f"{path}: keys without a use: messages.id (3), prompt (3), topic (3)"]
 
+    notes.clear()
+    assert read_source(Source("builtin:seeds"), Noting()).ignored
+    assert notes == []  # nobody can change what comes with the package
+
 
 # --- two readings ---
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from growth import grows_too_fast
 
 from spintune.errors import DataError
 from spintune.evaluation.answers import (
@@ -179,3 +180,13 @@ def test_stored_predictions_answer_the_252_tasks_in_their_order(model: str) -> N
     instructions = [json.loads(line)["instruction"] for line in (SHARED / "user_oriented_instructions.jsonl").open()]
     assert len(set(instructions)) == 251
     assert len({" ".join(one.prompt.split()) for one in people}) == 252
+
+
+@pytest.mark.parametrize("ids", ["equal", "different"])
+def test_time_to_pair_grows_with_the_number_of_answers_to_one_prompt(ids: str) -> None:
+    def pair(text: str) -> None:
+        sides = [[StoredAnswer(f"{name}{n}", "the same", "a") for n in range(len(text))] for name in ("", "x")]
+        first, second = (sides[0], sides[0][::-1]) if ids == "equal" else sides
+        assert len(pair_answers(first, second).pairs) == len(text)
+
+    assert grows_too_fast(pair, lambda size: "~" * size) is None

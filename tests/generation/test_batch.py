@@ -18,6 +18,8 @@ from spintune.generation.kv_cache import GROUP
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import shared_length
 from spintune.generation.sampling import Sampling
+from spintune.kernels.allocator import tune_malloc
+from spintune.memory import reusable_memory
 
 NEW = 12
 # ragged, one of a single token, one longer than the window of 5
@@ -182,6 +184,30 @@ def test_a_small_cache_runs_fewer_slots_and_writes_the_same(generator):
     assert small.generate(PROMPTS, Sampling(NEW, seed=7)) == with_slots(generator, 1).generate(
         PROMPTS, Sampling(NEW, seed=7)
     )
+
+
+def test_little_memory_runs_fewer_slots_and_writes_the_same(generator, caplog):
+    """Of 80 KB that are free, half are taken."""
+    expected = generator.generate(PROMPTS, Sampling(NEW, seed=7))
+    assert "memory is short" not in caplog.text
+    limits = GenerationLimits(free=lambda device: 80_000)
+    poor = BatchGenerator(generator.engine, generator.tokenizer, generator.stop_ids, limits)
+    for _ in range(2):
+        found = poor.generate(PROMPTS, Sampling(NEW, seed=7))
+        assert [(one.ids, one.text) for one in found] == [(one.ids, one.text) for one in expected]
+    assert caplog.text.count("memory is short: 0 MB are left for keys and values, so ") == 1
+    assert (
+        GenerationLimits(cache_megabytes=5, free=lambda device: 0).affordable_bytes(torch.device("cpu")) == 5 * 2**20
+    )  # asked for
+
+
+def test_memory_that_the_heap_keeps_counts_as_free():
+    """A block that was freed is not given back to the system once malloc is tuned, and serves the next cache."""
+    tune_malloc()
+    block = torch.ones(50_000_000)
+    before = reusable_memory()
+    del block
+    assert reusable_memory() - before > 150_000_000
 
 
 def test_repeated_prompts_get_different_streams(generator):

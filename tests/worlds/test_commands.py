@@ -222,6 +222,24 @@ def test_chat_remembers_the_turns_until_reset(spintune: Spintune, finished: Path
     assert second != fresh  # read after the first turn
 
 
+def test_chat_with_a_model_folder_inside_of_a_run_takes_only_what_the_run_wrote(
+    spintune: Spintune, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    model = tmp_path / "run/sft/model"
+    ask = ("--prompt", "Say fox 2 times.", "--max-new-tokens", "2")
+    assert spintune("chat", model, *ask).code == 0
+    (model / "adapter_config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(model)
+    for name in (model, tmp_path / "link", tmp_path / "run/spin/../sft/model"):
+        result = spintune("chat", name, *ask)
+        assert result.code == 5
+        assert "adapter_config.json: the run did not write this file" in result.err
+    model.rename(tmp_path / "elsewhere")
+    model.symlink_to(tmp_path / "elsewhere")
+    assert "is a link, and the run wrote none" in spintune("chat", model, *ask).err
+
+
 def test_chat_with_a_run_that_has_no_model_yet(spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path) -> None:
     assert spintune("run", recipe(sft=None, spin=None)).code == 0
     result = spintune("chat", tmp_path / "out", "--prompt", "Hi")

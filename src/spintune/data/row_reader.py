@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from spintune.data.columns import ColumnMap, Columns
 from spintune.data.file_rows import FileRow
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS, Format, RowConversation, choose_format, read_row
+from spintune.data.tables import is_builtin
 from spintune.errors import DataError
 from spintune.progress import Progress
 
@@ -99,7 +100,7 @@ class RowReader:
             parts.append(f"{self._trimmed:,} conversations cut after their last answer to train on")
         if ignored:
             parts.append(f"keys without a use: {named(ignored)}")
-        if parts:
+        if parts and not is_builtin(self._path):  # what comes with this package is known
             progress.note(f"{self._path}: {'; '.join(parts)}")
         return self._trimmed, ignored
 

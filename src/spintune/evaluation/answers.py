@@ -19,7 +19,7 @@ for the 252 user-oriented tasks. There ``prompt`` includes the layout of the mod
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,18 +166,22 @@ def pair_answers(first: Sequence[StoredAnswer], second: Sequence[StoredAnswer]) 
     Raises DataError when no item is in both.
     """
     by_id = not all(answer.prompt.strip() for answer in (*first, *second))
-    waiting: dict[str, list[StoredAnswer]] = defaultdict(list)
-    for answer in second:
-        waiting[_item(answer, by_id)].append(answer)
-    partners: dict[int, StoredAnswer] = {}
-    for same_id in (True, False):
-        for place, answer in enumerate(first):
-            rivals = waiting[_item(answer, by_id)]
-            fitting = [rival for rival in rivals if not same_id or rival.id == answer.id]
-            if place not in partners and fitting:
-                partners[place] = fitting[0]
-                rivals.remove(fitting[0])
-    pairs = [(first[place], partners[place]) for place in sorted(partners)]
+    alike: dict[tuple[str, str], deque[int]] = defaultdict(deque)  # places in the second file, by item and id
+    for place, answer in enumerate(second):
+        alike[_item(answer, by_id), answer.id].append(place)
+    partners: dict[int, int] = {}
+    for place, answer in enumerate(first):
+        if fitting := alike.get((_item(answer, by_id), answer.id)):
+            partners[place] = fitting.popleft()
+    taken = set(partners.values())
+    others: dict[str, deque[int]] = defaultdict(deque)
+    for place, answer in enumerate(second):
+        if place not in taken:
+            others[_item(answer, by_id)].append(place)
+    for place, answer in enumerate(first):
+        if place not in partners and (rest := others.get(_item(answer, by_id))):
+            partners[place] = rest.popleft()
+    pairs = [(first[place], second[partners[place]]) for place in sorted(partners)]
     if not pairs:
         raise DataError(_no_common_items(first, second, by_id))
     return Pairing(pairs, len(first) - len(pairs), len(second) - len(pairs))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +34,19 @@ from spintune.generation.protocol import (
 from spintune.generation.sampling import Sampling, choose, penalize
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.linear import inference_kernels
+from spintune.memory import available_memory, reusable_memory
 from spintune.records import Completion
 
 log = logging.getLogger(__name__)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a cache on ``device`` may take, with what this process has freed and keeps. None: nobody knows."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    available = available_memory()
+    return None if available is None else available + reusable_memory()
 
 
 @dataclass(frozen=True)
@@ -47,15 +57,17 @@ class GenerationLimits:
         slots: sequences that run at once; fewer when the cache would pass ``cache_megabytes``.
         prefill_tokens: prompt tokens computed beside the running sequences in one call.
         cache_megabytes: for keys and values; a copy of the weights (:func:`inference_kernels`) may take half as much.
-            None: a quarter of a GPU's memory, 4096 on a CPU.
+            None: a quarter of a GPU's memory, 4096 on a CPU, and of that at most half of what is free.
         fixed_shapes: a decoder-only model computes calls without new prompts in fixed shapes, which a GPU records
             (:class:`GraphReplay`). None: on GPUs.
+        free: how many bytes a device has left; None where nobody knows.
     """
 
     slots: int = 128
     prefill_tokens: int = 1024
     cache_megabytes: int | None = None
     fixed_shapes: bool | None = None
+    free: Callable[[torch.device], int | None] = free_memory
 
     def cache_bytes(self, device: torch.device) -> int:
         """Bytes for keys and values of a model on ``device``."""
@@ -64,6 +76,12 @@ class GenerationLimits:
         if device.type == "cuda":
             return torch.cuda.get_device_properties(device).total_memory // 2**22 * 2**20
         return 4096 * 2**20
+
+    def affordable_bytes(self, device: torch.device) -> int:
+        """:meth:`cache_bytes`, as far as memory is free. Runs with less write the same, fewer answers at once."""
+        wanted = self.cache_bytes(device)
+        free = self.free(device) if self.cache_megabytes is None else None
+        return wanted if free is None else min(wanted, free // 2)
 
 
 class BatchGenerator:
@@ -92,7 +110,7 @@ class BatchGenerator:
         self._rotary = LengthDependentRotary(engine.model)
         self._alone = PlainGenerator(engine, tokenizer, stop_ids)
         self._cache_width: int | None = None
-        self._told = False
+        self._told = self._told_of_memory = False
 
     @torch.inference_mode()
     def generate(
@@ -178,15 +196,28 @@ class BatchGenerator:
 
     def _runner(self, prompt_max_len: int, answer_max_len: int, slots: int) -> Runner:
         device = self.model.device
-        cache_bytes = self.limits.cache_bytes(device)
+        cache_bytes = self.limits.affordable_bytes(device)
         if self.model.config.is_encoder_decoder:
-            return EncoderDecoderRunner(self.model, self.autocast, prompt_max_len, answer_max_len, slots, cache_bytes)
-        fixed = device.type == "cuda" if self.limits.fixed_shapes is None else self.limits.fixed_shapes
-        if self._cache_width is None:
-            self._cache_width = cache_width(self.model)
-        max_len = prompt_max_len + answer_max_len
-        slots = min(slots, cache_bytes // (self._cache_width * max_len * self.model.dtype.itemsize))
-        return DecoderRunner(self.model, self.autocast, max_len, max(1, slots), fixed)
+            runner: Runner = EncoderDecoderRunner(
+                self.model, self.autocast, prompt_max_len, answer_max_len, slots, cache_bytes
+            )
+        else:
+            fixed = device.type == "cuda" if self.limits.fixed_shapes is None else self.limits.fixed_shapes
+            if self._cache_width is None:
+                self._cache_width = cache_width(self.model)
+            max_len = prompt_max_len + answer_max_len
+            fitting = max(1, min(slots, cache_bytes // (self._cache_width * max_len * self.model.dtype.itemsize)))
+            runner = DecoderRunner(self.model, self.autocast, max_len, fitting, fixed)
+        if runner.slots < slots and cache_bytes < self.limits.cache_bytes(device) and not self._told_of_memory:
+            self._told_of_memory = True
+            log.warning(
+                "memory is short: %d MB are left for keys and values, so %d answers are written at once and not %d, "
+                "which is slower; what is written stays the same",
+                cache_bytes // 2**20,
+                runner.slots,
+                slots,
+            )
+        return runner
 
     def _admit(self, waiting: list[SequenceState], free: int) -> list[SequenceState]:
         """Takes the next prompts that fit into the free slots and into one call."""

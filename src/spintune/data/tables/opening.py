@@ -57,7 +57,7 @@ def open_tables(
     it is opened, and one that is damaged further on when the reading comes there.
     """
     refuse_address(path)
-    if path.startswith(_BUILTIN):
+    if is_builtin(path):
         if config is not None:
             raise DataError(f"{path}: {_CONFIG_IS_FOR}; leave it out")
         return [functools.partial(json_table, DataFile(path, _builtin(path), row_keys))]
@@ -74,6 +74,11 @@ def open_tables(
         return [functools.partial(saved_table, path, file, split)]
     files = files_of_folder(path, split, note) if is_folder else files_of_pattern(path, note)
     return [functools.partial(_file_table, DataFile(str(one), one, row_keys), None) for one in files]
+
+
+def is_builtin(path: str) -> bool:
+    """Whether a source is data that comes with this package."""
+    return path.startswith(_BUILTIN)
 
 
 def rows_of(path: str | Path, split: str = "train") -> Iterator[FileRow]:
@@ -112,7 +117,7 @@ def source_digest(path: str, split: str = "train") -> str | None:
 
     Of a folder or pattern it covers the names and contents of all files that are read.
     """
-    if path.startswith(_BUILTIN):
+    if is_builtin(path):
         return hashlib.sha256(_builtin(path).read_bytes()).hexdigest()
     file, there, is_folder = _look(path)
     if file.is_file():

@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 #include "vectors.h"
 
@@ -71,6 +70,10 @@ struct Rows {  // a tensor: its address, and the strides of tokens and heads
 // Queries `begin` to `begin + count`. They see `before` tokens from `prefix` on, then each other, causally.
 struct Segment {
     long begin, count, prefix, before;
+};
+
+struct Part {
+    long segment, query;
 };
 
 struct Shape {
@@ -161,17 +164,18 @@ extern "C" {
 
 int vector_floats() { return VEC; }
 
+// Queries of a segment that a task takes.
+long query_chunk() { return CHUNK; }
+
 // Writes out (T, heads, width) and, for the backward pass, the logarithm of each softmax's denominator: lse (heads, T).
+// A part is a segment and the first of its queries that a task takes.
 void attend_segments(const Rows *q, const Rows *k, const Rows *v, const Rows *before_k, const Rows *before_v,
-                     const Segment *segments, long count, const Shape *shape, long tokens, float *out, float *lse) {
+                     const Segment *segments, long count, const Part *parts, long part_count, const Shape *shape,
+                     long tokens, float *out, float *lse) {
     const long groups = shape->heads / shape->key_heads, width = shape->width;
     long longest = 0;
-    std::vector<std::pair<long, long>> parts;  // a segment, and its first query
-    for (long r = 0; r < count; r++) {
-        longest = std::max(longest, segments[r].before + segments[r].count);
-        for (long i = 0; i < segments[r].count; i += CHUNK) parts.emplace_back(r, i);
-    }
-    const long tasks = static_cast<long>(parts.size()) * shape->key_heads;
+    for (long r = 0; r < count; r++) longest = std::max(longest, segments[r].before + segments[r].count);
+    const long tasks = part_count * shape->key_heads;
     const long ld = up(longest) + VEC;
     const int threads = team(0.1 * tokens * longest * shape->heads * width, shape->threads);
 #pragma omp parallel num_threads(threads)
@@ -179,8 +183,8 @@ void attend_segments(const Rows *q, const Rows *k, const Rows *v, const Rows *be
         Scratch keys(width * ld), scores(QUERIES * ld);
 #pragma omp for schedule(dynamic)
         for (long task = 0; task < tasks; task++) {
-            const Segment segment = segments[parts[task / shape->key_heads].first];
-            const long head = task % shape->key_heads, first = parts[task / shape->key_heads].second;
+            const Segment segment = segments[parts[task / shape->key_heads].segment];
+            const long head = task % shape->key_heads, first = parts[task / shape->key_heads].query;
             const long last = std::min(first + CHUNK, segment.count);
             columns(*before_k, *k, segment, last, head, width, keys.at, ld);
             for (long h = head * groups; h < (head + 1) * groups; h++)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -63,6 +63,15 @@ class AttentionPlan:
         ends = torch.tensor([len(group) for group in groups], dtype=torch.long).cumsum(0)
         self.bounds = torch.cat([torch.zeros(1, dtype=torch.long), ends])
         self.tokens = int(self.segments[:, 1].sum())
+
+    @cached_property
+    def parts(self) -> Tensor:
+        """What a thread takes at once ``[P, 2]``: a segment's number, and the first of its queries there."""
+        chunk = _library().query_chunk()
+        counts = (self.segments[:, 1] + chunk - 1) // chunk
+        of = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        begins = torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)])
+        return torch.stack([of, (torch.arange(len(of)) - begins[of]) * chunk], 1).contiguous()
 
 
 def attend_segments(
@@ -151,8 +160,8 @@ def _forward(
         raise ValueError(f"a plan for {plan.tokens} tokens does not fit {tokens}")
     out, lse, shape = torch.empty(tokens, heads, width), torch.empty(heads, tokens), _shape(q, k, scale, window)
     _library().attend_segments(
-        *map(_rows, qkv), *map(_rows, before), _pointer(plan.segments), len(plan.segments), ctypes.byref(shape), tokens,
-        _pointer(out), _pointer(lse),
+        *map(_rows, qkv), *map(_rows, before), _pointer(plan.segments), len(plan.segments),
+        _pointer(plan.parts), len(plan.parts), ctypes.byref(shape), tokens, _pointer(out), _pointer(lse),
     )  # fmt: skip
     return out, lse
 
@@ -178,7 +187,9 @@ def _pointer(x: Tensor) -> int:
 def _library() -> ctypes.CDLL:
     library = require()
     rows, pointer, number, shape = ctypes.POINTER(_Rows), ctypes.c_void_p, ctypes.c_long, ctypes.POINTER(_Shape)
-    library.attend_segments.argtypes = [*5 * [rows], pointer, number, shape, number, pointer, pointer]
+    library.attend_segments.argtypes = [
+        *5 * [rows], pointer, number, pointer, number, shape, number, pointer, pointer,
+    ]  # fmt: skip
     library.attend_segments_backward.argtypes = [
         *3 * [rows], pointer, pointer, number, shape, number, pointer, pointer, rows, pointer, pointer, pointer,
     ]  # fmt: skip
@@ -187,4 +198,5 @@ def _library() -> ctypes.CDLL:
     ]  # fmt: skip
     for function in (library.attend_segments, library.attend_segments_backward, library.attend_slots):
         function.restype = None
+    library.query_chunk.restype = number
     return library

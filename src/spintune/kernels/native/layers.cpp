@@ -1,7 +1,6 @@
 // Norms, activations and rotations between the matrix products of a layer, each in one pass. Called by layers.py.
 
 #include <cmath>
-#include <vector>
 
 #include "vectors.h"
 
@@ -32,14 +31,16 @@ void rms_norm(const float *x, const float *w, long rows, long width, float epsil
     }
 }
 
-// With n = x * inverse and g = w dy: dx = inverse (g - n mean(g n)), dw = sum over rows of n dy.
+long norm_chunks(long rows) { return (rows + CHUNK - 1) / CHUNK; }
+
+// With n = x * inverse and g = w dy: dx = inverse (g - n mean(g n)), dw = sum over rows of n dy. `parts`
+// (norm_chunks(rows), width) holds zeros.
 void rms_norm_backward(const float *x, const float *w, const float *inverse, const float *dy, long rows, long width,
-                       float *dx, float *dw, int threads) {
-    const long chunks = (rows + CHUNK - 1) / CHUNK;
-    std::vector<float> parts(chunks * width);
+                       float *parts, float *dx, float *dw, int threads) {
+    const long chunks = norm_chunks(rows);
 #pragma omp parallel for num_threads(team(0.6 * rows * width, threads)) schedule(static)
     for (long chunk = 0; chunk < chunks; chunk++) {
-        float *part = parts.data() + chunk * width;
+        float *part = parts + chunk * width;
         for (long row = chunk * CHUNK; row < rows && row < (chunk + 1) * CHUNK; row++) {
             const float *mine = x + row * width, *slope = dy + row * width;
             const float factor = inverse[row];
@@ -55,7 +56,7 @@ void rms_norm_backward(const float *x, const float *w, const float *inverse, con
     }
     for (long d = 0; d < width; d += VEC) {
         vec total{};
-        for (long chunk = 0; chunk < chunks; chunk++) total += load(parts.data() + chunk * width + d);
+        for (long chunk = 0; chunk < chunks; chunk++) total += load(parts + chunk * width + d);
         store(dw + d, total);
     }
 }

@@ -87,7 +87,8 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         sizes = len(inverse), x.shape[-1]
-        _call("rms_norm_backward", x, weight, inverse, grads[0].contiguous(), *sizes, grad_x, grad_weight)
+        parts = torch.zeros(_library().norm_chunks(sizes[0]), sizes[1])
+        _call("rms_norm_backward", x, weight, inverse, grads[0].contiguous(), *sizes, parts, grad_x, grad_weight)
         return grad_x, grad_weight, None
 
 
@@ -153,7 +154,7 @@ def _library() -> ctypes.CDLL:
     pointer, number, real, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
     signatures = {
         "rms_norm": [pointer, pointer, number, number, real, pointer, pointer],
-        "rms_norm_backward": [*4 * [pointer], number, number, pointer, pointer],
+        "rms_norm_backward": [*4 * [pointer], number, number, pointer, pointer, pointer],
         "swiglu": [pointer, pointer, number, pointer],
         "swiglu_backward": [*3 * [pointer], number, pointer, pointer],
         "rotate": [pointer, number, number, pointer, pointer, *3 * [number], ctypes.c_bool, pointer],
@@ -161,4 +162,5 @@ def _library() -> ctypes.CDLL:
     for name, arguments in signatures.items():
         function = getattr(library, name)
         function.argtypes, function.restype = [*arguments, threads], None
+    library.norm_chunks.argtypes, library.norm_chunks.restype = [number], number
     return library
