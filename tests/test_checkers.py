@@ -276,3 +276,38 @@ def test_a_hang_ends_in_a_line_outside_of_the_main_thread_too(monkeypatch: pytes
         "here: the checker slow takes more than 0.05 s on an answer of 1 characters; make it faster",
         "1.0",
     ]
+
+
+WORDS = st.lists(st.text("abcdefgh", min_size=2, max_size=6), min_size=2, max_size=5, unique=True)
+LABELS = {"A)": "ABCDE", "(a)": "abcde", "1.": "12345", "A:": "ABCDE"}
+
+
+@given(options=WORDS, style=st.sampled_from(sorted(LABELS)), one_line=st.booleans(), data=st.data())
+def test_how_options_are_labeled_and_named_does_not_matter(
+    options: list[str], style: str, one_line: bool, data: st.DataObject
+) -> None:
+    marks = [style.replace(LABELS[style][0], LABELS[style][place]) for place in range(len(options))]
+    lines = [f"{mark} {option}" for mark, option in zip(marks, options, strict=True)]
+    prompt = "Which one is meant?" + (" " if one_line else "\n") + (" " if one_line else "\n").join(lines)
+    right_place, given_place = (data.draw(st.integers(0, len(options) - 1)) for _ in range(2))
+    reference = data.draw(st.sampled_from([marks[right_place], options[right_place], lines[right_place]]))
+    answer = data.draw(st.sampled_from([marks[given_place], options[given_place].upper(), lines[given_place]]))
+    assert right("choice", f"The answer is {answer}", reference, prompt) == (right_place == given_place)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "He has 3*4=<<3*4=12>>12 apples.\nHe eats 2: 12-2=<<12-2=10>>10.\n#### 10",
+        "That is $<<1500*12=18000>>18,000 a year.\n#### 18,000",
+        "Each pays 7/2=$<<7/2=3.5>>3.50.\n#### 3.5",
+        "It falls 5-12=<<5-12=-7>>-7 degrees.\n#### -7",
+        "1/4*100=<<1/4*100=25>>25% are red.\n#### 25",
+        "#### 1234567",
+    ],
+)
+def test_references_of_gsm8ks_form_are_right_for_themselves_alone(answer: str) -> None:
+    final = answer.rpartition("#### ")[2]
+    assert right("number", answer, answer)
+    assert right("number", f"Let me see. So the result is {final}", answer)
+    assert not right("number", answer.replace(f"#### {final}", f"#### {final}1"), answer)

@@ -107,6 +107,26 @@ def test_where_higher_is_better_the_higher_one_is_best(folder: Make) -> None:
     assert "For iterate-1, held-out loss is worse than sft's by 1.000 nats a token" in " ".join(found.remarks)
 
 
+def test_verdicts_of_a_checker_lead_where_there_is_one(folder: Make) -> None:
+    made = folder(spin=None, evaluation={"metric": "auto", "checker": "number", "samples": 2}).data(60).sft()
+    for name, right in (("base", 20), ("sft", 50)):
+        made.judged(name, 20.0)
+        assert f"the checked or sampled answers of {name}" in read_run(made.path).missing
+        scales = {"checker": {"better": "higher", "right_or_wrong": True}, "rouge_l@T1": {"better": "higher"}}
+        items = [
+            {"id": example.id, "text": "", "scores": {"checker": float(n < right), "rouge_l@T1": 0.25}, "weights": {}}
+            for n, example in enumerate(made.examples)
+        ]
+        made.lines(f"eval/heldout-measures/{name}/scores.jsonl", items)
+        made.stage(f"eval/heldout-measures/{name}", items=60, measures=scales)
+    run = read_run(made.path)
+    assert not run.missing
+    assert finding(run).sentence.startswith(
+        "sft is the best model: its accuracy by the checker is 50.0 points higher than that of base "
+    )
+    assert "ROUGE-L at T = 1" in render([run], made.path)
+
+
 @pytest.fixture
 def brevity() -> Iterator[None]:
     """A metric that a user registered."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from spintune.run_models import final_model
+
 Spintune = Callable[..., Any]
 
 
@@ -191,11 +193,11 @@ def test_inspect_tells_what_was_cut_off_and_what_had_no_use(
 # chat ----------------------------------------------------------------------------------------------------------------
 
 
-def test_chat_answers_with_the_last_iterate_of_a_run(spintune: Spintune, finished: Path, tiny_model: Path) -> None:
+def test_chat_answers_with_the_model_that_a_run_chose(spintune: Spintune, finished: Path, tiny_model: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = finished / "spin" / "iterate-2" / "model"
+    folder = Path(final_model(finished))
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Say owl."}], add_generation_prompt=True, return_tensors="pt"

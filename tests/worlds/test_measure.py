@@ -93,7 +93,7 @@ def test_answers_at_temperature_1_and_verdicts_are_measured_beside_greedy_ones(
     report = read_run(out)
     assert main_measure(report).key == "checker"
     titles = [one.title for one in measures_of(models_of([report]))]
-    assert {"right by the checker", "right by the checker at T = 1", "ROUGE-L at T = 1"} <= set(titles)
+    assert {"accuracy by the checker", "accuracy by the checker at T = 1", "ROUGE-L at T = 1"} <= set(titles)
 
 
 @pytest.mark.slow

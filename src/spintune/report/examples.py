@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from spintune.recipe.evaluation import CHECKER
 from spintune.report.facts import Answers, ReportedAnswer, RunFacts
 from spintune.report.measures import Contender, contenders, label_of
 from spintune.run_folder import BASELINE
@@ -234,6 +235,8 @@ def _facts(answer: ReportedAnswer) -> Iterator[str]:
         yield f"ROUGE-L {answer.scores['rouge_l']:.3f}"
     if answer.scores.get("exact_match"):
         yield "exact match"
+    if (verdict := answer.scores.get(CHECKER)) is not None:
+        yield {0.0: "wrong", 1.0: "right"}.get(verdict, f"{verdict:.2f} right") + " by the checker"
     if answer.tokens is not None:
         yield f"{answer.tokens:,} token{'s' * (answer.tokens != 1)}"
     if answer.finished is False:

@@ -18,7 +18,7 @@ ROUGE_L = MeasureColumn("rouge_l", "ROUGE-L", "F-measure", "higher")
 EXACT_MATCH = MeasureColumn("exact_match", "exact match", "% of answers", "higher", 100, 1)
 LENGTH = MeasureColumn("answer_tokens", "answer length", "tokens", None, 1, 1)
 FINISHED = MeasureColumn("finished", "finished", "% of answers", None, 100, 1)
-_CHECKER = MeasureColumn(CHECKER, "right by the checker", "% of answers", "higher", 100, 1)
+_CHECKER = MeasureColumn(CHECKER, "accuracy by the checker", "% of answers", "higher", 100, 1)
 _METRICS = {"nll": NLL, "rouge_l": ROUGE_L, "exact_match": EXACT_MATCH, CHECKER: _CHECKER}
 
 
