@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 _BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
-_FENCED = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
+_FENCE = "```"
 
 
 def number(answer: str, reference: str, prompt: str = "") -> bool:
@@ -94,8 +94,10 @@ def same_json(answer: str, reference: str, prompt: str = "") -> bool:
 
 
 def _json(text: str) -> object:
-    fenced = _FENCED.search(text)
-    return orjson.loads(fenced[1] if fenced else text)
+    _, opened, rest = text.partition(_FENCE)
+    _, named, inside = rest.partition("\n")
+    block, closed, _ = inside.partition(_FENCE)
+    return orjson.loads(block if opened and named and closed else text)
 
 
 def _same_value(one: object, other: object) -> bool:

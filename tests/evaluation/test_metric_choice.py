@@ -24,10 +24,10 @@ def test_auto_takes_the_checker_then_short_references_then_words() -> None:
     )
     assert choose_metric("auto", {"regex": "x"}, []).why == "the recipe has one (evaluation.checker: regex)"
     assert choose_metric("auto", None, LABELS).line() == (
-        "models are judged by exact_match: 100% of the references have at most 5 words"
+        "models are judged by exact_match: 100 % of the references have at most 5 words"
     )
     assert choose_metric("auto", None, SENTENCES).line() == (
-        "models are judged by rouge_l: 100% of the references have more than 5 words, too many to be met exactly"
+        "models are judged by rouge_l: 100 % of the references have more than 5 words, too many to be met exactly"
     )
     assert choose_metric("auto", None, []).name == "nll"
     assert choose_metric("nll", "number", LABELS).line() == (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from growth import grows_too_fast, repetitive
 
+from spintune import checkers
 from spintune.evaluation.ifeval.rules import INSTRUCTION_RULES
 from spintune.evaluation.verdicts import read_verdict
 from spintune.mixtures.phrasings import Pattern
@@ -28,6 +29,10 @@ WORDS = {
     "answer": [
         *("answer", "the answer is 7.", "####", "a. ", "the. ", "1 ", "3/", "(B", "option", "1,000", "Mr.", "'"),
         '"a.',
+    ],
+    "checked": [
+        *("####", "\\boxed{", "\\boxed{{}", "\\frac{1}{2}", "\\frac{1", "{,}", "A) ", "(a) b ", "1. ", "OPTIONS:\n- "),
+        *("```", "```json\n", '{"a":', "[1,", "[", "rain", "$"),
     ],
 }
 
@@ -58,6 +63,13 @@ READERS: dict[str, tuple[str, Callable[[str], object]]] = {
     "chosen": ("answer", lambda text: answers.chosen(text, ["rain", "snow"])),
     "same text": ("answer", lambda text: answers.same_text("the rain in spain " * 20, text)),
     "same text as itself": ("answer", lambda text: answers.same_text(text, text)),
+    "number checker": ("checked", lambda text: checkers.number(text, "7")),
+    "number checker, of itself": ("checked", lambda text: checkers.number(text, text)),
+    "choice": ("checked", lambda text: checkers.choice(text, "rain", "What falls? A) rain B) snow")),
+    "choice of itself": ("checked", lambda text: checkers.choice("b", text, text)),
+    "json": ("checked", lambda text: checkers.same_json(text, text)),
+    "contains": ("checked", lambda text: checkers.contains(text, "rain in spain")),
+    "contains itself": ("checked", lambda text: checkers.contains(text, text)),
     "words": ("answer", split_words),
     "phrasing": ("answer", lambda text: Pattern.parse("{a}{{", "here").fill({"a": text})),
     **{name: ("answer", rule) for name, rule in _rules().items()},

@@ -114,6 +114,17 @@ def test_equal_models_draw_equal_answers_and_another_checker_asks_no_model(run: 
 
 
 @pytest.mark.slow
+def test_every_metric_gives_the_same_files_again(run: Run, contents: Callable[[Path], Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for metric in ("nll", "exact_match", "rouge_l", "checker", "sampled:exact_match", "sampled:checker"):
+        asked = {"metric": metric, "checker": "vowels", "samples": 1}
+        first = run(out, **SHORT, evaluation=asked)
+        before = contents(out)
+        assert run(out, **SHORT, evaluation=asked)["best"] == first["best"]
+        assert contents(out) == before
+
+
+@pytest.mark.slow
 def test_a_sampled_metric_decides(run: Run, tmp_path: Path) -> None:
     progress = Notes()
     results = run(

@@ -55,8 +55,8 @@ def choose_metric(metric: str, checker: CheckerSetting | None, references: Seque
     texts = [without_reasoning(reference) for reference in references]
     share = sum(len(split_words(text)) <= SHORT_WORDS for text in texts) / len(texts)
     if share >= SHORT_SHARE:
-        return MetricChoice(EXACT_MATCH.name, f"{share:.0%} of the references have at most {SHORT_WORDS} words")
-    why = f"{1 - share:.0%} of the references have more than {SHORT_WORDS} words, too many to be met exactly"
+        return MetricChoice(EXACT_MATCH.name, f"{100 * share:.0f} % of the references have at most {SHORT_WORDS} words")
+    why = f"{100 * (1 - share):.0f} % of the references have more than {SHORT_WORDS} words, too many to be met exactly"
     if sum(map(bool, map(_FINAL_NUMBER.search, texts))) >= len(texts) / 2:
         why += "; most end in '#### NUMBER', which evaluation.checker=number compares"
     return MetricChoice(ROUGE_L.name, why)
