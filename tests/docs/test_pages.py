@@ -296,8 +296,8 @@ def test_pages_run(
                     subprocess.run(words, check=True)  # cp
         elif block.mark == "run":
             exec(compile(text, page, "exec"), namespace)
-    for run in (tmp_path / "runs").glob("*"):
-        assert unexplained(run) == []
+    for recipe in (tmp_path / "runs").rglob("recipe.json"):
+        assert unexplained(recipe.parent) == []
 
 
 def tables() -> list[Table[Any]]:
