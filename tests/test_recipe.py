@@ -109,6 +109,8 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"iterations": 0}}, "spin.iterations: Input should be greater than or equal to 1"),
         ({"sft": {"schedule": "constant", "min_lr_rate": 0.1}}, "sft: min_lr_rate would do nothing with schedule: con"),
         ({"sft": {"patience": 2}, "data": {"train": "x", "eval_fraction": 0.0}}, "sft.patience would do nothing"),
+        ({"spin": {"prompts": "unseen"}}, "spin.prompts: unseen needs an sft section, which sees the other prompts"),
+        ({"sft": {}, "spin": {"unseen_share": 0.3}}, "spin: unseen_share would do nothing here: it needs prompts: uns"),
         ({"sft": {"decay": 0.2}}, "sft: decay would do nothing with schedule: cosine; it needs wsd"),
         ({"spin": {"schedule": "wsd", "warmup": 0.6, "decay": 0.5}}, "spin: warmup (0.6) and decay (0.5) are more"),
         ({"spin": {"schedule": "inverse_sqrt", "warmup": 0.0}}, "spin: inverse_sqrt falls from the end of the warm-up"),

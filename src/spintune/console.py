@@ -55,9 +55,7 @@ def print_results(results: RunResults, folder: str) -> None:
         _print_synth(console, results.synth, folder)
     if results.data and (results.data.train or results.data.heldout):
         data, dropped = results.data, _counts(results.data.dropped)
-        console.print(
-            f"\nData: {data.read} read, {data.train} to train on, {data.heldout} held out; dropped: {dropped}"
-        )
+        console.print(f"\nData: {data.read} read, {data.training}, {data.heldout} held out; dropped: {dropped}")
     if results.spin:
         _print_selfplay(console, results.spin, results.stopped)
     _print_evaluation(console, results)

@@ -86,6 +86,7 @@ class DataFacts(OmitEmpty):
         dropped: rows by the reason they were dropped for.
         trimmed: conversations that were cut after their last answer to train on.
         ignored_keys: keys that had no use, with the number of rows or turns that had them.
+        seen, unseen: training examples that SFT sees, and those kept out of it; None where spin.prompts splits none.
     """
 
     mixture: MixtureReport | None = None
@@ -96,6 +97,14 @@ class DataFacts(OmitEmpty):
     heldout: int
     trimmed: int | None = None
     ignored_keys: dict[str, int] = field(default_factory=dict)
+    seen: int | None = None
+    unseen: int | None = None
+
+    @property
+    def training(self) -> str:
+        """How many examples there are to train on, and for which stages, in words."""
+        split = "" if self.seen is None else f" ({self.seen:,} that SFT sees, {self.unseen:,} that it does not)"
+        return f"{self.train:,} to train on{split}"
 
 
 @dataclass(frozen=True)

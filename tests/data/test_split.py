@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spintune.data.split import split_examples
+from spintune.data.split import split_examples, split_unseen
 from spintune.errors import DataError
 from spintune.records import Example, Message
 
@@ -107,3 +107,44 @@ def test_prompts_that_differ_in_reasoning_alone_stay_on_one_side() -> None:
     others = questions(9)
     train, held = split_examples([*(Example((*turn, Message("assistant", "d"))) for turn in turns), *others], 0.5, 7)
     assert {sum(len(example.messages) == 4 for example in side) for side in (train, held)} == {0, 9}
+
+
+def no_question(example: Example) -> None:
+    return None
+
+
+@given(st.integers(2, 40), st.integers(1, 3), st.floats(0.05, 0.95), st.integers(0, 3))
+def test_what_sft_does_not_see_is_the_share_of_prompts_and_keeps_prompts_together(
+    count: int, answers: int, share: float, seed: int
+) -> None:
+    rows = [ask(f"question {number}", f"answer {one}") for one in range(answers) for number in range(count)]
+    size = round(share * count)
+    if size in (0, count):
+        whom = "self-play" if size == 0 else "SFT"
+        with pytest.raises(DataError, match=f"of {count} distinct training prompts leaves none for {whom}; "):
+            split_unseen(rows, share, seed, no_question)
+        return
+    seen, unseen = split_unseen(rows, share, seed, no_question)
+    prompts = [{example.prompt for example in side} for side in (seen, unseen)]
+    assert (len(prompts[0]), len(prompts[1])) == (count - size, size)
+    assert not prompts[0] & prompts[1]
+    assert sorted(example.id for side in (seen, unseen) for example in side) == sorted(row.id for row in rows)
+    assert [row for row in rows if row.prompt in prompts[1]] == list(unseen)  # in the order of the rows
+
+
+def test_what_sft_does_not_see_hangs_neither_on_the_order_nor_on_the_held_out_split() -> None:
+    rows = questions(400)
+    _, unseen = split_unseen(rows, 0.5, 7, no_question)
+    shuffled = random.Random(0).sample(rows, len(rows))
+    assert set(split_unseen(shuffled, 0.5, 7, no_question)[1]) == set(unseen)
+    assert set(split_unseen(rows, 0.5, 8, no_question)[1]) != set(unseen)
+    held_out = set(split_examples(rows, 0.5, 7)[1])
+    assert 70 < len(held_out & set(unseen)) < 130  # 100 by chance, 7 standard deviations of the two halves' overlap
+
+
+def test_prompts_that_ask_the_same_are_seen_together() -> None:
+    rows = [ask(f"{way} {number}?") for number in range(20) for way in ("What is", "Tell me", "Say")]
+    seen, unseen = split_unseen(rows, 0.5, 0, lambda example: example.prompt[0].content.split()[-1])
+    numbers = [{example.prompt[0].content.split()[-1] for example in side} for side in (seen, unseen)]
+    assert (len(numbers[0]), len(numbers[1])) == (10, 10)
+    assert not numbers[0] & numbers[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 
 import orjson
 
@@ -60,10 +60,44 @@ def split_examples(
             f"a held-out fraction of {fraction} leaves none of {len(prompts)} distinct prompts to train on; "
             "lower it or add examples"
         )
-    heldout = set(prompts[:size])
+    return _sides(examples, hashes, set(prompts[:size]))
+
+
+def split_unseen(
+    examples: Sequence[Example], share: float, seed: int, question: Callable[[Example], str | None]
+) -> tuple[Selection[Example], Selection[Example]]:
+    """Splits training examples into (seen, unseen) by SFT, each in input order.
+
+    Of n distinct prompts, the ``round(share * n)`` with the smallest hash are unseen. The hash is another one than that
+    of the held-out split, and does not depend on other prompts.
+
+    Args:
+        question: what an example asks, where several prompts ask the same; None where its prompt alone tells.
+
+    Raises DataError when one side would be empty.
+    """
+    hashes = []
+    for example in examples:
+        asked = question(example)
+        text = _prompt_text(example.prompt) if asked is None else asked.encode()
+        hashes.append(digest(f"unseen:{seed}:".encode() + text))
+    prompts = sorted(set(hashes))
+    size = round(share * len(prompts))
+    if not 0 < size < len(prompts):
+        whom, how = ("SFT", "lower") if size else ("self-play", "raise")
+        raise DataError(
+            f"spin.unseen_share {share:g} of {len(prompts)} distinct training prompts leaves none for {whom}; "
+            f"{how} it or add examples"
+        )
+    return _sides(examples, hashes, set(prompts[:size]))
+
+
+def _sides(
+    examples: Sequence[Example], hashes: Sequence[bytes], second: Set[bytes]
+) -> tuple[Selection[Example], Selection[Example]]:
     sides = (array("q"), array("q"))
     for place, prompt in enumerate(hashes):
-        sides[prompt in heldout].append(place)
+        sides[prompt in second].append(place)
     return Selection(examples, sides[0]), Selection(examples, sides[1])
 
 
@@ -73,5 +107,8 @@ def usual_fraction(prompts: int) -> float:
 
 
 def _hash(prompt: Prompt, seed: int) -> bytes:
-    text = orjson.dumps([[message.role, message.content] for message in prompt])
-    return digest(f"split:{seed}:".encode() + text)
+    return digest(f"split:{seed}:".encode() + _prompt_text(prompt))
+
+
+def _prompt_text(prompt: Prompt) -> bytes:
+    return orjson.dumps([[message.role, message.content] for message in prompt])

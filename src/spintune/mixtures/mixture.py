@@ -18,7 +18,15 @@ from spintune.errors import DataError, RecipeError
 from spintune.mixtures.interleaving import Interleaving, walk
 from spintune.mixtures.options import OptionStyle, styles_for
 from spintune.mixtures.phrasings import Kind, Phrasing
-from spintune.mixtures.rendering import FRAMES, QUADRANTS, ExemplarFrame, PromptBudget, RenderedPrompt, render
+from spintune.mixtures.rendering import (
+    FRAMES,
+    QUADRANTS,
+    ExemplarFrame,
+    PromptBudget,
+    RenderedPrompt,
+    provenance,
+    render,
+)
 from spintune.mixtures.selectors import select
 from spintune.mixtures.shares import MixturePlan, load_preset, plan
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
@@ -155,6 +163,17 @@ class Mixture:
             for place, index in enumerate(pool.heldout[: limits.get(pool.task.name, 0)])
             for quadrant in pool.quadrants
         ]
+
+    def question(self, example: Example) -> str | None:
+        """What an example of this mixture asks, in whatever words; None for other examples."""
+        found = provenance(example.source)
+        asked = self._questions.get(found.task, {}).get(found.row) if found else None
+        return f"{found.task}: {asked}" if found and asked is not None else None
+
+    @cached_property
+    def _questions(self) -> dict[str, dict[int, str]]:
+        """The question of every row, by task and number."""
+        return {pool.task.name: {item.number: pool.task.key(item) for item in pool.task.items} for pool in self.pools}
 
     def _epoch(self, pool: TaskPool, epoch: int) -> array[int]:
         """The order of a task's training rows in an epoch. The latest is kept for the next element."""

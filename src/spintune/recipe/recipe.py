@@ -173,6 +173,8 @@ class Recipe(Section):
             for key in ("eval_every", "patience", "keep"):
                 if getattr(self.sft, key) not in (None, "last"):
                     yield f"sft.{key} would do nothing without held-out examples; set data.eval_fraction above 0"
+        if self.spin and self.spin.prompts and not self.sft:
+            yield f"spin.prompts: {self.spin.prompts} needs an sft section, which sees the other prompts; add sft: {{}}"
         stop = self.spin and self.spin.stop
         if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and self.data.eval_fraction == 0:
             yield "spin.stop needs held-out examples; set data.eval_fraction above 0"

@@ -157,6 +157,12 @@ class SpinSection(TrainingSection):
     """Generated answers per prompt. [answers]"""
     turns: Literal["last", "all"] = "last"
     """Assistant turns to generate: the last one, or all, each from a prompt of its own."""
+    prompts: Literal["all", "seen", "unseen"] | None = None
+    """Training prompts that self-play answers. all: those that SFT trains on, which are all. unseen: a share of them is
+    kept out of SFT, and self-play plays on that alone, as does the baseline. seen: of the same split, those that SFT
+    trains on. Default: all."""
+    unseen_share: PositiveShare | None = None
+    """Share of the training prompts that SFT does not see, with prompts: unseen or seen. [share] Default: 0.5."""
     replay: WholeNumber = 0
     """Also train on the pairs of this many earlier iterations, scored again by the current opponent. [iterations] SPIN
     paper: 1."""
@@ -210,6 +216,11 @@ class SpinSection(TrainingSection):
             raise ValueError(f"give a number of phases, 1 or more, or step (given: {value!r:.60})")
         return value
 
+    @field_validator("prompts")
+    @classmethod
+    def _all_is_no_split(cls, value: str | None) -> str | None:
+        return None if value == "all" else value
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_has_rules(cls, value: object) -> object:
@@ -250,6 +261,7 @@ class SpinSection(TrainingSection):
         uses = {
             "replay_weight": (self.replay > 0, "replay above 0"),
             "baseline_learning_rate": (self.baseline != "none", "baseline: sft"),
+            "unseen_share": (self.prompts is not None, "prompts: unseen or seen"),
         }
         for option in get_args(losses.LossOption):
             readers = [loss.name for loss in losses.BUILT_IN if option in loss.options]

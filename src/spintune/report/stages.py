@@ -57,7 +57,7 @@ def _read(run: RunFacts) -> Iterator[NotedStep]:
     facts = run.facts("data", DataFacts)
     if facts is None:
         return
-    split = f"{facts.train:,} to train on, {facts.heldout:,} held out"
+    split = f"{facts.training}, {facts.heldout:,} held out"
     if facts.read:
         kept = facts.read - sum(facts.dropped.values()) + facts.repeated
         notes = [f"{facts.repeated:,} repeated by their weight"] if facts.repeated else []
@@ -283,6 +283,8 @@ def files(run: RunFacts, beside: Path) -> list[tuple[str, str, str, int]]:
         ("synth/card.md", "what the teacher wrote"),
         ("synth/examples.jsonl", "the written examples"),
         ("data/train.jsonl", "training examples"),
+        ("data/seen.jsonl", "those that SFT sees"),
+        ("data/unseen.jsonl", "those that SFT does not see"),
         ("data/heldout.jsonl", "held-out examples"),
         *((model.place, f"{model.name}, a Hugging Face folder") for model in run.models[1:]),
         *((f"eval/heldout/{model.name}/answers.jsonl", f"answers of {model.name}") for model in run.models),

@@ -13,8 +13,10 @@ from functools import cached_property
 
 from spintune.data.preferences import read_answers, turns_of_example
 from spintune.data.tables import source_digest
+from spintune.errors import DataError
 from spintune.generation.sampling import Sampling
 from spintune.recipe import SpinSection
+from spintune.record_files import Selection
 from spintune.records import Example, Pair, read_records, write_records
 from spintune.selfplay.filters import FilteredPairs, without_degenerate
 from spintune.selfplay.opponent import sample_pairs
@@ -40,7 +42,8 @@ class AnswerSampler:
         keys = ("max_new_tokens", "temperature", "top_p", "top_k", "negatives", "turns", "history")
         given = self.section.generated
         digest = [given, source_digest(given)] if given else None
-        return {**{key: getattr(self.section, key) for key in keys}, "generated": digest}
+        prompts = {"prompts": self.section.prompts} if self.section.prompts else {}
+        return {**{key: getattr(self.section, key) for key in keys}, "generated": digest, **prompts}
 
     @property
     def is_plain(self) -> bool:
@@ -60,15 +63,29 @@ class AnswerSampler:
 
     @property
     def train(self) -> Sequence[Example]:
-        """The training examples whose prompts are answered; with ``turns: all``, one per assistant turn."""
-        return _every_turn(self.context.train) if self.section.turns == "all" else self.context.train
+        """The training examples whose prompts are answered; with ``turns: all``, one per assistant turn.
+
+        A prompt that SFT does not see is none that begins a conversation that it sees, where turns count.
+        """
+        examples: Sequence[Example] = self.context.played
+        if self.section.turns == "all":
+            examples = _every_turn(examples)
+        if self.section.prompts == "unseen" and "all" in (self.section.turns, self.context.recipe.data.turns):
+            seen = {turn.prompt for turn in _every_turn(self.context.seen)}
+            unseen = [place for place, example in enumerate(examples) if example.prompt not in seen]
+            if not unseen:
+                raise DataError(
+                    "spin.prompts: every prompt kept out of SFT begins a conversation that it sees; use all"
+                )
+            examples = examples if len(unseen) == len(examples) else Selection(examples, unseen)
+        return examples
 
     @property
     def heldout(self) -> list[Example]:
         """The same of held-out examples, without prompts that are also training prompts."""
         if self.section.turns == "last":
             return self.context.heldout
-        trained = {turn.prompt for turn in self.train}
+        trained = {turn.prompt for turn in _every_turn(self.context.train)}
         return [turn for turn in _every_turn(self.context.heldout) if turn.prompt not in trained]
 
     def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:

@@ -24,7 +24,11 @@ def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, st
     """
     stage = "contamination"
     path = context.run.folder / stage / "contamination.json"
-    inputs = {"data": context.run.digest("data"), "items": digest_json(items)}
+    inputs = {
+        "data": context.run.digest("data"),
+        "items": digest_json(items),
+        **({"prompts": "seen"} if context.prompts == "seen" else {}),  # the others are not trained on
+    }
     facts = context.run.finished(stage, inputs, ContaminationFacts)
     if facts is None:
         texts = {name: list(one.values()) for name, one in items.items()}
@@ -37,8 +41,9 @@ def contamination_stage(context: RunContext, items: Mapping[str, Mapping[str, st
 
 
 def _training_texts(context: RunContext) -> Iterator[str]:
-    with context.progress.task("contamination", len(context.train), "training rows") as task:
-        for example in context.train:
+    examples = context.seen if context.prompts == "seen" else context.train
+    with context.progress.task("contamination", len(examples), "training rows") as task:
+        for example in examples:
             task.advance()
             yield text_of(example)
 

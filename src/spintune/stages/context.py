@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
@@ -77,6 +78,29 @@ class RunContext:
     def train(self) -> Sequence[Example]:
         """The training examples, read from disk one by one."""
         return RecordFile(self.train_file, Example)
+
+    @property
+    def seen_file(self) -> Path:
+        return self.run.folder / "data" / "seen.jsonl"
+
+    @property
+    def unseen_file(self) -> Path:
+        return self.run.folder / "data" / "unseen.jsonl"
+
+    @property
+    def prompts(self) -> Literal["all", "seen", "unseen"] | None:
+        """The part of the training examples that self-play plays on (``spin.prompts``); None for all of them."""
+        return self.recipe.spin.prompts if self.recipe.spin else None
+
+    @cached_property
+    def seen(self) -> Sequence[Example]:
+        """The training examples that SFT trains on."""
+        return RecordFile(self.seen_file, Example) if self.prompts else self.train
+
+    @cached_property
+    def played(self) -> Sequence[Example]:
+        """The training examples that self-play plays on, and its baseline trains on."""
+        return RecordFile(self.unseen_file, Example) if self.prompts == "unseen" else self.seen
 
     @cached_property
     def heldout(self) -> list[Example]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spintune.data.sources import Collection, Source, read_sources
-from spintune.data.split import TENTH, split_examples
+from spintune.data.split import TENTH, split_examples, split_unseen
 from spintune.data.tables import source_digest
 from spintune.mixtures.mixture import Mixture, load_mixture
 from spintune.mixtures.report import materialize
@@ -32,7 +32,11 @@ class DataOutcome:
 
 
 def data_stage(context: RunContext) -> DataFacts:
-    """Writes data/train.jsonl and data/heldout.jsonl; returns how many rows went where."""
+    """Writes data/train.jsonl and data/heldout.jsonl; returns how many rows went where.
+
+    With ``spin.prompts``, data/seen.jsonl and data/unseen.jsonl are written too: the training examples that SFT sees,
+    and those that it does not.
+    """
     recipe = context.recipe
     mixture = mixture_of(recipe, context.cache)
     inputs = {
@@ -43,15 +47,33 @@ def data_stage(context: RunContext) -> DataFacts:
         "contents": [source_digest(source.path, source.split) for source in _sources(recipe)],
         "mixture": mixture and _mixture_inputs(context, mixture),
         **_set({"on_bad_row": recipe.data.on_bad_row}),
+        **({"unseen": _unseen_share(recipe)} if context.prompts else {}),
     }
     facts = context.run.finished("data", inputs, DataFacts)
     if facts is None:
         data = read_data(recipe, mixture, context.progress)
         write_records(context.train_file, data.train)
         write_records(context.heldout_file, data.heldout)
-        facts = data.facts
-        context.run.finish("data", inputs, [context.train_file, context.heldout_file], facts)
+        files, facts = [context.train_file, context.heldout_file], data.facts
+        if context.prompts:
+            seen, unseen = split_unseen(
+                context.train, _unseen_share(recipe), recipe.seed, mixture.question if mixture else lambda example: None
+            )
+            write_records(context.seen_file, seen)
+            write_records(context.unseen_file, unseen)
+            files += [context.seen_file, context.unseen_file]
+            facts = replace(facts, seen=len(seen), unseen=len(unseen))
+            context.progress.note(f"{facts.training}; self-play plays on those {_PLAYED[context.prompts]}")
+        context.run.finish("data", inputs, files, facts)
     return facts
+
+
+_PLAYED = {"seen": "that it sees", "unseen": "that it does not see"}
+
+
+def _unseen_share(recipe: Recipe) -> float:
+    share = recipe.spin and recipe.spin.unseen_share
+    return share or 0.5
 
 
 def read_data(

@@ -12,6 +12,7 @@ from pathlib import Path
 from spintune.errors import DataError
 from spintune.evaluation.selection import too_few
 from spintune.recipe import AUTO_RATE, SftSection, SpinSection
+from spintune.records import Example
 from spintune.results import SftFacts
 from spintune.run_folder import BASELINE, SFT
 from spintune.stages.context import RunContext
@@ -48,11 +49,12 @@ class _Budget:
 
 @dataclass(frozen=True)
 class _Training:
-    """One training by SFT: of the iterate ``start``, as the iterate ``name``, for the epochs or a budget."""
+    """One training by SFT: of the iterate ``start`` on examples, as the iterate ``name``, for epochs or a budget."""
 
     name: str
     stage: str
     start: Iterate
+    examples: Sequence[Example]
     section: SftSection
     inputs: JsonObject
     budget: _Budget | None = None
@@ -65,7 +67,7 @@ class _Training:
 def sft_stage(context: RunContext, section: SftSection, base: Iterate) -> tuple[Iterate, SftFacts]:
     """Trains the base model on the training examples."""
     inputs = context.training_inputs(base, sft=deciding_settings(context.settings["sft"]))
-    return _run(context, _with_rate(context, _Training(SFT, "sft", base, section, inputs)))
+    return _run(context, _with_rate(context, _Training(SFT, "sft", base, context.seen, section, inputs)))
 
 
 def baseline_stage(
@@ -76,14 +78,20 @@ def baseline_stage(
     The computation that changes weights is then equal; self-play also generates and scores answers. The baseline trains
     as the recipe's sft section says, at spin.baseline_learning_rate if that is given, and continues the order of rows
     after the epochs of SFT. It keeps its best step where SFT does, since a rival should be as strong as it can be, and
-    takes all steps.
+    takes all steps. It trains on the examples that self-play plays on.
     """
     section = (context.recipe.sft or SftSection()).model_copy(update={"patience": None})
     if spin.baseline_learning_rate is not None:
         section = section.model_copy(update={"learning_rate": spin.baseline_learning_rate})
-    budget = _Budget(steps, tokens, math.ceil(section.epochs) if context.recipe.sft else 0)
-    inputs = context.training_inputs(start, sft=deciding_settings(section.model_dump(mode="json")), budget=vars(budget))
-    training = _Training(BASELINE, "spin/baseline-sft", start, section, inputs, budget)
+    known = context.recipe.sft and spin.prompts != "unseen"
+    budget = _Budget(steps, tokens, math.ceil(section.epochs) if known else 0)
+    inputs = context.training_inputs(
+        start,
+        sft=deciding_settings(section.model_dump(mode="json")),
+        budget=vars(budget),
+        **({"prompts": spin.prompts} if spin.prompts else {}),
+    )
+    training = _Training(BASELINE, "spin/baseline-sft", start, context.played, section, inputs, budget)
     return _run(context, _with_rate(context, training))
 
 
@@ -101,7 +109,7 @@ def _with_rate(context: RunContext, training: _Training) -> _Training:
 def _trial(context: RunContext, training: _Training, player: LoadedIterate) -> TrialSetting[TokenRow, TokenRow]:
     """What rates of SFT are tried on."""
     renderer = player.renderer(context.recipe.data.turns)
-    train = context.render(context.train, renderer).rows
+    train = context.render(training.examples, renderer).rows
     heldout = context.render_heldout(context.selection, renderer)
     steps, tokens = _steps(context, training, train), [row.tokens for row in train]
     return TrialSetting(
@@ -157,7 +165,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     recipe, section, stage = context.recipe, training.section, training.stage
     player = context.load(training.start)
     renderer = player.renderer(recipe.data.turns)
-    train = context.render(context.train, renderer)
+    train = context.render(training.examples, renderer)
     heldout = _Heldout(context, training, context.render_heldout(context.heldout, renderer))
     steps, optimization = _steps(context, training, train.rows), _optimization(context, section)
     if len(evaluation_steps(steps, len(train.rows), heldout.rule.every)) > 1:
