@@ -125,7 +125,7 @@ def main() -> None:
 def simulate(by_loss: bool, examples: int, repeats: int, seed: int) -> dict[str, dict[str, list[int]]]:
     """The places of the models that each rule chooses, by rule, then by world."""
     chosen: dict[str, dict[str, list[int]]] = {rule: {world: [] for world in WORLDS} for rule in RULES}
-    for world, points in WORLDS.items():
+    for world in WORLDS:
         if by_loss and world in LOSSES:
             continue
         for repeat in range(repeats):

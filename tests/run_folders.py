@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spintune.evaluation.selection import selection_of
 from spintune.evaluation.statistics import bootstrap
 from spintune.records import Example, Message, write_records
 from spintune.text.rouge import rouge_l
@@ -144,9 +145,13 @@ class Folder:
             identical_to_opponent=0.125,
         )
 
-    def best(self, name: str) -> Folder:
-        place = {"sft": "sft/model", "base": "smollm2-135m-instruct"}.get(name, f"spin/{name}/model")
-        return self.json("spin/best.json", {"name": name, "model": place, "why": f"{name} was chosen"})
+    def best(self, name: str, **more: Any) -> Folder:
+        """The decision; ``selection=True`` says that the examples of that part have chosen."""
+        places = {"sft": "sft/model", "base": "smollm2-135m-instruct", "sft-more": "spin/baseline-sft/model"}
+        place = places.get(name, f"spin/{name}/model")
+        if more.pop("selection", False):
+            more["selection"] = len(selection_of(self.examples))
+        return self.json("best.json", {"name": name, "model": place, "why": f"{name} was chosen", **more})
 
     def baseline(self) -> Folder:
         self.metrics("spin/baseline-sft", [training(loss=2.5)] * 8)

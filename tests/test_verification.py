@@ -83,7 +83,7 @@ def test_a_whole_run_has_no_problems(run: Path) -> None:
         ("sft/manifest.json", of_another_stage, "damaged"),
         ("recipe.json", lambda path: path.write_text("[]"), "damaged"),
         ("results.json", lambda path: path.write_text('{"data": 3}'), "damaged"),
-        ("spin/best.json", lambda path: path.write_text('{"name": "x", "model": "/x", "why": ""}'), "damaged"),
+        ("best.json", lambda path: path.write_text('{"name": "x", "model": "/x", "why": ""}'), "damaged"),
         ("metrics.jsonl", lambda path: path.write_bytes(path.read_bytes() + b"\0\0\n"), "damaged"),
         ("metrics.jsonl", lambda path: path.write_bytes(path.read_bytes() * 2), "damaged"),
         ("metrics.jsonl", lambda path: path.write_bytes(path.read_bytes()[40:]), "damaged"),

@@ -208,11 +208,12 @@ def load(
     generation_prompt: Literal["served", "bare"] | None = None,
     generator: str | None = None,
     template_options: TemplateOptions | None = None,
+    model: str | None = None,
 ) -> Model:
     """Loads a model that writes and scores answers.
 
     Args:
-        name: an alias (``smollm2-135m-instruct``), a model folder, a run folder (its best model), a GGUF file, or a hub
+        name: an alias (``smollm2-135m-instruct``), a model folder, a run folder, a GGUF file, or a hub
             id ``owner/name[@revision]``.
         precision: ``float32``, ``bfloat16``, or ``auto`` (bfloat16 on a GPU that has it).
         template: chat template: ``tokenizer`` (its own), ``tokenizer:NAME`` (one of several), ``alpaca``, ``chatml`` or
@@ -223,6 +224,8 @@ def load(
             for the model.
         template_options: variables that the chat template reads, such as ``{"enable_thinking": True}``. None takes what
             the recipe of a run folder says for the template that it trains with, and the template's defaults elsewhere.
+        model: of a run folder: ``best`` (the one that the run decided to use; None is the same), ``last``, ``base``,
+            ``sft``, ``sft-more`` or ``iterate-N``.
 
     A transformers model of your own becomes one by ``spintune.Model(name, model, tokenizer)``.
 
@@ -238,7 +241,9 @@ def load(
         generation_prompt = generation_prompt or data.get("generation_prompt")
         if template_options is None and template == "tokenizer":
             template_options = data.get("template_options")
-        name = final_model(Path(name))
+        name = final_model(Path(name), model)
+    elif model is not None:
+        raise ModelError(f"{name} is no run folder, so it has no model {model}; leave the model out or name a run")
     else:
         check_inside_run(str(name))
     if template_options:

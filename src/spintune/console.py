@@ -9,7 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from spintune.evaluation.comparison import HEADER, Comparison, table_rows
+from spintune.evaluation.comparison import HEADER, Comparison, listed, table_rows
+from spintune.evaluation.decision import better_models, title_of
 from spintune.evaluation.statistics import Interval
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
@@ -26,6 +27,7 @@ from spintune.results import (
     SynthFacts,
     TaskAccuracies,
 )
+from spintune.run_folder import BASE
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
@@ -106,14 +108,18 @@ def _seconds(results: RunResults) -> Counter[str]:
 
 
 def _print_files(console: _Console, results: RunResults, folder: str) -> None:
-    if len(results.models) == 1:
+    if results.best is None:
         console.sentence(f"\nEverything is in {folder}; spintune report {folder} makes a page of it.")
         return
-    console.sentence(f"\nEverything is in {folder}: metrics.jsonl, results.json, each model as a Hugging Face folder.")
-    if results.best:
-        console.sentence(f"Best is {results.best.name}: {results.best.why}.")
-    model = results.best.name if results.best else list(results.models)[-1]
-    console.sentence(f"Talk to {model}:  spintune chat {folder}")
+    best = results.best
+    console.sentence(f"\nThe model to use is {best.name}: {best.why}.")
+    if ahead := better_models(best, results.differences):
+        examples = "the examples that did not choose it" if best.selection else "the held-out examples"
+        title = title_of(str(best.metric))
+        console.sentence(f"A caveat: on {examples}, its {title} is worse than that of {listed(ahead)}.")
+    place = best.model if best.name == BASE else f"{folder}/{best.model}"
+    console.sentence(f"It is {place}; everything else is in {folder}.")
+    console.sentence(f"Talk to it:  spintune chat {folder}      Read all about it:  spintune report {folder}")
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------
@@ -196,7 +202,7 @@ def _with_error(estimate: KlEstimate | None) -> str:
 
 def _print_evaluation(console: _Console, results: RunResults) -> None:
     if results.heldout:
-        console.print(_heldout_table(results.heldout))
+        console.print(_heldout_table(results.heldout, _reporting(results)))
         console.print(_differences(results.differences))
     if results.tasks:
         console.print(_accuracy_table(results.tasks))
@@ -222,11 +228,19 @@ _HEADINGS = {
 """By measure: heading, format, and whether the interval is shown."""
 
 
-def _heldout_table(heldout: Mapping[str, Intervals]) -> Table:
+def _reporting(results: RunResults) -> str:
+    """Which held-out examples the table is of, where others chose the model."""
+    chose = results.best.selection if results.best else 0
+    if not chose or not results.data:
+        return ""
+    return f" ({results.data.heldout - chose} that report; {chose} others chose the model)"
+
+
+def _heldout_table(heldout: Mapping[str, Intervals], reporting: str) -> Table:
     added = {name: (name, "{:.3g}", True) for measures in heldout.values() for name in measures if _is_added(name)}
     columns = _HEADINGS | added
     headings = ("model", *(heading for heading, _, _ in columns.values()))
-    table = _table("Held-out examples: loss in nats per token, greedy answers; 95 % intervals", headings)
+    table = _table(f"Held-out examples{reporting}: loss in nats per token, greedy answers; 95 % intervals", headings)
     for model, measures in heldout.items():
         cells = [_estimate(measures.get(measure), form, ends) for measure, (_, form, ends) in columns.items()]
         table.add_row(model, *cells)

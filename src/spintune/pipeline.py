@@ -34,6 +34,7 @@ from spintune.run_models import check_inside_run
 from spintune.sibling_runs import SiblingRuns
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
+from spintune.stages.decision import final_decision, measure_for_decision
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.iterates import Iterate
@@ -125,8 +126,12 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     data = data_stage(context)
     check_measure(context)
     sft = None
+    if (recipe.sft or recipe.spin) and context.cannot_choose:
+        context.progress.note(f"no model can be chosen by what is measured: {context.cannot_choose}")
     if recipe.sft:
+        measure_for_decision(context, base)
         iterate, sft = sft_stage(context, recipe.sft, base)
+        measure_for_decision(context, iterate)
         iterates.append(iterate)
     training = TrainingResults()
     if recipe.spin and until != "sft":
@@ -135,8 +140,10 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
             if recipe.eval and until == "eval":
                 evaluate_model(context, iterate, evaluations, {}, [])
 
-        further, training = selfplay_stage(context, recipe.spin, iterates[-1], evaluate_early)
-        iterates += further
+        further, training = selfplay_stage(context, recipe.spin, iterates, evaluate_early)
+        iterates = [*iterates, *further]
+    if len(iterates) > 1 and (until != "sft" or not recipe.spin):
+        training = replace(training, best=final_decision(context, iterates))
     evaluated = EvaluationResults()
     if recipe.eval and until == "eval":
         evaluated = evaluate(context, iterates, evaluations, training.best.name if training.best else None)

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from spintune.evaluation.decision import BestModel
 from spintune.evaluation.judge import Canary, PairwiseSummary
 from spintune.evaluation.rating import RatingSummary
 from spintune.evaluation.scores import ScoreScale
@@ -271,20 +272,6 @@ class IterationResults(IterationFacts):
     diagnosis: DiagnosisFacts | None
 
 
-@dataclass(frozen=True)
-class BestModel:
-    """``spin/best.json``: the iterate to use.
-
-    Attributes:
-        model: its folder, relative to the run folder, or what the recipe calls the model.
-        why: the reason, as a phrase.
-    """
-
-    name: str
-    model: str
-    why: str
-
-
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 
@@ -417,6 +404,7 @@ class RunResults(EvaluationResults, TrainingResults, OmitEmpty):
 
     Attributes:
         spin: the iterations, in order.
+        best: the model to use, in a run that trains.
         stopped: why self-play ended early, or None.
         baseline: further SFT instead of self-play.
         heldout: estimates on held-out examples, by model and measure.

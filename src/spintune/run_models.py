@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from spintune.errors import ModelError, RunError
-from spintune.results import BestModel
+from spintune.evaluation.decision import BestModel, decision_file, read_decision
 from spintune.run_folder import (
     BASE,
     BASELINE,
@@ -19,8 +19,7 @@ from spintune.run_folder import (
     read_recipe,
     same_place,
 )
-from spintune.storage import is_note, read_json
-from spintune.typed_json import from_json
+from spintune.storage import is_note
 
 _STAGES = {SFT: "sft", BASELINE: "spin/baseline-sft"}
 _PARTS = ("model", "adapter")
@@ -35,33 +34,59 @@ def stage_of(name: str) -> str | None:
 
 
 def read_best(folder: Path) -> BestModel | None:
-    """``spin/best.json``; None where self-play has chosen none. Raises RunError when it names no model of the run."""
-    path = folder / "spin" / "best.json"
-    if not path.is_file():
+    """The decision of a run; None where it has made none. Raises RunError when it names no model of the run."""
+    best = read_decision(folder)
+    if best is None:
         return None
-    best = from_json(BestModel, read_json(path), path)
     base, stage = str(read_recipe(folder).recipe.get("model")), stage_of(best.name)
     own = best.name == BASE and (best.model == base or same_place(best.model, base))
     if not own and (stage is None or best.model != f"{stage}/model"):
+        path = decision_file(folder)
         raise RunError(f"{path}: {best.model!r:.80} is no model of this run; delete it and run again")
     return best
 
 
-def final_model(folder: Path) -> str:
-    """The model of a run folder to use: its best iterate, or the last finished model while self-play goes on.
+def trained_models(folder: Path) -> list[str]:
+    """The models that the run has finished training, in the order in which they were made, deleted ones included."""
+    iterates = [f"iterate-{number}" for number in range(1, iterations_of(read_recipe(folder).recipe) + 1)]
+    names = [SFT, *iterates, BASELINE]
+    return [name for name in names if (folder / str(stage_of(name)) / MANIFEST).is_file()]
 
-    Raises ModelError when the run has no finished model yet, RunError when its folder is not as the run wrote it.
+
+def model_name(folder: Path, choice: str | None = None) -> str:
+    """The name of a run's model.
+
+    Args:
+        choice: ``best`` (the run's decision) as by default, ``last`` (the newest that it trained, apart from the
+            baseline), or a name. Without a decision the best is the last.
+
+    Raises ModelError when the run has no such model yet.
     """
-    best = read_best(folder)
-    if best is not None and best.name == BASE:
-        return best.model  # the recipe's own model is elsewhere
-    iterates = [f"iterate-{number}" for number in range(iterations_of(read_recipe(folder).recipe), 0, -1)]
-    for name in [best.name] if best else [*iterates, SFT]:
-        stage = str(stage_of(name))
-        if (folder / stage / MANIFEST).is_file():
-            written_files(folder, stage)
-            return str(folder / stage / "model")
-    raise ModelError(f"run {folder} has no finished model yet; run its recipe again to continue")
+    trained = trained_models(folder)
+    if choice in (None, "best") and (best := read_best(folder)) is not None:
+        return best.name
+    if choice in (None, "best", "last"):
+        if not trained:
+            raise ModelError(f"run {folder} has no finished model yet; run its recipe again to continue")
+        return next((name for name in reversed(trained) if name != BASELINE), trained[-1])
+    if choice not in (BASE, *trained):
+        raise ModelError(f"run {folder} has no model {choice}; it has {', '.join((BASE, *trained))}, or best, or last")
+    return str(choice)
+
+
+def final_model(folder: Path, choice: str | None = None) -> str:
+    """Where a model of a run folder is: the one to use, or the one of :func:`model_name`.
+
+    Raises ModelError when the run has no such model, RunError when its folder is not as the run wrote it.
+    """
+    name = model_name(folder, choice)
+    if name == BASE:
+        return str(read_recipe(folder).recipe["model"])  # is elsewhere
+    stage = str(stage_of(name))
+    if not (folder / stage / MANIFEST).is_file():
+        raise ModelError(f"run {folder} has no finished model {name} yet; run its recipe again to continue")
+    written_files(folder, stage)
+    return str(folder / stage / "model")
 
 
 def written_files(run: Path, stage: str, part: str = "model") -> dict[str, FileFacts]:

@@ -16,6 +16,7 @@ from typing import Literal, TypeVar
 import orjson
 
 from spintune.errors import RunError
+from spintune.evaluation.decision import BEST, OLD_BEST, decision_file
 from spintune.progress import Progress, ProgressTask
 from spintune.results import RunResults
 from spintune.run_folder import MANIFEST, Manifest, read_manifest, read_recipe
@@ -129,7 +130,7 @@ class _Check:
         """Files that have no digest: they are read as a report reads them."""
         folder = self.folder
         self._readable(folder / "recipe.json", lambda: read_recipe(folder))
-        self._readable(folder / "spin" / "best.json", lambda: read_best(folder))
+        self._readable(decision_file(folder), lambda: read_best(folder))
         results = folder / "results.json"
         if results.is_file():
             self._readable(results, lambda: from_json(RunResults, read_json(results), results))
@@ -195,7 +196,7 @@ class _Check:
             return
         if stage and manifest and str(path.relative_to(stage)) in manifest.files:
             return
-        if name in _WITHOUT_DIGEST or name.startswith(_OPEN_ENDED) or path.name in _LOGS or name == "spin/best.json":
+        if name in _WITHOUT_DIGEST or name.startswith(_OPEN_ENDED) or path.name in _LOGS or name in (BEST, OLD_BEST):
             return
         if self._unfinished(path):
             task.advance(path.stat().st_size / 1e6)

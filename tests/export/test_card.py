@@ -56,6 +56,8 @@ def test_the_table_has_a_row_for_every_model(whole: Make) -> None:
         "| iterate-2 − sft",
         "| sft-more − sft",
         "| iterate-2 − sft-more",
+        "| iterate-2 − base",
+        "| iterate-2 − iterate-1",
     ]
     assert finding(run).sentence in card
 

@@ -167,7 +167,7 @@ def test_best_json_names_a_model_of_the_run_only(run: Path, tmp_path: Path, best
 
     if isinstance(best, dict):
         best = {"why": "", **best}
-    (run / "spin/best.json").write_text(json.dumps(best))
+    (run / "best.json").write_text(json.dumps(best))
     for use in (lambda: export_model(run, tmp_path / "out"), lambda: final_model(run)):
         with pytest.raises(SpintuneError, match=r"best\.json: "):
             use()
@@ -177,9 +177,9 @@ def test_the_best_model_is_used_where_it_is_whole(run: Path) -> None:
     from spintune.run_models import final_model
 
     assert final_model(run) == str(run / "spin/iterate-2/model")
-    (run / "spin/best.json").write_text(json.dumps({"name": "base", "model": "smollm2-135m-instruct", "why": ""}))
+    (run / "best.json").write_text(json.dumps({"name": "base", "model": "smollm2-135m-instruct", "why": ""}))
     assert final_model(run) == "smollm2-135m-instruct"
-    (run / "spin/best.json").unlink()
+    (run / "best.json").unlink()
     assert final_model(run) == str(run / "spin/iterate-2/model")
     recipe = json.loads((run / "recipe.json").read_text())
     recipe["recipe"]["spin"]["iterations"] = 1  # what lies there beyond is of an earlier recipe

@@ -13,6 +13,7 @@ import pytest
 
 from spintune.errors import RunError
 from spintune.evaluation.judge import Canary
+from spintune.evaluation.selection import selects
 from spintune.evaluation.statistics import Interval
 from spintune.metrics import METRICS, Metric, register_metric
 from spintune.report.facts import RunFacts
@@ -73,6 +74,7 @@ def test_the_best_may_be_several(whole: Make) -> None:
     made = whole(heldout=60)
     made.judged("iterate-2", [28.0 + n + (0.5 if n % 2 else -0.52) for n in range(60)])  # as good as iterate-1
     made.judged("sft-more", [28.5 + n for n in range(60)])
+    (made.path / "best.json").unlink()  # nothing is decided yet
     found = finding(read_run(made.path))
     told, low, high, rest = told_interval(found.sentence)
     assert told == (
@@ -84,14 +86,31 @@ def test_the_best_may_be_several(whole: Make) -> None:
     assert (low, high) == pytest.approx((0.051 - 1.96 * 0.051 / 60**0.5, 0.051 + 1.96 * 0.051 / 60**0.5), abs=0.002)
 
 
-def test_a_baseline_that_beats_self_play_is_called_the_best(whole: Make) -> None:
+def test_the_decision_is_told_and_then_what_the_other_examples_say_of_it(whole: Make) -> None:
     made = whole(heldout=60)
-    made.judged("sft-more", [26.0 + n for n in range(60)])  # 1 nat, 0.1 nats a token, better than iterate-2
-    found = finding(read_run(made.path))
-    assert found.sentence.startswith(
-        "sft-more is the best model: its held-out loss is 0.100 nats a token lower than that of iterate-2 "
+    swing = [27.0 + n + (1 if n % 2 else -1) for n in range(60)]
+    made.judged("sft", swing).judged("sft-more", [26.0 + n for n in range(60)])
+    made.best("iterate-2", metric="nll", selection=True)
+    run = read_run(made.path)
+    found = finding(run)
+    assert found.sentence == "iterate-2 is the model to use: iterate-2 was chosen."
+    reports = [n for n, example in enumerate(made.examples) if not selects(f"Say word {n}.")]
+    assert 0 < len(reports) < 60
+    assert len(run.selection) == 60 - len(reports)
+    loss = sum(27 + n for n in reports) / 10 / len(reports)
+    assert found.remarks[0] == (
+        f"On the {len(reports)} held-out examples that did not choose, its held-out loss is {loss:.3f} nats a token: "
+        "better than that of iterate-1 by 0.100 nats a token (95 % interval 0.100 to 0.100), and than that of base by "
+        "more; not told apart from that of sft; worse than that of sft-more by 0.100 nats a token (95 % interval 0.100 "
+        "to 0.100), a caveat to the choice."
     )
-    assert "Self-play keeps iterate-2: iterate-2 was chosen. As many more steps of SFT did better." in found.remarks
+
+
+def test_a_decision_by_all_examples_is_reported_on_all(whole: Make) -> None:
+    found = finding(read_run(whole(heldout=60).path))
+    assert found.sentence == "iterate-2 is the model to use: iterate-2 was chosen."
+    assert found.remarks[0].startswith("On 60 held-out examples, its held-out loss is ")
+    assert found.remarks[0].endswith("and than that of iterate-1, sft and base by more.")
 
 
 def test_where_higher_is_better_the_higher_one_is_best(folder: Make) -> None:
@@ -100,8 +119,10 @@ def test_where_higher_is_better_the_higher_one_is_best(folder: Make) -> None:
     right = [example.answer for example in made.examples]
     made.judged("base", 20.0).judged("sft", 20.0).judged("iterate-1", 30.0, [*right[:40], *["no"] * 60])
     found = finding(read_run(made.path))
-    told, low, high, _ = told_interval(found.sentence)
-    assert told == "iterate-1 is the best model: its exact match is 40.0 points higher than that of base"
+    told, low, high, _ = told_interval(found.remarks[0])
+    assert told == (
+        "On 100 held-out examples, its exact match is 40.0 % of answers: better than that of base by 40.0 points"
+    )
     spread = 100 * 1.96 * (0.4 * 0.6 / 100) ** 0.5
     assert (low, high) == pytest.approx((40 - spread, 40 + spread), abs=1.5)
     assert "For iterate-1, held-out loss is worse than sft's by 1.000 nats a token" in " ".join(found.remarks)
@@ -144,21 +165,21 @@ def by_brevity(make: Make, page: Make) -> tuple[str, list[str]]:
         path = made.path / f"eval/heldout/{name}/answers.jsonl"
         path.write_text(path.read_text().replace("}\n", f', "brevity": {-length}}}\n'))
     read = page(render([read_run(made.path)], made.path))
-    return finding(read_run(made.path)).sentence, next(row for row in read.row("iterate-1") if len(row) == 7)
+    return finding(read_run(made.path)).remarks[0], next(row for row in read.row("iterate-1") if len(row) == 7)
 
 
 def test_a_metric_that_a_user_registered_judges_the_run(brevity: None, folder: Make, page: Make) -> None:
     sentence, row = by_brevity(folder, page)
     assert sentence == (
-        "iterate-1 is the best model: its brevity is 5.000 higher than that of base "
-        "(95 % interval 5.000 to 5.000; 60 held-out examples)."
+        "On 60 held-out examples, its brevity is −4.000: better than that of base by 5.000 "
+        "(95 % interval 5.000 to 5.000), and than that of sft by more."
     )
     assert row[4] == "−4.000−4.000 to −4.000"
 
 
 def test_without_the_package_of_a_metric_the_loss_judges_the_run(folder: Make, page: Make) -> None:
     sentence, row = by_brevity(folder, page)
-    assert "has the best held-out loss" in sentence
+    assert sentence.startswith("On 60 held-out examples, its held-out loss is 2.000")
     assert row[4] == "−4.000−4.000 to −4.000"
 
 
@@ -227,9 +248,10 @@ def test_a_model_that_is_judged_alone_is_compared_with_nothing(folder: Make) -> 
 def test_an_unfinished_run_says_so_far(whole: Make) -> None:
     made = whole(heldout=60)
     (made.path / "spin/baseline-sft/manifest.json").unlink()
-    assert finding(read_run(made.path)).sentence.startswith("So far, iterate-2 is the best model: ")
+    assert finding(read_run(made.path)).sentence.startswith("So far, iterate-2 is the model to use: ")
     for name in ("base", "sft", "iterate-1", "iterate-2"):
         made.judged(name, 1.0)
+    (made.path / "best.json").unlink()
     assert finding(read_run(made.path)).sentence.startswith("So far, the models cannot be told apart: ")
 
 
@@ -288,10 +310,11 @@ def test_the_best_models_of_runs_are_compared_on_the_examples_they_share(whole: 
     for name in ("base", "sft", "iterate-1", "iterate-2", "sft-more"):
         other.judged(name, 20.0)
         one.judged(name, 30.0)
+    other.judged("sft-more", 10.0)  # is not the one that the run uses
     found = finding_across([read_run(one.path), read_run(other.path)])
     assert found.sentence == (
-        "other / base is the best model: its held-out loss is 1.000 nats a token lower than that of one / base "
-        "(95 % interval 1.000 to 1.000; 40 held-out examples)."
+        "other / iterate-2 is the best model: its held-out loss is 1.000 nats a token lower than that of one / "
+        "iterate-2 (95 % interval 1.000 to 1.000; 40 held-out examples)."
     )
 
 
@@ -352,6 +375,8 @@ def test_models_that_were_judged_on_other_examples_are_left_out_of_the_ranking(w
     assert "base" not in found.ranking.gains
     for name in ("sft", "iterate-1", "iterate-2"):
         (made.path / f"likelihood/{name}/likelihood.jsonl").write_text("")
+    assert "No two models were judged on the same examples" in finding(read_run(made.path)).remarks[0]
+    (made.path / "best.json").unlink()
     assert "No two models were judged on the same examples" in finding(read_run(made.path)).sentence
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(1)
         yield
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A data section of 120 examples, half of them held out: enough to choose a model by."""
+    words = ["fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow", "pig", "elk"]
+    rows = [
+        {"instruction": f"Say {word} {count} times.", "output": " ".join([word] * (count % 4 + 1))}
+        for word in words
+        for count in range(12)
+    ]
+    path = tmp_path_factory.mktemp("many") / "animals.json"
+    path.write_text(json.dumps(rows))
+    return {"train": str(path), "eval_fraction": 0.5}
 
 
 @pytest.fixture(scope="session")

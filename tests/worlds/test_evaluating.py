@@ -245,12 +245,13 @@ def test_other_training_data_leaves_what_was_judged_of_the_base_model(
 
 
 @pytest.mark.slow
-def test_a_metric_that_a_user_registered_chooses_the_best_iterate(run: Run, tmp_path: Path) -> None:
+def test_a_metric_that_a_user_registered_chooses_the_model(run: Run, many: dict[str, Any], tmp_path: Path) -> None:
     from spintune.metrics import METRICS, Metric, register_metric
 
     register_metric(Metric("brevity", lambda prediction, _: -len(prediction), "higher", "Fewer characters."))
     try:
-        results = run(tmp_path / "run", spin={"iterations": 1, "max_new_tokens": 8}, evaluation={"metric": "brevity"})
+        changes = {"spin": {"iterations": 1, "max_new_tokens": 8}, "evaluation": {"metric": "brevity"}}
+        results = run(tmp_path / "run", data=many, **changes)
         assert set(results["heldout"]) == {"base", "sft", "iterate-1"}
         assert all(measures["brevity"]["mean"] <= 0 for measures in results["heldout"].values())
         assert "brevity" in results["best"]["why"]

@@ -471,15 +471,18 @@ def test_another_iteration_goes_on_in_the_same_folder(
 
 
 @pytest.mark.slow
-def test_the_best_iterate_is_the_last_that_is_better_beyond_its_interval(run: Run, tmp_path: Path) -> None:
+def test_self_play_that_does_harm_ends_and_leaves_the_model_it_started_from(
+    run: Run, many: dict[str, Any], tmp_path: Path
+) -> None:
     """A rate that ruins the model: nothing is better than iterate 0, and the run says so and offers it."""
     from spintune.run_models import final_model
 
-    results = run(tmp_path / "run", spin={"learning_rate": 0.3, "stop": {"patience": 1}}, eval=[])
+    spin = {"learning_rate": 0.3, "stop": {"patience": 1}}
+    results = run(tmp_path / "run", data=many, spin=spin, eval=[], evaluation={"metric": "nll"})
     assert results["best"]["name"] == "sft"
-    assert "no later iterate" in results["best"]["why"]
+    assert "is the best of 3 models" in results["best"]["why"]
     assert len(results["spin"]) == 1
-    assert "patience" in results["stopped"]
+    assert "no better iterate on nll for 1 iteration (spin.stop.patience)" in results["stopped"]
     assert final_model(tmp_path / "run") == str(tmp_path / "run" / "sft/model")
     files = [tmp_path / f"run/likelihood/{name}/likelihood.jsonl" for name in ("sft", "iterate-1")]
     sft, iterate = (sum(row["nll"] for row in rows(file)) for file in files)

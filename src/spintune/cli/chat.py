@@ -7,9 +7,14 @@ from typing import Annotated
 
 import typer
 
+from spintune.cli.options import RunModel
+
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A run folder, alias, model folder, GGUF file or hub id.")],
+    name: Annotated[
+        str, typer.Argument(help="A run folder, alias, model folder, GGUF file or hub id.", metavar="MODEL")
+    ],
+    model: RunModel = None,
     prompt: Annotated[str | None, typer.Option(help="Answer this and stop.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0)] = 0.0,
@@ -24,14 +29,14 @@ def chat(
         typer.Option(help="A variable of the chat template, such as enable_thinking=true.", metavar="KEY=VALUE"),
     ] = None,
 ) -> None:
-    """Talk to a model, or to the best model of a run. /reset starts over, /exit or Ctrl-D ends."""
+    """Talk to a model, or to a model of a run. /reset starts over, /exit or Ctrl-D ends."""
     from spintune.api import load
     from spintune.cli.options import options_from
     from spintune.cli.stages import quiet_libraries
     from spintune.terminal import visible
 
     quiet_libraries()
-    loaded = load(model, template=template, template_options=options_from(template_option))
+    loaded = load(name, template=template, template_options=options_from(template_option), model=model)
     history = [{"role": "system", "content": system}] if system else []
 
     def answer(turns: list[dict[str, str]]) -> str:

@@ -25,6 +25,13 @@ Words = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
 Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
+RunModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Of a run: best (what the run decided to use), last, base, sft, sft-more or iterate-N. Default: best.",
+    ),
+]
 Out = Annotated[str | None, typer.Option(help="The run folder.")]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 
 import typer
 
-from spintune.cli.options import Json, print_json, print_outcome
+from spintune.cli.options import Json, RunModel, print_json, print_outcome
 
 T = TypeVar("T", str, Path)
 
@@ -25,9 +25,11 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare models on the same items: paired tests, intervals, and a plain conclusion."""
+    from dataclasses import replace
+
     from spintune.errors import RecipeError
     from spintune.evaluation.comparison import compare as compare_tables
-    from spintune.evaluation.contenders import tables
+    from spintune.evaluation.contenders import selection_notes, tables
     from spintune.typed_json import to_json
 
     found = tables(_without_sweep_files(names), references)
@@ -36,6 +38,7 @@ def compare(
     if against is not None and against not in found:
         raise RecipeError(f"--against {against} is none of {', '.join(found)}")
     comparison = compare_tables(found, level, against)
+    comparison = replace(comparison, notes=(*comparison.notes, *selection_notes(names)))
     if json:
         print_json(to_json(comparison))
     else:
@@ -68,7 +71,7 @@ def report(
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    model: Annotated[str | None, typer.Option(help="sft, iterate-1, ...; the best by default.")] = None,
+    model: RunModel = None,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="bfloat16 rounds the weights: half the size, for use.")
     ] = "float32",

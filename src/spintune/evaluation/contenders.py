@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from spintune.data.file_rows import FileRow
 from spintune.errors import DataError
 from spintune.evaluation.answers import StoredAnswer, answered_models, file_rows, item_ids, pair_answers, read_answers
 from spintune.evaluation.comparison import MeasuredItems, Table
+from spintune.evaluation.decision import read_decision
 from spintune.evaluation.scores import MEASURES_FOLDER, finished_scores, read_scores
+from spintune.evaluation.selection import selects
 from spintune.metrics import BUILT_IN, answer_metrics
 from spintune.run_folder import BASE, BASELINE, SFT, iterations_of, read_recipe
 
@@ -24,10 +26,15 @@ _OF_THE_RUN = re.compile(rf"{BASE}|{SFT}|{BASELINE}|iterate-\d+")
 
 @dataclass(frozen=True)
 class _Measured:
-    """One model: what evaluations measured, and its answers to held-out examples, which are read later."""
+    """One model: what evaluations measured, and its answers to held-out examples, which are read later.
+
+    Attributes:
+        reporting: only the examples that report are read, because the others have chosen the model of the run.
+    """
 
     table: Table
     heldout: Path | None = None
+    reporting: bool = False
 
 
 def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Table]:
@@ -52,8 +59,19 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
             folder = name.partition(":")[0]
             prefix = "" if len(runs) == 1 else f"{short[folder]}:"
             found |= {f"{prefix}{model}": measured for model, measured in _of_run(name).items()}
-    heldout = heldout_tables({name: one.heldout for name, one in found.items() if one.heldout})
+    reporting = {name for name, one in found.items() if one.reporting}
+    heldout = heldout_tables({name: one.heldout for name, one in found.items() if one.heldout}, reporting)
     return {name: {**heldout.get(name, {}), **one.table} for name, one in found.items()}
+
+
+def selection_notes(names: Sequence[str]) -> list[str]:
+    """A sentence for each run that leaves out the held-out examples by which it chose its model."""
+    runs = dict.fromkeys(Path(name.partition(":")[0]) for name in names if not Path(name).is_file())
+    counts = {run: best.selection for run in runs if (best := read_decision(run)) and best.selection}
+    return [
+        f"{run}: held-out measures are of the examples that report; {count} others chose the model of the run"
+        for run, count in counts.items()
+    ]
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
@@ -75,9 +93,11 @@ def _of_run(name: str) -> dict[str, _Measured]:
             "run of a model)"
         )
     found = {}
+    best = read_decision(folder)
+    reporting = bool(best and best.selection)
     for model in [only] if only else _models(folder, rivals=False):
         answers = folder / "eval" / "heldout" / model / "answers.jsonl"
-        found[model] = _Measured(_scores(folder, model), answers if answers.is_file() else None)
+        found[model] = _Measured(_scores(folder, model), answers if answers.is_file() else None, reporting)
         if not found[model].table and not found[model].heldout:
             known = ", ".join(_models(folder, rivals=True))
             advice = f"use one of: {known}" if known else "run its recipe first, to the end"
@@ -134,15 +154,18 @@ def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
 # Held-out answers ----------------------------------------------------------------------------------------------------
 
 
-def heldout_tables(files: Mapping[str, Path]) -> dict[str, Table]:
+def heldout_tables(files: Mapping[str, Path], reporting: Collection[str] = ()) -> dict[str, Table]:
     """The measures of each model's answers to held-out examples (``eval/heldout/MODEL/answers.jsonl``), by its name.
 
     The likelihood is per token where all models count the same tokens, else per byte of the reference, because tokens
     of different tokenizers are different units. A metric that a user added is there where every answer was scored.
 
+    Args:
+        reporting: models of which only the examples that report are read.
+
     Raises DataError, which names ``path:line``, for a row that is no such answer.
     """
-    rows = {name: _rows_by_id(path) for name, path in files.items()}
+    rows = {name: _rows_by_id(path, name in reporting) for name, path in files.items()}
     counts: dict[str, set[float]] = {}
     for answers in rows.values():
         for item, row in answers.items():
@@ -151,9 +174,11 @@ def heldout_tables(files: Mapping[str, Path]) -> dict[str, Table]:
     return {name: _heldout_table(answers, same_tokens) for name, answers in rows.items()}
 
 
-def _rows_by_id(path: Path) -> dict[str, FileRow]:
+def _rows_by_id(path: Path, reporting: bool) -> dict[str, FileRow]:
     rows: dict[str, FileRow] = {}
     for row in file_rows(path):
+        if reporting and selects(row.text("prompt", "a prompt")):
+            continue
         item = row.text("id", "an id")
         if item in rows:
             raise DataError(f"{row.where}: the id {item} occurs twice; delete the file and run again")

@@ -19,15 +19,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from spintune.evaluation.metric_choice import better_of, measure_of
 from spintune.evaluation.statistics import Interval, bootstrap
+from spintune.metrics import NLL
+from spintune.recipe.evaluation import CHECKER, SAMPLED
 from spintune.storage import read_json
-from spintune.typed_json import from_json
+from spintune.typed_json import OmitEmpty, from_json
 
 BEST = "best.json"
 OLD_BEST = "spin/best.json"
 """Where versions until 0.1 kept the choice among iterates."""
 
-_TITLES = {"nll": "held-out loss", "rouge_l": "ROUGE-L"}
+_TITLES = {"nll": "held-out loss", "rouge_l": "ROUGE-L", CHECKER: "share of right answers by the checker"}
 _ROUNDING = 1 + 1e-9
 """One answer of n falls short by exactly one standard error, apart from rounding."""
 
@@ -49,7 +52,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class CandidateFacts:
+class CandidateFacts(OmitEmpty):
     """What a decision saw of one model.
 
     Attributes:
@@ -67,7 +70,7 @@ class CandidateFacts:
 
 
 @dataclass(frozen=True)
-class BestModel:
+class BestModel(OmitEmpty):
     """``best.json``: the model of a run to use.
 
     Attributes:
@@ -173,7 +176,9 @@ class _Words:
             )
         level = f"{len(self.equals)} models are too close to call by {title} {on}"
         if len(self.likely) < len(self.equals):
-            least = "has the least loss of them" if len(self.likely) == 1 else "is the simplest of those with least loss"
+            least = (
+                "has the least loss of them" if len(self.likely) == 1 else "is the simplest of those with least loss"
+            )
             return f"{level}, and it {least} ({self.facts[chosen].loss:.3f} nats a token)"
         told = "" if chosen == self.best else f" ({self.facts[self.best].name} is ahead by {self._gap(chosen)})"
         return f"{level}{told}, and it is the simplest of them"
@@ -189,18 +194,46 @@ class _Words:
 
 
 def title_of(metric: str) -> str:
-    """What readers call a metric."""
-    return _TITLES.get(metric, metric.replace("_", " "))
+    """What readers call a metric of ``evaluation.metric``."""
+    name = metric.removeprefix(SAMPLED)
+    title = _TITLES.get(name, name.replace("_", " "))
+    return title if name == metric else f"{title} of answers at temperature 1"
 
 
 def _shown(metric: str, value: float) -> str:
     return f"{value:.3f}".replace("-0.000", "0.000")
 
 
+def better_models(best: BestModel, differences: Mapping[str, Mapping[str, Interval]]) -> list[str]:
+    """The models that are significantly better than the one to use, by its metric.
+
+    Args:
+        differences: paired, by "MODEL - MODEL" and measure, on examples that did not choose.
+    """
+    if best.metric is None:
+        return []
+    measure = "nll_per_token" if best.metric == NLL.name else measure_of(best.metric)
+    sign = -1 if better_of(best.metric) == "lower" else 1
+    ahead = []
+    for pair, measures in differences.items():
+        first, _, second = pair.partition(" - ")
+        if measure in measures and best.name in (first, second):
+            lead = sign if best.name == second else -sign  # of the other model
+            gap = measures[measure]
+            if min(lead * gap.low, lead * gap.high) > 0:
+                ahead.append(first if best.name == second else second)
+    return ahead
+
+
 # Reading -------------------------------------------------------------------------------------------------------------
+
+
+def decision_file(run: Path) -> Path:
+    """Where the decision of a run folder is, if it has made one."""
+    return next((run / name for name in (BEST, OLD_BEST) if (run / name).is_file()), run / BEST)
 
 
 def read_decision(run: Path) -> BestModel | None:
     """The decision of a run folder; None where none was made. Raises RunError when it is damaged."""
-    path = next((run / name for name in (BEST, OLD_BEST) if (run / name).is_file()), None)
-    return from_json(BestModel, read_json(path), path) if path else None
+    path = decision_file(run)
+    return from_json(BestModel, read_json(path), path) if path.is_file() else None

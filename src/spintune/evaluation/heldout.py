@@ -188,6 +188,7 @@ def with_further(answers: Sequence[HeldoutAnswer], further: ScoreTable) -> list[
 
 # Tables --------------------------------------------------------------------------------------------------------------
 
+_MAX_NLL = 700.0  # nats
 _LIKELIHOODS = ("nll_per_token", "nll_per_byte")
 
 
@@ -198,7 +199,7 @@ def summarize_heldout(answers: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
     """
     likelihoods = {name: bootstrap([one.nll for one in answers], _units(answers, name)) for name in _LIKELIHOODS}
     perplexities = {
-        name.replace("nll", "perplexity"): Interval(math.exp(nll.mean), math.exp(nll.low), math.exp(nll.high))
+        name.replace("nll", "perplexity"): Interval(*map(_perplexity, (nll.mean, nll.low, nll.high)))
         for name, nll in likelihoods.items()
     }
     return {
@@ -206,6 +207,11 @@ def summarize_heldout(answers: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
         **perplexities,
         **{name: bootstrap(_values(answers, name)) for name in _measures(answers)},
     }
+
+
+def _perplexity(nll: float) -> float:
+    """exp(nll), which a ruined model could make larger than any number that a file can hold."""
+    return math.exp(min(nll, _MAX_NLL))
 
 
 def heldout_differences(first: Sequence[HeldoutAnswer], second: Sequence[HeldoutAnswer]) -> dict[str, Interval]:

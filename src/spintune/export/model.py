@@ -12,9 +12,10 @@ from spintune.errors import ModelError, RunError, StorageError
 from spintune.export.card import model_card
 from spintune.export.rounding import round_folder
 from spintune.progress import Progress, Silent
+from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
 from spintune.run_folder import BASE
-from spintune.run_models import stage_of, written_files
+from spintune.run_models import model_name, stage_of, written_files
 from spintune.storage import atomic_folder, read_json, remove_abandoned
 
 Precision = Literal["float32", "bfloat16"]
@@ -36,19 +37,17 @@ def export_model(
     """Copies a model of a run, and writes its card as README.md. Returns its name.
 
     Only files that the run wrote are copied, and only while their digests are those that it wrote down. The folder
-    appears when it is complete. Without ``name`` it is the best iterate, or the last model. ``precision`` "bfloat16"
-    rounds the weights, which halves the folder; the run's own stay as they are.
+    appears when it is complete. ``name`` as in :func:`~spintune.run_models.model_name`: the model that the run decided
+    to use by default. ``precision`` "bfloat16" rounds the weights, which halves the folder; the run's own stay as they
+    are.
 
     Raises ModelError when the run has no such model, RunError when it is not as the run wrote it, StorageError when
     ``out`` exists.
     """
     run = read_run(folder)
-    own = [model for model in run.models if model.name != BASE]
-    if not own:
-        raise ModelError(f"{folder} has no finished model of its own yet; run its recipe again to continue")
-    if name is None:
-        best = run.best.name if run.best else None
-        name = best if best in [model.name for model in own] else own[-1].name
+    name = model_name(folder, name)
+    if name == BASE:
+        raise ModelError(_nothing_to_export(run))
     card = model_card(run, name, checked=True, rounded=precision == "bfloat16")
     if out.exists():
         raise StorageError(f"{out} already exists; name a new folder, or delete it")
@@ -74,6 +73,15 @@ def export_model(
             round_folder(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return name
+
+
+def _nothing_to_export(run: RunFacts) -> str:
+    """Why base is not exported, and what to do."""
+    chosen = f" and the model to use ({run.best.why})" if run.best and run.best.name == BASE else ""
+    others = " or ".join(f"--model {model.name}" for model in run.models if model.name != BASE)
+    return f"base is {run.recipe['model']}, the recipe's own model{chosen}; a run exports only what it trained" + (
+        f", such as {others}" if others else ""
+    )
 
 
 def _refuse_code(source: Path, files: list[str]) -> None:

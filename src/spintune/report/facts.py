@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from spintune.evaluation.decision import BestModel
 from spintune.evaluation.scores import HeldoutLikelihood, ScoreTable
 from spintune.records import Example
-from spintune.results import BestModel, ContaminationFacts, DiagnosisFacts, IterationFacts, PairFacts, RunResults
+from spintune.results import ContaminationFacts, DiagnosisFacts, IterationFacts, PairFacts, RunResults
 from spintune.run_folder import BASE, SFT
 from spintune.typed_json import JsonObject, from_json
 
@@ -109,8 +110,9 @@ class RunFacts:
         missing: what the recipe asks for and is not there, in words; empty for a finished run.
         metrics: rows of metrics.jsonl by stage, in order.
         heldout: the held-out examples.
+        selection: ids of those by which the run chose its model; they do not report on it.
         models: those that exist, in the order in which they were made.
-        best: self-play's own choice; None without self-play.
+        best: the run's decision which model to use; None before there is one.
         results: the part of results.json that is still true of the folder.
         evaluations: apart from the held-out examples, in the recipe's order.
         rivals: names of those whose stored answers are compared with the models'.
@@ -126,6 +128,7 @@ class RunFacts:
     missing: tuple[str, ...]
     metrics: Mapping[str, Sequence[JsonObject]]
     heldout: tuple[Example, ...]
+    selection: frozenset[str]
     models: tuple[ModelFacts, ...]
     best: BestModel | None
     results: RunResults

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from spintune.evaluation.comparison import listed
+from spintune.evaluation.decision import BestModel
 from spintune.evaluation.judge import Canary
 from spintune.evaluation.statistics import Interval
 from spintune.recipe import HELDOUT
@@ -22,12 +23,12 @@ from spintune.report.measures import (
     main_measure,
     measured,
     measures_of,
+    negative,
     rank,
     shared,
 )
 from spintune.report.table import MeasureColumn, decimals, shown, verdict
 from spintune.results import SftFacts
-from spintune.run_folder import BASELINE
 
 FEW_ITEMS = 50
 """Below this the percentile bootstrap's intervals are too short: even at 50 items 6 of 100 are wrong, not 5."""
@@ -43,25 +44,38 @@ class Finding:
 
 
 def finding(run: RunFacts) -> Finding:
-    """Which model of a run is best, and by how much."""
+    """Which model of a run to use, and what the examples that did not choose it say about that."""
     measure = main_measure(run)
     models = [one for one in contenders([run]) if measured(one, measure)]
     remarks = tuple(_remarks(run))
+    ids = Counter(measured(one, measure) for one in models).most_common(1)[0][0] if models else ()
+    alike = [one for one in models if measured(one, measure) == ids]
+    if len(alike) < 2:
+        return _without_ranking(run, models, measure, remarks)
+    ranking = rank(alike, measure, ids)
+    chosen = _chosen(run, alike)
+    sentence = _decision(run, run.best) if run.best else _best(ranking, bool(run.missing))
+    told = _confirmation(chosen, alike, measure, ids) if chosen else ()
+    others = (*told, *_other_measures(run, chosen or ranking.first, measure), *_few(ranking.items))
+    return Finding(sentence, (*others, *remarks), ranking)
+
+
+def _without_ranking(
+    run: RunFacts, models: Sequence[Contender], measure: MeasureColumn, remarks: tuple[str, ...]
+) -> Finding:
+    """The finding of a run whose models were not measured on the same examples, or not at all."""
+    apart = "No two models were judged on the same examples; run the recipe again."
+    if run.best:
+        return Finding(_decision(run, run.best), (*[apart] * (len(models) > 1), *remarks))
     if len(models) == 1 and not run.missing:
         return Finding(_single_model(models[0], measure), remarks)
     if len(models) < 2:
         return Finding(_unjudged(run), (*(f"{said}." for said in run.results.conclusions), *remarks))
-    ids = Counter(measured(one, measure) for one in models).most_common(1)[0][0]
-    alike = [one for one in models if measured(one, measure) == ids]
-    if len(alike) < 2:
-        return Finding("No two models were judged on the same examples; run the recipe again.", remarks)
-    ranking = rank(alike, measure, ids)
-    others = (*_choice(run, ranking), *_other_measures(run, ranking), *_few(ranking.items))
-    return Finding(_best(ranking, bool(run.missing)), (*others, *remarks), ranking)
+    return Finding(apart, remarks)
 
 
 def finding_across(runs: Sequence[RunFacts]) -> Finding:
-    """Which run's best model is best, where they were judged on the same held-out examples."""
+    """Which run's model is best, where they were judged on the same held-out examples."""
     rankings = [(run, ranking) for run in runs if (ranking := finding(run).ranking)]
     if len(rankings) < 2:
         held = "Fewer than two of these runs have judged their models on held-out examples"
@@ -71,10 +85,12 @@ def finding_across(runs: Sequence[RunFacts]) -> Finding:
     measure = rankings[0][1].measure
     if any(ranking.measure != measure for _, ranking in rankings):
         return Finding("These runs judge by different measures, so no one model is named the best.")
-    best = [
-        next(one for one in contenders(runs) if one.run is run and one.model is ranking.first.model)
-        for run, ranking in rankings
-    ]
+    everyone = contenders(runs)
+    best = []
+    for run, ranking in rankings:
+        own = [one for one in everyone if one.run is run]
+        first = next(one for one in own if one.model is ranking.first.model)
+        best.append(_chosen(run, [one for one in own if measured(one, measure)]) or first)
     ids = shared(best, measure)
     if not ids:
         return Finding("These runs hold out different examples, so their models cannot be compared.")
@@ -84,7 +100,7 @@ def finding_across(runs: Sequence[RunFacts]) -> Finding:
             "the measures of answers below can."
         )
     ranking = rank(best, measure, ids)
-    remark = f"The best model of each run, on the {len(ids):,} held-out examples that all of them were measured on."
+    remark = f"The model to use of each run, on the {len(ids):,} held-out examples that all of them were measured on."
     return Finding(_best(ranking), (remark, *_few(ranking.items)), ranking)
 
 
@@ -128,6 +144,15 @@ def belief(evaluation: str, canary: Canary) -> str:
 
 
 # Sentences ----------------------------------------------------------------------------------------------------------
+
+
+def _chosen(run: RunFacts, models: Sequence[Contender]) -> Contender | None:
+    """The model that the run decided to use, if it is among ``models``."""
+    return next((one for one in models if run.best and one.model.name == run.best.name), None)
+
+
+def _decision(run: RunFacts, best: BestModel) -> str:
+    return f"{'So far, ' if run.missing else ''}{best.name} is the model to use: {best.why}."
 
 
 def _best(ranking: Ranking, so_far: bool = False) -> str:
@@ -185,26 +210,42 @@ def _unjudged(run: RunFacts) -> str:
 # Remarks ------------------------------------------------------------------------------------------------------------
 
 
-def _choice(run: RunFacts, ranking: Ranking) -> Iterator[str]:
-    """Which iterate the run keeps, and whether another model is better."""
-    if run.best is None:
-        return
-    beaten = run.best.name in ranking.gains and ranking.gains[run.best.name].low > 0
-    more = " As many more steps of SFT did better." if beaten and ranking.first.model.name == BASELINE else ""
-    yield f"Self-play keeps {run.best.name}: {run.best.why}.{more}"
-    yield "It was chosen on the examples that measure it, which flatters it a little."
+def _confirmation(
+    chosen: Contender, models: Sequence[Contender], measure: MeasureColumn, ids: Sequence[str]
+) -> Iterator[str]:
+    """What examples that did not choose the model say about it, and which models are better there."""
+    gaps = {}
+    for other in models:
+        if other is not chosen:
+            gap = difference(chosen, other, measure, ids)
+            gaps[other.label] = gap if measure.better == "higher" else negative(gap)
+    behind = sorted((label for label, gap in gaps.items() if gap.low > 0), key=lambda label: gaps[label].mean)
+    level = [label for label, gap in gaps.items() if gap.low <= 0 <= gap.high]
+    ahead = sorted((label for label, gap in gaps.items() if gap.high < 0), key=lambda label: gaps[label].mean)
+    own = estimate(chosen, measure, ids)
+    mean = " ".join([shown(own.mean, measure, measure.digits), measure.unit]).rstrip()
+    on = f"the {_items(len(ids))} that did not choose" if chosen.run.selection else _items(len(ids))
+    said = []
+    if behind:
+        more = f", and than that of {listed(behind[1:])} by more" if behind[1:] else ""
+        said.append(f"better than that of {behind[0]} by {_lead(gaps[behind[0]], measure)}{more}")
+    if level:
+        said.append(f"not told apart from that of {listed(level)}")
+    if ahead:
+        worse = [f"{label} by {_lead(negative(gaps[label]), measure)}" for label in ahead]
+        said.append(f"worse than that of {listed(worse)}, a caveat to the choice")
+    yield f"On {on}, its {measure.title} is {mean}: {'; '.join(said)}."
 
 
-def _other_measures(run: RunFacts, ranking: Ranking) -> Iterator[str]:
-    """By which other measures the first differs from the model where self-play starts."""
-    first = ranking.first
+def _other_measures(run: RunFacts, first: Contender, main: MeasureColumn) -> Iterator[str]:
+    """By which other measures a model differs from the one where self-play starts."""
     start = next((one for one in contenders([run]) if one.model.name == run.start), None)
     if start is None or start.model is first.model:
         return
     told, level = [], []
     for measure in measures_of([first, start]):
         ids = measured(start, measure)
-        if measure == ranking.measure or measure.better is None or not ids or measured(first, measure) != ids:
+        if measure == main or measure.better is None or not ids or measured(first, measure) != ids:
             continue
         gap = difference(first, start, measure, ids)
         if found := verdict(gap, measure):
@@ -239,6 +280,11 @@ def _remarks(run: RunFacts) -> Iterator[str]:
 def _by(gain: Interval, measure: MeasureColumn) -> str:
     unit = "points" if measure.factor == 100 else measure.unit if measure is NLL else ""
     return f"{shown(abs(gain.mean), measure, decimals([gain], measure))} {unit}".rstrip()
+
+
+def _lead(gain: Interval, measure: MeasureColumn) -> str:
+    low, high = (shown(end, measure, decimals([gain], measure)) for end in (gain.low, gain.high))
+    return f"{_by(gain, measure)} (95 % interval {low} to {high})"
 
 
 def _items(count: int) -> str:

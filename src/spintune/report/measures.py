@@ -67,8 +67,8 @@ def measures_of(models: Sequence[Contender]) -> list[MeasureColumn]:
 
 
 def main_measure(run: RunFacts) -> MeasureColumn:
-    """The measure by which the run compares models; the loss if its metric is not registered any more."""
-    found = metric_column(measure_of(_metric(run)))
+    """The measure by which the run chooses its model; the loss if its metric is not registered any more."""
+    found = metric_column(measure_of((run.best.metric if run.best else None) or _metric(run)))
     return found if found.better else NLL
 
 
@@ -83,12 +83,11 @@ def _metric(run: RunFacts) -> str:
 
 
 def measured(contender: Contender, measure: MeasureColumn) -> tuple[str, ...]:
-    """Ids of the held-out examples on which a model was measured, in order."""
-    if measure is NLL:
-        return tuple(contender.model.likely)
+    """Ids of the held-out examples that report on a model by this measure, in order."""
     answers = contender.model.judged
-    described = measure in (LENGTH, FINISHED) or all(measure.key in answer.scores for answer in answers.values())
-    return tuple(answers) if described else ()
+    described = measure in (NLL, LENGTH, FINISHED) or all(measure.key in one.scores for one in answers.values())
+    ids = contender.model.likely if measure is NLL else answers if described else ()
+    return tuple(id for id in ids if id not in contender.run.selection)
 
 
 def shared(models: Sequence[Contender], measure: MeasureColumn) -> tuple[str, ...]:

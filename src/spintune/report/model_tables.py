@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from spintune.evaluation.model_pairs import compared_pairs
+from spintune.evaluation.model_pairs import measured_pairs
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import Interval
 from spintune.report.facts import EvaluationResult, RunFacts
@@ -59,7 +59,7 @@ def means(runs: Sequence[RunFacts]) -> MeasureTable | None:
 def differences(run: RunFacts) -> MeasureTable | None:
     """Paired differences of the models that the end of a run compares, as far as they are measured."""
     models = {one.model.name: one for one in contenders([run])}
-    compared = compared_pairs(list(models), run.best.name if run.best else None)
+    compared = measured_pairs(list(models), run.best.name if run.best else None)
     pairs = [(models[one], models[other]) for one, other in compared if one in models and other in models]
     measures = measures_of(list(models.values()))
     columns = []

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from spintune.errors import RunError
 from spintune.evaluation.scores import MEASURES_FOLDER, HeldoutLikelihood, read_scores
+from spintune.evaluation.selection import selection_of
 from spintune.records import Example, read_records
 from spintune.report.evaluations import evaluations_of, read_evaluations, rivals_of
 from spintune.report.facts import Answers, ModelFacts, RunFacts, checked_answer, number_of
@@ -136,6 +137,8 @@ def _read(folder: Path) -> RunFacts:
     results = folder / "results.json"
     heldout = tuple(read_records(folder / "data/heldout.jsonl", Example)) if "data" in stages else ()
     examples = {example.id: example for example in heldout}
+    best = read_best(folder)
+    splits = best is not None and best.selection > 0
     run = RunFacts(
         folder=folder,
         name=folder.resolve().name,
@@ -146,8 +149,9 @@ def _read(folder: Path) -> RunFacts:
         missing=(),
         metrics={stage: rows for stage, rows in _metrics(folder / "metrics.jsonl").items() if number_of(stage) <= last},
         heldout=heldout,
+        selection=frozenset(example.id for example in selection_of(heldout)) if splits else frozenset(),
         models=tuple(_model(folder, name, recipe, examples) for name in _names(recipe, stages)),
-        best=read_best(folder) if recipe["spin"] else None,
+        best=best,
         results=_record(results, RunResults) if results.is_file() else RunResults(),
         evaluations=(),
         rivals=rivals_of(recipe),

@@ -11,7 +11,7 @@ from typing import Literal
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError, RunError
-from spintune.evaluation.selection import selection_of
+from spintune.evaluation.selection import selection_of, too_few
 from spintune.generation.build import find_paths
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
@@ -111,6 +111,19 @@ class RunContext:
     def selection(self) -> list[Example]:
         """The held-out examples that choose models, steps and rates; the others report on what was chosen."""
         return selection_of(self.heldout)
+
+    @cached_property
+    def cannot_choose(self) -> str | None:
+        """Why nothing can be chosen by the selection examples, and what to do; None where they are enough."""
+        return too_few(len(self.selection), len(self.heldout))
+
+    @cached_property
+    def reporting(self) -> list[Example]:
+        """The held-out examples that report: all of them in a run that trains nothing or has too few to choose by."""
+        if self.cannot_choose or not (self.recipe.sft or self.recipe.spin):
+            return self.heldout
+        chosen_by = {example.id for example in self.selection}
+        return [example for example in self.heldout if example.id not in chosen_by]
 
     def render(
         self, examples: Sequence[Example], renderer: RowRenderer, max_response: int | None = None

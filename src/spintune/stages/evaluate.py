@@ -15,7 +15,7 @@ from dataclasses import replace
 from spintune.data.contamination import text_of
 from spintune.errors import DataError, DeletedModelError
 from spintune.evaluation.comparison import compare
-from spintune.evaluation.model_pairs import compared_pairs, start_of
+from spintune.evaluation.model_pairs import compared_pairs, measured_pairs, start_of
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
 from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
 from spintune.records import write_records
@@ -38,7 +38,7 @@ def evaluate(
 ) -> EvaluationResults:
     """What the evaluations find out about every model.
 
-    ``best`` is the iterate that self-play chose. An evaluation that cannot be run is skipped; its reason is printed.
+    ``best`` is the model to use. An evaluation that cannot be run is skipped; its reason is printed.
     """
     recipe = context.recipe
     heldout = HELDOUT in recipe.eval and bool(context.heldout)
@@ -48,7 +48,9 @@ def evaluate(
     iterates = [iterate for iterate in iterates if iterate.name not in lacking]
     names = [iterate.name for iterate in iterates]
     pairs = compared_pairs(names, best)
-    results = heldout_results(context, iterates, pairs, start_of(names)) if heldout else EvaluationResults()
+    results = EvaluationResults()
+    if heldout:
+        results = heldout_results(context, iterates, measured_pairs(names, best), start_of(names))
     if recipe.judge:
         judge = judging_stage(context, recipe.judge, names, _judged_pairs(chosen, names, pairs, best, heldout))
         results = replace(results, judge=judge)

@@ -26,9 +26,7 @@ from spintune.evaluation.heldout import (
     summarize_heldout,
     with_further,
 )
-from spintune.evaluation.metric_choice import better_of, measure_of
 from spintune.evaluation.scores import MEASURES_FOLDER, SCORES, HeldoutLikelihood, read_scores
-from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.metrics import metric_inputs
 from spintune.recipe import EvaluationSection
@@ -145,23 +143,22 @@ def _longest(context: RunContext) -> int:
 def heldout_results(
     context: RunContext, iterates: Sequence[Iterate], pairs: Sequence[tuple[str, str]], reference: str
 ) -> EvaluationResults:
-    """Every iterate's measures, the paired differences of ``pairs``, and with a mixture the accuracy on its tasks."""
-    answers = {iterate.name: measured_answers(context, iterate) for iterate in iterates}
+    """Every iterate's measures, the paired differences of ``pairs``, and with a mixture the accuracy on its tasks.
+
+    All are of the examples that report; none without one that fits.
+    """
+    report = {example.id for example in context.reporting}
+    every = {iterate.name: measured_answers(context, iterate) for iterate in iterates}
+    answers = {name: [row for row in rows if row.id in report] for name, rows in every.items()}
+    if not all(answers.values()):
+        context.progress.note("no held-out example that reports fits data.max_length, so none is judged; raise it")
+        return EvaluationResults()
     mixture = context.recipe.data.mixture
     return EvaluationResults(
         heldout={name: summarize_heldout(rows) for name, rows in answers.items()},
         differences={f"{one} - {other}": heldout_differences(answers[one], answers[other]) for one, other in pairs},
         tasks=judge_tasks(context, mixture, answers, reference) if mixture else None,
     )
-
-
-def metric_difference(context: RunContext, metric: str, iterate: Iterate, other: Iterate) -> Interval:
-    """How much better an iterate is than another on the same held-out examples; positive is better."""
-    if metric == "nll":
-        mine, theirs = (likelihood_stage(context, which) for which in (iterate, other))
-        return bootstrap([b.nll - a.nll for a, b in zip(mine, theirs, strict=True)], [item.tokens for item in mine])
-    better, worse = (iterate, other) if better_of(metric) == "higher" else (other, iterate)
-    return heldout_differences(measured_answers(context, better), measured_answers(context, worse))[measure_of(metric)]
 
 
 def _rows_that_fit(context: RunContext, renderer: RowRenderer) -> tuple[list[Example], list[TokenRow]]:

@@ -40,7 +40,7 @@ from spintune.evaluation.rating import (
     summarize_ratings,
 )
 from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
-from spintune.recipe import MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
+from spintune.recipe import HELDOUT, MT_BENCH, MT_BENCH_ANSWERS, JudgeSection
 from spintune.records import read_records, write_records
 from spintune.results import JudgeResults
 from spintune.stages.context import RunContext
@@ -126,6 +126,9 @@ class JudgeStage:
         """The answers of two models to the same items; at most as many as the recipe says, drawn by the seed."""
         one, other = (read_answers(_answers_file(self.run.folder, evaluation, name)) for name in (first, second))
         found = answer_pairs(pair_answers(one, other).pairs)
+        if evaluation == HELDOUT:
+            report = {example.id for example in self.context.reporting}
+            found = [item for item in found if item.id in report]
         drawn = sorted(found, key=lambda item: digest_json([self.judge.seed, "judge", item.id]))[: self.section.items]
         chosen = {item.id for item in drawn}
         return [item for item in found if item.id in chosen]

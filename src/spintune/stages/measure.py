@@ -28,19 +28,22 @@ def metric_of(context: RunContext) -> str:
 
 
 def decision_scores(context: RunContext, iterate: Iterate) -> dict[str, float]:
-    """The score of each selection example by :func:`metric_of`; higher is better.
-
-    A likelihood is divided by the mean length of the references, so that the mean is in nats per token.
-    """
-    chosen = {example.id for example in context.selection}
+    """The score of each selection example by :func:`metric_of`; higher is better."""
     metric = metric_of(context)
     if metric == NLL.name:
-        rows = [row for row in likelihood_stage(context, iterate) if row.id in chosen]
-        length = sum(row.tokens for row in rows) / len(rows) if rows else 1.0
-        return {row.id: -row.nll / length for row in rows}
+        return {id: -loss for id, loss in decision_losses(context, iterate).items()}
+    chosen = {example.id for example in context.selection}
     sign = 1.0 if better_of(metric) == "higher" else -1.0
     answers = [answer for answer in measured_answers(context, iterate) if answer.id in chosen]
     return {answer.id: sign * answer.scores[measure_of(metric)] for answer in answers}
+
+
+def decision_losses(context: RunContext, iterate: Iterate) -> dict[str, float]:
+    """The loss on each selection example, over the mean length of the references: the mean is in nats per token."""
+    chosen = {example.id for example in context.selection}
+    rows = [row for row in likelihood_stage(context, iterate) if row.id in chosen]
+    length = sum(row.tokens for row in rows) / len(rows) if rows else 1.0
+    return {row.id: row.nll / length for row in rows}
 
 
 def check_measure(context: RunContext) -> None:

@@ -42,7 +42,7 @@ def judge_tasks(
     held_out = {task.name for task in select(section.held_out, loaded, "data.mixture.held_out")}
     questions = {
         example.id: (tasks[found.task], found)
-        for example in context.heldout
+        for example in context.reporting
         if (found := provenance(example.source)) and found.task in tasks
     }
     quadrants = {id: _quadrant(task.name in held_out, found) for id, (task, found) in questions.items()}
