@@ -32,7 +32,17 @@ NAMES = {
         "Score",
         "SelfPlayLoss",
     ),
-    *("SpintuneError", "__version__", "load", "losses", "mix", "read", "register_format", "register_generator"),
+    *(
+        "SpintuneError",
+        "__version__",
+        "load",
+        "losses",
+        "mix",
+        "read",
+        "register_checker",
+        "register_format",
+        "register_generator",
+    ),
     *("register_loss", "register_metric", "register_teacher", "register_tracker", "run", "statistics", "synthesize"),
 }
 
