@@ -44,7 +44,7 @@ def other(tmp_path: Path) -> Path:
         (stage / "samples.jsonl").write_text("{}\n")
         (stage / "pairs").mkdir()
         (stage / "pairs/train.jsonl").write_text("[1]\n")
-        run.finish("spin/iterate-1/pairs", INPUTS, [stage / "pairs/train.jsonl"], {"kept": 1})
+        run.finish("spin/iterate-1/pairs", INPUTS, [stage / "pairs/train.jsonl"], {"kept": "1"})
         run.finish("spin/iterate-1", INPUTS, [stage / "model", stage / "rows.jsonl"], {"seconds": {"train": 1.0}})
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in STEPS))
     return folder
@@ -58,11 +58,11 @@ def copied(tmp_path: Path) -> Callable[..., RunFolder]:
         notes: list[str] = []
         with run_folder(tmp_path / "out") as run:
             metrics = Metrics(run.folder, [])
-            run.elsewhere = SiblingRuns([run.folder, *siblings], run.folder, metrics, notes.append).copy
+            run.siblings = SiblingRuns([run.folder, *siblings], run.folder, metrics, notes.append)
             found = run.finished("spin/iterate-1", inputs)
             metrics.close()
             # what was copied is finished without the other run
-            run.elsewhere = lambda stage, inputs: False
+            run.siblings = None
             assert run.finished("spin/iterate-1", inputs) == found
         return found, notes
 
@@ -130,6 +130,23 @@ def test_a_whole_copy_is_found_behind_a_damaged_one(other: Path, copied: Callabl
     _flip(tmp_path / "damaged/spin/iterate-1/model/a/weights")
     _, notes = copied(tmp_path / "damaged", other)
     assert [note.split()[3] for note in notes] == ["other,"]
+
+
+def test_a_file_is_found_by_a_fact_of_its_stage(other: Path, tmp_path: Path) -> None:
+    """Other inputs of the stage may not matter for one of its files."""
+    notes: list[str] = []
+    siblings = SiblingRuns([tmp_path / "nothing", other], tmp_path / "out", Metrics(tmp_path / "out", []), notes.append)
+    asked = ("spin/iterate-1/pairs", "train.jsonl", "kept")
+    path = other / "spin/iterate-1/pairs/train.jsonl"
+    assert siblings.file(*asked, "1") == path
+    assert notes == ["spin/iterate-1/pairs: train.jsonl of other has the same inputs"]
+    assert siblings.file(*asked, "2") is None
+    assert siblings.file("spin/iterate-1/pairs", "answers.jsonl", "kept", "1") is None
+    _link(path)
+    assert siblings.file(*asked, "1") is None
+    path.unlink()
+    path.write_text("[2]\n")
+    assert siblings.file(*asked, "1") is None
 
 
 def test_no_room_for_a_copy_is_an_error(other: Path, copied: Callable[..., object]) -> None:

@@ -79,7 +79,7 @@ def run_recipe(
             stop = stop or StopRequest()
             context = RunContext(recipe, run, cache, StoppableProgress(progress, stop), metrics, environment, stop)
             if siblings:
-                run.elsewhere = SiblingRuns(siblings, run.folder, metrics, context.progress.note).copy
+                run.siblings = SiblingRuns(siblings, run.folder, metrics, context.progress.note)
             results = _run_stages(context, until, evaluations)
         finally:
             metrics.close()

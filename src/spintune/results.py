@@ -196,6 +196,7 @@ class PairFacts:
         warnings: likely artifacts, as sentences.
         data: digest of the data stage's outputs.
         seconds: by kind of work.
+        answers: digest of what the answers depend on; None in runs of earlier versions.
     """
 
     train: TrainPairCounts
@@ -204,6 +205,7 @@ class PairFacts:
     warnings: list[str]
     data: str
     seconds: dict[str, float]
+    answers: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe
@@ -130,6 +130,16 @@ def iterations_of(recipe: JsonObject) -> int:
     return count if isinstance(count, int) else 0
 
 
+class OtherRuns(Protocol):
+    """Runs from which another may take what they have finished."""
+
+    def copy(self, stage: str, inputs: str) -> bool:
+        """Copies a stage with inputs of this digest into the run; False if no other has finished it."""
+
+    def file(self, stage: str, name: str, fact: str, value: str) -> Path | None:
+        """An intact file of a stage that another run has finished with this value among its facts."""
+
+
 class RunFolder:
     """One run folder, held by one process at a time. Use it as a context manager.
 
@@ -140,7 +150,7 @@ class RunFolder:
         meaning: what a ``precision`` means on this machine; two that mean the same make no other recipe.
 
     Attributes:
-        elsewhere: copies a stage of this name, with inputs of this digest, from another run, and says whether it did.
+        siblings: other runs, whose finished stages may be used; None for a run by itself.
     """
 
     def __init__(self, recipe: Recipe, meaning: Callable[[str], str] = str) -> None:
@@ -148,7 +158,7 @@ class RunFolder:
         self.recipe = recipe
         self._meaning = meaning
         self._lock = RunLock(self.folder)
-        self.elsewhere: Callable[[str, str], bool] = lambda stage, inputs: False
+        self.siblings: OtherRuns | None = None
 
     def __enter__(self) -> RunFolder:
         with storage_errors(self.folder):
@@ -219,7 +229,7 @@ class RunFolder:
         """
         digest = digest_json(inputs)
         manifest = self._own(stage, digest)
-        if manifest is None and self.elsewhere(stage, digest):
+        if manifest is None and self.siblings and self.siblings.copy(stage, digest):
             manifest = self._own(stage, digest)
         if manifest is None:
             return None

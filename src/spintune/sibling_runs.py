@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from spintune.errors import RunError
 from spintune.run_folder import MANIFEST, FileFacts, Manifest, read_manifest, write_manifest
-from spintune.storage import atomic_file, atomic_folder, read_json_lines
+from spintune.storage import atomic_file, atomic_folder, digest_file, read_json_lines
 from spintune.tracking import Metrics
 
 log = logging.getLogger(__name__)
@@ -48,11 +48,10 @@ class SiblingRuns:
 
         Raises StorageError when the copy cannot be written.
         """
-        for sibling in self.folders:
+        for sibling, manifest in self._finished(stage):
+            if manifest.inputs != inputs or manifest.deleted:
+                continue
             try:
-                manifest = read_manifest(sibling / stage) if (sibling / stage / MANIFEST).is_file() else None
-                if manifest is None or manifest.inputs != inputs or manifest.deleted:
-                    continue
                 self._copy(sibling, stage, manifest)
             except RunError as error:  # damaged, or deleted while it was read
                 log.warning("stage %s is not taken from %s (%s)", stage, sibling, error)
@@ -61,6 +60,28 @@ class SiblingRuns:
                 self.note(f"{stage}: copied from {sibling.name}, which computed it from the same inputs")
             return True
         return False
+
+    def file(self, stage: str, name: str, fact: str, value: str) -> Path | None:
+        """An intact file of a stage that another run has finished with this value among its facts."""
+        for sibling, manifest in self._finished(stage):
+            path, written = sibling / stage / name, manifest.files.get(name)
+            if manifest.facts.get(fact) != value or written is None or path.is_symlink() or not path.is_file():
+                continue
+            if digest_file(path) == written.sha256:
+                self.note(f"{stage}: {name} of {sibling.name} has the same inputs")
+                return path
+        return None
+
+    def _finished(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
+        """The runs that have finished a stage, for whatever inputs."""
+        for sibling in self.folders:
+            if (sibling / stage / MANIFEST).is_file():
+                try:
+                    manifest = read_manifest(sibling / stage)
+                except RunError as error:
+                    log.warning("stage %s is not taken from %s (%s)", stage, sibling, error)
+                else:
+                    yield sibling, manifest
 
     def _copy(self, sibling: Path, stage: str, manifest: Manifest) -> None:
         self._copy_metrics(sibling, stage)

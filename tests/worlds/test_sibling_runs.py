@@ -58,6 +58,8 @@ def test_a_run_beside_another_is_that_run_alone(
     assert contents(tmp_path / "beside") == contents(tmp_path / "alone")
     assert "SFT" not in told.tasks
     assert "sft answers held-out prompts" not in told.tasks
+    # space learns from answers that equal the real one, so its pairs are others, but of the same answers
+    assert "sft answers training prompts" not in told.tasks
     assert "SPIN iteration 1" in told.tasks
     assert "sft: copied from run, which computed it from the same inputs" in told.notes
     assert not verify_run(tmp_path / "beside", Silent()).problems

@@ -78,16 +78,23 @@ class PairStage:
     def _inputs(self, iteration: int) -> JsonObject:
         context, section = self.context, self.section
         earlier_pairs = [context.run.digest(_stage(earlier)) for earlier in self._replayed(iteration)]
+        return {
+            **self._answer_inputs(iteration),
+            "replay": earlier_pairs,
+            "replay_weight": section.replay_weight,
+            "mixture": self.iterates[0].digest if section.reference_mixture else None,
+            "first": context.run.digest(_stage(1)) if self._needs_first(iteration) else None,
+            "identical": learns_from_identical(section, iteration),
+        }
+
+    def _answer_inputs(self, iteration: int) -> JsonObject:
+        """What the answers to the training prompts depend on; of losses that differ they may be the same."""
+        context, section = self.context, self.section
         return context.training_inputs(
             self.opponent,
             play=self.sampler.inputs,
             iteration=iteration,
             writers=[iterate.digest for iterate in self.iterates[-section.history :]],
-            replay=earlier_pairs,
-            replay_weight=section.replay_weight,
-            mixture=self.iterates[0].digest if section.reference_mixture else None,
-            first=context.run.digest(_stage(1)) if self._needs_first(iteration) else None,
-            identical=learns_from_identical(section, iteration),
             stretch=None if section.refresh == 1 else training_settings(context, section, iteration),
         )
 
@@ -129,6 +136,7 @@ class PairStage:
             warnings=warned,
             data=context.run.digest("data"),
             seconds=clock.seconds,
+            answers=digest_json(self._answer_inputs(iteration)),
         )
         files = [folder / f"{name}.jsonl" for name in ("answers", *sides)]
         context.finish(stage, inputs, files, facts)
@@ -141,6 +149,10 @@ class PairStage:
         context, section = self.context, self.section
         rendered = self.sampler.rows(context.load(self.opponent), self.sampler.train)
         rows: Sequence[TokenRow] = rendered.rows
+        if context.run.siblings:
+            same = digest_json(self._answer_inputs(iteration))
+            if file := context.run.siblings.file(_stage(iteration), "answers.jsonl", "answers", same):
+                return read_records(file, Pair), rendered
         if section.refresh != 1:  # of the first phase; the player itself answers the others while it trains
             phases = Phases(len(rows), section, iteration, context.recipe.seed)
             rows = [rows[prompt] for prompt in phases.prompts(0)]

@@ -18,15 +18,13 @@ _ANSWERS = (
     "history",
     "max_new_tokens",
     "negatives",
-    "reference_mixture",
     "refresh",
-    "replay_weight",
     "temperature",
     "top_k",
     "top_p",
     "turns",
 )
-"""Keys of spin that the answers of iteration 1, or their scores, depend on."""
+"""Keys of spin that the answers of iteration 1 depend on."""
 _AFTER_TRAINING = ("iterations", "stop", "baseline", "baseline_learning_rate")
 
 
@@ -39,11 +37,9 @@ def work_of(recipe: Recipe) -> dict[str, str]:
     if recipe.sft:
         start = found["SFT"] = digest_json([data, {**settings["sft"], "samples": None}])
     if recipe.spin:
-        spin, section = settings["spin"], recipe.spin
-        first = section.loss_in(1)
-        identical = first.learns_from_identical or section.gamma > 0
-        answers = [start, identical, {key: spin[key] for key in _ANSWERS}]
-        if section.refresh != 1:
+        spin = settings["spin"]
+        answers = [start, {key: spin[key] for key in _ANSWERS}]
+        if recipe.spin.refresh != 1:
             answers.append(_training(spin))
         found["answers"] = digest_json(answers)
         found["self-play"] = digest_json([found["answers"], _training(spin)])
