@@ -98,11 +98,12 @@ class Folder:
         counts = {"read": 70, "repeated": 0, "dropped": {"over_limit": 10}, "train": 60 - len(texts)}
         return self.stage("data", **counts, heldout=len(texts))
 
-    def sft(self, steps: int = 5) -> Folder:
+    def sft(self, steps: int = 5, losses: Sequence[float] = (3.2, 2.75), **changes: Any) -> Folder:
         self.metrics("sft", [training(loss=3 - 0.1 * n) for n in range(steps)])
-        self.metrics("sft/heldout", [{"loss": 3.2}, {"loss": 2.75}])
+        self.metrics("sft/heldout", [{"loss": loss} for loss in losses])
         facts = {"rows": 48, "dropped": {}, "truncated": 2, "steps": steps, "heldout_loss": 2.75}
-        return self.stage("sft", **facts, learning_rate=2e-5, seconds={"train": 30.5}, hardware=HARDWARE)
+        told = {"learning_rate": 2e-5, "seconds": {"train": 30.5}, "hardware": HARDWARE}
+        return self.stage("sft", **{**facts, **told, **changes})
 
     def pairs(self, number: int, **changes: Any) -> Folder:
         stage = f"spin/iterate-{number}/pairs"

@@ -95,6 +95,17 @@ def test_every_curve_of_a_whole_run_is_there(whole: Make, page: Make) -> None:
     )
 
 
+def test_the_curve_of_sft_marks_the_step_that_was_kept(folder: Make, page: Make) -> None:
+    note = "Step 2 was kept: of those measured, it has the least held-out loss."
+    chosen = {"losses": (3.2, 2.5, 2.75), "planned_steps": 5, "kept_step": 2}
+    marked = write_report([folder("a").data().sft(**chosen, chosen_by=25).path])
+    assert note in page(marked).text
+    assert "step 2: kept 2.5 nats a token" in marked.read_text()
+    assert "held-out loss from 3.200 to 2.500 nats a token in 2 steps" in page(marked).text
+    by_rule = write_report([folder("b").data().sft(**chosen, chosen_by=0).path])
+    assert "was kept" not in page(by_rule).text
+
+
 def test_experts_have_curves_in_sft_and_in_self_play(whole: Make, page: Make) -> None:
     made = whole()
     lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]

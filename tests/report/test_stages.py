@@ -36,6 +36,17 @@ def test_every_step_of_the_funnel_adds_up(whole: Make) -> None:
     assert steps["iteration 1"].dropped == {"too_long": 1, "identical": 2}
 
 
+def test_the_step_that_sft_kept_and_what_it_did_not_see_are_told(folder: Make) -> None:
+    made = folder().data().sft(planned_steps=9, kept_step=3, chosen_by=25)
+    told = {step.step: step.note for step in funnel(read_run(made.path))}
+    assert told["SFT"] == "2 truncated; step 3 of 5 kept; ended early, 9 steps were planned"
+    made = folder("last").data().sft(planned_steps=5, kept_step=5)
+    assert {step.step: step.note for step in funnel(read_run(made.path))}["SFT"] == "2 truncated"
+    split = {"read": 70, "repeated": 0, "dropped": {}, "train": 58, "heldout": 12, "seen": 30, "unseen": 28}
+    (step,) = funnel(read_run(folder("split").data().stage("data", **split).path))
+    assert step.note == "58 to train on (30 that SFT sees, 28 that it does not), 12 held out"
+
+
 def test_the_teacher_s_funnel_comes_first(folder: Make) -> None:
     made = folder(synth={"method": "alpaca"}).data()
     step = {"step": "new_instructions", "unit": "instructions", "read": 9, "kept": 4, "dropped": {"similar": 5}}
