@@ -52,6 +52,7 @@ def main() -> int:
     words.add_argument("--kind", action="append", choices=KINDS, help="which disturbances; all by default")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--count", type=int, help="cases per run and kind; as planned by default, 0 for all")
+    words.add_argument("--share", type=float, default=1.0, help="of the planned cases, at least one per run and kind")
     words.add_argument("--only", type=int, help="one case, by its number")
     words.add_argument("--keep", type=Path, help="with --only: a folder to copy the disk to at the end")
     words.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the tables of earlier counts")
@@ -84,7 +85,8 @@ def regime(machine: Machine, asked: argparse.Namespace) -> Counts:
             _ = stage.reference
             started, stage.computing = time.monotonic(), 0.0
             count = PLAN.get((name, kind_name), PLAN[kind_name]) if asked.count is None else asked.count
-            for number in [asked.only] if asked.only is not None else numbers(kind, stage, count or None):
+            count = max(1, round((count or kind.cases(stage)) * asked.share))
+            for number in [asked.only] if asked.only is not None else numbers(kind, stage, count):
                 tried = kind.try_one(stage, number)
                 here.update({"tried": 1, "disturbances": tried.disturbances, tried.verdict.kind: 1})
                 if tried.verdict.kind == "DIFFERENT" or asked.only is not None:
