@@ -20,6 +20,7 @@ from spintune.errors import RunError, StorageError
 from spintune.recipe import Recipe, parse_recipe
 from spintune.run_folder import RunFolder
 from spintune.step_log import StepLog
+from spintune.tracking import Metrics
 
 
 def recipe(out: Path, **changes: Any) -> Recipe:
@@ -355,3 +356,13 @@ def test_a_command_that_was_killed_is_told_by_the_next_one(tmp_path: Path, caplo
         with RunFolder(recipe(tmp_path)):
             assert ("was killed" in caplog.text) == told
     assert (tmp_path / "run.lock").read_bytes() == b""
+
+
+def test_lost_metrics_of_a_finished_stage_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Metrics(tmp_path, []).close()
+    assert not caplog.messages  # nothing was trained
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft/manifest.json").write_text("{}")
+    Metrics(tmp_path, []).close()
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / 'metrics.jsonl'} is gone, with the steps of sft")

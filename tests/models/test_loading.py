@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5EncoderModel
 
+import spintune
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
 from spintune.models.loading import (
+    check_template_options,
     load_model,
     load_stop_ids,
     load_tokenizer,
@@ -204,3 +206,14 @@ def test_a_gguf_file_holds_the_weights_of_its_alias(smollm2, tmp_path):
     mine, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (converted, smollm2))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_an_option_that_no_template_reads_is_refused_without_weights(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "model.safetensors").unlink()
+    check_template_options(str(folder), "tokenizer", {}, cache=tmp_path)
+    with pytest.raises(ModelError, match="the chat template does not read thinkin of"):
+        check_template_options(str(folder), "tokenizer", {"thinkin": True}, cache=tmp_path)
+    with pytest.raises(ModelError, match="does not read thinkin"):
+        spintune.load(folder, template_options={"thinkin": True})

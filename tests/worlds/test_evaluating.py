@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,10 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, verdict
 
-from spintune.errors import DataError, ModelError, RecipeError, TeacherError
+from spintune.errors import DataError, ModelError, RecipeError, StoppedBySignal, TeacherError
+from spintune.pipeline import run_recipe
+from spintune.progress import Silent, StopRequest
+from spintune.recipe import parse_recipe
 from spintune.teachers.registry import TEACHERS, register_teacher
 from spintune.teachers.scripted import ScriptedTeacher
 
@@ -258,3 +264,82 @@ def test_a_metric_that_a_user_registered_chooses_the_model(run: Run, many: dict[
         assert "brevity" in results["differences"]["iterate-1 - sft"]
     finally:
         METRICS.unregister("brevity")
+
+
+# Stops --------------------------------------------------------------------------------------------------------------
+
+
+def lasting(results: dict[str, Any]) -> dict[str, Any]:
+    """Results without times and costs."""
+    if isinstance(results, dict):
+        return {key: lasting(value) for key, value in results.items() if key not in ("seconds", "hardware", "cost")}
+    return results
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_judge_answers_loses_no_answer(
+    run: Run,
+    values: Callable[..., Any],
+    spintune: Spintune,
+    serve: Callable[..., ChatServer],
+    files: Any,
+    tmp_path: Path,
+) -> None:
+    """SIGTERM comes while it compares, and again while it rates."""
+    told: list[str] = []
+
+    def says(prompt: str) -> str:
+        told.append(prompt)
+        if len(told) in (20, 50):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return verdict(prompt)
+
+    judge = {"url": serve(says).url, "model": "counter", "concurrency": 1}
+    kept = {key: value for key, value in files.items() if key != "ifeval"}
+    settings = {"eval": ["questions", "mt-bench"], "evaluation": kept, "sft": {"max_steps": 1}, "spin": None}
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "stopped"
+    recipe.write_text(json.dumps(values(out, judge=judge, **settings)))
+    codes = []
+    for _ in range(3):
+        result = spintune("run", recipe)
+        codes.append(result.code)
+        if result.code:
+            assert result.err.splitlines()[-1].startswith("spintune: stopped by SIGTERM")
+    assert codes == [75, 75, 0]
+    assert len(told) <= len(set(told)) + 2  # what was under way may be asked again
+    straight = run(tmp_path / "straight", judge=judge, **settings)
+    assert len(set(told)) > 50
+    assert lasting({**json.loads((out / "results.json").read_text()), "models": 0}) == lasting(
+        {**straight, "models": 0}
+    )
+
+
+@pytest.mark.slow
+def test_a_stop_inside_of_the_harness_repeats_one_evaluation(
+    values: Callable[..., Any], run: Run, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same end as SIGTERM's, asked for by the second report of progress on a benchmark of the second model."""
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    rows = [{"q": f"Who says {n}?", "c": ["the fox", "the dog"], "a": n % 2} for n in range(12)]
+    lines(tmp_path / "quiz.jsonl", rows)
+    task = {"task": "quiz", "kind": "multiple_choice", "data": "quiz.jsonl", "prompt": "{q}", "choices": "c"}
+    (tmp_path / "quiz.yaml").write_text(json.dumps({**task, "answer": "a"}))
+    settings = {"eval": [str(tmp_path / "quiz.yaml")], "sft": {"max_steps": 1}, "spin": None}
+    stop, out = StopRequest(), tmp_path / "stopped"
+
+    class AsksToStop(Silent):
+        @contextlib.contextmanager
+        def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
+            if name == "sft: quiz":
+                stop.ask(StoppedBySignal("stopped by SIGTERM"))
+            yield Silent().task(name, total, unit).__enter__()
+
+    recipe = parse_recipe(values(out, **settings), "test")
+    with pytest.raises(StoppedBySignal) as stopped:
+        run_recipe(recipe, cache, AsksToStop(), stop=stop)
+    assert stopped.value.exit_code == 75
+    assert (out / "eval/quiz/base/manifest.json").is_file()
+    assert not (out / "eval/quiz/sft").exists()
+    straight = run(tmp_path / "straight", **settings)
+    assert lasting({**run(out, **settings), "models": 0}) == lasting({**straight, "models": 0})

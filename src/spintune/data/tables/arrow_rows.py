@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spintune.data.tables.arrow_sizes import decoded_size, decompressed_sizes, refused_type, shares
 from spintune.data.tables.content import MAX_ROW, DataFile
 from spintune.data.tables.json_rows import too_large
 from spintune.data.tables.table import Numbered, RowTable, first_line
@@ -92,13 +93,33 @@ def arrow_table(file: DataFile) -> RowTable:
 
     def batches(names: list[str] | None) -> Iterator[pyarrow.RecordBatch]:
         for batch in _arrow_batches(_source(file)):
-            yield batch if names is None else batch.select(names)
+            chosen = batch if names is None else batch.select(names)
+            _check_offsets(chosen)
+            yield chosen
 
     with _readable(file.path, "Arrow"):
         source = _source(file)
+        _check_decompressed(file, source)
         opened = pyarrow.ipc.open_file(source) if _is_arrow_file(source) else pyarrow.ipc.open_stream(source)
         total = sum(batch.num_rows for batch in batches(None))
     return _table(file, opened.schema.names, total, lambda names: _guarded(file.path, "Arrow", batches(names)))
+
+
+def _check_decompressed(file: DataFile, source: pyarrow.NativeFile) -> None:
+    """Refuses compressed buffers that would fill the memory. Raises DataError."""
+    total = 0
+    try:
+        for size in decompressed_sizes(source, _is_arrow_file(source)):
+            total += size
+            file.check_expansion(total)
+            if size > _MAX_BATCH:
+                raise DataError(
+                    f"{file.path}: {size:,} bytes are to be decompressed at once; write it again with smaller batches"
+                )
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    finally:
+        source.seek(0)
 
 
 def dataset_table(path: str, data: datasets.Dataset) -> RowTable:
@@ -129,6 +150,21 @@ def _arrow_batches(source: pyarrow.NativeFile) -> Iterator[pyarrow.RecordBatch]:
         yield from map(reader.get_batch, range(reader.num_record_batches))
     else:
         yield from pyarrow.ipc.open_stream(source)
+
+
+def _check_offsets(batch: pyarrow.RecordBatch) -> None:
+    """Raises ArrowInvalid for values that lie outside of their buffers: reading one would end the process."""
+    import pyarrow
+    import pyarrow.types as types
+
+    for column in batch.columns:
+        if types.is_string(column.type) or types.is_large_string(column.type):  # a text that is no UTF-8 is one bad row
+            column = column.view(pyarrow.binary() if types.is_string(column.type) else pyarrow.large_binary())
+        try:
+            column.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            if "UTF8" not in str(error):
+                raise
 
 
 def _is_arrow_file(source: pyarrow.NativeFile) -> bool:
@@ -167,6 +203,11 @@ def _table(file: DataFile, columns: Sequence[str], total: int, read: Batches) ->
         names = [name for name in columns if keys is None or name in keys] or list(columns)
         number = read_bytes = 0
         for batch in read(names):
+            for name in batch.schema.names:
+                if refused := refused_type(batch.schema.field(name).type):
+                    raise DataError(
+                        f"{path}: '{name}' has the type {refused!s:.60}, which is not read; write plain values"
+                    )
             decoded = _decoded_bytes(batch)
             read_bytes += decoded
             file.check_expansion(read_bytes)
@@ -187,22 +228,14 @@ def _table(file: DataFile, columns: Sequence[str], total: int, read: Batches) ->
 
 
 def _decoded_bytes(part: pyarrow.RecordBatch | pyarrow.Table) -> int:
-    """About what rows take once they are decoded: of a dictionary's value, once for each row that has it."""
-    import pyarrow.compute
+    """About what rows take once they are decoded: what values share, once for each."""
+    import pyarrow
 
     size: int = part.nbytes
     for column in part.columns:
-        for chunk in column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]:
-            if pyarrow.types.is_dictionary(chunk.type) and _is_text(chunk.dictionary.type):
-                lengths = pyarrow.compute.binary_length(chunk.dictionary).take(chunk.indices)
-                size += pyarrow.compute.sum(lengths).as_py() or 0
+        if shares(column.type):
+            size += sum(map(decoded_size, column.chunks if isinstance(column, pyarrow.ChunkedArray) else [column]))
     return size
-
-
-def _is_text(kind: pyarrow.DataType) -> bool:
-    import pyarrow.types as types
-
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_binary(kind))
 
 
 def _decoded(path: str, part: pyarrow.RecordBatch | pyarrow.Table, before: int) -> Sequence[object]:
