@@ -11,40 +11,72 @@ import torch
 
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.ladder import BACKWARD, MAX_RUNGS, SHARE, Ladder, climb, plan_ladder, usual_rate
+from spintune.training.ladder import (
+    BACKWARD,
+    MAX_RUNGS,
+    SHARE,
+    Ladder,
+    choose,
+    climb,
+    gains,
+    least,
+    plan_ladder,
+    usual_rate,
+)
 from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import SelfPlay
 from spintune.training.optimization import Optimization, rate_at
 
 from .test_exact_world import DATA, START, TableEngine, every_pair
 
+START_LOSSES = [2.0, 2.2, 1.8, 2.0]
+
 
 def valley(best: float) -> Any:
-    """A loss that is least at a rate, steep above and flat below, infinite where training breaks."""
+    """Losses that are least at a rate, steep above and flat below; training breaks two decades above."""
 
-    def loss(rate: float) -> float:
+    def losses(rate: float) -> list[float] | None:
         distance = math.log10(rate / best)
-        return math.inf if distance > 2 else 1 + (distance**2 if distance > 0 else 0.1 * distance**2)
+        shift = -1.2 + (distance**2 if distance > 0 else 0.1 * distance**2)
+        return None if distance > 1.9 else [start + shift for start in START_LOSSES]
 
-    return loss
+    return losses
 
 
 @pytest.mark.parametrize("best", [1e-6, 3.2e-5, 1e-4, 3.2e-4, 1e-2])
-def test_the_least_loss_of_half_decades_is_found_within_seven_rungs(best: float) -> None:
-    losses = climb(valley(best), middle=1e-4)
-    assert min(losses, key=losses.__getitem__) == pytest.approx(best)
+def test_the_least_loss_is_found_to_half_a_decade_within_six_rungs(best: float) -> None:
+    losses = climb(valley(best), START_LOSSES, 1e-4, self_play=True)
+    assert least(losses) == choose(losses, START_LOSSES, self_play=True) == pytest.approx(best)
     assert len(losses) <= MAX_RUNGS
     assert list(losses) == sorted(losses)
 
 
-def test_from_the_right_middle_five_rungs_are_enough() -> None:
-    assert list(climb(valley(1e-4), middle=1e-4)) == [1e-5, 3.2e-5, 1e-4, 3.2e-4, 1e-3]
+def test_sft_takes_the_highest_rate_that_keeps_half_of_the_gain() -> None:
+    """Half a decade above the best 0.25 of a gain of 1.2 is lost, a decade above nearly all of it."""
+    losses = climb(valley(1e-4), START_LOSSES, 1e-4, self_play=False)
+    assert least(losses) == 1e-4
+    assert choose(losses, START_LOSSES, self_play=False) == 3.2e-4
+
+
+def test_rates_that_cannot_be_told_from_the_best_count_as_well_as_it() -> None:
+    noisy = {1e-4: [2.0, 2.2, 1.7, 2.0], 3.2e-4: [2.3, 1.9, 1.8, 2.1], 1e-3: [2.5, 2.7, 2.3, 2.6]}
+    assert least(noisy) == 1e-4
+    assert choose(noisy, START_LOSSES, self_play=False) == 3.2e-4
+    assert not gains(noisy[3.2e-4], START_LOSSES)
+    assert gains([1.9, 2.0, 1.7, 1.9], START_LOSSES)
+
+
+def test_where_no_rate_changes_anything_the_search_does_not_go_down() -> None:
+    def nothing_or_harm(rate: float) -> list[float]:
+        return [start + (rate > 2e-4) * 1.0 + 1e-3 * (-1) ** place for place, start in enumerate(START_LOSSES)]
+
+    assert min(climb(nothing_or_harm, START_LOSSES, 1e-3, self_play=False)) >= 3.2e-5
 
 
 def test_a_search_that_never_turns_ends_and_has_its_best_at_the_end() -> None:
-    losses = climb(lambda rate: -rate, middle=1e-4)
+    losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 1e-4, self_play=True)
     assert len(losses) <= MAX_RUNGS
-    assert min(losses, key=losses.__getitem__) == max(losses)
+    assert least(losses) == max(losses)
 
 
 def test_the_usual_rates_are_half_decades_and_fall_with_size() -> None:

@@ -103,14 +103,13 @@ def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfP
     ]
 
 
-def plain_pair_loss(engine: LogProbEngine, pairs: Sequence[Pair]) -> float:
-    """How well the player tells real answers from its opponent's: the mean of log(1 + e^-m), whatever it trains with.
+def plain_pair_losses(engine: LogProbEngine, pairs: Sequence[Pair]) -> list[float]:
+    """How well the player tells each real answer from its opponent's: log(1 + e^-m), whatever it trains with.
 
-    It is ln 2 for a player that equals its opponent, and least for p_data: m is then the log-odds of "real". The loss
-    of training has its least there only for λ = 1; at λ = 0.1 it goes on falling far beyond the data.
+    It is ln 2 for a player that equals its opponent. The mean is least for p_data: m is then the log-odds of "real".
+    The loss of training has its least there only for λ = 1; at λ = 0.1 it goes on falling far beyond the data.
     """
-    measured = measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0))
-    return math.fsum(one.loss for one in measured) / len(measured)
+    return [one.loss for one in measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0))]
 
 
 def _as_logprobs(pair: Pair, sums: Sequence[float]) -> LogProbs:

@@ -8,7 +8,7 @@
         checkpoints/     the weights and moments that every rung begins with, while the ladder goes on
 
 The model is afterwards what it was before, to the bit. Rungs are judged by the held-out examples that choose: SFT's by
-the loss per token, self-play's by :func:`spintune.selfplay.spin.plain_pair_loss`.
+the loss per token, self-play's by :func:`spintune.selfplay.spin.plain_pair_losses`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,19 @@ from spintune.evaluation.selection import MIN_SELECTION, too_few
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json, remove_folder, write_json
-from spintune.training.ladder import BACKWARD, Ladder, LadderPlan, climb, plan_ladder, usual_rate
+from spintune.training.ladder import (
+    BACKWARD,
+    Ladder,
+    LadderPlan,
+    Losses,
+    choose,
+    climb,
+    gains,
+    least,
+    mean_loss,
+    plan_ladder,
+    usual_rate,
+)
 from spintune.training.loop import StepReport, Steps, TrainingHooks
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization
@@ -50,7 +62,7 @@ class TrialSetting(Generic[R, H]):
         optimization: of the stage, at any rate.
         heldout: rows that rungs are judged by, as many as the budget takes.
         heldout_tokens: of each of them.
-        loss: of such rows, and ``measure`` what it is called.
+        losses: of such rows, one each, and ``measure`` what their mean is called.
         passes: what the stage costs for each token, where scoring it costs 1.
     """
 
@@ -61,7 +73,7 @@ class TrialSetting(Generic[R, H]):
     optimization: Optimization
     heldout: Sequence[H]
     heldout_tokens: Sequence[int]
-    loss: Callable[[Sequence[H]], float]
+    losses: Callable[[Sequence[H]], list[float]]
     measure: str
     passes: int = BACKWARD
 
@@ -87,6 +99,10 @@ class RateSearch:
     @property
     def folder(self) -> Path:
         return self.context.run.folder / self.stage / "rates"
+
+    @property
+    def self_play(self) -> bool:
+        return self.key == "spin.learning_rate"
 
     def find(self, setting_of: Callable[[LoadedIterate], TrialSetting[R, H]]) -> RateFacts:
         """The facts of the ladder, which runs unless it is finished. ``setting_of`` says what rates are tried on."""
@@ -128,78 +144,86 @@ class RateSearch:
                 TrainingHooks(on_step=advance, stop=context.stop),
             )
             try:
-                start_loss = rungs.loss(0.0, lambda: setting.loss(heldout))
+                start = rungs.losses(0.0, lambda: setting.losses(heldout)) or []
 
-                def loss_of(rate: float) -> float:
-                    return rungs.loss(rate, lambda: setting.loss(heldout) if ladder.train(rate) else math.inf)
+                def losses_of(rate: float) -> Sequence[float] | None:
+                    return rungs.losses(rate, lambda: setting.losses(heldout) if ladder.train(rate) else None)
 
-                losses = climb(loss_of, _middle(context, player, self.key == "spin.learning_rate"))
+                losses = climb(losses_of, start, _middle(context, player, self.self_play), self.self_play)
             finally:
                 ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
         judged = len(losses) * sum(setting.heldout_tokens[: plan.heldout])
         share = (BACKWARD * trained + judged) / (setting.passes * sum(setting.step_tokens))
-        seconds = {"rates": time.monotonic() - began}
-        return self._facts(plan, start_loss, losses, setting.measure, trained, share, seconds)
-
-    def _facts(
-        self,
-        plan: LadderPlan,
-        start_loss: float,
-        losses: dict[float, float],
-        measure: str,
-        trained: int,
-        share: float,
-        seconds: dict[str, float],
-    ) -> RateFacts:
-        rate = min(sorted(losses), key=losses.__getitem__)
-        span = f"{min(losses):g} to {max(losses):g}"
-        if not math.isfinite(losses[rate]):
-            raise NonFiniteError(
-                f"{self.key}: auto found no rate: training broke at every one of {span} with a loss or "
-                f"gradient that is not finite; look at the rows, or give {self.key} below {min(losses):g}"
-            )
-        improved, at_end = losses[rate] < start_loss, rate in (min(losses), max(losses))
+        told = _Told(self, setting.measure, start, losses, plan, share)
         return RateFacts(
-            rate=rate,
-            why=" ".join(self._why(rate, losses, start_loss, measure, plan, share)),
-            improved=improved,
-            at_end=at_end,
-            measure=measure,
-            start_loss=start_loss,
-            rungs=[RungFacts(r, plan.steps, loss if math.isfinite(loss) else None) for r, loss in losses.items()],
+            rate=told.rate,
+            why=" ".join(told.lines()),
+            improved=told.improved,
+            at_end=told.at_end,
+            measure=setting.measure,
+            start_loss=mean_loss(start),
+            rungs=[
+                RungFacts(rate, plan.steps, None if rows is None else mean_loss(rows)) for rate, rows in losses.items()
+            ],
             rows=plan.heldout,
             moment_steps=plan.moments,
             parts=plan.parts,
             tokens=trained,
             share=share,
-            seconds=seconds,
+            seconds={"rates": time.monotonic() - began},
         )
 
-    def _why(
-        self,
-        rate: float,
-        losses: dict[float, float],
-        start_loss: float,
-        measure: str,
-        plan: LadderPlan,
-        share: float,
-    ) -> Iterator[str]:
-        span = f"{min(losses):g} to {max(losses):g}"
-        yield (
-            f"of {len(losses)} learning rates from {span}, each tried for {plan.steps} steps, {rate:g} has the least "
-            f"{measure} on {plan.heldout} examples ({start_loss:.4f} before, {losses[rate]:.4f} after); this cost "
-            f"{100 * share:.0f} % of what the stage costs."
-        )
-        if losses[rate] >= start_loss:
-            yield (
-                f"No rate lowered it, so there may be nothing to learn here: give more rows or another model, or set "
-                f"{self.key} to train anyway."
+
+@dataclass(frozen=True)
+class _Told:
+    """What a ladder found, in words. Raises NonFiniteError where training broke at every rate."""
+
+    search: RateSearch
+    measure: str
+    start: Sequence[float]
+    losses: Losses
+    plan: LadderPlan
+    share: float
+
+    @property
+    def rate(self) -> float:
+        """The chosen one."""
+        if all(rows is None for rows in self.losses.values()):
+            raise NonFiniteError(
+                f"{self.search.key}: auto found no rate: at every one of {self._span} a loss or gradient became "
+                f"infinite or undefined; look at the rows and the model, or give a rate below {min(self.losses):g}"
             )
-        elif rate in (min(losses), max(losses)):
-            side = "lowest" if rate == min(losses) else "highest"
-            beyond = rate / 10 if rate == min(losses) else rate * 10
-            yield f"It is the {side} that was tried; {self.key}={beyond:g} may be better."
+        return choose(self.losses, self.start, self.search.self_play)
+
+    @property
+    def improved(self) -> bool:
+        return gains(self.losses[least(self.losses)], self.start)
+
+    @property
+    def at_end(self) -> bool:
+        return least(self.losses) in (min(self.losses), max(self.losses))
+
+    @property
+    def _span(self) -> str:
+        return f"{min(self.losses):g} to {max(self.losses):g}"
+
+    def lines(self) -> Iterator[str]:
+        rate, best, rows = self.rate, least(self.losses), self.plan.heldout
+        why = "has the least" if rate == best else f"is the highest that does about as well as {best:g}, by the"
+        yield (
+            f"of {len(self.losses)} learning rates from {self._span}, each tried for {self.plan.steps} steps, {rate:g} "
+            f"{why} {self.measure} on {rows} held-out examples ({mean_loss(self.start):.4f} before, "
+            f"{mean_loss(self.losses[rate]):.4f} after); this cost {100 * self.share:.0f} % of what the stage costs."
+        )
+        if not self.improved:
+            yield (
+                "No rate lowered it by more than its error, so there may be nothing to learn here: give more rows or "
+                f"another model, or set {self.search.key} yourself."
+            )
+        elif self.at_end:
+            side, beyond = ("lowest", best / 10) if best == min(self.losses) else ("highest", best * 10)
+            yield f"The best is the {side} that was tried; {self.search.key}={beyond:g} may be better still."
 
 
 class _Rungs:
@@ -211,22 +235,22 @@ class _Rungs:
     def __len__(self) -> int:
         return len(list(self._folder.glob(f"{self._tag}-*.jsonl")))
 
-    def loss(self, rate: float, compute: Callable[[], float]) -> float:
-        """The loss at a rate, read or computed; rate 0 is the start."""
+    def losses(self, rate: float, compute: Callable[[], list[float] | None]) -> list[float] | None:
+        """The losses at a rate, read or computed; None where they are not finite. Rate 0 is the start."""
         path = self._folder / f"{self._tag}-{rate:.1e}.jsonl"
         if path.is_file():
-            loss = from_json(_Loss, orjson.loads(check_shard(path, 1)), path).loss
-        else:
-            value = compute()
-            loss = value if math.isfinite(value) else None
-            self._folder.mkdir(parents=True, exist_ok=True)
-            write_shard(path, [_Loss(loss)])
-        return math.inf if loss is None else loss
+            return from_json(_RungLosses, orjson.loads(check_shard(path, 1)), path).losses
+        found = compute()
+        if found is not None and not all(map(math.isfinite, found)):
+            found = None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_shard(path, [_RungLosses(found)])
+        return found
 
 
 @dataclass(frozen=True)
-class _Loss:
-    loss: float | None
+class _RungLosses:
+    losses: list[float] | None
 
 
 def _steps(plan: LadderPlan, done: int) -> int:

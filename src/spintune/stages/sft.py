@@ -31,7 +31,7 @@ from spintune.training.sft import (
     SftOutcome,
     SftRows,
     evaluation_steps,
-    heldout_loss,
+    row_losses,
     run_sft,
     steps_of_epochs,
 )
@@ -120,8 +120,8 @@ def _trial(context: RunContext, training: _Training, player: LoadedIterate) -> T
         _optimization(context, training.section),
         heldout,
         [row.tokens for row in heldout],
-        lambda rows: heldout_loss(player.engine, rows),
-        "held-out loss",
+        lambda rows: row_losses(player.engine, rows),
+        "loss",
     )
 
 

@@ -5,7 +5,10 @@ not like its later ones: without gradient moments each weight moves by the full 
 rates. Therefore the first steps of a ladder, at rate 0, gather moments once, and every rung begins with them. They are
 a checkpoint, so each rung starts equal to the bit, and so does the model after the ladder.
 
-Rates are half decades apart. The search brackets the least loss by decades, then looks at the half decades beside it.
+Rates are half decades apart. The search brackets the least loss by decades, then looks at half decades. In SFT it does
+not choose the least loss itself. What a high rate stirs up at first, a longer run settles again, so a short run
+understates it: the highest rate is chosen that keeps half of the best rung's gain, or cannot be told from the best one.
+In self-play the short run's best was the long run's best too, and more rate than that is harm.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ R = TypeVar("R")
 SHARE = 0.2
 """A ladder costs at most this share of its stage, counted in tokens. Only that of a very small stage costs more."""
 
-MAX_RUNGS = 7
+MAX_RUNGS = 6
 MIN_STEPS, MAX_STEPS = 4, 30
 """Optimizer steps of a rung."""
 MAX_PARTS = 8
@@ -61,32 +64,93 @@ def _half_decades(rate: float) -> int:
     return round(2 * math.log10(rate))
 
 
-def climb(loss_of: Callable[[float], float], middle: float) -> dict[float, float]:
-    """The loss of each rate that was tried, infinite where training broke; at most :data:`MAX_RUNGS`.
+Losses = Mapping[float, Sequence[float] | None]
+"""By rate: the loss of each held-out row after a rung, None where training broke. Their mean is the loss."""
 
-    ``loss_of`` trains at a rate. Decades first, until the least loss lies between two others; then its neighbors.
+
+@dataclass(frozen=True)
+class _Gap:
+    """How much more one loss is than another, on the same rows."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def between(cls, losses: Sequence[float] | None, others: Sequence[float] | None) -> _Gap:
+        if losses is None or others is None:
+            return cls(math.inf if losses is None else -math.inf, 0.0)
+        gaps = [one - other for one, other in zip(losses, others, strict=True)]
+        mean = math.fsum(gaps) / len(gaps)
+        variance = math.fsum((gap - mean) ** 2 for gap in gaps) / max(1, len(gaps) - 1)
+        return cls(mean, math.sqrt(variance / len(gaps)))
+
+
+def mean_loss(losses: Sequence[float] | None) -> float:
+    """Infinite where training broke."""
+    return math.inf if losses is None else math.fsum(losses) / len(losses)
+
+
+def least(losses: Losses) -> float:
+    """The rate with the least loss; of equal ones the lowest."""
+    return min(sorted(losses), key=lambda rate: mean_loss(losses[rate]))
+
+
+def choose(losses: Losses, start: Sequence[float], self_play: bool) -> float:
+    """SFT: the highest rate that keeps half of the gain of the best, or is within a standard error of it; self-play:
+    the best.
     """
-    losses: dict[int, float] = {}
+    if self_play:
+        return least(losses)
+    best = losses[least(losses)]
+    gain = max(0.0, _Gap.between(start, best).mean)
 
-    def look(place: int) -> None:
-        if place not in losses and len(losses) < MAX_RUNGS:
-            losses[place] = loss_of(_rounded(place))
+    def is_fine(rate: float) -> bool:
+        gap = _Gap.between(losses[rate], best)
+        return gap.mean <= max(gain / 2, gap.error)
 
-    look(_half_decades(middle))
+    return max(filter(is_fine, losses), default=least(losses))
+
+
+def gains(losses: Sequence[float] | None, start: Sequence[float]) -> bool:
+    """Whether a loss is below its start by more than a standard error."""
+    gap = _Gap.between(losses, start)
+    return gap.mean < -gap.error
+
+
+def climb(
+    losses_of: Callable[[float], Sequence[float] | None], start: Sequence[float], middle: float, self_play: bool
+) -> Losses:
+    """The losses at each rate that was tried, from the lowest; at most :data:`MAX_RUNGS`.
+
+    Args:
+        losses_of: trains at a rate and measures each held-out row; None where training broke.
+        start: the same before training.
+        middle: where to begin.
+    """
+    losses: dict[float, Sequence[float] | None] = {}
+
+    def look(rate: float) -> None:
+        if rate not in losses and len(losses) < MAX_RUNGS:
+            losses[rate] = losses_of(rate)
+
+    look(_rounded(_half_decades(middle)))
     while len(losses) < MAX_RUNGS - 2:
-        best = _best(losses)
-        beside = [place for place in (best + 2, best - 2) if place not in losses]
+        best = least(losses)
+        gap = _Gap.between(losses[best], start)
+        # where a rate changes nothing that can be told, lower ones change nothing either
+        steps = (2,) if abs(gap.mean) <= gap.error else (2, -2)
+        beside = [rate for step in steps if (rate := _beside(best, step)) not in losses]
         if not beside:
             break
         look(beside[0])
-    for step in (1, -1):
-        look(_best(losses) + step)
-    return {_rounded(place): losses[place] for place in sorted(losses)}
+    look(_beside(choose(losses, start, self_play), 1))
+    if (chosen := choose(losses, start, self_play)) == least(losses):
+        look(_beside(chosen, -1))
+    return dict(sorted(losses.items()))
 
 
-def _best(losses: Mapping[int, float]) -> int:
-    """The place of the least loss; of equal ones the lowest rate."""
-    return min(sorted(losses), key=losses.__getitem__)
+def _beside(rate: float, half_decades: int) -> float:
+    return _rounded(_half_decades(rate) + half_decades)
 
 
 # What it may cost ---------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ class RateFacts:
     Attributes:
         rate: the peak learning rate that was chosen.
         why: the reason, as a sentence.
-        improved: whether the chosen rung ended below ``start_loss``.
-        at_end: whether the chosen rate is the lowest or the highest that was tried.
+        improved: whether the best rung ended below ``start_loss`` by more than a standard error.
+        at_end: whether the least loss is at the lowest or the highest rate that was tried.
         measure: what the losses are.
         start_loss: before training.
         rows: held-out rows that the rungs were judged by.

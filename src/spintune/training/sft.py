@@ -30,6 +30,14 @@ def heldout_loss(engine: LogProbEngine, rows: Sequence[TokenRow]) -> float:
     return -sum(score for (score,) in scores) / sum(map(objective.weight, rows))
 
 
+def row_losses(engine: LogProbEngine, rows: Sequence[TokenRow]) -> list[float]:
+    """The negative log-likelihood of each row, over the mean length of all; the mean is in nats per token."""
+    objective = NegativeLogLikelihood()
+    scores = engine.score([objective.query(row) for row in rows])
+    length = sum(map(objective.weight, rows)) / len(rows)
+    return [-score / length for (score,) in scores]
+
+
 def steps_of_epochs(rows: Sequence[TokenRow], section: SftSection, seed: int) -> list[list[int]]:
     """Row indices of each step, by the recipe's tokens_per_step, epochs and max_steps."""
     return steps_by_tokens([row.tokens for row in rows], section.tokens_per_step, section.epochs, seed)[
