@@ -15,6 +15,7 @@ from spintune.evaluation.statistics import Interval
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
+from spintune.report.movement import movement
 from spintune.report.table import Cell, MeasureTable
 from spintune.results import (
     BenchmarkResults,
@@ -53,6 +54,8 @@ class _Console(SafeConsole):
 def print_results(results: RunResults, folder: str) -> None:
     """Prints the tables and sentences at the end of a run."""
     console = _Console()
+    for line in movement(results):
+        console.sentence(line)
     if results.synth:
         _print_synth(console, results.synth, folder)
     if results.data and (results.data.train or results.data.heldout):

@@ -124,6 +124,7 @@ class SftFacts:
         planned_steps: more than were taken where sft.patience ended training; None where an earlier version trained.
         kept_step: the step whose weights were kept; None as before.
         chosen_by: held-out examples by which it was chosen; 0 where it is the last step by rule.
+        start_loss: as ``heldout_loss``, before the first step.
     """
 
     rows: int
@@ -138,6 +139,7 @@ class SftFacts:
     planned_steps: int | None = None
     kept_step: int | None = None
     chosen_by: int = 0
+    start_loss: float | None = None
 
     @property
     def kept_earlier(self) -> bool:

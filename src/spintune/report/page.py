@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spintune.report import curves, figures, findings, model_tables, stages, table
+from spintune.report import curves, figures, findings, model_tables, movement, stages, table
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
@@ -86,6 +86,7 @@ _CALLED_BY_TEMPLATES = (
     findings.comparison_notes,
     findings.finding,
     findings.finding_across,
+    movement.movement_of_run,
     model_tables.accuracies,
     model_tables.differences,
     model_tables.different_items,

@@ -202,6 +202,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
         planned_steps=len(steps),
         kept_step=outcome.kept,
         chosen_by=heldout.examples if heldout.rule.keep_best else 0,
+        start_loss=outcome.losses.start if outcome.losses else None,
     )
     return context.publish(player, training.name, stage, training.inputs, facts), facts
 

@@ -1,0 +1,102 @@
+"""A run that did not move, or moved too far, says so first and names a number to change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spintune.report.movement import movement
+from spintune.results import (
+    DiagnosisFacts,
+    HardwareFacts,
+    HeldoutPairFacts,
+    IterationResults,
+    LaterPairCounts,
+    PairFacts,
+    RunResults,
+    SftFacts,
+)
+from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
+
+HARDWARE = HardwareFacts(None, None, None)
+
+
+def sft(start: float | None, end: float) -> RunResults:
+    return RunResults(sft=SftFacts(10, {}, 0, 5, end, 2e-5, {}, HARDWARE, start_loss=start))
+
+
+def play(diagnosis: dict[str, Any] | None = None, rate: float = 5e-6, **heldout: Any) -> RunResults:
+    pairs: Any = PairFacts.__new__(PairFacts)
+    numbers: dict[str, Any] = {
+        "pairs": 100,
+        "start_loss": 0.6931,
+        "loss": 0.64,
+        "loss_error": 0.001,
+        "real_ratio": 0.5,
+        "generated_ratio": -1.5,
+        "margin": 2.0,
+        "accuracy": 0.8,
+        "real_logprob": -20.0,
+        "generated_logprob": -20.0,
+        "real_tokens": 20.0,
+        "generated_tokens": 25.0,
+        "real_cut": 0.0,
+        "generated_cut": 0.0,
+        "learned": True,
+        **heldout,
+    }
+    real = AnswerProfile(100, 20.0, 0.0, 0.5, 0.7, 0.01)
+    own = {"answers": 100, "tokens": 24.0, "cut": 0.0, "distinct_1": 0.5, "distinct_2": 0.7, "repetition": 0.02}
+    own.update({key: value for key, value in (diagnosis or {}).items() if key != "kl"})
+    kl = KlEstimate((diagnosis or {}).get("kl", 1.5), 0.1)
+    found = DiagnosisFacts(1.0, kl, kl, AnswerProfile(**own), real, 0.1)
+    facts = HeldoutPairFacts(**numbers, intervals={})
+    one = IterationResults(1, rate, 40, 600, 9000, LaterPairCounts(0, {}), facts, {}, HARDWARE, pairs, found)
+    return RunResults(spin=[one])
+
+
+def test_runs_that_moved_and_learned_say_nothing() -> None:
+    assert movement(sft(1.3, 0.9)) == movement(play()) == movement(RunResults()) == []
+    assert movement(sft(None, 0.9)) == []  # an earlier version did not write the start
+
+
+def test_sft_that_changed_nothing_or_did_harm_names_another_rate() -> None:
+    (little,) = movement(sft(1.3, 1.2995))
+    assert little.startswith("SFT hardly changed the model")
+    assert "from 2e-05 to 0.0002" in little
+    (worse,) = movement(sft(1.3, 1.5))
+    assert worse.startswith("SFT made the model worse")
+    assert "from 2e-05 to 6.3e-06" in worse
+
+
+def test_a_player_that_hardly_moved_needs_a_higher_rate() -> None:
+    (told,) = movement(play({"kl": 0.06}, loss=0.693, generated_ratio=-0.03, learned=False))
+    assert told.startswith("Iteration 1 learned nothing, for the player hardly moved")
+    assert "0.06 nats an answer" in told
+    assert "from 5e-06 to 5e-05" in told
+
+
+def test_a_player_that_moved_and_learned_nothing_needs_a_lower_one() -> None:
+    (told,) = movement(play({"kl": 4.0}, rate=1e-3, loss=0.70, learned=False))
+    assert "learned nothing, though the player moved 4.00 nats" in told
+    assert "from 0.001 to 0.00032" in told
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "heldout", "words"),
+    [
+        ({"kl": 14.0}, {}, "it is 14.0 nats an answer away"),
+        ({}, {"generated_ratio": -13.0}, "it is 13.0 nats an answer away"),
+        ({}, {"real_ratio": -3.0}, "real answers became less likely, by 3.0 nats each"),
+        ({"tokens": 60.0}, {}, "its answers have 60 tokens, those it learned from at most 25"),
+        ({"repetition": 0.4}, {}, "40% of what it writes repeats itself"),
+    ],
+)
+def test_each_sign_of_running_away_is_told_even_where_the_loss_fell(
+    diagnosis: dict[str, Any], heldout: dict[str, Any], words: str
+) -> None:
+    (told,) = movement(play(diagnosis, rate=1e-3, **heldout))
+    assert told.startswith("Iteration 1 ran away from its opponent: ")
+    assert words in told
+    assert "Lower spin.learning_rate from 0.001 to 0.00032, or use auto." in told
