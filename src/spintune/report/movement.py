@@ -44,7 +44,7 @@ def _sft(facts: SftFacts | None) -> Iterator[str]:
     elif start - end < LITTLE * start:
         higher = _rounded(rate * 10)
         yield (
-            f"SFT hardly changed the model: {losses}. Raise sft.learning_rate from {rate:g} to {higher:g}, or use auto, "
+            f"SFT hardly changed the model: {losses}. Raise sft.learning_rate from {rate:g} to {higher:g}, use auto, "
             "or raise sft.epochs."
         )
 
