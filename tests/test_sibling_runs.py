@@ -132,9 +132,21 @@ def test_a_whole_copy_is_found_behind_a_damaged_one(other: Path, copied: Callabl
     assert [note.split()[3] for note in notes] == ["other,"]
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"tokens_per_forward": 512}])
+def test_a_run_with_other_arithmetic_gives_nothing(
+    other: Path, copied: Callable[..., object], changes: dict[str, object]
+) -> None:
+    """Within a run neither can change, or only last bits do, so they are no inputs of a stage."""
+    bound = json.loads((other / "recipe.json").read_text())
+    (other / "recipe.json").write_text(json.dumps({**bound, "recipe": {**bound["recipe"], **changes}}))
+    assert copied(other) == (None, [])
+
+
 def test_a_file_is_found_by_a_fact_of_its_stage(other: Path, tmp_path: Path) -> None:
     """Other inputs of the stage may not matter for one of its files."""
     notes: list[str] = []
+    with run_folder(tmp_path / "out"):
+        pass
     siblings = SiblingRuns([tmp_path / "nothing", other], tmp_path / "out", Metrics(tmp_path / "out", []), notes.append)
     asked = ("spin/iterate-1/pairs", "train.jsonl", "kept")
     path = other / "spin/iterate-1/pairs/train.jsonl"
@@ -174,6 +186,8 @@ def test_trackers_get_the_copied_steps(other: Path, tmp_path: Path) -> None:
 
     TRACKERS.register("tells", lambda folder: Tells())
     try:
+        with run_folder(tmp_path / "out"):
+            pass
         metrics = Metrics(tmp_path / "out", ["tells"])
         assert SiblingRuns([other], tmp_path / "out", metrics, print).copy("spin/iterate-1", digest_json(INPUTS))
         metrics.close()

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from spintune.errors import RunError
-from spintune.run_folder import MANIFEST, FileFacts, Manifest, read_manifest, write_manifest
+from spintune.run_folder import MANIFEST, FileFacts, Manifest, read_manifest, read_recipe, write_manifest
 from spintune.storage import atomic_file, atomic_folder, digest_file, read_json_lines
 from spintune.tracking import Metrics
 
@@ -73,15 +73,16 @@ class SiblingRuns:
         return None
 
     def _finished(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
-        """The runs that have finished a stage, for whatever inputs."""
+        """The runs that have finished a stage, for whatever inputs, with arithmetic as here."""
         for sibling in self.folders:
             if (sibling / stage / MANIFEST).is_file():
                 try:
-                    manifest = read_manifest(sibling / stage)
+                    manifest, alike = read_manifest(sibling / stage), _arithmetic(sibling) == _arithmetic(self.run)
                 except RunError as error:
                     log.warning("stage %s is not taken from %s (%s)", stage, sibling, error)
                 else:
-                    yield sibling, manifest
+                    if alike:
+                        yield sibling, manifest
 
     def _copy(self, sibling: Path, stage: str, manifest: Manifest) -> None:
         self._copy_metrics(sibling, stage)
@@ -110,6 +111,12 @@ class SiblingRuns:
             if row["stage"] in names:
                 self.metrics.add(**row)
         self.metrics.sync()
+
+
+def _arithmetic(run: Path) -> list[object]:
+    """Settings that change bits and are no inputs of stages, since within a run they stay or are told."""
+    recipe = read_recipe(run).recipe
+    return [recipe.get(key) for key in ("precision", "tokens_per_forward")]
 
 
 def _owner(run: Path, name: str) -> str | None:

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from run_contents import run_contents
 
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
-from spintune.recipe import load_recipe
+from spintune.recipe import load_recipe, losses
 from spintune.sweeps.execution import read_sweep
 from spintune.verification import verify_run
 
@@ -55,6 +56,31 @@ def test_a_failed_run_ends_no_sweep_and_is_tried_again(spintune: Spintune, recip
     assert other.code == 5  # found before anything runs
     assert "holds a run of another recipe (sft.epochs 1.0 there, 2.0 here)" in other.err
     assert "run 1 of 2" not in other.err
+
+
+@pytest.fixture
+def breaking_loss() -> Iterator[str]:
+    """A loss of somebody's package that fails."""
+
+    def fails(margin_D: Any, lambda_: float) -> Any:
+        raise ValueError("a package's error")
+
+    losses.register_loss(replace(losses.LOSSES["logistic"], name="fails", function=fails))
+    yield "fails"
+    losses.LOSSES.unregister("fails")
+
+
+def test_an_error_that_nobody_foresaw_ends_no_sweep(
+    spintune: Spintune, recipe: Write, tmp_path: Path, breaking_loss: str
+) -> None:
+    ended = spintune("sweep", recipe(sft=None, eval=[]), f"spin.loss=[{breaking_loss},logistic]")
+    assert ended.code == 13
+    failed, finished = read_sweep(tmp_path / "run-sweep").runs
+    assert (failed.state, finished.state) == ("failed", "finished")
+    assert "a package's error" in str(failed.reason)
+    assert "its traceback is in" in str(failed.reason)
+    # what does not depend on the loss is copied from the failed run
+    assert "spin/iterate-1/pairs: copied from spin.loss=fails" in ended.err
 
 
 def test_a_dry_run_lists_runs_and_writes_nothing(spintune: Spintune, recipe: Write, tmp_path: Path) -> None:
