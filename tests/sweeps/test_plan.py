@@ -198,6 +198,12 @@ def test_runs_with_the_same_work_are_known(plan) -> None:  # type: ignore[no-unt
     ]
 
 
+def test_prompts_kept_out_of_sft_make_another_sft(plan) -> None:  # type: ignore[no-untyped-def]
+    runs = plan("spin.prompts=[null,seen,unseen]").runs
+    assert [shared["SFT"] for shared in shared_with([run.recipe for run in runs])] == [0, 1, 1]
+    assert [shared["answers"] for shared in shared_with([run.recipe for run in runs])] == [0, 1, 2]
+
+
 def test_a_wave_repeats_no_work(plan) -> None:  # type: ignore[no-untyped-def]
     def found(*words: str) -> list[list[int]]:
         return waves([run.recipe for run in plan(*words).runs])

@@ -18,6 +18,7 @@ _ANSWERS = (
     "history",
     "max_new_tokens",
     "negatives",
+    "prompts",
     "refresh",
     "temperature",
     "top_k",
@@ -33,6 +34,8 @@ def work_of(recipe: Recipe) -> dict[str, str]:
     settings = recipe.identity()
     data = {key: value for key, value in settings.items() if key not in _AFTER_SFT}
     found: dict[str, str] = {}
+    if recipe.spin and recipe.spin.prompts:  # a part of the examples is kept out of SFT
+        data["unseen"] = [recipe.spin.unseen_share]
     start = digest_json(data)
     if recipe.sft:
         start = found["SFT"] = digest_json([data, {**settings["sft"], "samples": None}])
