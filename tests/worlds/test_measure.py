@@ -13,13 +13,13 @@ import pytest
 from spintune.checkers import CHECKERS, register_checker
 from spintune.errors import DataError
 from spintune.evaluation.contenders import tables
+from spintune.evaluation.selection import selects
 from spintune.evaluation.statistics import bootstrap
 from spintune.metrics import ROUGE_L
 from spintune.progress import Silent
 from spintune.report.measures import contenders as models_of
 from spintune.report.measures import main_measure, measures_of
 from spintune.report.reading import read_run
-from spintune.run_models import final_model
 
 Run = Callable[..., dict[str, Any]]
 
@@ -57,11 +57,15 @@ def sums(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sums") / "sums.jsonl"
     lines = [
         {"question": f"What is {n} + {n}?", "answer": f"Twice {n} is <<2*{n}={2 * n}>>{2 * n}.\n#### {2 * n:,}"}
-        for n in range(495, 535)
+        for n in range(450, 550)
     ]
     lines[::3] = [{**line, "answer": "Nobody knows."} for line in lines[::3]]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
+
+
+def source_of(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "columns": {"prompt": "question", "response": "answer"}}
 
 
 def test_answers_at_temperature_1_and_verdicts_are_measured_beside_greedy_ones(
@@ -100,7 +104,7 @@ def test_answers_at_temperature_1_and_verdicts_are_measured_beside_greedy_ones(
 def test_equal_models_draw_equal_answers_and_another_checker_asks_no_model(run: Run, tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     results = run(one, **SHORT, evaluation={"samples": 2})
-    shutil.copytree(final_model(one), tmp_path / "copy")
+    shutil.copytree(one / "sft/model", tmp_path / "copy")
     run(other, **{**SHORT, "sft": None}, model=str(tmp_path / "copy"), evaluation={"samples": 2})
     drawn = [path / "eval/heldout-sampled" / name / "answers.jsonl" for path, name in ((one, "sft"), (other, "base"))]
     assert drawn[0].read_bytes() == drawn[1].read_bytes()
@@ -125,23 +129,29 @@ def test_every_metric_gives_the_same_files_again(run: Run, contents: Callable[[P
 
 
 @pytest.mark.slow
-def test_a_sampled_metric_decides(run: Run, tmp_path: Path) -> None:
+def test_a_sampled_metric_decides(run: Run, sums: Path, tmp_path: Path) -> None:
     progress = Notes()
     results = run(
         tmp_path / "run",
         progress,
         **SHORT,
+        data={"train": source_of(sums), "eval_fraction": 0.6, "max_length": 96},
         evaluation={"samples": 2, "checker": "vowels", "metric": "sampled:checker"},
     )
     assert "models are judged by sampled:checker: the recipe says so (evaluation.metric)" in progress.notes
     assert set(results["heldout"]) == {"base", "sft", "iterate-1"}
+    assert results["best"]["metric"] == "sampled:checker"
+    scores = rows(tmp_path / "run/eval/heldout-measures/sft/scores.jsonl")
+    chosen = [row["scores"]["checker@T1"] for row in scores if selects(row["text"].partition("\n\n")[0])]
+    (found,) = [one for one in results["best"]["candidates"] if one["name"] == "sft"]
+    assert found["mean"] == pytest.approx(sum(chosen) / len(chosen))
+    assert results["best"]["selection"] == len(chosen)
     assert main_measure(read_run(tmp_path / "run")).key == "checker@T1"
 
 
 def test_a_checker_is_tried_on_the_references_before_training(run: Run, sums: Path, tmp_path: Path) -> None:
     progress = Notes()
-    source = {"path": str(sums), "columns": {"prompt": "question", "response": "answer"}}
-    data = {"train": source, "eval_fraction": 0.5, "eval_limit": 12}
+    data = {"train": source_of(sums), "eval_fraction": 0.5, "eval_limit": 12}
     asked = {**SHORT, "data": data}
     results = run(tmp_path / "run", progress, **asked, evaluation={"checker": "number"})
     (told,) = [note for note in progress.notes if "rejects" in note]
