@@ -64,6 +64,18 @@ def of_another_stage(path: Path) -> None:
     path.write_bytes((path.parents[1] / "data/manifest.json").read_bytes())
 
 
+def test_best_weights_are_checked_as_checkpoints_are(run: Path) -> None:
+    best = run / "sft/checkpoints/abc/best-00000004"
+    best.mkdir(parents=True)
+    (best / "weights.safetensors").write_text("weights")
+    seal_checkpoint(best, 4)
+    whole = verify_run(run, Silent())
+    assert (whole.problems, whole.unfinished) == ([], 3)
+    best.rename(best.with_name("best-00000005"))
+    (problem,) = verify_run(run, Silent()).problems
+    assert (problem.path, problem.state) == ("sft/checkpoints/abc/best-00000005/checkpoint.json", "damaged")
+
+
 def test_a_whole_run_has_no_problems(run: Path) -> None:
     (run / "sft/model/README.md").write_text("mine")
     (run / "notes.txt").write_text("mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar, get_args
@@ -101,6 +102,15 @@ class SftSection(TrainingSection):
     """End SFT after this many evaluations without a lower held-out loss. [evaluations] Default: never."""
     samples: WholeNumber = 4
     """Held-out prompts that the model answers at each evaluation, saved in sft/samples.jsonl. [prompts]"""
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        evaluations = math.ceil(self.epochs / (self.eval_every or 1) - 1e-9)
+        if self.patience is not None and self.patience + 1 >= evaluations:
+            yield (
+                f"patience: {self.patience} would do nothing with {evaluations} evaluation{'s' * (evaluations > 1)}, "
+                "of which the first may be the best; lower eval_every or raise epochs"
+            )
 
 
 class StopSection(Section):
