@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,3 +169,38 @@ def test_training_that_does_not_help_at_all_is_told(overfit: Run, tmp_path: Path
     watching = Watching()
     overfit(tmp_path, watching, sft={"learning_rate": 1.0, "epochs": 2.0})
     assert [note for note in watching.notes if note.startswith("warning, SFT: no step has a lower held-out loss")]
+
+
+def test_answers_that_are_rows_of_their_own_choose_with_their_conversation(
+    overfit: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    """A template that writes earlier answers otherwise: each answer of a conversation is a row."""
+    model, data = tmp_path / "model", tmp_path / "chats.jsonl"
+    shutil.copytree(tiny_model, model)
+    template = (model / "chat_template.jinja").read_text()
+    said = "message['content']"
+    assert said in template
+    otherwise = "('' if loop.last or message['role'] == 'user' else 'once: ')"
+    (model / "chat_template.jinja").write_text(template.replace(said, f"{otherwise} + {said}", 1))
+    turns = ("user", "assistant", "user", "assistant")
+    texts = [
+        ("Hello.", f"Hi, {animal}.", f"Say {animal} {count} times.", animal) for animal in ANIMALS for count in "1234"
+    ]
+    rows = [
+        {"messages": [{"role": role, "content": text} for role, text in zip(turns, chat, strict=True)]}
+        for chat in texts
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = tmp_path / "run"
+    sft = overfit(
+        out,
+        model=str(model),
+        data={"train": str(data), "turns": "all", "eval_fraction": 0.8, "max_length": 128},
+        sft={"epochs": 1.0, "samples": 2, "keep": "best"},
+    )["sft"]
+    heldout = [json.loads(line)["messages"] for line in (out / "data/heldout.jsonl").read_text().splitlines()]
+    prompts = ["\n\n".join(message["content"] for message in messages[:-1]) for messages in heldout]
+    assert sft["rows"] == 2 * (60 - len(heldout))
+    assert sft["chosen_by"] == sum(map(selects, prompts)) >= 20
+    samples = [json.loads(line) for line in (out / "sft/samples.jsonl").read_text().splitlines()]
+    assert [row["reference"] for row in samples[:2]] == [heldout[0][1]["content"], heldout[0][3]["content"]]

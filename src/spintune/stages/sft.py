@@ -21,7 +21,7 @@ from spintune.stages.metering import Meter
 from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.step_log import StepLog
 from spintune.storage import remove_folder
-from spintune.tokens.rows import TokenRow
+from spintune.tokens.rows import RowRenderer, TokenRow
 from spintune.training.batches import Batches, steps_of_equal_tokens
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization, optimization_of
@@ -166,7 +166,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     player = context.load(training.start)
     renderer = player.renderer(recipe.data.turns)
     train = context.render(training.examples, renderer)
-    heldout = _Heldout(context, training, context.render_heldout(context.heldout, renderer))
+    heldout = _Heldout(context, training, renderer)
     steps, optimization = _steps(context, training, train.rows), _optimization(context, section)
     if len(evaluation_steps(steps, len(train.rows), heldout.rule.every)) > 1:
         heldout.tell_unless_chosen()
@@ -180,7 +180,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
         outcome = run_sft(
             player.engine,
             player.generator,
-            SftRows(train.rows, steps, heldout.measured, heldout.rows[: section.samples]),
+            SftRows(train.rows, steps, heldout.measured, [row for row, _ in heldout.sampled]),
             heldout.rule,
             optimization,
             context.checkpoints(stage, training.inputs, section, samples),
@@ -226,18 +226,28 @@ class _Heldout:
     Raises DataError when the recipe asks for a choice and there are too few to choose by.
     """
 
-    def __init__(self, context: RunContext, training: _Training, rows: Sequence[TokenRow]) -> None:
+    def __init__(self, context: RunContext, training: _Training, renderer: RowRenderer) -> None:
         self._context, self._training = context, training
         section, selection = training.section, {example.id for example in context.selection}
-        choosing = [row for row in rows if row.example_id in selection]
-        self.rows = rows
-        self.examples = len({row.example_id for row in choosing})
-        self._too_few = too_few(self.examples, len({row.example_id for row in rows}))
+        self.rows = context.render_heldout(context.heldout, renderer)
+        self._units = {unit.id: (unit, whole) for whole in context.heldout for unit in renderer.units(whole)}
+        choosing = [row for row in self.rows if self._whole(row) in selection]
+        self.examples = len(set(map(self._whole, choosing)))
+        self._too_few = too_few(self.examples, len(set(map(self._whole, self.rows))))
         if self._too_few and (section.keep == "best" or section.patience):
             raise DataError(f"sft.{'keep' if section.keep == 'best' else 'patience'}: {self._too_few}")
-        self.measured = rows if self._too_few else choosing
+        self.measured = self.rows if self._too_few else choosing
         keep_best = section.keep != "last" and not self._too_few
         self.rule = HeldoutRule(section.eval_every or 1.0, keep_best, section.patience)
+
+    def _whole(self, row: TokenRow) -> str:
+        """The id of the held-out example that a row, or one of its answers, belongs to."""
+        return self._units[row.example_id][1].id
+
+    @property
+    def sampled(self) -> list[tuple[TokenRow, Example]]:
+        """The rows whose prompts are answered at each evaluation, with the examples that they are made of."""
+        return [(row, self._units[row.example_id][0]) for row in self.rows[: self._training.section.samples]]
 
     def tell_unless_chosen(self) -> None:
         """Says why the last step is kept where the recipe does not ask for that."""
@@ -277,8 +287,7 @@ class _Evaluations:
 
     def __init__(self, context: RunContext, training: _Training, heldout: _Heldout, samples: StepLog) -> None:
         self._context, self._training, self._samples = context, training, samples
-        examples = {example.id: example for example in context.heldout}
-        self._examples = [examples[row.example_id] for row in heldout.rows[: training.section.samples]]
+        self._examples = [example for _, example in heldout.sampled]
 
     def begin(self, step: int) -> None:
         """Training starts, or resumes after ``step`` steps."""
