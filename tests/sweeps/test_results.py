@@ -198,6 +198,15 @@ def test_tables_show_means_intervals_and_verdicts() -> None:
     assert [row.label for row in gains.rows] == ["iterate-1 − sft", "chosen − sft"]
 
 
+def test_many_settings_are_compared_with_the_one_of_the_best_mean() -> None:
+    found = swept({(name, seed): run_results("sft", sft=ord(name)) for name in "dcbaefg" for seed in (0, 1)})
+    assert (found.first, len(found.differences)) == ("spin.loss=a", 21)
+    table = difference_table(found)
+    assert table is not None
+    assert len(table.rows) == 6
+    assert all("spin.loss=a" in row.label for row in table.rows)
+
+
 def test_the_page_says_what_was_tried_and_escapes_it(tmp_path: Path) -> None:
     runs = [
         SweptRun("a", {"seed": 0, "model": "<script>"}, 0, "failed", "no <b>room</b>"),

@@ -42,8 +42,11 @@ def sweep(
 
     The same command goes on with a stopped sweep and tries again what failed.
     """
+    from spintune.errors import RecipeError
     from spintune.sweeps.plan import plan_sweep
 
+    if slurm and (only or dry_run):
+        raise RecipeError(f"--slurm writes a job of all runs; leave out {'--only' if only else '--dry-run'}")
     plan = plan_sweep(recipe, values or [], yes or dry_run)
     runs = _part(plan, only)
     if dry_run:

@@ -101,6 +101,7 @@ class SweepResults:
         axes: the values of each key that varies.
         measures: how each measure is read.
         measure: the one by which settings are ranked; None when no run has it.
+        first: the setting with the best mean.
         best: the setting that is better than every other, if one is.
         conclusion: what can be said of the settings, as a sentence.
     """
@@ -112,6 +113,7 @@ class SweepResults:
     measure: str | None = None
     settings: list[SettingResults] = field(default_factory=list)
     differences: list[SettingDifference] = field(default_factory=list)
+    first: str | None = None
     best: str | None = None
     conclusion: str = ""
 
@@ -146,7 +148,8 @@ def summarize(
     differences = [_difference(one, other) for one, other in combinations(settings, 2)]
     differences = [one for one in differences if one.measures]
     measure = _main_measure(measures, loss if metric == "nll" else metric, settings)
-    best, conclusion = _conclusion(settings, differences, measure, measures)
+    means = _means(settings, measure, measures)
+    best, conclusion = _conclusion(settings, differences, means, measure, measures)
     return SweepResults(
         version,
         {key: list(values) for key, values in axes.items()},
@@ -155,6 +158,7 @@ def summarize(
         measure,
         [setting.results() for setting in settings],
         differences,
+        next(iter(means), None),
         best,
         conclusion,
     )
@@ -271,9 +275,19 @@ def _main_measure(measures: Mapping[str, ScoreScale], wanted: str, settings: Seq
     return next((name for name in candidates if runs and all(name in one for one in runs)), None)
 
 
+def _means(settings: Sequence[_Setting], measure: str | None, measures: Mapping[str, ScoreScale]) -> dict[str, float]:
+    """The mean of each setting that has a finished run, the best first."""
+    if measure is None:
+        return {}
+    done = [one for one in settings if one.by_seed]
+    means = {one.name: fmean(numbers[CHOSEN][measure] for numbers in one.by_seed.values()) for one in done}
+    return dict(sorted(means.items(), key=lambda entry: entry[1], reverse=measures[measure].better == "higher"))
+
+
 def _conclusion(
     settings: Sequence[_Setting],
     differences: Sequence[SettingDifference],
+    means: Mapping[str, float],
     measure: str | None,
     measures: Mapping[str, ScoreScale],
 ) -> tuple[str | None, str]:
@@ -284,8 +298,7 @@ def _conclusion(
     if measure is None or len(done) < len(settings):
         return None, f"No setting is called best: {len(settings) - len(done)} of {len(settings)} have no finished run."
     sign = -1 if measures[measure].better == "lower" else 1
-    means = {one.name: fmean(numbers[CHOSEN][measure] for numbers in one.by_seed.values()) for one in done}
-    first, *others = sorted(means, key=lambda name: -sign * means[name])
+    first, *others = means
     gains = {other: _gain(differences, first, other, measure, sign) for other in others}
     unclear = [other for other, gain in gains.items() if gain is None or gain[0] <= 0]
     title = title_of(measure)

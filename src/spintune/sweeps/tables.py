@@ -14,7 +14,7 @@ COVERS = (
     "Student's over seeds (95 %): they say how far the mean may lie from that of all seeds on these data. "
     "Settings of one seed hold out the same examples, unless data itself varies, so differences are within a seed."
 )
-_EQUAL = 1e-9
+_EQUAL, _FEW = 1e-9, 6
 ONE_SEED = "One seed has no interval: nothing tells its numbers from luck. Give more, such as seed=0..4."
 
 
@@ -70,8 +70,10 @@ def gain_table(results: SweepResults, setting: SettingResults) -> MeasureTable |
 
 
 def difference_table(results: SweepResults) -> MeasureTable | None:
-    """The chosen models of every two settings."""
-    pairs = {f"{one.first} − {one.second}": one.measures for one in results.differences}
+    """The chosen models of every two settings; of many settings, of each and the one with the best mean."""
+    few = len(results.settings) <= _FEW
+    shown = [one for one in results.differences if few or results.first in (one.first, one.second)]
+    pairs = {f"{one.first} − {one.second}": one.measures for one in shown}
     return _differences(results, "Differences of settings, paired by seed", "first − second", pairs)
 
 
