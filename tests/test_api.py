@@ -43,7 +43,8 @@ NAMES = {
         "register_format",
         "register_generator",
     ),
-    *("register_loss", "register_metric", "register_teacher", "register_tracker", "run", "statistics", "synthesize"),
+    *("register_loss", "register_metric", "register_teacher", "register_tracker", "run", "statistics", "sweep"),
+    "synthesize",
 }
 
 

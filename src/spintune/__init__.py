@@ -23,7 +23,7 @@ from spintune.threads import wait_briefly
 from spintune.version import __version__
 
 if TYPE_CHECKING:
-    from spintune.api import Model, Score, load, mix, read, run
+    from spintune.api import Model, Score, load, mix, read, run, sweep
     from spintune.checkers import register_checker
     from spintune.data.formats import Format, register_format
     from spintune.data.novelty import NoveltyIndex
@@ -64,6 +64,7 @@ _HOMES = {
     "register_teacher": "spintune.teachers.registry",
     "register_tracker": "spintune.trackers",
     "run": "spintune.api",
+    "sweep": "spintune.api",
     "synthesize": "spintune.synthesis.pipeline",
 }
 _MODULES = {"losses": "spintune.training.losses", "statistics": "spintune.evaluation.statistics"}
@@ -95,6 +96,7 @@ __all__ = [
     "register_tracker",
     "run",
     "statistics",
+    "sweep",
     "synthesize",
 ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 from spintune.data.sources import Source, read_source
 from spintune.errors import DataError, ModelError
-from spintune.progress import Progress, Silent
+from spintune.progress import Progress, Silent, StopRequest
 from spintune.recipe import MixtureSection, Recipe, parse_recipe, read_yaml
 from spintune.records import ROLES, Completion, Example, Message
 from spintune.storage import cache_folder
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from spintune.pipeline import Stage
     from spintune.results import RunResults
+    from spintune.sweeps.results import SweepResults
     from spintune.teachers.protocol import Teacher
     from spintune.tokens.template_options import TemplateOptions
 
@@ -343,6 +344,29 @@ def run(
         recipe = parse_recipe(values, name)
     with _no_bars():
         return run_recipe(recipe, cache_folder(), progress or Silent(), until, os.environ)
+
+
+def sweep(recipe: str | Path, *values: str, progress: Progress | None = None) -> SweepResults:
+    """Runs a recipe with every combination of values, each in a folder of its own.
+
+    ``sweep("recipe.yaml", "seed=0..4", "spin.loss=[logistic,space]")`` is ``spintune sweep`` with the same words,
+    without its limit of runs. The same call goes on with a stopped sweep.
+
+    Returns what the finished runs say together; ``runs`` names those that failed, with the reason.
+
+    Raises RecipeError, and other SpintuneErrors, for what is wrong before any run begins.
+    """
+    from spintune.sweeps.execution import check_sweep, run_sweep
+    from spintune.sweeps.plan import plan_sweep
+
+    def unforeseen(error: Exception) -> str:
+        raise error
+
+    plan = plan_sweep(Path(recipe), values, many=True)
+    check_sweep(plan)
+    told, stop = progress or Silent(), StopRequest()
+    with _no_bars():
+        return run_sweep(plan, plan.runs, cache_folder(), told, os.environ, stop, unforeseen)[0]
 
 
 def _recipe_values(recipe: str | Path | Mapping[str, object] | Recipe) -> dict[str, object]:

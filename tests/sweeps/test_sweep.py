@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from run_contents import run_contents
 
+import spintune as spintune_in_python
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import load_recipe, losses
@@ -81,6 +82,11 @@ def test_an_error_that_nobody_foresaw_ends_no_sweep(
     assert "its traceback is in" in str(failed.reason)
     # what does not depend on the loss is copied from the failed run
     assert "spin/iterate-1/pairs: copied from spin.loss=fails" in ended.err
+
+
+def test_a_sweep_from_python(recipe: Write, tmp_path: Path) -> None:
+    results = spintune_in_python.sweep(recipe(**ONLY_SFT), "data.max_length=[8,96]", f"out={tmp_path / 'all'}")
+    assert [(run.state, bool(run.reason)) for run in results.runs] == [("failed", True), ("finished", False)]
 
 
 def test_a_dry_run_lists_runs_and_writes_nothing(spintune: Spintune, recipe: Write, tmp_path: Path) -> None:
