@@ -117,7 +117,8 @@ class SftFacts:
         dropped: examples without a row, by reason.
         truncated: rows that were cut to the maximum length.
         steps: that were taken.
-        heldout_loss: of the weights that were kept, in nats per token; None without held-out examples.
+        heldout_loss: of the weights that were kept, in nats per token, on the examples that choose or, where they are
+            too few, on all; None without held-out examples.
         learning_rate: at its peak.
         seconds: by kind of work.
         unknown: trained tokens that stand for characters that the tokenizer lacks.

@@ -96,7 +96,7 @@ def test_every_curve_of_a_whole_run_is_there(whole: Make, page: Make) -> None:
 
 
 def test_the_curve_of_sft_marks_the_step_that_was_kept(folder: Make, page: Make) -> None:
-    note = "Step 2 was kept: of those measured, it has the least held-out loss."
+    note = "Step 2 was kept: it has the least loss on the 25 held-out examples that choose."
     chosen = {"losses": (3.2, 2.5, 2.75), "planned_steps": 5, "kept_step": 2}
     marked = write_report([folder("a").data().sft(**chosen, chosen_by=25).path])
     assert note in page(marked).text

@@ -93,8 +93,8 @@ class SftSection(TrainingSection):
     dropout: ShareBelowOne = 0.0
     """Dropout in the layers of an encoder-decoder; FLAN-T5 used 0.05. [share] Default: none."""
     eval_every: Positive | None = None
-    """How often the held-out loss is measured, beside once at the end. [epochs] Default: 1. Held-out loss is mostly
-    least at the end of an epoch, since the next one repeats rows."""
+    """How often the held-out loss is measured, beside once at the end. [epochs] Default: 1, since rows repeat from
+    epoch to epoch only."""
     keep: Literal["best", "last"] | None = None
     """Weights that SFT ends with: those of the evaluated step with the least held-out loss, or those of its last step.
     Default: best where enough examples are held out to choose by, 20 of about half of them."""

@@ -51,9 +51,11 @@ def _sft(run: RunFacts, stage: str) -> list[Figure | None]:
     rows, heldout = run.metrics.get(stage, []), run.metrics.get(f"{stage}/heldout", [])
     losses = [Series("training", _column(rows, "loss")), Series("held out", _column(heldout, "loss"), 1, "dots")]
     facts = run.facts(stage, SftFacts)
-    kept = facts.kept_step if facts and facts.chosen_by else None
-    chosen = [point for point in _column(heldout, "loss") if point[0] == kept]
-    note = f"Step {kept:,} was kept: of those measured, it has the least held-out loss." if chosen else ""
+    chosen, note = Points(), ""
+    if facts and facts.chosen_by:
+        chosen = [point for point in _column(heldout, "loss") if point[0] == facts.kept_step]
+        told = f"it has the least loss on the {facts.chosen_by:,} held-out examples that choose"
+        note = f"Step {facts.kept_step:,} was kept: {told}."
     return [
         draw("Loss", "nats a token", [*losses, Series("kept", chosen, 2, "dots")], note=note),
         draw("Gradient norm", "before clipping", [Series("gradient norm", _column(rows, "grad_norm"))]),
