@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spintune.cli.options import Json, print_json, print_outcome, recipe_and_overrides
 from spintune.storage import cache_folder
+
+if TYPE_CHECKING:
+    from spintune.results import DataFacts
+    from spintune.tokens.rows import RenderedRows
 
 
 def inspect(
@@ -45,20 +49,7 @@ def inspect(
     longest = (data.max_length, data.max_target_length, None, data.max_input_length)
     rendered = render(found.train, renderer, *longest)
     rendered.check_unknown()
-    lengths = sorted(row.tokens for row in rendered.rows)
-    facts: dict[str, object] = {
-        "read": found.facts.read,
-        "dropped": {**found.facts.dropped, **rendered.dropped},
-        "cut_after_last_answer": found.facts.trimmed or 0,
-        "ignored_keys": found.facts.ignored_keys,
-        "truncated": rendered.truncated,
-        "rows": len(rendered.rows),
-        "tokens": sum(lengths),
-        "trained_tokens": rendered.answer_tokens,
-        "unknown_tokens": rendered.unknown,
-        "median_length": lengths[len(lengths) // 2],
-        "longest": lengths[-1],
-    }
+    facts = _row_facts(found.facts, rendered)
     asked = recipe.evaluation
     references = [example.answer for example in itertools.islice(found.train, 1000)]
     choice = choose_metric(asked.metric, asked.checker, references)
@@ -81,6 +72,24 @@ def inspect(
         )
     print("\n" + "  ".join(f"{name.replace('_', ' ')}: {value or 0}" for name, value in facts.items()))
     print(choice.line())
+
+
+def _row_facts(read: DataFacts, rendered: RenderedRows) -> dict[str, object]:
+    """How many rows and tokens a recipe trains on, and what was left out."""
+    lengths = sorted(row.tokens for row in rendered.rows)
+    return {
+        "read": read.read,
+        "dropped": {**read.dropped, **rendered.dropped},
+        "cut_after_last_answer": read.trimmed or 0,
+        "ignored_keys": read.ignored_keys,
+        "truncated": rendered.truncated,
+        "rows": len(rendered.rows),
+        "tokens": sum(lengths),
+        "trained_tokens": rendered.answer_tokens,
+        "unknown_tokens": rendered.unknown,
+        "median_length": lengths[len(lengths) // 2],
+        "longest": lengths[-1],
+    }
 
 
 def mix(
