@@ -41,7 +41,7 @@ from spintune.selfplay.spin import batches_of, default_rate, measure_pairs, obje
 from spintune.tokens.rows import TokenRow, fit
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.ladder import BACKWARD, Ladder, choose, climb, mean_loss, plan_ladder, usual_rate
+from spintune.training.ladder import BACKWARD, Ladder, choose, climb, for_stage, mean_loss, plan_ladder, usual_rate
 from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood, Objective
 from spintune.training.optimization import Optimization, optimization_of
@@ -237,8 +237,10 @@ class Task(ABC):
         judged = len(losses) * sum(self.tokens(heldout))
         share = (BACKWARD * trained + judged) / (self.passes * sum(steps))
         rungs = {f"{rate:g}": mean_loss(rows) for rate, rows in losses.items()} | {"0": mean_loss(start)}
+        rate = choose(losses, start, self.self_play)
+        rate = for_stage(rate, plan.steps, len(self.batches)) if self.self_play else rate
         return {
-            "rate": choose(losses, start, self.self_play),
+            "rate": rate,
             "rungs": rungs,
             "steps": plan.steps,
             "parts": plan.parts,

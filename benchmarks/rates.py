@@ -125,7 +125,7 @@ def run(name: str, places: dict[str, Path], rows: int, results: Results) -> None
 
 def report(names: Sequence[str], results: Results) -> None:
     """The tables, of the tasks whose trainings are all done."""
-    _head("task", "steps", "start", "best of the grid", "auto", "lost", "default", "cost")
+    _head("task", "steps", "start", "best of the grid", "auto", "lost", "of the gain", "default", "cost")
     for name in names:
         if (name, "auto") not in results.known or len(results.rates(name)) < 4:
             continue
@@ -134,6 +134,7 @@ def report(names: Sequence[str], results: Results) -> None:
         found, start = runs[auto["rate"]]["report"], runs[0.0]["report"]
         plain = _plain(name, runs)
         lost = 100 * (found / runs[best]["report"] - 1)
+        gain = (start - found) / (start - runs[best]["report"]) if start > runs[best]["report"] else math.nan
         cells = [
             name,
             str(runs[0.0]["steps"]),
@@ -141,6 +142,7 @@ def report(names: Sequence[str], results: Results) -> None:
             f"{runs[best]['report']:.4f} at {best:g}",
             f"{found:.4f} at {auto['rate']:g}",
             f"{lost:.1f} %",
+            f"{100 * gain:.0f} %",
             f"{runs[plain]['report']:.4f}",
             f"{100 * auto['share']:.0f} %",
         ]

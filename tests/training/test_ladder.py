@@ -18,6 +18,7 @@ from spintune.training.ladder import (
     Ladder,
     choose,
     climb,
+    for_stage,
     gains,
     least,
     plan_ladder,
@@ -56,6 +57,11 @@ def test_sft_takes_the_highest_rate_that_keeps_half_of_the_gain() -> None:
     losses = climb(valley(1e-4), START_LOSSES, 1e-4, self_play=False)
     assert least(losses) == 1e-4
     assert choose(losses, START_LOSSES, self_play=False) == 3.2e-4
+
+
+def test_self_play_takes_less_for_a_longer_run() -> None:
+    assert for_stage(1e-3, 4, 400) == 1e-4
+    assert for_stage(1e-3, 30, 20) == 1e-3
 
 
 def test_rates_that_cannot_be_told_from_the_best_count_as_well_as_it() -> None:

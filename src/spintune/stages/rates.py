@@ -34,6 +34,7 @@ from spintune.training.ladder import (
     Losses,
     choose,
     climb,
+    for_stage,
     gains,
     least,
     mean_loss,
@@ -155,7 +156,7 @@ class RateSearch:
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
         judged = len(losses) * sum(setting.heldout_tokens[: plan.heldout])
         share = (BACKWARD * trained + judged) / (setting.passes * sum(setting.step_tokens))
-        told = _Told(self, setting.measure, start, losses, plan, share)
+        told = _Told(self, setting.measure, start, losses, plan, len(setting.batches), share)
         return RateFacts(
             rate=told.rate,
             why=" ".join(told.lines()),
@@ -184,6 +185,7 @@ class _Told:
     start: Sequence[float]
     losses: Losses
     plan: LadderPlan
+    stage_steps: int
     share: float
 
     @property
@@ -194,6 +196,14 @@ class _Told:
                 f"{self.search.key}: auto found no rate: at every one of {self._span} a loss or gradient became "
                 f"infinite or undefined; look at the rows and the model, or give a rate below {min(self.losses):g}"
             )
+        return self._for_stage(self.rung)
+
+    def _for_stage(self, rate: float) -> float:
+        return for_stage(rate, self.plan.steps, self.stage_steps) if self.search.self_play else rate
+
+    @property
+    def rung(self) -> float:
+        """The rate of the rung that it comes from."""
         return choose(self.losses, self.start, self.search.self_play)
 
     @property
@@ -209,13 +219,15 @@ class _Told:
         return f"{min(self.losses):g} to {max(self.losses):g}"
 
     def lines(self) -> Iterator[str]:
-        rate, best, rows = self.rate, least(self.losses), self.plan.heldout
+        rate, best, rows = self.rung, least(self.losses), self.plan.heldout
         why = "has the least" if rate == best else f"is the highest that does about as well as {best:g}, by the"
         yield (
             f"of {len(self.losses)} learning rates from {self._span}, each tried for {self.plan.steps} steps, {rate:g} "
             f"{why} {self.measure} on {rows} held-out examples ({mean_loss(self.start):.4f} before, "
             f"{mean_loss(self.losses[rate]):.4f} after); this cost {100 * self.share:.0f} % of what the stage costs."
         )
+        if self.rate != rate:
+            yield f"For {self.stage_steps} steps that is {self.rate:g}, which is rate · √steps of the short run."
         if not self.improved:
             yield (
                 "No rate lowered it by more than its error, so there may be nothing to learn here: give more rows or "
@@ -223,6 +235,7 @@ class _Told:
             )
         elif self.at_end:
             side, beyond = ("lowest", best / 10) if best == min(self.losses) else ("highest", best * 10)
+            beyond = self._for_stage(beyond)
             yield f"The best is the {side} that was tried; {self.search.key}={beyond:g} may be better still."
 
 

@@ -8,7 +8,9 @@ a checkpoint, so each rung starts equal to the bit, and so does the model after 
 Rates are half decades apart. The search brackets the least loss by decades, then looks at half decades. In SFT it does
 not choose the least loss itself. What a high rate stirs up at first, a longer run settles again, so a short run
 understates it: the highest rate is chosen that keeps half of the best rung's gain, or cannot be told from the best one.
-In self-play the short run's best was the long run's best too, and more rate than that is harm.
+Self-play takes the least loss, and less for longer runs: at a small λ every step moves the player on, past the data, so
+what is right for a few steps is too much for many. With Adam's noise it moves by about rate · √steps, and so the best
+rate of a rung is multiplied by √(steps of the rung / steps of the stage).
 """
 
 from __future__ import annotations
@@ -109,6 +111,11 @@ def choose(losses: Losses, start: Sequence[float], self_play: bool) -> float:
         return gap.mean <= max(gain / 2, gap.error)
 
     return max(filter(is_fine, losses), default=least(losses))
+
+
+def for_stage(rate: float, rung_steps: int, stage_steps: int) -> float:
+    """The rate of self-play for a stage, from the best one of short runs; with two digits."""
+    return float(f"{rate * math.sqrt(min(1.0, rung_steps / stage_steps)):.1e}")
 
 
 def gains(losses: Sequence[float] | None, start: Sequence[float]) -> bool:

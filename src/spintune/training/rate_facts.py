@@ -25,7 +25,7 @@ class RateFacts:
     """Facts of the stages ``sft/rates``, ``spin/iterate-t/rates`` and ``spin/baseline-sft/rates``.
 
     Attributes:
-        rate: the peak learning rate that was chosen.
+        rate: the peak learning rate that was chosen; in self-play a rung's, less for the longer run.
         why: the reason, as a sentence.
         improved: whether the best rung ended below ``start_loss`` by more than a standard error.
         at_end: whether the least loss is at the lowest or the highest rate that was tried.
