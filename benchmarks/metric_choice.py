@@ -2,6 +2,7 @@
 
     python benchmarks/metric_choice.py --data FILE...             # the share of short references in each file
     python benchmarks/metric_choice.py --models RUN:MODEL RUN:MODEL   # how many prompts each metric needs
+    python benchmarks/metric_choice.py --models FILE FILE --references FILE   # the same of stored answers
 
 The models were measured on the same held-out examples, with evaluation.samples for answers at temperature 1. Of each
 measure the second table gives the paired difference, its standard error, their ratio, and the prompts after which a
@@ -20,7 +21,7 @@ from sacrebleu import sentence_chrf
 
 from spintune.data.sources import Source, read_sources
 from spintune.errors import SpintuneError
-from spintune.evaluation.answers import file_rows
+from spintune.evaluation.answers import file_rows, item_ids, pair_answers, read_answers
 from spintune.evaluation.comparison import MeasuredItems
 from spintune.evaluation.contenders import tables
 from spintune.evaluation.metric_choice import SHORT_SHARE, SHORT_WORDS
@@ -54,16 +55,25 @@ def print_shares(files: Sequence[Path]) -> None:
             print(f"{len(side)} files of {word} answers: share from {min(side):.3f} to {max(side):.3f}")
 
 
-def chrf(run: str) -> MeasuredItems:
-    """chrF of the greedy answers of RUN:MODEL; not a metric of spintune's."""
-    folder, _, model = run.partition(":")
+def chrf(name: str, references: Path | None) -> MeasuredItems:
+    """chrF of greedy answers, those of RUN:MODEL or of a file; not a metric of spintune's."""
+    if references:
+        pairs = pair_answers(read_answers(Path(name)), read_answers(references)).pairs
+        texts = [(one.answer, other.reference or other.answer) for one, other in pairs]
+        return MeasuredItems(dict(zip(item_ids([one for one, _ in pairs]), map(_chrf, texts), strict=True)))
+    folder, _, model = name.partition(":")
     rows = [row.values for row in file_rows(Path(folder) / "eval/heldout" / model / "answers.jsonl")]
-    return MeasuredItems({r["id"]: sentence_chrf(r["answer"], [r["reference"]]).score / 100 for r in rows})
+    return MeasuredItems({row["id"]: _chrf((row["answer"], row["reference"])) for row in rows})
 
 
-def print_power(first: str, second: str) -> None:
-    measured = list(tables([first, second]).values())
-    both = [{**table, "chrf": chrf(name)} for table, name in zip(measured, (first, second), strict=True)]
+def _chrf(texts: tuple[str, str]) -> float:
+    answer, reference = texts
+    return float(sentence_chrf(answer, [reference]).score / 100)
+
+
+def print_power(first: str, second: str, references: Path | None) -> None:
+    measured = list(tables([first, second], references).values())
+    both = [{**table, "chrf": chrf(name, references)} for table, name in zip(measured, (first, second), strict=True)]
     print(f"{'measure':<18}{'first':>9}{'second':>9}{'difference':>12}{'error':>9}{'ratio':>8}{'prompts':>9}")
     for name, one in both[0].items():
         other = both[1].get(name)
@@ -86,11 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", default=[])
     parser.add_argument("--models", nargs=2, metavar="RUN:MODEL")
+    parser.add_argument("--references", type=Path)
     options = parser.parse_args()
     if options.data:
         print_shares(options.data)
     if options.models:
-        print_power(*options.models)
+        print_power(*options.models, options.references)
 
 
 if __name__ == "__main__":
