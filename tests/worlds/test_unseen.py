@@ -15,6 +15,7 @@ from worlds.test_resume import until_done
 from spintune.data.preferences import turns_of_example
 from spintune.errors import DataError
 from spintune.mixtures.rendering import provenance
+from spintune.progress import Silent
 from spintune.records import Example, read_records
 
 Run = Callable[..., dict[str, Any]]
@@ -90,6 +91,28 @@ def test_seen_plays_on_the_other_side_of_the_same_split(split: Run, tmp_path: Pa
     assert paired(tmp_path / "seen", 1) == ids(tmp_path / "seen", "seen")
     weights = [tmp_path / mode / "sft/model/model.safetensors" for mode in ("seen", "unseen")]
     assert weights[0].read_bytes() == weights[1].read_bytes()  # so they can be compared
+
+
+class Tokenizing(Silent):
+    """How many examples each tokenizing took."""
+
+    def __init__(self) -> None:
+        self.counts: list[float] = []
+
+    def task(self, name: str, total: float, unit: str) -> Any:
+        self.counts += [total] if name == "tokenize" else []
+        return super().task(name, total, unit)
+
+
+def test_both_sides_are_tokenized_once_for_all_runs(split: Run, tmp_path: Path) -> None:
+    spin = {"iterations": 1, "unseen_share": 0.41, "baseline": "sft"}
+    first, second = Tokenizing(), Tokenizing()
+    for name, watching in (("first", first), ("second", second)):
+        split(tmp_path / name, watching, spin=spin, data={"eval_fraction": 0.0})
+    assert first.counts == [24, 16, 16]  # for SFT, self-play and the baseline, which read answers of another length
+    assert second.counts == []
+    weights = [tmp_path / name / "spin/iterate-1/model/model.safetensors" for name in ("first", "second")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_all_is_the_default_and_splits_nothing(split: Run, tmp_path: Path) -> None:
