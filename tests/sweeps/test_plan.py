@@ -141,6 +141,12 @@ def test_a_run_folder_is_no_sweep(plan, tmp_path: Path) -> None:  # type: ignore
         plan("seed=0..1", f"out={tmp_path}")
 
 
+def test_a_page_of_something_else_is_not_written_over(plan, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(RunError, match=r"has a report\.html of something else"):
+        plan("seed=0..1", f"out={tmp_path}")
+
+
 def test_parts_are_neighbors_and_together_the_sweep(plan) -> None:  # type: ignore[no-untyped-def]
     found = plan("seed=0..6")
     for parts in (1, 2, 3, 7, 9):

@@ -108,9 +108,10 @@ def update_report(plan: SweepPlan, attempts: Failures) -> SweepResults:
         runs = [_look(run, failures.get(run.name), found) for run in plan.runs]
         done = next((run for run in plan.runs if run.name in found), None)
         results = summarize(__version__, plan.axes, runs, found, _metric(done) if done else "nll")
-        write_json_if_changed(plan.folder / SWEEP, to_json(results))
         page = plan.folder / "report.html"
-        remove_abandoned(page)
+        for path in (plan.folder / SWEEP, page):
+            remove_abandoned(path)
+        write_json_if_changed(plan.folder / SWEEP, to_json(results))
         write_page(results, plan.folder.resolve().name, page)
     return results
 

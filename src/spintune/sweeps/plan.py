@@ -73,6 +73,8 @@ def plan_sweep(path: Path, words: Sequence[str], many: bool = False) -> SweepPla
     folder = Path(out if given else f"{out}-sweep")
     if (folder / "recipe.json").is_file():
         raise RunError(f"{folder} holds a run; choose another out= for the sweep")
+    if (folder / "report.html").exists() and not (folder / "sweep.json").is_file():
+        raise RunError(f"{folder} has a report.html of something else; choose another out= for the sweep")
     runs = tuple(
         PlannedRun(name, varied, recipe.model_copy(update={"out": str(folder / name)}))
         for name, varied, recipe in zip(names, product, recipes, strict=True)
