@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spintune.errors import ModelError
 from spintune.evaluation.selection import selects
 from spintune.export.card import model_card
 from spintune.export.model import export_model
+from spintune.progress import Silent
 from spintune.report.findings import finding
 from spintune.report.reading import read_run
 from spintune.run_models import final_model, model_name
@@ -112,6 +114,22 @@ def test_sft_that_ruins_the_model_leaves_base_the_model_to_use(
     assert export_model(out, tmp_path / "exported", "sft") == "sft"
 
 
+class StopsIn(Silent):
+    """Progress that raises when a task begins."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
+        if name == self.name:
+            raise KeyboardInterrupt
+        yield self
+
+    def advance(self, amount: float = 1, **facts: Any) -> None:
+        pass
+
+
 def test_a_repeated_and_a_continued_run_decide_as_one_that_was_not_stopped(
     run: Run, many: dict[str, Any], contents: Callable[[Path], Any], tmp_path: Path
 ) -> None:
@@ -127,6 +145,10 @@ def test_a_repeated_and_a_continued_run_decide_as_one_that_was_not_stopped(
     assert contents(straight) == before
     run(stopped, until="sft", spin=spin, **changes)
     assert not (stopped / "best.json").exists()
+    for task in ("iterate-1: held-out answers", "iterate-2: held-out likelihood", "SFT baseline"):
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, StopsIn(task), spin=spin, **changes)
+        assert json.loads((stopped / "best.json").read_text())["candidates"]  # so far
     run(stopped, spin=spin, **changes)
     assert contents(stopped) == before
 
