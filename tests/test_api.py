@@ -262,3 +262,8 @@ def test_a_registered_generator_writes_the_answers_of_a_run(
     with pytest.raises(RecipeError, match=r"generator: there is no generator 'bach'; did you mean batch\?"):
         spintune.run({**recipe, "out": str(tmp_path / "other")}, generator="bach")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_model_is_named_of_a_run_folder_only(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match="is no run folder, so it has no model sft"):
+        spintune.load(tiny_model, model="sft")

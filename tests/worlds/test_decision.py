@@ -71,8 +71,12 @@ def test_a_better_baseline_is_the_model_of_the_run_everywhere(
     assert sentence in (tmp_path / "exported/README.md").read_text()
     assert sentence in model_card(read_run(out), "iterate-1")
     assert f"On the {len(reports)} held-out examples that did not choose" in finding(read_run(out)).remarks[0]
-    told = spintune("chat", out, "--prompt", "Say fox.", "--max-new-tokens", "1")
-    assert told.code == 0
+    asked = ("--prompt", "Say fox.", "--max-new-tokens", "8")
+    by_default, best_one, last = (
+        spintune("chat", out, *choice, *asked) for choice in ((), ("--model", "best"), ("--model", "last"))
+    )
+    assert (by_default.code, best_one.code, last.code) == (0, 0, 0)
+    assert by_default.out == best_one.out != last.out
     compared = json.loads(spintune("compare", out, "--json").out)
     assert compared["items"]["nll_per_token"] == len(reports)
     assert f"{len(chooses)} others chose the model" in " ".join(compared["notes"])
