@@ -25,7 +25,7 @@ results = spintune.run(
         "out": out,
         "data": {"train": data, "eval_fraction": 0.15, "max_length": 256},
         "sft": {"max_steps": 10},
-        "evaluation": {"checker": "names_all", "samples": 2},
+        "evaluation": {"checker": "names_all", "samples": 1},
     }
 )
 for name, measures in results.heldout.items():

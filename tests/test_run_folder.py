@@ -343,6 +343,19 @@ def test_a_key_that_an_earlier_version_s_sources_did_not_have_makes_no_other_rec
         assert "columns" in json.loads(path.read_text())["recipe"]["data"]["train"][0]
 
 
+def test_a_folder_whose_recipe_named_the_metric_under_spin_belongs_to_it_still(tmp_path: Path) -> None:
+    with RunFolder(recipe(tmp_path, spin={})) as run:
+        finish(run)
+    path = tmp_path / "recipe.json"
+    document = json.loads(path.read_text())
+    document["recipe"]["spin"]["metric"] = "rouge_l"
+    for key in ("metric", "checker", "samples"):
+        del document["recipe"]["evaluation"][key]
+    path.write_text(json.dumps(document))
+    with RunFolder(recipe(tmp_path, spin={})):
+        assert json.loads(path.read_text())["recipe"]["evaluation"]["metric"] == "auto"
+
+
 def test_a_command_that_was_killed_is_told_by_the_next_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="an error"), RunFolder(recipe(tmp_path)):
         raise ValueError("an error")

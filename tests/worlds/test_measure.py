@@ -93,7 +93,7 @@ def test_answers_at_temperature_1_and_verdicts_are_measured_beside_greedy_ones(
     assert {"checker", "checker@T1", "exact_match@T1"} <= next(iter(results["differences"].values())).keys()
 
     compared = tables([str(out)])
-    assert compared["sft"]["checker"].values == {id: one["checker"] for id, one in scores.items()}
+    assert compared["sft"]["checker (vowels)"].values == {id: one["checker"] for id, one in scores.items()}
     report = read_run(out)
     assert main_measure(report).key == "checker"
     titles = [one.title for one in measures_of(models_of([report]))]
@@ -146,6 +146,9 @@ def test_a_sampled_metric_decides(run: Run, sums: Path, tmp_path: Path) -> None:
     (found,) = [one for one in results["best"]["candidates"] if one["name"] == "sft"]
     assert found["mean"] == pytest.approx(sum(chosen) / len(chosen))
     assert results["best"]["selection"] == len(chosen)
+    reported = tables([str(tmp_path / "run")])["sft"]["checker@T1 (vowels)"].values
+    assert len(reported) == len(scores) - len(chosen)
+    assert results["heldout"]["sft"]["checker@T1"]["mean"] == pytest.approx(sum(reported.values()) / len(reported))
     assert main_measure(read_run(tmp_path / "run")).key == "checker@T1"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spintune.data.file_rows import FileRow
@@ -16,7 +16,8 @@ from spintune.evaluation.decision import read_decision
 from spintune.evaluation.scores import MEASURES_FOLDER, finished_scores, read_scores
 from spintune.evaluation.selection import selects
 from spintune.metrics import BUILT_IN, answer_metrics
-from spintune.run_folder import BASE, BASELINE, SFT, iterations_of, read_recipe
+from spintune.recipe.evaluation import CHECKER
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, iterations_of, read_manifest, read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,14 @@ class _Measured:
     """One model: what evaluations measured, and its answers to held-out examples, which are read later.
 
     Attributes:
+        further: other measures of held-out examples: a checker's verdicts, sampled answers.
         reporting: only the examples that report are read, because the others have chosen the model of the run.
     """
 
     table: Table
     heldout: Path | None = None
     reporting: bool = False
+    further: Table = field(default_factory=dict)
 
 
 def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Table]:
@@ -61,7 +64,11 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
             found |= {f"{prefix}{model}": measured for model, measured in _of_run(name).items()}
     reporting = {name for name, one in found.items() if one.reporting}
     heldout = heldout_tables({name: one.heldout for name, one in found.items() if one.heldout}, reporting)
-    return {name: {**heldout.get(name, {}), **one.table} for name, one in found.items()}
+    among = {name: table["answer_tokens"].values for name, table in heldout.items()}
+    return {
+        name: {**heldout.get(name, {}), **_among(one.further, among.get(name, {})), **one.table}
+        for name, one in found.items()
+    }
 
 
 def selection_notes(names: Sequence[str]) -> list[str]:
@@ -97,7 +104,8 @@ def _of_run(name: str) -> dict[str, _Measured]:
     reporting = bool(best and best.selection)
     for model in [only] if only else _models(folder, rivals=False):
         answers = folder / "eval" / "heldout" / model / "answers.jsonl"
-        found[model] = _Measured(_scores(folder, model), answers if answers.is_file() else None, reporting)
+        heldout = answers if answers.is_file() else None
+        found[model] = _Measured(_scores(folder, model), heldout, reporting, _further(folder / "eval", model))
         if not found[model].table and not found[model].heldout:
             known = ", ".join(_models(folder, rivals=True))
             advice = f"use one of: {known}" if known else "run its recipe first, to the end"
@@ -119,9 +127,28 @@ def _models(folder: Path, rivals: bool) -> list[str]:
 def _scores(folder: Path, model: str) -> Table:
     found: dict[str, MeasuredItems] = {}
     for evaluation, models in finished_scores(folder).items():
-        if model in models:
-            found |= read_scores(models[model]).table("" if evaluation == MEASURES_FOLDER else f"{evaluation} ")
+        if model in models and evaluation != MEASURES_FOLDER:
+            found |= read_scores(models[model]).table(f"{evaluation} ")
     return found
+
+
+def _further(folder: Path, model: str) -> Table:
+    """A checker's measures have its name, since those of two checkers are not the same measure."""
+    place = folder / MEASURES_FOLDER / model
+    if not (place / MANIFEST).is_file():
+        return {}
+    checker = read_manifest(place).facts.get("checker")
+    told = " ".join(map(str, next(iter(checker.items())))) if isinstance(checker, dict) else str(checker)
+    table = read_scores(place).table()
+    return {f"{name} ({told})" if name.startswith(CHECKER) else name: items for name, items in table.items()}
+
+
+def _among(table: Table, ids: Collection[str]) -> Table:
+    """The measures of these items alone; none has weights."""
+    return {
+        name: MeasuredItems({id: one.values[id] for id in one.values if id in ids}, one.better, one.right_or_wrong)
+        for name, one in table.items()
+    }
 
 
 # Files of answers ----------------------------------------------------------------------------------------------------

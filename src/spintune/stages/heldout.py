@@ -124,7 +124,7 @@ def measured_answers(context: RunContext, iterate: Iterate) -> list[HeldoutAnswe
         sources = {example.id: example.source or example.id for example in context.heldout}
         table = score_further(answers, sampled, checker, sources)
         write_records(path, table.items)
-        context.run.finish(stage, inputs, [path], table.facts())
+        context.run.finish(stage, inputs, [path], {**to_json(table.facts()), "checker": section.checker})
     return with_further(answers, read_scores(path.parent))
 
 
