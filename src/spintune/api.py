@@ -359,7 +359,7 @@ def sweep(recipe: str | Path, *values: str, progress: Progress | None = None) ->
     from spintune.sweeps.execution import check_sweep, run_sweep
     from spintune.sweeps.plan import plan_sweep
 
-    def unforeseen(error: Exception) -> str:
+    def unforeseen(error: BaseException) -> str:
         raise error
 
     plan = plan_sweep(Path(recipe), values, many=True)

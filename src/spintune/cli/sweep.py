@@ -78,7 +78,7 @@ def _run(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool) -> None:
     from spintune.errors import SweepError
     from spintune.typed_json import to_json
 
-    def unforeseen(error: Exception) -> str:
+    def unforeseen(error: BaseException) -> str:
         if shows_itself(error):
             raise error
         return unexpected_text(error)

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from spintune.errors import RunError, SpintuneError
+from spintune.errors import RunError, SpintuneError, is_panic
 from spintune.evaluation.metric_choice import choose_metric, measure_of
 from spintune.pipeline import check_recipe, run_recipe
 from spintune.progress import Progress, StopRequest
@@ -57,7 +58,7 @@ def run_sweep(
     progress: Progress,
     environment: Mapping[str, str],
     stop: StopRequest,
-    unforeseen: Callable[[Exception], str],
+    unforeseen: Callable[[BaseException], str],
 ) -> tuple[SweepResults, dict[str, str]]:
     """Runs ``runs``, all of a sweep or a part. A run that fails does not keep the others from running.
 
@@ -79,8 +80,11 @@ def run_sweep(
             run_recipe(run.recipe, cache, progress, "eval", environment, stop, known)
         except SpintuneError as error:
             reason = "; ".join([str(error), *getattr(error, "__notes__", [])])
-        except Exception as error:  # another package's, say
+        except BaseException as error:
+            if not (isinstance(error, Exception) or is_panic(error)):  # a signal, Ctrl-C
+                raise
             reason = unforeseen(error)
+        gc.collect()  # no model of this run is in memory beside the next one's
         if reason is not None:
             failures[run.name] = reason
             progress.note(f"{run.name} failed: {reason}")
