@@ -72,14 +72,14 @@ def key(setting: Setting, seed: int, name: str, rate: float | None = None) -> st
     return f"{setting.name}, seed {seed}, {name}" + ("" if rate is None else f", {rate:g}")
 
 
-def spin(name: str, rows: str = "seen", **options: object) -> Method:
+def spin(name: str, rows: str = "seen", fill: bool = False, **options: object) -> Method:
     """A self-play."""
-    return Method(name, "spin", rows, options)
+    return Method(name, "spin", rows, options, fill)
 
 
 CHECKABLE = Experiment(
     "Self-play on the prompts of SFT",
-    (Setting("paths", 1000, 0, 16), Setting("lists", 1000, 0, 60), Setting("sums", 500, 0, 40)),
+    (Setting("paths", 1000, 0, 16), Setting("lists", 600, 0, 80), Setting("sums", 500, 0, 40)),
     (
         Method("more SFT", "sft"),
         spin("SPIN λ=0.1"),
@@ -94,12 +94,13 @@ CHECKABLE = Experiment(
 
 UNSEEN = Experiment(
     "Self-play on prompts that SFT has not seen, at the same total of human answers",
-    (Setting("paths", 1000, 1000, 16), Setting("lists", 1000, 2000, 60), Setting("sums", 500, 500, 40)),
+    (Setting("paths", 1000, 1000, 16), Setting("lists", 600, 2000, 80), Setting("sums", 500, 500, 40)),
     (
         Method("more SFT, unseen", "sft", "unseen"),
         Method("more SFT, all", "sft", "all", plays="unseen"),
         spin("SPIN λ=0.1, unseen", "unseen"),
         spin("SPIN λ=1, unseen", "unseen", **{"lambda": 1.0}),
+        spin("SPIN λ=1, unseen, filled", "unseen", fill=True, **{"lambda": 1.0}),
         spin("SPIN λ=1, seen", "seen", **{"lambda": 1.0}),
         spin("SPIN λ=1, γ=3, unseen", "unseen", **{"lambda": 1.0, "gamma": 3.0}),
         spin("SPACE, unseen", "unseen", loss="space"),

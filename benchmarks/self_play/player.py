@@ -149,8 +149,14 @@ class Player:
 
     # Self-play ----------------------------------------------------------------------------------------------------
 
-    def play(self, rows: Sequence[TokenRow], section: SpinSection, rate: float, iteration: int) -> Work | None:
-        """One iteration of self-play; None where no pair is left to learn from."""
+    def play(
+        self, rows: Sequence[TokenRow], section: SpinSection, rate: float, iteration: int, fill: bool = False
+    ) -> Work | None:
+        """One iteration of self-play; None where no pair is left to learn from.
+
+        ``fill`` repeats the pairs, so that right answers of the opponent, from which nothing is learned, leave the
+        number of steps as it is.
+        """
         objective = objective_of(section, iteration)
         identical, latest = 0, list[Pair]()
 
@@ -168,7 +174,11 @@ class Player:
             pairs = list(pairs_of(0, range(len(rows))).values())
             if not pairs:
                 return None
+            wanted = math.ceil(len(rows) / section.pairs_per_step)
+            if fill:
+                section = section.model_copy(update={"epochs": math.ceil(len(rows) / len(pairs))})
             batches = batches_of(pairs, section, iteration, self.seed)
+            batches = Batches(pairs, batches.steps[:wanted]) if fill else batches
         else:
             batches = PhasedBatches(Phases(len(rows), section, iteration, self.seed), pairs_of)
         played = _Counted(batches)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -55,6 +56,7 @@ class Method:
         kind: spin, or sft with the steps and tokens of self-play at most.
         rows: the problems that it uses: seen, unseen or all.
         options: of the recipe's spin section.
+        fill: whether pairs are repeated until a round has as many steps as if no answer had been right.
         plays: the problems of the self-play that gives an SFT its steps and tokens. Default: ``rows``.
     """
 
@@ -62,6 +64,7 @@ class Method:
     kind: str
     rows: str = "seen"
     options: dict[str, Any] = field(default_factory=dict)
+    fill: bool = False
     plays: str | None = None
 
 
@@ -71,10 +74,13 @@ class Bench:
     def __init__(self, setting: Setting, seed: int) -> None:
         self.setting, self.seed = setting, seed
         self.world: World = WORLDS[setting.world]()
-        problems = distinct(self.world, seed, setting.seen + setting.unseen + SELECTION + FRESH)
-        ends = (setting.seen, setting.seen + setting.unseen, setting.seen + setting.unseen + SELECTION)
-        self.seen, self.unseen = problems[: ends[0]], problems[ends[0] : ends[1]]
-        self.selection, self.fresh = problems[ends[1] : ends[2]], problems[ends[2] :]
+
+    @cached_property
+    def problems(self) -> Mapping[str, Sequence[Problem]]:
+        """Disjoint slices: seen, unseen, selection and fresh."""
+        sizes = {"seen": self.setting.seen, "unseen": self.setting.unseen, "selection": SELECTION, "fresh": FRESH}
+        drawn = iter(distinct(self.world, self.seed, sum(sizes.values())))
+        return {name: list(itertools.islice(drawn, size)) for name, size in sizes.items()}
 
     @cached_property
     def player(self) -> Player:
@@ -95,30 +101,34 @@ class Bench:
 
     def rows(self, which: str) -> list[TokenRow]:
         """The rows of a method's problems."""
-        problems: Sequence[Problem] = {"seen": self.seen, "unseen": self.unseen, "all": [*self.seen, *self.unseen]}[
-            which
-        ]
-        return self.player.rows(problems)
+        parts = ("seen", "unseen") if which == "all" else (which,)
+        return self.player.rows([problem for part in parts for problem in self.problems[part]])
 
     def measure(self) -> dict[str, float]:
         """Accuracy of the model in memory at temperature 0 and 1, and its loss on the selection set."""
-        found = {"loss": self.player.loss(self.player.rows(self.selection))}
+        found = {"loss": self.player.loss(self.rows("selection"))}
         for temperature in (0.0, 1.0):
-            found[f"selection {temperature:g}"] = self.player.accuracy(self.selection, temperature)
-            found[f"fresh {temperature:g}"] = self.player.accuracy(self.fresh, temperature)
+            found[f"selection {temperature:g}"] = self.player.accuracy(self.problems["selection"], temperature)
+            found[f"fresh {temperature:g}"] = self.player.accuracy(self.problems["fresh"], temperature)
         return found
 
     def start_facts(self) -> Facts:
         """What the start is worth, also at temperatures between: what any later method has to beat."""
         self.player.put_back(self.start)
-        cooler = {f"fresh {temperature:g}": self.player.accuracy(self.fresh, temperature) for temperature in COOLER}
+        cooler = {
+            f"fresh {temperature:g}": self.player.accuracy(self.problems["fresh"], temperature)
+            for temperature in COOLER
+        }
         return {**self.measure(), **cooler, **self.varieties(), "train loss": self.player.loss(self.rows("seen"))}
 
     def varieties(self) -> dict[str, float]:
         """Different right answers in four samples, where a prompt has several."""
         if self.world.one_answer:
             return {}
-        return {f"variety {temperature:g}": self.player.variety(self.fresh, temperature) for temperature in (0.7, 1.0)}
+        return {
+            f"variety {temperature:g}": self.player.variety(self.problems["fresh"], temperature)
+            for temperature in (0.7, 1.0)
+        }
 
     def trial(self, method: Method, rate: float) -> Facts:
         """A method at a rate, from the start on: facts of each round. A run that diverges ends early."""
@@ -149,4 +159,4 @@ class Bench:
             max_new_tokens=2 * self.world.longest,
             **method.options,
         )
-        return self.player.play(rows, section, rate, number)
+        return self.player.play(rows, section, rate, number, method.fill)
