@@ -112,3 +112,17 @@ def test_every_damaged_file_is_mended_or_named(
             tree.pop("sft/samples.jsonl", None)
             tree.pop("report.html", None)
         assert mine == theirs, (kind, path)
+
+
+@pytest.mark.slow
+def test_files_that_no_evaluation_reads_again_are_made_again(
+    run: Run, contents: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    """Every stage of a finished run is asked for, also where nothing but the decision had read it."""
+    changes: dict[str, Any] = {"spin": {"iterations": 1, "epochs": 0.5}, "sft": {"max_steps": 2}, "eval": []}
+    run(tmp_path / "run", **changes)
+    whole = contents(tmp_path / "run")
+    for path in sorted((tmp_path / "run/likelihood").rglob("*.jsonl")):
+        path.unlink()
+        run(tmp_path / "run", **changes)
+        assert contents(tmp_path / "run") == whole

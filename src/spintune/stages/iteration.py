@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from spintune.engine.query import Query
+from spintune.errors import DeletedModelError
 from spintune.evaluation.selection import selection_of
 from spintune.evaluation.statistics import bootstrap
 from spintune.progress import Progress, Silent
@@ -298,7 +300,10 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
     # asked for first, so that answers that were damaged since are made again
     answers, earlier = sampler.heldout_answers(iterate), sampler.heldout_answers(opponent)
     facts = context.run.finished(stage, inputs, DiagnosisFacts)
-    if facts is None:
+    if facts is not None:
+        with contextlib.suppress(DeletedModelError):  # never measured, and deleted since (spin.keep)
+            likelihood_stage(context, iterate)
+    else:
         if not answers:
             return None
         likelihoods = likelihood_stage(context, iterate)
