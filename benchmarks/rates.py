@@ -1,6 +1,6 @@
 """Is the rate that ``learning_rate: auto`` finds close to the best of a fine grid, and what does it cost?
 
-    python benchmarks/rates.py --data NAME=PATH ... [--tasks NAME,...] [--rows 400] [--out FOLDER]
+    python benchmarks/rates.py --data NAME=PATH ... [--tasks NAME,...] [--rows 600] [--each 4] [--out FOLDER]
 
 A task is METHOD/MODEL/DATA. Methods: sft; spin (λ = 0.1) and spin1 (λ = 1). Models: tiny and small (Llamas of 0.1 and
 1 million weights) and t5 (0.2 million), which first learn from random on another part of the data, or alias
@@ -11,7 +11,7 @@ A task is METHOD/MODEL/DATA. Methods: sft; spin (λ = 0.1) and spin1 (λ = 1). M
     flan_cot  flan/v2/cot_data of github.com/google-research/FLAN
     t0        data/finetuning/t0_train_50k of github.com/yizhongw/self-instruct
 
-Each task trains its whole stage at every rate of a grid of quarter decades and at the recipe's default, and climbs the
+Each task trains its whole stage at every rate of a fine grid and at the recipe's default, and climbs the
 ladder as a run does. The ladder sees the selection part of the held-out rows; the tables are of the other part. What is
 done is in FOLDER/results.jsonl, and the same command goes on from there.
 """
@@ -106,11 +106,11 @@ def build(name: str, places: dict[str, Path], rows: int, scratch: Path) -> Task:
     return SpinTask(name, player, section, scratch)
 
 
-def run(name: str, places: dict[str, Path], rows: int, results: Results) -> None:
+def run(name: str, places: dict[str, Path], rows: int, each: int, results: Results) -> None:
     """All trainings of a task that are not done yet."""
     method, model, _ = name.split("/")
     low, high = LADDERS["alias" if model == "alias" else method.rstrip("1")]
-    rates = grid(low, high, 2 if model == "alias" else 4)
+    rates = grid(low, high, each)
     wanted = {"0", "auto", *map(str, rates)}
     if all((name, what) in results.known for what in wanted):
         return
@@ -180,7 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--rows", type=int, default=400, help="of the stage and of the first SFT, each; half for alias")
+    parser.add_argument("--rows", type=int, default=600, help="of the stage and of the first SFT, each; half for alias")
+    parser.add_argument("--each", type=int, default=4, help="rates of the grid in a decade")
     parser.add_argument("--out", type=Path, default=Path("runs/rates"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -189,7 +190,7 @@ def main() -> None:
     results, names = Results(options.out / "results.jsonl"), options.tasks.split(",")
     for name in names:
         if (source := name.split("/")[2]) in ("grammar", "arithmetic") or source in places:
-            run(name, places, options.rows, results)
+            run(name, places, options.rows, options.each, results)
         else:
             print(f"{name} is left out: give --data {source}=PATH")
     report(names, results)
