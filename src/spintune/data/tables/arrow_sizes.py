@@ -11,14 +11,13 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
+    from numpy.typing import NDArray
 
-Sizes = NDArray[np.int64] | int
-"""Bytes of each value, or of every one."""
+    Sizes = NDArray[np.int64] | int
+    """Bytes of each value, or of every one."""
 
 _SCALAR = 8  # bytes of a value that is no text and holds no others, null included
 _CONTINUATION = b"\xff\xff\xff\xff"
@@ -169,6 +168,7 @@ def decoded_size(array: pyarrow.Array) -> int:
 
 
 def _sizes(array: pyarrow.Array) -> Sizes:
+    import numpy as np
     import pyarrow.types as types
 
     kind = array.type
@@ -195,12 +195,15 @@ def _sizes(array: pyarrow.Array) -> Sizes:
 
 def _summed(sizes: Sizes, offsets: NDArray[np.int64]) -> Sizes:
     """The bytes of lists, from those of what is in them."""
+    import numpy as np
+
     if isinstance(sizes, int):
         return _SCALAR + sizes * np.diff(offsets)
     return _SCALAR + np.diff(np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])[offsets])
 
 
 def _text_sizes(array: pyarrow.Array) -> Sizes:
+    import numpy as np
     import pyarrow.compute
     import pyarrow.types as types
 
