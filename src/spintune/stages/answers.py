@@ -130,7 +130,7 @@ class AnswerSampler:
         settings = {key: value for key, value in self.inputs.items() if key not in ("generated", "history")}
         inputs = context.training_inputs(iterate, play=settings)
         if context.run.finished(stage, inputs) is None:
-            player = context.load(iterate)
+            player = context.load(iterate, stage, inputs)
             shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
             examples = self.heldout
             rows = context.render_heldout(examples, player.renderer("last"), self.section.max_new_tokens)
