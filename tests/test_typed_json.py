@@ -57,7 +57,7 @@ def test_parts_that_a_run_lacks_are_not_in_its_results() -> None:
 
 
 def test_the_reason_to_stop_is_told_whenever_there_was_self_play() -> None:
-    results = {"best": {"name": "sft", "model": "sft/model", "why": "it is where self-play starts"}}
+    results = {"best": {"name": "sft", "model": "sft/model", "why": "it is where self-play starts", "selection": 0}}
     assert to_json(from_json(RunResults, results, "here")) == results
     pairs = {"train": TRAIN, "heldout": {"kept": 1, "dropped": {}, "real_cut": 0, "generated_cut": 0}}
     pairs |= {"separability": None, "warnings": [], "data": "0", "seconds": {}}
