@@ -2,8 +2,8 @@
 
     python benchmarks/default_command.py --out FOLDER [--model NAME] [--seeds 5] [--data NAME=PATH ...] [KEY=VALUE ...]
 
-Runs ``spintune spin --model M --data FILE seed=S`` on two data sets that are made here and on every file given, for each
-seed, and reads what the run reports on the held-out examples that chose nothing: the chosen model minus base, SFT and
+Runs ``spintune spin --model M --data FILE seed=S`` on two data sets that are made here and on every file given, for
+each seed, and reads what the run reports on the held-out examples that chose nothing: the chosen model minus base, SFT and
 further SFT, by the run's own metric. A difference is the mean over seeds with its 95 % t-interval. Overrides after the
 flags hold for all runs. The same command goes on where it was stopped, since finished runs are not repeated.
 
@@ -44,9 +44,9 @@ UNITS = {
     ("feet", "inches"): 12,
 }
 ITEMS = (
-    "lamp backpack kettle umbrella keyboard tent jacket bicycle speaker blender camera desk mirror rug scooter stove "
-    "toaster vase watch wallet"
-).split()
+    *("lamp", "backpack", "kettle", "umbrella", "keyboard", "tent", "jacket", "bicycle", "speaker", "blender"),
+    *("camera", "desk", "mirror", "rug", "scooter", "stove", "toaster", "vase", "watch", "wallet"),
+)
 PROBLEMS = {
     "arrived with a crack": "A new one leaves our house tomorrow, and you may keep the old one.",
     "never arrived": "I have asked the carrier to look for it, and you will hear from me within two days.",
