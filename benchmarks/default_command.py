@@ -3,9 +3,9 @@
     python benchmarks/default_command.py --out FOLDER [--model NAME] [--seeds 5] [--data NAME=PATH ...] [KEY=VALUE ...]
 
 Runs ``spintune spin --model M --data FILE seed=S`` on two data sets that are made here and on every file given, for
-each seed, and reads what the run reports on the held-out examples that chose nothing: the chosen model minus base, SFT and
-further SFT, by the run's own metric. A difference is the mean over seeds with its 95 % t-interval. Overrides after the
-flags hold for all runs. The same command goes on where it was stopped, since finished runs are not repeated.
+each seed, and reads what the run reports on the held-out examples that chose nothing: the chosen model minus base,
+SFT and further SFT, by the run's own metric. A difference is the mean over seeds with its 95 % t-interval. Overrides
+after the flags hold for all runs. The same command goes on where it was stopped, since finished runs are not repeated.
 
     conversions   "How many grams are 3.5 kilograms?" -> "3500 grams"
     support       a customer's message -> a reply in the manner of one house
