@@ -104,8 +104,8 @@ def test_means_and_differences_have_the_direction_of_the_metric() -> None:
     assert (sft.difference.low, sft.difference.high) == (0, 0)
     told = decision.why.replace(f"{base.difference.low:.3f} to {base.difference.high:.3f}", "L to H")
     assert told == (
-        "its held-out loss of 2.000 nats a token is the best of 2 models on 40 held-out examples, and none comes "
-        "close: the next, base, is worse by 0.500, 95 % interval L to H"
+        "its held-out loss of 2.000 nats a token is the best of 2 models on 40 held-out examples, by more than one "
+        "standard error: the next, base, is worse by 0.500, 95 % interval L to H"
     )
 
 

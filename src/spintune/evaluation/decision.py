@@ -171,8 +171,8 @@ class _Words:
                 return f"it is the only model there is; its {title} is {self._mean(chosen)} {on}"
             nearest = min(rivals, key=lambda place: abs(self.facts[place].difference.mean))
             return (
-                f"its {title} of {self._mean(chosen)} is the best of {len(there)} models {on}, and none comes close: "
-                f"the next, {self.facts[nearest].name}, is worse by {self._gap(nearest)}"
+                f"its {title} of {self._mean(chosen)} is the best of {len(there)} models {on}, by more than one "
+                f"standard error: the next, {self.facts[nearest].name}, is worse by {self._gap(nearest)}"
             )
         level = f"{len(self.equals)} models are too close to call by {title} {on}"
         if len(self.likely) < len(self.equals):

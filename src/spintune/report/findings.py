@@ -223,7 +223,8 @@ def _confirmation(
     level = [label for label, gap in gaps.items() if gap.low <= 0 <= gap.high]
     ahead = sorted((label for label, gap in gaps.items() if gap.high < 0), key=lambda label: gaps[label].mean)
     own = estimate(chosen, measure, ids)
-    mean = " ".join([shown(own.mean, measure, measure.digits), measure.unit]).rstrip()
+    unit = measure.unit if measure is NLL or measure.factor == 100 else ""
+    mean = f"{shown(own.mean, measure, measure.digits)} {unit}".rstrip()
     on = f"the {_items(len(ids))} that did not choose" if chosen.run.selection else _items(len(ids))
     said = []
     if behind:
