@@ -85,6 +85,11 @@ def test_a_search_that_never_turns_ends_and_has_its_best_at_the_end() -> None:
     assert least(losses) == max(losses)
 
 
+def test_no_rate_is_tried_that_replaces_the_weights_in_a_few_steps() -> None:
+    losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 3.2e-2, self_play=False)
+    assert max(losses) == 0.1
+
+
 def test_the_usual_rates_are_half_decades_and_fall_with_size() -> None:
     assert usual_rate(135_000_000, adapters=False, self_play=False) == 1e-4
     assert usual_rate(135_000_000, adapters=True, self_play=False) == 1e-3

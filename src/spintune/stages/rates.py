@@ -29,6 +29,7 @@ from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json, remove_folder, write_json
 from spintune.training.ladder import (
     BACKWARD,
+    MAX_RATE,
     Ladder,
     LadderPlan,
     Losses,
@@ -212,7 +213,8 @@ class _Told:
 
     @property
     def at_end(self) -> bool:
-        return least(self.losses) in (min(self.losses), max(self.losses))
+        best = least(self.losses)
+        return best == min(self.losses) or (best == max(self.losses) and best < MAX_RATE)
 
     @property
     def _span(self) -> str:

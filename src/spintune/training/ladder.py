@@ -36,6 +36,9 @@ SHARE = 0.2
 """A ladder costs at most this share of its stage, counted in tokens. Only that of a very small stage costs more."""
 
 MAX_RUNGS = 6
+MAX_RATE = 0.1
+"""No higher rate is tried. Adam moves a weight by about the rate in a step, and weights begin at about 0.02: what a few
+such steps find is another model, which a stage does not survive."""
 MIN_STEPS, MAX_STEPS = 4, 30
 """Optimizer steps of a rung."""
 MAX_PARTS = 8
@@ -137,7 +140,7 @@ def climb(
     losses: dict[float, Sequence[float] | None] = {}
 
     def look(rate: float) -> None:
-        if rate not in losses and len(losses) < MAX_RUNGS:
+        if rate not in losses and rate <= MAX_RATE and len(losses) < MAX_RUNGS:
             losses[rate] = losses_of(rate)
 
     look(_rounded(_half_decades(middle)))
@@ -146,7 +149,7 @@ def climb(
         gap = _Gap.between(losses[best], start)
         # where a rate changes nothing that can be told, lower ones change nothing either
         steps = (2,) if abs(gap.mean) <= gap.error else (2, -2)
-        beside = [rate for step in steps if (rate := _beside(best, step)) not in losses]
+        beside = [rate for step in steps if (rate := _beside(best, step)) not in losses and rate <= MAX_RATE]
         if not beside:
             break
         look(beside[0])
