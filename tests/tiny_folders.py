@@ -15,12 +15,12 @@ CORPUS = ("the quick brown fox jumps over the lazy dog", "user assistant system"
 T5_CORPUS = ("the quick brown fox jumps over the lazy dog", "Say fox two times. User: Assistant:")
 
 
-def write_llama(folder: Path, *, vocabulary: int = 400, **changes: Any) -> Path:
+def write_llama(folder: Path, *, vocabulary: int = 400, corpus: Sequence[str] = CORPUS, **changes: Any) -> Path:
     """A random Llama and a byte-level tokenizer with a ChatML template; ``changes`` are of its config."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _byte_level(vocabulary)
+    tokenizer = _byte_level(vocabulary, corpus)
     config = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -40,7 +40,7 @@ def write_llama(folder: Path, *, vocabulary: int = 400, **changes: Any) -> Path:
     return folder
 
 
-def _byte_level(vocabulary: int) -> PreTrainedTokenizerBase:
+def _byte_level(vocabulary: int, corpus: Sequence[str]) -> PreTrainedTokenizerBase:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,7 +50,7 @@ def _byte_level(vocabulary: int) -> PreTrainedTokenizerBase:
     controls = ["<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=controls, initial_alphabet=alphabet)
-    backend.train_from_iterator(CORPUS * 4, trainer)
+    backend.train_from_iterator([*corpus] * 4, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=controls[0], eos_token=controls[1], pad_token=controls[1]
     )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny_folders import new_t5_tokenizer, write_llama, write_t5
+from tiny_folders import CORPUS, T5_CORPUS, new_t5_tokenizer, write_llama, write_t5
 
 ANSWER = "the quick brown fox jumps over the lazy dog"
 ANIMALS = ("fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow", "pig", "elk")
@@ -15,7 +15,9 @@ ANIMALS = ("fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow", "pig", "elk")
 def build(folder: str) -> None:
     """Writes everything into ``folder``. It needs torch, so it runs in a child of the fork server."""
     place = Path(folder)
-    write_llama(place / "decoder", vocabulary=300, intermediate_size=48, num_hidden_layers=1)
+    write_llama(
+        place / "decoder", vocabulary=300, corpus=(*CORPUS, T5_CORPUS[1]), intermediate_size=48, num_hidden_layers=1
+    )
     write_t5(place / "t5", new_t5_tokenizer(), d_ff=48, num_layers=1)
     rows = [
         {"instruction": f"Say {animal} {count} times.", "input": "", "output": " ".join([animal] * count)}
