@@ -126,7 +126,7 @@ def test_a_second_start_climbs_no_ladder(run: Run, auto: dict[str, Any], found: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [2, 9, 19])
+@pytest.mark.parametrize("steps", [2, 9, 14])
 def test_a_ladder_that_was_stopped_goes_on_with_the_next_rung(
     run: Run, auto: dict[str, Any], found: Path, contents: Callable[[Path], Any], tmp_path: Path, steps: int
 ) -> None:
