@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -62,11 +63,12 @@ def cached_folder(path: Path, complete: Callable[[Path], bool]) -> Iterator[Path
     """
 
     def place(temporary: Path, path: Path) -> None:
-        while not _renamed(temporary, path):
-            if complete(path):
-                shutil.rmtree(temporary, ignore_errors=True)
-                return
-            remove_whole(path)
+        with _one_process(path.parent):  # else one removes what another has put there since it looked
+            while not _renamed(temporary, path):
+                if complete(path):
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    return
+                remove_whole(path)
 
     try:
         with atomic_folder(path, place) as folder:
@@ -76,6 +78,18 @@ def cached_folder(path: Path, complete: Callable[[Path], bool]) -> Iterator[Path
         raise StorageError(str(error).replace("choose another out=", "set XDG_CACHE_HOME to another folder")) from error
     finally:
         _remove_abandoned(path.parent)
+
+
+@contextlib.contextmanager
+def _one_process(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of the same block for ``folder``, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _renamed(folder: Path, path: Path) -> bool:

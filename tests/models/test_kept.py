@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spintune.cached_folders import cached_folder
 from spintune.errors import StorageError
 from spintune.models import kept
 from spintune.models.kept import CHECKED, RECORD, kept_model
@@ -224,6 +226,25 @@ def test_what_killed_processes_left_goes_after_a_day(tmp_path: Path, make: Makin
     os.utime(old, (0, 0))
     kept_model(tmp_path, "m", SOURCE, make)
     assert {path.name for path in tmp_path.iterdir()} == {"m", fresh.name}
+
+
+def test_while_one_process_replaces_a_folder_no_other_puts_its_own_there(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "damaged").touch()
+    refused = []
+
+    def complete(folder: Path) -> bool:
+        other = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(other)
+        refused.append(folder)
+        return False
+
+    with cached_folder(tmp_path / "m", complete) as folder:
+        (folder / "whole").touch()
+    assert refused == [tmp_path / "m"]
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["whole"]
 
 
 RACER = """
