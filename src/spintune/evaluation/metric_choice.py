@@ -28,7 +28,7 @@ the 59 that classify or answer briefly, and at most 0.31 in the others (benchmar
 AT_TEMPERATURE_1 = "@T1"
 """After the name of a metric: the mean score of answers that were drawn at temperature 1."""
 
-_FINAL_NUMBER = re.compile(r"####\s*[-+$€£]?[\d.,/]+\s*%?\s*$")
+_FINAL_NUMBER = re.compile(r"####\s*[-+$€£]?[\d.,/]+(?:\s*%)?\s*$")
 
 
 @dataclass(frozen=True)

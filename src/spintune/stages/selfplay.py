@@ -118,11 +118,15 @@ class _SelfPlay:
     # Choosing and stopping -------------------------------------------------------------------------------------------
 
     def _decide_so_far(self) -> None:
-        """Decides among the models that are there, and writes that unless a run that is repeated has gone on."""
-        best = decide_model(self.context, [*self.before, *self.iterates], self.deleted)
+        """Decides among the models that are there, and writes that unless a run that is repeated has gone on.
+
+        One model alone, which the run has not made, is no decision yet.
+        """
+        models = [*self.before, *self.iterates]
+        best = decide_model(self.context, models, self.deleted)
         self.best = best.name
         later = (f"iterate-{len(self.iterates)}/pairs", "baseline-sft")
-        if not any((self.context.run.folder / "spin" / name).exists() for name in later):
+        if len(models) > 1 and not any((self.context.run.folder / "spin" / name).exists() for name in later):
             write_decision(self.context, best)
 
     @property
