@@ -36,9 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 from seeds import Interval
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
+from word_models import write_word_model
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
@@ -156,35 +155,9 @@ def draw(world: World, seed: int, count: int) -> list[Row]:
 
 
 def write_model(folder: Path, seed: int) -> None:
-    """A random Llama of about 0.1 million weights whose tokens are the world's words."""
-    controls = ["<|im_start|>", "<|im_end|>", "<unk>"]
-    plain = ["user", "assistant", "state", "case", *map(str, range(10)), *(f"s{s}" for s in range(STATES)), *WORDS]
-    backend = Tokenizer(models.WordLevel({word: id for id, word in enumerate(controls + plain)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=controls[0], eos_token=controls[1], pad_token=controls[1], unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=1,
-            tie_word_embeddings=True,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """A random model whose tokens are the words of this world."""
+    words = ["state", "case", *map(str, range(10)), *(f"s{s}" for s in range(STATES)), *WORDS]
+    write_word_model(folder, seed, words)
 
 
 # Measures ----------------------------------------------------------------------------------------------------------

@@ -124,6 +124,10 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"stop": None}}, "spin.stop: it is empty; give a rule such as {start_loss: true}, or leave it out"),
         ({"data": {"train": []}}, "data.train: name at least one source"),
         ({"data": {"train": "x", "eval_fraction": 1}}, "data.eval_fraction: Input should be less than 1"),
+        (
+            {"sft": {"learning_rate": -1}},
+            "sft.learning_rate: Input should be greater than 0, or 'auto' (given: -1)",
+        ),
         ({"data": {"train": [{"path": "x", "weight": 0}]}}, "data.train.0.weight: Input should be greater than 0"),
         ({"eval": [1]}, "eval.0: Input should be a valid string (given: 1)"),
         ({"eval": ["ifeval"]}, "eval names ifeval; give its file as evaluation.ifeval"),

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from word_models import MAX_LENGTH, write_word_model
 
 from self_play.worlds import Problem, World
 from spintune.engine.logprobs import LogProbEngine
@@ -38,43 +37,10 @@ from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization, optimization_of
 from spintune.training.sft import heldout_loss
 
-MAX_LENGTH = 64
 NEVER = 1e9
 """Minutes between checkpoints: trainings here take seconds, and a stopped study repeats one."""
 
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0)
-
-
-def write_model(folder: Path, seed: int, words: Sequence[str], width: int, layers: int) -> None:
-    """A random Llama whose tokens are a world's words."""
-    controls = ["<|im_start|>", "<|im_end|>", "<unk>"]
-    plain = ["user", "assistant", *words]
-    backend = Tokenizer(models.WordLevel({word: id for id, word in enumerate(controls + plain)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=controls[0], eos_token=controls[1], pad_token=controls[1], unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
-    )
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            max_position_embeddings=MAX_LENGTH,
-            bos_token_id=0,
-            eos_token_id=1,
-            tie_word_embeddings=True,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -101,7 +67,7 @@ class Player:
         self.world, self.seed = world, seed
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            write_model(folder, seed, world.words, width, layers)
+            write_word_model(folder, seed, world.words, width, layers)
             self.loaded = load_model(str(folder), cache=folder, precision="float32")
         self.engine = LogProbEngine(self.loaded.model, self.loaded.autocast, tokens_per_forward=8192)
         self.renderer = ChatRenderer(self.loaded.tokenizer)

@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from one_thread import one_thread_alone
 
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in tests/worlds: fastest for a tiny model, and equal bit for bit."""
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    """Every test here computes on one thread."""
+    with one_thread_alone():
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture

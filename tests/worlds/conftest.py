@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from one_thread import one_thread_alone
 from run_contents import Tree, run_contents
 
 
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
-    """A tiny model is fastest on one thread, above all beside other work; started commands inherit it.
-
-    Equality bit for bit holds for one number of threads.
-    """
-    import torch
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+    """Every test here computes on one thread."""
+    with one_thread_alone():
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import Watching
 
 from spintune.errors import DeletedModelError, ModelError, RecipeError
 from spintune.export.model import export_model
@@ -20,16 +21,6 @@ from spintune.verification import verify_run
 
 Run = Callable[..., dict[str, Any]]
 pytestmark = pytest.mark.slow
-
-
-class Notes(Silent):
-    """Progress that keeps its notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def models(out: Path) -> set[str]:
@@ -83,7 +74,7 @@ def test_a_finished_run_frees_space_and_says_what_is_gone(
     out = tmp_path / "run"
     first = run(out)
     (gone,) = {"iterate-1", "iterate-2"} - {first["best"]["name"], "iterate-2"}
-    progress = Notes()
+    progress = Watching()
     again = run(out, progress, spin={"keep": "best"})
     assert f"deleted the weights of {gone} (spin.keep: best)" in progress.notes
     assert again["heldout"] == first["heldout"]  # evaluated before it was deleted
@@ -92,7 +83,7 @@ def test_a_finished_run_frees_space_and_says_what_is_gone(
         export_model(out, tmp_path / "exported", gone)
     export_model(out, tmp_path / "exported")
 
-    quiet = Notes()
+    quiet = Watching()
     run(out, quiet, spin={"keep": "all", "iterations": 3})  # goes on, and trains nothing again
     assert [note[:11] for note in quiet.notes if note.startswith("iteration")] == ["iteration 3"]
     run(tmp_path / "straight", spin={"iterations": 3})
@@ -147,7 +138,7 @@ def test_what_follows_from_a_deleted_iterate_names_what_to_delete(run: Run, tmp_
     changes = {"keep": "best", "learning_rate": 1e-7}
     run(out, spin=changes, eval=[])
     assert models(out) == {"iterate-2"}
-    notes = Notes()
+    notes = Watching()
     assert set(run(out, notes, spin=changes)["heldout"]) == {"base", "sft", "iterate-2"}
     assert "iterate-1 was deleted (spin.keep) before it was evaluated; left out" in notes.notes  # nothing was lost
     (out / "spin/iterate-2/pairs/answers.jsonl").unlink()

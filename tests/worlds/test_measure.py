@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import Watching
 
 from spintune.checkers import CHECKERS, register_checker
 from spintune.errors import DataError
@@ -16,7 +17,6 @@ from spintune.evaluation.contenders import tables
 from spintune.evaluation.selection import selects
 from spintune.evaluation.statistics import bootstrap
 from spintune.metrics import ROUGE_L
-from spintune.progress import Silent
 from spintune.report.measures import contenders as models_of
 from spintune.report.measures import main_measure, measures_of
 from spintune.report.reading import read_run
@@ -25,14 +25,6 @@ Run = Callable[..., dict[str, Any]]
 
 SHORT = {"sft": {"max_steps": 1}, "spin": {"iterations": 1, "max_new_tokens": 8, "epochs": 0.1}}
 """Self-play keeps answers short here."""
-
-
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +122,7 @@ def test_every_metric_gives_the_same_files_again(run: Run, contents: Callable[[P
 
 @pytest.mark.slow
 def test_a_sampled_metric_decides(run: Run, sums: Path, tmp_path: Path) -> None:
-    progress = Notes()
+    progress = Watching()
     results = run(
         tmp_path / "run",
         progress,
@@ -153,7 +145,7 @@ def test_a_sampled_metric_decides(run: Run, sums: Path, tmp_path: Path) -> None:
 
 
 def test_a_checker_is_tried_on_the_references_before_training(run: Run, sums: Path, tmp_path: Path) -> None:
-    progress = Notes()
+    progress = Watching()
     data = {"train": source_of(sums), "eval_fraction": 0.5, "eval_limit": 12}
     asked = {**SHORT, "data": data}
     results = run(tmp_path / "run", progress, **asked, evaluation={"checker": "number"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import Watching
 
 from spintune.errors import DataError, NonFiniteError, RecipeError
 from spintune.progress import Silent
@@ -112,14 +113,6 @@ def test_a_run_at_the_found_rate_has_the_same_weights(
 
 
 def test_a_second_start_climbs_no_ladder(run: Run, auto: dict[str, Any], found: Path) -> None:
-    class Watching(Silent):
-        def __init__(self) -> None:
-            self.tasks: list[str] = []
-
-        def task(self, name: str, total: float, unit: str) -> Any:
-            self.tasks.append(name)
-            return super().task(name, total, unit)
-
     watching = Watching()
     run(found, watching, **auto)
     assert watching.tasks == []

@@ -12,30 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from watching import Watching
 
 from spintune.errors import ModelError
-from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.stages.pairs import training_settings
 from spintune.stages.sft import deciding_settings
 
 Run = Callable[..., dict[str, Any]]
 Contents = Callable[[Path], Any]
-
-
-class Watching(Silent):
-    """Progress that remembers which tasks were begun."""
-
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-        self.notes: list[str] = []
-
-    def task(self, name: str, total: float, unit: str) -> Any:
-        self.tasks.append(name)
-        return super().task(name, total, unit)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture

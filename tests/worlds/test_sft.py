@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds.test_repeat import Watching
+from watching import Watching
 from worlds.test_resume import Stopped, StopsAt, until_done
 
 from spintune.errors import DataError

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import Watching
 
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
@@ -17,27 +18,12 @@ from spintune.verification import verify_run
 SPACE = {"spin": {"loss": "space", "iterations": 1}}
 
 
-class Notes(Silent):
-    """Keeps what is told, and the tasks that have begun."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.tasks: list[str] = []
-
-    def task(self, name: str, total: float, unit: str) -> Any:
-        self.tasks.append(name)
-        return super().task(name, total, unit)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 @pytest.fixture
-def beside(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., Notes]:
+def beside(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., Watching]:
     """Runs the small recipe beside other runs; gives what it told."""
 
-    def execute(out: Path, *siblings: Path, **changes: Any) -> Notes:
-        notes = Notes()
+    def execute(out: Path, *siblings: Path, **changes: Any) -> Watching:
+        notes = Watching()
         run_recipe(parse_recipe(values(out, **changes), "test"), cache, notes, siblings=siblings)
         return notes
 
@@ -46,7 +32,7 @@ def beside(values: Callable[..., dict[str, Any]], cache: Path) -> Callable[..., 
 
 @pytest.mark.slow
 def test_a_run_beside_another_is_that_run_alone(
-    beside: Callable[..., Notes],
+    beside: Callable[..., Watching],
     run: Callable[..., Any],
     contents: Callable[[Path], Any],
     finished: Path,
@@ -67,7 +53,7 @@ def test_a_run_beside_another_is_that_run_alone(
 
 
 def test_equal_runs_train_once(
-    beside: Callable[..., Notes], contents: Callable[[Path], Any], finished: Path, tmp_path: Path
+    beside: Callable[..., Watching], contents: Callable[[Path], Any], finished: Path, tmp_path: Path
 ) -> None:
     """Up to the seconds of work, a copy of every stage is the run."""
     told = beside(tmp_path / "out", finished)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watching import Watching
 from worlds.test_mixture import mixture, tasks  # noqa: F401 - pytest finds the fixture here
-from worlds.test_repeat import Watching
 from worlds.test_resume import until_done
 
 from spintune.data.preferences import turns_of_example

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -40,7 +40,8 @@ def checked(values: Mapping[str, object], section: type[S], name: str, elsewhere
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        lines = [f"{name}: {_explain(one, section, elsewhere)}" for one in error.errors() if _was_meant(one)]
+        meant = [one for one in error.errors() if _was_meant(one)]
+        lines = [f"{name}: {_explain(one, section, elsewhere)}" for one in _numbers_or_words(meant)]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
 
 
@@ -57,8 +58,7 @@ def keys_of(section: type[BaseModel]) -> dict[str, str]:
 
 
 def _explain(problem: ErrorDetails, root: type[BaseModel], elsewhere: Elsewhere) -> str:
-    location = problem["loc"]
-    where = ".".join(str(part) for part in location if not _is_type_tag(part))
+    location, where = problem["loc"], _key_of(problem)
     if problem["type"] == "extra_forbidden" and where in _MOVED:
         return f"{where} is now {_MOVED[where]}; write it there"
     if problem["type"] == "extra_forbidden":
@@ -75,6 +75,23 @@ def _explain(problem: ErrorDetails, root: type[BaseModel], elsewhere: Elsewhere)
         "" if location[-1:] in [("url",), ("key_variable",)] else f" (given: {problem['input']!r:.60})"
     )  # maybe a key
     return f"{where}: {message}{given}{hint}"
+
+
+def _key_of(problem: ErrorDetails) -> str:
+    return ".".join(str(part) for part in problem["loc"] if not _is_type_tag(part))
+
+
+def _numbers_or_words(problems: Sequence[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Of a field that takes a number or a word, pydantic reports what is wrong as both: here it is one problem."""
+    words = {_key_of(one): one["ctx"]["expected"] for one in problems if one["type"] == "literal_error"}
+    others = {_key_of(one) for one in problems if one["type"] != "literal_error"}
+    for one in problems:
+        key = _key_of(one)
+        if one["type"] == "literal_error" and key in others:
+            continue
+        if key in words and key in others:
+            one["msg"] += f", or {words[key]}"
+        yield one
 
 
 def _was_meant(problem: ErrorDetails) -> bool:
