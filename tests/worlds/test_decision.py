@@ -183,7 +183,7 @@ def test_too_few_examples_measure_nothing_and_say_how_many_are_needed(run: Run, 
     out = tmp_path / "run"
     results = run(out, spin={"iterations": 1, "baseline": "sft"}, eval=["heldout"])
     assert results["best"]["name"] == "iterate-1"
-    assert results["best"]["why"].startswith("it is the newest trained model; nothing was measured, since ")
+    assert results["best"]["why"].startswith("it is the newest trained model; none was chosen by a measure, since ")
     assert "of 8 held-out examples are there to choose by, and 20 are needed; hold out 50" in results["best"]["why"]
     ids = {row["id"] for row in rows(out / "likelihood/sft/likelihood.jsonl")}
     assert results["heldout"]["sft"]["nll_per_token"]["mean"] == pytest.approx(loss(out, "sft", ids))  # all report

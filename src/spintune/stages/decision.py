@@ -76,7 +76,7 @@ def _unmeasured(context: RunContext) -> str | None:
 
 
 def _nothing_measured(reason: str | None) -> str:
-    return f"it is the newest trained model; nothing was measured, since {reason}"
+    return f"it is the newest trained model; none was chosen by a measure, since {reason}"
 
 
 def _newest(models: Sequence[Iterate], deleted: Collection[str]) -> Iterate:
