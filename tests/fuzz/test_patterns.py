@@ -32,7 +32,7 @@ def found_patterns() -> Iterator[Found]:
         loaded = importlib.import_module(module.name)
         for name, value in vars(loaded).items():
             if isinstance(value, re.Pattern):
-                for use in uses(name, loaded.__file__ or ""):
+                for use in sorted(uses(name, loaded.__file__ or "")):  # workers must collect in one order
                     yield f"{module.name}.{name}", value, use
         for call in ast.walk(ast.parse(SOURCES[Path(loaded.__file__ or "")])):
             match call:
