@@ -82,6 +82,7 @@ CHECKABLE = Experiment(
     (Setting("paths", 1000, 0, 16), Setting("lists", 600, 0, 80), Setting("sums", 500, 0, 40)),
     (
         Method("more SFT", "sft"),
+        Method("more SFT, own mistakes", "sft", mistakes=True),
         spin("SPIN λ=0.1"),
         spin("SPIN λ=1", **{"lambda": 1.0}),
         spin("SPIN λ=5", **{"lambda": 5.0}),
@@ -98,6 +99,7 @@ UNSEEN = Experiment(
     (
         Method("more SFT, unseen", "sft", "unseen"),
         Method("more SFT, all", "sft", "all", plays="unseen"),
+        Method("more SFT, unseen, own mistakes", "sft", "unseen", mistakes=True),
         spin("SPIN λ=0.1, unseen", "unseen"),
         spin("SPIN λ=1, unseen", "unseen", **{"lambda": 1.0}),
         spin("SPIN λ=1, unseen, filled", "unseen", fill=True, **{"lambda": 1.0}),

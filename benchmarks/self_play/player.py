@@ -155,6 +155,12 @@ class Player:
         margin = statistics.fmean(one.margin for one in measure_pairs(self.engine, latest, objective)) if latest else 0
         return Work(sum(map(bool, played.seen)), tokens, sum(map(len, played.seen)), identical, margin)
 
+    def mistakes(self, rows: Sequence[TokenRow], number: int) -> list[TokenRow]:
+        """The rows that the model answers otherwise at temperature 1: the pairs that self-play would keep."""
+        pairs = self._answers(rows, SpinSection(max_new_tokens=2 * self.world.longest), number, 0)
+        wrong = {pair.prompt_ids for pair in without_degenerate(pairs, False).kept}
+        return [row for row in rows if row.prompt_ids in wrong]
+
     def _answers(self, rows: Sequence[TokenRow], section: SpinSection, iteration: int, phase: int) -> list[Pair]:
         seed = self.seed * 1_000_003 + iteration * 1009 + phase
         sampling = Sampling(2 * self.world.longest, section.temperature, section.top_p, section.top_k, seed)

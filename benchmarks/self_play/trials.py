@@ -58,6 +58,7 @@ class Method:
         options: of the recipe's spin section.
         fill: whether pairs are repeated until a round has as many steps as if no answer had been right.
         plays: the problems of the self-play that gives an SFT its steps and tokens. Default: ``rows``.
+        mistakes: whether an SFT sees those problems alone that the model before the round answers otherwise at T = 1.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     fill: bool = False
     plays: str | None = None
+    mistakes: bool = False
 
 
 class Bench:
@@ -152,6 +154,9 @@ class Bench:
             played = self.rows(method.plays or method.rows)
             # pairs with identical answers count here and not in self-play, so SFT never has less
             tokens = sum(row.tokens + len(row.response_ids) for row in played)
+            rows = self.player.mistakes(rows, number) if method.mistakes else rows
+            if not rows:
+                return None
             return self.player.sft_round(rows, Work(math.ceil(len(played) / setting.pairs), tokens), rate, number)
         section = SpinSection(
             iterations=setting.rounds,
