@@ -14,6 +14,7 @@ from self_play.ledger import Facts
 from self_play.trials import COOLER, Method, Setting
 
 Found = Mapping[str, Facts]
+VARIETY = "variety 0.7"
 COOL = f"start at T = {COOLER[-1]:g}"
 
 
@@ -99,6 +100,23 @@ def tables(results: Results) -> Iterator[str]:
             mean = statistics.fmean(results.values(method.name, temperature))
             told = results.verdict(method.name, temperature) if method.kind == "spin" else ""
             yield f"| {method.name} | {how} | {mean:.3f} | {' | '.join(gaps)} | {told} |"
+    if VARIETY in start[0]:
+        yield from _variety(results)
+
+
+def _variety(results: Results) -> Iterator[str]:
+    """How many different right answers four samples hold, after the last round at the rate chosen at T = 1."""
+    start = [results.found[key(results.setting, seed, START)][VARIETY] for seed in results.seeds]
+    yield f"\nDifferent right answers in four samples at T = 0.7; the start has {statistics.fmean(start):.2f}\n"
+    yield "| method | after the last round | minus start |"
+    yield "|---|---|---|"
+    for method in results.experiment.methods:
+        ends = []
+        for seed in results.seeds:
+            rate = results.chosen(method, seed, "1")[0]
+            ends.append(results.found[key(results.setting, seed, method.name, rate)][VARIETY])
+        gap = Interval.of([end - begin for end, begin in zip(ends, start, strict=True)])
+        yield f"| {method.name} | {statistics.fmean(ends):.2f} | {gap} |"
 
 
 def panels(results: Results) -> Iterator[Panel]:

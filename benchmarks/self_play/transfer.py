@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -60,7 +61,7 @@ def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class Transfer:
-    """The study."""
+    """The study. Of the held-out rows every other one chooses rates, and the rest report."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -132,16 +133,18 @@ class Transfer:
             rouge_l(answer.text, question.answer) for question, answer in zip(self.questions, written, strict=True)
         ]
         own = [model.score(_prompt(example), [example.answer])[0] for example in self.heldout]
+        chooses, reports = own[::2], own[1::2]
         general = [_score_text(model, text) for text in self.texts]
         return {
             "ifeval": statistics.fmean(followed),
             "rouge_l": statistics.fmean(likeness),
-            "own": -sum(score.logprob for score in own) / sum(score.tokens for score in own),
-            "text": -sum(score.logprob for score in general) / sum(score.tokens for score in general),
+            "selection": _loss(chooses),
+            "own": _loss(reports),
+            "text": _loss(general),
         }
 
     def tables(self, found: Mapping[str, Facts]) -> list[str]:
-        """Each method at each rate, minus the base model, and minus SFT at the rate with the best likelihood."""
+        """Each method at each rate, minus the base model; then each at its chosen rate, minus SFT at its own."""
         lines = [f"\n{len(self.seeds)} seeds; differences from the base model with 95 % t-intervals over seeds\n"]
         lines.append(f"| method | rate | {' | '.join(MEASURES.values())} |")
         lines.append("|---" * (2 + len(MEASURES)) + "|")
@@ -150,7 +153,28 @@ class Transfer:
             for rate in self.arguments.rates:
                 cells = [str(self.gain(found, name, rate, measure)) for measure in MEASURES]
                 lines.append(f"| {name} | {rate:g} | {' | '.join(cells)} |")
+        first, *others = METHODS
+        lines.append(
+            f"\nEach at the rate that the selection rows choose, minus {first} at the rate that they choose for it\n"
+        )
+        lines.append(f"| method | rates | {' | '.join(MEASURES.values())} |")
+        lines.append("|---" * (2 + len(MEASURES)) + "|")
+        for name in others:
+            rates = Counter(f"{self.chosen(found, seed, name)[0]:g}" for seed in self.seeds)
+            cells = [str(self.beside(found, name, first, measure)) for measure in MEASURES]
+            picked = "; ".join(f"{rate} ({count})" for rate, count in rates.most_common())
+            lines.append(f"| {name} | {picked} | {' | '.join(cells)} |")
         return lines
+
+    def chosen(self, found: Mapping[str, Facts], seed: int, name: str) -> tuple[float, Facts]:
+        """The rate at which the half of the held-out rows that chooses is likeliest, and what it led to."""
+        trials = {rate: found[_key(seed, name, rate)] for rate in self.arguments.rates}
+        return min(trials.items(), key=lambda trial: trial[1]["selection"])
+
+    def beside(self, found: Mapping[str, Facts], name: str, other: str, measure: str) -> Interval:
+        """A method minus another, each at its chosen rate, paired by seed."""
+        values = [[self.chosen(found, seed, one)[1][measure] for seed in self.seeds] for one in (name, other)]
+        return Interval.of([one - two for one, two in zip(*values, strict=True)])
 
     def gain(self, found: Mapping[str, Facts], name: str, rate: float, measure: str) -> Interval:
         """Over the base model."""
@@ -179,6 +203,11 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     """``count`` items from all over a file."""
     step = max(1, len(items) // count)
     return list(items[::step][:count])
+
+
+def _loss(scores: Sequence[Any]) -> float:
+    """Nats a token."""
+    return -sum(score.logprob for score in scores) / sum(score.tokens for score in scores)
 
 
 def _texts(path: Path) -> list[str]:
