@@ -98,6 +98,12 @@ class SweepError(SpintuneError):
     exit_code = 13
 
 
+class RankError(SpintuneError):
+    """One of the processes that train together ended early, could not join, or differs from the others; all end."""
+
+    exit_code = 14
+
+
 class InternalError(SpintuneError):
     """Something that nobody foresaw. The line names a file with the traceback, for a report."""
 
