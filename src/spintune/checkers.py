@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import orjson
 
@@ -33,6 +33,9 @@ CheckFunction = Callable[[str, str, str], bool | float]
 
 CheckerSetting = str | Mapping[str, str]
 """A checker as a recipe names it: its name, ``{"regex": PATTERN}`` or ``{"json": SCHEMA_FILE}``."""
+
+TASKS = "tasks"
+"""The setting by which each task of a mixture checks its own answers (:mod:`spintune.stages.task_accuracy`)."""
 
 SECONDS = 10.0
 """A checker that takes longer on one answer is stopped, and ends the run."""
@@ -139,7 +142,28 @@ CHECKERS: Table[CheckFunction] = Table("checker", "spintune.checkers", BUILT_IN)
 
 def register_checker(name: str, function: CheckFunction) -> None:
     """Makes a checker known under a name, for ``evaluation.checker``. Raises RecipeError when another has that name."""
+    if name == TASKS:
+        raise RecipeError(f"checker: {TASKS} is the name for the rules of a mixture's tasks; take another")
     CHECKERS.register(name, function)
+
+
+class Verdicts(Protocol):
+    """What judges answers: a :class:`Checker`, or the rules of a mixture's tasks."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def reads(self) -> str:
+        """What a reference must hold."""
+
+    @property
+    def right_or_wrong(self) -> bool:
+        """Whether every verdict is 0 or 1."""
+
+    def verdict(self, answer: str, reference: str, prompt: str, where: str) -> float:
+        """How right an answer is, from 0 to 1. ``where`` names the example."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +211,8 @@ def check_setting(setting: object) -> CheckerSetting:
     if isinstance(setting, str):
         if setting == "regex":
             raise ValueError("regex needs an expression; write {regex: PATTERN}")
+        if setting == TASKS:
+            return setting
         try:
             CHECKERS[setting]
         except RecipeError as error:
@@ -207,7 +233,7 @@ def _flat(setting: Mapping[object, object]) -> list[object]:
 
 
 def build_checker(setting: CheckerSetting) -> Checker:
-    """The checker that a recipe names. Reads its schema file if there is one.
+    """The checker that a recipe names, other than :data:`TASKS`. Reads its schema file if there is one.
 
     Raises RecipeError or MissingExtraError, in one line.
     """

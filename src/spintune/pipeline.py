@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from spintune.checkers import build_checker
+from spintune.checkers import TASKS, build_checker
 from spintune.data.preferences import read_answers
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
@@ -99,7 +99,7 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     # files are read before training starts, so that a mistake in one shows at once
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)
-    if recipe.evaluation.checker is not None:
+    if recipe.evaluation.checker not in (None, TASKS):
         build_checker(recipe.evaluation.checker)
     evaluations = evaluations_of(recipe) if until == "eval" else []
     _folder_of(recipe).check()

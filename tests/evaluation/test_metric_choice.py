@@ -87,3 +87,13 @@ def test_what_cannot_be_is_one_line(settings: dict[str, object], message: str) -
     with pytest.raises(RecipeError) as error:
         parse_recipe({"out": "o", "model": "m", "data": {"train": "builtin:seeds"}, **settings}, "r.yaml")
     assert str(error.value) == f"r.yaml: {message}"
+
+
+def test_a_mixture_is_judged_by_the_rules_of_its_tasks_where_answers_are_short() -> None:
+    rationale = "Two and two are four, and one more makes five. The answer is 5"
+    assert choose_metric("auto", "tasks", ["positive", rationale]).line() == (
+        "models are judged by checker: 100 % of the references give an answer of at most 5 words, which the rules of "
+        "their tasks check"
+    )
+    assert choose_metric("auto", "tasks", [rationale, *SENTENCES]).name == "rouge_l"
+    assert choose_metric("exact_match", "tasks", [rationale]).name == "exact_match"

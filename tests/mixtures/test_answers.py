@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from spintune.mixtures.answers import correct
+from spintune.mixtures.answers import TaskRules, correct
 from spintune.mixtures.tasks import MixtureTask, TaskItem, TaskSet
 from spintune.text.answers import chosen, number
 
@@ -201,3 +201,15 @@ def test_every_option_of_the_real_rows_is_judged_as_the_row_says(
             judged = [correct(loaded, target, f"The answer is {option}.", item) for option in item.options]
             assert judged == same, item
     assert rows_with_the_answer_twice == repeated
+
+
+def test_rules_judge_an_answer_by_the_task_and_row_that_its_source_names(
+    news: Callable[..., MixtureTask], additions: Callable[..., MixtureTask]
+) -> None:
+    rules = TaskRules([news(4), additions(4)])
+    second, sums = (f"mixture:{name}/direct/zero-shot/template-0:row-2" for name in ("news", "sums"))
+    answers = ("Sports.", "(B)", "science", "The answer is sports")
+    assert [rules.verdict(answer, "sports", "", second) for answer in answers] == [1, 1, 0, 1]
+    assert [rules.verdict(answer, "1 + 2 = 3. The answer is 3.", "", sums) for answer in ("3.0", "1 and 2")] == [1, 0]
+    # of no task: the text alone counts
+    assert [rules.verdict(answer, "Paris", "", "x.jsonl:3") for answer in (" paris ", "It is Paris")] == [1, 0]

@@ -63,6 +63,11 @@ def check(results: dict[str, Any], out: Path) -> None:
     answers = rows(out / "eval/heldout/sft/answers.jsonl")
     assert [row["id"] for row in answers] == [row["id"] for row in rows(out / "eval/heldout/base/answers.jsonl")]
     assert set(results["tasks"]["differences"]) == {"base - sft"}
+    # answers are judged by the rules of their tasks, and the chosen model by the same
+    verdicts = {row["id"]: row["scores"]["checker"] for row in rows(out / "eval/heldout-measures/sft/scores.jsonl")}
+    kinds = rows(out / "eval/tasks/sft/scores.jsonl")
+    assert verdicts == {row["id"]: next(iter(row["scores"].values())) for row in kinds}
+    assert json.loads((out / "recipe.json").read_text())["recipe"]["evaluation"]["checker"] == "tasks"
     # what a comparison of runs reads: every question under its kind
     kept = rows(out / "eval/tasks/sft/scores.jsonl")
     assert {row["id"] for row in kept} == {row["id"] for row in answers}

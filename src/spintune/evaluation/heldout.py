@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from spintune.checkers import Checker
+from spintune.checkers import Verdicts
 from spintune.engine.logprobs import LogProbEngine
 from spintune.evaluation.generate_answers import write_answers
 from spintune.evaluation.metric_choice import AT_TEMPERATURE_1
@@ -141,7 +141,7 @@ def sampled_answers(
 def score_further(
     answers: Sequence[HeldoutAnswer],
     sampled: Sequence[SampledAnswer],
-    checker: Checker | None,
+    checker: Verdicts | None,
     sources: Mapping[str, str],
 ) -> ScoreTable:
     """What is measured beside the metrics of greedy answers: the checker's verdicts, and all of sampled answers.

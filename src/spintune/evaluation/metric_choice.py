@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from spintune.checkers import CheckerSetting
+from spintune.checkers import TASKS, CheckerSetting
 from spintune.metrics import EXACT_MATCH, METRICS, NLL, ROUGE_L
 from spintune.recipe.evaluation import AUTO, CHECKER, SAMPLED
+from spintune.text.answers import announced_answers
 from spintune.text.reasoning import without_reasoning
 from spintune.text.words import split_words
 
@@ -47,17 +48,22 @@ def choose_metric(metric: str, checker: CheckerSetting | None, references: Seque
     """The metric that decides on examples with these reference answers, by ``evaluation.metric`` and ``.checker``."""
     if metric != AUTO:
         return MetricChoice(metric, "the recipe says so (evaluation.metric)")
-    if checker is not None:
+    if checker is not None and checker != TASKS:
         kind = checker if isinstance(checker, str) else next(iter(checker))
         return MetricChoice(CHECKER, f"the recipe has one (evaluation.checker: {kind})")
     if not references:
         return MetricChoice(NLL.name, "there is no reference answer to look at")
     texts = [without_reasoning(reference) for reference in references]
+    if checker == TASKS:  # a rationale may stand before the answer
+        texts = [announced_answers(text)[0] for text in texts]
     share = sum(len(split_words(text)) <= SHORT_WORDS for text in texts) / len(texts)
+    if share >= SHORT_SHARE and checker == TASKS:
+        why = f"{100 * share:.0f} % of the references give an answer of at most {SHORT_WORDS} words"
+        return MetricChoice(CHECKER, f"{why}, which the rules of their tasks check")
     if share >= SHORT_SHARE:
         return MetricChoice(EXACT_MATCH.name, f"{100 * share:.0f} % of the references have at most {SHORT_WORDS} words")
     why = f"{100 * (1 - share):.0f} % of the references have more than {SHORT_WORDS} words, too many to be met exactly"
-    if sum(map(bool, map(_FINAL_NUMBER.search, texts))) >= len(texts) / 2:
+    if checker is None and sum(map(bool, map(_FINAL_NUMBER.search, texts))) >= len(texts) / 2:
         why += "; most end in '#### NUMBER', which evaluation.checker=number compares"
     return MetricChoice(ROUGE_L.name, why)
 

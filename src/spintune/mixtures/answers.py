@@ -7,6 +7,9 @@ rule for text applies.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from spintune.mixtures.rendering import provenance
 from spintune.mixtures.tasks import MixtureTask, TaskItem
 from spintune.text.answers import announced_answers, characters_around, chosen, number, plain_text, same_text
 
@@ -33,3 +36,23 @@ def correct(task: MixtureTask, target: str, prediction: str, item: TaskItem | No
             ]
             return plain[0] == plain[1] or plain[2] == plain[3]
     return same_text(right, given)
+
+
+class TaskRules:
+    """Checks answers to examples of a mixture, each by the rule of its task (:class:`spintune.checkers.Verdicts`).
+
+    An answer to an example of no task is right if it equals the reference, up to case and what surrounds it.
+    """
+
+    name, reads, right_or_wrong = "tasks", "an answer", True
+
+    def __init__(self, tasks: Iterable[MixtureTask]) -> None:
+        self._tasks = {task.name: (task, {item.number: item for item in task.items}) for task in tasks}
+
+    def verdict(self, answer: str, reference: str, prompt: str, where: str) -> float:
+        """1 for a right answer, else 0. ``where`` is the source of the example, which names its task and row."""
+        found = provenance(where)
+        if found is None or found.task not in self._tasks:
+            return float(same_text(reference, answer))
+        task, items = self._tasks[found.task]
+        return float(correct(task, reference, answer, items.get(found.row)))

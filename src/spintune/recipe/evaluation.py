@@ -39,7 +39,7 @@ def _known_metric(name: str) -> str:
 
 _CHECKER_SCHEMA = {
     "anyOf": [
-        {"enum": list(checkers.BUILT_IN)},
+        {"enum": [*checkers.BUILT_IN, checkers.TASKS]},
         {"type": "string"},
         *(
             {"type": "object", "properties": {kind: {"type": "string"}}, "required": [kind]}
@@ -65,10 +65,12 @@ class EvaluationSection(Section):
     metric: MetricName = AUTO
     """Metric of held-out examples that decides which model is best: nll (loss per token), rouge_l, exact_match,
     checker, one that you register, or one of these after ``sampled:`` for answers at temperature 1. auto takes the
-    checker if there is one, exact_match where most references have at most 5 words, else rouge_l. [name]"""
+    checker if there is one, exact_match where most references have at most 5 words, else rouge_l. Of a mixture it takes
+    the checker where most references give an answer of at most 5 words. [name]"""
     checker: CheckerSetting | None = None
-    """What says whether an answer is right: number, choice, json, contains, {regex: PATTERN}, {json: SCHEMA_FILE}, or
-    one that you register. Default: none."""
+    """What says whether an answer is right: number, choice, json, contains, {regex: PATTERN}, {json: SCHEMA_FILE},
+    tasks (each task of the mixture by its own rule), or one that you register. Default: tasks of a mixture, else none.
+    """
     samples: WholeNumber = 0
     """Further answers to each held-out prompt, drawn at temperature 1 and scored as the greedy one is. [answers] 0
     saves their time: each costs as much as the greedy one, for every model."""

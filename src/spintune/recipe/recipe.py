@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from spintune.checkers import TASKS
 from spintune.data.bad_rows import OnBadRow
 from spintune.data.columns import problem_of
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
@@ -163,6 +164,14 @@ class Recipe(Section):
     judge: JudgeSection | None = None
     """A model that judges answers; leave out to skip it."""
 
+    @model_validator(mode="after")
+    def _tasks_check_their_answers(self) -> Self:
+        """The tasks of a mixture have rules for right answers, which hold unless the recipe names a checker."""
+        evaluation = self.evaluation
+        if self.data.mixture and evaluation.checker is None and (self.spin or HELDOUT in self.eval):
+            return self.model_copy(update={"evaluation": evaluation.model_copy(update={"checker": TASKS})})
+        return self
+
     def _problems(self) -> Iterator[str]:
         if not self.data.train and self.data.mixture is None and (self.sft or self.spin or HELDOUT in self.eval):
             yield "data: nothing to train on; give train (a source or a list of sources) or a mixture"
@@ -195,6 +204,8 @@ class Recipe(Section):
         for key in ("metric", "checker", "samples"):
             if key in self.evaluation.model_fields_set and not (self.spin or HELDOUT in self.eval):
                 yield f"evaluation.{key} would do nothing here: it needs spin, or heldout in eval; leave it out"
+        if self.evaluation.checker == TASKS and not self.data.mixture:
+            yield "evaluation.checker: tasks needs the tasks of a data.mixture; name another checker, or leave it out"
         if self.evaluation.rivals and QUESTIONS not in self.eval:
             yield "evaluation.rivals need the questions they answer; give evaluation.questions and eval: [questions]"
         if MT_BENCH in self.eval and self.judge is None:

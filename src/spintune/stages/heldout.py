@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from spintune.checkers import build_checker
 from spintune.errors import DataError
 from spintune.evaluation.heldout import (
     HeldoutAnswer,
@@ -35,7 +34,7 @@ from spintune.results import EvaluationResults, LikelihoodCounts
 from spintune.selfplay.shards import Shards
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate
-from spintune.stages.task_accuracy import judge_tasks
+from spintune.stages.task_accuracy import checker_of, judge_tasks
 from spintune.storage import digest_file, digest_json, remove_folder
 from spintune.tokens.rows import RowRenderer, TokenRow, fit
 from spintune.typed_json import JsonObject, to_json
@@ -120,7 +119,7 @@ def measured_answers(context: RunContext, iterate: Iterate) -> list[HeldoutAnswe
         digests.append(context.run.digest(f"eval/{SAMPLED_FOLDER}/{iterate.name}"))
     inputs = {"answers": digests, "checker": _checker_inputs(section), **metric_inputs()}
     if context.run.finished(stage, inputs) is None:
-        checker = build_checker(section.checker) if section.checker is not None else None
+        checker = checker_of(context.recipe)
         sources = {example.id: example.source or example.id for example in context.heldout}
         table = score_further(answers, sampled, checker, sources)
         write_records(path, table.items)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spintune.checkers import Checker, build_checker
+from spintune.checkers import TASKS, Verdicts
 from spintune.errors import DataError
 from spintune.evaluation.metric_choice import MetricChoice, better_of, choose_metric, measure_of
 from spintune.evaluation.selection import prompt_text
@@ -13,6 +13,7 @@ from spintune.records import Example
 from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage, measured_answers
 from spintune.stages.iterates import Iterate
+from spintune.stages.task_accuracy import checker_of
 from spintune.text.reasoning import without_reasoning
 
 
@@ -55,18 +56,21 @@ def check_measure(context: RunContext) -> None:
     if not (context.recipe.spin or HELDOUT in context.recipe.eval):
         return
     if not context.heldout:
-        given = {"metric": section.metric != AUTO, "checker": section.checker is not None, "samples": section.samples}
+        given = {
+            "metric": section.metric != AUTO,
+            "checker": section.checker not in (None, TASKS),
+            "samples": section.samples,
+        }
         if asked := [key for key, there in given.items() if there]:
             raise DataError(f"evaluation.{asked[0]} needs held-out examples; set data.eval_fraction above 0")
         return
-    if section.checker is not None:
-        checker = build_checker(section.checker)
-        if rejected := _rejected(checker, context.heldout):
-            progress.note(rejected)
+    checker = checker_of(context.recipe)
+    if checker and (rejected := _rejected(checker, context.heldout)):
+        progress.note(rejected)
     progress.note(metric_choice(context).line())
 
 
-def _rejected(checker: Checker, examples: list[Example]) -> str | None:
+def _rejected(checker: Verdicts, examples: list[Example]) -> str | None:
     """How many references the checker rejects as answers to their own prompts, in words; None when it accepts all."""
     rejected = [example for example in examples if not _accepts(checker, example)]
     if not rejected:
@@ -83,6 +87,6 @@ def _rejected(checker: Checker, examples: list[Example]) -> str | None:
     )
 
 
-def _accepts(checker: Checker, example: Example) -> bool:
+def _accepts(checker: Verdicts, example: Example) -> bool:
     reference = without_reasoning(example.answer)
     return checker.verdict(reference, reference, prompt_text(example), example.source or example.id) > 0

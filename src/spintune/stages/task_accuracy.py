@@ -6,14 +6,15 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spintune.checkers import TASKS, Verdicts, build_checker
 from spintune.evaluation.heldout import HeldoutAnswer
 from spintune.evaluation.scores import SCORES, ItemScore, ScoreScale, ScoreTable
 from spintune.evaluation.statistics import bootstrap
-from spintune.mixtures.answers import correct
+from spintune.mixtures.answers import TaskRules, correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
 from spintune.mixtures.selectors import select
 from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
-from spintune.recipe import MixtureSection
+from spintune.recipe import MixtureSection, Recipe
 from spintune.records import write_records
 from spintune.results import GroupAccuracy, TaskAccuracies
 from spintune.stages.context import RunContext
@@ -28,6 +29,18 @@ Correct = dict[str, bool]
 """Whether an answer is correct, by example id."""
 
 
+def checker_of(recipe: Recipe) -> Verdicts | None:
+    """The checker of a run's answers, if it has one."""
+    setting, mixture = recipe.evaluation.checker, recipe.data.mixture
+    if setting == TASKS and mixture:
+        return TaskRules(_tasks(mixture))
+    return build_checker(setting) if setting is not None else None
+
+
+def _tasks(section: MixtureSection) -> Sequence[MixtureTask]:
+    return load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None).tasks
+
+
 def judge_tasks(
     context: RunContext, section: MixtureSection, judged: Mapping[str, Sequence[HeldoutAnswer]], reference: str
 ) -> TaskAccuracies:
@@ -36,8 +49,7 @@ def judge_tasks(
     An answer is correct by the rules of :func:`spintune.mixtures.answers.correct`. Each model's answers are also scored
     in eval/tasks/MODEL, for comparisons.
     """
-    folder = Path(section.folder).expanduser() if section.folder else None
-    loaded = load_tasks(section.tasks, folder).tasks
+    loaded = _tasks(section)
     tasks = {task.name: task for task in loaded}
     held_out = {task.name for task in select(section.held_out, loaded, "data.mixture.held_out")}
     questions = {
