@@ -129,6 +129,21 @@ def test_a_recipe_is_frozen() -> None:
             "sft.learning_rate: Input should be greater than 0, or 'auto' (given: -1)",
         ),
         ({"data": {"train": [{"path": "x", "weight": 0}]}}, "data.train.0.weight: Input should be greater than 0"),
+        (
+            {"sft": {}, "lora": {"base": "nf4", "between": "merge"}},
+            "lora: between: merge would round the merged weights",
+        ),
+        (
+            {"sft": {}, "weights": "bfloat16", "lora": {"between": "merge"}},
+            "lora.between: merge would round the merged",
+        ),
+        ({"sft": {}, "weights": "bfloat16", "precision": "float32"}, "weights: bfloat16 are multiplied in bfloat16"),
+        ({"weights": "bfloat16"}, "weights would do nothing here: it needs sft or spin"),
+        ({"offload": "optimizer"}, "offload would do nothing here: it needs sft or spin"),
+        (
+            {"sft": {}, "offload": "both"},
+            "offload: both keeps the inputs of layers that are computed again; set recomp",
+        ),
         ({"eval": [1]}, "eval.0: Input should be a valid string (given: 1)"),
         ({"eval": ["ifeval"]}, "eval names ifeval; give its file as evaluation.ifeval"),
         ({"evaluation": {"questions": "q"}}, "evaluation.questions would do nothing here"),

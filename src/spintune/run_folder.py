@@ -311,7 +311,7 @@ def _check_is_run(folder: Path) -> None:
 
 _FREE = {
     # what judges iterates, and what changes no result; synth keeps its replies, so later stages can follow it
-    "": ("synth", "eval", "evaluation", "judge", "tokens_per_forward", "recompute", "precision"),
+    "": ("synth", "eval", "evaluation", "judge", "tokens_per_forward", "recompute", "offload", "precision"),
     "data": ("eval_limit",),
     "sft": ("samples",),
     "spin": ("iterations", "stop", "metric", "baseline", "baseline_learning_rate", "keep"),

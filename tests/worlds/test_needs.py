@@ -22,12 +22,15 @@ HEADERS = 20_000
 """Bytes of the names in safetensors files, and of other small files."""
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "rmsprop", "adafactor"])
 def test_a_checkpoint_is_as_large_as_foretold(
-    tiny_model: Path, tmp_path: Path, optimizer: OptimizerName, lora: bool
+    tiny_model: Path, tmp_path: Path, optimizer: OptimizerName, lora: bool, kind: torch.dtype
 ) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=kind)
     if lora:
         new_adapter(model, LoraSection(rank=4), "test")
     built = build_optimizer(model, Optimization(1e-3, optimizer=optimizer))
@@ -37,7 +40,9 @@ def test_a_checkpoint_is_as_large_as_foretold(
     written = sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors"))
     expected = footprint(model, optimizer)
     assert 0 <= written - expected.checkpoint < HEADERS
-    assert expected.weights == sum(p.numel() * 4 for p in model.parameters())
+    assert expected.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    if kind == torch.float32:
+        assert expected.weights == sum(p.numel() * 4 for p in model.parameters())
     if not lora:
         assert expected.gradients == expected.weights
 

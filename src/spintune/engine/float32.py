@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spintune.engine.rotary import layers_of
+from spintune.models.quantized import quantized_layers
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -22,6 +23,9 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
     """
     with contextlib.ExitStack() as undo:
         undo.enter_context(torch.autocast(model.device.type, enabled=False))
+        for packed in quantized_layers(model).values():
+            undo.callback(setattr, packed, "compute_dtype", packed.compute_dtype)
+            packed.compute_dtype = torch.float32  # type: ignore[assignment]
         if model.dtype in _HALF:
             layers = layers_of(model)
             inside = {id(tensor) for layer in layers for tensor in _half(layer)}

@@ -49,6 +49,7 @@ class LogProbEngine:
         autocast: type of matrix products (bfloat16), or None for the weights' own.
         head_megabytes: scored logits beyond this size are computed in chunks, which backward recomputes.
         recompute: share of the layers that backward computes again, to save memory.
+        offload: keep the inputs of those layers in the memory of the CPU until then.
         compiled: GPU only: compile norms and activations with dynamic shapes.
         tokens_per_forward: tokens that :meth:`score`, :meth:`score_greedy` and training compute at once. It changes
             speed and memory, not results.
@@ -75,10 +76,11 @@ class LogProbEngine:
         recompute: float = 0.0,
         compiled: bool = False,
         tokens_per_forward: int = 1024,
+        offload: bool = False,
     ) -> None:
         self.model = model
         self.autocast = autocast
-        self.recompute, self.compiled = recompute, compiled
+        self.recompute, self.compiled, self.offload = recompute, compiled, offload
         self.tokens_per_forward = tokens_per_forward
         self.head_bytes = head_megabytes * 2**20
         self.backbone: Backbone = (
@@ -114,7 +116,7 @@ class LogProbEngine:
                 "and give the engine recompute"
             )
         share = self.recompute if torch.is_grad_enabled() else 0.0
-        with self._fast(), patched_forwards(recomputed(self.model, share, self._layer_context)):
+        with self._fast(), patched_forwards(recomputed(self.model, share, self._layer_context, self.offload)):
             if self.packed:
                 token_M = self._packed_tokens(queries, TokenLogProb.apply)
             else:

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from spintune.engine.head import precision
 from spintune.kernels.linear import Linear, linear_layers, training_kernels
 from spintune.models.architecture import text_modules
+from spintune.models.quantized import count_of, shape_of
 
 _ROWS = 1024  # tokens of the product that is timed
 _TIMES = 5
@@ -76,7 +77,7 @@ def _active(module: nn.Module) -> int | None:
 
 
 def _operations(weights: Tensor) -> int:
-    return weights.numel() * (6 if weights.requires_grad else 4)
+    return count_of(weights) * (6 if weights.requires_grad else 4)
 
 
 @torch.no_grad()
@@ -88,9 +89,10 @@ def best_product(model: PreTrainedModel, autocast: torch.dtype | None) -> float 
     layers = _body(model)
     if not layers:
         return None
-    largest = max(layers, key=lambda layer: int(layer.weight.numel()))
-    width = largest.weight.shape[0 if isinstance(largest, Conv1D) else 1]
-    x = torch.ones(_ROWS, width, device=model.device, dtype=largest.weight.dtype)
+    largest = max(layers, key=lambda layer: count_of(layer.weight))
+    width = shape_of(largest.weight)[0 if isinstance(largest, Conv1D) else 1]
+    kind = largest.weight.dtype if largest.weight.is_floating_point() else model.dtype
+    x = torch.ones(_ROWS, width, device=model.device, dtype=kind)
     seconds = []
     with precision(model, autocast), training_kernels(largest, autocast):
         for _ in range(_TIMES + 1):  # the first one warms up
@@ -99,7 +101,7 @@ def best_product(model: PreTrainedModel, autocast: torch.dtype | None) -> float 
             largest(x)
             _finish(x)
             seconds.append(time.perf_counter() - began)
-    return 2 * _ROWS * int(largest.weight.numel()) / min(seconds[1:])
+    return 2 * _ROWS * count_of(largest.weight) / min(seconds[1:])
 
 
 def _finish(x: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 from tokenizers import pre_tokenizers
@@ -31,6 +31,7 @@ from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_tr
 from spintune.models.gguf_tokenizer import known_difference, tell_of_difference
 from spintune.models.kept import kept_model
 from spintune.models.packaged import ALIASES, fetch_packaged
+from spintune.models.quantized import keep_layout, nf4_arguments
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
 from spintune.storage import digest_json, is_note
 from spintune.threads import follow_quota
@@ -104,7 +105,14 @@ def default_device() -> torch.device:
 
 
 def load_model(
-    name: str, *, cache: Path, precision: str = "auto", device: torch.device | None = None, frozen: bool = False
+    name: str,
+    *,
+    cache: Path,
+    precision: str = "auto",
+    device: torch.device | None = None,
+    frozen: bool = False,
+    weights: Literal["float32", "bfloat16"] | None = None,
+    base: Literal["nf4"] | None = None,
 ) -> LoadedModel:
     """Loads a language model, decoder-only or encoder-decoder, and its tokenizer.
 
@@ -113,28 +121,38 @@ def load_model(
             revision (``owner/name@revision``).
         cache: folder for unpacked aliases.
         precision: ``float32``, ``bfloat16`` (matrix products in bfloat16 over float32 weights), or ``auto``:
-            bfloat16 on a GPU that has it, float32 elsewhere. There is no float16, in which T5 overflows
-            (huggingface/transformers#5651); weights stored in it are read as float32.
+            bfloat16 on a GPU that has it or over bfloat16 weights, float32 elsewhere. There is no float16, in which T5
+            overflows (huggingface/transformers#5651); weights stored in it are read as float32.
         frozen: the weights will not be trained, so they are kept in the type of the matrix products.
+        weights: type that weights are kept in; None: float32, or as ``frozen`` says.
+        base: format of the weights of linear layers, which are then frozen; each is quantized as soon as it is read.
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
     """
     follow_quota()
     device = device or default_device()
-    autocast = autocast_type(precision, device)
+    autocast = torch.bfloat16 if weights == "bfloat16" else autocast_type(precision, device)
     location, arguments = locate_model(name, cache)
     check_files(name, location, arguments)
     with _refusals(f"model {name!r}", location, arguments):
         tokenizer = _read_tokenizer(location, arguments)
-    loaded = _read_model(name, location, arguments, tokenizer, autocast if frozen and autocast else torch.float32)
+    dtype = autocast if (frozen or weights == "bfloat16") and autocast else torch.float32
+    more = nf4_arguments(autocast or torch.float32, device) if base else {}
+    loaded = _read_model(name, location, arguments, tokenizer, dtype, more)
+    keep_layout(loaded.model)
     loaded.model.to(device)
     loaded.autocast = autocast
     return loaded
 
 
 def _read_model(
-    name: str, location: str, arguments: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    name: str,
+    location: str,
+    arguments: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    quantization: Mapping[str, object] | None = None,
 ) -> LoadedModel:
     """The model at a location, in memory and for evaluation."""
     with _refusals(f"model {name!r}", location, arguments):
@@ -149,6 +167,7 @@ def _read_model(
             # else transformers reads it itself, and keeps in mind that it is unchanged
             generation_config=GenerationConfig.from_dict(dict(source.generation or {})) if source.corrected else None,
             **arguments,
+            **(quantization or {}),
         )
     _check_weights(name, model, report)
     _drop_marks(model)

@@ -12,20 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from spintune.errors import ModelError
 from spintune.models.architecture import text_modules
 from spintune.models.lora_targets import LoraTargets, find_targets
+from spintune.models.quantized import base_format, dequantize, quantized_layers
 from spintune.recipe import LoraSection
-from spintune.storage import atomic_folder, storage_errors
+from spintune.storage import atomic_folder, read_json, storage_errors, write_json
 from spintune.streams import torch_stream
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 log = logging.getLogger(__name__)
+
+BASE_FILE = "base.json"
+"""How the weights under an adapter were stored; only beside one over quantized weights."""
 
 # peft is imported where an adapter is made, so that other runs do not wait for it
 
@@ -87,14 +92,24 @@ def _tell_of_missing(expected: dict[str, nn.Module], adapted: PeftModel) -> None
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """Puts the adapter of :func:`save_adapter` into ``model``, ready to be trained further."""
+    """Puts the adapter of :func:`save_adapter` into ``model``, ready to be trained further.
+
+    Raises ModelError when it was trained over weights of another format, whose errors it has learned to mend.
+    """
     from peft import PeftModel
 
+    written = read_json(folder / BASE_FILE) if (folder / BASE_FILE).is_file() else {}
+    trained, here = (form and form["format"] for form in (written, base_format(model) or {}))
+    if trained != here:
+        raise ModelError(f"{folder}: was trained over {trained or 'plain'} weights (lora.base), not {here or 'plain'}")
     return _evaluating(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
 
 
 def save_adapter(adapted: PeftModel, folder: Path, base: str) -> None:
-    """Writes the adapter alone, as peft does; the folder is complete or absent. ``base`` names the adapted model."""
+    """Writes the adapter alone, as peft does; the folder is complete or absent. ``base`` names the adapted model.
+
+    Over quantized weights, ``base.json`` says how they were stored.
+    """
     for config in adapted.peft_config.values():
         config.base_model_name_or_path = base
         if isinstance(config.target_modules, set):  # its order differs between processes
@@ -104,15 +119,34 @@ def save_adapter(adapted: PeftModel, folder: Path, base: str) -> None:
     with atomic_folder(folder) as temporary, storage_errors(folder):
         adapted.save_pretrained(str(temporary), save_embedding_layers=False)
         (temporary / "README.md").unlink(missing_ok=True)  # an empty model card
+        if form := base_format(adapted):
+            write_json(temporary / BASE_FILE, {"model": base, **form})
 
 
 def merge(adapted: PeftModel) -> PreTrainedModel:
     """The float32 model with the adapter's product added to its weights; ``adapted`` is used up.
 
-    In bfloat16 most of a small update would be lost to rounding.
+    In bfloat16 most of a small update would be lost to rounding. Weights that take less than float32 are widened in the
+    memory of the CPU, which holds more than a GPU's.
     """
+    if quantized_layers(adapted):
+        adapted = _over_plain_weights(adapted.cpu())
+    elif adapted.device.type == "cuda" and adapted.base_model.model.dtype != torch.float32:
+        adapted = adapted.cpu()
     merged: PreTrainedModel = adapted.float().merge_and_unload()
     return merged
+
+
+def _over_plain_weights(adapted: PeftModel) -> PeftModel:
+    """The same adapter over the weights that the quantized layers stand for."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config, state = adapted.peft_config["default"], get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    base = adapted.unload()
+    dequantize(base)
+    again = get_peft_model(base, config)
+    set_peft_model_state_dict(again, state)
+    return again
 
 
 def has_dropout(model: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from spintune.errors import ModelError, SpintuneError
 from spintune.models.files import GENERATION_CONFIG, end_ids, find_file, one_line, quiet_transformers, read_file
+from spintune.models.quantized import plain_state
 from spintune.storage import atomic_folder, storage_errors
 from spintune.typed_json import JsonObject
 
@@ -85,7 +86,7 @@ def rehearse_saving(name: str, model: PreTrainedModel, tokenizer: PreTrainedToke
 
     Raises ModelError.
     """
-    weights = {key: tensor.to("meta") for key, tensor in model.state_dict().items()}
+    weights = plain_state(model)
     try:
         with quiet_transformers(), tempfile.TemporaryDirectory() as folder:
             with _neutral_generation(model), _unwritten_weights():

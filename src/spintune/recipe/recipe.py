@@ -128,13 +128,20 @@ class Recipe(Section):
     seed: WholeNumber = 0
     """Seed of the held-out split, the order of rows, and sampling."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of matrix products: auto is bfloat16 on a GPU that supports it, float32 elsewhere. Weights stay in
-    float32."""
+    """Number format of matrix products: auto is bfloat16 on a GPU that supports it or with weights: bfloat16, float32
+    elsewhere."""
+    weights: Literal["float32", "bfloat16"] | None = None
+    """Number format that weights are trained and saved in. bfloat16 takes half; updates are computed in float32 and
+    rounded stochastically. With lora, that of the frozen weights: adapters and merged models stay float32. Default:
+    float32, and for frozen weights that of matrix products."""
     tokens_per_forward: Count = 1024
     """Tokens computed at once; changes speed and memory, not results. [tokens] Default: measured on 2 cores."""
     recompute: Share = 0.0
     """Share of the layers that the backward pass recomputes instead of keeping their activations. Saves memory, costs
     up to a third of the time, changes no result. [share]"""
+    offload: Literal["optimizer", "activations", "both"] | None = None
+    """GPU only: what is kept in the memory of the CPU: the optimizer's moments, whose updates are then computed there;
+    activations, which are the inputs of layers that recompute names; or both. Default: nothing."""
     compile: bool = False
     """GPU only: compile norms and activations with dynamic shapes."""
     router_aux_loss: NonNegative | None = None
@@ -176,6 +183,7 @@ class Recipe(Section):
         if not self.data.train and self.data.mixture is None and (self.sft or self.spin or HELDOUT in self.eval):
             yield "data: nothing to train on; give train (a source or a list of sources) or a mixture"
         yield from self._evaluation_problems()
+        yield from self._memory_problems()
         if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
             yield "data.train names synth, but there is no synth section; add synth: {}"
         if self.sft and self.data.eval_fraction == 0 and not self.data.mixture:
@@ -193,6 +201,20 @@ class Recipe(Section):
             for key, rate in rates.items():
                 if AUTO_RATE in (rate if isinstance(rate, list) else [rate]):
                     yield f"{key}.learning_rate: auto needs held-out examples; set data.eval_fraction above 0"
+
+    def _memory_problems(self) -> Iterator[str]:
+        trains = bool(self.sft or self.spin)
+        for key in ("weights", "offload"):
+            if getattr(self, key) and not trains:
+                yield f"{key} would do nothing here: it needs sft or spin; leave it out"
+        if self.offload in ("activations", "both") and not self.recompute:
+            yield f"offload: {self.offload} keeps the inputs of layers that are computed again; set recompute above 0"
+        if self.weights == "bfloat16" and self.precision == "float32":
+            yield "weights: bfloat16 are multiplied in bfloat16; leave out precision: float32, or weights"
+        if self.weights == "bfloat16" and self.lora and self.lora.between == "merge":
+            yield (
+                "lora.between: merge would round the merged weights to bfloat16 at each stage; leave it out, or weights"
+            )
 
     def _evaluation_problems(self) -> Iterator[str]:
         for name, key in FILES_OF.items():
@@ -214,6 +236,11 @@ class Recipe(Section):
             yield f"the judge has nothing to judge; eval needs {HELDOUT}, {QUESTIONS} or {MT_BENCH}"
         if repeated := [name for name in self.eval if self.eval.count(name) > 1]:
             yield f"eval names {repeated[0]} twice"
+
+    @field_validator("weights")
+    @classmethod
+    def _float32_is_the_default(cls, value: str | None) -> str | None:
+        return None if value == "float32" else value
 
     def identity(self) -> JsonObject:
         """The settings that decide results: no output folder, trackers, checkpoint times or request limits."""

@@ -43,8 +43,8 @@ class TrainingSection(Section):
 
     schedule: ScheduleName
     optimizer: OptimizerName = "adamw"
-    """adamw; rmsprop with torch's defaults, as in the SPIN scripts; or adafactor, as for FLAN-T5 (which used
-    learning_rate 5e-4, schedule constant, warmup 0)."""
+    """adamw; adamw8bit, with moments of 8 bits (needs bitsandbytes); rmsprop with torch's defaults, as in the SPIN
+    scripts; or adafactor, as for FLAN-T5 (which used learning_rate 5e-4, schedule constant, warmup 0)."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises from 0. [share] Default: SPIN paper, appendix B."""
     min_lr_rate: ShareBelowOne | None = None
@@ -334,3 +334,13 @@ class LoraSection(Section):
     """Weight-decomposed adapters (DoRA, arXiv 2402.09353)."""
     between: Literal["continue", "merge"] = "continue"
     """At each new stage, continue with the adapter, or merge it and start a fresh one."""
+    base: Literal["nf4"] | None = None
+    """Format of the frozen weights of linear layers: nf4 is 4-bit NormalFloat with quantized scales (QLoRA, arXiv
+    2305.14314; needs bitsandbytes). Default: that of the other frozen weights."""
+
+    def _problems(self) -> Iterator[str]:
+        if self.base and self.between == "merge":
+            yield (
+                "between: merge would round the merged weights to 4 bits at each stage, and lose most of what was "
+                "learned; leave it out, or base"
+            )

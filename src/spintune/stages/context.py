@@ -13,9 +13,10 @@ from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError, RunError
 from spintune.evaluation.selection import selection_of, too_few
 from spintune.generation.build import find_paths
-from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
+from spintune.models.loading import LoadedModel, default_device, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
+from spintune.models.quantized import count_of
 from spintune.progress import Progress, StopRequest
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
@@ -36,6 +37,11 @@ from spintune.training.routing import Routers
 from spintune.typed_json import JsonObject
 
 _RENDERING = ("max_length", "max_input_length", "max_target_length", "template", "turns")
+
+
+def _without_unset(settings: JsonObject | None) -> JsonObject | None:
+    """Settings for the inputs of stages without keys that are not set, so that what earlier versions finished stays."""
+    return settings and {key: value for key, value in settings.items() if value is not None}
 
 
 @dataclass
@@ -202,15 +208,25 @@ class RunContext:
             stage = str(folder.relative_to(self.run.folder))
             for part in ["model"] * (not iterate.is_discarded) + ["adapter"] * bool(iterate.adapter):
                 written_files(self.run.folder, stage, part)
+        if recipe.offload and default_device().type == "cpu":
+            raise ModelError("offload moves what a GPU has no room for, and there is no GPU here; leave it out")
         location = recipe.model if iterate.adapter else iterate.location
         # weights that adapters are merged into must not be rounded at the next stage
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
-        loaded = load_model(location, cache=self.cache, precision=recipe.precision, frozen=frozen)
+        loaded = load_model(
+            location,
+            cache=self.cache,
+            precision=recipe.precision,
+            frozen=frozen,
+            weights=recipe.weights,
+            base=recipe.lora.base if recipe.lora else None,
+        )
         trains_first = bool(recipe.sft or recipe.spin) and not self._needs_checked
         if trains_first:
             loaded.rehearse_saving()
             Routers(loaded.model, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
-        saved_bytes = 4 * sum(parameter.numel() for parameter in loaded.model.parameters())
+        weight_bytes = 2 if recipe.weights and not recipe.lora else 4
+        saved_bytes = weight_bytes * sum(map(count_of, loaded.model.parameters()))
         longest = loaded.max_input_length
         has_rows = recipe.data.train or recipe.data.mixture
         if longest is not None and has_rows and recipe.data.max_length > longest:
@@ -234,6 +250,7 @@ class RunContext:
             recompute=recipe.recompute,
             compiled=recipe.compile,
             tokens_per_forward=recipe.tokens_per_forward,
+            offload=recipe.offload in ("activations", "both"),
         )
         if recipe.spin and engine.row_limit is not None and recipe.data.max_length > engine.row_limit:
             raise ModelError(
@@ -320,7 +337,8 @@ class RunContext:
             "tokens_per_forward": 1024,
             **({"compile": True} if self.recipe.compile else {}),
             **({"generator": self.recipe.generator} if self.recipe.generator else {}),
-            "lora": self.settings["lora"],
+            **({"weights": self.recipe.weights} if self.recipe.weights else {}),
+            "lora": _without_unset(self.settings["lora"]),
             **more,
         }
 

@@ -22,6 +22,7 @@ from spintune.engine.query import Query
 from spintune.errors import DeletedModelError
 from spintune.evaluation.selection import selection_of
 from spintune.evaluation.statistics import bootstrap
+from spintune.models.quantized import count_of
 from spintune.progress import Progress, Silent
 from spintune.recipe import AUTO_RATE, SpinSection
 from spintune.records import Pair, read_records, write_records
@@ -133,9 +134,9 @@ def _trial(sampler: AnswerSampler, player: LoadedIterate, iteration: int) -> Tri
 
 def _optimization(sampler: AnswerSampler, section: SpinSection, player: LoadedIterate, iteration: int) -> Optimization:
     recipe = sampler.context.recipe
-    weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
+    weights = sum(map(count_of, player.loaded.model.parameters()))
     found = iteration_optimization(section, iteration, recipe.seed, weights)
-    return replace(found, router_aux_loss=recipe.router_aux_loss)
+    return replace(found, router_aux_loss=recipe.router_aux_loss, offload=recipe.offload in ("optimizer", "both"))
 
 
 def _train(

@@ -24,6 +24,7 @@ import orjson
 
 from spintune.errors import DataError, NonFiniteError
 from spintune.evaluation.selection import MIN_SELECTION, too_few
+from spintune.models.quantized import count_of
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json, remove_folder, write_json
@@ -274,5 +275,5 @@ def _steps(plan: LadderPlan, done: int) -> int:
 
 
 def _middle(context: RunContext, player: LoadedIterate, self_play: bool) -> float:
-    weights = sum(parameter.numel() for parameter in player.loaded.model.parameters())
+    weights = sum(map(count_of, player.loaded.model.parameters()))
     return usual_rate(weights, context.recipe.lora is not None, self_play)

@@ -137,7 +137,8 @@ def _steps(context: RunContext, training: _Training, rows: Sequence[TokenRow]) -
 def _optimization(context: RunContext, section: SftSection) -> Optimization:
     rate = 0.0 if section.learning_rate == AUTO_RATE else section.learning_rate
     found = optimization_of(section, rate, context.recipe.seed)
-    return replace(found, router_aux_loss=context.recipe.router_aux_loss)
+    recipe = context.recipe
+    return replace(found, router_aux_loss=recipe.router_aux_loss, offload=recipe.offload in ("optimizer", "both"))
 
 
 def deciding_settings(settings: JsonObject) -> JsonObject:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
+from spintune.models.quantized import bytes_of
 from spintune.recipe.section import OptimizerName
+
+_BLOCK = 256
+"""Moments of 8 bits that share a scale."""
+
+_SMALL = 4096
+"""Parameters of fewer numbers keep moments in float32."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class TrainingFootprint:
 
     @property
     def total(self) -> int:
-        """All three."""
+        """Weights, gradients and moments."""
         return self.weights + self.gradients + self.moments
 
     @property
@@ -29,15 +37,23 @@ class TrainingFootprint:
 
 
 def footprint(model: nn.Module, optimizer: OptimizerName = "adamw") -> TrainingFootprint:
-    """What training the parameters of ``model`` that want gradients takes."""
+    """What training the parameters of ``model`` that want gradients takes. The model may be on the meta device."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    if optimizer == "adafactor":  # a row and a column for each matrix
-        factored = [p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.ndim >= 2 else p.numel() for p in trained]
-        moments = 4 * sum(factored)
-    else:
-        moments = sum(p.numel() * p.element_size() for p in trained) * {"adamw": 2, "rmsprop": 1}[optimizer]
+    gradients = sum(p.numel() * p.element_size() for p in trained)
     return TrainingFootprint(
-        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-        gradients=sum(p.numel() * p.element_size() for p in trained),
-        moments=moments,
+        weights=sum(map(bytes_of, model.parameters())),
+        gradients=gradients,
+        moments=sum(moment_bytes(tuple(p.shape), optimizer) for p in trained),
     )
+
+
+def moment_bytes(shape: tuple[int, ...], optimizer: OptimizerName) -> int:
+    """Bytes of the moments of a parameter. They are float32 but for adamw8bit, whatever the type of the weights."""
+    count = math.prod(shape)
+    if optimizer == "adafactor":  # a row and a column for each matrix
+        return 4 * (count // shape[-1] + count // shape[-2] if len(shape) >= 2 else count)
+    if optimizer == "rmsprop":
+        return 4 * count
+    if optimizer == "adamw8bit" and count >= _SMALL:
+        return 2 * (count + 4 * -(-count // _BLOCK))
+    return 8 * count

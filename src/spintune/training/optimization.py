@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spintune.models.quantized import require_bitsandbytes
 from spintune.recipe import SftSection, TrainingSection
 from spintune.recipe.section import OptimizerName, ScheduleName
 from spintune.recipe.training import DECAY
 from spintune.training.adafactor import Adafactor
+from spintune.training.rounding import ParameterGroup, PiecewiseOptimizer
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Optimization:
     """Gradients are clipped to this norm; 0 turns clipping off."""
     optimizer: OptimizerName = "adamw"
     seed: int = 0
-    """Seed of dropout."""
+    """Seed of dropout, and of the rounding of bfloat16 weights."""
     dropout: float = 0.0
     """Dropout in the layers of an encoder-decoder."""
     router_aux_loss: float | None = None
     """Weight of the load-balancing loss of experts; None: the model's own."""
     moment_steps: int = 0
     """Steps before the schedule, at rate 0, that only gather the moments of the gradient."""
+    offload: bool = False
+    """Keep moments in the memory of the CPU, and compute updates there."""
 
 
 def optimization_of(section: TrainingSection, learning_rate: float, seed: int) -> Optimization:
@@ -87,19 +91,36 @@ def rate_at(step: int, total: int, optimization: Optimization) -> float:
 def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
     """AdamW (arXiv 1711.05101), RMSProp with torch's defaults as in the SPIN scripts, or Adafactor as for T5.
 
-    Weight decay applies to matrices only, not to norms and biases. Frozen parameters are skipped.
+    Weight decay applies to matrices only, not to norms and biases. Frozen parameters are skipped. Weights in bfloat16
+    are updated in float32 and rounded stochastically (:mod:`spintune.training.rounding`).
+
+    Raises ModelError when the optimizer needs a library that is not installed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
+    groups: list[ParameterGroup] = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimization.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if optimization.optimizer == "adafactor":
-        return Adafactor(groups, lr=optimization.learning_rate)
-    if optimization.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=optimization.learning_rate, foreach=True)
-    return torch.optim.AdamW(groups, lr=optimization.learning_rate, fused=True)
+    name, rate = optimization.optimizer, optimization.learning_rate
+    if optimization.offload or any(p.dtype == torch.bfloat16 for p in parameters):
+        device = torch.device("cpu") if optimization.offload else None
+        whole = name == "adafactor"  # its moments belong to rows and columns
+        return PiecewiseOptimizer(groups, lambda parts: _optimizer(parts, name, rate), optimization.seed, whole, device)
+    return _optimizer(groups, name, rate)
+
+
+def _optimizer(groups: list[ParameterGroup], name: OptimizerName, rate: float) -> torch.optim.Optimizer:
+    if name == "adafactor":
+        return Adafactor(groups, lr=rate)
+    if name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=rate, foreach=True)
+    if name == "adamw8bit":
+        require_bitsandbytes("optimizer: adamw8bit")
+        from spintune.training.eight_bit import AdamW8bit
+
+        return AdamW8bit(groups, lr=rate)
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
