@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from spintune import errors
-from spintune.recipe import recipe_schema
+from spintune.cli import _COMMANDS, main
+from spintune.recipe import every_key, recipe_schema
+from spintune.recipe.other_names import _OURS
+from spintune.version import __version__
 
 Spintune = Callable[..., Any]
 
@@ -73,3 +76,77 @@ def test_ctrl_c_is_130_and_one_line(spintune: Spintune, monkeypatch: pytest.Monk
     result = spintune("schema")
     assert result.code == 130
     assert result.err == "spintune: stopped; the same command continues\n"
+
+
+def test_version_and_the_short_help_are_no_errors(spintune: Spintune) -> None:
+    assert spintune("--version").out == f"spintune {__version__}\n"
+    bare = spintune()
+    assert (bare.code, bare.err) == (0, "")
+    assert max(map(len, bare.out.splitlines())) < 80
+    for command in _COMMANDS:
+        assert f"spintune {command} " in bare.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train", "there is no command 'train'; did you mean spintune run, spintune sft or spintune spin?"),
+        ("chta", "there is no command 'chta'; did you mean spintune chat?"),
+        ("r.yaml", "'r.yaml' is no command; a recipe is run by: spintune run r.yaml"),
+        ("--versoin", "spintune has no option --versoin; did you mean --version?"),
+        ("sft --modle m", "spintune sft has no option --modle; did you mean --model?"),
+        (
+            "sft --learning-rate 1e-4",
+            "spintune sft has no option --learning-rate; write sft.learning_rate=VALUE (or spin.learning_rate)",
+        ),
+        ("spin --beta 1", "spintune spin has no option --beta; write spin.lambda=VALUE"),
+        ("run r.yaml --sft.lr=1", "spintune run has no option --sft.lr; write sft.learning_rate=VALUE"),
+        ("sft --model m --data d sft.lr=1", "command line: unknown key sft.lr; did you mean sft.learning_rate?"),
+        ("spin --model m --data d spin.loss=sigmoid", "spin.loss: there is no loss 'sigmoid'; did you mean logistic?"),
+    ],
+)
+def test_what_was_meant_is_one_line(spintune: Spintune, words: str, told: str) -> None:
+    result = spintune(*words.split())
+    assert result.code == errors.RecipeError.exit_code
+    assert told in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_every_word_of_another_tool_stands_for_a_key_that_there_is() -> None:
+    last = {key.rpartition(".")[2] for key in every_key()}
+    assert set(_OURS) <= last
+
+
+def test_a_shell_completes_commands_and_keys(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def completed(words: str) -> list[str]:
+        monkeypatch.setenv("_SPINTUNE_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        capfd.readouterr()
+        with pytest.raises(SystemExit):
+            main()
+        return capfd.readouterr().out.split()
+
+    assert completed("spintune ch") == ["chat"]
+    assert completed("spintune run r.yaml sft.learn") == ["sft.learning_rate="]
+
+
+def test_a_misspelled_run_or_file_is_not_asked_of_the_hub(
+    spintune: Spintune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spintune.hub.unreachable", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    told = {"runs/first": "there is no folder runs", "./x": "no such folder or file", "a/m.bin": "no such file"}
+    for name, words in told.items():
+        result = spintune("chat", name, "--prompt", "hi")
+        assert result.code == errors.ModelError.exit_code
+        assert re.fullmatch(rf"spintune: no model '{re.escape(name)}': [^\n]*{words}[^\n]*\n", result.err)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "data/train.json").mkdir(parents=True)
+    result = spintune("chat", "runs/frist")
+    assert "the folder runs has no frist; did you mean runs/first? (from the hub: runs/frist@main)" in result.err
+    result = spintune("sft", "--model", "runs/first@main", "--data", "data/trian")
+    assert (result.code, result.err.count("\n")) == (errors.DataError.exit_code, 2)
+    assert "data data/trian does not exist: the folder data has no trian; did you mean data/train.json?" in result.err

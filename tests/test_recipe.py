@@ -103,8 +103,8 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"lambda": True}}, "spin.lambda: Input should be a valid number (given: True)"),
         ({"spin": {"lambda": [1.0, -1.0], "iterations": 2}}, "spin.lambda.1: Input should be greater than 0"),
         (
-            {"spin": {"loss": "sigmoid"}},
-            "spin.loss: there is no loss 'sigmoid'; use one of logistic, hinge, exponential, correlation, ipo, sp",
+            {"spin": {"loss": "softmax"}},
+            "spin.loss: there is no loss 'softmax'; use one of logistic, hinge, exponential, correlation, ipo, sp",
         ),
         ({"spin": {"iterations": 0}}, "spin.iterations: Input should be greater than or equal to 1"),
         ({"sft": {"schedule": "constant", "min_lr_rate": 0.1}}, "sft: min_lr_rate would do nothing with schedule: con"),
@@ -197,13 +197,13 @@ def test_every_mistake_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"sft": {"lerning_rate": 1}}, "unknown key sft.lerning_rate; did you mean learning_rate?"),
-        ({"spin": {"lamda": 1}}, "unknown key spin.lamda; did you mean lambda?"),
+        ({"sft": {"lerning_rate": 1}}, "unknown key sft.lerning_rate; did you mean sft.learning_rate?"),
+        ({"spin": {"lamda": 1}}, "unknown key spin.lamda; did you mean spin.lambda?"),
         ({"modle": "m"}, "unknown key modle; did you mean model?"),
         ({"max_length": 9}, "unknown key max_length; did you mean data.max_length?"),
         ({"iterations": 9}, "unknown key iterations; did you mean spin.iterations?"),
         ({"data": {"train": "x", "epochs": 2}}, "unknown key data.epochs; did you mean sft.epochs?"),
-        ({"data": {"train": [{"path": "x", "wieght": 2}]}}, "unknown key data.train.0.wieght; did you mean weight?"),
+        ({"data": {"train": [{"path": "x", "wieght": 2}]}}, "data.train.0.wieght; did you mean data.train.0.weight?"),
         ({"data": {"train": [{"path": "x", "zzz": 2}]}}, "known here: path, format, weight, limit, split"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, cast
 
 from spintune.data.sources import Source, read_source
 from spintune.errors import DataError, ModelError
+from spintune.hub import refuse_missing_path
 from spintune.progress import Progress, Silent, StopRequest
 from spintune.recipe import MixtureSection, Recipe, parse_recipe, read_yaml
 from spintune.records import ROLES, Completion, Example, Message
@@ -232,6 +233,7 @@ def load(
 
     Raises ModelError for a model that does not exist or cannot be loaded.
     """
+    refuse_missing_path(str(name))  # before torch is imported, which takes seconds
     from spintune.models.loading import check_template_options, load_model
     from spintune.run_folder import read_recipe
     from spintune.run_models import check_inside_run, final_model

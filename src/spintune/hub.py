@@ -7,9 +7,12 @@ id asks here first, and takes what an earlier download left on disk where the hu
 from __future__ import annotations
 
 import contextlib
+import difflib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from spintune.errors import ModelError
 
 TIMEOUT = 5.0
 """How long to wait for the first answer. [s]"""
@@ -57,9 +60,47 @@ def only_if_reachable() -> Iterator[str | None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
+_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jsonl", ".yaml", ".yml", ".md", ".zip")
+_RUNS = "runs"
+"""Where run folders are written by default."""
+
+
+def missing_path(name: str) -> str | None:
+    """Why a name like ``owner/name`` means a path here that does not exist, in words; None where it is a hub id.
+
+    ``runs/nosuch`` is the misspelled folder of a run. A revision (``owner/name@main``) belongs to the hub only.
+    """
+    owner, _, rest = name.partition("/")
+    if "@" in name or not rest or "/" in rest:
+        return None
+    if owner in ("", ".", "..") or owner.startswith("~"):
+        return "there is no such folder or file; check the path"
+    parent = Path(owner)
+    if parent.is_dir():
+        there = sorted(path.name for path in parent.iterdir() if not path.name.startswith("."))
+        close = difflib.get_close_matches(rest, there, 1)
+        advice = f"did you mean {owner}/{close[0]}?" if close else f"it has {', '.join(there[:5]) or 'nothing'}"
+        return f"the folder {owner} has no {rest}; {advice} (from the hub: {name}@main)"
+    if owner == _RUNS:
+        return f"there is no folder {owner}; check the path"
+    if name.lower().endswith(_ENDINGS):
+        return f"there is no such file, and no folder {owner}; check the path"
+    return None
+
+
+def refuse_missing_path(name: str) -> None:
+    """Raises ModelError for the name of a model that :func:`missing_path` finds to be a path."""
+    if (reason := missing_path(name)) and not Path(name).exists() and not is_kept(name, None):
+        raise ModelError(f"no model {name!r}: {reason}")
+
+
 def is_kept(repository: str, revision: str | None, file: str = "config.json") -> bool:
     """Whether an earlier download left a model's file on disk."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    kept = try_to_load_from_cache(repository, file, revision=revision)
+    try:
+        kept = try_to_load_from_cache(repository, file, revision=revision)
+    except HFValidationError:  # no name that the hub gives
+        return False
     return isinstance(kept, str) and Path(kept).is_file()

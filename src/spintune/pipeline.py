@@ -16,6 +16,7 @@ from typing import Literal
 
 from spintune.checkers import TASKS, build_checker
 from spintune.data.preferences import read_answers
+from spintune.data.tables import open_tables
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
 from spintune.memory import memory_errors
@@ -27,9 +28,9 @@ from spintune.models.loading import (
     model_identity,
 )
 from spintune.progress import Progress, StoppableProgress, StopRequest
-from spintune.recipe import Recipe
+from spintune.recipe import SYNTH, Recipe
 from spintune.results import EvaluationResults, RunResults, TrainingResults
-from spintune.run_folder import BASE, RunFolder
+from spintune.run_folder import BASE, MANIFEST, RunFolder
 from spintune.run_models import check_inside_run
 from spintune.sibling_runs import SiblingRuns
 from spintune.stages.context import RunContext
@@ -97,6 +98,10 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     if recipe.generator and recipe.generator not in GENERATORS:
         raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
     # files are read before training starts, so that a mistake in one shows at once
+    if not (Path(recipe.out) / "data" / MANIFEST).is_file():
+        for source in recipe.data.train:
+            if source.path != SYNTH:
+                open_tables(source.path, source.split, source.config)
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)
     if recipe.evaluation.checker not in (None, TASKS):

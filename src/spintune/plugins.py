@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from spintune.errors import RecipeError
@@ -25,10 +26,17 @@ class Table(Generic[T]):
         kind: what they are, for errors: "loss", "data format".
         group: entry point group in which other packages offer more of them, such as ``spintune.losses``.
         builtin: those that come with spintune.
+        elsewhere: names of other tools for things in this table, for errors.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Mapping[str, T] | Iterable[tuple[str, T]] = ()) -> None:
-        self.kind, self.group = kind, group
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        builtin: Mapping[str, T] | Iterable[tuple[str, T]] = (),
+        elsewhere: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.kind, self.group, self.elsewhere = kind, group, elsewhere
         self._known: dict[str, T] = dict(builtin)
 
     def register(self, name: str, value: T) -> None:
@@ -63,7 +71,8 @@ class Table(Generic[T]):
     def unknown(self, name: object) -> str:
         """What to tell a user who asks for a name that does not exist."""
         names = list(self)
-        close = difflib.get_close_matches(str(name), names, 1)
+        other = self.elsewhere.get(str(name).lower())
+        close = [other] if other in names else difflib.get_close_matches(str(name), names, 1)
         advice = f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
         return f"there is no {self.kind} {str(name)!r}; {advice}"
 

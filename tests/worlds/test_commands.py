@@ -213,15 +213,20 @@ def test_chat_answers_with_the_model_that_a_run_chose(spintune: Spintune, finish
 
 
 def test_chat_remembers_the_turns_until_reset(spintune: Spintune, finished: Path) -> None:
+    told: list[str] = []
+
     def answers(stdin: str) -> list[str]:
         result = spintune("chat", finished, "--max-new-tokens", 6, "--temperature", 1, stdin=stdin)
         assert result.code == 0, result.err
+        told.append(result.err)
         return result.out.split(" [...]\n")[:-1]
 
-    first, second, again = answers("Say owl.\nSay fox.\n/reset\nSay owl.\n/exit\nnever read\n")
+    first, second, again = answers("Say owl.\n/help\nSay fox.\n/rest\n/reset\nSay owl.\n/exit\nnever read\n")
     assert again == first
     (fresh,) = answers("\n  \nSay fox.\n")  # empty lines are no messages, and the end of input ends it
     assert second != fresh  # read after the first turn
+    assert "  /reset  start over" in told[0]  # chat itself answers commands
+    assert "chat has no command /rest; it has /help, /reset, /exit" in told[0]
 
 
 def test_chat_with_a_model_folder_inside_of_a_run_takes_only_what_the_run_wrote(

@@ -15,18 +15,21 @@ from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
+from spintune.cli.start import SpintuneGroup, start
+from spintune.cli.suggestions import unknown_option
 from spintune.cli.sweep import sweep
 from spintune.cli.unexpected import shows_itself, unexpected_text
 from spintune.errors import InternalError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
 
 app = typer.Typer(
-    help="Instruction tuning and self-play fine-tuning (SPIN) from one recipe and one command.",
-    no_args_is_help=True,
-    add_completion=False,
+    cls=SpintuneGroup,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
+app.callback()(start)
 _COMMANDS: dict[str, Callable[..., None]] = {
     "run": run,
     "synth": synth,
@@ -58,7 +61,8 @@ def main() -> None:
 def _main() -> None:
     try:
         with memory_errors():
-            code = app(standalone_mode=False)  # typer returns the code of a typer.Exit, and 130 for Ctrl-C
+            # typer returns the code of a typer.Exit, and 130 for Ctrl-C
+            code = app(prog_name="spintune", standalone_mode=False)
     except SpintuneError as error:
         _fail(_with_notes(error), error.exit_code)
     except StoppedBySignal as stop:
@@ -67,7 +71,7 @@ def _main() -> None:
         code = 130
     except BaseException as error:
         if (code := _usage_code(error)) is not None:
-            _fail(str(error.format_message()), code)  # type: ignore[attr-defined]
+            _fail(_usage_text(error), code)
         if shows_itself(error):
             raise
         _fail("; ".join([unexpected_text(error), *_notes(error)]), InternalError.exit_code)
@@ -88,6 +92,16 @@ def _with_notes(error: BaseException) -> str:
 def _usage_code(error: BaseException) -> int | None:
     """The exit code of one of click's own errors about arguments; None for other errors."""
     return getattr(error, "exit_code", None) if hasattr(error, "format_message") else None
+
+
+def _usage_text(error: BaseException) -> str:
+    """One of click's own errors in words; an unknown flag may be a key of the recipe."""
+    context = getattr(error, "ctx", None)
+    if (option := getattr(error, "option_name", None)) is None or type(error).__name__ != "NoSuchOption":
+        return str(error.format_message())  # type: ignore[attr-defined]
+    command = context.info_name if context is not None and context.parent is not None else ""
+    known = [name for one in context.command.params for name in one.opts] if context is not None else []
+    return unknown_option(str(option), command or "", known)
 
 
 def _fail(message: str, code: int) -> None:

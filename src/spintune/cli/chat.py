@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated
 
 import typer
 
 from spintune.cli.options import RunModel
+
+_COMMAND = re.compile(r"/[A-Za-z?]*")
+_COMMANDS = {
+    "/help": "this list",
+    "/reset": "start over: forget what was said",
+    "/exit": "end, as Ctrl-D does",
+}
 
 
 def chat(
@@ -29,7 +37,7 @@ def chat(
         typer.Option(help="A variable of the chat template, such as enable_thinking=true.", metavar="KEY=VALUE"),
     ] = None,
 ) -> None:
-    """Talk to a model, or to a model of a run. /reset starts over, /exit or Ctrl-D ends."""
+    """Talk to a model, or to a model of a run. /help lists what chat itself does, /exit or Ctrl-D ends."""
     from spintune.api import load
     from spintune.cli.options import options_from
     from spintune.cli.stages import quiet_libraries
@@ -55,17 +63,27 @@ def chat(
         answer([*history, {"role": "user", "content": prompt}])
         return
     if sys.stdin.isatty():
-        print(f"{loaded.name}\nType a message; /reset starts over, /exit ends.", file=sys.stderr)
+        print(f"{loaded.name}\nType a message; /help lists commands, /exit ends.", file=sys.stderr)
     turns = list(history)
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
             return
-        if line == "/exit":
+        if line in ("/exit", "/quit"):
             return
         if line == "/reset":
             turns = list(history)
+        elif _COMMAND.fullmatch(line):
+            print(_told(line), file=sys.stderr)
         elif line:
             turns.append({"role": "user", "content": line})
             turns.append({"role": "assistant", "content": answer(turns)})
+
+
+def _told(command: str) -> str:
+    """What chat itself answers to a word that looks like a command."""
+    listed = "\n".join(f"  {name:8}{does}" for name, does in _COMMANDS.items())
+    if command == "/help":
+        return f"{listed}\nAnything else goes to the model, also a text that begins with / and has more than one word."
+    return f"chat has no command {command}; it has {', '.join(_COMMANDS)}"

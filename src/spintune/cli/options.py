@@ -14,13 +14,25 @@ if TYPE_CHECKING:
     from spintune.recipe import Recipe
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...")]
+def complete_keys(incomplete: str) -> list[str]:
+    """The keys of a recipe that a word may become, for the shell; words with other letters are files."""
+    from spintune.recipe import every_key
+
+    return [f"{key}=" for key in every_key() if key.startswith(incomplete)] if incomplete else []
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...", autocompletion=complete_keys),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: results on stdout, events on stderr.")]
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        help="A recipe and key.path=value overrides, or overrides alone.", metavar="[RECIPE] [KEY=VALUE]..."
+        help="A recipe and key.path=value overrides, or overrides alone.",
+        metavar="[RECIPE] [KEY=VALUE]...",
+        autocompletion=complete_keys,
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]

@@ -129,8 +129,10 @@ def prepared(as_json: bool) -> Iterator[tuple[StopRequest, Progress]]:
 
 def _execute(recipe: Recipe, until: Stage, as_json: bool) -> None:
     from spintune.console import print_results
+    from spintune.hub import refuse_missing_path
     from spintune.typed_json import to_json
 
+    refuse_missing_path(recipe.model)
     with prepared(as_json) as (stop, progress):
         from spintune.pipeline import run_recipe
 

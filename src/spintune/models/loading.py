@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from spintune.errors import ModelError, SpintuneError, StorageError, is_panic
-from spintune.hub import is_kept, only_if_reachable
+from spintune.hub import is_kept, only_if_reachable, refuse_missing_path
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
 from spintune.models.checks import check_files
 from spintune.models.converted import converted
@@ -302,11 +302,21 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
         return str(path), {}
     owner, _, rest = name.partition("/")
     if owner and rest and "/" not in rest and not name.startswith((".", "~")):
+        refuse_missing_path(name)
         repository, _, revision = name.partition("@")
         return repository, {"revision": revision} if revision else {}
+    if rest:
+        raise ModelError(f"no model {name!r}: there is no such folder{_nearest_folder(path)}")
     raise ModelError(
         f"no model {name!r}: it is no alias ({', '.join(ALIASES)}), no folder, no .gguf file and no hub id (owner/name)"
     )
+
+
+def _nearest_folder(path: Path) -> str:
+    """The part of a path that is there, in words."""
+    there = next((parent for parent in path.parents if parent.is_dir()), Path())
+    missing = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
+    return f"; {there.absolute()} has no {missing}, check the path"
 
 
 def model_identity(name: str, cache: Path) -> str:

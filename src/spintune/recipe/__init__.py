@@ -11,7 +11,7 @@ from spintune.recipe.evaluation import (
     JudgeSection,
 )
 from spintune.recipe.mixture import MixtureSection
-from spintune.recipe.reading import load_recipe, parse_recipe, recipe_schema
+from spintune.recipe.reading import every_key, keys_called, load_recipe, parse_recipe, recipe_schema
 from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
 from spintune.recipe.section import AUTO_RATE, Section
 from spintune.recipe.synthesis import SynthSection, TeacherSection
@@ -41,6 +41,8 @@ __all__ = [
     "SynthSection",
     "TeacherSection",
     "TrainingSection",
+    "every_key",
+    "keys_called",
     "load_recipe",
     "parse_recipe",
     "read_yaml",

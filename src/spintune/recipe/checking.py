@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from spintune.errors import RecipeError
+from spintune.recipe.other_names import nearest
 from spintune.recipe.section import Section
 from spintune.recipe.yaml_files import read_yaml
 
@@ -119,7 +119,8 @@ def _section_of(location: tuple[int | str, ...], root: type[BaseModel]) -> type[
 
 def _suggestion(location: tuple[int | str, ...], root: type[BaseModel], elsewhere: Elsewhere) -> str:
     key, keys = str(location[-1]), keys_of(_section_of(location, root))
-    close = difflib.get_close_matches(key, keys, 1)
+    close = nearest(key, keys)
+    full = [".".join((*map(str, location[:-1]), close))] if close else []
     # at the top a key of a section is more likely forgotten its section than misspelled
-    found = [*elsewhere(key), *close] if len(location) == 1 else [*close, *elsewhere(key)]
+    found = [*elsewhere(key), *full] if len(location) == 1 else [*full, *elsewhere(key)]
     return f"did you mean {found[0]}?" if found else f"known here: {', '.join(keys)}"

@@ -101,7 +101,8 @@ BUILT_IN = (
         paper="2601.08198",
     ),
 )
-LOSSES = Table("loss", "spintune.losses", {loss.name: loss for loss in BUILT_IN})
+_ELSEWHERE = {"sigmoid": "logistic", "dpo": "logistic", "spin": "logistic", "exp": "exponential"}
+LOSSES = Table("loss", "spintune.losses", {loss.name: loss for loss in BUILT_IN}, _ELSEWHERE)
 
 
 def register_loss(loss: SelfPlayLoss) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_origin
+
+from pydantic import BaseModel
 
 from spintune.errors import RecipeError
 from spintune.recipe.checking import checked, keys_of, section_in
 from spintune.recipe.evaluation import FILES_OF, HELDOUT
+from spintune.recipe.other_names import meant
 from spintune.recipe.recipe import Recipe, SourceSection
 from spintune.recipe.yaml_files import parse_yaml, read_yaml
 from spintune.typed_json import JsonObject
@@ -33,11 +38,41 @@ def parse_recipe(values: JsonObject, name: str) -> Recipe:
 
 
 def _elsewhere(key: str) -> list[str]:
-    names = ("data", "synth", "sft", "spin", "evaluation", "judge")
+    """Where else a key belongs: at the top only a word of another tool, since misspelled ones are found there."""
+    names = ("data", "synth", "sft", "spin", "lora", "evaluation", "judge")
     sections = {name: section_in(Recipe.model_fields[name].annotation) for name in names}
-    found = [f"{name}.{key}" for name, section in sections.items() if section and key in keys_of(section)]
+    top = meant(key, keys_of(Recipe))
+    inside = {name: meant(key, keys_of(section)) for name, section in sections.items() if section}
+    found = [f"{name}.{there}" for name, there in inside.items() if there]
+    found = [top, *found] if top else found
     of_source = [f"data.train: {{path: FILE, {key}: ...}}"] if key in keys_of(SourceSection) else []
     return [*found, *of_source]
+
+
+def keys_called(word: str, section: str | None = None) -> list[str]:
+    """The keys, with their sections, that a word stands for, as other tools use it; those of ``section`` first.
+
+    >>> keys_called("lr", "sft")
+    ['sft.learning_rate', 'spin.learning_rate']
+    """
+    *inside, key = word.split(".")
+    found = [name for name in _elsewhere(key) if " " not in name and (not inside or name.startswith(f"{inside[0]}."))]
+    return sorted(found, key=lambda name: name.partition(".")[0] != section)
+
+
+def every_key() -> list[str]:
+    """Every key that an override can set, with its sections."""
+    return list(_keys_below(Recipe, ""))
+
+
+def _keys_below(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for key, field in zip(keys_of(section), section.model_fields.values(), strict=True):
+        inner = section_in(field.annotation)
+        kinds = {get_origin(arm) for arm in (field.annotation, *get_args(field.annotation))}
+        if inner is not None and not kinds & {list, dict}:  # an override sets those as a whole
+            yield from _keys_below(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def recipe_schema() -> JsonObject:

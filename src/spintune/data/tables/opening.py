@@ -19,6 +19,7 @@ from spintune.data.tables.json_rows import json_table, lines_table
 from spintune.data.tables.places import FILE_SUFFIXES, KINDS, Note, files_of_folder, files_of_pattern, is_pattern
 from spintune.data.tables.table import RowTable, TableOpener, either
 from spintune.errors import DataError
+from spintune.hub import missing_path
 from spintune.storage import digest_file, digest_json
 
 _BUILTIN = "builtin:"
@@ -65,6 +66,8 @@ def open_tables(
     if there and not is_folder:
         return [functools.partial(_file_table, DataFile(path, file, row_keys), config)]
     if not there and _may_be_hub_id(path):
+        if reason := missing_path(path):
+            raise DataError(f"data {path} does not exist: {reason}")
         return [functools.partial(hub_table, path, split, config)]
     if not there and not is_pattern(path):
         raise DataError(f"data file {path} does not exist; {_suggestion(file)}")

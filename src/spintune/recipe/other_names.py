@@ -1,0 +1,61 @@
+"""What other tools call the keys of a recipe, so that who knows those is told the name here."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable
+
+_OURS: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr", "peak_lr", "max_lr"),
+    "tokens_per_step": ("batch_size", "per_device_train_batch_size", "train_batch_size", "micro_batch_size"),
+    "pairs_per_step": ("batch_size", "per_device_train_batch_size", "train_batch_size", "micro_batch_size"),
+    "tokens_per_forward": ("gradient_accumulation_steps", "micro_batch_tokens"),
+    "epochs": ("num_train_epochs", "num_epochs", "n_epochs", "epoch"),
+    "max_length": ("max_seq_length", "max_seq_len", "sequence_len", "cutoff_len", "block_size", "context_length"),
+    "max_target_length": ("max_completion_length", "max_output_length"),
+    "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_completion_length"),
+    "lambda": ("beta", "lambda_", "dpo_beta"),
+    "loss": ("loss_type", "pref_loss"),
+    "schedule": ("lr_scheduler_type", "lr_scheduler", "scheduler"),
+    "warmup": ("warmup_ratio", "warmup_steps"),
+    "optimizer": ("optim",),
+    "max_grad_norm": ("gradient_clipping", "grad_clip", "clip"),
+    "eval_every": ("eval_steps", "eval_interval"),
+    "patience": ("early_stopping_patience", "early_stopping"),
+    "checkpoint_minutes": ("save_steps", "save_interval"),
+    "eval_fraction": ("val_set_size", "val_size", "test_size", "validation_split"),
+    "train": ("dataset", "datasets", "dataset_name", "train_file", "train_data"),
+    "template": ("chat_template",),
+    "rank": ("r", "lora_r", "lora_rank"),
+    "alpha": ("lora_alpha",),
+    "targets": ("target_modules", "lora_target_modules", "lora_target"),
+    "rslora": ("use_rslora",),
+    "dora": ("use_dora",),
+    "out": ("output_dir", "output", "save_dir"),
+    "model": ("model_name_or_path", "base_model", "model_name"),
+    "recompute": ("gradient_checkpointing", "activation_checkpointing"),
+    "precision": ("bf16", "dtype", "torch_dtype", "mixed_precision"),
+    "tracking": ("report_to", "logger"),
+    "router_aux_loss": ("router_aux_loss_coef", "aux_loss_coef"),
+    "negatives": ("num_generations", "num_return_sequences"),
+    "iterations": ("num_iterations", "rounds"),
+    "baseline": ("rival",),
+}
+
+
+def meant(word: str, keys: Iterable[str]) -> str | None:
+    """The key that a word of another tool stands for, or an abbreviation such as ``lr``; None for other words."""
+    known = list(keys)
+    plain = word.lower().replace("-", "_")
+    if plain in known:
+        return plain
+    by_name = (key for key in known if plain in _OURS.get(key, ()))
+    initials = (key for key in known if "_" in key and plain == "".join(part[:1] for part in key.split("_")))
+    return next(itertools.chain(by_name, initials), None)
+
+
+def nearest(word: str, keys: Iterable[str]) -> str | None:
+    """The key that was meant by a word, or that it is a misspelling of; None where none is near."""
+    known = list(keys)
+    return meant(word, known) or next(iter(difflib.get_close_matches(word, known, 1)), None)
