@@ -57,9 +57,13 @@ class Results:
         return [*rivals, COOL] if temperature == "1" else rivals
 
     def difference(self, name: str, other: str, temperature: str) -> Interval:
-        """Paired over seeds."""
+        """Paired over seeds. [points: hundredths of accuracy]"""
         pairs = zip(self.values(name, temperature), self.values(other, temperature), strict=True)
-        return Interval.of([one - two for one, two in pairs])
+        return Interval.of([100 * (one - two) for one, two in pairs])
+
+    def best_rival(self, temperature: str) -> str:
+        """The reference with the highest mean."""
+        return max(self.references(temperature), key=lambda name: statistics.fmean(self.values(name, temperature)))
 
     def verdict(self, name: str, temperature: str) -> str:
         """One word from the intervals against the start and every rival."""
@@ -75,33 +79,44 @@ class Results:
 
 def tables(results: Results) -> Iterator[str]:
     """Lines of Markdown."""
-    setting, methods = results.setting, results.experiment.methods
+    setting = results.setting
     yield f"\n### {setting.name}, {len(results.seeds)} seeds\n"
     start = [results.found[key(setting, seed, START)] for seed in results.seeds]
     temperatures = ["0", *(f"{t:g}" for t in COOLER), "1"]
-    cells = [f"{statistics.fmean(facts[f'fresh {t}'] for facts in start):.3f}" for t in temperatures]
+    cells = [f"{100 * statistics.fmean(facts[f'fresh {t}'] for facts in start):.1f} %" for t in temperatures]
     yield "Accuracy of the start on fresh prompts: " + ", ".join(
         f"{cell} at T = {t}" for cell, t in zip(cells, temperatures, strict=True)
     )
     for temperature in ("0", "1"):
-        references = results.references(temperature)
-        yield f"\nAccuracy at T = {temperature}, and differences with 95 % t-intervals over seeds\n"
-        yield f"| method | rates, rounds | accuracy | minus {' | minus '.join(references)} | verdict |"
-        yield "|---" * (4 + len(references)) + "|"
-        for method in methods:
-            picked = Counter(
-                "{:g}, {}".format(*results.chosen(method, seed, temperature)[:2]) for seed in results.seeds
-            )
-            how = "; ".join(f"{one} ({count})" for one, count in picked.most_common())
-            gaps = [
-                "" if other == method.name else str(results.difference(method.name, other, temperature))
-                for other in references
-            ]
-            mean = statistics.fmean(results.values(method.name, temperature))
-            told = results.verdict(method.name, temperature) if method.kind == "spin" else ""
-            yield f"| {method.name} | {how} | {mean:.3f} | {' | '.join(gaps)} | {told} |"
+        yield from _methods(results, temperature)
     if VARIETY in start[0]:
         yield from _variety(results)
+
+
+def _methods(results: Results, temperature: str) -> Iterator[str]:
+    """Each method at its chosen rates and rounds, and every reference, beside the start, SFT, and the best of all."""
+    sft, best = results.experiment.rivals[0].name, results.best_rival(temperature)
+    columns = list(dict.fromkeys((START, sft, best)))
+    yield f"\nRight answers at T = {temperature}; differences in points, with 95 % t-intervals over seeds\n"
+    yield f"| method | rates, rounds | right | minus {' | minus '.join(columns)} | verdict |"
+    yield "|---" * (4 + len(columns)) + "|"
+    methods = {method.name: method for method in results.experiment.methods}
+    for name in dict.fromkeys((*results.references(temperature), *methods)):
+        method = methods.get(name)
+        picked = (
+            Counter("{:g}, {}".format(*results.chosen(method, seed, temperature)[:2]) for seed in results.seeds)
+            if method
+            else Counter[str]()
+        )
+        how = "; ".join(f"{one} ({count})" for one, count in picked.most_common())
+        gaps = ["" if other == name else _points(results.difference(name, other, temperature)) for other in columns]
+        mean = 100 * statistics.fmean(results.values(name, temperature))
+        told = results.verdict(name, temperature) if method and method.kind == "spin" else ""
+        yield f"| {name} | {how} | {mean:.1f} % | {' | '.join(gaps)} | {told} |"
+
+
+def _points(gap: Interval) -> str:
+    return f"{gap.mean:+.1f} ({gap.low:+.1f} to {gap.high:+.1f})"
 
 
 def _variety(results: Results) -> Iterator[str]:

@@ -88,9 +88,9 @@ def results(gain: float) -> Results:
 def test_a_verdict_is_of_the_models_that_the_selection_set_chose(gain: float, verdict: str) -> None:
     found = results(gain)
     assert found.values("SPIN", "0") == pytest.approx([0.5 + gain, 0.502 + gain, 0.498 + gain])
-    # by hand: t(2) = 4.302653, standard deviation 0.002, three seeds
+    # by hand: t(2) = 4.302653, standard deviation 0.2 points, three seeds
     interval = found.difference("SPIN", "start", "0")
-    assert interval.high - interval.mean == pytest.approx(4.302653 * 0.002 / 3**0.5, rel=1e-6)
+    assert interval.high - interval.mean == pytest.approx(4.302653 * 0.2 / 3**0.5, rel=1e-6)
     assert found.verdict("SPIN", "0") == verdict
     assert any(line.startswith("| SPIN | 0.0001, 2 (3) |") and line.endswith(f"{verdict} |") for line in tables(found))
     assert figure(list(panels(found))).startswith("<svg")
