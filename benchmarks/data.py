@@ -1,15 +1,18 @@
-"""How reading, splitting, tokenizing and packing grow with the data: seconds, and memory that should not grow.
+"""How reading, splitting, mixing, tokenizing and packing grow with the data: seconds, and memory that should not grow.
 
-    python benchmarks/data.py [--examples 1000,10000,100000,1000000] [--report FILE]
+    python benchmarks/data.py [--examples 1000,10000,100000,1000000] [--phases ...] [--short] [--kind parquet]
 
 Rows are made up: instructions of 6 to 18 words and answers of 5 to 60, from a vocabulary of 5,000 words, as JSON
-lines. Each size runs in a process of its own, through the functions that a run calls. What counts as memory is what
-the process holds on top of what it held when everything was imported and the tokenizer loaded, at most.
+lines or Parquet; with --short, of 2 and 2 words. Each size runs in a process of its own, through the functions that a
+run calls. Seconds are those of the processor. What counts as memory is what a phase holds at most on top of what the
+process held when everything was imported and the tokenizer loaded. "rows" stands in for tokenizing, which takes
+nine tenths of the time: it writes as many rows of tokens as there are examples.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -23,72 +26,133 @@ from typing import Any
 from machine import Lab, describe
 
 SIZES = "1000,10000,100000,1000000"
-PHASES = ("read", "split", "write", "tokenize", "order", "pack")
+PHASES = ("read", "split", "write", "tokenize", "order", "pack", "mix")
+CHOICES = (*PHASES, "rows")
 
 
-def made_up(count: int) -> Iterator[str]:
+def made_up(count: int, short: bool) -> Iterator[dict[str, str]]:
     draw = random.Random(0)
     words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 9))) for _ in range(5000)]
     for number in range(count):
-        instruction = " ".join(draw.choices(words, k=draw.randint(6, 18)))
-        answer = " ".join(draw.choices(words, k=draw.randint(5, 60)))
-        yield json.dumps({"instruction": f"{instruction} {number}", "input": "", "output": answer})
+        instruction = " ".join(draw.choices(words, k=2 if short else draw.randint(6, 18)))
+        answer = " ".join(draw.choices(words, k=2 if short else draw.randint(5, 60)))
+        yield {"instruction": f"{instruction} {number}", "input": "", "output": answer}
+
+
+def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    """Writes rows in the format of the path's suffix, a few at a time."""
+    if path.suffix == ".jsonl":
+        with path.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema(dict.fromkeys(("instruction", "input", "output"), pyarrow.string()))
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        while batch := [*itertools.islice(rows, 10_000)]:
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema))
+
+
+class Laps:
+    """Processor seconds of each phase, and the most memory that it held above the start [MB]."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.megabytes: dict[str, float] = {}
+        self._start = _peak_megabytes()
+        self._began = time.process_time()
+
+    def lap(self, phase: str) -> None:
+        now = time.process_time()
+        self.seconds[phase], self._began = now - self._began, now
+        self.megabytes[phase] = _peak_megabytes() - self._start
+        print(f"{phase}: {self.seconds[phase]:.1f} s, {self.megabytes[phase]:.0f} MB", flush=True)
+        Path("/proc/self/clear_refs").write_text("5")  # the next peak counts from here
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of each phase, and the most memory above the start [MB]."""
+    """Takes the phases one after another."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # as in the command; the lab turns it off for its contestants
 
     from spintune.data.sources import Source, read_sources
     from spintune.data.split import split_examples
     from spintune.engine.query import pack
     from spintune.models.loading import load_tokenizer
+    from spintune.progress import Silent
     from spintune.record_files import RecordFile
     from spintune.records import Example, write_records
     from spintune.tokens.rendering import build_renderer
-    from spintune.tokens.rows import render
+    from spintune.tokens.rows import render, row_lengths
     from spintune.training.batches import Batches, steps_by_tokens
     from spintune.training.objectives import NegativeLogLikelihood
 
     tokenizer = load_tokenizer(spec["model"], cache=Path.home() / ".cache" / "spintune")
     renderer = build_renderer(tokenizer, "tokenizer", "last", encoder_decoder=False)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = _peak_megabytes()
-    seconds: dict[str, float] = {}
-    began = time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")
+    laps, phases, folder = Laps(), spec["phases"], Path(spec["folder"])
+    tokens = forwards = 0
+    if "read" in phases:
+        collection = read_sources([Source(spec["data"])], seed=0)
+        laps.lap("read")
+        train, heldout = split_examples(collection.examples, 0.1, seed=0, limit=1000)
+        laps.lap("split")
+        write_records(folder / "train.jsonl", train)
+        write_records(folder / "heldout.jsonl", heldout)
+        del collection, train, heldout
+        laps.lap("write")
+    if "tokenize" in phases:
+        rows = render(RecordFile(folder / "train.jsonl", Example), renderer, 512).rows
+        laps.lap("tokenize")
+    elif "rows" in phases:
+        rows = token_rows(spec["count"])
+        laps.lap("rows")
+    if "order" in phases:
+        lengths = row_lengths(rows, Silent())
+        batches = Batches(rows, steps_by_tokens(lengths, 4096, 1, seed=0))
+        laps.lap("order")
+    if "pack" in phases:
+        objective = NegativeLogLikelihood()
+        for step in range(len(batches)):
+            queries = [objective.query(row) for row in batches[step]]
+            forwards += len(pack(queries, lambda query: query.tokens, 1024))
+            tokens += sum(query.tokens for query in queries)
+        laps.lap("pack")
+    (folder / "train.jsonl").unlink(missing_ok=True)
+    if "mix" in phases:
+        mix(Path(spec["data"]), spec["count"], folder)
+        laps.lap("mix")
+    return {"seconds": laps.seconds, "megabytes": laps.megabytes, "tokens": tokens, "forwards": forwards}
 
-    def lap(phase: str) -> None:
-        nonlocal began
-        now = time.perf_counter()
-        seconds[phase], began = now - began, now
 
-    folder = Path(spec["folder"])
-    collection = read_sources([Source(spec["data"])], seed=0)
-    lap("read")
-    train, heldout = split_examples(collection.examples, 0.1, seed=0, limit=1000)
-    lap("split")
-    write_records(folder / "train.jsonl", train)
-    write_records(folder / "heldout.jsonl", heldout)
-    lap("write")
-    rendered = render(RecordFile(folder / "train.jsonl", Example), renderer, 512)
-    lap("tokenize")
-    lengths = [len(row.prompt_ids) + len(row.response_ids) for row in rendered.rows]
-    batches = Batches(rendered.rows, steps_by_tokens(lengths, 4096, 1, seed=0))
-    lap("order")
-    objective = NegativeLogLikelihood()
-    forwards = sum(
-        len(pack([objective.query(row) for row in batches[step]], lambda query: query.tokens, 1024))
-        for step in range(len(batches))
-    )
-    lap("pack")
-    (folder / "train.jsonl").unlink()
-    return {
-        "seconds": seconds,
-        "megabytes": _peak_megabytes() - before,
-        "rows": len(rendered.rows),
-        "tokens": sum(lengths),
-        "forwards": forwards,
+def token_rows(count: int) -> Any:
+    """Rows of 8 tokens."""
+    from spintune.record_files import Spool
+    from spintune.tokens.rows import TokenRow
+
+    spool = Spool(TokenRow)
+    for number in range(count):
+        spool.add(TokenRow(f"{number:016x}", (1, number % 30_000, 3, 4), (5, 6, number % 7, 2), None, True))
+    return spool.records()
+
+
+def mix(data: Path, count: int, folder: Path) -> None:
+    """A mixture of one task, as many examples as the task has rows, half of them with an exemplar."""
+    from spintune.mixtures.mixture import Mixture, Prompting
+    from spintune.mixtures.report import materialize
+    from spintune.mixtures.tasks import load_tasks
+    from spintune.records import write_records
+
+    task = {
+        "name": "made-up",
+        "file": str(data),
+        "fields": {"question": "instruction", "answer": "output"},
+        "direct": [{"input": "{question}", "target": "{answer}"}, {"input": "Task: {question}", "target": "{answer}"}],
     }
+    (folder / "task.yaml").write_text(json.dumps(task))
+    mixture = Mixture(load_tasks([str(folder / "task.yaml")]).tasks, 0, prompting=Prompting(shots=(1, 1)))
+    write_records(folder / "mixed.jsonl", materialize(mixture, count).examples)
+    (folder / "mixed.jsonl").unlink()
 
 
 def _peak_megabytes() -> float:
@@ -99,6 +163,9 @@ def _peak_megabytes() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", default=SIZES)
+    parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(CHOICES)}; read, split, write go together")
+    parser.add_argument("--short", action="store_true", help="rows of a few words")
+    parser.add_argument("--kind", choices=["jsonl", "parquet"], default="jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--report", type=Path)
     parser.add_argument("--role", help=argparse.SUPPRESS)
@@ -110,21 +177,22 @@ def main() -> None:
         return
     facts: dict[str, Any] = {"machine": describe(), "sizes": {}}
     print(f"{facts['machine']['processor']['name']}, load before {facts['machine']['load_before']:.2f}")
-    columns = ["examples", "tokens", *(f"{phase}, s" for phase in PHASES), "examples/s", "more memory, MB"]
+    phases = [phase for phase in CHOICES if phase in options.phases.split(",")]
+    shown = [phase for phase in CHOICES if phase in phases or (phase in ("split", "write") and "read" in phases)]
+    columns = ["examples", *(f"{phase}, s" for phase in shown), *(f"{phase}, MB" for phase in shown)]
     print(f"| {' | '.join(columns)} |")
     print(f"| {' | '.join('---' for _ in columns)} |")
     with tempfile.TemporaryDirectory(prefix="spintune-data-") as temporary:
         lab = Lab(Path(__file__), Path(temporary))
         for count in map(int, options.examples.split(",")):
-            data = Path(temporary) / f"{count}.jsonl"
-            with data.open("w") as file:
-                file.writelines(f"{line}\n" for line in made_up(count))
-            found = lab.run("measure", data=str(data), model=options.model)
+            data = Path(temporary) / f"{count}.{options.kind}"
+            write_rows(data, made_up(count, options.short))
+            found = lab.run("measure", data=str(data), model=options.model, phases=phases, count=count)
             data.unlink()
             facts["sizes"][count] = found
-            times = " | ".join(f"{found['seconds'][phase]:.1f}" for phase in PHASES)
-            rate = count / sum(found["seconds"].values())
-            print(f"| {count:,} | {found['tokens']:,} | {times} | {rate:,.0f} | {found['megabytes']:.0f} |", flush=True)
+            times = " | ".join(f"{found['seconds'][phase]:.1f}" for phase in shown)
+            peaks = " | ".join(f"{found['megabytes'][phase]:.0f}" for phase in shown)
+            print(f"| {count:,} | {times} | {peaks} |", flush=True)
     if options.report:
         options.report.write_text(json.dumps(facts, indent=2))
 

@@ -171,7 +171,7 @@ class Player:
     def learn_first(self, epochs: float, scratch: Path) -> None:
         """SFT on the other part of the data, for a model that is random so far; then this is the start."""
         section = SftSection(epochs=epochs, learning_rate=3e-3, tokens_per_step=512)
-        steps = Batches(self.first, steps_of_epochs(self.first, section, 5))
+        steps = Batches(self.first, steps_of_epochs([row.tokens for row in self.first], section, 5))
         checkpoints = Checkpoints(scratch, math.inf)
         train(self.engine, steps, NegativeLogLikelihood(), optimization_of(section, 3e-3, 5), checkpoints)
         self.keep()
@@ -254,7 +254,7 @@ class SftTask(Task):
     def __init__(self, name: str, player: Player, section: SftSection) -> None:
         self.name, self.player, self.section = name, player, section
         self.objective, self.heldout = NegativeLogLikelihood(), player.selection
-        self.batches = Batches(player.train, steps_of_epochs(player.train, section, 0))
+        self.batches = Batches(player.train, steps_of_epochs([row.tokens for row in player.train], section, 0))
 
     def optimization(self, rate: float) -> Optimization:
         return optimization_of(self.section, rate, 0)

@@ -313,7 +313,7 @@ def mix(
     values = {"tasks": tasks, "examples": count, "folder": folder and str(folder), **options}
     section = parse_recipe({"out": "", "model": "", "data": {"mixture": values}}, "spintune.mix").data.mixture
     mixture = load_mixture(cast("MixtureSection", section), seed, 0.0, max_length, _counter(tokenizer))
-    return materialize(mixture, count).examples
+    return list(materialize(mixture, count).examples)
 
 
 def run(

@@ -1,11 +1,12 @@
 """Sequences of records that stay on disk, so that memory does not grow with the data.
 
-===========  ================================================================
-RecordFile   the records of a JSON lines file; 8 bytes of memory per record
+===========  ====================================================================
+RecordFile   the records of a JSON lines file; an eighth of a byte of memory each
 Spool        collects records one by one, and returns them as a RecordFile
-Selection    some records of a sequence, in any order; 8 bytes per record
+Selection    some records of a sequence, in any order; 8 bytes each
+Masked       those of a sequence that a mask has; an eighth of a byte each
 Joined       several sequences, one after another
-===========  ================================================================
+===========  ====================================================================
 
 They compare, slice and index like lists, but cannot be changed. Every access decodes the record anew.
 """
@@ -23,19 +24,27 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar, overload
 
 from spintune.errors import RunError, StorageError
 from spintune.records import parse_record
 from spintune.storage import atomic_file, json_line
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 R = TypeVar("R")
 S = TypeVar("S")
 
 _READ = 1 << 20  # bytes
+_LARGE_FILES = "/var/tmp"  # noqa: S108 -- files without names
+_MAX_STRIDE = 64  # lines between two places in the index of a file
+_MAX_SKIPPED = 1 << 16  # bytes between them, about: what is read for one line
+_MASK_BLOCK = 1 << 12  # bits, whose number of ones is known
 
 
-class _Lazy(Sequence[R], Generic[R]):
+class LazySequence(Sequence[R], Generic[R]):
     """Adds slices, negative positions and equality with any sequence to a length and :meth:`_item`."""
 
     @abstractmethod
@@ -69,7 +78,7 @@ def _opened(path: Path) -> BinaryIO:
         raise RunError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from error
 
 
-class RecordFile(_Lazy[S], Generic[S]):
+class RecordFile(LazySequence[S], Generic[S]):
     """The records of a file that :func:`spintune.records.write_records` or a :class:`Spool` wrote.
 
     The file must not change while this is in use. Accessing a line that is not such a record raises RunError, which
@@ -77,29 +86,37 @@ class RecordFile(_Lazy[S], Generic[S]):
 
     Args:
         sha256: digest of the file's bytes. RunError is raised when they have another one.
+        recent: how many records that were asked for by position may stay in memory, for those that are again.
     """
 
-    def __init__(self, path: Path, kind: type[S], _file: BinaryIO | None = None, sha256: str | None = None) -> None:
+    def __init__(
+        self, path: Path, kind: type[S], _file: BinaryIO | None = None, sha256: str | None = None, recent: int = 0
+    ) -> None:
         self.path, self._kind = path, kind
+        self._recent, self._most_recent = dict[int, S](), recent
         self._file = _file or _opened(path)
         weakref.finalize(self, self._file.close)
         sha = hashlib.sha256() if sha256 is not None else None
-        self._ends = _line_ends(self._file.fileno(), sha)
+        self._index = _LineIndex(self._file.fileno(), sha)
         if sha is not None and sha.hexdigest() != sha256:
             raise RunError(f"{path}: it has changed since it was written; delete it and run again")
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return self._index.lines
 
     def __iter__(self) -> Iterator[S]:
         """Reads in large blocks, faster than by position."""
-        number = 0
-        for block, ends in self._blocks():
-            begin = 0
-            for end in ends:
-                number += 1
-                yield parse_record(block[begin:end], self._kind, self.path, number)
-                begin = end
+        return self.stretch(0, len(self))
+
+    def stretch(self, begin: int, end: int) -> Iterator[S]:
+        """The records from position ``begin`` to before ``end``."""
+        for number, line in enumerate(itertools.islice(self.lines(begin), max(0, end - begin)), begin + 1):
+            yield parse_record(line, self._kind, self.path, number)
+
+    def lines(self, first: int = 0) -> Iterator[bytes]:
+        """The records as JSON, from position ``first``."""
+        for begin, end, skipped in self._index.blocks(first):
+            yield from _lines(read_at(self._file.fileno(), begin, end - begin))[skipped:]
 
     def copy_to(self, path: Path) -> None:
         """Writes a copy of the file; it is complete or absent."""
@@ -115,18 +132,16 @@ class RecordFile(_Lazy[S], Generic[S]):
         return sha.hexdigest()
 
     def _item(self, position: int) -> S:
-        begin = self._ends[position - 1] if position else 0
-        line = _at(self._file.fileno(), begin, self._ends[position] - begin)
-        return parse_record(line, self._kind, self.path, position + 1)
-
-    def _blocks(self) -> Iterator[tuple[bytes, list[int]]]:
-        """Blocks of whole lines of about a megabyte, each with the ends of its lines."""
-        begin = first = 0
-        while first < len(self._ends):
-            last = max(first + 1, bisect.bisect_right(self._ends, begin + _READ, first))
-            end = self._ends[last - 1]
-            yield _at(self._file.fileno(), begin, end - begin), [place - begin for place in self._ends[first:last]]
-            begin, first = end, last
+        if position in self._recent:
+            return self._recent[position]
+        begin, end, place = self._index.find(position)
+        line = read_at(self._file.fileno(), begin, end - begin).split(b"\n", place + 1)[place]
+        record = parse_record(line, self._kind, self.path, position + 1)
+        if self._most_recent:
+            if len(self._recent) == self._most_recent:
+                self._recent.clear()
+            self._recent[position] = record
+        return record
 
 
 class Spool(Generic[S]):
@@ -137,9 +152,11 @@ class Spool(Generic[S]):
 
     def __init__(self, kind: type[S]) -> None:
         self._kind = kind
-        with _temporary_room():
-            # the file has no name, so nothing of it remains when the process dies; its reader closes it
-            self._file: BinaryIO = tempfile.TemporaryFile("w+b", prefix="spintune-")  # noqa: SIM115
+        self._file = temporary_file()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def add(self, record: S) -> None:
         """Appends a record."""
@@ -147,16 +164,29 @@ class Spool(Generic[S]):
             self._file.write(json_line(record))
         except OSError as error:
             raise _no_room(error) from error
+        self._count += 1
 
-    def records(self) -> RecordFile[S]:
-        """The added records, in their order. No more can be added afterwards."""
-        with _temporary_room():
+    def records(self, recent: int = 0) -> RecordFile[S]:
+        """The added records, in their order, see :class:`RecordFile`. No more can be added afterwards."""
+        with temporary_room():
             self._file.flush()
-        return RecordFile(Path("temporary file"), self._kind, self._file)
+        return RecordFile(Path("temporary file"), self._kind, self._file, recent=recent)
+
+
+def temporary_file() -> BinaryIO:
+    """An open file without a name, so nothing of it remains when the process dies. Its reader closes it.
+
+    It is in TMPDIR, else in /var/tmp, which is on a disk where /tmp may be in memory. Raises StorageError.
+    """
+    named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    folder = None if named or not os.access(_LARGE_FILES, os.W_OK | os.X_OK) else _LARGE_FILES
+    with temporary_room():
+        return tempfile.TemporaryFile("w+b", prefix="spintune-", dir=folder)
 
 
 @contextlib.contextmanager
-def _temporary_room() -> Iterator[None]:
+def temporary_room() -> Iterator[None]:
+    """Turns the errors of writing a temporary file into StorageError, one clear line."""
     try:
         yield
     except OSError as error:
@@ -170,20 +200,79 @@ def _no_room(error: OSError) -> StorageError:
     )
 
 
-class Selection(_Lazy[R], Generic[R]):
+class Selection(LazySequence[R], Generic[R]):
     """The records of ``base`` at ``positions``, which may repeat."""
 
     def __init__(self, base: Sequence[R], positions: Iterable[int]) -> None:
-        self._base, self._positions = base, array("q", positions)
+        self._base = base
+        self._positions = positions if isinstance(positions, range) else array("q", positions)
 
     def __len__(self) -> int:
         return len(self._positions)
+
+    def __iter__(self) -> Iterator[R]:
+        places = self._positions
+        if isinstance(self._base, RecordFile) and isinstance(places, range) and places.step == 1:
+            return self._base.stretch(places.start, places.stop)
+        return map(self._base.__getitem__, places)
 
     def _item(self, position: int) -> R:
         return self._base[self._positions[position]]
 
 
-class Joined(_Lazy[R], Generic[R]):
+class Masked(LazySequence[R], Generic[R]):
+    """The records of ``base`` whose bit is 1, in their order.
+
+    Args:
+        bits: packed as by ``numpy.packbits``, the first record in the highest bit of the first byte.
+    """
+
+    def __init__(self, base: Sequence[R], bits: NDArray[np.uint8]) -> None:
+        import numpy as np
+
+        self._base, self._bits = base, bits
+        ones = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)[bits].astype(np.int64)
+        starts = np.arange(0, len(bits), _MASK_BLOCK // 8)
+        self._ends = np.add.reduceat(ones, starts).cumsum() if len(bits) else np.zeros(0, np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def bits(self) -> NDArray[np.uint8]:
+        """The mask, as it was given."""
+        return self._bits
+
+    def __iter__(self) -> Iterator[R]:
+        if len(self) * 8 < len(self._base):  # few: the others need not be decoded
+            for block in range(len(self._ends)):
+                for place in self._places(block):
+                    yield self._base[place]
+        else:
+            yield from itertools.compress(self._base, self._flags())
+
+    def _item(self, position: int) -> R:
+        import numpy as np
+
+        block = int(np.searchsorted(self._ends, position, side="right"))
+        before = int(self._ends[block - 1]) if block else 0
+        return self._base[self._places(block)[position - before]]
+
+    def _places(self, block: int) -> list[int]:
+        import numpy as np
+
+        first = block * _MASK_BLOCK
+        ones = np.flatnonzero(np.unpackbits(self._bits[first // 8 : (first + _MASK_BLOCK) // 8]))
+        return [first + place for place in ones.tolist()]
+
+    def _flags(self) -> Iterator[int]:
+        import numpy as np
+
+        for first in range(0, len(self._bits), _MASK_BLOCK):
+            yield from np.unpackbits(self._bits[first : first + _MASK_BLOCK]).tolist()
+
+
+class Joined(LazySequence[R], Generic[R]):
     """Several sequences, one after another."""
 
     def __init__(self, parts: Iterable[Sequence[R]]) -> None:
@@ -203,21 +292,52 @@ class Joined(_Lazy[R], Generic[R]):
         return self._parts[number][position - before]
 
 
-def _line_ends(descriptor: int, sha: hashlib._Hash | None) -> array[int]:
-    """The end of each line, including its newline. The bytes are added to ``sha`` on the way."""
-    import numpy as np  # not needed by those who import this module for its names
+class _LineIndex:
+    """Where some of the lines of a file begin: every so many, so that a line is found by reading about 64 kB.
 
-    ends: array[int] = array("q")
-    begin = 0
-    for block in _read(descriptor):
-        if sha is not None:
-            sha.update(block)
-        newlines = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-        ends.frombytes((newlines + (begin + 1)).astype(np.int64).tobytes())
-        begin += len(block)
-    if begin and (not ends or ends[-1] != begin):
-        ends.append(begin)  # a last line without its newline
-    return ends
+    Attributes:
+        lines: their number. The last one may lack its newline.
+    """
+
+    def __init__(self, descriptor: int, sha: hashlib._Hash | None) -> None:
+        """Reads the file, and adds its bytes to ``sha`` on the way."""
+        import numpy as np  # not needed by those who import this module for its names
+
+        self.lines = size = 0
+        self._stride, self._starts = 0, array("q", [0])
+        for block in _read(descriptor):
+            if sha is not None:
+                sha.update(block)
+            starts = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + (size + 1)
+            if not self._stride:
+                self._stride = max(1, min(_MAX_STRIDE, len(starts) * _MAX_SKIPPED // len(block)))
+            kept = starts[-(self.lines + 1) % self._stride :: self._stride]
+            self._starts.frombytes(kept.astype(np.int64).tobytes())
+            self.lines += len(starts)
+            size += len(block)
+            complete = block.endswith(b"\n")
+        if size and not complete:
+            self.lines += 1
+        if self._starts[-1] != size:
+            self._starts.append(size)
+
+    def find(self, line: int) -> tuple[int, int, int]:
+        """Begin and end of some bytes of the file, and which of their lines it is."""
+        block, place = divmod(line, self._stride)
+        return self._starts[block], self._starts[block + 1], place
+
+    def blocks(self, line: int) -> Iterator[tuple[int, int, int]]:
+        """Begin and end of stretches of about a megabyte, and how many of the lines there come before ``line``."""
+        first, skipped = divmod(line, max(1, self._stride))
+        while first + 1 < len(self._starts):
+            begin = self._starts[first]
+            last = max(first + 1, bisect.bisect_right(self._starts, begin + _READ, first) - 1)
+            yield begin, self._starts[last], skipped
+            first, skipped = last, 0
+
+
+def _lines(block: bytes) -> list[bytes]:
+    return block.removesuffix(b"\n").split(b"\n")
 
 
 def _read(descriptor: int) -> Iterator[bytes]:
@@ -227,7 +347,7 @@ def _read(descriptor: int) -> Iterator[bytes]:
         begin += len(block)
 
 
-def _at(descriptor: int, begin: int, size: int) -> bytes:
+def read_at(descriptor: int, begin: int, size: int) -> bytes:
     """``size`` bytes from ``begin``. Not a memory map, whose pages would count as the process's memory."""
     parts = []
     while size > 0 and (part := os.pread(descriptor, size, begin)):

@@ -383,7 +383,7 @@ def test_the_stream_is_the_same_in_every_process_and_needs_no_torch(declare: Cal
         "for module in pkgutil.iter_modules(package.__path__):\n"
         "    importlib.import_module(f'spintune.mixtures.{module.name}')\n"
         "from spintune.mixtures.report import show\nfrom spintune.mixtures.tasks import load_tasks\n"
-        "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
         "print(heavy or show(load_tasks([sys.argv[1]]).tasks[0], 20, 3))\n"
     )
     path = str(declare())

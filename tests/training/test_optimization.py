@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import get_scheduler
 
-from spintune.training.batches import steps_by_rows, steps_by_tokens, steps_of_equal_tokens
+from spintune.number_files import NumberFile
+from spintune.streams import numpy_stream, stream_key
+from spintune.training.batches import sizes_of, steps_by_rows, steps_by_tokens, steps_of_equal_tokens
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm, rate_at
 
 # --- learning rates ---------------------------------------------------------------------------------------------
@@ -231,3 +237,69 @@ def test_steps_of_equal_tokens_share_the_total_and_begin_with_the_asked_epoch() 
 def test_a_step_without_a_row_is_left_out_of_equal_tokens() -> None:
     """Two rows of 10 tokens in four steps of 5: their middles, 5 and 15, fall into the second and the last."""
     assert len(steps_of_equal_tokens([10, 10], 4, 20, seed=0)) == 2
+
+
+# Steps as lists of lists, as the order of rows was drawn before it stayed on disk ------------------------------------
+
+
+def listed_orders(rows: int, seed: int, first: int = 0) -> Iterator[list[int]]:
+    for epoch in itertools.count(first):
+        yield numpy_stream(stream_key(f"order/{seed}/{epoch}")).permutation(rows).tolist()
+
+
+def listed_by_tokens(tokens: list[int], per_step: int, epochs: float, seed: int) -> list[list[int]]:
+    per_epoch: list[list[list[int]]] = []
+    for order in itertools.islice(listed_orders(len(tokens), seed), math.ceil(epochs)):
+        steps: list[list[int]] = []
+        room = 0
+        for index in order:
+            if not steps or tokens[index] > room:
+                steps.append([])
+                room = per_step
+            steps[-1].append(index)
+            room -= tokens[index]
+        per_epoch.append(steps)
+    last = per_epoch[-1]
+    kept = last[: max(1, round((epochs - len(per_epoch) + 1) * len(last)))]
+    return [step for steps in [*per_epoch[:-1], kept] for step in steps]
+
+
+def listed_by_equal_tokens(tokens: list[int], steps: int, total: int, seed: int, first: int) -> list[list[int]]:
+    made: list[list[int]] = [[] for _ in range(steps)]
+    filled = 0
+    for order in listed_orders(len(tokens), seed, first):
+        for index in order:
+            if (step := int((filled + tokens[index] / 2) * steps / total)) < steps:
+                made[step].append(index)
+            filled += tokens[index]
+        if filled >= total:
+            return [step for step in made if step]
+    raise AssertionError
+
+
+@given(
+    tokens=st.lists(st.integers(1, 40), min_size=1, max_size=30),
+    epochs=st.sampled_from([0.3, 1, 2.5, 3]),
+    seed=st.integers(0, 3),
+)
+def test_steps_on_disk_are_those_of_lists(tokens: list[int], epochs: float, seed: int) -> None:
+    stored = NumberFile([np.array(tokens, np.int32)])
+    steps = steps_by_tokens(stored, 50, epochs, seed)
+    expected = listed_by_tokens(tokens, 50, epochs, seed)
+    assert steps == expected
+    assert list(sizes_of(steps)) == [len(step) for step in expected]
+    assert steps[2:] == expected[2:]
+    equal = listed_by_equal_tokens(tokens, 5, math.ceil(epochs * sum(tokens)), seed, first=2)
+    assert steps_of_equal_tokens(stored, 5, math.ceil(epochs * sum(tokens)), seed, first_epoch=2) == equal
+
+
+def test_the_order_of_an_epoch_takes_no_memory_once_its_steps_are_known() -> None:
+    count = 200_000
+    tokens = NumberFile([np.full(count, 100, np.int32)])
+    tracemalloc.start()
+    steps = steps_by_tokens(tokens, 10_000, 2, seed=0)
+    held, most = tracemalloc.get_traced_memory()
+    assert sorted(itertools.chain(*steps[:2000])) == list(range(count))  # an epoch has every row
+    tracemalloc.stop()
+    assert held < 8 * len(steps) + 50_000  # where each of 4,000 steps begins
+    assert most < 16 * count  # an order and the lengths, of 4 bytes a row each, and blocks

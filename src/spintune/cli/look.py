@@ -46,8 +46,8 @@ def inspect(
     whole = recipe.model_copy(update={"data": data})
     with open_progress(json) as progress:
         found = read_data(whole, mixture_of(whole, cache_folder()), progress)
-    longest = (data.max_length, data.max_target_length, None, data.max_input_length)
-    rendered = render(found.train, renderer, *longest)
+        longest = (data.max_length, data.max_target_length, progress, data.max_input_length)
+        rendered = render(found.train, renderer, *longest)
     rendered.check_unknown()
     facts = _row_facts(found.facts, rendered)
     asked = recipe.evaluation
@@ -121,13 +121,15 @@ def mix(
         return
     if path is None:
         raise RecipeError("spintune mix needs a recipe with data.mixture, or --show TASK; see spintune mix --help")
+    from spintune.progress_display import open_progress
     from spintune.recipe import load_recipe
     from spintune.stages.data import mixture_of, read_data
 
     recipe = load_recipe(path, overrides)
     if recipe.data.mixture is None:
         raise RecipeError(f"{path} has no data.mixture; add one, or look at a task with --show")
-    mixed = read_data(recipe, mixture_of(recipe, cache_folder()))
+    with open_progress(json) as progress:
+        mixed = read_data(recipe, mixture_of(recipe, cache_folder()), progress)
     if mixed.facts.mixture is not None:
         if json:
             print_json(asdict(mixed.facts.mixture))

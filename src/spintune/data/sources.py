@@ -11,7 +11,6 @@ used is dropped. All drops are counted:
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,8 +25,9 @@ from spintune.data.formats import AUTO, RowConversation, drop_reason
 from spintune.data.row_reader import RowReader
 from spintune.data.tables import RowTable, empty_source, open_tables
 from spintune.errors import DataError
+from spintune.number_files import FirstKeys, KeyFile, first_of_each
 from spintune.progress import Progress, ProgressTask, Silent
-from spintune.record_files import Joined, Selection, Spool
+from spintune.record_files import Joined, Masked, Spool
 from spintune.records import Example, plain_example
 
 _HEAD = 10  # rows whose keys decide the format
@@ -124,8 +124,8 @@ def read_sources(sources: Iterable[Source], seed: int, progress: Progress = _SIL
 
     Raises DataError like :func:`read_source`, and when nothing is left.
     """
-    earlier: set[int] = set()
-    results = [_weigh(read_source(source, progress, earlier), seed) for source in sources]
+    readings = [_read(source, progress) for source in sources]
+    results = [_weigh(result, seed) for result in _distinct(readings)]
     collection = Collection(tuple(results))
     if not collection.examples:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(collection.dropped.items()))
@@ -134,18 +134,21 @@ def read_sources(sources: Iterable[Source], seed: int, progress: Progress = _SIL
     return collection
 
 
-def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] | None = None) -> SourceResult:
+def read_source(source: Source, progress: Progress = _SILENT) -> SourceResult:
     """Reads one source, without its weight: the distinct usable examples, in file order.
 
-    ``limit`` keeps the first N of them. Later rows are still read and checked, and count as ``over_limit``. Examples
-    whose id, as a number, is in ``earlier`` are dropped as duplicates; the ids of the others are added to it.
+    ``limit`` keeps the first N of them. Later rows are still read and checked, and count as ``over_limit``.
 
     Raises RecipeError for an unknown format name; DataError for a source that does not exist, cannot be read, is empty
     or of an unknown format, and for rows that cannot be read: invalid JSON or UTF-8, a missing key, a wrong type, an
     unknown role, no answer. It names the first ten of them; ``on_bad_row`` "drop" drops and counts them instead.
     """
+    return _distinct([_read(source, progress)])[0]
+
+
+def _read(source: Source, progress: Progress) -> _Reading:
     _check(source)
-    reading = _Reading(source, earlier)
+    reading = _Reading(source)
     row_keys = roots_of(source.columns or {})
     openers = open_tables(source.path, source.split, source.config, progress.note, row_keys)
     if len(openers) == 1:
@@ -157,21 +160,31 @@ def read_source(source: Source, progress: Progress = _SILENT, earlier: set[int] 
             for open_table in openers:
                 reading.read(open_table(), None)
                 task.advance()
-    return reading.result(progress)
+    reading.finish(progress)
+    return reading
+
+
+def _distinct(readings: Sequence[_Reading]) -> list[SourceResult]:
+    """The usable examples of sources, each where it comes first."""
+    if not readings:
+        return []
+    found = first_of_each([reading.ids for reading in readings], [reading.source.limit for reading in readings])
+    return [reading.result(first) for reading, first in zip(readings, found, strict=True)]
 
 
 class _Reading:
     """Reads the tables of one source."""
 
-    def __init__(self, source: Source, earlier: set[int] | None) -> None:
-        self._source = source
+    def __init__(self, source: Source) -> None:
+        self.source, self.ids = source, KeyFile(8)
         self._reader = RowReader(source.path, source.format, source.columns)
-        self._earlier = set() if earlier is None else earlier
-        self._seen: set[int] = set()  # as numbers: half the memory of texts
-        self._examples = Spool(Example)
+        self._examples = Spool(Example)  # usable ones, those that repeat others too
         self._dropped: Counter[str] = Counter()
         self._bad = BadRows(source.path)
-        self._rows = 0
+        self._rows = self._trimmed = 0
+        self._limit = self._look_at = source.limit or 0  # at so many examples it is seen whether the limit is reached
+        self._is_full = False
+        self._ignored: Counter[str] = Counter()
 
     def read(self, table: RowTable, task: ProgressTask | None) -> None:
         """Reads one table, and reports every thousand rows."""
@@ -199,37 +212,33 @@ class _Reading:
     def _add(self, found: RowConversation, where: str) -> None:
         messages, tools = found.messages, found.tools
         example = Example(messages, where, tools) if tools else plain_example(messages, where)
-        identity = int(example.id, 16)
-        reason = found.unused or _drop_reason(example, identity in self._seen, len(self._seen), self._source.limit)
+        reason = found.unused or drop_reason(example.messages)
         if reason:
             self._dropped[reason] += 1
             return
-        self._seen.add(identity)
-        if identity in self._earlier:
-            self._dropped[_DUPLICATE] += 1
-        else:
+        self.ids.add(bytes.fromhex(example.id))
+        if not self._is_full:
             self._examples.add(example)
+            if len(self.ids) == self._look_at:
+                self._is_full = self.ids.distinct() >= self._limit
+                self._look_at *= 2
 
-    def result(self, progress: Progress) -> SourceResult:
-        """What was read. Raises DataError for a source without rows, or with rows that cannot be read."""
+    def finish(self, progress: Progress) -> None:
+        """Ends reading. Raises DataError for a source without rows, or with rows that cannot be read."""
         if not self._rows:
-            raise empty_source(self._source.path)
-        self._bad.settle(self._rows, self._source.on_bad_row, progress)
-        self._earlier |= self._seen
-        kept, dropped = self._examples.records(), self._dropped + self._bad.dropped
+            raise empty_source(self.source.path)
+        self._bad.settle(self._rows, self.source.on_bad_row, progress)
+        self._trimmed, self._ignored = self._reader.settle(progress)
+
+    def result(self, first: FirstKeys) -> SourceResult:
+        """What was read, without examples that repeat others."""
+        counts = {_DUPLICATE: first.repeated, _OVER_LIMIT: first.over}
+        dropped = self._dropped + self._bad.dropped + Counter(counts)
+        usable = self._examples.records()
+        kept = usable if first.kept == len(usable) else Masked(usable, first.marks)
         read = len(kept) + dropped.total()
-        trimmed, ignored = self._reader.settle(progress)
-        return SourceResult(
-            self._source, self._reader.format.name, kept, read, dropped, trimmed=trimmed, ignored=ignored
-        )
-
-
-def _drop_reason(example: Example, seen: bool, kept: int, limit: int | None) -> str | None:
-    if reason := drop_reason(example.messages):
-        return reason
-    if seen:
-        return _DUPLICATE
-    return _OVER_LIMIT if limit is not None and kept >= limit else None
+        name = self._reader.format.name
+        return SourceResult(self.source, name, kept, read, dropped, trimmed=self._trimmed, ignored=self._ignored)
 
 
 def _check(source: Source) -> None:
@@ -246,18 +255,19 @@ def _weigh(result: SourceResult, seed: int) -> SourceResult:
     distinct = len(result.examples)
     target = round(result.source.weight * distinct)
     copies, rest = divmod(target, distinct) if distinct else (0, 0)
-    positions = itertools.chain(*[range(distinct)] * copies, _sample(result.examples, rest, seed))
     left_out = Counter({_WEIGHT: distinct - target} if target < distinct else {})
     return replace(
         result,
-        examples=Selection(result.examples, positions),
+        examples=Joined([*[result.examples] * copies, _sample(result.examples, rest, seed)]),
         dropped=result.dropped + left_out,
         repeated=max(0, target - distinct),
     )
 
 
-def _sample(examples: Sequence[Example], size: int, seed: int) -> list[int]:
+def _sample(examples: Sequence[Example], size: int, seed: int) -> Sequence[Example]:
     if not size:
-        return []
-    hashes = [streams.digest(f"weight:{seed}:{example.id}") for example in examples]
-    return sorted(sorted(range(len(examples)), key=hashes.__getitem__)[:size])
+        return ()
+    hashes = KeyFile(streams.DIGEST_BYTES)
+    for example in examples:
+        hashes.add(streams.digest(f"weight:{seed}:{example.id}"))
+    return Masked(examples, hashes.up_to(hashes.smallest(size)))

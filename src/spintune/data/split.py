@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 
 import orjson
 
 from spintune.errors import DataError
-from spintune.record_files import Selection
+from spintune.number_files import KeyFile, complement
+from spintune.progress import Progress, Silent
+from spintune.record_files import Masked
 from spintune.records import Example, Message
-from spintune.streams import digest
+from spintune.streams import DIGEST_BYTES, digest
 
 Prompt = tuple[Message, ...]
 
@@ -25,9 +26,19 @@ MAX_USUAL_FRACTION = 0.3
 """No more is held out unless a fraction is given: the rest has to teach."""
 
 
+_SILENT = Silent()
+_STRIDE = 1000  # examples between two reports of progress
+
+Sides = tuple[Masked[Example], Masked[Example]]
+
+
 def split_examples(
-    examples: Sequence[Example], fraction: float | None, seed: int, limit: int | None = None
-) -> tuple[Selection[Example], Selection[Example]]:
+    examples: Sequence[Example],
+    fraction: float | None,
+    seed: int,
+    limit: int | None = None,
+    progress: Progress = _SILENT,
+) -> Sides:
     """Splits into (train, held-out), each in input order.
 
     Examples with the same prompt stay together, so that no held-out prompt is trained on. Of n distinct prompts, the
@@ -46,26 +57,30 @@ def split_examples(
     """
     if fraction is not None and not 0 <= fraction < 1:
         raise DataError(f"a held-out fraction of {fraction} cannot be used; give 0 or more, and less than 1")
-    # equal for equal prompts; the prompts themselves need not stay in memory
-    hashes = [_hash(example.prompt, seed) for example in examples]
-    prompts = sorted(set(hashes))
+    # equal for equal prompts
+    hashes = _hashes(examples, lambda example: _hash(example.prompt, seed), progress)
+    prompts = hashes.distinct()
     if fraction is None:
-        fraction = usual_fraction(len(prompts))
-    size = round(fraction * len(prompts))
-    if fraction > 0 and len(prompts) > 1:
+        fraction = usual_fraction(prompts)
+    size = round(fraction * prompts)
+    if fraction > 0 and prompts > 1:
         size = max(1, size)
-    size = min(size, len(prompts) if limit is None else limit)
-    if prompts and size == len(prompts):
+    size = min(size, prompts if limit is None else limit)
+    if prompts and size == prompts:
         raise DataError(
-            f"a held-out fraction of {fraction} leaves none of {len(prompts)} distinct prompts to train on; "
+            f"a held-out fraction of {fraction} leaves none of {prompts} distinct prompts to train on; "
             "lower it or add examples"
         )
-    return _sides(examples, hashes, set(prompts[:size]))
+    return _sides(examples, hashes, size)
 
 
 def split_unseen(
-    examples: Sequence[Example], share: float, seed: int, question: Callable[[Example], str | None]
-) -> tuple[Selection[Example], Selection[Example]]:
+    examples: Sequence[Example],
+    share: float,
+    seed: int,
+    question: Callable[[Example], str | None],
+    progress: Progress = _SILENT,
+) -> Sides:
     """Splits training examples into (seen, unseen) by SFT, each in input order.
 
     Of n distinct prompts, the ``round(share * n)`` with the smallest hash are unseen. The hash is another one than that
@@ -76,29 +91,39 @@ def split_unseen(
 
     Raises DataError when one side would be empty.
     """
-    hashes = []
-    for example in examples:
+
+    def unseen_hash(example: Example) -> bytes:
         asked = question(example)
         text = _prompt_text(example.prompt) if asked is None else asked.encode()
-        hashes.append(digest(f"unseen:{seed}:".encode() + text))
-    prompts = sorted(set(hashes))
-    size = round(share * len(prompts))
-    if not 0 < size < len(prompts):
+        return digest(f"unseen:{seed}:".encode() + text)
+
+    hashes = _hashes(examples, unseen_hash, progress)
+    prompts = hashes.distinct()
+    size = round(share * prompts)
+    if not 0 < size < prompts:
         whom, how = ("SFT", "lower") if size else ("self-play", "raise")
         raise DataError(
-            f"spin.unseen_share {share:g} of {len(prompts)} distinct training prompts leaves none for {whom}; "
+            f"spin.unseen_share {share:g} of {prompts} distinct training prompts leaves none for {whom}; "
             f"{how} it or add examples"
         )
-    return _sides(examples, hashes, set(prompts[:size]))
+    return _sides(examples, hashes, size)
 
 
-def _sides(
-    examples: Sequence[Example], hashes: Sequence[bytes], second: Set[bytes]
-) -> tuple[Selection[Example], Selection[Example]]:
-    sides = (array("q"), array("q"))
-    for place, prompt in enumerate(hashes):
-        sides[prompt in second].append(place)
-    return Selection(examples, sides[0]), Selection(examples, sides[1])
+def _hashes(examples: Sequence[Example], hash_of: Callable[[Example], bytes], progress: Progress) -> KeyFile:
+    hashes = KeyFile(DIGEST_BYTES)
+    with progress.task("splitting", len(examples), "examples") as task:
+        for example in examples:
+            hashes.add(hash_of(example))
+            if len(hashes) % _STRIDE == 0:
+                task.advance(_STRIDE)
+        task.advance(len(hashes) % _STRIDE)
+    return hashes
+
+
+def _sides(examples: Sequence[Example], hashes: KeyFile, size: int) -> Sides:
+    """The examples of all prompts but the ``size`` with the smallest hash, and those of these."""
+    second = hashes.up_to(hashes.smallest(size) if size else bytes(DIGEST_BYTES))
+    return Masked(examples, complement(second, len(examples))), Masked(examples, second)
 
 
 def usual_fraction(prompts: int) -> float:

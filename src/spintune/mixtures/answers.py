@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from spintune.mixtures.rendering import provenance
-from spintune.mixtures.tasks import MixtureTask, TaskItem
+from spintune.mixtures.tasks import MixtureTask, TaskItem, item_numbered
 from spintune.text.answers import announced_answers, characters_around, chosen, number, plain_text, same_text
 
 
@@ -47,12 +47,12 @@ class TaskRules:
     name, reads, right_or_wrong = "tasks", "an answer", True
 
     def __init__(self, tasks: Iterable[MixtureTask]) -> None:
-        self._tasks = {task.name: (task, {item.number: item for item in task.items}) for task in tasks}
+        self._tasks = {task.name: task for task in tasks}
 
     def verdict(self, answer: str, reference: str, prompt: str, where: str) -> float:
         """1 for a right answer, else 0. ``where`` is the source of the example, which names its task and row."""
         found = provenance(where)
         if found is None or found.task not in self._tasks:
             return float(same_text(reference, answer))
-        task, items = self._tasks[found.task]
-        return float(correct(task, reference, answer, items.get(found.row)))
+        task = self._tasks[found.task]
+        return float(correct(task, reference, answer, item_numbered(task, found.row)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,9 @@ from spintune.mixtures.rendering import (
 )
 from spintune.mixtures.selectors import select
 from spintune.mixtures.shares import MixturePlan, load_preset, plan
-from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
+from spintune.mixtures.tasks import MixtureTask, TaskItem, item_numbered, load_tasks
 from spintune.recipe.mixture import MixtureSection, QuadrantName, WeighingSection
+from spintune.record_files import LazySequence
 from spintune.records import Example, Message
 
 _HELD_OUT_TASK = 0.5  # share of the questions of a task that is only tested; the others serve as exemplars
@@ -71,9 +72,39 @@ class TaskPool:
     @cached_property
     def quadrants(self) -> list[QuadrantName]:
         """The quadrants that it has phrasings for and, if few-shot, other rows that ask something else."""
-        questions = {self.task.key(self.task.items[index]) for index in self.train}
-        few = len(questions) > (1 if self.trained else 0)
+        few = self._has_others if self.trained else len(self.train) > 0
         return [key for key in QUADRANTS if key.partition("_")[2] in self.task.kinds and (few or "zero" in key)]
+
+
+    @cached_property
+    def _has_others(self) -> bool:
+        """Whether its training rows ask more than one question."""
+        first = None
+        for index in self.train:
+            question = self.task.key(self.task.items[index])
+            if first is not None and question != first:
+                return True
+            first = question
+        return False
+
+
+class _Questions(LazySequence[Example]):
+    """What the rows of a task ask, as examples without answers."""
+
+    def __init__(self, task: MixtureTask) -> None:
+        self._task = task
+
+    def __len__(self) -> int:
+        return len(self._task.items)
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._question, self._task.items)
+
+    def _item(self, position: int) -> Example:
+        return self._question(self._task.items[position])
+
+    def _question(self, item: TaskItem) -> Example:
+        return Example((Message("user", self._task.key(item)), Message("assistant", "")))
 
 
 class Mixture:
@@ -167,13 +198,13 @@ class Mixture:
     def question(self, example: Example) -> str | None:
         """What an example of this mixture asks, in whatever words; None for other examples."""
         found = provenance(example.source)
-        asked = self._questions.get(found.task, {}).get(found.row) if found else None
-        return f"{found.task}: {asked}" if found and asked is not None else None
+        task = self._tasks.get(found.task) if found else None
+        item = item_numbered(task, found.row) if task and found else None
+        return f"{task.name}: {task.key(item)}" if task and item else None
 
     @cached_property
-    def _questions(self) -> dict[str, dict[int, str]]:
-        """The question of every row, by task and number."""
-        return {pool.task.name: {item.number: pool.task.key(item) for item in pool.task.items} for pool in self.pools}
+    def _tasks(self) -> dict[str, MixtureTask]:
+        return {pool.task.name: pool.task for pool in self.pools}
 
     def _epoch(self, pool: TaskPool, epoch: int) -> array[int]:
         """The order of a task's training rows in an epoch. The latest is kept for the next element."""
@@ -213,16 +244,17 @@ class Mixture:
 
 def _pool(task: MixtureTask, trained: bool, fraction: float, seed: int) -> TaskPool:
     """Splits a task's rows, so that no held-out question is trained on."""
-    questions = [Example((Message("user", task.key(item)), Message("assistant", ""))) for item in task.items]
+    import numpy as np
+
     try:
-        _, out = split_examples(questions, fraction if trained else max(fraction, _HELD_OUT_TASK), seed)
+        _, out = split_examples(_Questions(task), fraction if trained else max(fraction, _HELD_OUT_TASK), seed)
     except DataError as error:
         raise DataError(f"task {task.name}: {error}") from error
-    # a task that is only tested and has one question needs it for the test
-    held = {question.id for question in (out if out or trained else questions)}
-    sides: tuple[array[int], array[int]] = (array("I"), array("I"))
-    for index in streams.permutation(len(task.items), seed, "rows", task.name):
-        sides[questions[index].id in held].append(index)
+    held = np.unpackbits(out.bits, count=len(task.items)).astype(bool)
+    if not out and not trained:
+        held[:] = True  # a task that is only tested and has one question needs it for the test
+    order = np.frombuffer(streams.permutation(len(task.items), seed, "rows", task.name), np.uint32)
+    sides = [array("I", order[held[order] == side].tobytes()) for side in (False, True)]
     return TaskPool(task, sides[0], sides[1], trained)
 
 

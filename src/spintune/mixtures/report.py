@@ -6,13 +6,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import orjson
+
 from spintune.errors import DataError
 from spintune.mixtures.mixture import Mixture, Prompting
 from spintune.mixtures.rendering import QUADRANTS, RenderedPrompt
 from spintune.mixtures.tasks import MixtureTask
+from spintune.number_files import KeyFile
 from spintune.progress import Progress, Silent
 from spintune.recipe.mixture import QuadrantName
+from spintune.record_files import Spool
 from spintune.records import Example
+from spintune.streams import DIGEST_BYTES, digest
 
 _SILENT = Silent()
 _STRIDE = 200  # examples between two reports of progress
@@ -93,9 +98,9 @@ class MixtureReport:
 
 @dataclass(frozen=True)
 class MaterializedMixture:
-    """The first elements of a mixture as examples, and what they are made of."""
+    """The first elements of a mixture as examples, which stay on disk, and what they are made of."""
 
-    examples: list[Example]
+    examples: Sequence[Example]
     report: MixtureReport
 
 
@@ -104,31 +109,58 @@ def materialize(mixture: Mixture, count: int, progress: Progress = _SILENT) -> M
 
     Raises DataError when few-shot prompts are planned and no exemplar fits into any of them.
     """
-    elements: list[RenderedPrompt] = []
+    examples, counts = Spool(Example), _Counts()
     with progress.task("mixing", count, "examples") as task:
         for position in range(count):
-            elements.append(mixture.element(position))
+            element = mixture.element(position)
+            counts.add(element)
+            examples.add(element.example())
             if (position + 1) % _STRIDE == 0:
                 task.advance(_STRIDE)
         task.advance(count % _STRIDE)
-    few = [element for element in elements if element.requested_shots]
     budget = mixture.prompting.budget
-    if budget and any(element.available_shots for element in few) and not any(element.shots for element in few):
+    if budget and counts.available_shots and not counts.shots:
         raise DataError(
-            f"mixture: in none of {len(few)} few-shot prompts does an exemplar fit into {budget.tokens} tokens beside "
-            "the question; raise few_shot_tokens (and data.max_length), or set the few-shot quadrants to 0"
+            f"mixture: in none of {counts.few_shot} few-shot prompts does an exemplar fit into {budget.tokens} tokens "
+            "beside the question; raise few_shot_tokens (and data.max_length), or set the few-shot quadrants to 0"
         )
-    return MaterializedMixture([element.example() for element in elements], report(mixture, elements))
+    return MaterializedMixture(examples.records(), _report(mixture, counts))
 
 
-def report(mixture: Mixture, elements: Sequence[RenderedPrompt]) -> MixtureReport:
+class _Counts:
+    """Counts what the elements of a mixture are made of."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.tasks: Counter[str] = Counter()
+        self.quadrants: Counter[QuadrantName] = Counter()
+        self.texts = KeyFile(DIGEST_BYTES)
+        self.inverted = self.labeled = self.hides_options = 0
+        self.few_shot = self.without_shots = self.requested_shots = self.available_shots = self.shots = 0
+
+    def add(self, element: RenderedPrompt) -> None:
+        self.examples += 1
+        self.tasks[element.task] += 1
+        self.quadrants[element.quadrant] += 1
+        self.texts.add(digest(orjson.dumps([element.prompt, element.target])))
+        self.inverted += element.inverted
+        self.labeled += element.labeled
+        self.hides_options += element.hides_options
+        if element.requested_shots:
+            self.few_shot += 1
+            self.without_shots += not element.shots
+            self.requested_shots += element.requested_shots
+            self.available_shots += element.available_shots
+            self.shots += element.shots
+
+
+def _report(mixture: Mixture, counts: _Counts) -> MixtureReport:
     """Target and actual shares of the elements, and what became of exemplars, rows and files."""
-    count = max(1, len(elements))
-    by_task = Counter(element.task for element in elements)
+    count = max(1, counts.examples)
     trained = {pool.task.name: pool for pool in mixture.training}
     tasks = {}
     for share in mixture.plan.tasks:
-        pool, examples = trained[share.task], by_task[share.task]
+        pool, examples = trained[share.task], counts.tasks[share.task]
         tasks[share.task] = TaskReport(
             wanted=share.share,
             realised=examples / count,
@@ -139,40 +171,26 @@ def report(mixture: Mixture, elements: Sequence[RenderedPrompt]) -> MixtureRepor
             read=pool.task.read,
             dropped=dict(pool.task.dropped),
         )
+    planned = {key: sum(share.quadrants.get(key, 0.0) for share in mixture.plan.tasks) for key in QUADRANTS}
+    target = mixture.plan.quadrants or planned
     return MixtureReport(
-        examples=len(elements),
-        distinct=len({(element.prompt, element.target) for element in elements}),
+        examples=counts.examples,
+        distinct=counts.texts.distinct(),
         tasks=tasks,
-        quadrants=_quadrants(mixture, elements),
-        exemplars=_exemplars(elements),
-        inverted=sum(element.inverted for element in elements) / count,
-        labelled_answers=sum(element.labeled for element in elements) / count,
-        hidden_options=sum(element.hides_options for element in elements) / count,
+        quadrants={key: QuadrantReport(target[key], planned[key], counts.quadrants[key] / count) for key in QUADRANTS},
+        exemplars=ExemplarReport(
+            asked_for=counts.requested_shots,
+            used=counts.shots,
+            over_budget=counts.available_shots - counts.shots,
+            none_other=counts.requested_shots - counts.available_shots,
+            prompts_left_without=counts.without_shots,
+        ),
+        inverted=counts.inverted / count,
+        labelled_answers=counts.labeled / count,
+        hidden_options=counts.hides_options / count,
         held_out_tasks=[pool.task.name for pool in mixture.pools if not pool.trained],
         absent_groups=list(mixture.plan.absent),
         files_without_rows=dict(mixture.unusable),
-    )
-
-
-def _quadrants(mixture: Mixture, elements: Sequence[RenderedPrompt]) -> dict[QuadrantName, QuadrantReport]:
-    counts = Counter(element.quadrant for element in elements)
-    planned = {key: sum(share.quadrants.get(key, 0.0) for share in mixture.plan.tasks) for key in QUADRANTS}
-    target = mixture.plan.quadrants or planned
-    count = max(1, len(elements))
-    return {key: QuadrantReport(target[key], planned[key], counts[key] / count) for key in QUADRANTS}
-
-
-def _exemplars(elements: Sequence[RenderedPrompt]) -> ExemplarReport:
-    few = [element for element in elements if element.requested_shots]
-    requested = sum(element.requested_shots for element in few)
-    available = sum(element.available_shots for element in few)
-    used = sum(element.shots for element in few)
-    return ExemplarReport(
-        asked_for=requested,
-        used=used,
-        over_budget=available - used,
-        none_other=requested - available,
-        prompts_left_without=sum(not element.shots for element in few),
     )
 
 

@@ -32,8 +32,13 @@ class TaskSource:
         file = Path(self.path)
         if file.suffix.lower() == ".tsv":
             yield from _tsv_rows(file, self.columns)
-        elif not file.is_file() or file.read_bytes().strip():
+        elif not file.is_file() or not _is_blank(file):
             yield from rows_of(self.path, self.split)
+
+
+def _is_blank(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return not any(block.strip() for block in iter(lambda: stream.read(1 << 20), b""))
 
 
 def builtin_file(folder: Path, name: str, what: str) -> Path:
@@ -98,14 +103,8 @@ def _find_all(pattern: str, subfolder: str | None, path: Path, folders: list[Pat
 
 def _tsv_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[FileRow]:
     """Tab-separated rows as the Flan collection writes them: no quoting, a literal ``\\n`` for a line break."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     names = columns
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    for number, line in enumerate(_text_lines(path), 1):
         if not line.strip():
             continue
         values = line.split("\t")
@@ -119,3 +118,15 @@ def _tsv_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[FileRow]:
             )
         cells = {name: value.replace("\\n", "\n") for name, value in zip(names, values, strict=True)}
         yield FileRow(cells, f"{path}:{number}", number)
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    """The lines of a file, of which any but ``\\n`` and ``\\r\\n`` are text."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as stream:
+            for line in stream:
+                yield line.removesuffix("\n").removesuffix("\r") if line.endswith("\n") else line
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason}); save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +19,15 @@ from spintune.mixtures.fields import read_choice, read_field
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
 from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_file, sources_of
 from spintune.recipe.checking import read_section
+from spintune.record_files import Spool
+
+
+_RECENT = 4096  # rows in memory, of all tasks
 
 
 @dataclass(frozen=True)
 class TaskItem:
-    """A row of a task.
+    """A row of a task, which stays on disk until it is asked for.
 
     Attributes:
         number: line or row of its file, from 1.
@@ -63,7 +69,7 @@ class MixtureTask:
     family: str
     check: Check
     phrasings: tuple[Phrasing, ...]
-    items: tuple[TaskItem, ...]
+    items: Sequence[TaskItem]
     read: int
     dropped: Mapping[str, int]
     letters: bool = False
@@ -91,6 +97,11 @@ class MixtureTask:
         return sorted(names - {OPTIONS})
 
     @cached_property
+    def numbers(self) -> array[int]:
+        """The number of each row, in ascending order."""
+        return array("I", (item.number for item in self.items))
+
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of everything that decides its prompts and targets."""
         sha = hashlib.sha256(repr((self.name, self.check, self.letters, self.options_optional)).encode())
@@ -99,6 +110,12 @@ class MixtureTask:
         for item in self.items:
             sha.update(orjson.dumps([item.number, dict(item.fields), list(item.options), item.choice]))
         return sha.hexdigest()
+
+
+def item_numbered(task: MixtureTask, number: int) -> TaskItem | None:
+    """The row of a task that has this number in its file; None for a row that was left out."""
+    place = bisect.bisect_left(task.numbers, number)
+    return task.items[place] if place < len(task.numbers) and task.numbers[place] == number else None
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,8 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
     """
     tasks: dict[str, MixtureTask] = {}
     unusable: dict[str, str] = {}
+    places: dict[str, slice] = {}
+    items = Spool(TaskItem)  # one for all: a collection has thousands of tasks
     for name in names:
         path = builtin_file(BUILTIN, name, "built-in task") if _is_builtin(name) else Path(name).expanduser()
         declared = read_section(path, TaskFile, "task")
@@ -129,9 +148,11 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
             if source.name in tasks or source.name in unusable:
                 other = tasks[source.name].where if source.name in tasks else "a file without usable rows"
                 raise RecipeError(f"{path}: name: there is already a task {source.name} ({other}); rename one")
-            task = _read_task(declared, phrasings, source, str(path))
-            if task.items:
+            begin = len(items)
+            task = _read_task(declared, phrasings, source, str(path), items)
+            if len(items) > begin:
                 tasks[task.name] = task
+                places[task.name] = slice(begin, len(items))
             elif declared.files is None:
                 raise DataError(f"{source.path}: task {task.name} has no usable rows ({_row_counts(task)})")
             else:
@@ -139,7 +160,8 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
     if not tasks:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(unusable.items())[:3]) or "none was named"
         raise DataError(f"no tasks with usable rows ({reasons}); give data with answers")
-    return TaskSet(tuple(tasks.values()), unusable)
+    rows = items.records(_RECENT)
+    return TaskSet(tuple(replace(task, items=rows[places[name]]) for name, task in tasks.items()), unusable)
 
 
 def _is_builtin(name: str) -> bool:
@@ -151,9 +173,11 @@ def _row_counts(task: MixtureTask) -> str:
     return f"{task.read} read{reasons}"
 
 
-def _read_task(declared: TaskFile, phrasings: tuple[Phrasing, ...], source: TaskSource, where: str) -> MixtureTask:
+def _read_task(
+    declared: TaskFile, phrasings: tuple[Phrasing, ...], source: TaskSource, where: str, spool: Spool[TaskItem]
+) -> MixtureTask:
+    """A task without its rows, which ``spool`` collects."""
     needed = sorted({ANSWER}.union(*(way.fields for way in phrasings)) - {OPTIONS})
-    items: list[TaskItem] = []
     dropped: Counter[str] = Counter()
     read = 0
     for row in source.rows():
@@ -166,7 +190,7 @@ def _read_task(declared: TaskFile, phrasings: tuple[Phrasing, ...], source: Task
         options, choice = read_choice(declared.options, declared.fields[ANSWER], fields[ANSWER], row)
         if choice is not None:
             fields[ANSWER] = options[choice]
-        items.append(TaskItem(row.number, fields, options, choice))
+        spool.add(TaskItem(row.number, fields, options, choice))
     return MixtureTask(
         name=source.name,
         collection=declared.collection,
@@ -174,7 +198,7 @@ def _read_task(declared: TaskFile, phrasings: tuple[Phrasing, ...], source: Task
         family=source.family,
         check=declared.check or ("option" if declared.options else "text"),
         phrasings=phrasings,
-        items=tuple(items),
+        items=(),
         read=read,
         dropped=dict(dropped),
         letters=declared.options is not None and declared.options.labels == "letters",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from spintune.results import DataFacts
 from spintune.stages.context import RunContext
 from spintune.stages.synth import examples_file
 from spintune.typed_json import JsonObject
+
+
+_STRIDE = 1000  # examples between two reports of progress
 
 
 @dataclass(frozen=True)
@@ -52,20 +55,33 @@ def data_stage(context: RunContext) -> DataFacts:
     facts = context.run.finished("data", inputs, DataFacts)
     if facts is None:
         data = read_data(recipe, mixture, context.progress)
-        write_records(context.train_file, data.train)
-        write_records(context.heldout_file, data.heldout)
+        _write(context.train_file, data.train, context.progress)
+        _write(context.heldout_file, data.heldout, context.progress)
         files, facts = [context.train_file, context.heldout_file], data.facts
         if context.prompts:
-            seen, unseen = split_unseen(
-                context.train, _unseen_share(recipe), recipe.seed, mixture.question if mixture else lambda example: None
-            )
-            write_records(context.seen_file, seen)
-            write_records(context.unseen_file, unseen)
+            question = mixture.question if mixture else lambda example: None
+            share = _unseen_share(recipe)
+            seen, unseen = split_unseen(context.train, share, recipe.seed, question, context.progress)
+            _write(context.seen_file, seen, context.progress)
+            _write(context.unseen_file, unseen, context.progress)
             files += [context.seen_file, context.unseen_file]
             facts = replace(facts, seen=len(seen), unseen=len(unseen))
             context.progress.note(f"{facts.training}; self-play plays on those {_PLAYED[context.prompts]}")
         context.run.finish("data", inputs, files, facts)
     return facts
+
+
+def _write(path: Path, examples: Sequence[Example], progress: Progress) -> None:
+    with progress.task(f"writing {path.name}", len(examples), "examples") as task:
+
+        def counted() -> Iterator[Example]:
+            for number, example in enumerate(examples, 1):
+                yield example
+                if number % _STRIDE == 0:
+                    task.advance(_STRIDE)
+            task.advance(len(examples) % _STRIDE)
+
+        write_records(path, counted())
 
 
 _PLAYED = {"seen": "that it sees", "unseen": "that it does not see"}
@@ -86,7 +102,7 @@ def read_data(
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
     train: Sequence[Example]
     heldout: Sequence[Example]
-    train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit)
+    train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress)
     report = None
     if recipe.data.mixture and mixture:
         mixed = materialize(mixture, recipe.data.mixture.examples, progress)

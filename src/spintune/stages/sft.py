@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from spintune.errors import DataError
 from spintune.evaluation.selection import too_few
+from spintune.number_files import NumberFile
 from spintune.recipe import AUTO_RATE, SftSection, SpinSection
 from spintune.records import Example
 from spintune.results import SftFacts
@@ -21,7 +23,7 @@ from spintune.stages.metering import Meter
 from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.step_log import StepLog
 from spintune.storage import remove_folder
-from spintune.tokens.rows import RowRenderer, TokenRow
+from spintune.tokens.rows import RowRenderer, TokenRow, row_lengths
 from spintune.training.batches import Batches, steps_of_equal_tokens
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization, optimization_of
@@ -111,10 +113,12 @@ def _trial(context: RunContext, training: _Training, player: LoadedIterate) -> T
     renderer = player.renderer(context.recipe.data.turns)
     train = context.render(training.examples, renderer).rows
     heldout = context.render_heldout(context.selection, renderer)
-    steps, tokens = _steps(context, training, train), [row.tokens for row in train]
+    lengths = row_lengths(train, context.progress)
+    steps = _steps(context, training, lengths)
+    length_N = lengths.read(0, len(lengths))
     return TrialSetting(
         Batches(train, steps),
-        [sum(tokens[index] for index in step) for step in steps],
+        array("q", (int(length_N[step].sum()) for step in steps)),
         sum(map(len, steps)) / len(steps),
         NegativeLogLikelihood(),
         _optimization(context, training.section),
@@ -125,13 +129,12 @@ def _trial(context: RunContext, training: _Training, player: LoadedIterate) -> T
     )
 
 
-def _steps(context: RunContext, training: _Training, rows: Sequence[TokenRow]) -> list[list[int]]:
+def _steps(context: RunContext, training: _Training, lengths: NumberFile) -> Sequence[list[int]]:
     """The rows of each optimizer step, by index."""
     seed, budget = context.recipe.seed, training.budget
     if budget is None:
-        return steps_of_epochs(rows, training.section, seed)
-    tokens = [row.tokens for row in rows]
-    return steps_of_equal_tokens(tokens, budget.steps, budget.tokens, seed, budget.first_epoch)
+        return steps_of_epochs(lengths, training.section, seed)
+    return steps_of_equal_tokens(lengths, budget.steps, budget.tokens, seed, budget.first_epoch)
 
 
 def _optimization(context: RunContext, section: SftSection) -> Optimization:
@@ -168,7 +171,8 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     renderer = player.renderer(recipe.data.turns)
     train = context.render(training.examples, renderer)
     heldout = _Heldout(context, training, renderer)
-    steps, optimization = _steps(context, training, train.rows), _optimization(context, section)
+    steps = _steps(context, training, row_lengths(train.rows, context.progress))
+    optimization = _optimization(context, section)
     if len(evaluation_steps(steps, len(train.rows), heldout.rule.every)) > 1:
         heldout.tell_unless_chosen()
     meter = Meter(player.engine)

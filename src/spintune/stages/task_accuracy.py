@@ -13,7 +13,7 @@ from spintune.evaluation.statistics import bootstrap
 from spintune.mixtures.answers import TaskRules, correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
 from spintune.mixtures.selectors import select
-from spintune.mixtures.tasks import MixtureTask, TaskItem, load_tasks
+from spintune.mixtures.tasks import MixtureTask, item_numbered, load_tasks
 from spintune.recipe import MixtureSection, Recipe
 from spintune.records import write_records
 from spintune.results import GroupAccuracy, TaskAccuracies
@@ -93,13 +93,11 @@ def _groups(questions: Questions, quadrants: Mapping[str, str]) -> Groups:
 
 
 def _correct(rows: Sequence[HeldoutAnswer], questions: Questions) -> Correct:
-    items: dict[str, dict[int, TaskItem]] = {}
     answers: Correct = {}
     for row in rows:
         if row.id in questions:
             task, found = questions[row.id]
-            known = items.setdefault(task.name, {item.number: item for item in task.items})
-            answers[row.id] = correct(task, row.reference, row.answer, known.get(found.row))
+            answers[row.id] = correct(task, row.reference, row.answer, item_numbered(task, found.row))
     return answers
 
 

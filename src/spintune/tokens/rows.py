@@ -9,7 +9,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, Protocol
 
+import numpy as np
+import orjson
+
 from spintune.errors import DataError
+from spintune.number_files import NumberFile
 from spintune.progress import Progress, Silent
 from spintune.record_files import RecordFile, Spool
 from spintune.records import ROLES, Example, Message
@@ -191,6 +195,25 @@ def render(
     if not kept:
         raise DataError(_nothing_left(read, dropped, max_length, shortest_prompt, max_prompt))
     return RenderedRows(kept, dropped, truncated, read, unknown.tokens, unknown.unknown, unknown.characters)
+
+
+def row_lengths(rows: Sequence[TokenRow], progress: Progress) -> NumberFile:
+    """The tokens of each row. Those of a file are counted in its JSON, in a third of the time."""
+    lengths = NumberFile()
+    with progress.task("ordering", len(rows), "rows") as task:
+        counts = map(_json_length, rows.lines()) if isinstance(rows, RecordFile) else (row.tokens for row in rows)
+        while block := [*islice(counts, _BATCH)]:
+            lengths.extend(np.array(block, np.int32))
+            task.advance(len(block))
+    return lengths
+
+
+def _json_length(line: bytes) -> int:
+    try:
+        row = orjson.loads(line)
+        return len(row["prompt_ids"]) + len(row["response_ids"])
+    except (ValueError, LookupError, TypeError):
+        return 0  # the row's own error comes when it is read
 
 
 class _Unknown:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from spintune.number_files import NumberFile
+from spintune.record_files import LazySequence
 from spintune.streams import numpy_stream, stream_key
 
 R = TypeVar("R")
+
+_BLOCK = 1 << 16  # lengths that are Python's numbers at the same time
 
 
 class Batches(Generic[R]):
@@ -30,61 +37,122 @@ class Batches(Generic[R]):
         return [self.rows[index] for index in self.steps[step]]
 
 
-def steps_by_rows(rows: int, per_step: int, epochs: float, seed: int) -> list[list[int]]:
+class EpochSteps(LazySequence[list[int]]):
+    """The row indices of each optimizer step, of rows in a new order every epoch.
+
+    The order of an epoch stays on disk: memory holds where each step begins. A step is a stretch of all epochs' orders,
+    one after another.
+
+    Args:
+        rows: their number.
+        begins: the place of each step's first row, in ascending order; behind the last step its end.
+        first_epoch: the number of the first epoch, which decides its order.
+    """
+
+    def __init__(self, rows: int, begins: array[int], seed: int, first_epoch: int = 0) -> None:
+        self._rows, self._begins, self._seed, self._first_epoch = rows, begins, seed, first_epoch
+        self._order: tuple[int, NumberFile] | None = None  # of the epoch that was asked for last
+
+    def __len__(self) -> int:
+        return len(self._begins) - 1
+
+    def sizes(self) -> array[int]:
+        """The number of rows of each step."""
+        return array("q", map(operator.sub, self._begins[1:], self._begins))
+
+    def _item(self, position: int) -> list[int]:
+        begin, end = self._begins[position], self._begins[position + 1]
+        found: list[int] = []
+        while begin < end:
+            epoch, place = divmod(begin, self._rows)
+            count = min(end - begin, self._rows - place)
+            found += self._order_of(epoch).read(place, place + count).tolist()
+            begin += count
+        return found
+
+    def _order_of(self, epoch: int) -> NumberFile:
+        if self._order is None or self._order[0] != epoch:
+            self._order = None  # its room on disk is free before the next one is written
+            self._order = epoch, NumberFile([_permutation(self._rows, self._first_epoch + epoch, self._seed)])
+        return self._order[1]
+
+
+def sizes_of(steps: Sequence[Sequence[int]]) -> Sequence[int]:
+    """The number of rows of each step."""
+    return steps.sizes() if isinstance(steps, EpochSteps) else [len(step) for step in steps]
+
+
+def steps_by_rows(rows: int, per_step: int, epochs: float, seed: int) -> EpochSteps:
     """Steps of ``per_step`` row indices; the last step of each epoch may have fewer."""
-    return _cut(epochs, [_chunks(_permutation(rows, epoch, seed), per_step) for epoch in range(_whole(epochs))])
+    starts = [array("q", range(0, rows, per_step)) for _ in range(_whole(epochs))]
+    return EpochSteps(rows, _cut(epochs, starts, rows), seed)
 
 
-def steps_by_tokens(tokens: Sequence[int], per_step: int, epochs: float, seed: int) -> list[list[int]]:
+def steps_by_tokens(tokens: Sequence[int] | NumberFile, per_step: int, epochs: float, seed: int) -> EpochSteps:
     """Steps of up to ``per_step`` tokens; a longer row gets a step of its own."""
     per_epoch = []
     for epoch in range(_whole(epochs)):
-        steps: list[list[int]] = []
+        starts = array("q")
         room = 0
-        for index in _permutation(len(tokens), epoch, seed):
-            if not steps or tokens[index] > room:
-                steps.append([])
+        for place, length in enumerate(_in_order(tokens, epoch, seed)):
+            if not starts or length > room:
+                starts.append(place)
                 room = per_step
-            steps[-1].append(index)
-            room -= tokens[index]
-        per_epoch.append(steps)
-    return _cut(epochs, per_epoch)
+            room -= length
+        per_epoch.append(starts)
+    return EpochSteps(len(tokens), _cut(epochs, per_epoch, len(tokens)), seed)
 
 
 def steps_of_equal_tokens(
-    tokens: Sequence[int], steps: int, total: int, seed: int, first_epoch: int = 0
-) -> list[list[int]]:
+    tokens: Sequence[int] | NumberFile, steps: int, total: int, seed: int, first_epoch: int = 0
+) -> EpochSteps:
     """``steps`` steps of about ``total`` / ``steps`` tokens: a row belongs to the step in which its middle falls.
 
     Steps without a row, which occur when rows are longer than a step, are left out. ``first_epoch`` is the number of
     epochs that the model has already seen, so that their order is not repeated.
     """
-    made: list[list[int]] = [[] for _ in range(steps)]
-    filled, epoch = 0, first_epoch
+    begins = array("q")
+    filled, epoch, latest, place = 0, first_epoch, -1, 0
     while filled < total:
-        for index in _permutation(len(tokens), epoch, seed):
-            if (step := int((filled + tokens[index] / 2) * steps / total)) < steps:
-                made[step].append(index)
-            filled += tokens[index]
+        for length in _in_order(tokens, epoch, seed):
+            step = int((filled + length / 2) * steps / total)
+            filled += length
+            if step >= steps:
+                break  # so are those of all rows behind it
+            if step > latest:
+                begins.append(place)
+                latest = step
+            place += 1
         epoch += 1
-    return [step for step in made if step]
+    begins.append(place)
+    return EpochSteps(len(tokens), begins, seed, first_epoch)
 
 
-def _permutation(rows: int, epoch: int, seed: int) -> list[int]:
-    return numpy_stream(stream_key(f"order/{seed}/{epoch}")).permutation(rows).tolist()
+def _in_order(tokens: Sequence[int] | NumberFile, epoch: int, seed: int) -> Iterator[int]:
+    """The lengths of rows in the order of an epoch."""
+    lengths = tokens.read(0, len(tokens)) if isinstance(tokens, NumberFile) else np.array(tokens, np.int32)
+    order = _permutation(len(tokens), epoch, seed)
+    for begin in range(0, len(order), _BLOCK):
+        yield from lengths[order[begin : begin + _BLOCK]].tolist()
 
 
-def _chunks(order: list[int], size: int) -> list[list[int]]:
-    return [order[begin : begin + size] for begin in range(0, len(order), size)]
+def _permutation(rows: int, epoch: int, seed: int) -> NDArray[np.int32]:
+    """The order of an epoch: what ``permutation(rows)`` draws, in half of its memory."""
+    order = np.arange(rows, dtype=np.int32)
+    numpy_stream(stream_key(f"order/{seed}/{epoch}")).shuffle(order)
+    return order
 
 
 def _whole(epochs: float) -> int:
     return max(1, int(np.ceil(epochs)))
 
 
-def _cut(epochs: float, per_epoch: list[list[list[int]]]) -> list[list[int]]:
-    """All steps of the whole epochs, then the fraction of the last epoch."""
-    last = per_epoch[-1]
-    share = epochs - (len(per_epoch) - 1)
-    kept = last[: max(1, round(share * len(last)))]
-    return [step for steps in [*per_epoch[:-1], kept] for step in steps]
+def _cut(epochs: float, starts: Sequence[array[int]], rows: int) -> array[int]:
+    """Where steps begin in all of the whole epochs, then in the fraction of the last epoch; and the end."""
+    last = len(starts) - 1
+    kept = max(1, round((epochs - last) * len(starts[last])))
+    begins = array("q")
+    for epoch, own in enumerate(starts):
+        begins.extend(epoch * rows + place for place in (own if epoch < last else own[:kept]))
+    begins.append(last * rows + (starts[last][kept] if kept < len(starts[last]) else rows))
+    return begins

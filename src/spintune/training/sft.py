@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
+from spintune.number_files import NumberFile
 from spintune.progress import ProgressTask
 from spintune.recipe import SftSection
 from spintune.tokens.rows import TokenRow
-from spintune.training.batches import Batches, steps_by_tokens
+from spintune.training.batches import Batches, sizes_of, steps_by_tokens
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood
@@ -38,11 +39,10 @@ def row_losses(engine: LogProbEngine, rows: Sequence[TokenRow]) -> list[float]:
     return [-score / length for (score,) in scores]
 
 
-def steps_of_epochs(rows: Sequence[TokenRow], section: SftSection, seed: int) -> list[list[int]]:
-    """Row indices of each step, by the recipe's tokens_per_step, epochs and max_steps."""
-    return steps_by_tokens([row.tokens for row in rows], section.tokens_per_step, section.epochs, seed)[
-        : section.max_steps
-    ]
+def steps_of_epochs(tokens: Sequence[int] | NumberFile, section: SftSection, seed: int) -> Sequence[list[int]]:
+    """Row indices of each step, by the rows' ``tokens`` and the recipe's tokens_per_step, epochs and max_steps."""
+    steps = steps_by_tokens(tokens, section.tokens_per_step, section.epochs, seed)
+    return steps if section.max_steps is None else steps[: section.max_steps]
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ def evaluation_steps(steps: Sequence[Sequence[int]], rows: int, every: float) ->
     """Steps, counted from 1, after which ``every`` more epochs of so many rows are complete; and the last."""
     ends = {len(steps)}
     seen, done = 0, 0
-    for number, step in enumerate(steps, 1):
-        seen += len(step)
+    for number, size in enumerate(sizes_of(steps), 1):
+        seen += size
         if (whole := math.floor(seen / (every * rows) + 1e-9)) > done:
             ends.add(number)
             done = whole
