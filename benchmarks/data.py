@@ -163,7 +163,7 @@ def _peak_megabytes() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", default=SIZES)
-    parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(CHOICES)}; read, split, write go together")
+    parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(CHOICES)}; read includes two more")
     parser.add_argument("--short", action="store_true", help="rows of a few words")
     parser.add_argument("--kind", choices=["jsonl", "parquet"], default="jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")

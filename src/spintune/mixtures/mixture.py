@@ -75,7 +75,6 @@ class TaskPool:
         few = self._has_others if self.trained else len(self.train) > 0
         return [key for key in QUADRANTS if key.partition("_")[2] in self.task.kinds and (few or "zero" in key)]
 
-
     @cached_property
     def _has_others(self) -> bool:
         """Whether its training rows ask more than one question."""

@@ -21,7 +21,6 @@ from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_fil
 from spintune.recipe.checking import read_section
 from spintune.record_files import Spool
 
-
 _RECENT = 4096  # rows in memory, of all tasks
 
 

@@ -21,7 +21,6 @@ from spintune.stages.context import RunContext
 from spintune.stages.synth import examples_file
 from spintune.typed_json import JsonObject
 
-
 _STRIDE = 1000  # examples between two reports of progress
 
 
@@ -102,7 +101,9 @@ def read_data(
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
     train: Sequence[Example]
     heldout: Sequence[Example]
-    train, heldout = split_examples(collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress)
+    train, heldout = split_examples(
+        collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress
+    )
     report = None
     if recipe.data.mixture and mixture:
         mixed = materialize(mixture, recipe.data.mixture.examples, progress)
