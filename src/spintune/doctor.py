@@ -31,6 +31,7 @@ REQUIRED = (
     "openai",
 )
 OPTIONAL = {
+    "bitsandbytes": "optimizer: adamw8bit and lora.base: nf4",
     "lm-eval": "standard benchmarks (eval: [arc_challenge, ...])",
     "langdetect": "eval: [ifeval]",
     "tensorboard": "tracking: [tensorboard]",

@@ -23,9 +23,13 @@ _LONGEST = 160
 """What is shown of a library's message. [characters]"""
 
 _ADVICE = {
-    "spintune.models.loading": "use a smaller model, or lora with precision: bfloat16, whose frozen weights take half",
+    "spintune.models.loading": (
+        "use a smaller model, weights: bfloat16, or lora with base: nf4, whose frozen weights take an eighth"
+    ),
     "spintune.generation": "lower data.max_length, spin.max_new_tokens and evaluation.max_new_tokens",
-    "spintune.training.loop": "lower tokens_per_forward or data.max_length, set recompute: 1, or use lora or adafactor",
+    "spintune.training.loop": (
+        "lower tokens_per_forward or data.max_length, set recompute: 1, or use lora, weights: bfloat16 or adamw8bit"
+    ),
     "spintune.engine": "lower tokens_per_forward or data.max_length",
 }
 """What to change, by the part of the program that asked for memory."""

@@ -21,6 +21,7 @@ from spintune.generation.sampling import Sampling
 from spintune.models.architecture import text_modules
 from spintune.models.loading import load_model, load_tokenizer
 from spintune.models.lora import merge, new_adapter
+from spintune.models.quantized import quantized_layers
 from spintune.recipe import LoraSection
 
 TEXT = {
@@ -226,6 +227,20 @@ def test_only_layers_of_the_text_part_get_an_adapter(folders, tmp_path):
         assert names <= text
         assert not any("vision" in name for name in names)
         model = merge(adapted)
+
+
+def test_a_4_bit_base_leaves_what_no_text_passes_through_as_it_is(folders, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    given = folders("gemma3")
+    model = load_model(str(given), cache=tmp_path, frozen=True, base="nf4").model
+    packed = set(quantized_layers(model))
+    assert packed
+    assert packed < set(text_modules(model))
+    merged = merge(new_adapter(model, LoraSection(rank=2, base="nf4"), "key")).state_dict()
+    plain = load_model(str(given), cache=tmp_path).model.state_dict()
+    assert plain.keys() == merged.keys()
+    changed = {key.removesuffix(".weight") for key, tensor in plain.items() if not torch.equal(tensor, merged[key])}
+    assert changed == packed
 
 
 def test_a_template_beside_the_tokenizer_is_found_and_kept(folders, tmp_path):

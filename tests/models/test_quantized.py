@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
 from spintune.models.loading import LoadedModel, load_model
 from spintune.models.lora import load_adapter, merge, new_adapter, save_adapter
-from spintune.models.quantized import bytes_of, count_of, quantized_layers, require_bitsandbytes
+from spintune.models.quantized import bytes_of, count_of, pack_on_meta, quantized_layers, require_bitsandbytes
 from spintune.models.saving import save_folder
 from spintune.recipe import LoraSection
 from spintune.training.footprint import footprint
@@ -113,6 +113,15 @@ class TestWithTheLibrary:
         found = footprint(loaded.model)
         adapters = sum(p.numel() * 4 for p in loaded.model.parameters() if p.requires_grad)
         assert (found.gradients, found.moments) == (adapters, 2 * adapters)
+
+    def test_sizes_are_known_without_numbers(self, tiny_model: Path, loaded: LoadedModel) -> None:
+        with torch.device("meta"):
+            shell = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tiny_model))
+        pack_on_meta(shell)
+        for model in (shell, loaded.model):
+            new_adapter(model, SECTION, "test")
+        assert footprint(shell, "adamw8bit") == footprint(loaded.model, "adamw8bit")
+        assert sum(map(count_of, shell.parameters())) == sum(map(count_of, loaded.model.parameters()))
 
     def test_an_adapter_says_what_its_base_was(self, tiny_model, cache, loaded, tmp_path) -> None:
         save_adapter(new_adapter(loaded.model, SECTION, "test"), tmp_path / "adapter", "owner/name")

@@ -47,4 +47,4 @@ def freeze_other_parts(model: PreTrainedModel) -> None:
         return
     text = {id(p) for module in text_modules(model).values() for p in module.parameters(recurse=False)}
     for parameter in model.parameters():
-        parameter.requires_grad_(id(parameter) in text)
+        parameter.requires_grad_(id(parameter) in text and parameter.is_floating_point())  # packed ones are frozen

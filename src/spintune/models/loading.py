@@ -138,8 +138,7 @@ def load_model(
     with _refusals(f"model {name!r}", location, arguments):
         tokenizer = _read_tokenizer(location, arguments)
     dtype = autocast if (frozen or weights == "bfloat16") and autocast else torch.float32
-    more = nf4_arguments(autocast or torch.float32, device) if base else {}
-    loaded = _read_model(name, location, arguments, tokenizer, dtype, more)
+    loaded = _read_model(name, location, arguments, tokenizer, dtype, base and (autocast or torch.float32, device))
     keep_layout(loaded.model)
     loaded.model.to(device)
     loaded.autocast = autocast
@@ -152,9 +151,13 @@ def _read_model(
     arguments: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
-    quantization: Mapping[str, object] | None = None,
+    packed: tuple[torch.dtype, torch.device] | None = None,
 ) -> LoadedModel:
-    """The model at a location, in memory and for evaluation."""
+    """The model at a location, in memory and for evaluation.
+
+    Args:
+        packed: quantize linear layers, which multiply in this type and lie on this device.
+    """
     with _refusals(f"model {name!r}", location, arguments):
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
         source = read_source_files(location, arguments, is_multimodal(config))
@@ -167,7 +170,7 @@ def _read_model(
             # else transformers reads it itself, and keeps in mind that it is unchanged
             generation_config=GenerationConfig.from_dict(dict(source.generation or {})) if source.corrected else None,
             **arguments,
-            **(quantization or {}),
+            **(nf4_arguments(config, *packed) if packed else {}),
         )
     _check_weights(name, model, report)
     _drop_marks(model)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from spintune.errors import ModelError
+from spintune.models.architecture import auto_class, text_modules
 from spintune.typed_json import JsonObject
 
 _MARK = "is_loaded_in_4bit"
@@ -28,22 +32,65 @@ def require_bitsandbytes(what: str) -> None:
         raise ModelError(f"{what} needs bitsandbytes; pip install 'spintune[memory]'")
 
 
-def nf4_arguments(compute: torch.dtype, device: torch.device) -> dict[str, object]:
-    """Arguments with which ``from_pretrained`` quantizes each linear layer but the head as soon as it has read it.
+def nf4_arguments(config: PreTrainedConfig, compute: torch.dtype, device: torch.device) -> dict[str, object]:
+    """Arguments with which ``from_pretrained`` quantizes each linear layer of a text as soon as it has read it.
 
     Args:
+        config: of the model.
         compute: type of the products.
     """
     require_bitsandbytes("lora.base: nf4")
     from transformers import BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(
+    with torch.device("meta"):
+        shell = auto_class(config).from_config(config)
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute,
+        llm_int8_skip_modules=_left_out(shell),
     )
-    return {"quantization_config": config, "device_map": {"": device}}
+    return {"quantization_config": quantization, "device_map": {"": device}}
+
+
+def _left_out(model: PreTrainedModel) -> list[str]:
+    """Names of layers that are not quantized: embeddings, head, and what no text passes through."""
+    text = text_modules(model)
+    others = (name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in text)
+    return [*get_keys_to_not_convert(model), *others]
+
+
+@dataclass(frozen=True)
+class _MetaPacking:
+    """Scales of a weight in 4 bits that has no numbers."""
+
+    shape: torch.Size
+    absmax: Tensor
+    state2: _MetaPacking | None = None
+    nested: bool = False
+    quant_type: str = "nf4"
+    blocksize: int = 64
+
+
+def pack_on_meta(model: PreTrainedModel) -> None:
+    """Gives a model on the meta device the packed weights that ``lora.base: nf4`` would load, for their sizes."""
+    skipped = _left_out(model)
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear | Conv1D) and should_convert_module(name, skipped):
+            shape, count = layer.weight.shape, layer.weight.numel()
+            blocks = -(-count // 64)
+            packed = nn.Parameter(_empty(-(-count // 2), torch.uint8)[:, None], requires_grad=False)
+            scales = _MetaPacking(torch.Size([blocks]), _empty(-(-blocks // 256), torch.float32))
+            packing = _MetaPacking(shape, _empty(blocks, torch.uint8), scales, nested=True)
+            packed.quant_state = packing  # type: ignore[attr-defined]
+            layer.weight = packed
+            if layer.bias is not None:
+                layer.bias.requires_grad_(False)
+
+
+def _empty(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(count, dtype=dtype, device="meta")
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -107,7 +107,7 @@ def _memory(training: TrainingFootprint, device: torch.device) -> Iterator[str]:
     if free is not None and more >= _WORTH_TELLING and more > free:
         yield (
             f"warning: training takes {in_units(more)} of memory beside the weights, without activations, and "
-            f"{in_units(free)} are free; use lora, optimizer: adafactor or a smaller model"
+            f"{in_units(free)} are free; use lora, weights: bfloat16, optimizer: adamw8bit or a smaller model"
         )
 
 
