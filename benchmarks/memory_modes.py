@@ -2,11 +2,14 @@
 
     python benchmarks/memory_modes.py [--model NAME] [--data FILE] [--steps 40] [--tokens 512] [--only MODE,...]
                                       --report FILE
+    python benchmarks/memory_modes.py --sizes
 
 Results of earlier calls that are in FILE are kept, so a call that was stopped goes on. Modes with 8-bit moments or a
 4-bit base need ``pip install "spintune[memory]"``. Each mode runs in processes of its own, through the functions that a
 recipe runs: the same rows in the same order, warm-up and cosine schedule. The player is scored before and after on the
 same held-out rows. No times are taken, so other work on the machine changes nothing.
+
+``--sizes`` prints what training keeps of a model with the shape of Mistral-7B, without numbers, in seconds.
 
 * bytes: what training keeps all the time (weights, gradients, moments), by
   :func:`spintune.training.footprint.footprint`, which tests compare with real tensors, for each weight of the model.
@@ -158,6 +161,33 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sizes() -> str:
+    """What training keeps of seven billion weights, as a table in Markdown."""
+    import torch
+    from transformers import AutoModelForCausalLM, MistralConfig
+
+    from spintune.models.lora import new_adapter
+    from spintune.models.quantized import count_of, pack_on_meta
+    from spintune.recipe import LoraSection
+    from spintune.training.footprint import footprint
+
+    lines = ["| mode | GB | bytes a weight |", "|---|---|---|"]
+    for mode in MODES:
+        if mode.name in ("nearest", "LoRA on NF4"):
+            continue
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(MistralConfig(num_key_value_heads=8))
+        model.to(torch.bfloat16 if mode.weights else torch.float32)
+        count = sum(map(count_of, model.parameters()))
+        if mode.base:
+            pack_on_meta(model)
+        if mode.lora:
+            new_adapter(model, LoraSection(rank=16), "sizes")
+        total = footprint(model, mode.optimizer).total  # type: ignore[arg-type]
+        lines.append(f"| {mode.name} | {total / 1e9:.1f} | {total / count:.2f} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the modes that are asked for and not in the report yet, and prints all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -167,9 +197,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--only", default=",".join(mode.name.replace(",", "") for mode in MODES))
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--sizes", action="store_true")
     parser.add_argument("--role", help=argparse.SUPPRESS)
     parser.add_argument("--spec", help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.sizes:
+        print(sizes())
+        return
     if given.role:
         mode = next(mode for mode in MODES if mode.name == given.role)
         print(json.dumps(train_in(mode, json.loads(given.spec))))
