@@ -27,6 +27,7 @@ from spintune.models.loading import (
     default_device,
     model_identity,
 )
+from spintune.models.quantized import require_bitsandbytes
 from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import SYNTH, Recipe
 from spintune.results import EvaluationResults, RunResults, TrainingResults
@@ -95,6 +96,13 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     """
     if recipe.compile and default_device().type == "cpu":
         raise ModelError("compile works on GPUs only; a CPU has compiled layers without it, so leave it out")
+    if recipe.offload and default_device().type == "cpu":
+        raise ModelError("offload moves what a GPU has no room for, and there is no GPU here; leave it out")
+    for name, section in (("sft", recipe.sft), ("spin", recipe.spin)):
+        if section and section.optimizer == "adamw8bit":
+            require_bitsandbytes(f"{name}.optimizer: adamw8bit")
+    if recipe.lora and recipe.lora.base:
+        require_bitsandbytes("lora.base: nf4")
     if recipe.generator and recipe.generator not in GENERATORS:
         raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
     # files are read before training starts, so that a mistake in one shows at once

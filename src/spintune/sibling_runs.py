@@ -116,7 +116,7 @@ class SiblingRuns:
 def _arithmetic(run: Path) -> list[object]:
     """Settings that change bits and are no inputs of stages, since within a run they stay or are told."""
     recipe = read_recipe(run).recipe
-    return [recipe.get(key) for key in ("precision", "tokens_per_forward")]
+    return [recipe.get(key) for key in ("precision", "tokens_per_forward", "offload")]
 
 
 def _owner(run: Path, name: str) -> str | None:

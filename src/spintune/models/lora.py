@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from spintune.errors import ModelError
 from spintune.models.architecture import text_modules
+from spintune.models.files import quiet_transformers
 from spintune.models.lora_targets import LoraTargets, find_targets
 from spintune.models.quantized import base_format, dequantize, quantized_layers
 from spintune.recipe import LoraSection
@@ -130,7 +131,8 @@ def merge(adapted: PeftModel) -> PreTrainedModel:
     memory of the CPU, which holds more than a GPU's.
     """
     if quantized_layers(adapted):
-        adapted = _over_plain_weights(adapted.cpu())
+        with quiet_transformers():  # peft says that the base has another name
+            adapted = _over_plain_weights(adapted.cpu())
     elif adapted.device.type == "cuda" and adapted.base_model.model.dtype != torch.float32:
         adapted = adapted.cpu()
     merged: PreTrainedModel = adapted.float().merge_and_unload()

@@ -35,6 +35,8 @@ _OURS: dict[str, tuple[str, ...]] = {
     "out": ("output_dir", "output", "save_dir"),
     "model": ("model_name_or_path", "base_model", "model_name"),
     "recompute": ("gradient_checkpointing", "activation_checkpointing"),
+    "base": ("load_in_4bit", "qlora", "bnb_4bit_quant_type", "quantization_bit"),
+    "offload": ("cpu_offload", "offload_optimizer", "optimizer_offload", "activation_offloading"),
     "precision": ("bf16", "dtype", "torch_dtype", "mixed_precision"),
     "tracking": ("report_to", "logger"),
     "router_aux_loss": ("router_aux_loss_coef", "aux_loss_coef"),

@@ -13,7 +13,7 @@ from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError, RunError
 from spintune.evaluation.selection import selection_of, too_few
 from spintune.generation.build import find_paths
-from spintune.models.loading import LoadedModel, default_device, load_model, locate_model, model_identity
+from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
 from spintune.models.quantized import count_of
@@ -208,8 +208,6 @@ class RunContext:
             stage = str(folder.relative_to(self.run.folder))
             for part in ["model"] * (not iterate.is_discarded) + ["adapter"] * bool(iterate.adapter):
                 written_files(self.run.folder, stage, part)
-        if recipe.offload and default_device().type == "cpu":
-            raise ModelError("offload moves what a GPU has no room for, and there is no GPU here; leave it out")
         location = recipe.model if iterate.adapter else iterate.location
         # weights that adapters are merged into must not be rounded at the next stage
         frozen = recipe.lora is not None and recipe.lora.between == "continue"
