@@ -53,6 +53,18 @@ def test_bfloat16_weights_stopped_at_many_points_end_in_the_same_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [{"weights": "bfloat16"}, {"lora": {"rank": 2, "base": "nf4"}}], ids=["rounded", "nf4"]
+)
+def test_an_encoder_decoder_is_trained_in_each_mode(run: Run, tmp_path: Path, tiny_t5: Path, changes: Any) -> None:
+    if "lora" in changes:
+        pytest.importorskip("bitsandbytes")
+    out = tmp_path / "run"
+    run(out, model=str(tiny_t5), **changes, sft={"learning_rate": 1e-3}, spin={"iterations": 1}, eval=[])
+    assert first_losses(out) == pytest.approx([math.log(2)], abs=0.02)
+
+
+@pytest.mark.slow
 def test_over_a_4_bit_base_the_opponent_is_the_last_iterate_on_the_same_base(run: Run, tmp_path: Path) -> None:
     """The first loss of each iteration is ln 2, and a saved model, which is merged, scores as its player did."""
     pytest.importorskip("bitsandbytes")

@@ -124,8 +124,11 @@ def _optimizer(groups: list[ParameterGroup], name: OptimizerName, rate: float) -
 
 
 def gradient_norm(model: nn.Module) -> Tensor:
-    """L2 norm of all gradients together."""
+    """L2 norm of all gradients together, in float32 where they are in bfloat16."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if any(gradient.dtype == torch.bfloat16 for gradient in gradients):
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        return torch.stack(norms).norm()
     return nn.utils.get_total_norm(gradients)
 
 
