@@ -1,12 +1,14 @@
 """How reading, splitting, mixing, tokenizing and packing grow with the data: seconds, and memory that should not grow.
 
     python benchmarks/data.py [--examples 1000,10000,100000,1000000] [--phases ...] [--short] [--kind parquet]
+    python benchmarks/data.py --parts [--examples 1000000,10000000]
 
 Rows are made up: instructions of 6 to 18 words and answers of 5 to 60, from a vocabulary of 5,000 words, as JSON
 lines or Parquet; with --short, of 2 and 2 words. Each size runs in a process of its own, through the functions that a
 run calls. Seconds are those of the processor. What counts as memory is what a phase holds at most on top of what the
 process held when everything was imported and the tokenizer loaded. "rows" stands in for tokenizing, which takes
-nine tenths of the time: it writes as many rows of tokens as there are examples.
+nine tenths of the time: it writes as many rows of tokens as there are examples. --parts measures what everything else
+rests on, with numbers in place of rows: an index of lines, duplicates, a split, and the order of an epoch.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from machine import Lab, describe
 SIZES = "1000,10000,100000,1000000"
 PHASES = ("read", "split", "write", "tokenize", "order", "pack", "mix")
 CHOICES = (*PHASES, "rows")
+PARTS = ("lines", "duplicates", "split", "steps", "order")
 
 
 def made_up(count: int, short: bool) -> Iterator[dict[str, str]]:
@@ -125,6 +128,48 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": laps.seconds, "megabytes": laps.megabytes, "tokens": tokens, "forwards": forwards}
 
 
+def measure_parts(spec: dict[str, Any]) -> dict[str, Any]:
+    """The index of a file of lines, duplicates among hashes, a split by hashes, and the steps of an epoch."""
+    import numpy as np
+
+    from spintune.number_files import KeyFile, NumberFile, first_of_each
+    from spintune.record_files import RecordFile
+    from spintune.records import Example
+    from spintune.training.batches import steps_by_tokens
+
+    count, line = spec["count"], b'{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}\n'
+    draw = np.random.default_rng(0)
+    ids = KeyFile(8)
+    prompts = KeyFile(32)
+    path = Path(spec["folder"]) / "lines.jsonl"
+    with path.open("wb") as file:
+        for begin in range(0, count, 10_000):
+            size = min(10_000, count - begin)
+            file.write(line * size)
+            keys = draw.bytes(40 * size)
+            for place in range(0, 40 * size, 40):
+                ids.add(keys[place : place + 8])
+                prompts.add(keys[place + 8 : place + 40])
+    Path("/proc/self/clear_refs").write_text("5")
+    laps = Laps()
+    stored = RecordFile(path, Example)
+    assert stored[count // 2] == stored[count - 1]
+    laps.lap("lines")
+    assert first_of_each([ids], [None])[0].kept == count
+    laps.lap("duplicates")
+    threshold = prompts.smallest(1000)
+    held = prompts.up_to(threshold)
+    assert int(np.unpackbits(held).sum()) == 1000
+    laps.lap("split")
+    lengths = NumberFile(draw.integers(50, 300, 10_000, np.int32) for _ in range(count // 10_000))
+    steps = steps_by_tokens(lengths, 4096, 1, seed=0)
+    laps.lap("steps")
+    assert sum(map(len, steps)) == len(lengths)
+    laps.lap("order")
+    path.unlink()
+    return {"seconds": laps.seconds, "megabytes": laps.megabytes}
+
+
 def token_rows(count: int) -> Any:
     """Rows of 8 tokens."""
     from spintune.record_files import Spool
@@ -164,6 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", default=SIZES)
     parser.add_argument("--phases", default=",".join(PHASES), help=f"of {', '.join(CHOICES)}; read includes two more")
+    parser.add_argument("--parts", action="store_true", help="what the phases rest on, without rows")
     parser.add_argument("--short", action="store_true", help="rows of a few words")
     parser.add_argument("--kind", choices=["jsonl", "parquet"], default="jsonl")
     parser.add_argument("--model", default="smollm2-135m-instruct")
@@ -172,13 +218,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
-        result = measure(json.loads((options.folder / "spec.json").read_text()))
+        take = measure if options.role == "measure" else measure_parts
+        result = take(json.loads((options.folder / "spec.json").read_text()))
         (options.folder / "result.json").write_text(json.dumps(result))
         return
     facts: dict[str, Any] = {"machine": describe(), "sizes": {}}
     print(f"{facts['machine']['processor']['name']}, load before {facts['machine']['load_before']:.2f}")
     phases = [phase for phase in CHOICES if phase in options.phases.split(",")]
-    shown = [phase for phase in CHOICES if phase in phases or (phase in ("split", "write") and "read" in phases)]
+    more = ("split", "write") if "read" in phases else ()
+    shown = PARTS if options.parts else tuple(phase for phase in CHOICES if phase in (*phases, *more))
     columns = ["examples", *(f"{phase}, s" for phase in shown), *(f"{phase}, MB" for phase in shown)]
     print(f"| {' | '.join(columns)} |")
     print(f"| {' | '.join('---' for _ in columns)} |")
@@ -186,9 +234,12 @@ def main() -> None:
         lab = Lab(Path(__file__), Path(temporary))
         for count in map(int, options.examples.split(",")):
             data = Path(temporary) / f"{count}.{options.kind}"
-            write_rows(data, made_up(count, options.short))
-            found = lab.run("measure", data=str(data), model=options.model, phases=phases, count=count)
-            data.unlink()
+            if options.parts:
+                found = lab.run("parts", count=count)
+            else:
+                write_rows(data, made_up(count, options.short))
+                found = lab.run("measure", data=str(data), model=options.model, phases=phases, count=count)
+                data.unlink()
             facts["sizes"][count] = found
             times = " | ".join(f"{found['seconds'][phase]:.1f}" for phase in shown)
             peaks = " | ".join(f"{found['megabytes'][phase]:.0f}" for phase in shown)

@@ -18,7 +18,7 @@ class Progress(Protocol):
     """Receives the progress of tasks, and notes for the user."""
 
     def task(self, name: str, total: float, unit: str) -> contextlib.AbstractContextManager[ProgressTask]:
-        """Begins a task of ``total`` ``unit``s, which ends with the context."""
+        """Begins a task of ``total`` ``unit``s, infinite where nobody knows, which ends with the context."""
 
     def note(self, text: str) -> None:
         """Shows one line of text."""

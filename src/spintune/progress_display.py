@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -54,9 +55,11 @@ class BarProgress:
 
     @contextlib.contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:
-        handle = self._bars.add_task(name, total=total, unit=unit, rate="", facts="")
+        known = math.isfinite(total)
+        handle = self._bars.add_task(name, total=total if known else None, unit=unit, rate="", facts="")
         yield _Bar(self._bars, handle, unit)
-        self._bars.update(handle, completed=total)
+        if known:
+            self._bars.update(handle, completed=total)
 
     def note(self, text: str) -> None:
         self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -113,9 +116,12 @@ class _Line:
         self._shown, self._reported = time.monotonic(), self._done
         seconds = self._shown - self._started
         rate = self._done / max(1e-6, seconds)
-        left = f", {duration_text((self._total - self._done) / rate)} left" if 0 < self._done < self._total else ""
+        known = math.isfinite(self._total)
+        unfinished = known and 0 < self._done < self._total
+        left = f", {duration_text((self._total - self._done) / rate)} left" if unfinished else ""
+        total = f"/{self._total:g}" if known else ""
         self._progress.note(
-            f"{self._name}: {self._done:g}/{self._total:g} {self._unit} in {duration_text(seconds)}{left}"
+            f"{self._name}: {self._done:g}{total} {self._unit} in {duration_text(seconds)}{left}"
             + (f"  {self._facts}" if self._facts else "")
         )
 

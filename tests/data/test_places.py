@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from data_files import ROW, Notes, answers, error, json_lines, numbered, places, read, write_files
 
-from spintune.data.tables import rows_of, source_digest
+from spintune.data import sources
+from spintune.data.sources import Source
+from spintune.data.tables import RowTable, rows_of, source_digest
+from spintune.data.tables.arrow_rows import _streamed
 from spintune.data.tables.hub import hub_table
 from spintune.errors import DataError
 
@@ -231,3 +239,55 @@ def test_a_config_that_would_do_nothing_is_an_error(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("path", ["~nobody-of-this-name/rows.jsonl", "x" * 300 + "/rows.jsonl"])
 def test_a_path_that_cannot_be_is_one_line(path: str) -> None:
     assert error(path).startswith(f"{path}: cannot be read (")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_stream_gives_the_rows_of_a_download(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for shard in range(3):
+        rows = [{"instruction": f"q{shard}-{n}", "output": "a" * n, "kind": n} for n in range(1, 8)]
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"train-{shard}.parquet", 3)
+        else:
+            (folder / f"train-{shard}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # no hub is asked here: the datasets library streams a folder's files as it does a hub's
+    stream, download = (hub_table(str(folder), "train", None, stream) for stream in (True, False))
+    assert (stream.columns, stream.streamed, stream.total) == (download.columns, True, math.inf)
+    for keys in (None, frozenset({"output", "instruction"})):
+        assert list(stream.rows(keys)) == list(download.rows(keys))
+    assert stream.sample(2) == download.sample(2)
+
+
+def test_a_stream_ends_soon_after_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def rows(keys: frozenset[str] | None) -> Iterator[tuple[int, object]]:
+        for number in range(1, 10_001):
+            read.append(number)
+            yield number, {"instruction": f"q{number // 2}", "output": "a"}
+
+    table = RowTable("owner/name", rows, math.inf, streamed=True)
+    monkeypatch.setattr(sources, "open_tables", lambda *arguments: [lambda: table])
+    result = sources.read_source(Source("owner/name", stream=True, limit=20))
+    assert len(result.examples) == 20
+    assert len(result.examples) + result.dropped.total() == result.read < 100
+    assert len(read) < 200
+
+
+def test_only_a_hub_data_set_streams(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(lines(3))
+    for one in (str(path), str(tmp_path), "builtin:seeds"):
+        with pytest.raises(DataError, match="stream is for hub data sets; files are read a piece at a time"):
+            sources.read_source(Source(one, stream=True))
+
+
+def test_a_stream_that_breaks_off_is_one_line() -> None:
+    def broken() -> Iterator[None]:
+        raise ConnectionError("the hub is gone\nand more")
+        yield
+
+    with pytest.raises(DataError, match=r"^owner/name: the stream broke off \(ConnectionError: the hub is gone\); run"):
+        next(_streamed("owner/name", broken()))

@@ -49,6 +49,8 @@ class Source:
         config: configuration of a hub data set, or sheet of an .xlsx file.
         on_bad_row: what to do about rows that cannot be read: "stop", or "drop" and count them.
         columns: which keys of its rows hold what, see :mod:`spintune.data.columns`.
+        stream: whether a hub data set is read where it is, and not downloaded before. With a limit, reading ends soon
+            after it: what follows is not counted.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Source:
     config: str | None = None
     on_bad_row: OnBadRow = "stop"
     columns: Columns | None = None
+    stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def _read(source: Source, progress: Progress) -> _Reading:
     _check(source)
     reading = _Reading(source)
     row_keys = roots_of(source.columns or {})
-    openers = open_tables(source.path, source.split, source.config, progress.note, row_keys)
+    openers = open_tables(source.path, source.split, source.config, progress.note, row_keys, source.stream)
     if len(openers) == 1:
         table = openers[0]()
         with progress.task(f"reading {source.path}", table.total, "rows") as task:
@@ -204,6 +207,8 @@ class _Reading:
                     self._add(conversation, row.where if table.lines else f"{table.path}:{number}")
             if task and done % _STRIDE == 0:
                 task.advance(_STRIDE)
+            if table.streamed and self._is_full:
+                break
         if task:
             task.advance(done % _STRIDE)
         self._reader.passed_over(table.columns, done)

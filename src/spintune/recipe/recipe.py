@@ -64,6 +64,9 @@ class SourceSection(Section):
     """Split of a hub data set, or of a folder whose file names tell splits."""
     config: str | None = None
     """Configuration of a hub data set, or sheet of an .xlsx file. Default: the only one."""
+    stream: bool | None = None
+    """Whether a hub data set is read from the hub a piece at a time, in every run, and not downloaded before; with a
+    limit, reading ends soon after it. Default: false, a download is kept for other runs."""
     on_bad_row: OnBadRow | None = None
     """What to do about rows that cannot be read. Default: data.on_bad_row."""
     columns: dict[str, str | None] | None = None

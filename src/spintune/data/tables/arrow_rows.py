@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,30 @@ def dataset_table(path: str, data: datasets.Dataset) -> RowTable:
     return _table(file, data.column_names, len(data), lambda names: _guarded(path, "Arrow", batches(names)))
 
 
+def stream_table(path: str, data: datasets.IterableDataset, columns: Sequence[str], total: float) -> RowTable:
+    """A data set of the datasets library that is read from afar, a piece at a time."""
+
+    def batches(names: list[str]) -> Iterator[pyarrow.Table]:
+        yield from data.select_columns(names).with_format("arrow").iter(_BATCH)
+
+    file = DataFile(path, Path(path))
+    return replace(_table(file, columns, total, lambda names: _streamed(path, batches(names))), streamed=True)
+
+
+def _streamed(path: str, batches: Iterator[pyarrow.Table]) -> Iterator[pyarrow.Table]:
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # a boundary: of the network, the hub's client, and readers of a dozen formats
+            raise DataError(
+                f"{path}: the stream broke off ({type(error).__name__}: {first_line(error)}); run again, or leave "
+                "stream out to download the data set first"
+            ) from error
+        if batch is None:
+            return
+        yield batch
+
+
 def _source(file: DataFile) -> pyarrow.NativeFile:
     """The file's bytes for random access: mapped, or in memory where they have to be decompressed."""
     import pyarrow
@@ -195,7 +220,7 @@ def _guarded(
         yield batch
 
 
-def _table(file: DataFile, columns: Sequence[str], total: int, read: Batches) -> RowTable:
+def _table(file: DataFile, columns: Sequence[str], total: float, read: Batches) -> RowTable:
     path = file.path
 
     def rows(keys: frozenset[str] | None) -> Iterator[Numbered]:

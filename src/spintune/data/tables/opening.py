@@ -23,6 +23,7 @@ from spintune.hub import missing_path
 from spintune.storage import digest_file, digest_json
 
 _BUILTIN = "builtin:"
+_STREAM_IS_FOR = "stream is for hub data sets; files are read a piece at a time without it"
 _CONFIG_IS_FOR = "config is for hub data sets and .xlsx files"
 
 _READERS: dict[str, Callable[[DataFile], RowTable]] = {
@@ -45,6 +46,7 @@ def open_tables(
     config: str | None = None,
     note: Note = _no_note,
     row_keys: frozenset[str] = frozenset(),
+    stream: bool = False,
 ) -> list[TableOpener]:
     """What opens the tables of a source, one for each file; built-in data (``builtin:NAME``) and hub data are one.
 
@@ -53,22 +55,25 @@ def open_tables(
         config: of a hub data set, or the sheet of an .xlsx file.
         note: receives a line about files that are passed over.
         row_keys: keys that rows are known to have; a JSON document with one of them is a row.
+        stream: whether a hub data set is read where it is, and not downloaded before.
 
     Raises DataError for a source that does not exist or is of no known kind. A table that cannot be read raises it when
     it is opened, and one that is damaged further on when the reading comes there.
     """
     refuse_address(path)
     if is_builtin(path):
-        if config is not None:
-            raise DataError(f"{path}: {_CONFIG_IS_FOR}; leave it out")
+        if config is not None or stream:
+            raise DataError(f"{path}: {_STREAM_IS_FOR if stream else _CONFIG_IS_FOR}; leave it out")
         return [functools.partial(json_table, DataFile(path, _builtin(path), row_keys))]
     file, there, is_folder = _look(path)
-    if there and not is_folder:
+    if there and not is_folder and not stream:
         return [functools.partial(_file_table, DataFile(path, file, row_keys), config)]
     if not there and _may_be_hub_id(path):
         if reason := missing_path(path):
             raise DataError(f"data {path} does not exist: {reason}")
-        return [functools.partial(hub_table, path, split, config)]
+        return [functools.partial(hub_table, path, split, config, stream)]
+    if stream and (there or is_pattern(path)):
+        raise DataError(f"{path}: {_STREAM_IS_FOR}; leave it out")
     if not there and not is_pattern(path):
         raise DataError(f"data file {path} does not exist; {_suggestion(file)}")
     if config is not None:

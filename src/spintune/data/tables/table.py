@@ -28,16 +28,18 @@ class RowTable:
         path: the file, or what the user named.
         rows: reads the rows, or of columnar files only some of their keys. Raises DataError where the file as a whole
             cannot be read further.
-        total: how many rows there are.
+        total: how many rows there are; infinite where that is not known.
         lines: whether numbers are lines of the file.
         columns: the keys that a row may have, where the file says so.
+        streamed: whether rows come from afar, so that none is read in vain.
     """
 
     path: str
     rows: Reader
-    total: int
+    total: float
     lines: bool = False
     columns: tuple[str, ...] = ()
+    streamed: bool = False
 
     def row(self, number: int, value: object) -> FileRow:
         """A row with its place. Raises RowError when it cannot be read or is not an object."""
