@@ -136,24 +136,25 @@ def measure(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def both(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
-    """Losses of a mode, and its bytes and peak, in two processes where losses are emulated."""
+def parts_of(mode: Mode, spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What is run of a mode, by name: its losses, and where those are emulated its bytes and peak in two real steps."""
     if mode.weights is None or not spec["emulated"]:
-        return measure(mode, spec)
-    found = measure(mode, spec)
-    if mode.name == "nearest":
-        return {**found, "bytes": None, "peak": None}
-    real = measure(mode, {**spec, "emulated": False, "steps": 2})
-    return {**found, "bytes": real["bytes"], "peak": real["peak"], "real_losses": real["losses"]}
+        return {mode.name: spec}
+    real = {} if mode.name == "nearest" else {f"{mode.name}, real": {**spec, "emulated": False, "steps": 2}}
+    return {mode.name: spec, **real}
 
 
 def table(results: dict[str, Any]) -> str:
     """The results as a table in Markdown."""
     columns = ("mode", "bytes a weight", "peak", "held-out before", "after", "training loss, by quarters")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, one in results["modes"].items():
-        held = f"{sum(one['bytes'].values()) / one['count']:.2f}" if one["bytes"] else ""
-        peak = f"{one['peak']:.2f} GB" if one["peak"] else ""
+    runs, emulated = results["runs"], results["spec"]["emulated"]
+    for name in (mode.name for mode in MODES if mode.name in runs):
+        one = runs[name]
+        is_real = next(mode for mode in MODES if mode.name == name).weights is None or not emulated
+        real = one if is_real else runs.get(f"{name}, real")
+        held = f"{sum(real['bytes'].values()) / real['count']:.2f}" if real else ""
+        peak = f"{real['peak']:.2f} GB" if real else ""
         quarter = max(1, len(one["losses"]) // 4)
         parts = [one["losses"][i : i + quarter] for i in range(0, 4 * quarter, quarter)]
         means = " ".join(f"{sum(part) / len(part):.4f}" for part in parts if part)
@@ -211,14 +212,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spintune"
     spec = {"model": given.model, "data": given.data, "steps": given.steps, "tokens": given.tokens, "cache": str(cache)}
     spec["emulated"] = not processor()["native_bfloat16"]
-    results: dict[str, Any] = {"machine": describe(), "spec": spec, "modes": {}}
+    results: dict[str, Any] = {"machine": describe(), "spec": spec, "runs": {}}
     if given.report and given.report.is_file():
         results = json.loads(given.report.read_text())
         if results["spec"] != spec:
             sys.exit(f"{given.report} has other settings ({results['spec']}); give another --report")
-    for mode in MODES:
-        if mode.name.replace(",", "") in given.only.split(",") and mode.name not in results["modes"]:
-            results["modes"][mode.name] = both(mode, spec)
+    asked = [mode for mode in MODES if mode.name.replace(",", "") in given.only.split(",")]
+    parts = [(mode, name, part) for mode in asked for name, part in parts_of(mode, spec).items()]
+    for mode, name, part in parts:
+        if name not in results["runs"]:
+            results["runs"][name] = measure(mode, part)
             if given.report:
                 given.report.write_text(json.dumps(results, indent=1))
     print(table(results))
