@@ -47,7 +47,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "spintune.kernels.native.layers": "the context of a torch.autograd.Function has no type",
         "spintune.models.quantized": "bitsandbytes has no types",
         "spintune.recipe.endpoint": "extra fields of a request: any JSON, and what pydantic's serializer returns",
-        "spintune.teachers.endpoint": "coroutines of any type on a loop of its own",
+        "spintune.teachers.event_loop": "coroutines of any type on a loop of its own",
         "spintune.trackers": "torch's SummaryWriter has no types",
         "spintune.training.rounding": "torch's parameter groups and states are of any type",
         "spintune.typed_json": "pydantic's adapters of any type",

@@ -18,15 +18,13 @@ too_large      the response has more than 4 MB
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import httpx2
 import openai
@@ -36,24 +34,23 @@ from spintune.errors import BudgetError, RecipeError, TeacherError
 from spintune.progress import Progress, Silent
 from spintune.teachers.addresses import ForbiddenAddressError
 from spintune.teachers.budget import Budget, Ledger, LedgerCall
+from spintune.teachers.event_loop import event_loop
 from spintune.teachers.parameters import Parameters
 from spintune.teachers.protocol import Failure, Outcome, Reply, Request, Usage, counts_too_few
 from spintune.teachers.transport import (
     BODY_LIMIT,
     CALL,
-    AuthTransport,
+    Connection,
     OutOfBudgetError,
     TooLargeError,
     checked_url,
     key_in,
-    open_network,
     proxy_for,
 )
 from spintune.teachers.wire import ONLY_REASONING, UNFINISHED, one_line, parse_answer, server_says
 
 __all__ = ["Budget", "Endpoint", "EndpointTeacher"]
 
-_CONNECT_SECONDS = 10.0
 _MIN_FAILURES_IN_A_ROW = 8
 # Fields that the request or the protocol sets. n and best_of would also cost more than was reserved.
 _OPTIONAL_FIELDS = {"stop", "presence_penalty", "frequency_penalty"}
@@ -144,8 +141,11 @@ class EndpointTeacher:
         self._key_variable = endpoint.key_variable
         if self._key_variable is None:
             self._key_variable = "OPENAI_API_KEY" if self._url.host == "api.openai.com" else ""
-        self._key = key_in(environment, self._key_variable, self._url) if self._key_variable else SecretStr("")
+        key = key_in(environment, self._key_variable, self._url) if self._key_variable else SecretStr("")
         self._proxy = proxy_for(self._url, environment)
+        self._connection = Connection(
+            self._url, key, self._proxy, endpoint.concurrency, endpoint.timeout_seconds, endpoint.max_retries
+        )
         self._tls = httpx2.create_ssl_context()
         self._ledger = Ledger(endpoint.budget, spent)
         self._in_a_row = 0
@@ -187,7 +187,7 @@ class EndpointTeacher:
         """
         thinking = self._endpoint.thinking_tokens
         longer = [replace(request, max_tokens=request.max_tokens + thinking) for request in requests]
-        with _event_loop() as run:
+        with event_loop() as run:
             outcomes = self._outcomes(longer)
             try:
                 while (found := run(_next(outcomes))) is not None:
@@ -196,7 +196,7 @@ class EndpointTeacher:
                 run(outcomes.aclose())
 
     async def _outcomes(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[int, Outcome], None]:
-        async with self._client() as client, self._calls(requests) as calls:
+        async with self._connection.client(self._tls) as client, self._calls(requests) as calls:
             while calls.unfinished:
                 calls.start(lambda call: self._one(client, call))
                 if not calls.under_way:
@@ -234,20 +234,6 @@ class EndpointTeacher:
         return (
             f"{self.name}: {usage.requests:,} requests used {usage.tokens:,} tokens{price}, and the budget of {budget} "
             "does not cover what the next one may cost; all replies are kept; raise the budget and run again"
-        )
-
-    def _client(self) -> openai.AsyncOpenAI:
-        network = open_network(self._tls, self._endpoint.concurrency, self._proxy)
-        return openai.AsyncOpenAI(
-            api_key="none",  # AuthTransport adds the key
-            base_url=str(self._url),
-            max_retries=self._endpoint.max_retries,
-            timeout=httpx2.Timeout(None, connect=min(_CONNECT_SECONDS, self._endpoint.timeout_seconds / 2)),
-            http_client=httpx2.AsyncClient(
-                transport=AuthTransport(network, self._url, self._key, self._endpoint.timeout_seconds),
-                follow_redirects=False,
-                trust_env=False,
-            ),
         )
 
     async def _one(self, client: openai.AsyncOpenAI, call: LedgerCall) -> Outcome:
@@ -357,29 +343,6 @@ class EndpointTeacher:
             case httpx2.DecodingError():
                 return Failure("malformed", "the response cannot be decompressed")
         return Failure("disconnected", one_line(str(cause)))
-
-
-@contextlib.contextmanager
-def _event_loop() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    """Runs coroutines in an event loop of their own; in a thread if the caller's thread has a running loop."""
-    runner = asyncio.Runner()
-    if not _loop_is_running():
-        with runner:
-            yield runner.run
-        return
-    with ThreadPoolExecutor(1) as thread:
-        try:
-            yield lambda coroutine: thread.submit(runner.run, coroutine).result()
-        finally:
-            thread.submit(runner.close).result()
-
-
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 async def _next(outcomes: AsyncGenerator[tuple[int, Outcome], None]) -> tuple[int, Outcome] | None:

@@ -9,6 +9,7 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import httpx2
 import openai
@@ -22,6 +23,7 @@ from spintune.teachers.wire import hidden_error
 from spintune.version import __version__
 
 BODY_LIMIT = 4_000_000
+_CONNECT_SECONDS = 10.0
 KEY_HOSTS = "SPINTUNE_KEY_HOSTS"
 """The environment variable in which the user says which hosts get which keys."""
 
@@ -151,23 +153,23 @@ def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def checked_url(base_url: str) -> httpx2.URL:
-    """The address of an endpoint, without a slash at its end.
+def checked_url(base_url: str, whose: str = "teacher") -> httpx2.URL:
+    """The address of an endpoint, without a slash at its end. ``whose`` it is, errors say.
 
     Raises TeacherError when it is not a valid address, has more than scheme, host and path, or is a refused one.
     """
     try:
         url = httpx2.URL(base_url.rstrip("/"))
     except httpx2.InvalidURL as error:
-        raise TeacherError(f"teacher's url {base_url!r}: not an address ({error})") from None
+        raise TeacherError(f"{whose}'s url {base_url!r}: not an address ({error})") from None
     if url.userinfo or url.query or url.fragment:
         # the message does not repeat them: they may hold secrets
-        raise TeacherError("teacher's url: give scheme, host and path only; a key belongs in an environment variable")
+        raise TeacherError(f"{whose}'s url: give scheme, host and path only; a key belongs in an environment variable")
     if url.scheme not in ("http", "https") or not url.host:
-        raise TeacherError(f"teacher's url {base_url!r}: give an address that begins with https:// or http://")
+        raise TeacherError(f"{whose}'s url {base_url!r}: give an address that begins with https:// or http://")
     if forbidden_host(url.host):
         raise TeacherError(
-            f"teacher's url {base_url!r}: cloud machines hand out credentials there; give another address"
+            f"{whose}'s url {base_url!r}: cloud machines hand out credentials there; give another address"
         )
     return url
 
@@ -219,6 +221,40 @@ def _hosts_of(variable: str, environment: Mapping[str, str]) -> list[str]:
     pairs = [pair.strip().partition("=") for pair in environment.get(KEY_HOSTS, "").split(",")]
     paired = [host.strip() for name, _, host in pairs if name.strip() == variable and host.strip()]
     return [*paired, _PROVIDERS[variable]] if variable in _PROVIDERS else paired
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How an address is reached.
+
+    Attributes:
+        key: sent to ``url`` alone; empty for none.
+        concurrency: connections at a time.
+        timeout_seconds: for one attempt, from connecting to the last byte.
+        max_retries: after refusals that may pass, lost connections and timeouts.
+    """
+
+    url: httpx2.URL
+    key: SecretStr
+    proxy: httpx2.Proxy | None
+    concurrency: int
+    timeout_seconds: float
+    max_retries: int
+
+    def client(self, tls: ssl.SSLContext) -> openai.AsyncOpenAI:
+        """OpenAI's client, with its retries, on the transport that alone has the key. :data:`CALL` must be set."""
+        network = open_network(tls, self.concurrency, self.proxy)
+        return openai.AsyncOpenAI(
+            api_key="none",  # AuthTransport adds the key
+            base_url=str(self.url),
+            max_retries=self.max_retries,
+            timeout=httpx2.Timeout(None, connect=min(_CONNECT_SECONDS, self.timeout_seconds / 2)),
+            http_client=httpx2.AsyncClient(
+                transport=AuthTransport(network, self.url, self.key, self.timeout_seconds),
+                follow_redirects=False,
+                trust_env=False,
+            ),
+        )
 
 
 def open_network(tls: ssl.SSLContext, connections: int, proxy: httpx2.Proxy | None) -> httpx2.AsyncBaseTransport:
