@@ -74,6 +74,11 @@ class TeacherError(SpintuneError):
     exit_code = 9
 
 
+class ServerError(TeacherError):
+    """A server that writes answers in the place of the built-in generator: it cannot be reached or started, serves
+    another model, or answers otherwise than it must."""
+
+
 class BudgetError(SpintuneError):
     """The budget for a teacher or judge is used up; everything that it paid for is kept."""
 

@@ -7,8 +7,9 @@ A stage that is finished for the same inputs does not run again, so one command 
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -82,11 +83,28 @@ def run_recipe(
             context = RunContext(recipe, run, cache, StoppableProgress(progress, stop), metrics, environment, stop)
             if siblings:
                 run.siblings = SiblingRuns(siblings, run.folder, metrics, context.progress.note)
-            results = _run_stages(context, until, evaluations)
+            with _engines(context):
+                results = _run_stages(context, until, evaluations)
         finally:
             metrics.close()
         _write_results(run.folder / "results.json", results)
     return results
+
+
+@contextlib.contextmanager
+def _engines(context: RunContext) -> Iterator[None]:
+    """Inside, the run has the engine that its recipe names; servers that it started end with it."""
+    section = context.recipe.generate
+    if section is None or not section.is_served:
+        yield
+        return
+    from spintune.generation.served.pool import EnginePool
+
+    context.engines = EnginePool(section, context.environment, context.progress, context.stop.check)
+    try:
+        yield
+    finally:
+        context.engines.release()
 
 
 def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:

@@ -145,13 +145,14 @@ class Completion:
         ids: every sampled token. The last one is a stop token exactly when ``finish_reason`` is "stop"; a completion
             that reached the length limit has none.
         text: the tokens as text, without the stop token.
-        logprob: sum of the log-probabilities of ``ids`` under the distribution they were sampled from. [nats]
+        logprob: sum of the log-probabilities of ``ids`` under the distribution they were sampled from; of another
+            engine's answers, under its model at temperature 1, or None where it does not say. [nats]
     """
 
     ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason
-    logprob: float
+    logprob: float | None
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,9 @@ class Answer:
         complete: False if it was cut at the length limit.
         opponent: log-probability under the opponent of the iteration that trains on it; None before scoring.
         base: log-probability under iterate 0; None if the loss does not need it.
-        sampled: log-probability under the distribution it was sampled from, as the generator computed it; None if it
-            was not sampled, or was cut afterwards.
+        sampled: log-probability under the distribution it was sampled from, as the generator computed it (of another
+            engine's answers, under its model at temperature 1); None if it was not sampled, or was cut afterwards, or
+            that engine does not say.
     """
 
     __pydantic_config__ = _CLOSED

@@ -16,9 +16,11 @@ from spintune.evaluation.judge import Canary, PairwiseSummary
 from spintune.evaluation.rating import RatingSummary
 from spintune.evaluation.scores import ScoreScale
 from spintune.evaluation.statistics import Interval
+from spintune.generation.served.facts import EngineFacts
 from spintune.mixtures.report import MixtureReport
 from spintune.selfplay.diagnostics import AnswerProfile, KlEstimate
 from spintune.selfplay.pair_metrics import HeldoutPairMetrics
+from spintune.selfplay.sampler_gap import SamplerGap
 from spintune.selfplay.separability import Separability
 from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import Cost
@@ -200,6 +202,9 @@ class PairFacts:
         data: digest of the data stage's outputs.
         seconds: by kind of work.
         answers: digest of what the answers depend on; None in runs of earlier versions.
+        engine: that wrote the answers; None for the built-in generator.
+        gap: between the sampler's and the scorer's log-probability of answers; None where they are not comparable, and
+            in runs of earlier versions.
     """
 
     train: TrainPairCounts
@@ -209,6 +214,8 @@ class PairFacts:
     data: str
     seconds: dict[str, float]
     answers: str | None = None
+    engine: EngineFacts | None = None
+    gap: SamplerGap | None = None
 
 
 @dataclass(frozen=True)

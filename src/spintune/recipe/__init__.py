@@ -10,6 +10,7 @@ from spintune.recipe.evaluation import (
     EvaluationSection,
     JudgeSection,
 )
+from spintune.recipe.generate import GenerateSection
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.reading import every_key, keys_called, load_recipe, parse_recipe, recipe_schema
 from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
@@ -30,6 +31,7 @@ __all__ = [
     "DataSection",
     "EndpointSection",
     "EvaluationSection",
+    "GenerateSection",
     "IterationSettings",
     "JudgeSection",
     "LoraSection",

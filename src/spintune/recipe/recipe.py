@@ -13,6 +13,7 @@ from spintune.data.bad_rows import OnBadRow
 from spintune.data.columns import problem_of
 from spintune.data.formats import AUTO, BUILTIN_FORMATS, FORMATS
 from spintune.recipe.evaluation import FILES_OF, HELDOUT, MT_BENCH, QUESTIONS, EvaluationSection, JudgeSection
+from spintune.recipe.generate import GenerateSection
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.section import (
     AUTO_RATE,
@@ -153,6 +154,8 @@ class Recipe(Section):
     generator: str | None = None
     """Generator that writes answers: batch, plain, or one that you register. Default: the fastest built-in one that is
     right for the model."""
+    generate: GenerateSection | None = None
+    """Another engine that writes answers, such as vLLM; leave out for the built-in generator."""
     tracking: list[Annotated[str, known_in(TRACKERS)]] = Field(default=[])
     """Trackers that get the numbers of each step: tensorboard, or one that a package registers. metrics.jsonl is always
     written."""
@@ -195,6 +198,14 @@ class Recipe(Section):
                     yield f"sft.{key} would do nothing without held-out examples; set data.eval_fraction above 0"
         if self.spin and self.spin.prompts and not self.sft:
             yield f"spin.prompts: {self.spin.prompts} needs an sft section, which sees the other prompts; add sft: {{}}"
+        if self.generate and self.generate.is_served:
+            if self.generator:
+                yield f"generator: {self.generator} is not of generate.engine: {self.generate.engine}; leave one out"
+            if self.spin and self.spin.refresh != 1:
+                yield (
+                    "spin.refresh: the player writes while it trains, which only the built-in generator can; leave it "
+                    f"or generate.engine: {self.generate.engine} out"
+                )
         stop = self.spin and self.spin.stop
         if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and self.data.eval_fraction == 0:
             yield "spin.stop needs held-out examples; set data.eval_fraction above 0"
@@ -249,15 +260,18 @@ class Recipe(Section):
         """The settings that decide results: no output folder, trackers, checkpoint times or request limits."""
         not_results = {"checkpoint_minutes"}
         request_limits = {"concurrency", "timeout_seconds", "max_retries", "budget"}
-        return self.model_dump(
+        generate = self.generate.decides() if self.generate and self.generate.is_served else None
+        values = self.model_dump(
             mode="json",
             by_alias=True,
             exclude={
                 "out": True,
                 "tracking": True,
+                "generate": True,
                 "synth": {"teacher": request_limits},
                 "judge": request_limits,
                 "sft": not_results,
                 "spin": {*not_results, "keep"},
             },
         )
+        return {**values, "generate": generate}

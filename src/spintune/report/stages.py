@@ -223,6 +223,10 @@ _QUANTITIES = (  # name, unit, place in IterationStages, form
     ("real told by length alone", "AUC", "pairs.separability.length_auc", "{:.2f}"),
     ("real told by last token", "AUC", "pairs.separability.last_token_auc", "{:.2f}"),
     ("real told by being cut", "AUC", "pairs.separability.cut_auc", "{:.2f}"),
+    ("answers written by", "", "pairs.engine", "{}"),
+    ("sampler against scorer", "nats a token", "pairs.gap.per_token", "{:.2g}"),
+    ("sampler against scorer", "nats an answer, at most", "pairs.gap.largest", "{:.2g}"),
+    ("KL of sampler to scorer", "nats an answer", "pairs.gap.signed", "{:.2g}"),
 )
 
 

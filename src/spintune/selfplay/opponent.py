@@ -17,6 +17,7 @@ from spintune.errors import RunError
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.records import Answer, Completion, Pair
+from spintune.selfplay.sampler_gap import SamplerGap, sampler_gap
 from spintune.selfplay.shards import Shards
 from spintune.tokens.rows import TokenRow
 
@@ -115,7 +116,7 @@ def _with_scores(pair: Pair, under: str, sums: Sequence[float]) -> Pair:
     return replace(pair, real=real, generated=tuple(generated), first=first)
 
 
-def check_sampler(pairs: Sequence[Pair], opponent: str, tolerance: float) -> None:
+def check_sampler(pairs: Sequence[Pair], opponent: str, tolerance: float) -> SamplerGap | None:
     """Compares the opponent's scores of its own answers with the log-probabilities at which they were sampled.
 
     If they differ, generator and engine disagree about the prompt or the model, and the answers are not samples of the
@@ -123,10 +124,10 @@ def check_sampler(pairs: Sequence[Pair], opponent: str, tolerance: float) -> Non
 
     Raises RunError when they differ by more than ``tolerance`` on average. [nats per answer]
     """
-    answers = [answer for pair in pairs if pair.writer == opponent for answer in pair.generated]
-    gaps = [abs(a.opponent - a.sampled) for a in answers if a.opponent is not None and a.sampled is not None]
-    if gaps and not sum(gaps) / len(gaps) <= tolerance:
+    gap = sampler_gap(pairs, opponent)
+    if gap and not gap.mean <= tolerance:
         raise RunError(
-            f"{opponent}'s scores of its own answers differ from its generator's by {sum(gaps) / len(gaps):.3f} nats "
-            f"on average (rounding is below {tolerance:g}): a bug; please report it with the model's name"
+            f"{opponent}'s scores of its own answers differ from its generator's by {gap.mean:.3f} nats on average "
+            f"(rounding is below {tolerance:g}): a bug; please report it with the model's name"
         )
+    return gap

@@ -105,7 +105,7 @@ class AnswerSampler:
         seed = int(digest_json(["opponent", recipe.seed, *stream])[:12], 16)
         sampling = Sampling(self.max_tokens, section.temperature, section.top_p, section.top_k, seed)
         return sample_pairs(
-            player.generator,
+            player.writer,
             rows,
             sampling,
             section.negatives,
@@ -136,7 +136,9 @@ class AnswerSampler:
             rows = context.render_heldout(examples, player.renderer("last"), self.section.max_new_tokens)
             pairs = self.write(player, rows, ["heldout"], shards, f"{iterate.name} answers held-out prompts")
             write_records(file, pairs)
-            context.run.finish(stage, inputs, [file], {"prompts": len(examples), "played": len(pairs)})
+            context.run.finish(
+                stage, inputs, [file], {"prompts": len(examples), "played": len(pairs), **context.written_by}
+            )
         remove_folder(folder / "shards")
         return read_records(file, Pair)
 

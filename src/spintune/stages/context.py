@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError, RunError
 from spintune.evaluation.selection import selection_of, too_few
 from spintune.generation.build import find_paths
+from spintune.generation.protocol import Generator
+from spintune.generation.served.facts import EngineFacts
 from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
@@ -34,7 +36,10 @@ from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport
 from spintune.training.routing import Routers
-from spintune.typed_json import JsonObject
+from spintune.typed_json import JsonObject, to_json
+
+if TYPE_CHECKING:  # the HTTP client takes a third of a second to import
+    from spintune.generation.served.pool import EnginePool
 
 _RENDERING = ("max_length", "max_input_length", "max_target_length", "template", "turns")
 
@@ -52,6 +57,7 @@ class RunContext:
         cache: folder of models and tokens that runs share.
         environment: where the API keys of endpoints are looked up.
         stop: asks training to stop between two steps; ``progress`` stops everything else.
+        engines: servers that write the answers; None for the built-in generator.
     """
 
     recipe: Recipe
@@ -61,6 +67,7 @@ class RunContext:
     metrics: Metrics
     environment: Mapping[str, str]
     stop: StopRequest = field(default_factory=StopRequest)
+    engines: EnginePool | None = None
     _loaded: LoadedIterate | None = None
     _needs_checked: bool = False
     _paths_told: bool = False
@@ -191,7 +198,10 @@ class RunContext:
         def read(iterate: Iterate) -> LoadedIterate:
             loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
             engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=self.recipe.tokens_per_forward)
-            return LoadedIterate(iterate, loaded, "tokenizer", engine, generator=self.recipe.generator)
+            guest = LoadedIterate(iterate, loaded, "tokenizer", engine, generator=self.recipe.generator)
+            if self.engines and self.engines.starts:  # servers at addresses have a model of the run
+                guest.serve = self._served
+            return guest
 
         return self._in_memory(Iterate("guest", name, model_identity(name, self.cache)), read)
 
@@ -258,14 +268,50 @@ class RunContext:
             )
         self._tell_paths(engine, loaded)
         prompts, options = recipe.data.generation_prompt, recipe.data.template_options
-        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
+        player = LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
+        player.serve = self._served if self.engines else None
+        return player
+
+    def _served(self, player: LoadedIterate) -> Generator:
+        """The generator of the recipe's other engine, for an iterate that is in memory."""
+        from spintune.generation.served.generator import ServedGenerator
+        from spintune.generation.served.pool import served_source
+
+        iterate = player.iterate
+        if self.engines is None:
+            raise RuntimeError("no engine is named")
+        if not iterate.location_is_there:
+            raise ModelError(
+                f"{iterate.location} was deleted (spin.keep), and {self.engines.section.engine} writes with it; "
+                "leave spin.keep or generate out"
+            )
+        source = served_source(iterate.name, iterate.digest, locate_model(iterate.location, self.cache))
+        stop_ids = player.renderer("last").stop_ids
+        return ServedGenerator(self.engines, source, player.engine, player.loaded.tokenizer, stop_ids)
+
+    @property
+    def written_by(self) -> JsonObject:
+        """For facts of stages: the other engine that wrote answers; nothing for the built-in generator."""
+        facts = self.engine_facts
+        return {"engine": to_json(facts)} if facts else {}
+
+    @property
+    def engine_facts(self) -> EngineFacts | None:
+        """The other engine that wrote answers last; None for the built-in generator."""
+        return self.engines.facts if self.engines else None
+
+    def release_engines(self) -> None:
+        """Ends the servers that the run started, so that training has their memory."""
+        if self.engines:
+            self.engines.release()
 
     def _tell_paths(self, engine: LogProbEngine, loaded: LoadedModel) -> None:
         """Says once how the run's model scores and generates; its iterates do alike."""
         if self._paths_told:
             return
         self._paths_told = True
-        paths = find_paths(engine, loaded.tokenizer, self.recipe.generator)
+        served = self.engines.section.engine if self.engines else None
+        paths = find_paths(engine, loaded.tokenizer, served or self.recipe.generator)
         alone = price(engine, loaded.max_input_length)
         self.progress.note("; ".join([*paths.lines(), *([f"price: {alone}"] if alone else [])]))
 
@@ -336,6 +382,7 @@ class RunContext:
             **({"compile": True} if self.recipe.compile else {}),
             **({"generator": self.recipe.generator} if self.recipe.generator else {}),
             **({"weights": self.recipe.weights} if self.recipe.weights else {}),
+            **({"generate": decided} if (decided := self.settings["generate"]) else {}),
             "lora": _without_unset(self.settings["lora"]),
             **more,
         }
@@ -348,6 +395,7 @@ class RunContext:
         Args:
             logs: of the stage, beside the metrics: a checkpoint is saved after the lines of its steps.
         """
+        self.release_engines()
         folder = self.run.folder / stage / "checkpoints"
         tag = digest_json(inputs)[:12]
         for other in folder.glob("*"):

@@ -68,9 +68,10 @@ def local_teacher(context: RunContext, name: str, player: LoadedIterate) -> Teac
         "model": player.iterate.digest,
         "precision": "auto",  # as in RunContext.model_inputs
         "template": player.template,
+        **({"generate": context.settings["generate"]} if player.serve else {}),
         **({"generation_prompt": "bare"} if player.generation_prompt == "bare" else {}),
         **({"template_options": dict(player.template_options)} if player.template_options else {}),
     }
     longest = player.loaded.max_input_length
     whole = not player.loaded.encoder_decoder
-    return LocalTeacher(name, identity, player.generator, player.renderer("last"), longest, whole, context.progress)
+    return LocalTeacher(name, identity, player.writer, player.renderer("last"), longest, whole, context.progress)

@@ -68,9 +68,9 @@ def answer_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     if context.run.finished(stage, inputs) is None:
         model = context.load(iterate, stage, inputs)
         examples, rows = _rows_that_fit(context, model.renderer("last"))
-        answers = answer_heldout(model.generator, examples, rows, likelihoods, longest, context.progress, iterate.name)
+        answers = answer_heldout(model.writer, examples, rows, likelihoods, longest, context.progress, iterate.name)
         write_records(path, map(to_json, answers))
-        context.run.finish(stage, inputs, [path], {"items": len(answers)})
+        context.run.finish(stage, inputs, [path], {"items": len(answers), **context.written_by})
     return read_records(path, HeldoutAnswer)
 
 
@@ -96,12 +96,14 @@ def sampled_stage(context: RunContext, iterate: Iterate) -> list[SampledAnswer]:
             "answers",
             prompts,
             Completion,
-            lambda part: model.generator.generate(prompts[part], sampling, keys[part]),
+            lambda part: model.writer.generate(prompts[part], sampling, keys[part]),
             f"{iterate.name}: held-out answers at temperature 1",
         )
         path = folder / "answers.jsonl"
         write_records(path, sampled_answers(examples, completions, samples))
-        context.run.finish(stage, inputs, [path], {"items": len(examples), "answers": len(completions)})
+        context.run.finish(
+            stage, inputs, [path], {"items": len(examples), "answers": len(completions), **context.written_by}
+        )
     remove_folder(folder / "shards")
     return read_records(folder / "answers.jsonl", SampledAnswer)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.generation.build import build_generator
+from spintune.generation.protocol import Generator
 from spintune.models.loading import LoadedModel
 from spintune.models.lora import merge
 from spintune.models.saving import save_folder
@@ -46,6 +48,11 @@ class Iterate:
     def is_discarded(self) -> bool:
         """Whether the run deleted its folder, or was killed while it did."""
         return _is_discarded(Path(self.location))
+
+    @property
+    def location_is_there(self) -> bool:
+        """Whether the whole model can be read, and not only an adapter of it."""
+        return not self.is_discarded
 
     def measured(self, stage: str) -> str | None:
         """The digest of inputs for which ``stage`` had measured this iterate when it was deleted, or None."""
@@ -92,6 +99,21 @@ class LoadedIterate:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
         self.engine, self.generation_prompt, self.template_options = engine, generation_prompt, template_options or {}
         self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids, generator)
+        self.serve: Callable[[LoadedIterate], Generator] | None = None
+        """Makes the generator of another engine, for the iterate as it is on disk; None for the built-in one."""
+        self._served: tuple[str, Generator] | None = None
+
+    @property
+    def writer(self) -> Generator:
+        """What writes the answers of the iterate as it is on disk: the engine that the recipe names.
+
+        ``generator`` writes with the weights in memory, also while they are trained.
+        """
+        if self.serve is None:
+            return self.generator
+        if self._served is None or self._served[0] != self.iterate.digest:
+            self._served = self.iterate.digest, self.serve(self)
+        return self._served[1]
 
     def renderer(self, turns: Turns) -> RowRenderer:
         """What writes conversations as tokens of this model; ``turns`` says which assistant turns are trained."""

@@ -14,15 +14,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from spintune.errors import DataError
+from spintune.errors import DataError, ServerError
 from spintune.progress import Silent
 from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair, read_records, write_records
 from spintune.results import HeldoutPairCounts, PairFacts, TrainPairCounts
 from spintune.selfplay.artifacts import artifact_warnings
 from spintune.selfplay.filters import EMPTY, FilteredPairs, with_first_answers
-from spintune.selfplay.opponent import check_sampler, draw_writer, given_pairs, score_pairs
+from spintune.selfplay.opponent import (
+    check_sampler,
+    draw_writer,
+    given_pairs,
+    score_pairs,
+)
 from spintune.selfplay.phases import Phases
+from spintune.selfplay.sampler_gap import SamplerGap, sampler_gap
 from spintune.selfplay.separability import Separability, separability
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
@@ -115,6 +121,7 @@ class PairStage:
             first = self._first_answers()
             sides = {side: with_first_answers(pairs, first) for side, pairs in sides.items()}
         sides = self._scored(sides, shards, clock)
+        gap = self._check_gap(sides, stage)
         for side, pairs in sides.items():
             write_records(folder / f"{side}.jsonl", pairs)
         separable, warned = self._check_artifacts(iteration, stage, sides["train"])
@@ -137,6 +144,8 @@ class PairStage:
             data=context.run.digest("data"),
             seconds=clock.seconds,
             answers=digest_json(self._answer_inputs(iteration)),
+            engine=context.engine_facts,
+            gap=gap,
         )
         files = [folder / f"{name}.jsonl" for name in ("answers", *sides)]
         context.finish(stage, inputs, files, facts)
@@ -221,12 +230,38 @@ class PairStage:
             sides = self._scored_by(self.opponent, "opponent", sides, shards)
             if self.section.reference_mixture:
                 sides = self._scored_by(self.iterates[0], "base", sides, shards)
-        if self.sampler.is_plain:
-            engine = self.context.load(self.opponent).engine
-            tolerance = 0.05 if engine.autocast is None else 1.0
-            drawn = [p for p in sides["train"] if all(engine.scores_as_drawn(*lengths) for lengths in _lengths(p))]
-            check_sampler(drawn, self.opponent.name, tolerance)
         return sides
+
+    def _check_gap(self, sides: Sides, stage: str) -> SamplerGap | None:
+        """How far the sampler's log-probabilities of its answers are from the scores. Raises when that is too far.
+
+        Those of another engine are the model's own at any temperature; the built-in generator's are not.
+        """
+        engine, engines = self.context.load(self.opponent).engine, self.context.engines
+        pairs = [*sides["train"], *(sides["heldout"] if engines else [])]
+        drawn = [pair for pair in pairs if all(engine.scores_as_drawn(*lengths) for lengths in _lengths(pair))]
+        if engines is None:
+            tolerance = 0.05 if engine.autocast is None else 1.0
+            return check_sampler(drawn, self.opponent.name, tolerance) if self.sampler.is_plain else None
+        gap = sampler_gap(drawn, self.opponent.name)
+        if gap:
+            self.context.metrics.begin(f"{stage}/gap", 0)
+            self.context.metrics.add(f"{stage}/gap", 1, **flat(asdict(gap)))
+            self.context.progress.note(
+                f"{engines.facts} against the scores here: {gap.per_token:.2g} nats a token, {gap.mean:.2g} an answer, "
+                f"{gap.largest:.2g} at most"
+            )
+        if gap and not gap.per_token <= engines.section.max_gap:
+            folder = self.context.run.folder  # answers of another model are asked for again
+            remove_folder(folder / stage / "shards")
+            remove_folder(folder / f"spin/heldout/{self.opponent.name}")
+            raise ServerError(
+                f"{engines.facts}: its log-probabilities of {gap.answers} answers of {self.opponent.name} differ from "
+                f"the scores here by {gap.per_token:.3g} nats a token (generate.max_gap: {engines.section.max_gap:g}), "
+                f"so they are no samples of it and are thrown away; serve {self.opponent.location}, unquantized, and "
+                "run again"
+            )
+        return gap
 
     def _scored_by(self, scorer: Iterate, under: Literal["opponent", "base"], sides: Sides, shards: Shards) -> Sides:
         engine, progress = self.context.load(scorer).engine, self.context.progress

@@ -122,6 +122,7 @@ class RateSearch:
 
     def _climb(self, setting_of: Callable[[LoadedIterate], TrialSetting[R, H]]) -> RateFacts:
         context = self.context
+        context.release_engines()
         player = context.load(self.start)
         setting = setting_of(player)
         if reason := too_few(len(setting.heldout), len(context.heldout)):

@@ -200,9 +200,7 @@ def _benchmark(section: EvaluationSection, benchmark: Benchmark, title: str) -> 
         from spintune.evaluation.harness_model import InMemory
 
         report = run_benchmarks(
-            InMemory(
-                player.engine, player.generator, player.loaded.tokenizer, player.template, player.template_options
-            ),
+            InMemory(player.engine, player.writer, player.loaded.tokenizer, player.template, player.template_options),
             [benchmark],
             limit=section.limit,
             chat=section.chat,
@@ -237,7 +235,7 @@ def _answer(
     """Greedy answers to conversations, in their order."""
     renderer = player.renderer("last")
     return write_answers(
-        player.generator,
+        player.writer,
         [renderer.prompt(list(conversation)) for conversation in conversations],
         context.recipe.evaluation.max_new_tokens,
         context.progress,

@@ -1,0 +1,46 @@
+"""The gap between what a sampler says of its answers and how they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spintune.records import Pair
+
+
+@dataclass(frozen=True)
+class SamplerGap:
+    """How far an opponent's scores of its own answers are from the log-probabilities that their sampler gave.
+
+    Attributes:
+        answers: compared, and ``without`` a log-probability of the sampler.
+        mean: of the absolute differences. [nats an answer]
+        per_token: all absolute differences over all tokens. [nats a token]
+        signed: mean of sampler less scorer, an estimate of KL(sampler ‖ opponent). [nats an answer]
+        largest: absolute difference of one answer. [nats]
+    """
+
+    answers: int
+    without: int
+    mean: float
+    per_token: float
+    signed: float
+    largest: float
+
+
+def sampler_gap(pairs: Sequence[Pair], opponent: str) -> SamplerGap | None:
+    """The gap over the answers that ``opponent`` wrote; None where nothing can be compared."""
+    own = [answer for pair in pairs if pair.writer == opponent for answer in pair.generated]
+    compared = [(a.sampled - a.opponent, len(a.ids)) for a in own if a.opponent is not None and a.sampled is not None]
+    if not compared:
+        return None
+    gaps = [gap for gap, _ in compared]
+    total = sum(map(abs, gaps))
+    return SamplerGap(
+        answers=len(gaps),
+        without=len(own) - len(gaps),
+        mean=total / len(gaps),
+        per_token=total / max(1, sum(tokens for _, tokens in compared)),
+        signed=sum(gaps) / len(gaps),
+        largest=max(map(abs, gaps)),
+    )
