@@ -54,6 +54,10 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def running(self) -> bool:
+        return self._guard.poll() is None
+
     def check(self) -> None:
         """Raises ServerError when it has ended, with the last thing that it said."""
         status = self._guard.poll()
@@ -71,7 +75,7 @@ class ServerProcess:
 
     def stop(self) -> None:
         """Ends it and all that it started."""
-        ended_by_itself = self._guard.poll() is not None
+        ended_by_itself = not self.running
         if self._guard.stdin:
             self._guard.stdin.close()
         try:
