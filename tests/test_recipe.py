@@ -54,9 +54,9 @@ def sections() -> list[type[BaseModel]]:
 
 
 def test_every_setting_is_described() -> None:
-    # source, data, recipe; evaluation, judge; budget, endpoint, teacher, filters, decontaminate, synth; quadrants,
+    # source, data, generate, recipe; evaluation, judge; budget, endpoint, teacher, filters, decontaminate, synth; quadrants,
     # weighing, group, prompting, mixture; what training shares, sft, stop, spin, lora
-    assert len(sections()) == 3 + 2 + 6 + 5 + 5
+    assert len(sections()) == 4 + 2 + 6 + 5 + 5
     for section in sections():
         for name, field in section.model_fields.items():
             if section is Recipe and name == "data":

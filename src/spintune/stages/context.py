@@ -190,7 +190,9 @@ class RunContext:
                     f"restore the file from a copy, or {again}"
                 )
             raise DeletedModelError(f"{iterate.location} was deleted (spin.keep) and is needed again; {again}")
-        return self._in_memory(iterate, self._read)
+        player = self._in_memory(iterate, self._read)
+        player.serve = self._served if self.engines else None
+        return player
 
     def load_by_name(self, name: str) -> LoadedIterate:
         """A model from outside the run, such as a judge, with its own chat template, in place of the previous one."""
@@ -208,6 +210,7 @@ class RunContext:
     def _in_memory(self, iterate: Iterate, read: Callable[[Iterate], LoadedIterate]) -> LoadedIterate:
         if self._loaded is None or self._loaded.iterate != iterate:
             self._loaded = None  # its memory is free before the next one is read
+            self.release_engines()
             self._loaded = read(iterate)
         return self._loaded
 
@@ -268,9 +271,7 @@ class RunContext:
             )
         self._tell_paths(engine, loaded)
         prompts, options = recipe.data.generation_prompt, recipe.data.template_options
-        player = LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
-        player.serve = self._served if self.engines else None
-        return player
+        return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
 
     def _served(self, player: LoadedIterate) -> Generator:
         """The generator of the recipe's other engine, for an iterate that is in memory."""
@@ -301,8 +302,8 @@ class RunContext:
         return self.engines.facts if self.engines else None
 
     def release_engines(self) -> None:
-        """Ends the servers that the run started, so that training has their memory."""
-        if self.engines:
+        """Ends the servers that the run started, so that training, or the next model, has their memory."""
+        if self.engines and self.engines.starts:
             self.engines.release()
 
     def _tell_paths(self, engine: LogProbEngine, loaded: LoadedModel) -> None:

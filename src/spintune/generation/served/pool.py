@@ -128,7 +128,7 @@ class EnginePool:
     ) -> list[Replica]:
         name = f"spintune-{source.digest[:12]}" if self.starts else self.section.model
         if self.starts:
-            dtype = "float32" if engine.autocast is None else str(engine.autocast).removeprefix("torch.")
+            dtype = str(engine.autocast or engine.model.dtype).removeprefix("torch.")
             model = (source.location, source.revision)
             self._processes = start_vllm(self.section, model, str(name), dtype, self._environment)
             self._connections = [self._connection(process.url) for process in self._processes]

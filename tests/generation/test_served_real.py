@@ -1,0 +1,103 @@
+"""Against the real servers, where they run: vLLM (SPINTUNE_VLLM, or vllm on the PATH) and llama.cpp's (llama-server).
+
+Q4_1 weights are the packaged model's own, so both sides compute with the same numbers up to how they round activations.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.query import Query
+from spintune.generation.sampling import Sampling
+from spintune.generation.served.generator import ServedGenerator
+from spintune.generation.served.pool import EnginePool, ServedSource
+from spintune.generation.served.process import PROGRAM, ServerProcess, free_port
+from spintune.models.loading import load_model
+from spintune.models.packaged import ALIASES, fetch_packaged
+from spintune.progress import Silent
+from spintune.recipe import GenerateSection
+from spintune.records import Message
+
+pytestmark = pytest.mark.slow
+QUESTIONS = ["Name a color.", "What is the capital of France?", "Write a short poem about the sea.", "日本の首都は?"]
+
+
+@contextmanager
+def llama_server(gguf: Path) -> Iterator[str]:
+    """llama.cpp's server on the loopback address, until the block ends."""
+    program = shutil.which("llama-server") or pytest.skip("there is no llama-server on the PATH")
+    port = free_port()
+    options = ["--host", "127.0.0.1", "--port", str(port), "-np", "4", "-c", "4096", "-t", "2", "-ngl", "0"]
+    process = ServerProcess([program, "-m", str(gguf), *options], os.environ, port)
+    try:
+        while True:
+            process.check()
+            try:
+                with urllib.request.urlopen(f"{process.url}/health", timeout=5):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield process.url
+    finally:
+        process.stop()
+
+
+def generator_of(folder: Path, cache: Path, section: GenerateSection) -> tuple[ServedGenerator, list[tuple[int, ...]]]:
+    loaded = load_model(str(folder), cache=cache)
+    renderer = loaded.renderer("tokenizer", "last")
+    prompts = [renderer.prompt([Message("user", question)]) for question in QUESTIONS]
+    pool = EnginePool(section, os.environ, Silent())
+    source = ServedSource("base", "d1g35t", str(folder))
+    engine = LogProbEngine(loaded.model, loaded.autocast)
+    return ServedGenerator(pool, source, engine, loaded.tokenizer, renderer.stop_ids), prompts
+
+
+def check_answers(generator: ServedGenerator, prompts: list[tuple[int, ...]], bound: float) -> None:
+    """Answers end as they say, are scored as they were sampled, and come again for the same seed."""
+    ways = [Sampling(40, seed=1), Sampling(40, temperature=0), Sampling(24, temperature=0.7, top_p=0.9, top_k=20)]
+    for sampling in ways:
+        written = generator.generate(prompts, sampling)
+        for prompt, one in zip(prompts, written, strict=True):
+            assert (one.ids[-1] in generator.stop_ids) == (one.finish_reason == "stop")
+            assert one.finish_reason == "stop" or len(one.ids) == sampling.max_new_tokens
+            score = generator.engine.score([Query(prompt, (one.ids,))])[0][0]
+            print(sampling.temperature, one.text, len(one.ids), one.logprob, score)
+            assert one.logprob is None or abs(one.logprob - score) / len(one.ids) < bound
+        assert sum(one.logprob is not None for one in written) >= 2
+    assert "Paris" in generator.generate(prompts, Sampling(40, temperature=0))[1].text
+
+
+def test_llama_cpp_answers_as_its_protocol_says(smollm2: Path, cache: Path, tmp_path: Path) -> None:
+    if not shutil.which("llama-server"):
+        pytest.skip("there is no llama-server on the PATH")
+    gguf = fetch_packaged(ALIASES["smollm2-135m-instruct"], tmp_path)
+    with llama_server(gguf) as url:
+        section = GenerateSection(engine="llama.cpp", url=url, max_gap=0.05)
+        generator, prompts = generator_of(smollm2, cache, section)
+        check_answers(generator, prompts, 0.1)
+        facts = generator.pool.facts
+        print(facts)
+        assert facts.version.startswith("b")
+
+
+def test_vllm_answers_as_its_protocol_says(smollm2: Path, cache: Path) -> None:
+    if not shutil.which(os.environ.get(PROGRAM, "vllm")):
+        pytest.skip("there is no vllm on the PATH")
+    gpus = Path("/proc/driver/nvidia").exists()
+    if not gpus and "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("vLLM needs a GPU or AVX-512: it dies of an illegal instruction here")
+    section = GenerateSection(engine="vllm", devices=[0] if gpus else "cpu", max_length=512, gpu_memory=0.3)
+    generator, prompts = generator_of(smollm2, cache, section)
+    try:
+        check_answers(generator, prompts, 0.05)
+    finally:
+        generator.pool.release()
