@@ -54,7 +54,8 @@ def sections() -> list[type[BaseModel]]:
 
 
 def test_every_setting_is_described() -> None:
-    # source, data, generate, recipe; evaluation, judge; budget, endpoint, teacher, filters, decontaminate, synth; quadrants,
+    # source, data, generate, recipe; evaluation, judge; budget, endpoint, teacher, filters, decontaminate,
+    # synth; quadrants,
     # weighing, group, prompting, mixture; what training shares, sft, stop, spin, lora
     assert len(sections()) == 4 + 2 + 6 + 5 + 5
     for section in sections():
