@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ CARDS = ("card.json", "card.md")
 LOGS = ("metrics.jsonl", "samples.jsonl")
 """What is told while a run goes on and nothing is made from: who damages it damages nothing else."""
 
+_JOURNALS = ("-wal", "-shm")
+"""What SQLite keeps beside a file; it belongs to the file's content."""
+
 _TEMPORARY = re.compile(r"partial|checkpoints|shards|rounds|\.tmp|-journal$|-wal$|-shm$")
 
 
@@ -43,7 +48,8 @@ def contents(disk: Path, damaged: str | None = None) -> Tree:
         damaged: name of a file to leave out.
     """
     files = {str(path.relative_to(disk)): path for path in sorted(disk.rglob("*")) if path.is_file()}
-    kept = {name: path for name, path in files.items() if name != damaged and not name.startswith("cache/")}
+    left_out = (damaged, *(f"{name}{end}" for name in files if name.endswith(".sqlite") for end in _JOURNALS))
+    kept = {name: path for name, path in files.items() if name not in left_out and not name.startswith("cache/")}
     return {name: _content(path) for name, path in kept.items()}
 
 
@@ -63,9 +69,17 @@ def _content(path: Path) -> Any:
     if path.name == "card.md":
         return [line for line in path.read_text().splitlines() if not line.startswith("Asked ")]
     if path.suffix == ".sqlite":
-        with closing(sqlite3.connect(f"file:{path}?immutable=1", uri=True)) as database:
-            return sorted(database.execute("SELECT key, outcome FROM outcomes"))
+        return _outcomes(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _outcomes(path: Path) -> Any:
+    """Stored replies, of which SQLite may have left some in its journal. A copy is opened, since opening changes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in path.parent.glob(f"{path.name}*"):
+            shutil.copy(part, folder)
+        with closing(sqlite3.connect(Path(folder) / path.name)) as database:
+            return sorted(database.execute("SELECT key, outcome FROM outcomes"))
 
 
 def _timeless(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -393,6 +394,18 @@ def test_a_damaged_page_is_never_read_as_a_reply(path: Path, place: int) -> None
         file.write(b"\0" * 4096)
     with pytest.raises(RunError, match=r"replies\.sqlite: (damaged|not a file of replies)"):
         read_all(path)
+
+
+def test_what_is_synced_is_in_the_file_itself_and_not_in_its_journal_alone(path: Path, questions: Questions) -> None:
+    copy = path.with_name("copy.sqlite")
+    with Replies(path) as replies:
+        answer(Listening().teacher, replies, questions(4))
+        replies.sync()
+        shutil.copy(path, copy)  # as after a power cut that took the journal
+    listening = Listening()
+    with Replies(copy) as replies:
+        assert texts(answer(listening.teacher, replies, questions(4))) == [f"question {n}" for n in range(4)]
+    assert not listening.asked
 
 
 def test_a_single_changed_letter_is_noticed(path: Path) -> None:

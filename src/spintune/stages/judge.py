@@ -142,6 +142,7 @@ class JudgeStage:
             write_records(path, map(to_json, judgements))
             if self.judge.asker.exhausted is not None:  # unfinished: a larger budget continues from here
                 return judgements
+            self.judge.asker.replies.sync()
             self.run.finish(stage, inputs, [path], {"items": len(items)})
         return read_records(path, Judgement)
 
@@ -172,6 +173,7 @@ class JudgeStage:
             write_records(ratings_file, ratings)
             scores = _rating_scores(dialogues, ratings)
             write_records(scores_file, scores.items)
+            self.judge.asker.replies.sync()
             self.run.finish(stage, inputs, [ratings_file, scores_file], scores.facts())
         return read_records(ratings_file, Rating)
 

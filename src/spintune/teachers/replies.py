@@ -30,8 +30,8 @@ class Replies:
     """A file of outcomes by teacher and request, with the totals of each teacher. A path of None keeps it in memory.
 
     Every outcome is one SQLite transaction in write-ahead mode: a killed process loses no outcome that it stored, and
-    several processes may share the file. A power cut leaves the file whole but may cost the last few outcomes: an fsync
-    for each would take longer than many a teacher's answer.
+    several processes may share the file. A power cut leaves the file whole but may cost the last few outcomes since
+    :meth:`sync`: an fsync for each would take longer than many a teacher's answer.
 
     Raises:
         RunError: the file is damaged, of another kind or version, or locked by another process.
@@ -169,16 +169,26 @@ class Replies:
         found = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'attempts'"
         return self._begun or self._database.execute(found).fetchone() is not None
 
-    def close(self) -> None:
-        """Closes the file."""
+    def sync(self) -> None:
+        """Makes all that is stored safe from a power cut, before a result that was made of it is called finished."""
         with self._errors():
+            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def close(self) -> None:
+        """Closes the file, with all that is stored safe from a power cut."""
+        try:
+            self.sync()
+        finally:
             self._database.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._database.close()
 
     def _damaged(self, how: object) -> str:
         return f"{self.path}: damaged ({how}); restore it, or delete it to ask, and pay, all its requests again"
