@@ -33,12 +33,14 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "depth": {},
     "parameters": {
         "spintune.cli.chat.chat": "one for each option of the command",
+        "spintune.cli.plan.plan": "one for each option of the command",
         "spintune.engine.attention._layout_attention": "the signature of transformers' attention interface",
         "spintune.engine.varlen.VarlenKernel.__call__": "the signature of torch's varlen_attn",
     },
     "docstring": {},
     "any": {
         "spintune.engine.head": "the context of a torch.autograd.Function has no type",
+        "spintune.engine.varlen": "the context of a torch.autograd.Function has no type",
         "spintune.evaluation.harness": "lm_eval has no types",
         "spintune.evaluation.harness_results": "results of lm_eval, which has no types",
         "spintune.evaluation.ifeval.language": "langdetect has no types",

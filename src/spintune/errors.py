@@ -109,6 +109,12 @@ class RankError(SpintuneError):
     exit_code = 14
 
 
+class DoesNotFitError(SpintuneError):
+    """``spintune plan`` found that a run does not fit into memory or on the disk. The line says what would fit."""
+
+    exit_code = 15
+
+
 class InternalError(SpintuneError):
     """Something that nobody foresaw. The line names a file with the traceback, for a report."""
 

@@ -1,4 +1,4 @@
-"""Memory: how much there is, how to tell that it ran out, and what to do then."""
+"""Memory: how much there is, and how to tell that it ran out. What to do then is in :mod:`spintune.remedies`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spintune.control_groups import MEMBERSHIP, MOUNT, groups_of
@@ -21,19 +21,6 @@ _SIGNS = re.compile(
 
 _LONGEST = 160
 """What is shown of a library's message. [characters]"""
-
-_ADVICE = {
-    "spintune.models.loading": (
-        "use a smaller model, weights: bfloat16, or lora with base: nf4, whose frozen weights take an eighth"
-    ),
-    "spintune.generation": "lower data.max_length, spin.max_new_tokens and evaluation.max_new_tokens",
-    "spintune.training.loop": (
-        "lower tokens_per_forward or data.max_length, set recompute: 1, or use lora, weights: bfloat16 or adamw8bit"
-    ),
-    "spintune.engine": "lower tokens_per_forward or data.max_length",
-}
-"""What to change, by the part of the program that asked for memory."""
-
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, says so: Python's, torch's, oneDNN's, or the system's."""
@@ -52,27 +39,20 @@ def _root(error: BaseException | None) -> BaseException | None:
     return None
 
 
-def out_of_memory(error: BaseException) -> OutOfMemoryError:
-    """The error to raise instead of another one: in one line, with what to change and the notes so far."""
-    names = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    advice = [text for part, text in _ADVICE.items() if any(f"{name}.".startswith(f"{part}.") for name in names)]
-    words = " ".join(str(_root(error)).split())[:_LONGEST]
-    said = f" ({words})" if words else ""
-    found = OutOfMemoryError(f"out of memory{said}; {(advice or ['free some, or use a smaller model'])[0]}")
-    for note in getattr(error, "__notes__", []):
-        found.add_note(note)
-    return found
+def words_of(error: BaseException) -> str:
+    """What a library said when memory ran out, on one line."""
+    return " ".join(str(_root(error)).split())[:_LONGEST]
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turns whatever says that memory ran out into OutOfMemoryError, one clear line."""
+def memory_errors(told: Callable[[Exception], OutOfMemoryError]) -> Iterator[None]:
+    """Turns whatever says that memory ran out into one clear line: that of :mod:`spintune.remedies`."""
     try:
         yield
     except Exception as error:
         if isinstance(error, OutOfMemoryError) or not is_out_of_memory(error):
             raise
-        raise out_of_memory(error) from error
+        raise told(error) from error
 
 
 def release_frames(error: BaseException) -> None:

@@ -31,6 +31,7 @@ from spintune.models.loading import (
 from spintune.models.quantized import require_bitsandbytes
 from spintune.progress import Progress, StoppableProgress, StopRequest
 from spintune.recipe import SYNTH, Recipe
+from spintune.remedies import out_of_memory
 from spintune.results import EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, MANIFEST, RunFolder
 from spintune.run_models import check_inside_run
@@ -76,7 +77,7 @@ def run_recipe(
     Raises SpintuneError for every problem that the user can solve.
     """
     evaluations = check_recipe(recipe, until)
-    with memory_errors(), _folder_of(recipe) as run:
+    with memory_errors(lambda error: out_of_memory(error, recipe)), _folder_of(recipe) as run:
         metrics = Metrics(run.folder, recipe.tracking)
         try:
             stop = stop or StopRequest()

@@ -15,6 +15,7 @@ import torch
 from spintune import memory
 from spintune.errors import ModelError, OutOfMemoryError, TeacherError
 from spintune.memory import available_memory, is_out_of_memory, memory_errors
+from spintune.remedies import out_of_memory
 
 RUNS_SHORT = """
 import json, os, resource, sys
@@ -57,7 +58,7 @@ SPIN: dict[str, Any] = {"sft": None, "spin": {"iterations": 1}, "eval": []}
 PLACES = {
     "loading": ("spintune.models.loading auto_class", 1, "use a smaller model", SFT),
     "training": ("spintune.training.loop _accumulate", 3, "lower tokens_per_forward", SFT),
-    "generation": ("spintune.generation.batch new_sequences", 3, "lower data.max_length, spin.max_new_tokens", SPIN),
+    "generation": ("spintune.generation.batch new_sequences", 3, "lower data.max_length, lower spin.max_new_tokens", SPIN),
     "scoring": ("spintune.stages.pairs score_pairs", 1, "lower tokens_per_forward", SPIN),
     "evaluation": ("spintune.generation.batch new_sequences", 1, "lower data.max_length", {"sft": None, "spin": None}),
 }
@@ -125,14 +126,14 @@ def _caused(error: Exception, cause: Exception) -> Exception:
 def test_what_says_that_memory_ran_out(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) == expected
     raised = OutOfMemoryError if expected else type(error)
-    with pytest.raises(raised, match="out of memory" if expected else None), memory_errors():
+    with pytest.raises(raised, match="out of memory" if expected else None), memory_errors(out_of_memory):
         raise error
 
 
 def test_torch_and_python_say_so_in_these_words() -> None:
     """The real errors, of requests that no machine can meet."""
     for ask in (lambda: torch.empty(2**55), lambda: bytearray(2**62)):
-        with pytest.raises(OutOfMemoryError), memory_errors():
+        with pytest.raises(OutOfMemoryError), memory_errors(out_of_memory):
             ask()
 
 

@@ -13,13 +13,14 @@ import typer
 from spintune.cli.chat import chat
 from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
+from spintune.cli.plan import plan
 from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
 from spintune.cli.start import SpintuneGroup, start
 from spintune.cli.suggestions import unknown_option
 from spintune.cli.sweep import sweep
 from spintune.cli.unexpected import shows_itself, unexpected_text
-from spintune.errors import InternalError, SpintuneError, StoppedBySignal
+from spintune.errors import InternalError, OutOfMemoryError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "spin": spin,
     "eval": evaluate,
     "sweep": sweep,
+    "plan": plan,
     "inspect": inspect,
     "mix": mix,
     "chat": chat,
@@ -60,7 +62,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        with memory_errors():
+        with memory_errors(_out_of_memory):
             # typer returns the code of a typer.Exit, and 130 for Ctrl-C
             code = app(prog_name="spintune", standalone_mode=False)
     except SpintuneError as error:
@@ -78,6 +80,12 @@ def _main() -> None:
     if code == 130:
         _fail("stopped; the same command continues", code)
     sys.exit(code)
+
+
+def _out_of_memory(error: Exception) -> OutOfMemoryError:
+    from spintune.remedies import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _notes(error: BaseException) -> list[str]:

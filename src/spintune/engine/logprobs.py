@@ -78,16 +78,8 @@ class LogProbEngine:
         tokens_per_forward: int = 1024,
         offload: bool = False,
     ) -> None:
-        self.model = model
-        self.autocast = autocast
-        self.recompute, self.compiled, self.offload = recompute, compiled, offload
-        self.tokens_per_forward = tokens_per_forward
-        self.head_bytes = head_megabytes * 2**20
-        self.backbone: Backbone = (
-            EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
-        )
-        self._rotary = LengthDependentRotary(model)
-        recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
+        self._set_up(model, autocast, head_megabytes, recompute, compiled, tokens_per_forward)
+        self.offload = offload
         check_precision(model, self._plain_tokens, autocast)
         check_causal(model, self._plain_tokens)
         self.row_limit = row_limit(model, self._plain_tokens)
@@ -103,11 +95,45 @@ class LogProbEngine:
                 tokens_per_forward,
             )
 
+    @classmethod
+    def unprobed(cls, model: PreTrainedModel, autocast: torch.dtype | None, recompute: float) -> LogProbEngine:
+        """An engine of a model whose tensors have sizes and no numbers. It is taken to be one that can be packed."""
+        engine = cls.__new__(cls)
+        engine._set_up(model, autocast, recompute=recompute)
+        engine.packed, engine.why, engine.row_limit = True, "not probed", None
+        return engine
+
+    def _set_up(
+        self,
+        model: PreTrainedModel,
+        autocast: torch.dtype | None,
+        head_megabytes: int = 512,
+        recompute: float = 0.0,
+        compiled: bool = False,
+        tokens_per_forward: int = 1024,
+    ) -> None:
+        self.model = model
+        self.autocast = autocast
+        self.recompute, self.compiled, self.offload = recompute, compiled, False
+        self.tokens_per_forward = tokens_per_forward
+        self.head_bytes = head_megabytes * 2**20
+        self.backbone: Backbone = (
+            EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
+        )
+        self._rotary = LengthDependentRotary(model)
+        recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
+
     def __call__(self, queries: Sequence[Query]) -> LogProbs:
         """Log-probabilities of all responses of ``queries``, computed in one call of the model.
 
         Raises ModelError when the model would checkpoint its own layers, which packed rows do not survive.
         """
+        token_M = self.tokens(queries)
+        sum_N, count_N = _sums(token_M, queries)
+        return LogProbs(sum_N, count_N, token_M)
+
+    def tokens(self, queries: Sequence[Query]) -> Tensor:
+        """Log-probabilities ``[M]`` of every scored token, as :meth:`__call__` sums them."""
         if not all(query.prompt for query in queries):
             raise ValueError("a prompt needs at least one token to predict from")
         if self.packed and torch.is_grad_enabled() and _checkpoints_itself(self.model):
@@ -118,11 +144,8 @@ class LogProbEngine:
         share = self.recompute if torch.is_grad_enabled() else 0.0
         with self._fast(), patched_forwards(recomputed(self.model, share, self._layer_context, self.offload)):
             if self.packed:
-                token_M = self._packed_tokens(queries, TokenLogProb.apply)
-            else:
-                token_M = self._plain_tokens(queries, logprob)
-        sum_N, count_N = _sums(token_M, queries)
-        return LogProbs(sum_N, count_N, token_M)
+                return self._packed_tokens(queries, TokenLogProb.apply)
+            return self._plain_tokens(queries, logprob)
 
     @torch.no_grad()
     def score(self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None) -> list[list[float]]:

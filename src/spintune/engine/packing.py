@@ -44,7 +44,7 @@ class PromptGroup:
     def visible(self, window: int | None) -> Tensor:
         """Bool ``[length, length]``: may the token of a row see the token of a column?"""
         # owner 0 is the prompt; a token sees owner 0 and its own owner, at positions up to its own
-        owner = torch.repeat_interleave(torch.tensor([self.prompt, *self.responses]))
+        owner = torch.repeat_interleave(torch.tensor([self.prompt, *self.responses]), output_size=self.length)
         position = torch.tensor(self.positions())
         distance = position[:, None] - position[None, :]
         visible = (distance >= 0) & ((owner[None, :] == 0) | (owner[:, None] == owner[None, :]))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from spintune.engine.attention import AttentionParams
 from spintune.engine.packing import PackedLayout, PromptGroup, causal_segments
+from spintune.kernels.native.build import kernels, rehearsing
 
 _HALF = (torch.bfloat16, torch.float16)
 _MAX_HEAD_WIDTH = 256  # that flash attention takes
@@ -39,7 +40,9 @@ class VarlenKernel(Protocol):
 
 
 def flash_kernel(device: torch.device) -> VarlenKernel | None:
-    """torch's own kernel; None where device or release have none."""
+    """torch's own kernel; None where device or release have none. In a rehearsal of a GPU, what it keeps."""
+    if rehearsing() and kernels() is None:
+        return _rehearsed_kernel
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < _FIRST_CAPABILITY:
         return None
     try:
@@ -47,6 +50,25 @@ def flash_kernel(device: torch.device) -> VarlenKernel | None:
     except ImportError:  # torch before 2.10
         return None
     return varlen_attn  # type: ignore[return-value]
+
+
+class _RehearsedAttention(torch.autograd.Function):
+    """Keeps what flash attention keeps: queries, keys, values, outputs, and a float32 for each query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out, lse = torch.empty_like(query), torch.empty(query.shape[:2], device=query.device)
+        ctx.save_for_backward(query, key, value, out, lse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+def _rehearsed_kernel(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+    out: Tensor = _RehearsedAttention.apply(query, key, value)
+    return out
 
 
 class VarlenLayout:

@@ -84,6 +84,11 @@ class GenerationLimits:
         return wanted if free is None else min(wanted, free // 2)
 
 
+def fitting_slots(slots: int, slot_bytes: int, cache_bytes: int) -> int:
+    """How many of ``slots`` sequences run at once, where each keeps ``slot_bytes`` of keys and values."""
+    return max(1, min(slots, cache_bytes // slot_bytes))
+
+
 class BatchGenerator:
     """Continuous batching for models that can be packed.
 
@@ -206,7 +211,7 @@ class BatchGenerator:
             if self._cache_width is None:
                 self._cache_width = cache_width(self.model)
             max_len = prompt_max_len + answer_max_len
-            fitting = max(1, min(slots, cache_bytes // (self._cache_width * max_len * self.model.dtype.itemsize)))
+            fitting = fitting_slots(slots, self._cache_width * max_len * self.model.dtype.itemsize, cache_bytes)
             runner = DecoderRunner(self.model, self.autocast, max_len, fitting, fixed)
         if runner.slots < slots and cache_bytes < self.limits.cache_bytes(device) and not self._told_of_memory:
             self._told_of_memory = True

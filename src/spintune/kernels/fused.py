@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from spintune.kernels.native.build import rehearsing
 from spintune.kernels.native.layers import can_compute, rms_norm, swiglu
 
 Forward = Callable[..., Tensor]
@@ -75,6 +76,8 @@ def tied_lookup(model: nn.Module) -> dict[nn.Module, Forward]:
     if "forward" in embedding.__dict__ or embedding.weight.device.type != "cpu" or embedding.max_norm is not None:
         return {}
     weight, padding = embedding.weight, embedding.padding_idx
+    if rehearsing():  # which knows no sparse gradients; these few rows count for nothing
+        return {embedding: lambda ids: nn.functional.embedding(ids, weight.detach(), padding)}
     return {embedding: lambda ids: nn.functional.embedding(ids, weight, padding, sparse=True)}
 
 

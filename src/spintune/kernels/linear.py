@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from spintune.kernels.fused import Forward, fused_layers, patched_forwards, tied_lookup
+from spintune.kernels.native.build import kernels, rehearsing
 from spintune.kernels.native.layers import Recompute, recompute_of
 from spintune.kernels.native.products import can_multiply, can_round, product
 from spintune.kernels.rotary import fast_rotation
@@ -56,6 +57,8 @@ def linear_layers(model: nn.Module) -> list[Linear]:
 
 
 def _can_run(layer: Linear, autocast: torch.dtype | None) -> bool:
+    if rehearsing() and kernels() is None:  # as on a GPU
+        return False
     if not _is_plain(layer) or layer.weight.device.type != "cpu":
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -242,9 +243,16 @@ def _check_weights(name: str, model: PreTrainedModel, report: _Report) -> None:
 
 def is_encoder_decoder(name: str, *, cache: Path) -> bool:
     """Whether a model has an encoder and a decoder, by its config alone. Raises ModelError as :func:`load_model`."""
-    location, arguments = locate_model(name, cache)
+    return bool(load_config(name, cache=cache).is_encoder_decoder)
+
+
+def load_config(name: str, *, cache: Path) -> PreTrainedConfig:
+    """Loads only the config of a model, which may also be named by its config.json. Raises ModelError."""
+    file = Path(name).expanduser()
+    location, arguments = (name, {}) if file.suffix == ".json" and file.is_file() else locate_model(name, cache)
     with _refusals(f"config of {name!r}", location, arguments):
-        return bool(AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments).is_encoder_decoder)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
+        return config
 
 
 def check_model(name: str, *, cache: Path) -> None:
@@ -359,7 +367,13 @@ def unpack_alias(name: str, cache: Path) -> Path:
         _drop_marks(model)
         save_folder(model, tokenizer, folder)
 
-    return kept_model(cache / "models", f"{name}-{packaged.sha256[:12]}", {"sha256": packaged.sha256}, make)
+    kept = kept_alias(name, cache)
+    return kept_model(kept.parent, kept.name, {"sha256": packaged.sha256}, make)
+
+
+def kept_alias(name: str, cache: Path) -> Path:
+    """The folder in the cache where a packaged model is, once it is fetched."""
+    return cache / "models" / f"{name}-{ALIASES[name].sha256[:12]}"
 
 
 def _write_gguf(path: Path, folder: Path) -> PreTrainedTokenizerBase:

@@ -12,6 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -38,13 +40,48 @@ class NoKernelsError(Exception):
         self.unexpected = unexpected
 
 
-@cache
 def kernels() -> ctypes.CDLL | None:
     """The compiled code, or None: not Linux, no compiler, or switched off.
 
     It uses torch's threads. With a second OpenMP, the idle threads of one would spin on the processors that the other
     needs. So the code is linked without OpenMP and finds torch's in memory.
     """
+    return None if _rehearsal.without else _kernels()
+
+
+@dataclass
+class _Rehearsal:
+    """What a rehearsal (:func:`rehearsed`) wants of compiled code."""
+
+    active: bool = False
+    without: bool = False
+
+
+_rehearsal = _Rehearsal()
+
+
+def rehearsing() -> bool:
+    """Whether compiled functions make their results and compute nothing, since tensors have no numbers."""
+    return _rehearsal.active
+
+
+@contextlib.contextmanager
+def rehearsed(compiled: bool) -> Iterator[None]:
+    """Inside, tensors have sizes and no numbers; compiled functions take the memory of their results and no more.
+
+    Args:
+        compiled: False: as if there were no compiled code, as on a GPU.
+    """
+    before = _rehearsal.active, _rehearsal.without
+    _rehearsal.active, _rehearsal.without = True, not compiled
+    try:
+        yield
+    finally:
+        _rehearsal.active, _rehearsal.without = before
+
+
+@cache
+def _kernels() -> ctypes.CDLL | None:
     try:
         return _load()
     except NoKernelsError as error:

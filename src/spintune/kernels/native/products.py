@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from spintune.kernels.native.build import kernels, require
+from spintune.kernels.native.build import kernels, rehearsing, require
 
 
 def can_multiply(*tensors: Tensor) -> bool:
@@ -17,10 +17,14 @@ def can_multiply(*tensors: Tensor) -> bool:
     return all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and kernels() is not None
 
 
-@cache
 def can_round() -> bool:
     """Whether the processor multiplies bfloat16 vectors faster. Matrix units are left to torch."""
-    return kernels() is not None and bool(require().rounds())
+    return kernels() is not None and _rounds()
+
+
+@cache
+def _rounds() -> bool:
+    return bool(require().rounds())
 
 
 def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
@@ -36,6 +40,8 @@ def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
     if not inner:
         return torch.zeros(rows, columns)
     result = torch.empty(rows, columns)
+    if rehearsing():
+        return result
     sides = [number for side in (left, right) for number in (side.data_ptr(), *side.stride())]
     _function()(rows, columns, inner, *sides, result.data_ptr(), rounded, torch.get_num_threads())
     return result

@@ -1,0 +1,257 @@
+"""Memory of a run by component, on one device and on each of a mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from spintune.engine.query import Query
+from spintune.engine.rotary import layers_of
+from spintune.generation.batch import GenerationLimits, fitting_slots
+from spintune.generation.decoder import cache_width
+from spintune.kernels.linear import linear_layers
+from spintune.plan.calls import Calls
+from spintune.plan.devices import CONTEXT, Target
+from spintune.plan.rehearsal import CannotRehearseError, Rehearsed, Setting, rehearse
+from spintune.plan.shapes import ModelShape
+from spintune.recipe import Recipe
+from spintune.recipe.section import OptimizerName
+from spintune.training.footprint import TrainingFootprint, footprint
+
+_HEAD_BYTES = 512 * 2**20
+"""What :class:`spintune.engine.logprobs.LogProbEngine` computes of the logits at once."""
+
+NF4_BYTES = 0.516
+"""Of a weight in NF4 with quantized scales: 4.13 bits (arXiv 2305.14314)."""
+
+_GUESSED_WIDTHS = 34
+"""Numbers that a layer keeps of each token, in widths of the model, where no rehearsal is possible (arXiv 2205.05198,
+section 4.1, without its attention scores)."""
+
+
+@dataclass(frozen=True)
+class MemoryParts:
+    """Bytes on one device, at the moment that needs the most.
+
+    Attributes:
+        activations: that backward needs, and what it makes on the way.
+        logits: of the scored tokens, at most the part that the head computes at once.
+        cache: keys and values of answers that are being written.
+        copies: of weights, in the order or type of the generator's products.
+        gathered: weights and gradients of the layers at work, whole, where all else is sharded.
+        context: what libraries hold on a GPU.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    moments: int = 0
+    activations: int = 0
+    logits: int = 0
+    cache: int = 0
+    copies: int = 0
+    gathered: int = 0
+    context: int = 0
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def parts(self) -> dict[str, int]:
+        """The parts that are not 0, by name."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Memory of a recipe's model on a target.
+
+    Attributes:
+        shape: of the model.
+        target: replicated weights, or a share of them on each device.
+        sharded: whether weights, gradients and moments are.
+    """
+
+    recipe: Recipe
+    shape: ModelShape
+    target: Target
+    sharded: bool
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """Type of matrix products on the target."""
+        wanted = self.recipe.precision
+        rounds = "bfloat16" in (wanted, self.recipe.weights) or (wanted == "auto" and self.target.on_gpu)
+        return torch.bfloat16 if rounds else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights that are read: frozen ones are kept in the type of the products."""
+        lora = self.recipe.lora
+        narrow = self.recipe.weights == "bfloat16" or (lora is not None and lora.between == "continue")
+        return self.autocast if narrow and self.autocast else torch.float32
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model as it is trained, without numbers."""
+        return self.shape.whole(self.dtype, self.recipe.lora)
+
+    def kept(self, optimizer: OptimizerName) -> TrainingFootprint:
+        """Weights, gradients and moments of one device; moments only where they are not offloaded."""
+        whole = footprint(self.model, optimizer)
+        weights, trained = whole.weights - self._saved_by_4_bits, whole.gradients
+        if self.sharded:
+            every, trained = (sharded_bytes(self.model, self.target.gpus, only) for only in (False, True))
+            weights = round(weights * every / max(1, whole.weights))
+        share = trained / max(1, whole.gradients)
+        moments = 0 if self.recipe.offload in ("optimizer", "both") else round(whole.moments * share)
+        return TrainingFootprint(weights, trained, moments)
+
+    @cached_property
+    def _saved_by_4_bits(self) -> int:
+        """Bytes by which a base in NF4 is smaller: of its linear layers but the head."""
+        lora = self.recipe.lora
+        if lora is None or lora.base is None:
+            return 0
+        head = self.model.get_output_embeddings()
+        frozen = [m.weight for m in linear_layers(self.model) if m is not head and not m.weight.requires_grad]
+        return sum(weight.numel() * weight.element_size() - round(weight.numel() * NF4_BYTES) for weight in frozen)
+
+    def training(self, optimizer: OptimizerName, calls: Calls) -> tuple[MemoryParts, str]:
+        """The parts of a training step at its most, and how the activations were found."""
+        kept, (call, how) = self.kept(optimizer), self._call(calls.largest)
+        # what a call adds to gradients of the calls before, or makes itself
+        new = call.start if calls.several else max(0, max(call.start, call.end) - kept.gradients)
+        new = max(new - self._moved(calls.largest), step_bytes(self.model, optimizer))
+        logits = min(new, self._logits(calls.largest))
+        parts = MemoryParts(
+            kept.weights,
+            kept.gradients,
+            kept.moments,
+            new - logits,
+            logits,
+            gathered=self._gathered() if self.sharded else 0,
+            context=CONTEXT if self.target.on_gpu else 0,
+        )
+        return parts, how
+
+    def generation(self, prompts: int, longest_prompt: int, longest_answer: int, moments: int = 0) -> MemoryParts:
+        """The parts while answers are written.
+
+        Args:
+            moments: bytes that are kept meanwhile, as in the middle of training.
+        """
+        limits = GenerationLimits()
+        most = limits.cache_bytes(torch.device("cpu")) if not self.target.on_gpu else (self.target.memory or 0) // 4
+        slots = min(limits.slots, max(1, prompts // self.target.gpus))
+        weights = self.kept("adamw").weights
+        cache = 0
+        if not self.shape.config.is_encoder_decoder:
+            per_slot = self.cache_width * (longest_prompt + longest_answer) * self.dtype.itemsize
+            cache = fitting_slots(slots, per_slot, most or per_slot * slots) * per_slot
+        products = (self.autocast or self.dtype).itemsize
+        copied = sum(layer.weight.numel() * products for layer in linear_layers(self.model))
+        rounds = not self.target.on_gpu or self.dtype != (self.autocast or self.dtype)
+        copies = copied if rounds and copied <= most // 2 and prompts > 1 and not self.sharded else 0
+        vocabulary = self.shape.config.get_text_config().vocab_size
+        return MemoryParts(
+            weights,
+            moments=moments,
+            logits=3 * 4 * slots * vocabulary,  # logits, probabilities, and one between
+            cache=cache,
+            copies=copies,
+            gathered=self._gathered(gradients=False) if self.sharded else 0,
+            context=CONTEXT if self.target.on_gpu else 0,
+        )
+
+    @cached_property
+    def cache_width(self) -> int:
+        """Numbers that a cache keeps of each token. A model that does not tell by its attention is asked by its config."""
+        try:
+            return cache_width(self.model)
+        except Exception:  # whatever an architecture needs numbers for
+            text = self.shape.config.get_text_config()
+            heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+            width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+            return int(2 * text.num_hidden_layers * heads * width)
+
+    def _call(self, queries: Sequence[Query]) -> tuple[Rehearsed, str]:
+        if not queries:
+            return Rehearsed(0, 0), "there are no rows"
+        compiled = not self.target.on_gpu
+        setting = Setting(self.dtype, self.autocast, compiled, self.recipe.recompute, self.recipe.lora)
+        try:
+            return rehearse(self.shape.config, setting, queries), "by a rehearsal"
+        except CannotRehearseError as reason:
+            return self._guessed(queries), f"by a rule of thumb, since the model cannot be rehearsed ({reason})"
+
+    def _moved(self, queries: Sequence[Query]) -> int:
+        """Bytes of the inputs of recomputed layers, where those are offloaded."""
+        if self.recipe.offload not in ("activations", "both"):
+            return 0
+        width, size = self.shape.config.get_text_config().hidden_size, (self.autocast or self.dtype).itemsize
+        tokens = sum(query.tokens for query in queries)
+        return int(self.recipe.recompute * self.shape.layers) * tokens * int(width) * size
+
+    def _guessed(self, queries: Sequence[Query]) -> Rehearsed:
+        text = self.shape.config.get_text_config()
+        tokens, size = sum(query.tokens for query in queries), (self.autocast or self.dtype).itemsize
+        layers = 1 + (self.shape.layers - 1) * (1 - self.recipe.recompute)
+        kept = tokens * text.hidden_size * (_GUESSED_WIDTHS / 2 * size * layers + size * self.shape.layers)
+        start = round(kept) + self._logits(queries)
+        return Rehearsed(start, start)
+
+    def _logits(self, queries: Sequence[Query]) -> int:
+        scored = sum(len(answer) for query in queries for answer in query.responses)
+        return min(_HEAD_BYTES, 4 * scored * int(self.shape.config.get_text_config().vocab_size))
+
+    def _gathered(self, gradients: bool = True) -> int:
+        """Embeddings, head and two layers, whole: the one at work and the next one; and gradients of one and the root."""
+        size = (self.autocast or self.dtype).itemsize
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(self.model)]
+        largest = max(layers, default=0)
+        root = sum(p.numel() for p in self.model.parameters()) - sum(layers)
+        numbers = root + 2 * largest + (root + largest if gradients and not self.recipe.lora else 0)
+        return numbers * size
+
+
+def step_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
+    """Bytes that an update of the weights takes for its length."""
+    trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
+    if optimizer == "rmsprop":  # the square roots of all moments at once
+        return sum(trained)
+    return 3 * max(trained, default=0) if optimizer == "adafactor" else 0  # of one matrix after the other
+
+
+def sharded_bytes(model: nn.Module, ranks: int, trained: bool) -> int:
+    """Bytes of the first rank's share: FSDP2 cuts each tensor along its first dimension, rounded up."""
+    return sum(_share(p, ranks) * p.element_size() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def _share(parameter: nn.Parameter, ranks: int) -> int:
+    if parameter.ndim == 0:
+        return 1
+    rows = -(-parameter.shape[0] // ranks)
+    return rows * (parameter.numel() // max(1, parameter.shape[0]))
+
+
+def stages_of(recipe: Recipe) -> Iterator[tuple[str, OptimizerName]]:
+    """The training stages of a recipe with their optimizers."""
+    if recipe.sft:
+        yield "sft", recipe.sft.optimizer
+    if recipe.spin:
+        yield "spin", recipe.spin.optimizer
+        if recipe.spin.baseline == "sft":
+            yield "baseline", recipe.sft.optimizer if recipe.sft else "adamw"
+
+
+def larger(one: MemoryParts, other: MemoryParts | None) -> MemoryParts:
+    """The parts with the larger total."""
+    return one if other is None or one.total >= other.total else other
+
+
