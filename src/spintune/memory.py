@@ -22,6 +22,7 @@ _SIGNS = re.compile(
 _LONGEST = 160
 """What is shown of a library's message. [characters]"""
 
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, says so: Python's, torch's, oneDNN's, or the system's."""
     return _root(error) is not None

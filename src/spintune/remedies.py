@@ -56,7 +56,9 @@ def _values(recipe: Recipe) -> JsonObject:
     return recipe.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
-def _setting(key: str, value: object, unless: Callable[[Recipe], bool] = lambda recipe: False) -> Callable[[Recipe], JsonObject | None]:
+def _setting(
+    key: str, value: object, unless: Callable[[Recipe], bool] = lambda recipe: False
+) -> Callable[[Recipe], JsonObject | None]:
     """The change of one top-level key. A key that this version's recipes do not have changes nothing."""
 
     def change(recipe: Recipe) -> JsonObject | None:
@@ -144,7 +146,9 @@ def out_of_memory(error: BaseException, recipe: Recipe | None = None) -> OutOfMe
     parts = [part for place, part in _PARTS.items() if any(f"{name}.".startswith(f"{place}.") for name in names)]
     words = words_of(error)
     said = f" ({words})" if words else ""
-    found = OutOfMemoryError(f"out of memory{said}; {advice(parts[0], recipe) if parts else 'free some, or use a smaller model'}")
+    found = OutOfMemoryError(
+        f"out of memory{said}; {advice(parts[0], recipe) if parts else 'free some, or use a smaller model'}"
+    )
     for note in getattr(error, "__notes__", []):
         found.add_note(note)
     return found

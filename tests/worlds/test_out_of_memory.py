@@ -58,7 +58,12 @@ SPIN: dict[str, Any] = {"sft": None, "spin": {"iterations": 1}, "eval": []}
 PLACES = {
     "loading": ("spintune.models.loading auto_class", 1, "use a smaller model", SFT),
     "training": ("spintune.training.loop _accumulate", 3, "lower tokens_per_forward", SFT),
-    "generation": ("spintune.generation.batch new_sequences", 3, "lower data.max_length, lower spin.max_new_tokens", SPIN),
+    "generation": (
+        "spintune.generation.batch new_sequences",
+        3,
+        "lower data.max_length, lower spin.max_new_tokens",
+        SPIN,
+    ),
     "scoring": ("spintune.stages.pairs score_pairs", 1, "lower tokens_per_forward", SPIN),
     "evaluation": ("spintune.generation.batch new_sequences", 1, "lower data.max_length", {"sft": None, "spin": None}),
 }

@@ -20,7 +20,8 @@ def plan(
     gpu: Annotated[str | None, typer.Option(help="Their kind, such as h100, a100-80gb or rtx-4090.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 80GB. Default: the GPU's.")] = None,
     share: Annotated[
-        float | None, typer.Option(help="Share of the GPU's peak that training reaches. Default: 0.35.", min=0.01, max=1)
+        float | None,
+        typer.Option(help="Share of the GPU's peak that training reaches. Default: 0.35.", min=0.01, max=1),
     ] = None,
     rows: Annotated[
         str | None, typer.Option(help="ROWSxTOKENS, such as 50000x600: plan for these instead of reading the data.")

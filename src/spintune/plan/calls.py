@@ -72,7 +72,9 @@ def sft_calls(recipe: Recipe, section: SftSection, rows: RowSizes, sharing: Shar
         factor = rows.each * section.epochs * count / whole
         read, scored = round(sum(lengths) * factor), round(sum(rows.answers) * factor)
         total = round(len(lengths) * factor)
-    return Calls(count, total, read, scored, *_largest(recipe, [_sft_queries(rows, s) for s in steps[:_LOOKED_AT]], sharing))
+    return Calls(
+        count, total, read, scored, *_largest(recipe, [_sft_queries(rows, s) for s in steps[:_LOOKED_AT]], sharing)
+    )
 
 
 def spin_calls(recipe: Recipe, section: SpinSection, iteration: int, rows: RowSizes, sharing: Sharing) -> Calls:

@@ -64,7 +64,7 @@ SHARE = 0.35
 """Of the peak, where nothing was measured: 0.3 to 0.5 is common for training of 7 to 70 billion (our choice)."""
 
 CONTEXT = GB
-"""What a GPU holds before anything of ours: CUDA's context, its libraries and buffers of communication (an allowance)."""
+"""What a GPU holds before anything of ours: CUDA's context, libraries, buffers of communication (an allowance)."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.I)
@@ -112,7 +112,9 @@ def target_of(gpus: int | None, memory: str | None, kind: str | None, share: flo
     size = read_memory(memory) if memory else None
     if kind is not None and kind not in GPUS:
         close = difflib.get_close_matches(kind, GPUS, 1)
-        raise RecipeError(f"--gpu {kind!r:.40} is not known; {f'did you mean {close[0]}?' if close else 'known: ' + ', '.join(GPUS)}")
+        raise RecipeError(
+            f"--gpu {kind!r:.40} is not known; {f'did you mean {close[0]}?' if close else 'known: ' + ', '.join(GPUS)}"
+        )
     gpu = GPUS[kind] if kind else None
     if gpu is None and gpus is None:
         device = default_device()

@@ -171,7 +171,7 @@ class MemoryPlan:
 
     @cached_property
     def cache_width(self) -> int:
-        """Numbers that a cache keeps of each token. A model that does not tell by its attention is asked by its config."""
+        """Numbers that a cache keeps of each token; by the config of a model that does not tell by its attention."""
         try:
             return cache_width(self.model)
         except Exception:  # whatever an architecture needs numbers for
@@ -211,7 +211,7 @@ class MemoryPlan:
         return min(_HEAD_BYTES, 4 * scored * int(self.shape.config.get_text_config().vocab_size))
 
     def _gathered(self, gradients: bool = True) -> int:
-        """Embeddings, head and two layers, whole: the one at work and the next one; and gradients of one and the root."""
+        """Embeddings, head, the layer at work and the next one, whole; and gradients of the root and of one layer."""
         size = (self.autocast or self.dtype).itemsize
         layers = [sum(p.numel() for p in layer.parameters()) for layer in layers_of(self.model)]
         largest = max(layers, default=0)
@@ -253,5 +253,3 @@ def stages_of(recipe: Recipe) -> Iterator[tuple[str, OptimizerName]]:
 def larger(one: MemoryParts, other: MemoryParts | None) -> MemoryParts:
     """The parts with the larger total."""
     return one if other is None or one.total >= other.total else other
-
-

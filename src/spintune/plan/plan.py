@@ -186,9 +186,7 @@ class Planner:
             sharded = self.peak(name, calls, True)[0] if several else None
             seconds = calls.tokens / rates.training if rates else None
             found.append(
-                StagePlan(
-                    name, calls.rows, calls.tokens, calls.steps, 0, needs.of(calls), seconds, parts, sharded, how
-                )
+                StagePlan(name, calls.rows, calls.tokens, calls.steps, 0, needs.of(calls), seconds, parts, sharded, how)
             )
         return found
 
@@ -318,4 +316,3 @@ def _host(recipe: Recipe, target: Target, training: TrainingFootprint, needed: i
 def _free(folder: Path) -> int:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
-

@@ -132,7 +132,9 @@ def _rehearse(config: PreTrainedConfig, setting: Setting, queries: Sequence[Quer
 def _shares(config: PreTrainedConfig, setting: Setting, queries: Sequence[Query]) -> Rehearsed:
     """A share of recomputed layers is between none and all, as far as its layers go."""
     share = setting.recompute
-    found = [_once(config, setting, queries, whole) for whole in (0.0, 1.0) if share not in (0.0, 1.0) or whole == share]
+    found = [
+        _once(config, setting, queries, whole) for whole in (0.0, 1.0) if share not in (0.0, 1.0) or whole == share
+    ]
     if len(found) == 1:
         return found[0]
     none, every = found

@@ -94,7 +94,9 @@ def read_rows(recipe: Recipe, shape: ModelShape, cache: Path, progress: Progress
         sampled, factor = _sampled(recipe, Path(folder), progress)
         named = sampled.model_copy(update={"model": shape.folder}) if shape.folder else sampled
         if named.data.mixture and not shape.folder:
-            raise DataError(f"data.mixture: its lengths are counted by the tokenizer of {recipe.model}, which is not here")
+            raise DataError(
+                f"data.mixture: its lengths are counted by the tokenizer of {recipe.model}, which is not here"
+            )
         found = read_data(named, mixture_of(named, cache), progress)
     count = len(found.train)
     step = max(1, -(-count // _RENDERED))
@@ -104,7 +106,11 @@ def read_rows(recipe: Recipe, shape: ModelShape, cache: Path, progress: Progress
     played = lengths(recipe, shape, cache, examples, recipe.spin.max_new_tokens, progress) if recipe.spin else sft
     each = factor * step
     how = "all rows were read" if each == 1 else f"{len(examples):,} of about {round(count * factor):,} rows were read"
-    how += "" if shape.folder else f"; {_CHARACTERS} characters are taken as a token, since {shape.name} has no tokenizer here"
+    how += (
+        ""
+        if shape.folder
+        else f"; {_CHARACTERS} characters are taken as a token, since {shape.name} has no tokenizer here"
+    )
     return PlannedRows(
         _part(recipe, "sft", replace(sft, each=each)),
         _part(recipe, "spin", replace(played, each=each)),
@@ -140,7 +146,9 @@ def _sampled(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Recipe, 
         return recipe, 1.0
     changed, rows, taken = [], 0, 0
     for number, source in enumerate(sources):
-        tables = [opener() for opener in open_tables(source.path, source.split, source.config, progress.note, frozenset())]
+        tables = [
+            opener() for opener in open_tables(source.path, source.split, source.config, progress.note, frozenset())
+        ]
         total = sum(table.total for table in tables)
         numbered = itertools.chain.from_iterable(table.rows(None) for table in tables)
         first = [value for _, value in itertools.islice(numbered, _SAMPLED_ROWS) if isinstance(value, dict)]

@@ -24,7 +24,9 @@ from spintune.typed_json import JsonObject
 _LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "tie_word_embeddings": False}
 
 
-def _llama(hidden: int, inner: int, layers: int, heads: int, key_heads: int, vocabulary: int, **more: object) -> JsonObject:
+def _llama(
+    hidden: int, inner: int, layers: int, heads: int, key_heads: int, vocabulary: int, **more: object
+) -> JsonObject:
     sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
     sizes |= {"num_attention_heads": heads, "num_key_value_heads": key_heads, "vocab_size": vocabulary}
     return {**_LLAMA, "max_position_embeddings": 131072, **sizes, **more}
@@ -93,8 +95,7 @@ def read_shape(name: str, cache: Path) -> ModelShape:
         return ModelShape(name, config, str(path) if has_tokenizer else None, has_weights and has_tokenizer)
     if "/" not in name and path.suffix != ".gguf":
         raise ModelError(
-            f"no model {name!r}: it is no folder, no config.json, no hub id, and no name of a size "
-            f"({', '.join(NAMED)})"
+            f"no model {name!r}: it is no folder, no config.json, no hub id, and no name of a size ({', '.join(NAMED)})"
         )
     return ModelShape(name, load_config(name, cache=cache), name, path.suffix == ".gguf")
 
@@ -117,7 +118,9 @@ def _check_sizes(path: Path) -> None:
     if isinstance(depth, int) and depth > _MOST_LAYERS:
         raise ModelError(f"{path}: {depth:,} layers are more than any model has; check num_hidden_layers")
     if missing := [key for key in _NEEDED if not {key, aliases.get(key)} & set(values)]:
-        raise ModelError(f"{path}: has no {missing[0]}, so nobody knows how large the model is; give its whole config.json")
+        raise ModelError(
+            f"{path}: has no {missing[0]}, so nobody knows how large the model is; give its whole config.json"
+        )
 
 
 def build(config: PreTrainedConfig, dtype: torch.dtype, lora: LoraSection | None) -> PreTrainedModel:
@@ -132,7 +135,9 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, lora: LoraSection | None
         raise
     except Exception as error:  # whatever a foreign config makes transformers raise
         first = " ".join(str(error).split())[:160]
-        raise ModelError(f"a model of type {config.model_type!r} cannot be built from its config.json: {first}") from error
+        raise ModelError(
+            f"a model of type {config.model_type!r} cannot be built from its config.json: {first}"
+        ) from error
     return model.eval()
 
 

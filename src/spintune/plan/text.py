@@ -24,8 +24,11 @@ def plan_lines(plan: RunPlan) -> Iterator[str]:
     if plan.seconds is not None:
         yield f"time      {_time(plan.seconds)} in all, without evaluation"
     disk = plan.disk
-    yield f"disk      {in_gb(disk.final)} of models at the end, {in_gb(disk.peak)} at most with checkpoints; {in_gb(plan.free)} free"
-    yield f"host      {in_gb(plan.host)} of the machine's memory at most" + (", for the processes of a node" if " x " in plan.target else "")
+    models = f"{in_gb(disk.final)} of models at the end, {in_gb(disk.peak)} at most with checkpoints"
+    yield f"disk      {models}; {in_gb(plan.free)} free"
+    yield f"host      {in_gb(plan.host)} of the machine's memory at most" + (
+        ", for the processes of a node" if " x " in plan.target else ""
+    )
     if plan.limit is None:
         yield f"memory    {in_gb(plan.needed)} on each device; give --memory to compare"
     elif plan.fits:
@@ -49,7 +52,9 @@ def _work(stage: StagePlan) -> str:
 
 def _memory(stage: StagePlan, plan: RunPlan) -> Iterator[str]:
     one = "  one device" if stage.sharded is None else "  replicated"
-    yield f"{one}  {_parts(stage.memory)}" + (f" (activations {stage.how})" if stage.how and stage.how != "by a rehearsal" else "")
+    yield f"{one}  {_parts(stage.memory)}" + (
+        f" (activations {stage.how})" if stage.how and stage.how != "by a rehearsal" else ""
+    )
     if stage.sharded is not None:
         yield f"  sharded     {_parts(stage.sharded)}"
 
