@@ -16,12 +16,13 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.models.lora import new_adapter
 from spintune.plan.devices import Target
-from spintune.plan.memory import MemoryPlan
+from spintune.plan.memory import MemoryPlan, step_bytes
 from spintune.plan.plan import Planner
 from spintune.plan.rehearsal import CannotRehearseError, Setting, rehearse
 from spintune.plan.rows import assumed_rows
 from spintune.plan.shapes import ModelShape
 from spintune.recipe import LoraSection, load_recipe
+from spintune.recipe.section import OptimizerName
 from spintune.training.optimization import Optimization, build_optimizer
 
 LLAMA = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -102,6 +103,19 @@ def test_a_rehearsal_is_within_15_percent_of_what_torch_takes(
     assert moments == pytest.approx(2 * sum(p.numel() * 4 for p in trained), rel=0.02)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "adafactor"])
+def test_updates_take_what_is_said_for_their_length(
+    optimizer: OptimizerName, peak: Callable[[Callable[[], object]], int]
+) -> None:
+    model = real_model(CASES["sft of 128 tokens"])
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made = build_optimizer(model, Optimization(1e-4, optimizer=optimizer))
+    made.step()
+    numbers = 4 * sum(p.numel() for p in model.parameters())
+    assert abs(peak(made.step) - step_bytes(model, optimizer)) < 0.1 * numbers
+
+
 def test_layers_beyond_a_few_follow_from_them() -> None:
     """The rehearsal of all of 9 layers is what two and one of them foretell."""
     setting = Setting(torch.float32, None, True)
@@ -157,6 +171,11 @@ def test_adapters_and_optimizers_take_what_arithmetic_says() -> None:
     adapters = planner({"sft": {}, "lora": {"rank": 4, "targets": ["q_proj"]}}, CPU).memory(sharded=False)
     assert adapters.kept("adamw").gradients == 5 * 4 * 4 * (128 + 128)  # layers, bytes, rank, in and out
     gpu = Target(True, None, 1, 10**12, 0.35, False)
+    pure = planner({"sft": {"optimizer": "adamw8bit"}, "weights": "bfloat16"}, gpu).memory(sharded=False)
+    assert pure.kept("adamw8bit").weights == pure.kept("adamw8bit").gradients == 2 * numbers
+    assert pure.kept("adamw8bit").moments == pytest.approx(2 * numbers, rel=0.05)
+    away = planner({"sft": {}, "offload": "optimizer"}, gpu).memory(sharded=False)
+    assert away.kept("adamw").moments == 0
     half = planner({"sft": {}, "lora": {"rank": 4, "targets": ["q_proj"]}}, gpu).memory(sharded=False)
     assert half.kept("adamw").weights == 2 * numbers + adapters.kept("adamw").gradients
 

@@ -271,7 +271,11 @@ def make_plan(
     stages, is_sharded = planner.stages(needs, rates), planner.is_sharded
     needed = max((_on_target(stage, is_sharded).total for stage in stages), default=0)
     sections = [section for section in (recipe.sft, recipe.spin) if section]
-    training = max((footprint(model, section.optimizer) for section in sections), key=lambda one: one.total, default=footprint(model))
+    training = max(
+        (footprint(model, section.optimizer) for section in sections),
+        key=lambda one: one.total,
+        default=footprint(model),
+    )
     saved = (2 if recipe.weights and not recipe.lora else 4) * parameters(shape.whole())
     found = RunPlan(
         model=recipe.model,
