@@ -181,7 +181,8 @@ class EncoderDecoderBackbone:
         )
         states_1LD = self._packed.encode(torch.tensor([prompts], device=device), layout)
         hidden_TD = self._packed.decode(torch.tensor([inputs], device=device), states_1LD, layout)
-        return hidden_TD.index_select(0, torch.tensor(counts, dtype=torch.bool, device=device).nonzero()[:, 0])
+        places = [place for place, counted in enumerate(counts) if counted]
+        return hidden_TD.index_select(0, torch.tensor(places, dtype=torch.long, device=device))
 
     def logits(self, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
         device = self.model.device

@@ -14,6 +14,7 @@ from spintune.errors import StorageError
 from spintune.memory import available_memory
 from spintune.progress import Progress
 from spintune.recipe import Recipe, SftSection
+from spintune.remedies import advice
 from spintune.training.footprint import TrainingFootprint, footprint
 
 _WORTH_TELLING = 2**26
@@ -73,7 +74,7 @@ def check_needs(recipe: Recipe, model: nn.Module, model_bytes: int, progress: Pr
     sections = [section for section in (recipe.sft, recipe.spin) if section]
     training = max((footprint(model, section.optimizer) for section in sections), key=lambda one: one.total)
     device = next(model.parameters()).device
-    lines = [*_disk(recipe, disk_needs(recipe, model_bytes, training)), *_memory(training, device)]
+    lines = [*_disk(recipe, disk_needs(recipe, model_bytes, training)), *_memory(recipe, training, device)]
     for line in lines:
         progress.note(line)
 
@@ -101,13 +102,14 @@ def _taken(folder: Path) -> int:
     return sum(file.stat().st_size for part in parts for file in part.rglob("*") if file.is_file())
 
 
-def _memory(training: TrainingFootprint, device: torch.device) -> Iterator[str]:
+def _memory(recipe: Recipe, training: TrainingFootprint, device: torch.device) -> Iterator[str]:
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     more = training.total - training.weights  # the weights are there
     if free is not None and more >= _WORTH_TELLING and more > free:
         yield (
             f"warning: training takes {in_units(more)} of memory beside the weights, without activations, and "
             f"{in_units(free)} are free; use lora, weights: bfloat16, optimizer: adamw8bit or a smaller model"
+            f"{in_units(free)} are free; {advice('training', recipe)}"
         )
 
 
