@@ -15,6 +15,7 @@ from spintune.engine.rotary import layers_of
 from spintune.generation.batch import GenerationLimits, fitting_slots
 from spintune.generation.decoder import cache_width
 from spintune.kernels.linear import linear_layers
+from spintune.models.quantized import bytes_of, pack_on_meta
 from spintune.plan.calls import Calls
 from spintune.plan.devices import CONTEXT, Target
 from spintune.plan.rehearsal import CannotRehearseError, Rehearsed, Setting, rehearse
@@ -25,9 +26,6 @@ from spintune.training.footprint import TrainingFootprint, footprint
 
 _HEAD_BYTES = 512 * 2**20
 """What :class:`spintune.engine.logprobs.LogProbEngine` computes of the logits at once."""
-
-NF4_BYTES = 0.516
-"""Of a weight in NF4 with quantized scales: 4.13 bits (arXiv 2305.14314)."""
 
 _GUESSED_WIDTHS = 34
 """Numbers that a layer keeps of each token, in widths of the model, where no rehearsal is possible (arXiv 2205.05198,
@@ -114,13 +112,14 @@ class MemoryPlan:
 
     @cached_property
     def _saved_by_4_bits(self) -> int:
-        """Bytes by which a base in NF4 is smaller: of its linear layers but the head."""
+        """Bytes by which a base in 4 bits is smaller."""
         lora = self.recipe.lora
         if lora is None or lora.base is None:
             return 0
-        head = self.model.get_output_embeddings()
-        frozen = [m.weight for m in linear_layers(self.model) if m is not head and not m.weight.requires_grad]
-        return sum(weight.numel() * weight.element_size() - round(weight.numel() * NF4_BYTES) for weight in frozen)
+        base = self.shape.whole(self.dtype)
+        before = sum(map(bytes_of, base.parameters()))
+        pack_on_meta(base)
+        return before - sum(map(bytes_of, base.parameters()))
 
     def training(self, optimizer: OptimizerName, calls: Calls) -> tuple[MemoryParts, str]:
         """The parts of a training step at its most, and how the activations were found."""
