@@ -15,7 +15,7 @@ from spintune.errors import DataError
 from spintune.models.loading import load_stop_ids, load_tokenizer
 from spintune.plan.shapes import ModelShape
 from spintune.progress import Progress
-from spintune.recipe import SYNTH, DataSection, Recipe
+from spintune.recipe import SYNTH, DataSection, Recipe, SourceSection
 from spintune.record_files import Selection
 from spintune.records import Example
 from spintune.stages.data import mixture_of, read_data
@@ -144,7 +144,8 @@ def _sampled(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Recipe, 
     size += sum(f.stat().st_size for path in paths if path.is_dir() for f in path.rglob("*") if f.is_file())
     if size <= READ_WHOLE:
         return recipe, 1.0
-    changed, rows, taken = [], 0, 0
+    changed: list[SourceSection] = []
+    rows = taken = 0
     for number, source in enumerate(sources):
         tables = [
             opener() for opener in open_tables(source.path, source.split, source.config, progress.note, frozenset())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.peak import arithmetic
@@ -99,7 +99,14 @@ def measured_rates(recipe: Recipe, calls: Sequence[Query], cache: Path, progress
     """By a few calls of training and some answers of the recipe's model on this machine. Nothing is written."""
     queries = list(calls)
     with progress.task("measuring speed", PROBE_STEPS + 1, "steps") as task:
-        loaded = load_model(recipe.model, cache=cache, precision=recipe.precision, frozen=recipe.lora is not None)
+        loaded = load_model(
+            recipe.model,
+            cache=cache,
+            precision=recipe.precision,
+            frozen=recipe.lora is not None and recipe.lora.between == "continue",
+            weights=recipe.weights,
+            base=recipe.lora.base if recipe.lora else None,
+        )
         if recipe.lora:
             new_adapter(loaded.model, recipe.lora, "plan")
         engine = LogProbEngine(loaded.model, loaded.autocast, recompute=recipe.recompute)
@@ -107,7 +114,7 @@ def measured_rates(recipe: Recipe, calls: Sequence[Query], cache: Path, progress
         seconds: list[float] = []
         for _ in range(PROBE_STEPS):
             began = time.perf_counter()
-            (-engine(queries).sum_N.sum()).backward()  # type: ignore[no-untyped-call]
+            (-engine(queries).sum_N.sum()).backward()
             loaded.model.zero_grad()
             seconds.append(time.perf_counter() - began)
             task.advance()
@@ -125,8 +132,10 @@ def measured_rates(recipe: Recipe, calls: Sequence[Query], cache: Path, progress
     return Rates(tokens / usual, tokens / scoring, writing, how)
 
 
-def _writing(engine: LogProbEngine, recipe: Recipe, queries: Sequence[Query], tokenizer: object) -> float:
-    generator = build_generator(engine, tokenizer, frozenset(), recipe.generator)  # type: ignore[arg-type]
+def _writing(
+    engine: LogProbEngine, recipe: Recipe, queries: Sequence[Query], tokenizer: PreTrainedTokenizerBase
+) -> float:
+    generator = build_generator(engine, tokenizer, frozenset(), recipe.generator)
     prompts = [queries[number % len(queries)].prompt for number in range(_ANSWERS)]
     sampling = Sampling(_ANSWER_TOKENS, temperature=1.0)
     began = time.perf_counter()
