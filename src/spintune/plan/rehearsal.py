@@ -174,7 +174,7 @@ def _as_if_here(model: PreTrainedModel) -> None:
                     here = torch.empty(tensor.shape, dtype=tensor.dtype)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     made[tensor] = nn.Parameter(here, tensor.requires_grad) if is_parameter else here
-                tensors[name] = made[tensor]  # type: ignore[assignment]
+                tensors[name] = made[tensor]
 
 
 def _measure(model: PreTrainedModel, engine: LogProbEngine, queries: Sequence[Query]) -> Rehearsed:

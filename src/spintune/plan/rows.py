@@ -15,7 +15,8 @@ from spintune.errors import DataError
 from spintune.models.loading import load_stop_ids, load_tokenizer
 from spintune.plan.shapes import ModelShape
 from spintune.progress import Progress
-from spintune.recipe import SYNTH, DataSection, Recipe, SourceSection
+from spintune.recipe import SYNTH, DataSection, Recipe
+from spintune.recipe.recipe import SourceSection
 from spintune.record_files import Selection
 from spintune.records import Example
 from spintune.stages.data import mixture_of, read_data
