@@ -83,6 +83,14 @@ def test_a_player_that_moved_and_learned_nothing_needs_a_lower_one() -> None:
     assert "from 0.001 to 0.00032" in told
 
 
+def test_a_loss_that_fell_by_less_than_chance_is_not_called_nothing() -> None:
+    (told,) = movement(play({"kl": 2.4}, rate=5e-5, pairs=31, loss=0.5466, loss_error=0.18, learned=False))
+    assert told == (
+        "Whether iteration 1 learned anything cannot be told from 31 held-out pairs: the held-out pair loss began at "
+        "0.6931 and is 0.5466, with a standard error of 0.18. Hold out more (data.eval_fraction) to know."
+    )
+
+
 @pytest.mark.parametrize(
     ("diagnosis", "heldout", "words"),
     [

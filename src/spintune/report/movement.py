@@ -70,6 +70,12 @@ def _learned_nothing(training: IterationFacts, heldout: HeldoutPairFacts, distan
             f"{distance:.2f} nats an answer from its opponent. Raise spin.learning_rate from {rate:g} to "
             f"{_rounded(rate * 10):g}, or use auto; comparisons of such models say nothing about self-play."
         )
+    if heldout.loss < heldout.start_loss:
+        return (
+            f"Whether iteration {training.iteration} learned anything cannot be told from {heldout.pairs} held-out "
+            f"pairs: {loss}, with a standard error of {heldout.loss_error:.2g}. Hold out more (data.eval_fraction) to "
+            "know."
+        )
     return (
         f"Iteration {training.iteration} learned nothing, though the player moved {distance:.2f} nats an answer: "
         f"{loss}. Lower spin.learning_rate from {rate:g} to {_rounded(rate / HALF_DECADE):g}, or end self-play there "
