@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 from spintune.checkers import TASKS, build_checker
 from spintune.data.preferences import read_answers
@@ -29,7 +29,8 @@ from spintune.models.loading import (
     model_identity,
 )
 from spintune.models.quantized import require_bitsandbytes
-from spintune.progress import Progress, StoppableProgress, StopRequest
+from spintune.progress import Progress, Silent, StoppableProgress, StopRequest
+from spintune.ranks.team import Team, commanding
 from spintune.recipe import SYNTH, Recipe
 from spintune.remedies import out_of_memory
 from spintune.results import EvaluationResults, RunResults, TrainingResults
@@ -41,6 +42,7 @@ from spintune.stages.data import data_stage
 from spintune.stages.decision import final_decision, measure_for_decision
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
+from spintune.stages.followers import compare_ranks, enroll
 from spintune.stages.iterates import Iterate
 from spintune.stages.measure import check_measure
 from spintune.stages.registry import Evaluation, evaluations_of
@@ -82,6 +84,8 @@ def run_recipe(
         try:
             stop = stop or StopRequest()
             context = RunContext(recipe, run, cache, StoppableProgress(progress, stop), metrics, environment, stop)
+            if team := commanding():
+                compare_ranks(team, context)
             if siblings:
                 run.siblings = SiblingRuns(siblings, run.folder, metrics, context.progress.note)
             with _engines(context):
@@ -106,6 +110,13 @@ def _engines(context: RunContext) -> Iterator[None]:
         yield
     finally:
         context.engines.release()
+
+
+def follow_recipe(recipe: Recipe, cache: Path, environment: Mapping[str, str], team: Team) -> None:
+    """Takes part in a run as another rank than the first, until the run is over."""
+    nothing = cast(Metrics, None)  # the first rank logs
+    enroll(team, RunContext(recipe, _folder_of(recipe), cache, Silent(), nothing, environment))
+    team.follow()
 
 
 def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:

@@ -39,8 +39,8 @@ def chat(
 ) -> None:
     """Talk to a model, or to a model of a run. /help lists what chat itself does, /exit or Ctrl-D ends."""
     from spintune.api import load
+    from spintune.cli.execution import quiet_libraries
     from spintune.cli.options import options_from
-    from spintune.cli.stages import quiet_libraries
     from spintune.terminal import visible
 
     quiet_libraries()

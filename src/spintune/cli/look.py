@@ -172,7 +172,7 @@ def _clear_cache(as_json: bool) -> None:
 
 
 def _doctor_model(name: str, as_json: bool) -> None:
-    from spintune.cli.stages import quiet_libraries
+    from spintune.cli.execution import quiet_libraries
     from spintune.progress_display import open_progress
     from spintune.typed_json import to_json
 

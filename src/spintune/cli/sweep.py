@@ -72,7 +72,7 @@ def _part(plan: SweepPlan, only: str | None) -> tuple[PlannedRun, ...]:
 
 
 def _run(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool) -> None:
-    from spintune.cli.stages import prepared
+    from spintune.cli.execution import prepared
     from spintune.cli.unexpected import shows_itself, unexpected_text
     from spintune.console import print_tables
     from spintune.errors import SweepError
@@ -144,7 +144,7 @@ def _copies(copies: object) -> str:
 
 
 def _write_job(plan: SweepPlan, command: list[str], path: Path, as_json: bool) -> None:
-    from spintune.cli.stages import prepared
+    from spintune.cli.execution import prepared
     from spintune.sweeps.slurm import write_job
 
     with prepared(as_json):

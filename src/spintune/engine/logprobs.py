@@ -33,6 +33,7 @@ from spintune.engine.probe import PackingError, check_packing, check_precision
 from spintune.engine.query import Backbone, LogProbs, Query, pack
 from spintune.engine.recompute import recomputed
 from spintune.engine.rotary import LengthDependentRotary
+from spintune.engine.sharing import score_runs
 from spintune.errors import ModelError
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.fused import patched_forwards
@@ -153,13 +154,17 @@ class LogProbEngine:
 
         ``done`` receives the number of queries that each forward has answered.
         """
+        return self.score_parts([queries], done)[0]
+
+    @torch.no_grad()
+    def score_parts(
+        self, parts: Sequence[Sequence[Query]], done: Callable[[int], None] = lambda _: None
+    ) -> list[list[list[float]]]:
+        """Like :meth:`score` for several sequences, none of which changes a bit of another's scores."""
         tune_malloc()
-        scores: list[list[float]] = []
-        for run in pack(queries, lambda q: q.tokens, self.tokens_per_forward):
-            sums = iter(self(run).sum_N.tolist())
-            scores.extend([next(sums) for _ in query.responses] for query in run)
-            done(len(run))
-        return scores
+        runs = [run for part in parts for run in pack(part, lambda q: q.tokens, self.tokens_per_forward)]
+        scores = iter(score_runs(self, runs, _sums_of, done))
+        return [[next(scores) for _ in part] for part in parts]
 
     @torch.no_grad()
     def score_greedy(
@@ -167,16 +172,14 @@ class LogProbEngine:
     ) -> list[list[tuple[float, bool]]]:
         """Like :meth:`score`; with each log-probability, whether greedy decoding would choose the scored tokens."""
         tune_malloc()
-        scores: list[list[tuple[float, bool]]] = []
-        for run in pack(queries, lambda q: q.tokens, self.tokens_per_forward):
-            with self._fast():
-                tokens = self._packed_tokens if self.packed else self._plain_tokens
-                sum_N2, count_N = _sums(tokens(run, logprob_and_greedy), run)
-            pairs = zip(*sum_N2.T.tolist(), count_N.tolist(), strict=True)
-            answers = iter([(logprob, greedy == count) for logprob, greedy, count in pairs])
-            scores.extend([next(answers) for _ in query.responses] for query in run)
-            done(len(run))
-        return scores
+        runs = pack(queries, lambda q: q.tokens, self.tokens_per_forward)
+        return score_runs(self, runs, _greedy_sums_of, done)
+
+    def greedy_sums(self, queries: Sequence[Query]) -> tuple[Tensor, Tensor]:
+        """Sums ``[N, 2]`` of :func:`logprob_and_greedy` over each response, and its scored tokens; one call."""
+        with self._fast():
+            tokens = self._packed_tokens if self.packed else self._plain_tokens
+            return _sums(tokens(queries, logprob_and_greedy), queries)
 
     def scores_as_drawn(self, prompt: int, answer: int) -> bool:
         """Whether all tokens of an answer are drawn as they are scored.
@@ -236,6 +239,18 @@ class LogProbEngine:
                 values.append(value[torch.tensor(scored, device=value.device)])
         nothing = torch.zeros(0, device=self.model.device)
         return torch.cat(values) if values else read(nothing[:, None], nothing.long())
+
+
+def _sums_of(engine: LogProbEngine, queries: Sequence[Query]) -> list[list[float]]:
+    sums = iter(engine(queries).sum_N.tolist())
+    return [[next(sums) for _ in query.responses] for query in queries]
+
+
+def _greedy_sums_of(engine: LogProbEngine, queries: Sequence[Query]) -> list[list[tuple[float, bool]]]:
+    sum_N2, count_N = engine.greedy_sums(queries)
+    pairs = zip(*sum_N2.T.tolist(), count_N.tolist(), strict=True)
+    answers = iter([(logprob, greedy == count) for logprob, greedy, count in pairs])
+    return [[next(answers) for _ in query.responses] for query in queries]
 
 
 def _checkpoints_itself(model: PreTrainedModel) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
 from spintune.progress import Progress
+from spintune.ranks.team import processes
 from spintune.records import Completion
 
 
@@ -44,6 +45,10 @@ def write_answers(
                     task.advance()
 
             sampling = Sampling(budget, temperature=0)
-            written = generator.generate([prompts[place] for place in places], sampling, on_token=count)
+            together = processes() > 1  # who counts tokens writes all of them in this process
+            asked = [prompts[place] for place in places]
+            written = generator.generate(asked, sampling, on_token=None if together else count)
+            if together:
+                task.advance(len(places))
             found |= dict(zip(places, written, strict=True))
     return [found[place] for place in range(len(prompts))]

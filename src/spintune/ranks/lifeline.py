@@ -51,8 +51,11 @@ class Lifeline:
     peers: dict[int, socket.socket]
     lost: Lost | None = None
     ended: int | None = None
+    on_lost: Callable[[Lost], None] = lambda lost: None
+    """Called at once when another rank ended early, from the watching thread."""
     on_silence: Callable[[Lost], None] = lambda lost: None
-    """Called when this process has not ended by itself after another one died."""
+    """Called when this process has not ended by itself some seconds later."""
+    _passed: set[int] = field(default_factory=set)
     _noticed: threading.Event = field(default_factory=threading.Event)
     _over: threading.Event = field(default_factory=threading.Event)
 
@@ -82,8 +85,12 @@ class Lifeline:
         self._noticed.set()
         return self.lost
 
+    def finish(self) -> None:
+        """All is done: that others end now is no failure."""
+        self._over.set()
+
     def close(self) -> None:
-        """Ends the watching. What comes after is no failure."""
+        """Ends the watching."""
         self._over.set()
         if self.rank:
             with contextlib.suppress(ValueError):
@@ -123,26 +130,32 @@ class Lifeline:
 
     def _hear(self, rank: int, message: dict[str, object]) -> None:
         if "signal" in message:
-            os.kill(os.getpid(), int(str(message["signal"])))
+            number = int(str(message["signal"]))
+            if number not in self._passed:  # each rank of a job gets it
+                self._passed.add(number)
+                os.kill(os.getpid(), number)
         elif "ended" in message:
             self.ended = int(str(message["ended"]))
-        elif "failed" in message and self.lost is None:
-            self.lost = Lost(int(str(message.get("rank", rank))), str(message["failed"]), int(str(message["code"])))
-            if not self.rank:
-                self.say(failed=self.lost.error, code=self.lost.code, rank=self.lost.rank)
+        elif "failed" in message:
+            self._lose(Lost(rank, str(message["failed"]), int(str(message["code"]))))
 
     def _gone(self, rank: int) -> None:
         """A peer's socket is closed: it ended."""
         if self._over.is_set():
             return
-        if self.ended is None and self.lost is None:
-            self.lost = Lost(rank)
-        threading.Thread(target=self._insist, daemon=True).start()
+        self._lose(Lost(rank, code=self.ended))
+
+    def _lose(self, lost: Lost) -> None:
+        if self.lost is None and not self._over.is_set():
+            self.lost = lost
+            self.on_lost(lost)
+            threading.Thread(target=self._insist, daemon=True).start()
 
     def _insist(self) -> None:
         """Ends this process, should it be held in an operation that no one answers any more."""
-        if not self._noticed.wait(GRACE_SECONDS) and not self._over.is_set():
-            self.on_silence(self.lost or Lost(0, code=self.ended))
+        seconds = GRACE_SECONDS if self.ended is None else 0.2
+        if not self._noticed.wait(seconds) and not self._over.is_set():
+            self.on_silence(self.lost or Lost(0))
 
 
 def listen(host: str, followers: int) -> tuple[socket.socket, int]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
-from spintune.errors import RankError, SpintuneError
+from spintune.errors import RankError, SpintuneError, StoppedBySignal
 from spintune.ranks.environment import Place
 from spintune.ranks.lifeline import Lifeline, Lost, accept, connect, listen
 
@@ -71,12 +71,14 @@ class Team:
         while True:
             function, arguments, options = self.broadcast(_DONE)
             if function is None:
+                self.lifeline.finish()
                 return
             with self._inside():
                 function(self, *arguments, **options)
 
     def dismiss(self) -> None:
-        """On the writer: the other ranks end."""
+        """On the writer: the run is over, and the other ranks end."""
+        self.lifeline.finish()
         self.broadcast(_DONE)
 
     @contextlib.contextmanager
@@ -120,6 +122,18 @@ class Team:
 
         distributed.all_reduce(tensor)
 
+    def add_small(self, tensor: Tensor) -> None:
+        """The same for a small tensor of the CPU."""
+        from torch import distributed
+
+        distributed.all_reduce(tensor, group=self.control)
+
+    def take(self, tensor: Tensor) -> None:
+        """Overwrites a tensor by the writer's."""
+        from torch import distributed
+
+        distributed.broadcast(tensor, src=0)
+
     # Ends ------------------------------------------------------------------------------------------------------------
 
     def noticed(self) -> None:
@@ -128,10 +142,11 @@ class Team:
 
     def explain(self, error: BaseException) -> BaseException:
         """The error of the rank that ended first, if that is why an operation failed here; else the error itself."""
-        if isinstance(error, SpintuneError | KeyboardInterrupt) or not isinstance(error, Exception):
+        if isinstance(error, SpintuneError | KeyboardInterrupt):
             return error
-        lost = self.lifeline.wait_for_reason() if _is_of_ranks(error) else None
-        return error_of(lost, error) if lost else error
+        waits = isinstance(error, Exception) and _is_of_ranks(error)
+        lost = self.lifeline.wait_for_reason(2.0 if waits else 0.0)
+        return error_of(lost, error) if lost and (waits or isinstance(error, StoppedBySignal)) else error
 
 
 def error_of(lost: Lost, error: BaseException | None = None) -> RankError:
@@ -159,6 +174,22 @@ def _is_of_ranks(error: Exception) -> bool:
 def shared() -> Team | None:
     """The team, for code that all ranks run now; None in a process that works alone."""
     return _team if _team is not None and _team.calls else None
+
+
+def processes() -> int:
+    """How many processes the run has, whether they work on the same thing now or not."""
+    return _team.size if _team is not None else 1
+
+
+def end_of_ranks() -> None:
+    """A process that ends says so to its lifeline, and has time to save: it is not held by another's end."""
+    if _team is not None:
+        _team.noticed()
+
+
+def rank_of_process() -> int:
+    """The rank of this process, whether it works with the others now or not."""
+    return _team.rank if _team is not None else 0
 
 
 def commanding() -> Team | None:

@@ -16,6 +16,7 @@ from spintune.engine.query import Query
 from spintune.errors import RunError
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling, stream_keys
+from spintune.generation.sharing import generate_parts
 from spintune.records import Answer, Completion, Pair
 from spintune.selfplay.sampler_gap import SamplerGap, sampler_gap
 from spintune.selfplay.shards import Shards
@@ -43,8 +44,8 @@ def sample_pairs(
     prompts = [row.prompt_ids for row in rows for _ in range(count)]
     keys = stream_keys(prompts, sampling.seed)
 
-    def sample(part: slice) -> list[Completion]:
-        return generator.generate(prompts[part], sampling, keys[part])
+    def sample(parts: list[slice]) -> list[list[Completion]]:
+        return generate_parts(generator, [(prompts[part], keys[part]) for part in parts], sampling)
 
     completions = iter(shards.map("answers", prompts, Completion, sample, title))
     pairs = []
@@ -101,12 +102,18 @@ def score_pairs(
 ) -> list[Pair]:
     """The pairs with the engine's log-probability of every answer, as its ``opponent`` or ``base`` score."""
 
-    def compute(part: slice) -> list[Pair]:
-        queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.answers)) for pair in pairs[part]]
-        scores = engine.score(queries)
-        return [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]
+    def compute(parts: list[slice]) -> list[list[Pair]]:
+        found = engine.score_parts([[_query(pair) for pair in pairs[part]] for part in parts])
+        return [
+            [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]
+            for part, scores in zip(parts, found, strict=True)
+        ]
 
     return shards.map(f"{under}-scores", pairs, Pair, compute, title)
+
+
+def _query(pair: Pair) -> Query:
+    return Query(pair.prompt_ids, tuple(answer.ids for answer in pair.answers))
 
 
 def _with_scores(pair: Pair, under: str, sums: Sequence[float]) -> Pair:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from spintune.errors import RunError
 from spintune.progress import Progress
+from spintune.ranks.team import processes
 from spintune.records import Pair, Record
 from spintune.unfinished import read_shard, write_shard
 
@@ -38,34 +39,42 @@ class Shards:
     frozen: bool = False
 
     def map(
-        self, what: str, items: Sequence[T], kind: type[Record], compute: Callable[[slice], list[Record]], title: str
+        self,
+        what: str,
+        items: Sequence[T],
+        kind: type[Record],
+        compute: Callable[[list[slice]], list[list[Record]]],
+        title: str,
     ) -> list[Record]:
         """One record per item, computed shard by shard; finished shards are read from disk.
 
         Args:
             what: name of the records in the names of files.
             kind: type of the records.
-            compute: gives the records of a slice of the items.
+            compute: gives the records of slices of the items, as many at once as there are ranks.
             title: of the progress bar.
 
         Raises RunError when a part is missing from frozen shards.
         """
         records: list[Record] = []
+        begins = range(0, len(items), SHARD_SIZE)
         with self.progress.task(title, len(items), "pairs" if kind is Pair else what) as task:
-            for begin in range(0, len(items), SHARD_SIZE):
-                path = self.folder / f"{self.tag}-{what}-{begin:08d}.jsonl"
-                part = slice(begin, begin + SHARD_SIZE)
-                shard = _read(path, kind, len(items[part]))
-                if shard is None and self.frozen:
+            for first in range(0, len(begins), processes()):
+                parts = [slice(begin, begin + SHARD_SIZE) for begin in begins[first : first + processes()]]
+                paths = [self.folder / f"{self.tag}-{what}-{part.start:08d}.jsonl" for part in parts]
+                shards = [_read(path, kind, len(items[part])) for path, part in zip(paths, parts, strict=True)]
+                missing = [place for place, shard in enumerate(shards) if shard is None]
+                if missing and self.frozen:
                     raise RunError(
-                        f"{path}: damaged or gone, and the player has learned since it was written; "
+                        f"{paths[missing[0]]}: damaged or gone, and the player has learned since it was written; "
                         f"delete {self.folder.parent / 'checkpoints'} and run again"
                     )
-                if shard is None:
-                    shard = compute(part)
-                    write_shard(path, shard)
-                records.extend(shard)
-                task.advance(len(items[part]))
+                if missing:
+                    for place, shard in zip(missing, compute([parts[place] for place in missing]), strict=True):
+                        write_shard(paths[place], shard)
+                        shards[place] = shard
+                records += [record for shard in shards for record in shard or ()]
+                task.advance(sum(len(items[part]) for part in parts))
         return records
 
 

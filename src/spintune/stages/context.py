@@ -20,11 +20,14 @@ from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
 from spintune.models.quantized import count_of
 from spintune.progress import Progress, StopRequest
+from spintune.ranks import is_writer
+from spintune.ranks.team import commanding
 from spintune.recipe import Recipe, SftSection, SpinSection
 from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
 from spintune.run_folder import BASE, Inputs, RunFolder
 from spintune.run_models import written_files
+from spintune.stages.followers import load_on_ranks
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.stages.needs import check_needs
@@ -190,7 +193,8 @@ class RunContext:
                     f"restore the file from a copy, or {again}"
                 )
             raise DeletedModelError(f"{iterate.location} was deleted (spin.keep) and is needed again; {again}")
-        player = self._in_memory(iterate, self._read)
+        team = commanding()
+        player = self._in_memory(iterate, (lambda one: team.call(load_on_ranks, one)) if team else self._read)
         player.serve = self._served if self.engines else None
         return player
 
@@ -214,10 +218,16 @@ class RunContext:
             self._loaded = read(iterate)
         return self._loaded
 
+    def read_here(self, iterate: Iterate) -> LoadedIterate:
+        """The iterate in this rank's memory, in place of the previous one. The writer checks what its files hold."""
+        self._loaded = None
+        self._loaded = self._read(iterate)
+        return self._loaded
+
     def _read(self, iterate: Iterate) -> LoadedIterate:
         recipe = self.recipe
         folder = Path(iterate.location).parent
-        if iterate.name != BASE and folder.is_relative_to(self.run.folder):
+        if is_writer() and iterate.name != BASE and folder.is_relative_to(self.run.folder):
             stage = str(folder.relative_to(self.run.folder))
             for part in ["model"] * (not iterate.is_discarded) + ["adapter"] * bool(iterate.adapter):
                 written_files(self.run.folder, stage, part)
@@ -232,7 +242,7 @@ class RunContext:
             weights=recipe.weights,
             base=recipe.lora.base if recipe.lora else None,
         )
-        trains_first = bool(recipe.sft or recipe.spin) and not self._needs_checked
+        trains_first = bool(recipe.sft or recipe.spin) and not self._needs_checked and is_writer()
         if trains_first:
             loaded.rehearse_saving()
             Routers(loaded.model, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
@@ -308,7 +318,7 @@ class RunContext:
 
     def _tell_paths(self, engine: LogProbEngine, loaded: LoadedModel) -> None:
         """Says once how the run's model scores and generates; its iterates do alike."""
-        if self._paths_told:
+        if self._paths_told or not is_writer():
             return
         self._paths_told = True
         served = self.engines.section.engine if self.engines else None

@@ -27,6 +27,7 @@ from spintune.evaluation.heldout import (
 )
 from spintune.evaluation.scores import MEASURES_FOLDER, SCORES, HeldoutLikelihood, read_scores
 from spintune.generation.sampling import Sampling, stream_keys
+from spintune.generation.sharing import generate_parts
 from spintune.metrics import metric_inputs
 from spintune.recipe import EvaluationSection
 from spintune.records import Completion, Example, read_records, write_records
@@ -96,7 +97,7 @@ def sampled_stage(context: RunContext, iterate: Iterate) -> list[SampledAnswer]:
             "answers",
             prompts,
             Completion,
-            lambda part: model.writer.generate(prompts[part], sampling, keys[part]),
+            lambda parts: generate_parts(model.writer, [(prompts[part], keys[part]) for part in parts], sampling),
             f"{iterate.name}: held-out answers at temperature 1",
         )
         path = folder / "answers.jsonl"

@@ -98,7 +98,7 @@ class LoadedIterate:
     ) -> None:
         self.iterate, self.loaded, self.template, self.adapted = iterate, loaded, template, adapted
         self.engine, self.generation_prompt, self.template_options = engine, generation_prompt, template_options or {}
-        self.generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids, generator)
+        self.generator: Generator = build_generator(engine, loaded.tokenizer, self.renderer("last").stop_ids, generator)
         self.serve: Callable[[LoadedIterate], Generator] | None = None
         """Makes the generator of another engine, for the iterate as it is on disk; None for the built-in one."""
         self._served: tuple[str, Generator] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spintune.energy import EnergyMeter
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.peak import arithmetic, best_product
+from spintune.ranks.team import processes
 from spintune.results import HardwareFacts
 from spintune.training.loop import StepReport
 
@@ -14,7 +15,8 @@ class Meter:
 
     def __init__(self, engine: LogProbEngine) -> None:
         self._needs = arithmetic(engine.model)
-        self._best = best_product(engine.model, engine.autocast) if self._needs else None
+        best = best_product(engine.model, engine.autocast) if self._needs else None
+        self._best = best and best * processes()  # energy is of this machine alone
         self._operations, self._seconds = 0, 0.0
         self._energy = EnergyMeter()
         self._joules: float | None = None

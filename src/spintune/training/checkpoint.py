@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from spintune.errors import RunError, StorageError
 from spintune.storage import atomic_folder, remove_folder
+from spintune.training.replicas import share_weights
 from spintune.unfinished import (
     OPTIMIZER,
     WEIGHTS,
@@ -123,6 +124,7 @@ class Checkpoints:
         with torch.no_grad(), safe_open(folder / WEIGHTS, "pt") as file:
             for name, parameter in _trained(model):
                 parameter.copy_(file.get_tensor(name))
+        share_weights(model)
 
     def _remove_best(self) -> None:
         """Deletes best weights that are neither the newest nor named by the newest checkpoint."""
@@ -136,6 +138,7 @@ class Checkpoints:
         One whose best weights are damaged is not intact.
         """
         step = self._restore(model, optimizer)
+        share_weights(model)
         self._remove_best()
         return step
 

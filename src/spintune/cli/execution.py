@@ -1,0 +1,171 @@
+"""How commands execute recipes: in this process, or as one of many ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from spintune.cli.options import print_json
+from spintune.cli.signals import stop_on_signals
+from spintune.cli.unexpected import unexpected_text
+from spintune.errors import InternalError, SpintuneError
+from spintune.hub import refuse_missing_path
+from spintune.memory import is_out_of_memory, out_of_memory
+from spintune.ranks.environment import Place, place_of
+from spintune.ranks.launch import ranks_asked, relaunch, without_flags
+from spintune.ranks.lifeline import Lost
+from spintune.storage import cache_folder
+from spintune.terminal import visible
+
+if TYPE_CHECKING:
+    from spintune.pipeline import Stage
+    from spintune.progress import Progress, StopRequest
+    from spintune.ranks.team import Team
+    from spintune.recipe import Recipe
+    from spintune.results import RunResults
+
+
+@contextlib.contextmanager
+def prepared(as_json: bool, quiet: bool = False) -> Iterator[tuple[StopRequest, Progress]]:
+    """Inside, runs can be started: signals ask for a stop, progress and warnings are shown, libraries are loaded.
+
+    Args:
+        quiet: shows nothing but errors, for a rank beside the one that shows.
+    """
+    from spintune.progress import Silent
+    from spintune.progress_display import open_progress
+    from spintune.terminal import SafeFormatter
+
+    shown = contextlib.nullcontext(Silent()) if quiet else open_progress(as_json)
+    with stop_on_signals() as stop, shown as progress:
+        handler = logging.StreamHandler()
+        handler.setFormatter(SafeFormatter("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, handlers=[handler])
+        progress.note("loading torch and transformers")
+        with lasting_imports():
+            import spintune.pipeline  # noqa: F401 -- for what comes inside
+
+        quiet_libraries()
+        yield stop, progress
+
+
+def execute(recipe: Recipe, until: Stage, as_json: bool, asked: tuple[int | None, int | None] = (None, None)) -> None:
+    """Runs a recipe in this process, or as one of many: of torchrun, of srun, or of those that ``asked`` asks for.
+
+    Args:
+        asked: numbers of ranks on GPUs, and on the CPU.
+    """
+    refuse_missing_path(recipe.model)
+    place = place_of(os.environ)
+    if place is None and (count := ranks_asked(*asked)) not in (None, 1):
+        sys.exit(relaunch(count or 1, without_flags(sys.argv[1:], ("--gpus", "--processes"))))
+    if place is not None and place.size > 1:
+        run_together(place, recipe, until, as_json)
+        return
+    with prepared(as_json) as (stop, progress):
+        from spintune.pipeline import run_recipe
+
+        results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
+    tell(results, recipe, as_json)
+
+
+def tell(results: RunResults, recipe: Recipe, as_json: bool) -> None:
+    """Prints what a run found out."""
+    from spintune.console import print_results
+    from spintune.typed_json import to_json
+
+    if as_json:
+        print_json(to_json(results))
+    else:
+        print_results(results, recipe.out)
+
+
+# Many ranks ----------------------------------------------------------------------------------------------------------
+
+
+def run_together(place: Place, recipe: Recipe, until: Stage, as_json: bool) -> None:
+    """Runs a recipe as one of many ranks. The first one runs the pipeline and prints; the others do what it calls."""
+    with prepared(as_json, quiet=place.rank > 0) as (stop, progress):
+        from spintune.pipeline import follow_recipe, run_recipe
+        from spintune.ranks.team import error_of, joined
+
+        with joined(place) as team:
+            if place.rank:
+                _follow(team, lambda: follow_recipe(recipe, cache_folder(), os.environ, team))
+                return
+            team.lifeline.on_lost = lambda lost: stop.ask(error_of(lost))
+            team.lifeline.on_silence = _end_at_once
+            team.lifeline.start()
+            try:
+                results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
+                team.dismiss()
+            except BaseException as error:
+                found = team.explain(error)
+                team.lifeline.say(
+                    ended=getattr(found, "exit_code", 130 if isinstance(found, KeyboardInterrupt) else 70)
+                )
+                team.lifeline.finish()
+                if found is error:
+                    raise
+                raise found from error
+    tell(results, recipe, as_json)
+
+
+def _follow(team: Team, follow: Callable[[], None]) -> None:
+    """The part of every rank but the first. The first one prints its error too, and decides about signals."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # the lifeline passes them on
+    team.lifeline.on_silence = _end_at_once
+    team.lifeline.start()
+    try:
+        follow()
+    except BaseException as error:
+        lost = team.explain(error)
+        if lost is not error:  # the writer tells, or the lifeline where it cannot
+            _end_at_once(team.lifeline.lost or Lost(0))
+        named = out_of_memory(error) if is_out_of_memory(error) else error
+        text = str(named) if isinstance(named, SpintuneError) else unexpected_text(named)
+        code = getattr(named, "exit_code", InternalError.exit_code)
+        team.lifeline.say(failed="; ".join([text, *getattr(named, "__notes__", [])]), code=code)
+        os._exit(code)  # libraries would wait for the other ranks
+
+
+def _end_at_once(lost: Lost) -> None:
+    """Ends a process that is held by an operation that another rank does not answer any more."""
+    from spintune.ranks.team import error_of, rank_of_process
+
+    error = error_of(lost)
+    if rank_of_process() == (1 if lost.rank == 0 else 0) and not (lost.rank == 0 and lost.code):
+        os.write(2, f"spintune: {visible(str(error))}; the same command goes on from the last checkpoint\n".encode())
+    os._exit(error.exit_code)
+
+
+def quiet_libraries() -> None:
+    """Switches off the progress bars and notices of transformers; ours stay."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+@contextlib.contextmanager
+def lasting_imports() -> Iterator[None]:
+    """The garbage collector looks at none of what is imported inside, now or later: a million objects that stay.
+
+    Measured on 50,000 examples: importing takes 2.3 s instead of 2.9, tokenizing 6.4 instead of 7.1.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.freeze()

@@ -1,0 +1,57 @@
+"""Whole runs on many ranks are those of one process: SFT and two iterations of self-play."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from forked import command, start_ranks, wait_for
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+
+def _run(recipe: Path, size: int, folder: Path, *words: str) -> Path:
+    ranks = start_ranks(size, command(["run", str(recipe), *words]), folder)
+    codes = wait_for(ranks)
+    assert codes == [0] * size, "\n".join(rank.text for rank in ranks)
+    assert all(rank.text == "" for rank in ranks[1:])  # one rank prints
+    return Path(next(line.split()[1] for line in recipe.read_text().splitlines() if line.startswith("out:")))
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if "grad_norm" in line]
+
+
+def _close(one: Path, other: Path) -> None:
+    """Losses, norms and weights to rounding, the same pairs, the same steps."""
+    pairs = zip(_metrics(one), _metrics(other), strict=True)
+    for mine, theirs in pairs:
+        assert (mine["stage"], mine["step"], mine["tokens"]) == (theirs["stage"], theirs["step"], theirs["tokens"])
+        assert mine["loss"] == pytest.approx(theirs["loss"], abs=2e-5)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=2e-4)
+    for stage in ("sft", "spin/iterate-1", "spin/iterate-2"):
+        weights, others = (load_file(run / stage / "model/model.safetensors") for run in (one, other))
+        assert max((weights[name] - others[name]).abs().max().item() for name in weights) < 2e-5
+    for iteration in (1, 2):
+        file = f"spin/iterate-{iteration}/pairs/answers.jsonl"
+        mine, theirs = (list(map(json.loads, (run / file).read_text().splitlines())) for run in (one, other))
+        assert [_ids(pair) for pair in mine] == [_ids(pair) for pair in theirs]
+
+
+def _ids(pair: dict[str, object]) -> object:
+    return pair["prompt_ids"], [answer["ids"] for answer in pair["generated"]]  # type: ignore[attr-defined, index]
+
+
+def test_ranks_end_as_one_process(world: Callable[..., Path], tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    one = _run(world("one"), 1, tmp_path / "1")
+    for size in (2, 3):
+        other = _run(world(f"ranks-{size}"), size, tmp_path / str(size))
+        _close(one, other)
+        assert all(0 <= line["imbalance"] < 1 and 0 <= line["waiting"] < 1 for line in _metrics(other))
+    assert not any("imbalance" in line for line in _metrics(one))
