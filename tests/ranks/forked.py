@@ -76,7 +76,7 @@ def _be(rank: int, work: Callable[[int], object], output: Path, environment: Map
         work(rank)
         code = 0
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
