@@ -30,7 +30,7 @@ from spintune.models.loading import (
 )
 from spintune.models.quantized import require_bitsandbytes
 from spintune.progress import Progress, Silent, StoppableProgress, StopRequest
-from spintune.ranks.team import Team, commanding
+from spintune.ranks.team import Team, commanding, processes
 from spintune.recipe import SYNTH, Recipe
 from spintune.remedies import out_of_memory
 from spintune.results import EvaluationResults, RunResults, TrainingResults
@@ -145,6 +145,10 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     if recipe.evaluation.checker not in (None, TASKS):
         build_checker(recipe.evaluation.checker)
     evaluations = evaluations_of(recipe) if until == "eval" else []
+    if recipe.parallel == "shard":
+        from spintune.engine.sharded import check_parallel
+
+        check_parallel(recipe, processes())
     _folder_of(recipe).check()
     return evaluations
 

@@ -3,7 +3,7 @@
 ::
 
     step-00000012/              a checkpoint; checkpoint.json is written last
-        weights.safetensors, optimizer.safetensors
+        weights.safetensors, optimizer.safetensors; of sharded training .metadata and *.distcp
         checkpoint.json         its step, the held-out losses so far, the digest of each file, and of all this
     best-00000008/              the weights with the least held-out loss so far, and their checkpoint.json
     TAG-WHAT-00000256.jsonl     a shard: a line with number and digest of the records, then the records
@@ -94,7 +94,7 @@ def best_name(step: int) -> str:
 
 def seal_checkpoint(folder: Path, step: int, best: int | None = None, heldout: HeldoutLosses | None = None) -> None:
     """Writes the digests of a checkpoint or of the best weights, after their files."""
-    sha256 = {name: digest_file(folder / name) for name in (WEIGHTS, OPTIMIZER) if (folder / name).exists()}
+    sha256 = {file.name: digest_file(file) for file in sorted(folder.iterdir())}
     facts = CheckpointFacts(step, sha256, None, best, heldout)
     write_json(folder / _CHECKPOINT, to_json(replace(facts, digest=_digest(facts))))
 
@@ -109,7 +109,8 @@ def read_checkpoint(folder: Path) -> CheckpointFacts:
     names = {checkpoint_name(facts.step): (WEIGHTS, OPTIMIZER), best_name(facts.step): (WEIGHTS,)}
     if folder.name not in names or facts.digest not in (None, _digest(facts)):
         raise RunError(f"{path}: damaged (it is not of step {facts.step})")
-    for name in names[folder.name]:
+    sharded = ".metadata" in facts.sha256  # the files of torch, one or more of each rank
+    for name in facts.sha256 if sharded else names[folder.name]:
         file = folder / name
         if not file.is_file() or digest_file(file) != facts.sha256.get(name):
             raise RunError(f"{file}: damaged (it is not as it was written)")

@@ -55,3 +55,12 @@ def test_ranks_end_as_one_process(world: Callable[..., Path], tmp_path: Path) ->
         _close(one, other)
         assert all(0 <= line["imbalance"] < 1 and 0 <= line["waiting"] < 1 for line in _metrics(other))
     assert not any("imbalance" in line for line in _metrics(one))
+
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_shards_end_as_one_process(world: Callable[..., Path], tmp_path: Path, copies: int | None) -> None:
+    torch.set_num_threads(1)
+    one = _run(world(f"whole-{copies}"), 1, tmp_path / "1")
+    more = "parallel: shard\n" + (f"copies: {copies}\n" if copies else "")
+    other = _run(world(f"shards-{copies}", more), 4 if copies else 2, tmp_path / "2")
+    _close(one, other)

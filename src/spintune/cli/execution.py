@@ -16,7 +16,7 @@ from spintune.cli.signals import stop_on_signals
 from spintune.cli.unexpected import unexpected_text
 from spintune.errors import InternalError, SpintuneError
 from spintune.hub import refuse_missing_path
-from spintune.memory import is_out_of_memory, out_of_memory
+from spintune.memory import is_out_of_memory
 from spintune.ranks.environment import Place, place_of
 from spintune.ranks.launch import ranks_asked, relaunch, without_flags
 from spintune.ranks.lifeline import Lost
@@ -129,6 +129,8 @@ def _follow(team: Team, follow: Callable[[], None]) -> None:
         lost = team.explain(error)
         if lost is not error:  # the writer tells, or the lifeline where it cannot
             _end_at_once(team.lifeline.lost or Lost(0))
+        from spintune.remedies import out_of_memory
+
         named = out_of_memory(error) if is_out_of_memory(error) else error
         text = str(named) if isinstance(named, SpintuneError) else unexpected_text(named)
         code = getattr(named, "exit_code", InternalError.exit_code)

@@ -33,7 +33,7 @@ def plan(
 
     The model may be a folder, a hub id, a config.json, or a size by name (model=llama-70b): weights are not fetched.
     """
-    from spintune.cli.stages import lasting_imports, quiet_libraries
+    from spintune.cli.execution import lasting_imports, quiet_libraries
     from spintune.progress_display import open_progress
     from spintune.recipe import load_recipe
     from spintune.terminal import visible

@@ -102,8 +102,6 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
     out: Out = None,
-    gpus: Gpus = None,
-    processes: Processes = None,
     json: Json = False,
 ) -> None:
     """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
@@ -119,4 +117,4 @@ def evaluate(
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
-    execute(recipe, "eval", json, (gpus, processes))
+    execute(recipe, "eval", json)

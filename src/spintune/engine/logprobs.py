@@ -42,6 +42,14 @@ from spintune.kernels.linear import training_kernels
 log = logging.getLogger(__name__)
 
 
+Inside = Callable[[Callable[[], Tensor]], Tensor]
+
+
+def compute_here(compute: Callable[[], Tensor]) -> Tensor:
+    """Calls ``compute`` with the weights as they are."""
+    return compute()
+
+
 class LogProbEngine:
     """Scores responses with a stock transformers language model, decoder-only or encoder-decoder.
 
@@ -58,6 +66,7 @@ class LogProbEngine:
     Attributes:
         packed: whether packed rows are exact for this model; False computes each response alone.
         why: the reason, a phrase.
+        inside: calls what computes log-probabilities; over shards, with the weights of all ranks.
         row_limit: tokens of the longest row that is computed alike when it begins a longer one; None where every row
             is. Beyond it, in transformers itself, the rest of a row changes the scores of its beginning.
 
@@ -118,11 +127,17 @@ class LogProbEngine:
         self.recompute, self.compiled, self.offload = recompute, compiled, False
         self.tokens_per_forward = tokens_per_forward
         self.head_bytes = head_megabytes * 2**20
+        self.inside: Inside = compute_here
         self.backbone: Backbone = (
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
         )
         self._rotary = LengthDependentRotary(model)
         recomputed(model, recompute, self._layer_context)  # refuses an architecture now, not at the first step
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process has a part of the weights."""
+        return self.inside is not compute_here
 
     def __call__(self, queries: Sequence[Query]) -> LogProbs:
         """Log-probabilities of all responses of ``queries``, computed in one call of the model.
@@ -145,8 +160,8 @@ class LogProbEngine:
         share = self.recompute if torch.is_grad_enabled() else 0.0
         with self._fast(), patched_forwards(recomputed(self.model, share, self._layer_context, self.offload)):
             if self.packed:
-                return self._packed_tokens(queries, TokenLogProb.apply)
-            return self._plain_tokens(queries, logprob)
+                return self.inside(lambda: self._packed_tokens(queries, TokenLogProb.apply))
+            return self.inside(lambda: self._plain_tokens(queries, logprob))
 
     @torch.no_grad()
     def score(self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None) -> list[list[float]]:
@@ -179,7 +194,7 @@ class LogProbEngine:
         """Sums ``[N, 2]`` of :func:`logprob_and_greedy` over each response, and its scored tokens; one call."""
         with self._fast():
             tokens = self._packed_tokens if self.packed else self._plain_tokens
-            return _sums(tokens(queries, logprob_and_greedy), queries)
+            return _sums(self.inside(lambda: tokens(queries, logprob_and_greedy)), queries)
 
     def scores_as_drawn(self, prompt: int, answer: int) -> bool:
         """Whether all tokens of an answer are drawn as they are scored.
@@ -194,14 +209,20 @@ class LogProbEngine:
 
     @contextlib.contextmanager
     def _fast(self) -> Iterator[None]:
-        with precision(self.model, self.autocast), training_kernels(self.model, self.autocast, self.compiled):
+        with precision(self.model, self.autocast), self._kernels(self.model):
             yield
+
+    def _kernels(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Faster layers; none over shards, whose weights are other tensors before a layer is called."""
+        if self.is_sharded:
+            return contextlib.nullcontext()
+        return training_kernels(module, self.autocast, self.compiled)
 
     @contextlib.contextmanager
     def _layer_context(self, layer: nn.Module) -> Iterator[None]:
         """The context of a layer that backward computes again, after :meth:`__call__` has returned."""
         packing = self.backbone.packing() if self.packed else contextlib.nullcontext()
-        with training_kernels(layer, self.autocast, self.compiled), packing:
+        with self._kernels(layer), packing:
             yield
 
     def _packed_tokens(self, queries: Sequence[Query], read: LogitReader) -> Tensor:
@@ -223,7 +244,7 @@ class LogProbEngine:
         return torch.cat([checkpoint(self._head_chunk, h, t, read, use_reentrant=False) for h, t in chunks])
 
     def _head_chunk(self, hidden_MD: Tensor, target_M: Tensor, read: LogitReader) -> Tensor:
-        with training_kernels(self.model.get_output_embeddings(), self.autocast):  # backward may compute it again
+        with self._kernels(self.model.get_output_embeddings()):  # backward may compute it again
             return read(at_least_float32(head_logits(self.model, hidden_MD)), target_M)
 
     def _plain_tokens(self, queries: Sequence[Query], read: LogitReader) -> Tensor:

@@ -31,14 +31,14 @@ def recomputed(
     Raises:
         ModelError: the architecture does not say what its layers are.
     """
-    layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer) and not _owns_bias(x)]
+    layers = [x for x in model.modules() if isinstance(x, GradientCheckpointingLayer) and not owns_bias(x)]
     if share and not layers:
         raise ModelError(f"recompute: {type(model).__name__} does not say what its layers are; leave recompute out")
     chosen = [layer for i, layer in enumerate(layers) if math.floor((i + 1) * share) > math.floor(i * share)]
     return {layer: _checkpointed(layer, context, offload) for layer in chosen}
 
 
-def _owns_bias(layer: nn.Module) -> bool:
+def owns_bias(layer: nn.Module) -> bool:
     """T5's first layers compute the position bias of all others, once."""
     return any(hasattr(module, "relative_attention_bias") for module in layer.modules())
 

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
+from torch import Tensor
 
 from spintune.engine.query import Query
 from spintune.ranks.dealing import deal
 from spintune.ranks.team import Team, commanding
-
-if TYPE_CHECKING:
-    from spintune.engine.logprobs import LogProbEngine
 
 S = TypeVar("S")
 
 ENGINE = "engine"
 """What each rank holds: its engine of the model that the run works with."""
 
-Reader = Callable[["LogProbEngine", Sequence[Query]], list[S]]
+
+class SharedEngine(Protocol):
+    """What this module knows of a :class:`spintune.engine.logprobs.LogProbEngine`."""
+
+    inside: Callable[[Callable[[], Tensor]], Tensor]
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process has a part of the weights."""
+
+
+E = TypeVar("E", bound=SharedEngine)
+
+Reader = Callable[[E, Sequence[Query]], list[S]]
 """Scores the queries of one call. It is a function of a module, so that ranks can call it by name."""
 
 
-def team_of(engine: LogProbEngine) -> Team | None:
+def team_of(engine: object) -> Team | None:
     """The team whose ranks all hold the engine's model, if this process may call them."""
     team = commanding()
     return team if team is not None and team.objects.get(ENGINE) is engine else None
 
 
-def score_runs(
-    engine: LogProbEngine, runs: Sequence[Sequence[Query]], read: Reader[S], done: Callable[[int], None]
-) -> list[S]:
+def score_runs(engine: E, runs: Sequence[Sequence[Query]], read: Reader[E, S], done: Callable[[int], None]) -> list[S]:
     """What ``read`` finds for the queries of all runs, one call for each run, in their order."""
     if team := team_of(engine):
         found = team.call(_score, runs, read)
@@ -45,9 +55,49 @@ def score_runs(
 
 
 @torch.no_grad()
-def _score(team: Team, runs: Sequence[Sequence[Query]], read: Reader[S]) -> list[list[S]]:
-    engine = cast("LogProbEngine", team.objects[ENGINE])
+def _score(team: Team, runs: Sequence[Sequence[Query]], read: Reader[E, S]) -> list[list[S]]:
+    engine = cast(E, team.objects[ENGINE])
     hands = deal([sum(query.tokens for query in run) for run in runs], team.size)
     mine = {index: read(engine, runs[index]) for index in hands[team.rank]}
+    for _ in range(
+        engine.is_sharded * (max(map(len, hands)) - len(mine))
+    ):  # shards: all ranks make the same number of calls
+        read(engine, min(runs, key=len))
     everyone = {index: scores for found in team.gather(mine) for index, scores in found.items()}
     return [everyone[index] for index in range(len(runs))]
+
+
+# Shards (:mod:`spintune.engine.sharded`), for code that works with and without, and imports no more of torch without
+
+
+class Whole(Protocol):
+    """What gathers the weights of all ranks."""
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, this rank has all weights. All ranks must enter."""
+
+
+def whole(engine: SharedEngine) -> contextlib.AbstractContextManager[None]:
+    """Inside, this rank has all weights of an engine's model. All ranks must enter, if it is sharded."""
+    return cast(Whole, engine.inside).whole() if engine.is_sharded else contextlib.nullcontext()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """All of a tensor. All ranks must ask for it, if it is sharded."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def fill(weight: Tensor, value: Tensor) -> None:
+    """Overwrites a weight, or this rank's part of it, by a whole tensor that every rank has."""
+    if hasattr(weight, "device_mesh"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        weight = cast(DTensor, weight)
+        value = value.to(weight.device, weight.dtype)
+        value = distribute_tensor(value, weight.device_mesh, weight.placements, src_data_rank=None)
+    weight.copy_(value)

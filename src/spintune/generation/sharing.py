@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from spintune.engine.logprobs import LogProbEngine
-from spintune.engine.sharing import team_of
+from spintune.engine.sharing import ENGINE, team_of, whole
 from spintune.generation.protocol import Generator, OnToken, Prompt
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.ranks.dealing import deal
@@ -15,6 +15,8 @@ from spintune.records import Completion
 
 GENERATOR = "generator"
 """What each rank holds: its own generator of the model that the run works with."""
+
+_ALONE = "what the writer generates by itself"
 
 Part = tuple[Sequence[Prompt], Sequence[bytes]]
 """Prompts that are computed together, and the random stream of each."""
@@ -40,8 +42,11 @@ class SharedGenerator:
     ) -> list[Completion]:
         """See :class:`Generator`. With ``on_token``, which may end answers, this process writes all of them."""
         team = team_of(self.engine)
-        if team is None or on_token or len(prompts) < 2:
+        if team is None or (not self.engine.is_sharded and (on_token or len(prompts) < 2)):
             return self.own.generate(prompts, sampling, keys, on_token)
+        if on_token:
+            team.objects[_ALONE] = lambda: self.own.generate(prompts, sampling, keys, on_token)
+            return team.call(_generate_alone)
         keys = stream_keys(prompts, sampling.seed) if keys is None else keys
         hands = [hand for hand in deal([len(prompt) for prompt in prompts], team.size) if hand]
         parts = [([prompts[i] for i in hand], [keys[i] for i in hand]) for hand in hands]
@@ -71,6 +76,15 @@ def generate_parts(generator: Generator, parts: Sequence[Part], sampling: Sampli
 def _generate(team: Team, parts: Sequence[Part], sampling: Sampling) -> list[list[Completion]]:
     generator = cast(Generator, team.objects[GENERATOR])
     hands = deal([sum(map(len, prompts)) for prompts, _ in parts], team.size)
-    mine = {index: generator.generate(parts[index][0], sampling, parts[index][1]) for index in hands[team.rank]}
+    with whole(cast(LogProbEngine, team.objects[ENGINE])):
+        mine = {index: generator.generate(parts[index][0], sampling, parts[index][1]) for index in hands[team.rank]}
     everyone = {index: part for found in team.gather(mine) for index, part in found.items()}
     return [everyone[index] for index in range(len(parts))]
+
+
+def _generate_alone(team: Team) -> list[Completion]:
+    """The writer generates with the weights of all ranks, which wait for it."""
+    with whole(cast(LogProbEngine, team.objects[ENGINE])):
+        found = cast(Callable[[], list[Completion]], team.objects.pop(_ALONE))() if not team.rank else []
+        team.broadcast(None)
+    return found

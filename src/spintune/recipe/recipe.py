@@ -146,6 +146,11 @@ class Recipe(Section):
     offload: Literal["optimizer", "activations", "both"] | None = None
     """GPU only: what is kept in the memory of the CPU: the optimizer's moments, whose updates are then computed there;
     activations, which are the inputs of layers that recompute names; or both. Default: nothing."""
+    parallel: Literal["auto", "replicate", "shard"] | None = None
+    """With many processes: each holds the model (replicate), or a part of its weights, gradients and moments (shard).
+    Default: auto, which shards a model whose training state does not fit a GPU."""
+    copies: Count | None = None
+    """With parallel: shard, how many sharded copies of the model there are, such as one for each node. Default: 1."""
     compile: bool = False
     """GPU only: compile norms and activations with dynamic shapes."""
     router_aux_loss: NonNegative | None = None
@@ -217,6 +222,8 @@ class Recipe(Section):
                     yield f"{key}.learning_rate: auto needs held-out examples; set data.eval_fraction above 0"
 
     def _memory_problems(self) -> Iterator[str]:
+        if self.copies and self.parallel != "shard":
+            yield "copies works only with parallel: shard; leave it out"
         trains = bool(self.sft or self.spin)
         for key in ("weights", "offload"):
             if getattr(self, key) and not trains:
@@ -268,6 +275,8 @@ class Recipe(Section):
                 "out": True,
                 "tracking": True,
                 "generate": True,
+                "parallel": True,
+                "copies": True,
                 "synth": {"teacher": request_limits},
                 "judge": request_limits,
                 "sft": not_results,

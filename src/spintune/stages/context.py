@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
 from spintune.errors import DataError, DeletedModelError, ModelError, RunError
@@ -27,7 +29,7 @@ from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
 from spintune.run_folder import BASE, Inputs, RunFolder
 from spintune.run_models import written_files
-from spintune.stages.followers import load_on_ranks
+from spintune.stages.followers import load_on_ranks, whole_player
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.metering import Meter
 from spintune.stages.needs import check_needs
@@ -224,7 +226,7 @@ class RunContext:
         self._loaded = self._read(iterate)
         return self._loaded
 
-    def _read(self, iterate: Iterate) -> LoadedIterate:
+    def _read(self, iterate: Iterate, device: torch.device | None = None) -> LoadedIterate:
         recipe = self.recipe
         folder = Path(iterate.location).parent
         if is_writer() and iterate.name != BASE and folder.is_relative_to(self.run.folder):
@@ -241,6 +243,7 @@ class RunContext:
             frozen=frozen,
             weights=recipe.weights,
             base=recipe.lora.base if recipe.lora else None,
+            device=device,
         )
         trains_first = bool(recipe.sft or recipe.spin) and not self._needs_checked and is_writer()
         if trains_first:
@@ -255,10 +258,8 @@ class RunContext:
                 f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); "
                 "lower it"
             )
-        adapted = None
-        if recipe.lora and iterate.adapter:
-            adapted = load_adapter(loaded.model, iterate.adapter)
-        elif recipe.lora:
+        adapted = load_adapter(loaded.model, iterate.adapter) if recipe.lora and iterate.adapter else None
+        if recipe.lora and not iterate.adapter:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
         if trains_first:
             check_needs(recipe, loaded.model, saved_bytes, self.progress)
@@ -337,10 +338,11 @@ class RunContext:
         """
         folder = self.run.folder / stage
         outputs = [folder / "model", *files]
-        if player.adapted is not None:
-            save_adapter(player.adapted, folder / "adapter", self._adapter_base(player.iterate))
+        whole = whole_player(player, lambda: self._read(player.iterate, torch.device("cpu")))
+        if whole.adapted is not None:
+            save_adapter(whole.adapted, folder / "adapter", self._adapter_base(player.iterate))
             outputs.append(folder / "adapter")
-        player.save(folder / "model")
+        whole.save(folder / "model")
         self.finish(stage, inputs, outputs, facts)
         iterate = self.published(name, stage)
         if player.adapted is None:

@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 import torch
 
 from spintune.engine.sharing import ENGINE
 from spintune.errors import RankError
 from spintune.generation.sharing import GENERATOR, SharedGenerator
-from spintune.ranks.team import Team
+from spintune.ranks.team import Team, commanding
+from spintune.recipe import Recipe
+from spintune.run_folder import RunFolder
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json
+from spintune.training.footprint import footprint
 from spintune.typed_json import JsonObject
 from spintune.version import __version__
 
-if TYPE_CHECKING:
-    from spintune.stages.context import RunContext
-
 CONTEXT = "context"
+
+_SHARE_OF_GPU = 0.75
+"""What weights, gradients and moments may take of a GPU before they are sharded; activations need the rest."""
 
 _SEEN_SECONDS = 10.0
 """What a network file system has to show a new file to other machines."""
 
 
-def enroll(team: Team, context: RunContext) -> None:
+class RankContext(Protocol):
+    """A run as a rank sees it: a :class:`spintune.stages.context.RunContext`."""
+
+    recipe: Recipe
+    run: RunFolder
+
+    def read_here(self, iterate: Iterate) -> LoadedIterate:
+        """The iterate in this rank's memory, in place of the previous one."""
+
+
+def enroll(team: Team, context: RankContext) -> None:
     """This rank takes part in a run."""
     team.objects[CONTEXT] = context
 
 
-def compare_ranks(team: Team, context: RunContext) -> None:
+def compare_ranks(team: Team, context: RankContext) -> None:
     """On the writer: raises RankError unless all ranks run the same recipe in the same folder with the same code."""
     enroll(team, context)
     told = team.call(_describe)
@@ -57,7 +71,7 @@ def compare_ranks(team: Team, context: RunContext) -> None:
 
 
 def _describe(team: Team) -> list[JsonObject]:
-    context = cast("RunContext", team.objects[CONTEXT])
+    context = cast(RankContext, team.objects[CONTEXT])
     return team.gather(
         {
             "version of spintune": __version__,
@@ -78,10 +92,40 @@ def _sees(team: Team, path: str) -> list[bool]:
 
 def load_on_ranks(team: Team, iterate: Iterate) -> LoadedIterate:
     """Every rank reads an iterate, in place of the one that it holds."""
-    context = cast("RunContext", team.objects[CONTEXT])
+    context = cast(RankContext, team.objects[CONTEXT])
     for name in (ENGINE, GENERATOR):
         team.objects.pop(name, None)
     loaded = context.read_here(iterate)
+    if shards(context.recipe, loaded):
+        from spintune.engine.sharded import shard_model
+
+        shard_model(loaded.engine, team, context.recipe.copies or 1)
     team.objects[ENGINE], team.objects[GENERATOR] = loaded.engine, loaded.generator
     loaded.generator = SharedGenerator(loaded.generator, loaded.engine)
     return loaded
+
+
+def shards(recipe: Recipe, loaded: LoadedIterate) -> bool:
+    """Whether the ranks divide a model among them. By itself only one whose training does not fit a GPU."""
+    choice, model = recipe.parallel or "auto", loaded.loaded.model
+    optimizers = [section.optimizer for section in (recipe.sft, recipe.spin) if section]
+    if choice != "auto" or model.device.type != "cuda" or not optimizers:
+        return choice == "shard"
+    most = max(footprint(model, optimizer).total for optimizer in optimizers)
+    return most > _SHARE_OF_GPU * torch.cuda.get_device_properties(model.device).total_memory
+
+
+def whole_player(player: LoadedIterate, read: Callable[[], LoadedIterate]) -> LoadedIterate:
+    """The player with all its weights, to be saved: itself, or if it is sharded what ``read`` gives, with them."""
+    team = commanding()
+    if team is None or not player.engine.is_sharded:
+        return player
+    from spintune.engine.sharded import whole_weights
+
+    weights = team.call(whole_weights)
+    plain = read()
+    with torch.no_grad():
+        for name, parameter in plain.loaded.model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights.pop(name))
+    return plain

@@ -14,7 +14,7 @@ class Meter:
     """Adds up the steps of a stage. It measures this process only: a resumed stage counts what it did since."""
 
     def __init__(self, engine: LogProbEngine) -> None:
-        self._needs = arithmetic(engine.model)
+        self._needs = None if engine.is_sharded else arithmetic(engine.model)  # no rank has a whole layer to try
         best = best_product(engine.model, engine.autocast) if self._needs else None
         self._best = best and best * processes()  # energy is of this machine alone
         self._operations, self._seconds = 0, 0.0

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from spintune.errors import RunError, StorageError
 from spintune.storage import atomic_folder, remove_folder
-from spintune.training.replicas import share_weights
+from spintune.training.replicas import sharded_team, share_weights
 from spintune.unfinished import (
     OPTIMIZER,
     WEIGHTS,
@@ -96,8 +97,11 @@ class Checkpoints:
     def _write(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._before()
         with atomic_folder(self.folder / checkpoint_name(step)) as temporary:
-            save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
-            save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
+            if team := sharded_team(model):
+                team.call(_sharded().write_shards, str(temporary), True)
+            else:
+                save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
+                save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
             seal_checkpoint(temporary, step, self._best or None, self.heldout)
         self._saved, self._named = step, self._best
 
@@ -107,7 +111,10 @@ class Checkpoints:
         self._remove_best()  # what no checkpoint names is not needed to go on
         try:
             with atomic_folder(self.folder / best_name(step)) as temporary:
-                save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
+                if team := sharded_team(model):
+                    team.call(_sharded().write_shards, str(temporary), False)
+                else:
+                    save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
                 seal_checkpoint(temporary, step)
         except StorageError as error:
             self._say_what_is_kept(error)
@@ -121,9 +128,12 @@ class Checkpoints:
             read_checkpoint(folder)
         except RunError as error:
             raise RunError(f"{error}; delete {self.folder} and run again") from error
-        with torch.no_grad(), safe_open(folder / WEIGHTS, "pt") as file:
-            for name, parameter in _trained(model):
-                parameter.copy_(file.get_tensor(name))
+        if sharded_team(model) or not (folder / WEIGHTS).is_file():
+            _read_sharded(folder, model, None)
+        else:
+            with torch.no_grad(), safe_open(folder / WEIGHTS, "pt") as file:
+                for name, parameter in _trained(model):
+                    parameter.copy_(file.get_tensor(name))
         share_weights(model)
 
     def _remove_best(self) -> None:
@@ -148,14 +158,18 @@ class Checkpoints:
                 facts = read_checkpoint(folder)
                 if facts.best:
                     read_checkpoint(self.folder / best_name(facts.best))
-                weights, state = load_file(folder / WEIGHTS), load_file(folder / OPTIMIZER)
+                divided = bool(sharded_team(model)) or not (folder / WEIGHTS).is_file()
+                weights, state = ({}, {}) if divided else [load_file(folder / name) for name in (WEIGHTS, OPTIMIZER)]
             except (RunError, OSError, SafetensorError) as error:
                 log.warning("%s; this checkpoint is not used", error)
                 continue
-            with torch.no_grad():
-                for name, parameter in _trained(model):
-                    parameter.copy_(weights[name])
-            _restore_optimizer(optimizer, state)
+            if divided:
+                _read_sharded(folder, model, optimizer)
+            else:
+                with torch.no_grad():
+                    for name, parameter in _trained(model):
+                        parameter.copy_(weights[name])
+                _restore_optimizer(optimizer, state)
             self._saved, self.heldout = facts.step, facts.heldout
             self._best = self._named = facts.best or 0
             return facts.step
@@ -167,6 +181,20 @@ class Checkpoints:
 
     def _all(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-????????") if path.is_dir())
+
+
+def _sharded() -> ModuleType:
+    """What reads and writes sharded checkpoints; imported where there are any."""
+    from spintune.training import sharded_checkpoint
+
+    return sharded_checkpoint
+
+
+def _read_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    if team := sharded_team(model):
+        team.call(_sharded().read_parts, str(folder), optimizer is not None)
+    else:
+        _sharded().read_into(folder, model, optimizer)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spintune.engine.sharing import local, whole_tensor
 from spintune.models.quantized import require_bitsandbytes
 from spintune.recipe import SftSection, TrainingSection
 from spintune.recipe.section import OptimizerName, ScheduleName
@@ -129,7 +130,7 @@ def gradient_norm(model: nn.Module) -> Tensor:
     if any(gradient.dtype == torch.bfloat16 for gradient in gradients):
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         return torch.stack(norms).norm()
-    return nn.utils.get_total_norm(gradients)
+    return whole_tensor(nn.utils.get_total_norm(gradients))
 
 
 def clip_gradients(model: nn.Module, norm: Tensor, max_norm: float) -> None:
@@ -138,4 +139,4 @@ def clip_gradients(model: nn.Module, norm: Tensor, max_norm: float) -> None:
         factor = max_norm / norm
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+                local(parameter.grad).mul_(factor)

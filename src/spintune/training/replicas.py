@@ -13,6 +13,9 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharing import ENGINE
 from spintune.ranks.team import Team, commanding
 
+OPTIMIZER = "optimizer"
+"""What each rank holds while it trains: its optimizer, by this name."""
+
 _BUCKET = 2**25
 """Gradients are added in buckets, so that small tensors do not wait for the network one by one. [bytes]"""
 
@@ -53,7 +56,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def take_weights(model: nn.Module, team: Team) -> None:
-    """Every rank gets the writer's trained weights."""
+    """Every rank gets the writer's trained weights. Those of shards are no other rank's."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             team.take(parameter.data)
@@ -80,9 +83,17 @@ def take_optimizer(optimizer: torch.optim.Optimizer, team: Team) -> None:
 def share_weights(model: nn.Module) -> None:
     """The other ranks get the trained weights that the writer has read, where they hold the same model."""
     team = commanding()
-    if team is not None and isinstance(engine := team.objects.get(ENGINE), LogProbEngine) and engine.model is model:
+    engine = team.objects.get(ENGINE) if team else None
+    if team and isinstance(engine, LogProbEngine) and engine.model is model and not engine.is_sharded:
         team.call(_take_weights)
 
 
 def _take_weights(team: Team) -> None:
     take_weights(cast(LogProbEngine, team.objects[ENGINE]).model, team)
+
+
+def sharded_team(model: nn.Module) -> Team | None:
+    """The team that this process may call, if it divides the model among its ranks."""
+    team = commanding()
+    engine = team.objects.get(ENGINE) if team else None
+    return team if isinstance(engine, LogProbEngine) and engine.model is model and engine.is_sharded else None

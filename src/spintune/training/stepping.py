@@ -6,6 +6,7 @@ are then those of one process, to rounding, and every rank makes the same update
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 
 from spintune.engine.logprobs import LogProbEngine
-from spintune.engine.query import pack
-from spintune.engine.sharing import ENGINE, team_of
+from spintune.engine.query import Query, pack
+from spintune.engine.sharing import ENGINE, team_of, whole
 from spintune.errors import NonFiniteError, RunError
 from spintune.kernels.allocator import tune_malloc
 from spintune.models.lora import dropout, has_dropout
@@ -26,7 +27,7 @@ from spintune.ranks.dealing import deal, waiting_share
 from spintune.ranks.team import Team, shared
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization, build_optimizer, clip_gradients, gradient_norm
-from spintune.training.replicas import add_gradients, take_optimizer
+from spintune.training.replicas import OPTIMIZER, add_gradients, take_optimizer
 from spintune.training.routing import Routers, load_facts
 
 R = TypeVar("R")
@@ -63,7 +64,8 @@ class Stepper(Generic[R]):
     def __init__(self, engine: LogProbEngine, objective: Objective[R], optimization: Optimization) -> None:
         tune_malloc()
         self._engine, self._objective, self._optimization = engine, objective, optimization
-        self._routers = Routers(engine.model, optimization.router_aux_loss)
+        with whole(engine) if shared() else contextlib.nullcontext():
+            self._routers = Routers(engine.model, optimization.router_aux_loss)
         self.optimizer = build_optimizer(engine.model, optimization)
         self._norm = torch.zeros(())
 
@@ -122,7 +124,11 @@ class Stepper(Generic[R]):
         hands = deal([query.tokens for _, query in queries], team.size) if team else None
         mine = [queries[index] for index in hands[team.rank]] if team and hands else queries
         sums, began = _Sums(), time.perf_counter()
-        for run in pack(mine, lambda item: item[1].tokens, engine.tokens_per_forward):
+        runs = self._runs(mine)
+        if team and hands and engine.is_sharded:
+            calls = max(len(self._runs([queries[index] for index in hand])) for hand in hands)
+            self._fill(calls - len(runs), min((query for _, query in queries), key=lambda query: query.tokens))
+        for run in runs:
             with routers.watch() as routing:
                 result = objective([row for row, _ in run], engine([query for _, query in run]))
             loss = result.total / weight
@@ -139,7 +145,7 @@ class Stepper(Generic[R]):
         sums.seconds.append(time.perf_counter() - began)
         if team:
             sums = _Sums.of_all(team.gather(sums))
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not engine.is_sharded:
                 add_gradients(engine.model, team)
         means = {name: value / weight for name, value in sums.facts.items()}
         if sums.counts:
@@ -148,6 +154,16 @@ class Stepper(Generic[R]):
             loads = [sum(queries[index][1].tokens for index in hand) for hand in hands]
             means |= {"imbalance": waiting_share(loads), "waiting": waiting_share(sums.seconds)}
         return Measured(sums.total / weight, means, tokens, scored)
+
+    def _runs(self, queries: Sequence[tuple[R, Query]]) -> list[list[tuple[R, Query]]]:
+        return pack(queries, lambda item: item[1].tokens, self._engine.tokens_per_forward)
+
+    def _fill(self, calls: int, query: Query) -> None:
+        """Calls that change nothing, so that this rank gathers and adds as often as the others."""
+        for _ in range(calls):
+            nothing = 0 * self._engine([query]).sum_N.sum()
+            if torch.is_grad_enabled():
+                nothing.backward()
 
 
 @dataclass
@@ -203,11 +219,12 @@ def _own(team: Team) -> Stepper[R]:
 def _begin(team: Team, objective: Objective[R], optimization: Optimization) -> None:
     engine = cast(LogProbEngine, team.objects[ENGINE])
     engine.model.zero_grad()
-    team.objects[_STEPPER] = Stepper(engine, objective, optimization)
+    stepper = Stepper(engine, objective, optimization)
+    team.objects[_STEPPER], team.objects[OPTIMIZER] = stepper, stepper.optimizer
 
 
 def _take_state(team: Team, done: int) -> None:
-    if done:  # the weights were taken when they were read
+    if done and not cast(LogProbEngine, team.objects[ENGINE]).is_sharded:  # the weights were taken when they were read
         take_optimizer(_own(team).optimizer, team)
 
 

@@ -1,0 +1,108 @@
+"""Weights, gradients and moments divided among ranks, by torch's FSDP2, for models that fit no device.
+
+Each layer's weights are gathered when it computes and dropped afterwards. The engine's packed calls run inside of a
+module around the model, which holds what lies outside of layers. All ranks make the same number of calls: one with
+fewer rows repeats a row whose loss counts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.recompute import owns_bias
+from spintune.engine.sharing import ENGINE, whole_tensor
+from spintune.errors import ModelError, RecipeError
+from spintune.ranks.team import Team
+from spintune.recipe import Recipe
+
+
+class ShardedModel(nn.Module):
+    """A model whose weights are divided among ranks. Calling it gathers them for the length of ``compute``."""
+
+    def __init__(self, model: PreTrainedModel, mesh: DeviceMesh, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.model = model
+        self._layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
+        if not self._layers:
+            raise ModelError(f"parallel: {type(model).__name__} does not say what its layers are; use replicate")
+        # T5's first layers compute the bias of all others, outside of their own call
+        self._layers = [one for one in self._layers if not owns_bias(one)]
+        policy = MixedPrecisionPolicy(autocast, torch.float32 if autocast else None, cast_forward_inputs=False)
+        for layer in self._layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(self, mesh=mesh, mp_policy=policy)
+        for part in (self, *self._layers):
+            # a sum: the loss is divided by the weight of all ranks. gloo has no reduction that scales
+            cast(FSDPModule, part).set_gradient_divide_factor(1.0)
+            cast(FSDPModule, part).set_force_sum_reduction_for_comms(True)
+
+    def forward(self, compute: Callable[[], Tensor]) -> Tensor:
+        return compute()
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Inside, this rank has all weights, and may compute what the others do not. All ranks must enter."""
+        with torch.no_grad():
+            self(lambda: torch.zeros(()))  # FSDP learns which module is the root
+            for part in (self, *self._layers):
+                cast(FSDPModule, part).unshard()
+                cast(FSDPModule, part).set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for layer in self._layers:
+                cast(FSDPModule, layer).set_reshard_after_forward(True, recurse=False)
+            for part in (self, *self._layers):
+                cast(FSDPModule, part).reshard()
+
+
+def check_parallel(recipe: Recipe, size: int) -> None:
+    """Refuses what cannot be sharded. Raises RecipeError."""
+    copies = recipe.copies or 1
+    if size == 1:
+        raise RecipeError("parallel: shard needs several processes; start it with --gpus, torchrun or srun")
+    if size % copies or size == copies:
+        raise RecipeError(f"copies: {size} ranks cannot hold {copies} sharded copies; give a smaller divisor of {size}")
+    optimizers = {section.optimizer for section in (recipe.sft, recipe.spin) if section}
+    if refused := sorted(optimizers - {"adamw", "rmsprop"}):
+        raise RecipeError(f"parallel: shard works with adamw and rmsprop; {refused[0]} needs whole weights")
+    if recipe.weights == "bfloat16" and not recipe.lora:
+        raise RecipeError("parallel: shard trains float32 weights; leave out weights, or use replicate")
+    if recipe.lora and recipe.lora.base:
+        raise RecipeError("parallel: shard cannot divide a 4-bit base; leave out lora.base, or use replicate")
+    if recipe.offload in ("optimizer", "both"):
+        raise RecipeError(
+            "parallel: shard divides the optimizer's moments; offload activations alone, or use replicate"
+        )
+
+
+def shard_model(engine: LogProbEngine, team: Team, copies: int) -> None:
+    """Divides the weights of an engine's model among all ranks, or among those of each of several copies (HSDP)."""
+    kind = engine.model.device.type
+    if copies > 1:
+        mesh = init_device_mesh(kind, (copies, team.size // copies), mesh_dim_names=("copies", "shards"))
+    else:
+        mesh = init_device_mesh(kind, (team.size,), mesh_dim_names=("shards",))
+    engine.inside = ShardedModel(engine.model, mesh, engine.autocast)
+
+
+def whole_weights(team: Team) -> dict[str, Tensor]:
+    """On the writer, all trained weights in the memory of the CPU; nothing on other ranks. All ranks must call."""
+    engine = cast(LogProbEngine, team.objects[ENGINE])
+    found: dict[str, Tensor] = {}
+    for name, parameter in engine.model.named_parameters():
+        if parameter.requires_grad:
+            full = whole_tensor(parameter)
+            if not team.rank:
+                found[name] = full.detach().cpu()
+    return found

@@ -1,0 +1,118 @@
+"""Checkpoints of sharded training, by torch's DCP: every rank writes and reads its part.
+
+A checkpoint of another number of ranks is divided anew as it is read. One process reads it too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.sharing import ENGINE, fill
+from spintune.ranks.team import Team
+from spintune.training.replicas import OPTIMIZER
+from spintune.unfinished import OPTIMIZER as OPTIMIZER_FILE
+from spintune.unfinished import WEIGHTS
+
+_WEIGHT, _STATE = "weights.", "optimizer."
+METADATA = ".metadata"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state, by the number of the weight and their name."""
+    return {
+        f"{index}.{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The reverse of :func:`optimizer_tensors`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def write_shards(team: Team, folder: str, with_optimizer: bool) -> None:
+    """Every rank writes its part of the trained weights, and of its optimizer's state."""
+    model = cast(LogProbEngine, team.objects[ENGINE]).model
+    optimizer = cast(torch.optim.Optimizer, team.objects[OPTIMIZER]) if with_optimizer else None
+    state: dict[str, object] = {
+        f"{_WEIGHT}{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad
+    }
+    if optimizer is not None:
+        state |= {f"{_STATE}{name}": value for name, value in optimizer_tensors(optimizer).items()}
+    writer = FileSystemWriter(folder, sync_files=True)
+    save(state, storage_writer=writer, process_group=team.control)
+
+
+def read_parts(team: Team, folder: str, with_optimizer: bool) -> None:
+    """Every rank reads its part of a checkpoint, whoever wrote it."""
+    model = cast(LogProbEngine, team.objects[ENGINE]).model
+    optimizer = cast(torch.optim.Optimizer, team.objects[OPTIMIZER]) if with_optimizer else None
+    read_into(Path(folder), model, optimizer, team)
+
+
+@torch.no_grad()
+def read_into(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, team: Team | None = None
+) -> None:
+    """Reads a checkpoint of either kind into a model and an optimizer, or into a rank's part of them."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if (folder / METADATA).is_file():
+        reader = FileSystemReader(folder)
+        moments = _empty_moments(reader.read_metadata(), optimizer) if optimizer is not None else {}
+        state: dict[str, object] = {f"{_WEIGHT}{name}": weight.detach() for name, weight in trained.items()}
+        state |= {f"{_STATE}{name}": value for name, value in moments.items()}
+        load(state, storage_reader=reader, process_group=team.control if team else None, no_dist=team is None)
+    else:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            for name, weight in trained.items():
+                fill(weight, file.get_tensor(name))
+        moments = _divided(load_file(folder / OPTIMIZER_FILE), optimizer) if optimizer is not None else {}
+    if optimizer is not None:
+        restore_optimizer(optimizer, moments)
+
+
+def _divided(moments: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Whole moments as the weights are divided."""
+    parameters = _parameters(optimizer)
+    for name, value in moments.items():
+        weight = parameters[int(name.split(".", 1)[0])]
+        if value.shape == weight.shape:
+            moments[name] = torch.zeros_like(weight, dtype=value.dtype)
+            fill(moments[name], value)
+    return moments
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _empty_moments(metadata: Metadata, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Tensors for what a checkpoint has of an optimizer, divided as the weights are."""
+    parameters = _parameters(optimizer)
+    found: dict[str, Tensor] = {}
+    for key, facts in metadata.state_dict_metadata.items():
+        if not key.startswith(_STATE) or not isinstance(facts, TensorStorageMetadata):
+            continue
+        name = key.removeprefix(_STATE)
+        weight = parameters[int(name.split(".", 1)[0])]
+        if facts.size == weight.shape:
+            found[name] = torch.zeros_like(weight, dtype=facts.properties.dtype)
+        else:
+            found[name] = torch.zeros(facts.size, dtype=facts.properties.dtype)
+    return found
