@@ -51,7 +51,7 @@ class NumberFile:
     def extend(self, numbers: NDArray[np.int32]) -> None:
         """Appends numbers."""
         with temporary_room():
-            self._file.write(numbers.tobytes())
+            self._file.write(np.ascontiguousarray(numbers, np.int32).data)
             self._file.flush()
         self._count += len(numbers)
 

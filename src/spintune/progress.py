@@ -98,3 +98,12 @@ class Silent:
 
     def note(self, text: str) -> None:
         pass
+
+
+_QUICK = 20_000
+"""Records that are handled in well under two seconds."""
+
+
+def unless_quick(progress: Progress, records: int) -> Progress:
+    """The progress for work on so many records of a simple kind; silent where there is nothing to wait for."""
+    return progress if records >= _QUICK else Silent()

@@ -302,4 +302,10 @@ def test_the_order_of_an_epoch_takes_no_memory_once_its_steps_are_known() -> Non
     assert sorted(itertools.chain(*steps[:2000])) == list(range(count))  # an epoch has every row
     tracemalloc.stop()
     assert held < 8 * len(steps) + 50_000  # where each of 4,000 steps begins
-    assert most < 16 * count  # an order and the lengths, of 4 bytes a row each, and blocks
+    assert most < 12 * count  # an order of 4 bytes a row and lengths of 2, and blocks
+
+
+def test_rows_of_more_tokens_than_two_bytes_count_have_steps_of_their_own() -> None:
+    tokens = [10, 1 << 16, 10, (1 << 20) + 3]
+    stored = NumberFile([np.array(tokens, np.int32)])
+    assert steps_by_tokens(stored, 30, 1, seed=0) == listed_by_tokens(tokens, 30, 1, seed=0)

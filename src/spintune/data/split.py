@@ -8,7 +8,7 @@ import orjson
 
 from spintune.errors import DataError
 from spintune.number_files import KeyFile, complement
-from spintune.progress import Progress, Silent
+from spintune.progress import Progress, Silent, unless_quick
 from spintune.record_files import Masked
 from spintune.records import Example, Message
 from spintune.streams import DIGEST_BYTES, digest
@@ -111,7 +111,7 @@ def split_unseen(
 
 def _hashes(examples: Sequence[Example], hash_of: Callable[[Example], bytes], progress: Progress) -> KeyFile:
     hashes = KeyFile(DIGEST_BYTES)
-    with progress.task("splitting", len(examples), "examples") as task:
+    with unless_quick(progress, len(examples)).task("splitting", len(examples), "examples") as task:
         for example in examples:
             hashes.add(hash_of(example))
             if len(hashes) % _STRIDE == 0:

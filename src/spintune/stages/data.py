@@ -12,7 +12,7 @@ from spintune.data.tables import source_digest
 from spintune.mixtures.mixture import Mixture, load_mixture
 from spintune.mixtures.report import materialize
 from spintune.models.loading import load_tokenizer
-from spintune.progress import Progress, Silent
+from spintune.progress import Progress, Silent, unless_quick
 from spintune.recipe import SYNTH, Recipe
 from spintune.record_files import Joined, Selection
 from spintune.records import Example, write_records
@@ -71,7 +71,7 @@ def data_stage(context: RunContext) -> DataFacts:
 
 
 def _write(path: Path, examples: Sequence[Example], progress: Progress) -> None:
-    with progress.task(f"writing {path.name}", len(examples), "examples") as task:
+    with unless_quick(progress, len(examples)).task(f"writing {path.name}", len(examples), "examples") as task:
 
         def counted() -> Iterator[Example]:
             for number, example in enumerate(examples, 1):

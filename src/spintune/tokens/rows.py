@@ -14,7 +14,7 @@ import orjson
 
 from spintune.errors import DataError
 from spintune.number_files import NumberFile
-from spintune.progress import Progress, Silent
+from spintune.progress import Progress, Silent, unless_quick
 from spintune.record_files import RecordFile, Spool
 from spintune.records import ROLES, Example, Message
 
@@ -200,7 +200,7 @@ def render(
 def row_lengths(rows: Sequence[TokenRow], progress: Progress) -> NumberFile:
     """The tokens of each row. Those of a file are counted in its JSON, in a third of the time."""
     lengths = NumberFile()
-    with progress.task("ordering", len(rows), "rows") as task:
+    with unless_quick(progress, len(rows)).task("ordering", len(rows), "rows") as task:
         counts = map(_json_length, rows.lines()) if isinstance(rows, RecordFile) else (row.tokens for row in rows)
         while block := [*islice(counts, _BATCH)]:
             lengths.extend(np.array(block, np.int32))

@@ -130,10 +130,21 @@ def steps_of_equal_tokens(
 
 def _in_order(tokens: Sequence[int] | NumberFile, epoch: int, seed: int) -> Iterator[int]:
     """The lengths of rows in the order of an epoch."""
-    lengths = tokens.read(0, len(tokens)) if isinstance(tokens, NumberFile) else np.array(tokens, np.int32)
+    lengths = _lengths(tokens) if isinstance(tokens, NumberFile) else np.array(tokens, np.int32)
     order = _permutation(len(tokens), epoch, seed)
     for begin in range(0, len(order), _BLOCK):
         yield from lengths[order[begin : begin + _BLOCK]].tolist()
+
+
+def _lengths(tokens: NumberFile) -> NDArray[np.uint16] | NDArray[np.int32]:
+    """All numbers, each in two bytes where that is enough."""
+    short = np.empty(len(tokens), np.uint16)
+    for begin in range(0, len(tokens), _BLOCK):
+        block = tokens.read(begin, min(len(tokens), begin + _BLOCK))
+        if block.max() >= 1 << 16:
+            return tokens.read(0, len(tokens))
+        short[begin : begin + _BLOCK] = block
+    return short
 
 
 def _permutation(rows: int, epoch: int, seed: int) -> NDArray[np.int32]:
