@@ -74,10 +74,11 @@ def test_a_run_starts_a_server_for_each_model_and_ends_it(
     out, watching = tmp_path / "run", Watching()
     recipe = values(out, generate={"engine": "vllm", "devices": "cpu"}, **SMALL)
     run_recipe(parse_recipe(recipe, "test"), cache, watching, environment=environment)
-    assert [name for name in watching.tasks if "loads" in name] == ["vllm loads base", "vllm loads iterate-1"]
+    loads = [name for name in watching.tasks if "loads" in name]
+    assert set(loads) == {"vllm loads base", "vllm loads iterate-1"}
     for stage, model in (("spin/iterate-1/pairs", "base"), ("eval/heldout/iterate-1", "iterate-1")):
         engine = facts(out / stage)["engine"]
         assert (engine["engine"], engine["model"], engine["urls"]) == ("vllm", model, [])
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
-    assert len(pids) == 2
+    assert len(pids) == len(loads)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
