@@ -125,7 +125,8 @@ class MemoryPlan:
         """The parts of a training step at its most, and how the activations were found."""
         kept, (call, how) = self.kept(optimizer), self._call(calls.largest)
         # what a call adds to gradients of the calls before, or makes itself
-        new = call.start if calls.several else max(0, max(call.start, call.end) - kept.gradients)
+        adds = calls.several or self.sharded  # shares of gradients are kept, and none is whole for long
+        new = call.start if adds else max(0, max(call.start, call.end) - kept.gradients)
         new = max(new - self._moved(calls.largest), step_bytes(self.model, optimizer))
         logits = min(new, self._logits(calls.largest))
         parts = MemoryParts(

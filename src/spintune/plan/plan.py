@@ -220,7 +220,7 @@ class Planner:
             if not found and more and (size := more.least_needed()) < together.least_needed():
                 together, names = more, [*names, remedy.advice]
                 if size <= limit:
-                    return [Offer(" and ".join(names), size)]
+                    return [Offer(", ".join(names) + ", all together", size)]
         if self.target.gpus == 1 and not found:
             found += self._more_devices(limit)
         return found
