@@ -144,9 +144,30 @@ def test_a_misspelled_run_or_file_is_not_asked_of_the_hub(
         assert result.code == errors.ModelError.exit_code
         assert re.fullmatch(rf"spintune: no model '{re.escape(name)}': [^\n]*{words}[^\n]*\n", result.err)
     (tmp_path / "runs/first").mkdir(parents=True)
-    (tmp_path / "data/train.json").mkdir(parents=True)
+    (tmp_path / "data/train").mkdir(parents=True)
     result = spintune("chat", "runs/frist")
     assert "the folder runs has no frist; did you mean runs/first? (from the hub: runs/frist@main)" in result.err
     result = spintune("sft", "--model", "runs/first@main", "--data", "data/trian")
     assert (result.code, result.err.count("\n")) == (errors.DataError.exit_code, 2)
-    assert "data data/trian does not exist: the folder data has no trian; did you mean data/train.json?" in result.err
+    assert "data data/trian does not exist: the folder data has no trian; did you mean data/train?" in result.err
+
+
+def test_a_dry_run_lists_the_stages_and_writes_nothing(spintune: Spintune, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"{{out: {tmp_path}/out, model: m/n, data: {{train: x.json}}, sft: {{}}, spin: {{baseline: sft}}}}"
+    )
+    result = spintune("run", recipe, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    names = ["data", "measure base", "SFT", "iteration 1: answers", "iteration 1: training", "more SFT, the rival"]
+    assert [stage["name"] for stage in json.loads(result.out)["stages"]] == [*names, "evaluation"]
+    assert {stage["state"] for stage in json.loads(result.out)["stages"]} == {"to do"}
+    assert list(tmp_path.iterdir()) == [recipe]
+    (tmp_path / "out/data").mkdir(parents=True)
+    (tmp_path / "out/data/manifest.json").write_text("{}")
+    (tmp_path / "out/sft/checkpoints/0123/step").mkdir(parents=True)
+    (tmp_path / "out/sft/checkpoints/0123/step/checkpoint.json").write_text('{"step": 12}')
+    told = spintune("run", recipe, "--dry-run").out.splitlines()
+    assert told[1].split() == ["1", "data", "finished"]
+    assert told[3].split() == ["3", "SFT", "begun,", "checkpoint", "of", "step", "12"]
+    assert told[4].endswith("to do")

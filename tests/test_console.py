@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import pytest
 
 from spintune import progress_display
-from spintune.console import print_tokens
-from spintune.progress_display import JsonProgress, LineProgress, open_progress
+from spintune.cli.data_tables import print_tokens
+from spintune.progress import ExpectedStage, ExpectedTask
+from spintune.progress_display import JsonProgress, LineProgress, LiveProgress, open_progress
+from spintune.terminal import SafeConsole
+from spintune.time_left import RunTimes
 
 
 def test_json_progress_is_one_object_an_event() -> None:
@@ -19,6 +23,8 @@ def test_json_progress_is_one_object_an_event() -> None:
         task.advance(4, loss=0.5)
         task.advance(6)
     progress.note("done")
+    with progress.stage("never expected"):
+        pass
     head = {"task": "SFT", "total": 10, "unit": "steps"}
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
         {**head, "done": 4, "loss": 0.5},
@@ -27,19 +33,88 @@ def test_json_progress_is_one_object_an_event() -> None:
     ]
 
 
-def test_line_progress_speaks_every_ten_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """100 steps of one second: a line at 10, 20, ... 100 seconds; the last is the end's as well."""
-    clock = [0.0]
-    monkeypatch.setattr(progress_display.time, "monotonic", lambda: clock[0])
+STAGES = [
+    ExpectedStage("data"),
+    ExpectedStage("SFT", (ExpectedTask("steps", 100, 10),)),
+    ExpectedStage("iteration 1: training", (ExpectedTask("steps", 40, 10),)),
+]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that progress reads, in seconds."""
+    now = [0.0]
+    monkeypatch.setattr(progress_display.time, "monotonic", lambda: now[0])
+    defaults = RunTimes.__init__.__defaults__ or ()
+    monkeypatch.setattr(RunTimes.__init__, "__defaults__", (lambda: now[0], *defaults[1:]))
+    return now
+
+
+def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_stage(clock: list[float]) -> None:
+    """100 steps of 2 s, and 40 more expected: after a minute 30 are done, 140 s are left here and 80 s later."""
     stream = io.StringIO()
-    with LineProgress(stream).task("SFT", 100, "steps") as task:
+    progress = LineProgress(stream)
+    progress.expect(STAGES)
+    with progress.stage("data"):
+        pass
+    with progress.stage("SFT"), progress.task("SFT", 100, "steps") as task:
         for _ in range(100):
-            clock[0] += 1
-            task.advance(1, loss=0.123456)
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 10
-    assert lines[0] == "SFT: 10/100 steps in 10 s, 1:30 min left  loss 0.1235"
-    assert lines[-1] == "SFT: 100/100 steps in 1:40 min  loss 0.1235"
+            clock[0] += 2
+            task.advance(1, loss=0.123456, tokens_per_s=5.0)
+    with progress.task("short", 1, "MB") as task:
+        task.advance()
+    assert stream.getvalue().splitlines() == [
+        "stage 1 of 3 (data): nothing left to do",
+        "stage 2 of 3, SFT: 30/100 steps, 2 min left, about 4 min left in all, loss 0.123  5 tokens/s",
+        "stage 2 of 3, SFT: 60/100 steps, 80 s left, about 3 min left in all, loss 0.123  5 tokens/s",
+        "stage 2 of 3, SFT: 90/100 steps, 20 s left, about 2 min left in all, loss 0.123  5 tokens/s",
+        "stage 2 of 3, SFT: 100 steps in 3:20 min, loss 0.123",
+    ]
+
+
+def live(width: int, encoding: str = "utf-8") -> tuple[LiveProgress, io.TextIOWrapper]:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True)
+    return LiveProgress(SafeConsole(file=file, force_terminal=True, width=width, color_system=None)), file
+
+
+def drawn(progress: LiveProgress, file: io.TextIOWrapper) -> list[str]:
+    """The live lines as text."""
+    file.buffer.seek(0)
+    file.buffer.truncate()
+    progress._console.print(progress.lines())
+    return file.buffer.getvalue().decode(file.encoding).splitlines()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 120])
+def test_the_run_is_two_lines_at_any_width(clock: list[float], width: int) -> None:
+    progress, file = live(width)
+    assert drawn(progress, file) == []
+    progress.expect(STAGES)
+    with progress.stage("SFT"), progress.task("SFT", 100, "steps") as task:
+        lines = drawn(progress, file)
+        assert len(lines) == 2
+        assert "each" not in lines[1]  # no rate before the first step
+        clock[0] += 50
+        task.advance(25, loss=2.345678, tokens_per_s=1234.5)
+        lines = drawn(progress, file)
+    assert len(lines) == 2
+    assert all(len(line.rstrip()) <= width for line in lines)
+    assert lines[0].startswith("stage 2 of 3: SFT")
+    if width >= 60:
+        assert lines[0].endswith("about 4 min left in all")
+        for told in ("25 %", "25/100 steps", "2 min left", "loss 2.35", "1,234 tokens/s"):
+            assert told in lines[1]
+    if width >= 80:
+        assert re.match({80: "━{4}─{10}  ", 120: "━{7}─{21}  "}[width], lines[1])
+
+
+def test_a_terminal_without_unicode_gets_plain_signs(clock: list[float]) -> None:
+    progress, file = live(80, "ascii")
+    with progress.task("verify", 10, "MB") as task:
+        clock[0] += 1
+        task.advance(5)
+        (line,) = drawn(progress, file)
+    assert line.startswith("#######-------  verify   50 %  5/10 MB  10 s left  5.0/s")
 
 
 @pytest.mark.parametrize(
@@ -58,19 +133,28 @@ def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> 
     assert err.splitlines() == ["hello", '{"note":"hello"}']
 
 
-def test_bars_count_to_the_total(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a terminal; the text that rich draws is enough here."""
+def test_a_finished_stage_leaves_one_line_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setenv("COLUMNS", "150")
-    with open_progress(False) as progress, progress.task("SFT", 2, "steps") as task:
-        task.advance(1, loss=0.5)
-        task.advance(1, loss=0.25)
-        progress.note("[brackets] stay")
-    err = capsys.readouterr().err
-    assert "2/2" in err
-    assert "loss 0.25" in err
-    assert "[brackets] stay" in err
+    monkeypatch.setenv("COLUMNS", "100")
+    with open_progress(False) as progress:
+        progress.expect(STAGES[1:])
+        with progress.stage("SFT"), progress.task("SFT", 2, "steps") as task:
+            task.advance(1, loss=0.5)
+            task.advance(1, loss=0.25)
+            progress.note("[brackets] stay")
+    left = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", capsys.readouterr().err).splitlines()
+    assert "[brackets] stay" in left
+    assert "stage 1 of 2, SFT: 2 steps in 0 s, loss 0.25" in left
+
+
+def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with open_progress(False, quiet=True) as progress, progress.stage("SFT"), progress.task("SFT", 2, "steps") as task:
+        task.advance(1)
+        progress.note("hello")
+    assert capsys.readouterr() == ("", "")
 
 
 def test_tokens_are_shown_as_they_are_and_the_trained_ones_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,17 @@
-"""Prints on the terminal what commands found out: tables of results, comparisons, mixtures, tokens with colors."""
+"""Prints on the terminal what commands found out: tables of results, comparisons."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from spintune.evaluation.comparison import HEADER, Comparison, listed, table_rows
+from spintune.evaluation.comparison import HEADER, Comparison, headline, listed, table_rows
 from spintune.evaluation.decision import better_models, title_of
 from spintune.evaluation.statistics import Interval
-from spintune.mixtures.rendering import RenderedPrompt
-from spintune.mixtures.report import MixtureReport
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement
 from spintune.report.table import Cell, MeasureTable
@@ -34,8 +32,11 @@ from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
 from spintune.terminal import SafeConsole
 
+_NARROW = 80
+"""Columns that the most important tables keep to."""
 
-class _Console(SafeConsole):
+
+class PlainConsole(SafeConsole):
     """Standard output; elsewhere than on a terminal of a fixed width. Nothing in a text is markup."""
 
     def __init__(self, width: int = WIDTH_OF_FILES) -> None:
@@ -53,13 +54,13 @@ class _Console(SafeConsole):
 
 def print_results(results: RunResults, folder: str) -> None:
     """Prints the tables and sentences at the end of a run."""
-    console = _Console()
+    console = PlainConsole()
     for line in movement(results):
         console.sentence(line)
     if results.synth:
         _print_synth(console, results.synth, folder)
     if results.data and (results.data.train or results.data.heldout):
-        data, dropped = results.data, _counts(results.data.dropped)
+        data, dropped = results.data, counts_text(results.data.dropped)
         console.print(f"\nData: {data.read} read, {data.training}, {data.heldout} held out; dropped: {dropped}")
     if results.spin:
         _print_selfplay(console, results.spin, results.stopped)
@@ -67,11 +68,15 @@ def print_results(results: RunResults, folder: str) -> None:
     if seconds := _seconds(results):
         times = ", ".join(f"{work} {duration_text(taken)}" for work, taken in seconds.items())
         console.sentence(f"\nTime: {times}")
-    if results.models:
-        _print_files(console, results, folder)
+    _print_files(console, results, folder)
 
 
-def _print_synth(console: _Console, synth: SynthFacts, folder: str) -> None:
+def print_outcome_of(results: RunResults, folder: str) -> None:
+    """Prints only what came out of a run, and where it is."""
+    _print_files(PlainConsole(), results, folder, advice=False)
+
+
+def _print_synth(console: PlainConsole, synth: SynthFacts, folder: str) -> None:
     console.print(_funnel_table(synth.funnel))
     cost = synth.cost
     console.sentence(
@@ -88,14 +93,15 @@ def _print_synth(console: _Console, synth: SynthFacts, folder: str) -> None:
 
 def _funnel_table(funnel: Sequence[FilterCounts]) -> Table:
     """What each step of writing data read and kept, and why it dropped the rest."""
-    table = _table("What the teacher wrote", ("step", "read", "kept", "dropped"))
+    table = plain_table("What the teacher wrote", ("step", "read", "kept", "dropped"))
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     for step in funnel:
-        table.add_row(step.step, f"{step.read:,} {step.unit}", f"{step.kept:,}", _counts(step.dropped))
+        table.add_row(step.step, f"{step.read:,} {step.unit}", f"{step.kept:,}", counts_text(step.dropped))
     return table
 
 
-def _counts(counts: Mapping[str, int]) -> str:
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Counts with their reasons, as text."""
     return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
 
 
@@ -110,25 +116,38 @@ def _seconds(results: RunResults) -> Counter[str]:
     return total
 
 
-def _print_files(console: _Console, results: RunResults, folder: str) -> None:
+def _print_files(console: PlainConsole, results: RunResults, folder: str, advice: bool = True) -> None:
+    """The last screen: what came out, how sure that is, where it is, and what to do next."""
+    if not results.models:
+        return
+    if advice:
+        console.print()
     if results.best is None:
-        console.sentence(f"\nEverything is in {folder}; spintune report {folder} makes a page of it.")
+        console.sentence(f"Everything is in {folder}; spintune report {folder} makes a page of it.")
         return
     best = results.best
-    console.sentence(f"\nThe model to use is {best.name}: {best.why}.")
+    console.sentence(f"The model to use is {best.name}: {best.why}.")
     if ahead := better_models(best, results.differences):
         examples = "the examples that did not choose it" if best.selection else "the held-out examples"
         title = title_of(str(best.metric))
         console.sentence(f"A caveat: on {examples}, its {title} is worse than that of {listed(ahead)}.")
     place = best.model if best.name == BASE else f"{folder}/{best.model}"
     console.sentence(f"It is {place}; everything else is in {folder}.")
-    console.sentence(f"Talk to it:  spintune chat {folder}      Read all about it:  spintune report {folder}")
+    if not advice:
+        return
+    if best.metric is None:
+        console.sentence("How good it is was not measured: hold out more examples, or name evaluations in eval.")
+    console.sentence("Next:")
+    console.sentence(f"  spintune chat {folder}    talk to it")
+    console.sentence(f"  spintune report {folder}    read all about the run on one page")
+    if best.name != BASE:
+        console.sentence(f"  spintune export {folder} FOLDER    take it to transformers, vLLM or the hub")
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------
 
 
-def _print_selfplay(console: _Console, iterations: Sequence[IterationResults], stopped: str | None) -> None:
+def _print_selfplay(console: PlainConsole, iterations: Sequence[IterationResults], stopped: str | None) -> None:
     console.print(_pair_table(iterations))
     if any(iteration.diagnosis for iteration in iterations):
         console.print(_diagnosis_table(iterations))
@@ -139,7 +158,7 @@ def _print_selfplay(console: _Console, iterations: Sequence[IterationResults], s
 def _pair_table(iterations: Sequence[IterationResults]) -> Table:
     """Each iterate beside its opponent, on held-out pairs if there are any."""
     headings = ("iterate", "pairs", "loss", "margin", "accuracy", "r", "r'", "real", "generated")
-    table = _table("Self-play on held-out prompts (margin r - r' in nats; lengths in tokens)", headings)
+    table = plain_table("Self-play on held-out prompts (margin r - r' in nats; lengths in tokens)", headings)
     for iteration in iterations:
         heldout = iteration.heldout
         cells = ["-"] * 7
@@ -172,7 +191,7 @@ def _diagnosis_table(iterations: Sequence[IterationResults]) -> Table:
         "as before",
     )
     title = "Its own answers there (KL in nats per answer ± standard error; loss in nats per token)"
-    table = _table(title, headings)
+    table = plain_table(title, headings)
     for iteration in iterations:
         diagnosis, heldout = iteration.diagnosis, iteration.heldout
         if not diagnosis:
@@ -203,7 +222,7 @@ def _with_error(estimate: KlEstimate | None) -> str:
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def _print_evaluation(console: _Console, results: RunResults) -> None:
+def _print_evaluation(console: PlainConsole, results: RunResults) -> None:
     if results.heldout:
         console.print(_heldout_table(results.heldout, _reporting(results)))
         console.print(_differences(results.differences))
@@ -243,7 +262,9 @@ def _heldout_table(heldout: Mapping[str, Intervals], reporting: str) -> Table:
     added = {name: (name, "{:.3g}", True) for measures in heldout.values() for name in measures if _is_added(name)}
     columns = _HEADINGS | added
     headings = ("model", *(heading for heading, _, _ in columns.values()))
-    table = _table(f"Held-out examples{reporting}: loss in nats per token, greedy answers; 95 % intervals", headings)
+    table = plain_table(
+        f"Held-out examples{reporting}: loss in nats per token, greedy answers; 95 % intervals", headings
+    )
     for model, measures in heldout.items():
         cells = [_estimate(measures.get(measure), form, ends) for measure, (_, form, ends) in columns.items()]
         table.add_row(model, *cells)
@@ -282,7 +303,7 @@ def _differences(differences: Mapping[str, Intervals]) -> str:
 def _accuracy_table(tasks: TaskAccuracies) -> Table:
     """Accuracy on the tasks of a mixture, by group of tasks."""
     models = list(tasks.accuracy)
-    table = _table("Right answers to the mixture's tasks; 95 % intervals", ("questions", "items", *models))
+    table = plain_table("Right answers to the mixture's tasks; 95 % intervals", ("questions", "items", *models))
     for group in sorted({group for groups in tasks.accuracy.values() for group in groups}, reverse=True):
         if not group.startswith("task "):
             accuracies = [tasks.accuracy[model].get(group) for model in models]
@@ -295,14 +316,14 @@ def _benchmark_table(name: str, found: BenchmarkResults) -> Table:
     """The measures of every model, and in further rows the same without contaminated items."""
     counts = set(found.items.values())
     items = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
-    table = _table(f"{name}, {items} items; 95 % intervals", ("model", *found.measures))
+    table = plain_table(f"{name}, {items} items; 95 % intervals", ("model", *found.measures))
     for suffix, scores in (("", found.scores), (" (clean items)", found.clean)):
         for model, values in scores.items():
             table.add_row(model + suffix, *(_estimate(values.get(measure), "{:.3g}") for measure in found.measures))
     return table
 
 
-def _print_judge(console: _Console, judge: JudgeResults) -> None:
+def _print_judge(console: PlainConsole, judge: JudgeResults) -> None:
     console.print(f"\nThe judge, {judge.judge}:")
     for line in (*judge.words, *(f"not done: {problem}" for problem in judge.problems)):
         console.sentence(f"  {line}")
@@ -316,25 +337,45 @@ def _contamination(found: ContaminationFacts) -> str:
     return f"\nAlso in the {found.training_rows:,} training rows, by 13 words in a row: {shared}"
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """Prints every difference with its interval and p-values, then the conclusions."""
-    console = _Console(width=WIDTH_OF_FILES + 30)
-    table = _table("Paired on the same items; p after Holm counts", HEADER)
-    for row in table_rows(comparison):
-        table.add_row(*row)
-    console.print(table)
-    for line in (*comparison.conclusions, *comparison.notes):
+def print_comparison(comparison: Comparison, everything: bool = False) -> None:
+    """Prints what was found in one sentence, then the differences that were found, or every one with its p-values."""
+    console = PlainConsole(width=WIDTH_OF_FILES + 30 if everything else _NARROW)
+    console.sentence(headline(comparison) + ".")
+    if everything:
+        table = plain_table("Paired on the same items; p after Holm counts", HEADER)
+        for row in table_rows(comparison):
+            table.add_row(*row)
+        console.print(table)
+        for line in (*comparison.conclusions, *comparison.notes):
+            console.sentence(line)
+        return
+    found = [one for one in comparison.differences if one.finding]
+    if found:
+        table = plain_table("", ("measure", "models", "difference", "95 % interval", "finding"))
+        for one in found:
+            gap = one.difference
+            names = f"{one.first} - {one.second}"
+            table.add_row(one.measure, names, f"{gap.mean:+.3g}", f"{gap.low:+.3g} to {gap.high:+.3g}", one.finding)
+        for column in table.columns[:2]:
+            column.no_wrap, column.overflow, column.justify = False, "fold", "left"
+        console.print(table)
+    for line in comparison.notes:
         console.sentence(line)
+    others = len(comparison.differences) - len(found)
+    console.sentence(
+        f"{others} of {len(comparison.differences)} comparisons found no difference; --all shows all of them, with "
+        "p-values and how small a difference would have been found."
+    )
 
 
 def print_tables(found: Iterable[MeasureTable | str]) -> None:
     """Prints tables of measures, intervals under their means, and sentences, in the order in which they come."""
-    console = _Console()
+    console = PlainConsole()
     for one in found:
         if isinstance(one, str):
             console.sentence(one)
         else:
-            table = _table(one.title, (one.first, *(column.title for column in one.columns)))
+            table = plain_table(one.title, (one.first, *(column.title for column in one.columns)))
             for row in one.rows:
                 label = Text(row.label).append(f"\n{row.note}" if row.note else "", style="dim")
                 table.add_row(label, *map(_cell, row.cells))
@@ -348,7 +389,8 @@ def _cell(cell: Cell | None) -> Text:
     return text.append(f"\n{cell.interval}" if cell.interval else "", style="dim")
 
 
-def _table(title: str, headings: Sequence[str]) -> Table:
+def plain_table(title: str, headings: Sequence[str]) -> Table:
+    """An empty table: the first column is text, the others are numbers."""
     table = Table(
         title=title,
         title_justify="left",
@@ -360,76 +402,3 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     return table
-
-
-# Mixtures and tokens -------------------------------------------------------------------------------------------------
-
-
-def print_examples(rows: Sequence[RenderedPrompt]) -> None:
-    """Prints examples of a task as a model reads them: the prompt plain, the target green."""
-    console = SafeConsole(highlight=False)
-    for row in rows:
-        shots = f"few-shot ({row.shots})" if row.shots else "zero-shot"
-        kind = "chain of thought" if row.quadrant.endswith("cot") else "direct"
-        inverted = ", turned around" if row.inverted else ""
-        console.rule(f"{row.source.split('/')[0]}: {shots}, {kind}, phrasing {row.phrasing}{inverted}", align="left")
-        console.print(Text(row.prompt))
-        console.print(Text("-> " + row.target, style="bold green"))
-
-
-def print_mixture(mixture: MixtureReport) -> None:
-    """Prints the target and actual shares of a mixture's tasks and quadrants, and what it leaves out."""
-    console = _Console()
-    tasks = _table("Tasks", ("task", "target", "actual", "examples", "rows", "passes", "held out", "dropped"))
-    for name, task in sorted(mixture.tasks.items(), key=lambda entry: -entry[1].wanted):
-        tasks.add_row(
-            name,
-            f"{task.wanted:.2%}",
-            f"{task.realised:.2%}",
-            f"{task.examples:,}",
-            f"{task.rows:,}",
-            f"{task.passes:.2f}",
-            f"{task.heldout:,}",
-            _counts(task.dropped),
-        )
-    console.print(tasks)
-    quadrants = _table("Quadrants", ("quadrant", "target", "planned", "actual"))
-    for name, shares in mixture.quadrants.items():
-        quadrants.add_row(name, f"{shares.wanted:.1%}", f"{shares.planned:.1%}", f"{shares.realised:.1%}")
-    console.print(quadrants)
-    for line in _mixture_lines(mixture):
-        console.sentence(line)
-
-
-def _mixture_lines(mixture: MixtureReport) -> Iterator[str]:
-    exemplars = mixture.exemplars
-    yield (
-        f"{mixture.examples:,} examples, {mixture.distinct:,} of them distinct. Exemplars: "
-        f"{exemplars.asked_for:,} requested, {exemplars.used:,} used, {exemplars.over_budget:,} over "
-        f"the token budget, {exemplars.none_other:,} not available; {exemplars.prompts_left_without:,} few-shot "
-        "prompts have none."
-    )
-    for title, names in (("Held-out tasks", mixture.held_out_tasks), ("Absent groups", mixture.absent_groups)):
-        if names:
-            yield f"{title}: {', '.join(names)}"
-    for name, reason in mixture.files_without_rows.items():
-        yield f"Left out: {name} ({reason})"
-
-
-def print_tokens(prompt: list[str], response: list[tuple[str, bool]], head: str) -> None:
-    """Prints one row's tokens: prompt dim, trained tokens green, other response tokens plain; line breaks shown."""
-    console = SafeConsole(highlight=False)
-    text = Text()
-    for piece in prompt:
-        text.append(_visible(piece), style="dim")
-    for piece, trained in response:
-        text.append(_visible(piece), style="bold green" if trained else "")
-    console.rule(head, align="left")
-    console.print(text)
-    if not console.color_system:
-        # without colors the trained part follows as text
-        console.print("trained: " + repr("".join(piece for piece, trained in response if trained)), markup=False)
-
-
-def _visible(piece: str) -> str:
-    return piece.replace("\n", "↵\n")

@@ -37,15 +37,17 @@ from spintune.results import EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, MANIFEST, RunFolder
 from spintune.run_models import check_inside_run
 from spintune.sibling_runs import SiblingRuns
+from spintune.stages import schedule
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
-from spintune.stages.decision import final_decision, measure_for_decision
+from spintune.stages.decision import final_decision, is_unmeasured, measure_for_decision
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.followers import compare_ranks, enroll
 from spintune.stages.iterates import Iterate
 from spintune.stages.measure import check_measure
 from spintune.stages.registry import Evaluation, evaluations_of
+from spintune.stages.schedule import DataSize, data_size, expected_stages
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
@@ -167,18 +169,27 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         check_template_options(recipe.model, recipe.data.template, recipe.data.template_options, cache=context.cache)
     base = Iterate(BASE, recipe.model, model_identity(recipe.model, context.cache))
     iterates = [base]
-    synth = synth_stage(context, recipe.synth, base) if recipe.synth else None
+    context.progress.expect(expected_stages(recipe, until))
+    synth = None
+    if recipe.synth:
+        with context.progress.stage(schedule.WRITE):
+            synth = synth_stage(context, recipe.synth, base)
     if recipe.synth and until == "synth":
         return RunResults(synth=synth)
-    data = data_stage(context)
+    with context.progress.stage(schedule.DATA):
+        data = data_stage(context)
     check_measure(context)
+    context.progress.expect(expected_stages(recipe, until, _size_of(context)))
     sft = None
     if (recipe.sft or recipe.spin) and context.cannot_choose:
         context.progress.note(f"no model can be chosen by what is measured: {context.cannot_choose}")
+    if recipe.sft or (recipe.spin and until != "sft"):
+        with context.progress.stage(schedule.MEASURE):
+            measure_for_decision(context, base)
     if recipe.sft:
-        measure_for_decision(context, base)
-        iterate, sft = sft_stage(context, recipe.sft, base)
-        measure_for_decision(context, iterate)
+        with context.progress.stage(schedule.SFT_TRAINING):
+            iterate, sft = sft_stage(context, recipe.sft, base)
+            measure_for_decision(context, iterate)
         iterates.append(iterate)
     training = TrainingResults()
     if recipe.spin and until != "sft":
@@ -193,12 +204,21 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         training = replace(training, best=final_decision(context, iterates))
     evaluated = EvaluationResults()
     if recipe.eval and until == "eval":
-        evaluated = evaluate(context, iterates, evaluations, training.best.name if training.best else None)
+        with context.progress.stage(schedule.EVALUATION):
+            evaluated = evaluate(context, iterates, evaluations, training.best.name if training.best else None)
     return RunResults(
         **vars(replace(training, synth=synth, data=data, sft=sft)),
         **vars(evaluated),
         models={iterate.name: iterate.location for iterate in iterates if not iterate.is_discarded},
     )
+
+
+def _size_of(context: RunContext) -> DataSize | None:
+    """The size of a run's data, for how long its stages take."""
+    if not context.train:
+        return None
+    measured = not is_unmeasured(context)
+    return data_size(context.seen, context.played, len(context.heldout), context.recipe.data.max_length, measured)
 
 
 def _write_results(path: Path, results: RunResults) -> None:

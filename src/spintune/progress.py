@@ -3,19 +3,59 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ExpectedTask:
+    """A task that a stage is expected to have.
+
+    Attributes:
+        unit: of the task; says what kind of work it is (:data:`KINDS`).
+        items: about how many of them.
+        tokens: about how many tokens go through the model for each.
+    """
+
+    unit: str
+    items: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class ExpectedStage:
+    """A stage that a run is expected to have. ``tasks`` is None where nobody can say what it takes."""
+
+    name: str
+    tasks: tuple[ExpectedTask, ...] | None = ()
+
+
+KINDS = {"steps": "train", "answers": "generate", "pairs": "score", "references": "score"}
+"""The kind of work that one unit of a task is. Tasks in other units count for no expectation."""
 
 
 class ProgressTask(Protocol):
     """One counted piece of work."""
 
-    def advance(self, amount: float = 1, **facts: object) -> None:
-        """Counts ``amount`` more units as done. ``facts``, such as the loss, are shown beside the bar."""
+    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+        """Counts ``amount`` more units as done.
+
+        Args:
+            safe: whether work may stop here (:class:`StopRequest`).
+            restored: an earlier command did them, so they say nothing about how long the others take.
+            facts: what is shown beside the bar, such as the loss.
+        """
 
 
 class Progress(Protocol):
-    """Receives the progress of tasks, and notes for the user."""
+    """Receives the stages of a run, the progress of tasks, and notes for the user."""
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        """Takes what a run is going to do, in order; again when more is known."""
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Begins an expected stage, which ends with the context. Others are not shown."""
 
     def task(self, name: str, total: float, unit: str) -> contextlib.AbstractContextManager[ProgressTask]:
         """Begins a task of ``total`` ``unit``s, infinite where nobody knows, which ends with the context."""
@@ -64,6 +104,13 @@ class StoppableProgress:
     def __init__(self, progress: Progress, stop: StopRequest) -> None:
         self._progress, self._stop = progress, stop
 
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        if hasattr(self._progress, "expect"):  # a user's own may have tasks and notes alone
+            self._progress.expect(stages)
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self._progress.stage(name) if hasattr(self._progress, "stage") else contextlib.nullcontext()
+
     @contextlib.contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:
         self._stop.check()
@@ -79,18 +126,26 @@ class _StoppableTask:
     def __init__(self, task: ProgressTask, stop: StopRequest) -> None:
         self._task, self._stop = task, stop
 
-    def advance(self, amount: float = 1, **facts: object) -> None:
-        self._task.advance(amount, **facts)
-        self._stop.check()
+    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+        known = {**facts, "restored": True} if restored else facts
+        self._task.advance(amount, **known)  # type: ignore[arg-type]  # no fact is called safe or restored
+        if safe:
+            self._stop.check()
 
 
 class _SilentTask:
-    def advance(self, amount: float = 1, **facts: object) -> None:
+    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
         pass
 
 
 class Silent:
     """Shows nothing."""
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        pass
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:

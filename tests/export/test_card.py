@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from spintune.errors import ModelError
-from spintune.export.card import model_card
+from spintune.errors import ModelError, RecipeError
+from spintune.export.card import CardFields, model_card
 from spintune.report.findings import finding
 from spintune.report.reading import read_run
 
@@ -33,6 +33,20 @@ def test_the_header_names_what_the_hub_asks_for(whole: Make) -> None:
         "datasets": ["tatsu-lab/alpaca"],
         "tags": ["spintune", "instruction-tuning", "sft", "spin", "self-play"],
     }
+
+
+def test_what_no_file_of_a_run_knows_is_given(whole: Make) -> None:
+    card = model_card(read_run(whole().path), "sft", fields=CardFields("cc-by-4.0", ("en", "de"), ("support", "sft")))
+    assert header(card) == {
+        "license": "cc-by-4.0",
+        "library_name": "transformers",
+        "language": ["en", "de"],
+        "tags": ["spintune", "instruction-tuning", "sft", "support"],
+    }
+    assert "The license above was named by whoever exported the model" in card
+    for wrong in ({"license": "Apache 2.0"}, {"languages": ("English",)}):
+        with pytest.raises(RecipeError, match=r"^--(license|language) '(Apache 2.0|English)' is no "):
+            CardFields(**wrong)  # type: ignore[arg-type]
 
 
 def test_names_that_are_not_on_the_hub_are_not_claimed_to_be(whole: Make) -> None:

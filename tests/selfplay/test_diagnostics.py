@@ -337,6 +337,23 @@ def test_cuts_that_tell_are_named_once_and_not_by_length_and_last_token_again() 
     assert "raise spin.max_new_tokens" in sentence
 
 
+def test_where_both_sides_are_cut_that_is_the_cause_and_no_token_is_named() -> None:
+    """All generated and half of the real answers are cut: being cut has an AUC of 3/4, the token where it is more."""
+    pairs = [
+        pair(
+            row,
+            long(48, last=3 if row % 2 else END, complete=row % 2 == 0),
+            long(48, last=100 + row % 2, complete=False),
+        )
+        for row in range(60)
+    ]
+    (sentence,) = warned(pairs)
+    assert sentence.startswith(
+        "100 % of the generated answers are cut, and 50 % of the real ones, so their last token alone tells them apart"
+    )
+    assert "raise spin.max_new_tokens" in sentence
+
+
 def test_real_answers_that_are_cut_are_named_as_such() -> None:
     (sentence,) = warned([pair(row, long(120, last=row, complete=False), long(120)) for row in range(40)])
     assert sentence.startswith("real answers are cut in 100 % of cases against 0 % of the generated ones (AUC 1.00)")

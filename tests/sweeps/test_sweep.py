@@ -160,22 +160,22 @@ def test_a_stopped_sweep_goes_on_and_every_run_is_that_run_alone(
     folder = tmp_path / "run-sweep"
     first, third = folder / "seed=0,spin.loss=logistic", folder / "seed=1,spin.loss=logistic"
     codes = [
-        stop_when(started(*words), lambda: steps(first, "sft") >= 2),
-        stop_when(started(*words), lambda: steps(third, "spin/iterate-1") >= 2),
+        stop_when(started(*words, "--json"), lambda: steps(first, "sft") >= 2),
+        stop_when(started(*words, "--json"), lambda: steps(third, "spin/iterate-1") >= 2),
     ]
     assert [code for code, _ in codes] == [75, 75]
     assert codes[0][1].splitlines()[-1].endswith("and the same command goes on from it")
     assert [run.state for run in read_sweep(folder).runs] == ["finished", "finished", "not run", "not run"]
-    with started(*words) as process:
+    with started(*words, "--json") as process:
         _, told = process.communicate(timeout=300)
         assert process.returncode == 0
     everything = "".join(text for _, text in codes) + told
     # a stopped training says how far it was; each is ended once
-    assert len(re.findall(r"^SFT: (\d+)/\1 steps", everything, re.M)) == 2
-    assert len(re.findall(r"^sft answers training prompts: (\d+)/\1", everything, re.M)) == 2
+    for task, unit in (("SFT", "steps"), ("sft answers training prompts", "answers")):
+        assert len(re.findall(rf'"task":"{task}","total":(\d+),"unit":"{unit}","done":\1\.0\b', everything)) == 2
     plan = json.loads(spintune(*words, "--dry-run", "--json").out)["runs"]
     parts = {"sft": "SFT", "spin/iterate-1/pairs": "answers", "spin/iterate-1": "self-play"}
-    copied = Counter(re.findall(r"^(\S+): copied from", everything, re.M))
+    copied = Counter(re.findall(r'"note":"(\S+): copied from', everything))
     assert {parts[stage]: count for stage, count in copied.items() if stage in parts} == Counter(
         part for run in plan for part in run["copies"]
     )

@@ -34,7 +34,10 @@ def test_json_is_one_document_on_stdout_and_events_on_stderr(
     assert result.code == 0
     assert json.loads(result.out) == json.loads((tmp_path / "out" / "results.json").read_text())
     events = [json.loads(line) for line in result.err.splitlines()]
-    assert all("note" in event or {"task", "done", "total", "unit"} <= event.keys() for event in events)
+    kinds = ({"note"}, {"task", "done", "total", "unit"}, {"stages"}, {"stage", "state"})
+    assert all(any(kind <= event.keys() for kind in kinds) for event in events)
+    *_, names = (event["stages"] for event in events if "stages" in event)
+    assert [event["stage"] for event in events if event.get("state") == "done"] == names
     losses = [event["loss"] for event in events if event.get("task") == "SFT" and "loss" in event]
     logged = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert losses == [row["loss"] for row in logged if row["stage"] == "sft"]

@@ -97,7 +97,7 @@ def test_the_terminal_ends_with_the_decision(
     best = json.loads((out / "best.json").read_text())
     assert f"The model to use is sft: {best['why']}." in told
     assert f"It is {out}/sft/model; everything else is in {out}." in told
-    assert told[-1] == f"Talk to it:  spintune chat {out}      Read all about it:  spintune report {out}"
+    assert told[told.index("Next:") + 1] == f"  spintune chat {out}    talk to it"
     assert f"{best['selection']} others chose the model" in "\n".join(told)
 
 

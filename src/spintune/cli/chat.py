@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spintune.cli.options import RunModel
+
+if TYPE_CHECKING:
+    from spintune.api import Model
+    from spintune.tokens.template_options import TemplateOptions
 
 _COMMAND = re.compile(r"/[A-Za-z?]*")
 _COMMANDS = {
@@ -38,13 +42,10 @@ def chat(
     ] = None,
 ) -> None:
     """Talk to a model, or to a model of a run. /help lists what chat itself does, /exit or Ctrl-D ends."""
-    from spintune.api import load
-    from spintune.cli.execution import quiet_libraries
     from spintune.cli.options import options_from
     from spintune.terminal import visible
 
-    quiet_libraries()
-    loaded = load(name, template=template, template_options=options_from(template_option), model=model)
+    loaded = _load(name, template, options_from(template_option), model)
     history = [{"role": "system", "content": system}] if system else []
 
     def answer(turns: list[dict[str, str]]) -> str:
@@ -79,6 +80,21 @@ def chat(
         elif line:
             turns.append({"role": "user", "content": line})
             turns.append({"role": "assistant", "content": answer(turns)})
+
+
+def _load(name: str, template: str, options: TemplateOptions | None, model: str | None) -> Model:
+    """The model to talk to; what has to be downloaded or converted is shown."""
+    from spintune.hub import refuse_missing_path
+
+    refuse_missing_path(name)
+    from spintune.api import load
+    from spintune.cli.execution import quiet_libraries
+    from spintune.downloads import shown_on
+    from spintune.progress_display import open_progress
+
+    with open_progress(False) as progress, shown_on(progress):
+        quiet_libraries()
+        return load(name, template=template, template_options=options, model=model)
 
 
 def _told(command: str) -> str:

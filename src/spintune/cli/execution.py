@@ -32,18 +32,20 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def prepared(as_json: bool, quiet: bool = False) -> Iterator[tuple[StopRequest, Progress]]:
+def prepared(as_json: bool, quiet: bool = False, no_progress: bool = False) -> Iterator[tuple[StopRequest, Progress]]:
     """Inside, runs can be started: signals ask for a stop, progress and warnings are shown, libraries are loaded.
 
     Args:
         quiet: shows nothing but errors, for a rank beside the one that shows.
+        no_progress: shows warnings and errors alone, as the user asks for by --quiet.
     """
+    from spintune.downloads import shown_on
     from spintune.progress import Silent
     from spintune.progress_display import open_progress
     from spintune.terminal import SafeFormatter
 
-    shown = contextlib.nullcontext(Silent()) if quiet else open_progress(as_json)
-    with stop_on_signals() as stop, shown as progress:
+    shown = contextlib.nullcontext(Silent()) if quiet else open_progress(as_json, no_progress)
+    with stop_on_signals() as stop, shown as progress, shown_on(progress):
         handler = logging.StreamHandler()
         handler.setFormatter(SafeFormatter("%(name)s: %(message)s"))
         logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, handlers=[handler])
@@ -55,33 +57,42 @@ def prepared(as_json: bool, quiet: bool = False) -> Iterator[tuple[StopRequest, 
         yield stop, progress
 
 
-def execute(recipe: Recipe, until: Stage, as_json: bool, asked: tuple[int | None, int | None] = (None, None)) -> None:
+def execute(
+    recipe: Recipe,
+    until: Stage,
+    as_json: bool,
+    asked: tuple[int | None, int | None] = (None, None),
+    quiet: bool = False,
+) -> None:
     """Runs a recipe in this process, or as one of many: of torchrun, of srun, or of those that ``asked`` asks for.
 
     Args:
         asked: numbers of ranks on GPUs, and on the CPU.
+        quiet: shows no progress, and at the end only what came out.
     """
     refuse_missing_path(recipe.model)
     place = place_of(os.environ)
     if place is None and (count := ranks_asked(*asked)) not in (None, 1):
         sys.exit(relaunch(count or 1, without_flags(sys.argv[1:], ("--gpus", "--processes"))))
     if place is not None and place.size > 1:
-        run_together(place, recipe, until, as_json)
+        run_together(place, recipe, until, as_json, quiet)
         return
-    with prepared(as_json) as (stop, progress):
+    with prepared(as_json, no_progress=quiet) as (stop, progress):
         from spintune.pipeline import run_recipe
 
         results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
-    tell(results, recipe, as_json)
+    tell(results, recipe, as_json, quiet)
 
 
-def tell(results: RunResults, recipe: Recipe, as_json: bool) -> None:
+def tell(results: RunResults, recipe: Recipe, as_json: bool, quiet: bool = False) -> None:
     """Prints what a run found out."""
-    from spintune.console import print_results
+    from spintune.console import print_outcome_of, print_results
     from spintune.typed_json import to_json
 
     if as_json:
         print_json(to_json(results))
+    elif quiet:
+        print_outcome_of(results, recipe.out)
     else:
         print_results(results, recipe.out)
 
@@ -89,9 +100,9 @@ def tell(results: RunResults, recipe: Recipe, as_json: bool) -> None:
 # Many ranks ----------------------------------------------------------------------------------------------------------
 
 
-def run_together(place: Place, recipe: Recipe, until: Stage, as_json: bool) -> None:
+def run_together(place: Place, recipe: Recipe, until: Stage, as_json: bool, quiet: bool = False) -> None:
     """Runs a recipe as one of many ranks. The first one runs the pipeline and prints; the others do what it calls."""
-    with prepared(as_json, quiet=place.rank > 0) as (stop, progress):
+    with prepared(as_json, quiet=place.rank > 0, no_progress=quiet) as (stop, progress):
         from spintune.pipeline import follow_recipe, run_recipe
         from spintune.ranks.team import error_of, joined
 
@@ -114,7 +125,7 @@ def run_together(place: Place, recipe: Recipe, until: Stage, as_json: bool) -> N
                 if found is error:
                     raise
                 raise found from error
-    tell(results, recipe, as_json)
+    tell(results, recipe, as_json, quiet)
 
 
 def _follow(team: Team, follow: Callable[[], None]) -> None:

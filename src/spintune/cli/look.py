@@ -23,6 +23,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show the exact tokens of some training rows, the trained ones colored, and the metric that fits the answers."""
+    from spintune.downloads import shown_on
     from spintune.evaluation.metric_choice import choose_metric
     from spintune.models.loading import is_encoder_decoder, load_stop_ids, load_tokenizer
     from spintune.progress_display import open_progress
@@ -32,16 +33,17 @@ def inspect(
     from spintune.tokens.rows import render
 
     recipe = load_recipe(*recipe_and_overrides(words))
-    tokenizer = load_tokenizer(recipe.model, cache=cache_folder())
-    renderer = build_renderer(
-        tokenizer,
-        recipe.data.template,
-        recipe.data.turns,
-        is_encoder_decoder(recipe.model, cache=cache_folder()),
-        recipe.data.generation_prompt,
-        load_stop_ids(recipe.model, cache=cache_folder()),
-        recipe.data.template_options,
-    )
+    with open_progress(json) as progress, shown_on(progress):
+        tokenizer = load_tokenizer(recipe.model, cache=cache_folder())
+        renderer = build_renderer(
+            tokenizer,
+            recipe.data.template,
+            recipe.data.turns,
+            is_encoder_decoder(recipe.model, cache=cache_folder()),
+            recipe.data.generation_prompt,
+            load_stop_ids(recipe.model, cache=cache_folder()),
+            recipe.data.template_options,
+        )
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
     whole = recipe.model_copy(update={"data": data})
     with open_progress(json) as progress:
@@ -60,7 +62,7 @@ def inspect(
             {**facts, "metric": asdict(choice), "shown": [{key: getattr(row, key) for key in keys} for row in shown]}
         )
         return
-    from spintune.console import print_tokens
+    from spintune.cli.data_tables import print_tokens
     from spintune.data.row_reader import named
 
     facts["ignored_keys"] = named(found.facts.ignored_keys)
@@ -104,7 +106,7 @@ def mix(
     json: Json = False,
 ) -> None:
     """Show a task's examples (--show TASK), or a recipe's mixture with its target and actual shares."""
-    from spintune.console import print_examples, print_mixture
+    from spintune.cli.data_tables import print_examples, print_mixture
     from spintune.errors import RecipeError
     from spintune.mixtures.report import show as examples_of
     from spintune.mixtures.tasks import load_tasks
@@ -173,10 +175,11 @@ def _clear_cache(as_json: bool) -> None:
 
 def _doctor_model(name: str, as_json: bool) -> None:
     from spintune.cli.execution import quiet_libraries
+    from spintune.downloads import shown_on
     from spintune.progress_display import open_progress
     from spintune.typed_json import to_json
 
-    with open_progress(as_json) as progress:
+    with open_progress(as_json) as progress, shown_on(progress):
         progress.note("loading torch and transformers")
         from spintune.model_report import report_model
 

@@ -26,6 +26,10 @@ Overrides = Annotated[
     typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...", autocompletion=complete_keys),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: results on stdout, events on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors, and the outcome in a sentence.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List the stages and which are finished; run nothing, write nothing.")
+]
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", metavar="RECIPE")]
 Words = Annotated[
     list[str] | None,

@@ -22,9 +22,12 @@ def compare(
         Path | None, typer.Option(help="Reference answers, for files of answers that have none.")
     ] = None,
     level: Annotated[float, typer.Option(help="Of significance, over all comparisons.", min=0.0001, max=0.5)] = 0.05,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Show every comparison, with p-values and what would have been found.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Compare models on the same items: paired tests, intervals, and a plain conclusion."""
+    """Compare models on the same items: one sentence, the differences that were found, and with --all every test."""
     from dataclasses import replace
 
     from spintune.errors import RecipeError
@@ -44,7 +47,7 @@ def compare(
     else:
         from spintune.console import print_comparison
 
-        print_comparison(comparison)
+        print_comparison(comparison, everything)
 
 
 def _without_sweep_files(names: list[T]) -> list[T]:
@@ -75,14 +78,19 @@ def export(
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="bfloat16 rounds the weights: half the size, for use.")
     ] = "float32",
+    license: Annotated[str | None, typer.Option(help="License on the card, as the hub calls it: apache-2.0.")] = None,
+    language: Annotated[list[str] | None, typer.Option(help="A language on the card: en. May be repeated.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A further tag on the card. May be repeated.")] = None,
     json: Json = False,
 ) -> None:
     """Write a model of a run as a Hugging Face folder with its model card, ready to use or upload."""
+    from spintune.export.card import CardFields
     from spintune.export.model import export_model
     from spintune.progress_display import open_progress
 
     with open_progress(json) as progress:
-        name = export_model(run, out, model, progress, precision)
+        fields = CardFields(license, tuple(language or ()), tuple(tag or ()))
+        name = export_model(run, out, model, progress, precision, fields)
     print_outcome({"model": name, "folder": str(out)}, f"{name} of {run} is in {out}, with its card in README.md", json)
 
 

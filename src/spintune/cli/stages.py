@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spintune.cli.dry_run import show_stages
 from spintune.cli.execution import execute
 from spintune.cli.options import (
     Data,
+    DryRun,
     Gpus,
     Json,
     Model,
     Out,
     Overrides,
     Processes,
+    Quiet,
     RecipeFile,
     Words,
     flags_as_overrides,
@@ -24,18 +27,24 @@ from spintune.cli.options import (
     stage_recipe,
 )
 
+if TYPE_CHECKING:
+    from spintune.pipeline import Stage
+    from spintune.recipe import Recipe
+
 
 def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     gpus: Gpus = None,
     processes: Processes = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Run every stage a recipe names. The same command resumes a stopped run and repeats nothing."""
     from spintune.recipe import load_recipe
 
-    execute(load_recipe(recipe, overrides), "eval", json, (gpus, processes))
+    _do(load_recipe(recipe, overrides), "eval", dry_run, quiet, json, (gpus, processes))
 
 
 def synth(
@@ -49,6 +58,7 @@ def synth(
     ] = None,
     instructions: Annotated[int | None, typer.Option(help="New instructions to accept.", min=1)] = None,
     out: Out = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Write instruction data from seed tasks: a recipe's synth stage, or flags alone (all have defaults)."""
@@ -63,7 +73,7 @@ def synth(
     else:
         base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
         recipe = load_recipe(None, [*flags_as_overrides(flags), *overrides], base)
-    execute(recipe, "synth", json)
+    execute(recipe, "synth", json, quiet=quiet)
 
 
 def sft(
@@ -73,10 +83,12 @@ def sft(
     out: Out = None,
     gpus: Gpus = None,
     processes: Processes = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
-    execute(*stage_recipe("sft", words, model, data, out), json, (gpus, processes))
+    _do(*stage_recipe("sft", words, model, data, out), dry_run, quiet, json, (gpus, processes))
 
 
 def spin(
@@ -86,10 +98,12 @@ def spin(
     out: Out = None,
     gpus: Gpus = None,
     processes: Processes = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone."""
-    execute(*stage_recipe("spin", words, model, data, out), json, (gpus, processes))
+    _do(*stage_recipe("spin", words, model, data, out), dry_run, quiet, json, (gpus, processes))
 
 
 def evaluate(
@@ -102,6 +116,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
     out: Out = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
@@ -117,4 +132,13 @@ def evaluate(
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
-    execute(recipe, "eval", json)
+    execute(recipe, "eval", json, quiet=quiet)
+
+
+def _do(
+    recipe: Recipe, until: Stage, dry_run: bool, quiet: bool, as_json: bool, asked: tuple[int | None, int | None]
+) -> None:
+    if dry_run:
+        show_stages(recipe, until, as_json)
+    else:
+        execute(recipe, until, as_json, asked, quiet)

@@ -18,7 +18,8 @@ Train   spintune run RECIPE.yaml                all stages; again, it goes on
         spintune spin --model MODEL --data FILE self-play
         spintune sweep RECIPE.yaml seed=0..4    many seeds and settings
         spintune synth                          a teacher writes data
-Look    spintune inspect RECIPE.yaml            the very tokens of training
+Look    spintune plan RECIPE.yaml               time, memory and disk of a run
+        spintune inspect RECIPE.yaml            the very tokens of training
         spintune mix RECIPE.yaml                a mixture of tasks
         spintune report RUN                     one page about a run
         spintune compare RUN RUN                which model is better

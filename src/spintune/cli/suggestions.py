@@ -38,7 +38,7 @@ _MEANT = {
     "grid": ("sweep",),
     "search": ("sweep",),
 }
-TAKE_KEYS = ("run", "synth", "sft", "spin", "eval", "sweep", "inspect", "mix")
+TAKE_KEYS = ("run", "synth", "sft", "spin", "eval", "sweep", "inspect", "mix", "plan")
 """Commands that take key.path=value behind the recipe."""
 
 

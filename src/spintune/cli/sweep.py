@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spintune.cli.options import Json, RecipeFile, print_json, print_outcome
+from spintune.cli.options import Json, Quiet, RecipeFile, print_json, print_outcome
 from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def sweep(
         bool, typer.Option("--dry-run", help="List the runs and what they share, and run nothing.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="More than 50 runs are meant.")] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Run a recipe with many seeds and settings, each in a folder of its own, and report means over seeds.
@@ -54,7 +55,7 @@ def sweep(
     elif slurm:
         _write_job(plan, ["spintune", "sweep", str(recipe), *(values or []), *(["--yes"] if yes else [])], slurm, json)
     else:
-        _run(plan, runs, json)
+        _run(plan, runs, json, quiet)
 
 
 def _part(plan: SweepPlan, only: str | None) -> tuple[PlannedRun, ...]:
@@ -71,7 +72,7 @@ def _part(plan: SweepPlan, only: str | None) -> tuple[PlannedRun, ...]:
     return plan.part(number, parts)
 
 
-def _run(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool) -> None:
+def _run(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool, quiet: bool) -> None:
     from spintune.cli.execution import prepared
     from spintune.cli.unexpected import shows_itself, unexpected_text
     from spintune.console import print_tables
@@ -83,7 +84,7 @@ def _run(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool) -> None:
             raise error
         return unexpected_text(error)
 
-    with prepared(as_json) as (stop, progress):
+    with prepared(as_json, no_progress=quiet) as (stop, progress):
         from spintune.sweeps.execution import check_sweep, run_sweep
 
         check_sweep(plan)

@@ -332,6 +332,27 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
+def headline(comparison: Comparison) -> str:
+    """What a comparison found, in one sentence: about two models all of it, about more the findings alone."""
+    if len(comparison.conclusions) == 1:
+        return comparison.conclusions[0]
+    found = [one for one in comparison.differences if one.finding]
+    if not found:
+        counts = sorted({one.items for one in comparison.differences})
+        items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        return f"{listed(comparison.names)} cannot be told apart with {items} items"
+    pairs: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for one in found:
+        pairs.setdefault((one.first, one.second), {}).setdefault(str(one.finding), []).append(one.measure)
+    return "; ".join(
+        f"{first} is {listed([f'{_THAN[finding]} {second} on {listed(names)}' for finding, names in findings.items()])}"
+        for (first, second), findings in pairs.items()
+    )
+
+
+_THAN = {"better": "better than", "worse": "worse than", "different": "different from"}
+
+
 def _conclusion(found: Sequence[Difference]) -> str:
     """All findings about two models as one sentence."""
     first, second = found[0].first, found[0].second

@@ -80,7 +80,7 @@ def score_heldout(
 ) -> list[HeldoutLikelihood]:
     """The likelihood of every row's reference under the model called ``name``."""
     objective = NegativeLogLikelihood()
-    with progress.task(f"{name}: held-out likelihood", len(rows), "examples") as task:
+    with progress.task(f"{name}: held-out likelihood", len(rows), "references") as task:
         scores = engine.score([objective.query(row) for row in rows], task.advance)
     return [
         HeldoutLikelihood(row.example_id, -logprob, sum(row.trained))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from spintune.data.tables.places import FILE_SUFFIXES
-from spintune.errors import ModelError
+from spintune.errors import ModelError, RecipeError
 from spintune.evaluation.judge import in_words
 from spintune.report.facts import RunFacts
 from spintune.report.findings import belief, finding
@@ -27,10 +28,39 @@ from spintune.version import __version__
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 
 
-def model_card(run: RunFacts, name: str, checked: bool = False, rounded: bool = False) -> str:
+@dataclass(frozen=True)
+class CardFields:
+    """What no file of a run knows about its model, for the head of the card.
+
+    Attributes:
+        license: as the hub calls it, such as ``apache-2.0``.
+        languages: ISO codes.
+        tags: beside those that the run gives.
+
+    Raises RecipeError for a license or language that the hub would refuse.
+    """
+
+    license: str | None = None
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            raise RecipeError(
+                f"--license {self.license!r:.60} is no license of the hub; give its identifier, such as apache-2.0, "
+                "mit or other"
+            )
+        if wrong := [one for one in self.languages if not re.fullmatch(r"[a-z]{2,3}", one)]:
+            raise RecipeError(f"--language {wrong[0]!r:.60} is no language code; give two or three letters, such as en")
+
+
+def model_card(
+    run: RunFacts, name: str, checked: bool = False, rounded: bool = False, fields: CardFields = CardFields()
+) -> str:
     """The text of README.md for the model ``name`` of a run.
 
-    Its license is "unknown": that of the base model and of the data decides, and no file of a run names them.
+    Its license is "unknown" unless ``fields`` names it: that of the base model and of the data decides, and no file of
+    a run names them.
 
     Args:
         checked: whether the files beside it were compared with what the run wrote; the card then says so.
@@ -53,8 +83,9 @@ def model_card(run: RunFacts, name: str, checked: bool = False, rounded: bool = 
             name=name,
             checked=checked,
             rounded=rounded,
+            license=fields.license,
             version=__version__,
-            header=Markdown(yaml.safe_dump(_header(run, name), sort_keys=False, allow_unicode=True)),
+            header=Markdown(yaml.safe_dump(_header(run, name, fields), sort_keys=False, allow_unicode=True)),
             iteration=number,
             loss=losses[number - 1] if isinstance(losses, list) else losses,
             found=finding(run),
@@ -71,8 +102,10 @@ def model_card(run: RunFacts, name: str, checked: bool = False, rounded: bool = 
     return text + "\n"
 
 
-def _header(run: RunFacts, name: str) -> JsonObject:
-    header: JsonObject = {"license": "unknown", "library_name": "transformers"}
+def _header(run: RunFacts, name: str, fields: CardFields) -> JsonObject:
+    header: JsonObject = {"license": fields.license or "unknown", "library_name": "transformers"}
+    if fields.languages:
+        header["language"] = list(fields.languages)
     base = str(run.recipe["model"])
     if _is_hub_id(base):
         header["base_model"] = base.partition("@")[0]
@@ -86,7 +119,7 @@ def _header(run: RunFacts, name: str) -> JsonObject:
         tags += ["spin", "self-play"]
     if run.recipe["lora"]:
         tags.append("lora")
-    return header | {"tags": tags}
+    return header | {"tags": list(dict.fromkeys((*tags, *fields.tags)))}
 
 
 def _is_hub_id(name: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from spintune.errors import ModelError, RunError, StorageError
-from spintune.export.card import model_card
+from spintune.export.card import CardFields, model_card
 from spintune.export.rounding import round_folder
 from spintune.progress import Progress, Silent
 from spintune.report.facts import RunFacts
@@ -33,13 +33,14 @@ def export_model(
     name: str | None = None,
     progress: Progress = Silent(),  # noqa: B008
     precision: Precision = "float32",
+    fields: CardFields = CardFields(),  # noqa: B008
 ) -> str:
     """Copies a model of a run, and writes its card as README.md. Returns its name.
 
     Only files that the run wrote are copied, and only while their digests are those that it wrote down. The folder
     appears when it is complete. ``name`` as in :func:`~spintune.run_models.model_name`: the model that the run decided
     to use by default. ``precision`` "bfloat16" rounds the weights, which halves the folder; the run's own stay as they
-    are.
+    are. ``fields`` are what the card cannot know.
 
     Raises ModelError when the run has no such model, RunError when it is not as the run wrote it, StorageError when
     ``out`` exists.
@@ -48,7 +49,7 @@ def export_model(
     name = model_name(folder, name)
     if name == BASE:
         raise ModelError(_nothing_to_export(run))
-    card = model_card(run, name, checked=True, rounded=precision == "bfloat16")
+    card = model_card(run, name, checked=True, rounded=precision == "bfloat16", fields=fields)
     if out.exists():
         raise StorageError(f"{out} already exists; name a new folder, or delete it")
     remove_abandoned(out)

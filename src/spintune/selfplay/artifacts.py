@@ -10,6 +10,9 @@ from statistics import fmean
 from spintune.records import Answer, Pair
 from spintune.selfplay.separability import Separability, separability
 
+MOSTLY_CUT = 0.5
+"""Share of cut generated answers above which being cut is named as the cause of other differences. Our choice."""
+
 MIN_AUC = 0.8
 """AUC above which a feature is reported. Our choice: a yes-or-no feature gets there when its shares differ by 60
 points, which few true differences do."""
@@ -29,6 +32,9 @@ def artifact_warnings(pairs: Sequence[Pair], found: Separability | None) -> list
         return []
     if found.cut_auc > MIN_AUC:
         return [_cut_warning(pairs, found.cut_auc), *_warnings_among_complete(pairs)]
+    cut = fmean([not answer.complete for answer in _sides(pairs)["generated"]])
+    if cut > MOSTLY_CUT and max(found.length_auc, found.last_token_auc) > MIN_AUC:
+        return [_broken_off_warning(pairs, found, cut), *_warnings_among_complete(pairs)]
     return _length_and_last_token_warnings(pairs, found)
 
 
@@ -58,6 +64,17 @@ def _cut_warning(pairs: Sequence[Pair], auc: float) -> str:
         f"{more} answers are cut in {_percent(more_cut)} of cases against {_percent(less_cut)} of the {less} ones (AUC "
         f"{auc:.2f}): a likely artifact, because the player can win by where an answer breaks off; raise "
         "spin.max_new_tokens"
+    )
+
+
+def _broken_off_warning(pairs: Sequence[Pair], found: Separability, cut: float) -> str:
+    """Where both sides are cut, being cut tells nothing, but the places where they break off do."""
+    feature, auc = max((found.last_token_auc, "last token"), (found.length_auc, "length"))[::-1]
+    real = fmean([not pair.real.complete for pair in pairs])
+    return (
+        f"{_percent(cut)} of the generated answers are cut, and {_percent(real)} of the real ones, so their {feature} "
+        f"alone tells them apart (AUC {auc:.2f}): the player can win by where an answer breaks off; raise "
+        "spin.max_new_tokens, or train SFT for longer if the model has not learned when to stop"
     )
 
 

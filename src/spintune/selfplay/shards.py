@@ -74,7 +74,7 @@ class Shards:
                         write_shard(paths[place], shard)
                         shards[place] = shard
                 records += [record for shard in shards for record in shard or ()]
-                task.advance(sum(len(items[part]) for part in parts))
+                task.advance(sum(len(items[part]) for part in parts), restored=not missing)
         return records
 
 

@@ -85,7 +85,7 @@ def train_iteration(
 
     def start(step: int) -> None:
         hooks.on_start(step)
-        task.advance(step)
+        task.advance(step, restored=True)
 
     def report(step: StepReport) -> None:
         hooks.on_step(step)

@@ -67,6 +67,11 @@ def write_decision(context: RunContext, best: BestModel) -> None:
     (folder / OLD_BEST).unlink(missing_ok=True)
 
 
+def is_unmeasured(context: RunContext) -> bool:
+    """Whether the run takes its newest model without measuring any."""
+    return _unmeasured(context) is not None
+
+
 def _unmeasured(context: RunContext) -> str | None:
     """Why the newest model is taken without measuring any; None where the models are measured."""
     spin = context.recipe.spin

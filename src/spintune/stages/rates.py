@@ -133,7 +133,7 @@ class RateSearch:
         heldout = setting.heldout[: plan.heldout]
         tag, began = digest_json(self.inputs)[:12], time.monotonic()
         rungs = _Rungs(self.folder / "shards", tag)
-        with context.progress.task(f"{self.title}: learning rate", _steps(plan, len(rungs)), "steps") as task:
+        with context.progress.task(f"{self.title}: learning rate", _steps(plan, len(rungs)), "trial steps") as task:
 
             def advance(report: StepReport) -> None:
                 task.advance(1, loss=report.loss, rate=report.learning_rate)

@@ -27,6 +27,7 @@ from spintune.stages.iterates import Iterate
 from spintune.stages.iteration import diagnosis_stage, training_stage
 from spintune.stages.measure import metric_of
 from spintune.stages.pairs import NothingToLearnError, PairStage
+from spintune.stages.schedule import RIVAL, answers_of, training_of
 from spintune.stages.sft import baseline_stage
 
 
@@ -70,8 +71,9 @@ class _SelfPlay:
         if self.section.baseline == "sft":
             steps = sum(result.steps for result in self.results)
             tokens = sum(result.tokens for result in self.results)
-            iterate, baseline = baseline_stage(self.context, self.section, self.start, steps, tokens)
-            measure_for_decision(self.context, iterate)
+            with self.context.progress.stage(RIVAL):
+                iterate, baseline = baseline_stage(self.context, self.section, self.start, steps, tokens)
+                measure_for_decision(self.context, iterate)
             iterates = [*iterates, iterate]
         return iterates, TrainingResults(spin=self.results, stopped=stopped, baseline=baseline)
 
@@ -96,10 +98,14 @@ class _SelfPlay:
         return None
 
     def _iteration(self, iteration: int) -> IterationResults:
-        pairs = self.pair_stage.pairs(iteration)
-        iterate, facts = training_stage(self.sampler, self.iterates[-1], iteration)
-        self.iterates.append(iterate)
-        diagnosis = diagnosis_stage(self.sampler, self.iterates, iteration)
+        with self.context.progress.stage(answers_of(iteration)):
+            pairs = self.pair_stage.pairs(iteration)
+        with self.context.progress.stage(training_of(iteration)):
+            iterate, facts = training_stage(self.sampler, self.iterates[-1], iteration)
+            self.iterates.append(iterate)
+            diagnosis = diagnosis_stage(self.sampler, self.iterates, iteration)
+            with contextlib.suppress(DeletedModelError):  # never measured, and deleted since (spin.keep)
+                measure_for_decision(self.context, iterate)
         return IterationResults(**vars(facts), pairs=pairs, diagnosis=diagnosis)
 
     def _discard_iterates(self) -> None:

@@ -138,7 +138,7 @@ def run_sft(
         nonlocal reached
         reached = step
         hooks.on_start(step)
-        task.advance(step)
+        task.advance(step, restored=True)
         if step == 0:
             evaluate(0)
 

@@ -1,0 +1,178 @@
+"""What a run is going to do: its stages in order, and from its data about how many tokens each takes.
+
+The estimate is for people who wait. It takes four characters for a token, and answers of a model to be as long as real
+ones, so only its proportions matter: seconds come from what was measured (:mod:`spintune.time_left`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from spintune.evaluation.selection import prompt_text
+from spintune.progress import ExpectedStage, ExpectedTask
+from spintune.recipe import HELDOUT, Recipe, SftSection, SpinSection
+from spintune.records import Example
+
+WRITE, DATA, MEASURE, SFT_TRAINING, RIVAL, EVALUATION = (
+    "write data",
+    "data",
+    "measure base",
+    "SFT",
+    "more SFT, the rival",
+    "evaluation",
+)
+_CHARACTERS = 4  # of a token
+_TEMPLATE = 12  # tokens that a chat template adds to a prompt
+_SAMPLE = 200  # examples whose length is looked at
+
+
+def answers_of(iteration: int) -> str:
+    """The name of the stage that writes an iteration's answers."""
+    return f"iteration {iteration}: answers"
+
+
+def training_of(iteration: int) -> str:
+    """The name of the stage that trains an iterate."""
+    return f"iteration {iteration}: training"
+
+
+def folder_of(name: str) -> str | None:
+    """The folder of a stage inside of the run's; None for the evaluations, which have many."""
+    fixed = {WRITE: "synth", DATA: "data", MEASURE: "likelihood/base", SFT_TRAINING: "sft", RIVAL: "spin/baseline-sft"}
+    if name in fixed or name == EVALUATION:
+        return fixed.get(name)
+    iterate = f"spin/iterate-{name.split()[1].rstrip(':')}"
+    return f"{iterate}/pairs" if name.endswith("answers") else iterate
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """The data of a run: how many examples, and mean lengths. [tokens]
+
+    Attributes:
+        seen, played: examples that SFT and self-play train on.
+        measured: whether every model is measured on held-out examples as soon as it is made.
+    """
+
+    seen: int
+    played: int
+    heldout: int
+    prompt: float
+    answer: float
+    measured: bool
+
+
+def data_size(
+    seen: Sequence[Example], played: Sequence[Example], heldout: int, max_length: int, measured: bool
+) -> DataSize:
+    """The size of a run's data; lengths are those of some examples."""
+    some = [seen[place] for place in range(0, len(seen), max(1, len(seen) // _SAMPLE))]
+    prompt = fmean(len(prompt_text(one)) for one in some) / _CHARACTERS + _TEMPLATE if some else 0.0
+    answer = fmean(len(one.answer) for one in some) / _CHARACTERS + 1 if some else 0.0
+    return DataSize(len(seen), len(played), heldout, prompt, min(answer, max_length), measured)
+
+
+def expected_stages(recipe: Recipe, until: str, size: DataSize | None = None) -> list[ExpectedStage]:
+    """The stages of a run of a recipe, with what they take as far as that is known."""
+    names = [WRITE] if recipe.synth else []
+    if recipe.synth and until == "synth":
+        return [ExpectedStage(name, None) for name in names]
+    stages = [*(ExpectedStage(name, None) for name in names), ExpectedStage(DATA)]
+    work = _Work(recipe, size) if size else None
+    plays = recipe.spin is not None and until != "sft"
+    if (recipe.sft or plays) and (size is None or size.measured):
+        stages.append(ExpectedStage(MEASURE, tuple(work.measuring()) if work else None))
+    if recipe.sft:
+        stages.append(ExpectedStage(SFT_TRAINING, tuple(work.sft(recipe.sft)) if work else None))
+    if recipe.spin and plays:
+        for iteration in range(1, recipe.spin.iterations + 1):
+            stages.append(
+                ExpectedStage(answers_of(iteration), tuple(work.answers(recipe.spin, iteration)) if work else None)
+            )
+            stages.append(
+                ExpectedStage(training_of(iteration), tuple(work.training(recipe.spin, iteration)) if work else None)
+            )
+        if recipe.spin.baseline == "sft":
+            stages.append(ExpectedStage(RIVAL, tuple(work.rival(recipe.spin)) if work else None))
+    if recipe.eval and until == "eval":
+        heldout_alone = recipe.eval == [HELDOUT] and recipe.judge is None
+        models = 1 + sum(one.name != DATA and not one.name.endswith("answers") for one in stages)
+        stages.append(ExpectedStage(EVALUATION, tuple(work.evaluation(models)) if work and heldout_alone else None))
+    return stages
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The tasks of each stage, for data of a size."""
+
+    recipe: Recipe
+    size: DataSize
+
+    def measuring(self) -> Iterator[ExpectedTask]:
+        """One model on the held-out examples."""
+        size, spin = self.size, self.recipe.spin
+        if size.heldout:
+            longest = spin.max_new_tokens if spin else size.answer
+            yield ExpectedTask("references", size.heldout, size.prompt + size.answer)
+            yield ExpectedTask("answers", size.heldout, min(size.answer, longest))
+            if samples := self.recipe.evaluation.samples:
+                yield ExpectedTask("answers", size.heldout * samples, min(size.answer, longest))
+
+    def _after_training(self) -> Iterator[ExpectedTask]:
+        yield from self.measuring() if self.size.measured else ()
+
+    def sft(self, section: SftSection) -> Iterator[ExpectedTask]:
+        """SFT, and measuring its model."""
+        tokens = self.size.seen * (self.size.prompt + self.size.answer)
+        step = min(section.tokens_per_step, tokens)
+        steps = section.max_steps or math.ceil(section.epochs * tokens / max(1.0, step))
+        yield ExpectedTask("steps", steps, step)
+        yield from self._after_training()
+
+    def answers(self, section: SpinSection, iteration: int) -> Iterator[ExpectedTask]:
+        """Writing and scoring the pairs of an iteration."""
+        size, written = self.size, self._written(section)
+        given = bool(section.generated) and iteration == 1
+        if iteration == 1 and size.heldout:  # later ones were written when their writer was measured
+            yield ExpectedTask("answers", size.heldout * section.negatives, written)
+        if not given:
+            yield ExpectedTask("answers", size.played * section.negatives / self._phases(section), written)
+        pair = size.prompt + size.answer + written * section.negatives
+        yield ExpectedTask("pairs", size.played, pair)
+        if size.heldout:
+            yield ExpectedTask("pairs", size.heldout, pair)
+
+    def training(self, section: SpinSection, iteration: int) -> Iterator[ExpectedTask]:
+        """Training an iterate, and measuring it."""
+        steps, step = self._steps(section, iteration)
+        yield ExpectedTask("steps", steps, step)
+        if self.size.heldout:
+            yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section))
+        yield from self._after_training()
+
+    def rival(self, section: SpinSection) -> Iterator[ExpectedTask]:
+        """As much SFT as self-play took steps and tokens."""
+        played = [self._steps(section, iteration) for iteration in range(1, section.iterations + 1)]
+        steps = sum(count for count, _ in played)
+        yield ExpectedTask("steps", steps, sum(count * tokens for count, tokens in played) / max(1, steps))
+        yield from self._after_training()
+
+    def evaluation(self, models: int) -> Iterator[ExpectedTask]:
+        """The held-out examples under every model that was not measured when it was made."""
+        for _ in range(0 if self.size.measured else models):
+            yield from self.measuring()
+
+    def _written(self, section: SpinSection) -> float:
+        return min(self.size.answer, section.max_new_tokens)
+
+    def _phases(self, section: SpinSection) -> int:
+        return section.refresh if isinstance(section.refresh, int) else 1
+
+    def _steps(self, section: SpinSection, iteration: int) -> tuple[int, float]:
+        """Steps of an iteration, and tokens of each."""
+        pairs = self.size.played * section.in_iteration(iteration).epochs
+        pair = self.size.prompt + self.size.answer + self._written(section) * section.negatives
+        return math.ceil(pairs / section.pairs_per_step), min(section.pairs_per_step, pairs) * pair

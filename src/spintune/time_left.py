@@ -1,0 +1,284 @@
+"""About how long a stage and a whole run will take: expected work at the rates that were measured so far.
+
+A stage's work is known in tokens before it begins, by kind: training, scoring, writing. Its time follows from the
+seconds per token of that kind, measured in this process, late stages counting more than early ones. A kind that was not
+measured yet is taken to cost :data:`RELATIVE_COST` beside those that were. What a stage takes beyond its tasks, such as
+loading and saving a model, is the mean of the stages so far.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from spintune.progress import KINDS, ExpectedStage
+
+RELATIVE_COST = {"score": 1.0, "train": 3.0, "generate": 3.0}
+"""Seconds per token beside those of scoring, for a kind of work that was not measured yet. Training is a forward and a
+backward of twice its arithmetic; how much slower writing is depends on model and batch, so it is a guess until then."""
+
+_FORGET = 0.5  # of what earlier stages measured, at the end of each stage
+
+
+@dataclass
+class TimedTask:
+    """A task under way. Its time does not count while another one runs inside of it."""
+
+    name: str
+    total: float
+    unit: str
+    began: float
+    work: _Work | None = None
+    done: float = 0.0
+    measured: float = 0.0
+    """Items that this process did."""
+    seconds: float = 0.0
+    pending: float = 0.0
+    """Seconds since the last item was done."""
+
+    @property
+    def has_end(self) -> bool:
+        """Whether it is known how many items there are."""
+        return 0 < self.total < math.inf
+
+    @property
+    def item_seconds(self) -> float | None:
+        """Mean time of an item so far; None before the first."""
+        return self.seconds / self.measured if self.measured > 0 and self.seconds > 0 else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the task is done, by its own rate."""
+        each = self.item_seconds
+        return None if each is None or not self.has_end else max(0.0, (self.total - self.done) * each - self.pending)
+
+
+@dataclass
+class _Work:
+    """Expected work: ``items`` becomes what a task says, once it begins."""
+
+    kind: str
+    items: float
+    tokens: float
+    done: float = 0.0
+    began: bool = False
+    ended: bool = False
+
+    @property
+    def cost(self) -> float:
+        """Tokens that are left."""
+        return 0.0 if self.ended else max(0.0, self.items - self.done) * self.tokens
+
+
+@dataclass
+class _Measured:
+    """Seconds and tokens of one kind of work."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+
+
+@dataclass
+class _Stage:
+    name: str
+    works: list[_Work] | None
+    began: float = 0.0
+    beside: float = 0.0
+    """Seconds outside of its tasks."""
+    worked: bool = False
+    """Whether it began a task."""
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds that are left. ``at_least`` where a stage is still to come of which nobody knows what it takes."""
+
+    seconds: float
+    at_least: bool = False
+
+
+@dataclass
+class RunTimes:
+    """The stages of a run, which one is under way, and how long the rest takes."""
+
+    now: Callable[[], float] = time.monotonic
+    tasks: list[TimedTask] = field(default_factory=list)
+    _stages: list[_Stage] = field(default_factory=list)
+    _place: int = -1
+    _inside: bool = False
+    _rates: dict[str, _Measured] = field(default_factory=lambda: defaultdict(_Measured))
+    _beside: list[float] = field(default_factory=list)
+    _last: float | None = None
+
+    # What happens ----------------------------------------------------------------------------------------------------
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        """Takes what a run is going to do, in order, or what is known of it by now; the stage under way stays."""
+        under_way = self._stages[self._place] if self._inside else None
+        self._stages = [_Stage(one.name, _works(one)) for one in stages]
+        self._place = -1
+        if under_way is not None and (place := self._find(under_way.name, 0)) is not None:
+            self._stages[place], self._place = under_way, place
+
+    def begin_stage(self, name: str) -> bool:
+        """Enters a stage; False for one that is not expected, which then does not count."""
+        place = self._find(name, self._place + 1)
+        if place is None or self._inside:
+            return False
+        self._tick()
+        self._place, self._inside = place, True
+        self._stages[place].began = self.now()
+        return True
+
+    def end_stage(self) -> None:
+        """Leaves the stage, and lets earlier stages count less than it from now on."""
+        self._tick()
+        stage, self._inside = self._stages[self._place], False
+        if stage.worked:
+            self._beside.append(stage.beside)
+            for measured in self._rates.values():
+                measured.seconds *= _FORGET
+                measured.tokens *= _FORGET
+
+    def begin_task(self, name: str, total: float, unit: str) -> TimedTask:
+        """Begins a task of the stage under way, if there is one."""
+        self._tick()
+        task = TimedTask(name, total, unit, self.now())
+        if self._inside:
+            stage, kind = self._stages[self._place], KINDS.get(unit)
+            stage.worked = True
+            task.work = next((one for one in stage.works or () if one.kind == kind and not one.began), None)
+            if task.work:
+                task.work.began = True
+                task.work.items = total if task.has_end else task.work.items
+        self.tasks.append(task)
+        return task
+
+    def advance(self, task: TimedTask, amount: float, restored: bool = False) -> None:
+        """Counts items of a task, with the time since the last ones; of restored ones it says nothing."""
+        self._tick()
+        task.done += amount
+        if task.work:
+            task.work.done += amount
+        if not restored:
+            self._measure(task, amount)
+
+    def end_task(self, task: TimedTask) -> None:
+        """Ends a task, and those that began inside of it."""
+        self._tick()
+        self._measure(task, 0)
+        if task.work:
+            task.work.ended = True
+        if task in self.tasks:
+            self.tasks.remove(task)
+
+    def _measure(self, task: TimedTask, amount: float) -> None:
+        task.seconds += task.pending
+        task.measured += amount
+        if task.work:
+            rate = self._rates[task.work.kind]
+            rate.seconds += task.pending
+            rate.tokens += amount * task.work.tokens
+        task.pending = 0.0
+
+    def _tick(self) -> None:
+        """Gives the time since the last event to the innermost task, or to the stage."""
+        now = self.now()
+        passed = 0.0 if self._last is None else now - self._last
+        self._last = now
+        if self.tasks:
+            self.tasks[-1].pending += passed
+        elif self._inside:
+            self._stages[self._place].beside += passed
+
+    def _find(self, name: str, start: int) -> int | None:
+        return next((n for n, one in enumerate(self._stages[start:], start) if one.name == name), None)
+
+    # What can be asked -----------------------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> str | None:
+        """The name of the stage under way."""
+        return self._stages[self._place].name if self._inside else None
+
+    @property
+    def number(self) -> int:
+        """The number of the stage under way, from 1."""
+        return self._place + 1
+
+    @property
+    def count(self) -> int:
+        """How many stages there are."""
+        return len(self._stages)
+
+    @property
+    def worked(self) -> bool:
+        """Whether the stage had anything to do so far."""
+        return self._place >= 0 and self._stages[self._place].worked
+
+    @property
+    def stage_seconds(self) -> float:
+        """How long the stage has been under way."""
+        return self.now() - self._stages[self._place].began
+
+    def stage_left(self) -> float | None:
+        """Seconds until the stage under way ends; None where nothing was measured yet."""
+        self._tick()
+        stage = self._stages[self._place] if self._inside else None
+        if stage is None or not stage.works:
+            return self.tasks[-1].left if self.tasks else None
+        left = self._seconds(stage.works)
+        if left is None:
+            return None
+        return max(0.0, left - sum(task.pending for task in self.tasks if task.work))
+
+    def run_left(self) -> TimeLeft | None:
+        """Time until the run ends; None where that of the stage, or of later ones, is not known."""
+        here = self.stage_left() if self._inside else 0.0
+        later = self._stages[self._place + 1 :]
+        known = [self._seconds(one.works) for one in later if one.works is not None]
+        if here is None or not self._stages or None in known:
+            return None
+        beside = sum(self._beside) / len(self._beside) if self._beside else 0.0
+        total = here + sum(one for one in known if one) + beside * len(later)
+        return TimeLeft(total, any(one.works is None for one in later))
+
+    def share_done(self) -> float | None:
+        """The share of the stage that is done, by expected time; of the task alone where nothing is expected."""
+        stage = self._stages[self._place] if self._inside else None
+        if stage is None or not stage.works:
+            task = self.tasks[-1] if self.tasks else None
+            return min(1.0, task.done / task.total) if task and task.has_end else None
+        weights = [self._second(one.kind) or RELATIVE_COST[one.kind] for one in stage.works]
+        whole = sum(one.items * one.tokens * weight for one, weight in zip(stage.works, weights, strict=True))
+        left = sum(one.cost * weight for one, weight in zip(stage.works, weights, strict=True))
+        return 1 - left / whole if whole else None
+
+    def _seconds(self, works: Sequence[_Work]) -> float | None:
+        """Seconds that expected work takes; None where nothing was measured."""
+        total = 0.0
+        for one in works:
+            if one.cost:
+                each = self._second(one.kind)
+                if each is None:
+                    return None
+                total += one.cost * each
+        return total
+
+    def _second(self, kind: str) -> float | None:
+        """Seconds for a token of a kind of work."""
+        rate = self._rates.get(kind)
+        if rate and rate.tokens and rate.seconds:
+            return rate.seconds / rate.tokens
+        measured = [(known, one) for known, one in self._rates.items() if one.tokens and one.seconds]
+        costs = sum(RELATIVE_COST[known] * one.tokens for known, one in measured)
+        return RELATIVE_COST[kind] * sum(one.seconds for _, one in measured) / costs if costs else None
+
+
+def _works(stage: ExpectedStage) -> list[_Work] | None:
+    if stage.tasks is None:
+        return None
+    return [_Work(KINDS[task.unit], task.items, task.tokens) for task in stage.tasks]

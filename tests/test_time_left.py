@@ -1,0 +1,152 @@
+"""How long a run will still take: by hand, with a clock that tests move."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from spintune.progress import ExpectedStage, ExpectedTask
+from spintune.time_left import RELATIVE_COST, RunTimes
+
+STAGES = [
+    ExpectedStage("data"),
+    ExpectedStage("SFT", (ExpectedTask("steps", 10, 100),)),
+    ExpectedStage("answers", (ExpectedTask("answers", 20, 50), ExpectedTask("pairs", 20, 200))),
+    ExpectedStage("training", (ExpectedTask("steps", 5, 400),)),
+]
+
+
+class Clock:
+    seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def times(clock: Clock) -> RunTimes:
+    found = RunTimes(clock)
+    found.expect(STAGES)
+    return found
+
+
+def step(times: RunTimes, clock: Clock, task: object, seconds: float, items: float = 1) -> None:
+    clock.seconds += seconds
+    times.advance(task, items)  # type: ignore[arg-type]
+
+
+def test_nothing_is_said_before_anything_was_measured(times: RunTimes) -> None:
+    times.begin_stage("SFT")
+    times.begin_task("SFT", 10, "steps")
+    assert (times.stage_left(), times.run_left(), times.share_done()) == (None, None, 0)
+    assert (times.stage, times.number, times.count) == ("SFT", 2, 4)
+
+
+def test_the_rest_follows_from_the_seconds_of_a_token(times: RunTimes, clock: Clock) -> None:
+    """4 of 10 steps of 100 tokens in 8 s: 0.02 s for a token of training, so 12 s here and 40 s for 5 · 400 later.
+
+    Scoring takes a third of that: 20 · 200 · 0.02 / 3; writing, as the table says.
+    """
+    times.begin_stage("SFT")
+    task = times.begin_task("SFT", 10, "steps")
+    for _ in range(4):
+        step(times, clock, task, 2.0)
+    assert times.stage_left() == pytest.approx(12)
+    assert times.share_done() == pytest.approx(0.4)
+    writing = 20 * 50 * 0.02 * RELATIVE_COST["generate"] / RELATIVE_COST["train"]
+    left = times.run_left()
+    assert left is not None
+    assert left.seconds == pytest.approx(12 + writing + 20 * 200 * 0.02 / 3 + 40)
+    assert not left.at_least
+    clock.seconds += 1.5  # a step under way is a part of what is left
+    assert times.stage_left() == pytest.approx(10.5)
+
+
+def test_what_is_measured_replaces_the_guess_and_late_stages_count_more(times: RunTimes, clock: Clock) -> None:
+    """0.02 s a token in SFT and 1 s beside it; then writing is measured: 20 answers of 50 tokens in 40 s."""
+    times.begin_stage("SFT")
+    task = times.begin_task("SFT", 10, "steps")
+    step(times, clock, task, 20.0, 10)
+    times.end_task(task)
+    clock.seconds += 1
+    times.end_stage()
+    times.begin_stage("answers")
+    task = times.begin_task("answers", 20, "answers")
+    step(times, clock, task, 20.0, 10)
+    left = times.stage_left()
+    assert left == pytest.approx(20 + 20 * 200 * (10 + 20) / (500 * 3 + 500 * RELATIVE_COST["generate"]))
+    whole = times.run_left()
+    assert whole is not None
+    assert whole.seconds == pytest.approx((left or 0) + 5 * 400 * 0.02 + 1)  # and as long beside the tasks as before
+
+
+def test_what_an_earlier_command_did_says_nothing_about_the_time(times: RunTimes, clock: Clock) -> None:
+    times.begin_stage("SFT")
+    task = times.begin_task("SFT", 10, "steps")
+    times.advance(task, 8, restored=True)
+    assert times.stage_left() is None
+    step(times, clock, task, 3.0)
+    assert times.stage_left() == pytest.approx(3)
+    assert task.item_seconds == pytest.approx(3)
+
+
+def test_a_task_inside_of_another_has_its_own_time(times: RunTimes, clock: Clock) -> None:
+    """A phase writes answers between two steps: its 30 s are none of the steps'."""
+    times.begin_stage("SFT")
+    outer = times.begin_task("SFT", 10, "steps")
+    step(times, clock, outer, 2.0)
+    inner = times.begin_task("phase", 3, "answers")
+    step(times, clock, inner, 30.0, 3)
+    times.end_task(inner)
+    step(times, clock, outer, 2.0)
+    assert outer.item_seconds == pytest.approx(2)
+    assert times.stage_left() == pytest.approx(16)
+
+
+def test_a_task_corrects_what_was_expected_of_it(times: RunTimes, clock: Clock) -> None:
+    """Half of the pairs were dropped: 3 steps in place of 5."""
+    times.begin_stage("training")
+    task = times.begin_task("SPIN iteration 1", 3, "steps")
+    step(times, clock, task, 4.0)
+    assert times.stage_left() == pytest.approx(8)
+
+
+def test_a_stage_of_which_nobody_knows_makes_it_at_least(times: RunTimes, clock: Clock) -> None:
+    times.expect([*STAGES, ExpectedStage("evaluation", None)])
+    times.begin_stage("training")
+    task = times.begin_task("SPIN iteration 1", 5, "steps")
+    step(times, clock, task, 1.0)
+    left = times.run_left()
+    assert left is not None
+    assert (left.seconds, left.at_least) == (pytest.approx(4), True)
+
+
+def test_stages_that_are_skipped_or_unknown_do_not_count(times: RunTimes, clock: Clock) -> None:
+    assert not times.begin_stage("judge")
+    assert times.begin_stage("training")  # self-play stopped early, so to speak
+    assert not times.begin_stage("SFT")  # inside of another
+    assert (times.number, times.worked) == (4, False)
+    times.end_stage()
+    assert times.stage is None
+
+
+def test_a_task_outside_of_stages_goes_by_its_own_rate(clock: Clock) -> None:
+    times = RunTimes(clock)
+    task = times.begin_task("verify", 100, "MB")
+    step(times, clock, task, 5.0, 25)
+    assert (times.stage_left(), times.share_done()) == (pytest.approx(15), 0.25)
+    times.end_task(task)
+    assert times.stage_left() is None
+
+
+def test_a_task_of_unknown_length_counts_without_an_end(clock: Clock) -> None:
+    times = RunTimes(clock)
+    task = times.begin_task("reading", math.inf, "rows")
+    step(times, clock, task, 5.0, 25)
+    assert (times.stage_left(), times.share_done(), task.left) == (None, None, None)
