@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from spintune import number_files, record_files
 from spintune.errors import DataError, RecipeError
 from spintune.mixtures.mixture import Mixture, Prompting, load_mixture
 from spintune.mixtures.rendering import PromptBudget, RenderedPrompt
@@ -412,3 +414,24 @@ def test_test_rows_may_differ_by_selector_and_the_first_that_means_a_task_counts
     assert {rendered.task for rendered in mixture.heldout({"b": 2, "c": 0})} == {"b"}
     with pytest.raises(RecipeError, match=r"heldout_rows: there is no task d"):
         mixture.heldout({"d": 1})
+
+
+def test_memory_does_not_grow_with_the_examples(
+    task: Callable[..., MixtureTask], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_files, "_READ", 1 << 14)  # or so few examples are one block and one part
+    monkeypatch.setattr(number_files, "_BLOCK", 64)
+    monkeypatch.setattr(number_files, "_PART", 64)
+
+    def held(rows: int, examples: int) -> int:
+        data = [{"question": f"What is {n} plus 1?", "why": "It is next.", "sum": n + 1} for n in range(rows)]
+        mixture = Mixture([task(rows=data)], 7)
+        tracemalloc.start()
+        made = materialize(mixture, examples)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(made.examples) == examples
+        return peak
+
+    held(50, 50)  # what is imported and kept by the process
+    assert held(50, 350) < held(50, 50) + 100 * 300  # an example as an object takes over 1,000 bytes
