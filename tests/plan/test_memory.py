@@ -206,10 +206,9 @@ def test_commands(spintune: Callable[..., Ended], tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert '"fits": true' in ended.out
     assert not (tmp_path / "run").exists()
-    ended = spintune("plan", recipe, "--gpus", 1, "--memory", "1.02GB", "--rows", "1000x500")
-    assert ended.code == 14
-    assert "sft needs" in ended.err
-    assert "would fit: " in ended.err
+    ended = spintune("plan", recipe, "--gpus", 1, "--memory", "1.005GB", "--rows", "1000x500")
+    assert ended.code == 15
+    assert "does not fit: sft needs" in ended.err
     for words, code, said in (
         (["--memory", "lots"], 2, "--memory 'lots' is no amount of memory"),
         (["--gpu", "h10"], 2, "did you mean h100?"),

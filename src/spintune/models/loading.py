@@ -250,8 +250,9 @@ def is_encoder_decoder(name: str, *, cache: Path) -> bool:
 def load_config(name: str, *, cache: Path) -> PreTrainedConfig:
     """Loads only the config of a model, which may also be named by its config.json. Raises ModelError."""
     file = Path(name).expanduser()
-    location, arguments = (name, {}) if file.suffix == ".json" and file.is_file() else locate_model(name, cache)
-    with _refusals(f"config of {name!r}", location, arguments):
+    alone = file.suffix == ".json" and file.is_file()
+    location, arguments = (str(file), {}) if alone else locate_model(name, cache)
+    with _refusals(f"config of {name!r}", None if alone else location, arguments):
         config: PreTrainedConfig = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
         return config
 
