@@ -1,0 +1,92 @@
+"""Ranks that end early, are told to stop, or differ: one line, all ranks down, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from forked import Rank, command, start_ranks, wait_for
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+SFT_ALONE = """eval: []
+sft: {epochs: 5, learning_rate: 1.0e-3, tokens_per_step: 260, checkpoint_minutes: 0}
+"""
+
+
+def _recipe(world: Callable[..., Path], name: str, more: str = "") -> Path:
+    recipe = world(name)
+    kept = [line for line in recipe.read_text().splitlines() if not line.startswith(("sft:", "spin:", "eval:"))]
+    recipe.write_text("\n".join(kept) + "\n" + SFT_ALONE + more)
+    return recipe
+
+
+def _out(recipe: Path) -> Path:
+    return Path(next(line.split()[1] for line in recipe.read_text().splitlines() if line.startswith("out:")))
+
+
+def _steps(run: Path) -> list[dict[str, float]]:
+    file = run / "metrics.jsonl"
+    lines = map(json.loads, file.read_text().splitlines()) if file.exists() else ()
+    return [line for line in lines if "grad_norm" in line]
+
+
+def _when_training(run: Path, ranks: Sequence[Rank]) -> None:
+    until = time.monotonic() + 200
+    while len(_steps(run)) < 2:
+        assert time.monotonic() < until, "\n".join(rank.text for rank in ranks)
+        time.sleep(0.02)
+
+
+def _errors(ranks: Sequence[Rank]) -> list[str]:
+    return [line for rank in ranks for line in rank.text.splitlines() if line.startswith("spintune:")]
+
+
+@pytest.mark.parametrize("more", ["", "parallel: shard\n"])
+def test_stops_and_goes_on_with_other_ranks(world: Callable[..., Path], tmp_path: Path, more: str) -> None:
+    name = "shard" if more else "replicate"
+    whole = _recipe(world, f"whole-{name}")
+    assert wait_for(start_ranks(1, command(["run", str(whole)]), tmp_path / "whole")) == [0]
+    recipe = _recipe(world, f"stopped-{name}", more)
+    ranks = start_ranks(2, command(["run", str(recipe)]), tmp_path / "first")
+    _when_training(_out(recipe), ranks)
+    ranks[1].signal(signal.SIGUSR1)  # not the rank that decides
+    assert wait_for(ranks) == [75, 75]
+    (line,) = _errors(ranks)
+    assert "SIGUSR1" in line
+    assert "checkpoint of step" in line
+    recipe.write_text(recipe.read_text().replace(more, "") if more else recipe.read_text())
+    assert wait_for(start_ranks(1, command(["run", str(recipe)]), tmp_path / "second")) == [0]
+    steps = [line["step"] for line in _steps(_out(recipe))]
+    assert steps == [line["step"] for line in _steps(_out(whole))]  # each step once, whoever made it
+    one, other = (load_file(_out(file) / "sft/model/model.safetensors") for file in (whole, recipe))
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 2e-4
+
+
+def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = _recipe(world, "killed")
+    ranks = start_ranks(3, command(["run", str(recipe)]), tmp_path / "first")
+    _when_training(_out(recipe), ranks)
+    ranks[2].signal(signal.SIGKILL)
+    assert wait_for(ranks, 60) == [14, 14, -signal.SIGKILL]
+    (line,) = _errors(ranks)
+    assert "rank 2" in line
+    assert "checkpoint of step" in line
+
+
+def test_ranks_that_differ(world: Callable[..., Path], tmp_path: Path) -> None:
+    recipe = _recipe(world, "differ")
+
+    def work(rank: int) -> None:
+        command(["run", str(recipe), f"seed={rank}"])(rank)
+
+    ranks = start_ranks(2, work, tmp_path)
+    codes = wait_for(ranks, 120)
+    assert codes == [14, 14]
+    (line,) = _errors(ranks)
+    assert "rank 1 has another recipe" in line
