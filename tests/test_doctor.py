@@ -109,7 +109,6 @@ def test_people_read_the_same(spintune: Spintune, tiny_model: Path) -> None:
     assert result.code == 0
     for line in ("ok    scores: packed (", "ok    generation: batch (", "ok    limits: 512 positions\n"):
         assert line in result.out
-    assert f"checking {tiny_model}" in result.err
 
 
 def test_the_options_of_a_template_are_listed(tiny_model: Path) -> None:

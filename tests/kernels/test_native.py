@@ -283,7 +283,7 @@ def test_a_compiler_that_fails_is_warned_of_and_none_is_not(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
     with caplog.at_level("INFO"):
-        assert build.kernels.__wrapped__() is None
+        assert build._kernels.__wrapped__() is None
     assert [record.levelname for record in caplog.records] == [level]
 
 

@@ -359,7 +359,7 @@ def test_settings_go_before_the_presets_which_go_before_the_defaults(declare: Ca
         ({"preset": "flan2022", "weights": {"a": 1.0}}, "a preset has groups of its own"),
         ({"groups": {"x": {"tasks": ["a"], "groups": {}}}}, "groups"),
         ({"weights": {}}, "weights is empty; leave it out or fill it in"),
-        ({"groups": {"x": {"taks": ["a"]}}}, "unknown key groups.x.taks; did you mean tasks?"),
+        ({"groups": {"x": {"taks": ["a"]}}}, "unknown key groups.x.taks; did you mean groups.x.tasks?"),
     ],
 )
 def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], expected: str) -> None:

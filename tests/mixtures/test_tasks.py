@@ -165,11 +165,11 @@ def test_the_digest_follows_what_decides_the_prompts(task: TaskOf, declare: Decl
         ({"clustre": "x"}, "unknown key clustre; did you mean cluster?"),
         (
             {"direct": [{"input": "{question}", "targt": "{answer}"}]},
-            "unknown key direct.0.targt; did you mean target?",
+            "unknown key direct.0.targt; did you mean direct.0.target?",
         ),
         (
             {"fields": {"answer": {"from": "sum", "patern": "x"}}},
-            "unknown key fields.answer.patern; did you mean pattern?",
+            "unknown key fields.answer.patern; did you mean fields.answer.pattern?",
         ),
         ({"name": "a b"}, "name: String should match pattern"),
         ({"direct": None, "cot": None}, "no phrasings; write some under direct or cot"),

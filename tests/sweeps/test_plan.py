@@ -102,7 +102,7 @@ def test_many_runs_are_asked_for() -> None:
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["spin.los=[space,logistic]"], ["{}: unknown key spin.los; did you mean loss?"]),
+        (["spin.los=[space,logistic]"], ["{}: unknown key spin.los; did you mean spin.loss?"]),
         (["sed=0..1"], ["{}: unknown key sed; did you mean seed?"]),
         (["spin.loss=[space,spice]"], ["{}: spin.loss: there is no loss 'spice'; did you mean space? (in spin.loss=s"]),
         (["seed=-1..1"], ["{}: seed: Input should be greater than or equal to 0 (given: -1) (in seed=-1)"]),

@@ -186,7 +186,7 @@ def test_a_loss_that_is_not_a_number(
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("sft.lerning_rate=1e-5", ("sft.lerning_rate", "did you mean learning_rate?")),
+        ("sft.lerning_rate=1e-5", ("sft.lerning_rate", "did you mean sft.learning_rate?")),
         ("learning_rate=1e-5", ("learning_rate", "did you mean sft.learning_rate?")),
         ("data.columns={prompt: question}", ("data.columns", "did you mean data.train: {path: FILE, columns: ...}?")),
         ("sft.epochs", ("'sft.epochs'", "key.path=value")),

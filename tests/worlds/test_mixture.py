@@ -134,7 +134,7 @@ def test_the_command_shows_tasks_and_shares(
         ({"weights": {"triples": 1.0}}, "triples"),
         ({"quadrants": {"zero_direct": 0.0}}, "sum to 0"),
         ({"few_shot_tokens": 4, "quadrants": {"few_direct": 1.0}}, "few_shot_tokens"),
-        ({"example": 9}, "did you mean examples?"),
+        ({"example": 9}, "did you mean data.mixture.examples?"),
     ],
 )
 def test_a_mistake_in_a_mixture_is_one_line(

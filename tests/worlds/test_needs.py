@@ -98,11 +98,13 @@ def test_best_weights_are_added_up(
     assert disk_needs(recipe, MODEL, ADAMW) == DiskNeeds(300, 300, 800)  # SFT's are gone when self-play trains
 
 
-def test_memory_that_is_not_there_is_told() -> None:
-    cpu = torch.device("cpu")
-    assert list(_memory(TrainingFootprint(2**50, 2**20, 2**21), cpu)) == []  # the weights are loaded already
-    (line,) = _memory(TrainingFootprint(0, 2**50, 2**51), cpu)
+def test_memory_that_is_not_there_is_told(values: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    cpu, recipe = torch.device("cpu"), parse_recipe(values(tmp_path), "test")
+    assert list(_memory(recipe, TrainingFootprint(2**50, 2**20, 2**21), cpu)) == []  # the weights are loaded already
+    (line,) = _memory(recipe, TrainingFootprint(0, 2**50, 2**51), cpu)
     assert line.startswith("warning: training takes 3377699.7 GB of memory beside the weights")
+    assert line.count("are free") == 1
+    assert "lora" in line
 
 
 def test_bytes_in_units() -> None:

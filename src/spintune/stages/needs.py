@@ -108,7 +108,6 @@ def _memory(recipe: Recipe, training: TrainingFootprint, device: torch.device) -
     if free is not None and more >= _WORTH_TELLING and more > free:
         yield (
             f"warning: training takes {in_units(more)} of memory beside the weights, without activations, and "
-            f"{in_units(free)} are free; use lora, weights: bfloat16, optimizer: adamw8bit or a smaller model"
             f"{in_units(free)} are free; {advice('training', recipe)}"
         )
 
