@@ -88,11 +88,11 @@ def _fewer_tokens(recipe: Recipe) -> JsonObject | None:
 
 def _shorter_rows(recipe: Recipe) -> JsonObject | None:
     values, half = _values(recipe), recipe.data.max_length // 2
-    return {**values, "data": {**values.get("data", {}), "max_length": half}} if half >= 128 else None
+    return {**values, "data": {**values.get("data", {}), "max_length": half}} if half >= 16 else None
 
 
 def _shorter_answers(recipe: Recipe) -> JsonObject | None:
-    if recipe.spin is None or recipe.spin.max_new_tokens < 64:
+    if recipe.spin is None or recipe.spin.max_new_tokens < 16:
         return None
     values = _values(recipe)
     return {**values, "spin": {**values["spin"], "max_new_tokens": recipe.spin.max_new_tokens // 2}}

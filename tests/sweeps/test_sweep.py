@@ -208,7 +208,7 @@ def test_parts_in_processes_make_one_report(spintune: Spintune, recipe: Write, t
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     told = spintune("sweep", path, "seed=0..3").err
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert told.count("SFT: 3/3") == 1
+    assert told.count("SFT: 3 steps") == 1
     assert len(read_sweep(folder).runs) == 4
 
 

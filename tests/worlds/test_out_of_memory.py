@@ -57,11 +57,11 @@ SFT: dict[str, Any] = {"sft": {"checkpoint_minutes": 1000.0, "max_steps": 4}, "s
 SPIN: dict[str, Any] = {"sft": None, "spin": {"iterations": 1}, "eval": []}
 PLACES = {
     "loading": ("spintune.models.loading auto_class", 1, "use a smaller model", SFT),
-    "training": ("spintune.training.loop _accumulate", 3, "lower tokens_per_forward", SFT),
+    "training": ("spintune.training.stepping Stepper.finite_gradients", 3, "lower tokens_per_forward", SFT),
     "generation": (
         "spintune.generation.batch new_sequences",
         3,
-        "lower data.max_length, lower spin.max_new_tokens",
+        "lower data.max_length, or use a smaller model",  # answers of 12 tokens are short already
         SPIN,
     ),
     "scoring": ("spintune.stages.pairs score_pairs", 1, "lower tokens_per_forward", SPIN),

@@ -67,12 +67,12 @@ CONTEXT = GB
 """What a GPU holds before anything of ours: CUDA's context, libraries, buffers of communication (an allowance)."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_MEMORY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", re.I)
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.I)
 
 
 def read_memory(text: str) -> int:
     """Bytes of a text such as 80GB, 80 GiB or 24g; a number alone is of gigabytes. Raises RecipeError."""
-    found = _MEMORY.fullmatch(text)
+    found = _MEMORY.fullmatch(text.strip())
     if found is None or float(found[1]) == 0:
         raise RecipeError(f"--memory {text!r} is no amount of memory; write it as 80GB or 24GiB")
     number, unit, binary = float(found[1]), found[2].lower(), bool(found[3])

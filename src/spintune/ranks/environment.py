@@ -74,7 +74,7 @@ def _number(environment: Mapping[str, str], name: str, launcher: str) -> int:
 
 def _first_node(nodes: str) -> str:
     """The first of slurm's compressed list of nodes: ``gpu[03-05,11],login`` gives ``gpu03``."""
-    found = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    found = re.match(r"([^\[,]*)(?:\[([^\],-]++)[^\]]*+\]([^,]*))?", nodes)
     return "".join(part or "" for part in found.groups()) if found else ""
 
 

@@ -70,7 +70,7 @@ class ServerProcess:
     def last_words(self) -> str:
         """The last line that names an error, else the last line, of what it printed."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"\w*Error\b|error:", line)]
+        errors = [line for line in lines if re.search(r"Error\b|error:", line)]
         return one_line((errors or lines or [""])[-1])
 
     def stop(self) -> None:
