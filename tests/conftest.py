@@ -6,6 +6,7 @@ import gc
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from tiny_folders import new_t5_tokenizer, write_llama, write_t5
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and the commands that they start would too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -126,6 +126,7 @@ def test_a_broken_line_is_named_when_it_is_asked_for(tmp_path: Path) -> None:
 
 
 def test_what_a_spool_holds_goes_with_its_last_reader() -> None:
+    gc.collect()  # files of other tests
     before = len([*Path("/proc/self/fd").iterdir()])
     stored: Sequence[Example] = spooled([example("a")])
     chosen = stored[:1]
@@ -134,7 +135,7 @@ def test_what_a_spool_holds_goes_with_its_last_reader() -> None:
     assert chosen == [example("a")]  # it still has the file
     del chosen
     gc.collect()
-    assert len([*Path("/proc/self/fd").iterdir()]) == before
+    assert len([*Path("/proc/self/fd").iterdir()]) <= before
 
 
 def test_a_record_on_disk_costs_an_eighth_of_a_byte_of_memory(tmp_path: Path) -> None:

@@ -207,7 +207,10 @@ def test_a_second_signal_ends_at_once(number: signal.Signals, code: int) -> None
         time.sleep(0.2)
         assert process.poll() is None
         process.send_signal(number)
-        assert process.wait(60) == code
+        try:
+            assert process.wait(60) == code
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow
