@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tickets
 from hypothesis import given
 from hypothesis import strategies as st
 
+import spintune
 from spintune.data.file_rows import FileRow, instruction_prompt
 from spintune.data.formats import FORMATS, Conversation, Format, register_format
 from spintune.data.sources import Collection, Source, SourceResult, read_source, read_sources
@@ -259,6 +261,18 @@ def test_bom_crlf_and_blank_lines_are_read_and_the_lines_counted(tmp_path: Path)
     result = read(path)
     assert [example.source for example in result.examples] == [f"{path}:2", f"{path}:5"]
     assert result.read == 2
+
+
+def test_builtin_tickets_are_what_the_script_draws_and_each_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    tickets.main()
+    path = Path(spintune.__file__).parent / "data/builtin/tickets.jsonl"
+    assert capsys.readouterr().out == path.read_text()
+    examples = read("builtin:tickets").examples
+    assert len({example.prompt for example in examples}) == len(examples) == 400
+    for example in examples:
+        message, ticket = example.prompt[-1].content, json.loads(example.answer)
+        assert str(ticket["order"]) in message
+        assert ticket["product"] in message
 
 
 def test_builtin_seeds_are_read(tmp_path: Path) -> None:
