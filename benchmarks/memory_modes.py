@@ -37,6 +37,8 @@ from typing import Any
 
 from machine import describe, peak_memory, processor
 
+from spintune.recipe.section import OptimizerName
+
 FULL_RATE, LORA_RATE = 5e-5, 5e-4
 HELDOUT = 12  # rows
 LONGEST = 256  # tokens of a row
@@ -49,7 +51,7 @@ class Mode:
     name: str
     keys: str
     weights: str | None = None
-    optimizer: str = "adamw"
+    optimizer: OptimizerName = "adamw"
     lora: bool = False
     base: str | None = None
 
@@ -116,11 +118,11 @@ def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     start = loss()
     with tempfile.TemporaryDirectory() as folder:
         steps = steps_by_tokens([row.tokens for row in rows], spec["tokens"], spec["steps"], 0)[: spec["steps"]]
-        settings = Optimization(LORA_RATE if mode.lora else FULL_RATE, optimizer=mode.optimizer)  # type: ignore[arg-type]
+        settings = Optimization(LORA_RATE if mode.lora else FULL_RATE, optimizer=mode.optimizer)
         checkpoints, hooks = Checkpoints(Path(folder), 1e9), TrainingHooks(on_step=after)
         train(engine, Batches(rows, steps), NegativeLogLikelihood(), settings, checkpoints, hooks)
     peak = peak_memory() - before
-    kept = footprint(loaded.model, mode.optimizer)  # type: ignore[arg-type]
+    kept = footprint(loaded.model, mode.optimizer)
     sizes = {"weights": kept.weights, "gradients": kept.gradients, "moments": kept.moments}
     return {"losses": losses, "start": start, "end": loss(), "count": count, "bytes": sizes, "peak": peak}
 
@@ -184,7 +186,7 @@ def sizes() -> str:
             pack_on_meta(model)
         if mode.lora:
             new_adapter(model, LoraSection(rank=16), "sizes")
-        total = footprint(model, mode.optimizer).total  # type: ignore[arg-type]
+        total = footprint(model, mode.optimizer).total
         lines.append(f"| {mode.name} | {total / 1e9:.1f} | {total / count:.2f} |")
     return "\n".join(lines)
 

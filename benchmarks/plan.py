@@ -53,6 +53,7 @@ def measure(setting: dict[str, object]) -> dict[str, float]:
     from spintune.plan.rehearsal import Setting, rehearse
     from spintune.plan.shapes import read_shape
     from spintune.recipe import LoraSection
+    from spintune.recipe.section import OptimizerName
     from spintune.storage import cache_folder
     from spintune.training.footprint import footprint
     from spintune.training.optimization import Optimization, build_optimizer
@@ -60,7 +61,8 @@ def measure(setting: dict[str, object]) -> dict[str, float]:
     tokens, answers = int(str(setting["tokens"])), int(str(setting.get("answers", 1)))
     autocast = torch.bfloat16 if setting.get("precision") == "bfloat16" else None
     lora = LoraSection() if setting.get("lora") else None
-    recompute, name = float(str(setting.get("recompute", 0.0))), str(setting.get("optimizer", "adamw"))
+    recompute = float(str(setting.get("recompute", 0.0)))
+    name: OptimizerName = "adafactor" if setting.get("optimizer") == "adafactor" else "adamw"
     before = resident("VmRSS")
     if setting.get("t5"):
         config = AutoConfig.for_model("t5", decoder_start_token_id=0, **T5_SMALL)
@@ -73,7 +75,7 @@ def measure(setting: dict[str, object]) -> dict[str, float]:
     queries = tuple(Query((5,) * ROW, ((7,) * ROW,) * answers) for _ in range(max(1, tokens // (ROW * (1 + answers)))))
     engine = LogProbEngine(model, autocast, recompute=recompute)
     tune_malloc()
-    optimizer = build_optimizer(model, Optimization(1e-5, optimizer=name))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, Optimization(1e-5, optimizer=name))
 
     def step() -> None:
         for _ in range(2):
@@ -91,9 +93,9 @@ def measure(setting: dict[str, object]) -> dict[str, float]:
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         most = max(most, held)
-    kept = footprint(model, name)  # type: ignore[arg-type]
+    kept = footprint(model, name)
     call = rehearse(config, Setting(torch.float32, autocast, True, recompute, lora), queries)
-    moved = max(call.start, step_bytes(model, name))  # type: ignore[arg-type]
+    moved = max(call.start, step_bytes(model, name))
     return {
         "weights": kept.weights / 1e6,
         "predicted": (kept.total + moved) / 1e6,

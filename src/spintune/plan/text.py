@@ -20,7 +20,7 @@ def plan_lines(plan: RunPlan) -> Iterator[str]:
     if plan.rates:
         yield f"rates     {plan.rates.how}"
     else:
-        yield "time      unknown: the model is not on this machine to be measured; name a GPU with --gpu"
+        yield "time      unknown: no speed was measured (--no-probe, or no such model here); name a GPU with --gpu"
     if plan.seconds is not None:
         yield f"time      {_time(plan.seconds)} in all, without evaluation"
     disk = plan.disk
