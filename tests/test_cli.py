@@ -12,7 +12,8 @@ import pytest
 
 from spintune import errors
 from spintune.cli import _COMMANDS, main
-from spintune.recipe import every_key, recipe_schema
+from spintune.cli.options import stage_recipe
+from spintune.recipe import SftSection, every_key, recipe_schema
 from spintune.recipe.other_names import _OURS
 from spintune.version import __version__
 
@@ -171,3 +172,28 @@ def test_a_dry_run_lists_the_stages_and_writes_nothing(spintune: Spintune, tmp_p
     assert told[1].split() == ["1", "data", "finished"]
     assert told[3].split() == ["3", "SFT", "begun,", "checkpoint", "of", "step", "12"]
     assert told[4].endswith("to do")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], {"lambda_": 1.0, "gamma": 3.0, "learning_rate": "auto", "baseline_learning_rate": "auto"}),
+        (["spin.lambda=0.1", "spin.gamma=0", "spin.learning_rate=1e-5"], {"lambda_": 0.1, "gamma": 0.0}),
+        (["spin.loss=space"], {"lambda_": None, "gamma": 0.0, "learning_rate": "auto"}),
+        (["spin.baseline=none"], {"baseline": "none", "baseline_learning_rate": None}),
+        (["data.eval_fraction=0"], {"learning_rate": None, "baseline_learning_rate": None, "baseline": "sft"}),
+        (["spin.refresh=step"], {"learning_rate": None, "baseline_learning_rate": "auto"}),
+    ],
+)
+def test_a_recipe_made_of_flags_finds_its_rates_and_keeps_what_is_said(
+    words: list[str], expected: dict[str, Any]
+) -> None:
+    recipe, until = stage_recipe("spin", words, "m/n", "x.json", None)
+    assert until == "eval"
+    assert recipe.spin is not None
+    assert {key: getattr(recipe.spin, key) for key in expected} == expected
+
+
+def test_sft_made_of_flags_finds_its_rate() -> None:
+    found = [stage_recipe("sft", words, "m/n", "x.json", None)[0].sft for words in ([], ["data.eval_fraction=0"])]
+    assert [section and section.learning_rate for section in found] == ["auto", SftSection().learning_rate]

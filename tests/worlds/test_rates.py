@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from watching import Watching
 
-from spintune.errors import DataError, NonFiniteError, RecipeError
+from spintune.errors import NonFiniteError, RecipeError
 from spintune.progress import Silent
 
 Run = Callable[..., dict[str, Any]]
@@ -154,10 +155,17 @@ def test_each_iteration_of_a_list_and_the_baseline_find_their_own(
     assert not (tmp_path / "run/spin/iterate-1/rates").exists()
 
 
-def test_too_few_examples_to_choose_by_are_one_line(run: Run, auto: dict[str, Any], tmp_path: Path) -> None:
+def test_with_too_few_examples_to_choose_by_the_usual_rate_is_told(
+    run: Run, auto: dict[str, Any], tmp_path: Path
+) -> None:
     few = {**auto, "data": {**auto["data"], "eval_fraction": 0.1}, "spin": None}
-    with pytest.raises(DataError, match=r"^sft.learning_rate: auto chooses by held-out examples, but \d+ of 15 "):
-        run(tmp_path / "run", **few)
+    results = run(tmp_path / "run", **few)
+    facts = rates(tmp_path / "run", "sft")
+    assert results["sft"]["learning_rate"] == facts["rate"] == 3.2e-3  # 1e-4 * sqrt(135e6 / 1e5), at most 3.2e-3
+    assert facts["rungs"] == []
+    assert facts["start_loss"] is None
+    assert facts["tokens"] == 0
+    assert re.match(r"learning rate 0\.0032 is the usual one .* and was not tried: \d+ of 15 held-out", facts["why"])
 
 
 def test_auto_without_held_out_examples_or_answers_is_refused(run: Run, auto: dict[str, Any], tmp_path: Path) -> None:

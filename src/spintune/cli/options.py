@@ -68,17 +68,39 @@ def stage_recipe(
 
     path, overrides = recipe_and_overrides(words)
     if path:
-        flags = {"model": model, "data.train": data and {"path": data}, "out": out}
+        flags: dict[str, object] = {"model": model, "data.train": data and {"path": data}, "out": out}
         recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides])
         need_section(recipe, path, stage)
         return recipe, stage
     if not model or not data:
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
-    # self-play on little data needs small steps to take any, and a rival to mean anything
-    section = {"pairs_per_step": 16, "baseline": "sft"} if stage == "spin" else {}
-    base: dict[str, object] = {"model": model, "out": out or f"runs/{stage}", stage: section}
+    section: dict[str, object] = {}
+    base = {"model": model, "out": out or f"runs/{stage}", stage: section}
     base["data"] = {"train": {"path": data}}  # so that data.train.columns.prompt=KEY can follow
+    section |= _measured_defaults(stage, load_recipe(None, overrides, base))
     return load_recipe(None, overrides, base), "eval"
+
+
+def _measured_defaults(stage: Stage, given: Recipe) -> dict[str, object]:
+    """What a recipe made of flags has that a recipe's own defaults, the papers', have not.
+
+    Rates are found by the run: the papers' hardly move a small model (docs/lab/learning-rates.md). Self-play on little
+    data needs small steps to take any, and a rival to mean anything; λ = 1 with γ = 3 gained most of what self-play can
+    (docs/lab/self-play-map.md). What ``given`` says stays, and another loss keeps its own λ.
+    """
+    from spintune.recipe import AUTO_RATE
+
+    measures = given.data.eval_fraction != 0
+    found: dict[str, object] = {"learning_rate": AUTO_RATE} if measures else {}
+    if stage != "spin" or given.spin is None:
+        return found
+    if given.spin.refresh == "step":  # then there is nothing to try rates on
+        found = {}
+    said = given.spin.model_fields_set
+    found |= {"pairs_per_step": 16} | ({} if "loss" in said else {"lambda": 1.0, "gamma": 3.0})
+    if "baseline" not in said or given.spin.baseline == "sft":
+        found |= {"baseline": "sft"} | ({"baseline_learning_rate": AUTO_RATE} if measures else {})
+    return found
 
 
 def flags_as_overrides(flags: Mapping[str, object]) -> list[str]:

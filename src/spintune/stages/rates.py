@@ -8,7 +8,8 @@
         checkpoints/     the weights and moments that every rung begins with, while the ladder goes on
 
 The model is afterwards what it was before, to the bit. Rungs are judged by the held-out examples that choose: SFT's by
-the loss per token, self-play's by :func:`spintune.selfplay.spin.plain_pair_losses`.
+the loss per token, self-play's by :func:`spintune.selfplay.spin.plain_pair_losses`. With too few of them the stage
+takes the usual rate for the model's size, and says so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from spintune.errors import DataError, NonFiniteError
+from spintune.errors import NonFiniteError
 from spintune.evaluation.selection import MIN_SELECTION, too_few
 from spintune.models.quantized import count_of
 from spintune.stages.context import RunContext
@@ -125,8 +126,9 @@ class RateSearch:
         context.release_engines()
         player = context.load(self.start)
         setting = setting_of(player)
+        middle = _middle(context, player, self.self_play)
         if reason := too_few(len(setting.heldout), len(context.heldout)):
-            raise DataError(f"{self.key}: auto chooses by held-out examples, but {reason}, or give a rate")
+            return _usual(middle, setting.measure, reason)
         plan = plan_ladder(
             setting.step_tokens, setting.rows_per_step, setting.heldout_tokens, MIN_SELECTION, setting.passes
         )
@@ -153,7 +155,7 @@ class RateSearch:
                 def losses_of(rate: float) -> Sequence[float] | None:
                     return rungs.losses(rate, lambda: setting.losses(heldout) if ladder.train(rate) else None)
 
-                losses = climb(losses_of, start, _middle(context, player, self.self_play), self.self_play)
+                losses = climb(losses_of, start, middle, self.self_play)
             finally:
                 ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
@@ -273,6 +275,25 @@ class _RungLosses:
 def _steps(plan: LadderPlan, done: int) -> int:
     """Optimizer steps that a ladder of the usual five rungs still takes."""
     return plan.moments + max(1, 5 - max(0, done - 1)) * plan.steps
+
+
+def _usual(rate: float, measure: str, reason: str) -> RateFacts:
+    """What a stage without enough held-out examples takes: the rate that a ladder would begin with."""
+    return RateFacts(
+        rate=rate,
+        why=f"learning rate {rate:g} is the usual one for a model of this size and was not tried: {reason}",
+        improved=False,
+        at_end=False,
+        measure=measure,
+        start_loss=None,
+        rungs=[],
+        rows=0,
+        moment_steps=0,
+        parts=1,
+        tokens=0,
+        share=0.0,
+        seconds={"rates": 0.0},
+    )
 
 
 def _middle(context: RunContext, player: LoadedIterate, self_play: bool) -> float:

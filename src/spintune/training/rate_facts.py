@@ -30,7 +30,7 @@ class RateFacts:
         improved: whether the best rung ended below ``start_loss`` by more than a standard error.
         at_end: whether the least loss is at the lowest or the highest rate that was tried.
         measure: what the losses are.
-        start_loss: before training.
+        start_loss: before training; None where too few rows are held out to try rates, as of ``rungs`` there are none.
         rows: held-out rows that the rungs were judged by.
         moment_steps: steps at rate 0 before all rungs.
         parts: the stage's steps were divided into so many.
@@ -44,7 +44,7 @@ class RateFacts:
     improved: bool
     at_end: bool
     measure: str
-    start_loss: float
+    start_loss: float | None
     rungs: list[RungFacts]
     rows: int
     moment_steps: int
