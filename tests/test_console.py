@@ -65,11 +65,25 @@ def test_a_log_gets_a_line_a_minute_and_one_at_the_end_of_each_stage(clock: list
         task.advance()
     assert stream.getvalue().splitlines() == [
         "stage 1 of 3 (data): nothing left to do",
+        "about 5 min to the end on this machine, by the first 10 s of work",
         "stage 2 of 3, SFT: 30/100 steps, 2 min left, about 4 min left in all, loss 0.123  5 tokens/s",
         "stage 2 of 3, SFT: 60/100 steps, 80 s left, about 3 min left in all, loss 0.123  5 tokens/s",
         "stage 2 of 3, SFT: 90/100 steps, 20 s left, about 2 min left in all, loss 0.123  5 tokens/s",
         "stage 2 of 3, SFT: 100 steps in 3:20 min, loss 0.123",
     ]
+
+
+def test_what_is_restored_or_short_promises_nothing(clock: list[float]) -> None:
+    """10 s of 20 were measured, and 10 s are left: not worth a line. Restored steps measure nothing."""
+    for restored, seconds in ((False, 1), (True, 1000)):
+        stream = io.StringIO()
+        progress = LineProgress(stream)
+        progress.expect([ExpectedStage("SFT", (ExpectedTask("steps", 20, 10),))])
+        with progress.stage("SFT"), progress.task("SFT", 20, "steps") as task:
+            for _ in range(10):
+                clock[0] += seconds
+                task.advance(1, restored=restored)
+        assert "to the end" not in stream.getvalue()
 
 
 def live(width: int, encoding: str = "utf-8") -> tuple[LiveProgress, io.TextIOWrapper]:

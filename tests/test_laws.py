@@ -33,8 +33,6 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "depth": {},
     "parameters": {
         "spintune.cli.chat.chat": "one for each option of the command",
-        "spintune.cli.stages.sft": "one for each option of the command",
-        "spintune.cli.stages.spin": "one for each option of the command",
         "spintune.cli.plan.plan": "one for each option of the command",
         "spintune.engine.attention._layout_attention": "the signature of transformers' attention interface",
         "spintune.engine.varlen.VarlenKernel.__call__": "the signature of torch's varlen_attn",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from spintune.before_after import print_gain
 from spintune.evaluation.comparison import HEADER, Comparison, headline, listed, table_rows
 from spintune.evaluation.decision import better_models, title_of
+from spintune.evaluation.gain import gain_of
 from spintune.evaluation.statistics import Interval
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement
@@ -52,8 +55,11 @@ class PlainConsole(SafeConsole):
 # Results -------------------------------------------------------------------------------------------------------------
 
 
-def print_results(results: RunResults, folder: str) -> None:
-    """Prints the tables and sentences at the end of a run."""
+def print_results(results: RunResults, folder: str, details: bool = False) -> None:
+    """Prints the end of a run: what was gained, the model to use, and what to do next.
+
+    Tables of what was measured on the way are printed with ``details``, and where there are no answers to show instead.
+    """
     console = PlainConsole()
     for line in movement(results):
         console.sentence(line)
@@ -62,13 +68,19 @@ def print_results(results: RunResults, folder: str) -> None:
     if results.data and (results.data.train or results.data.heldout):
         data, dropped = results.data, counts_text(results.data.dropped)
         console.print(f"\nData: {data.read} read, {data.training}, {data.heldout} held out; dropped: {dropped}")
-    if results.spin:
-        _print_selfplay(console, results.spin, results.stopped)
-    _print_evaluation(console, results)
-    if seconds := _seconds(results):
+    gain = gain_of(Path(folder)) if results.best else None
+    in_full = details or gain is None
+    if results.spin and in_full:
+        _print_selfplay(console, results.spin)
+    if results.stopped:
+        console.sentence(f"Self-play stopped early: {results.stopped}")
+    _print_evaluation(console, results, in_full)
+    if in_full and (seconds := _seconds(results)):
         times = ", ".join(f"{work} {duration_text(taken)}" for work, taken in seconds.items())
         console.sentence(f"\nTime: {times}")
-    _print_files(console, results, folder)
+    if gain:
+        print_gain(console, gain)
+    _print_files(console, results, folder, tables=not in_full)
 
 
 def print_outcome_of(results: RunResults, folder: str) -> None:
@@ -116,8 +128,13 @@ def _seconds(results: RunResults) -> Counter[str]:
     return total
 
 
-def _print_files(console: PlainConsole, results: RunResults, folder: str, advice: bool = True) -> None:
-    """The last screen: what came out, how sure that is, where it is, and what to do next."""
+def _print_files(
+    console: PlainConsole, results: RunResults, folder: str, advice: bool = True, tables: bool = False
+) -> None:
+    """The last screen: what came out, how sure that is, where it is, and what to do next.
+
+    ``tables`` says that they were left out, and how to see them.
+    """
     if not results.models:
         return
     if advice:
@@ -142,17 +159,17 @@ def _print_files(console: PlainConsole, results: RunResults, folder: str, advice
     console.sentence(f"  spintune report {folder}    read all about the run on one page")
     if best.name != BASE:
         console.sentence(f"  spintune export {folder} FOLDER    take it to transformers, vLLM or the hub")
+    if tables:
+        console.sentence("The same command with --details prints the tables of all models; it repeats nothing.")
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------
 
 
-def _print_selfplay(console: PlainConsole, iterations: Sequence[IterationResults], stopped: str | None) -> None:
+def _print_selfplay(console: PlainConsole, iterations: Sequence[IterationResults]) -> None:
     console.print(_pair_table(iterations))
     if any(iteration.diagnosis for iteration in iterations):
         console.print(_diagnosis_table(iterations))
-    if stopped:
-        console.sentence(f"Self-play stopped early: {stopped}")
 
 
 def _pair_table(iterations: Sequence[IterationResults]) -> Table:
@@ -222,8 +239,8 @@ def _with_error(estimate: KlEstimate | None) -> str:
 # Evaluation ----------------------------------------------------------------------------------------------------------
 
 
-def _print_evaluation(console: PlainConsole, results: RunResults) -> None:
-    if results.heldout:
+def _print_evaluation(console: PlainConsole, results: RunResults, in_full: bool) -> None:
+    if results.heldout and in_full:
         console.print(_heldout_table(results.heldout, _reporting(results)))
         console.print(_differences(results.differences))
     if results.tasks:
@@ -236,7 +253,7 @@ def _print_evaluation(console: PlainConsole, results: RunResults) -> None:
         console.sentence(line)
     if results.judge:
         _print_judge(console, results.judge)
-    if results.contamination:
+    if results.contamination and (in_full or results.benchmarks):
         console.sentence(_contamination(results.contamination))
 
 

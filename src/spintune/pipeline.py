@@ -178,8 +178,8 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         return RunResults(synth=synth)
     with context.progress.stage(schedule.DATA):
         data = data_stage(context)
+        context.progress.expect(expected_stages(recipe, until, _size_of(context)))
     check_measure(context)
-    context.progress.expect(expected_stages(recipe, until, _size_of(context)))
     sft = None
     if (recipe.sft or recipe.spin) and context.cannot_choose:
         context.progress.note(f"no model can be chosen by what is measured: {context.cannot_choose}")

@@ -27,6 +27,9 @@ WIDTH_OF_FILES = 120
 
 _REFRESHES = 4  # a second
 _BAR = 14  # columns, where there is room
+PROMISE_AFTER = 5.0
+"""Measured work after which a line says how long the whole run takes. [s]"""
+_SHORTEST_PROMISED = 30.0  # seconds
 _SHORTEST_KEPT = 2.0
 """A task outside of a run's stages that took less leaves no line in a log. [s]"""
 
@@ -70,6 +73,7 @@ class _Board:
         self.facts = ""
         self._summary = _Summary()
         self._idle: list[tuple[int, str]] = []
+        self._promised = False
 
     def expect(self, stages: Sequence[ExpectedStage]) -> None:
         """Takes the stages of a run."""
@@ -129,6 +133,15 @@ class _Board:
     def ended(self, task: TimedTask, facts: str) -> None:
         """Called after a task."""
 
+    def promise(self) -> None:
+        """Says once how long the run takes here, as soon as its first seconds of work were measured."""
+        if self._promised or self.times.measured < PROMISE_AFTER or not (left := self.times.run_left()):
+            return
+        self._promised = True
+        if left.seconds >= _SHORTEST_PROMISED:
+            measured = about_text(self.times.measured)
+            self.note(f"{length_text(left)} to the end on this machine, by the first {measured} of work")
+
     def _tell_idle(self) -> None:
         """One line about all stages that were finished by an earlier command."""
         if idle := self._idle:
@@ -156,6 +169,7 @@ class _Task:
             if facts:
                 self._board.facts = _facts(facts)
                 self.last = _facts({name: value for name, value in facts.items() if not name.endswith("_s")})
+            self._board.promise()
         self._board.advanced()
 
 
@@ -342,7 +356,12 @@ def _rate(task: TimedTask) -> str:
 
 def run_text(left: TimeLeft) -> str:
     """The time that a run still takes, in words."""
-    return f"{'at least' if left.at_least else 'about'} {about_text(left.seconds)} left in all"
+    return f"{length_text(left)} left in all"
+
+
+def length_text(left: TimeLeft) -> str:
+    """How long something takes, in words."""
+    return f"{'at least' if left.at_least else 'about'} {about_text(left.seconds)}"
 
 
 def about_text(seconds: float) -> str:

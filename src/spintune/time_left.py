@@ -220,6 +220,11 @@ class RunTimes:
         return self._place >= 0 and self._stages[self._place].worked
 
     @property
+    def measured(self) -> float:
+        """Seconds of work of a known kind that were measured."""
+        return sum(one.seconds for one in self._rates.values())
+
+    @property
     def stage_seconds(self) -> float:
         """How long the stage has been under way."""
         return self.now() - self._stages[self._place].began

@@ -56,7 +56,13 @@ def test_the_tables_show_the_numbers_of_the_results(
     spintune: Spintune, finished: Path, recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
     shutil.copytree(finished, tmp_path / "out")
-    result = spintune("run", recipe())
+    brief = spintune("run", recipe()).out
+    assert "answered before and after training" in brief
+    assert "(95 % interval " in brief
+    assert "The same command with --details prints the tables" in brief
+    assert " iterate-1 " not in brief
+    result = spintune("run", recipe(), "--details")
+    assert "answered before and after training" in result.out
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert "Data: 40 read, 32 to train on, 8 held out; dropped: none" in result.out
     for name in ("base", "sft", "iterate-1", "iterate-2"):

@@ -93,7 +93,8 @@ def test_the_terminal_ends_with_the_decision(
     out = tmp_path / "run"
     recipe = tmp_path / "recipe.json"
     recipe.write_text(json.dumps(values(out, data=many, sft={"max_steps": 3}, spin=None)))
-    told = spintune("run", recipe).out.splitlines()
+    assert spintune("run", recipe).code == 0
+    told = spintune("run", recipe, "--details").out.splitlines()
     best = json.loads((out / "best.json").read_text())
     assert f"The model to use is sft: {best['why']}." in told
     assert f"It is {out}/sft/model; everything else is in {out}." in told

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from spintune.cli.options import print_json
+from spintune.cli.options import OutputOptions, print_json
 from spintune.cli.signals import stop_on_signals
 from spintune.cli.unexpected import unexpected_text
 from spintune.errors import InternalError, SpintuneError
@@ -60,49 +60,47 @@ def prepared(as_json: bool, quiet: bool = False, no_progress: bool = False) -> I
 def execute(
     recipe: Recipe,
     until: Stage,
-    as_json: bool,
+    output: OutputOptions,
     asked: tuple[int | None, int | None] = (None, None),
-    quiet: bool = False,
 ) -> None:
     """Runs a recipe in this process, or as one of many: of torchrun, of srun, or of those that ``asked`` asks for.
 
     Args:
         asked: numbers of ranks on GPUs, and on the CPU.
-        quiet: shows no progress, and at the end only what came out.
     """
     refuse_missing_path(recipe.model)
     place = place_of(os.environ)
     if place is None and (count := ranks_asked(*asked)) not in (None, 1):
         sys.exit(relaunch(count or 1, without_flags(sys.argv[1:], ("--gpus", "--processes"))))
     if place is not None and place.size > 1:
-        run_together(place, recipe, until, as_json, quiet)
+        run_together(place, recipe, until, output)
         return
-    with prepared(as_json, no_progress=quiet) as (stop, progress):
+    with prepared(output.json, no_progress=output.quiet) as (stop, progress):
         from spintune.pipeline import run_recipe
 
         results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
-    tell(results, recipe, as_json, quiet)
+    tell(results, recipe, output)
 
 
-def tell(results: RunResults, recipe: Recipe, as_json: bool, quiet: bool = False) -> None:
+def tell(results: RunResults, recipe: Recipe, output: OutputOptions) -> None:
     """Prints what a run found out."""
     from spintune.console import print_outcome_of, print_results
     from spintune.typed_json import to_json
 
-    if as_json:
+    if output.json:
         print_json(to_json(results))
-    elif quiet:
+    elif output.quiet:
         print_outcome_of(results, recipe.out)
     else:
-        print_results(results, recipe.out)
+        print_results(results, recipe.out, output.details)
 
 
 # Many ranks ----------------------------------------------------------------------------------------------------------
 
 
-def run_together(place: Place, recipe: Recipe, until: Stage, as_json: bool, quiet: bool = False) -> None:
+def run_together(place: Place, recipe: Recipe, until: Stage, output: OutputOptions) -> None:
     """Runs a recipe as one of many ranks. The first one runs the pipeline and prints; the others do what it calls."""
-    with prepared(as_json, quiet=place.rank > 0, no_progress=quiet) as (stop, progress):
+    with prepared(output.json, quiet=place.rank > 0, no_progress=output.quiet) as (stop, progress):
         from spintune.pipeline import follow_recipe, run_recipe
         from spintune.ranks.team import error_of, joined
 
@@ -125,7 +123,7 @@ def run_together(place: Place, recipe: Recipe, until: Stage, as_json: bool, quie
                 if found is error:
                     raise
                 raise found from error
-    tell(results, recipe, as_json, quiet)
+    tell(results, recipe, output)
 
 
 def _follow(team: Team, follow: Callable[[], None]) -> None:

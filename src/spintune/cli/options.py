@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_type_hints
 
 import typer
 
@@ -25,6 +28,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="key.path=value, values in YAML", metavar="[KEY=VALUE]...", autocompletion=complete_keys),
 ]
+Details = Annotated[bool, typer.Option("--details", help="At the end, also the tables of what was measured.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output: results on stdout, events on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, errors, and the outcome in a sentence.")]
 DryRun = Annotated[
@@ -54,6 +58,60 @@ Gpus = Annotated[
 ]
 Processes = Annotated[int | None, typer.Option("--processes", help="The same with processes on the CPU.", min=1)]
 Out = Annotated[str | None, typer.Option(help="The run folder.")]
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How a run shows itself."""
+
+    quiet: Quiet = False
+    details: Details = False
+    json: Json = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where a run that trains runs, and how it shows itself."""
+
+    gpus: Gpus = None
+    processes: Processes = None
+    dry_run: DryRun = False
+    quiet: Quiet = False
+    details: Details = False
+    json: Json = False
+
+    @property
+    def output(self) -> OutputOptions:
+        """How it shows itself."""
+        return OutputOptions(self.quiet, self.details, self.json)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with a parameter for each option, made of one that takes some as a dataclass."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[Parameter] = []
+    groups: dict[str, type[OutputOptions | RunOptions]] = {}
+    for one in signature(command).parameters.values():
+        kind = hints[one.name]
+        if is_dataclass(kind):
+            groups[one.name] = kind  # type: ignore[assignment]  # the dataclasses here are groups of options
+            types = get_type_hints(kind, include_extras=True)
+            parameters += [
+                Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
+                for field in fields(kind)
+            ]
+        else:
+            parameters.append(one.replace(annotation=hints[one.name], kind=Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def expanded(**values: object) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
+        command(**values)
+
+    expanded.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {one.name: one.annotation for one in parameters}
+    return expanded
 
 
 def stage_recipe(

@@ -11,17 +11,15 @@ from spintune.cli.dry_run import show_stages
 from spintune.cli.execution import execute
 from spintune.cli.options import (
     Data,
-    DryRun,
-    Gpus,
-    Json,
     Model,
     Out,
+    OutputOptions,
     Overrides,
-    Processes,
-    Quiet,
     RecipeFile,
+    RunOptions,
     Words,
     flags_as_overrides,
+    grouped,
     need_section,
     recipe_and_overrides,
     stage_recipe,
@@ -32,21 +30,15 @@ if TYPE_CHECKING:
     from spintune.recipe import Recipe
 
 
-def run(
-    recipe: RecipeFile,
-    overrides: Overrides = None,
-    gpus: Gpus = None,
-    processes: Processes = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
-) -> None:
+@grouped
+def run(recipe: RecipeFile, overrides: Overrides = None, options: RunOptions = RunOptions()) -> None:
     """Run every stage a recipe names. The same command resumes a stopped run and repeats nothing."""
     from spintune.recipe import load_recipe
 
-    _do(load_recipe(recipe, overrides), "eval", dry_run, quiet, json, (gpus, processes))
+    _do(load_recipe(recipe, overrides), "eval", options)
 
 
+@grouped
 def synth(
     words: Words = None,
     seeds: Annotated[str | None, typer.Option(help="Seed tasks: builtin:seeds or a file.")] = None,
@@ -58,8 +50,7 @@ def synth(
     ] = None,
     instructions: Annotated[int | None, typer.Option(help="New instructions to accept.", min=1)] = None,
     out: Out = None,
-    quiet: Quiet = False,
-    json: Json = False,
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Write instruction data from seed tasks: a recipe's synth stage, or flags alone (all have defaults)."""
     from spintune.recipe import DEFAULT_MODEL, load_recipe
@@ -73,39 +64,34 @@ def synth(
     else:
         base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
         recipe = load_recipe(None, [*flags_as_overrides(flags), *overrides], base)
-    execute(recipe, "synth", json, quiet=quiet)
+    execute(recipe, "synth", output)
 
 
+@grouped
 def sft(
     words: Words = None,
     model: Model = None,
     data: Data = None,
     out: Out = None,
-    gpus: Gpus = None,
-    processes: Processes = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    options: RunOptions = RunOptions(),
 ) -> None:
     """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
-    _do(*stage_recipe("sft", words, model, data, out), dry_run, quiet, json, (gpus, processes))
+    _do(*stage_recipe("sft", words, model, data, out), options)
 
 
+@grouped
 def spin(
     words: Words = None,
     model: Model = None,
     data: Data = None,
     out: Out = None,
-    gpus: Gpus = None,
-    processes: Processes = None,
-    dry_run: DryRun = False,
-    quiet: Quiet = False,
-    json: Json = False,
+    options: RunOptions = RunOptions(),
 ) -> None:
     """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone."""
-    _do(*stage_recipe("spin", words, model, data, out), dry_run, quiet, json, (gpus, processes))
+    _do(*stage_recipe("spin", words, model, data, out), options)
 
 
+@grouped
 def evaluate(
     words: Words = None,
     model: Annotated[str | None, typer.Option(help="Alias, model or run folder, GGUF file, or hub id.")] = None,
@@ -116,8 +102,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
     out: Out = None,
-    quiet: Quiet = False,
-    json: Json = False,
+    output: OutputOptions = OutputOptions(),
 ) -> None:
     """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
     from spintune.errors import RecipeError
@@ -132,13 +117,11 @@ def evaluate(
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
-    execute(recipe, "eval", json, quiet=quiet)
+    execute(recipe, "eval", output)
 
 
-def _do(
-    recipe: Recipe, until: Stage, dry_run: bool, quiet: bool, as_json: bool, asked: tuple[int | None, int | None]
-) -> None:
-    if dry_run:
-        show_stages(recipe, until, as_json)
+def _do(recipe: Recipe, until: Stage, options: RunOptions) -> None:
+    if options.dry_run:
+        show_stages(recipe, until, options.json)
     else:
-        execute(recipe, until, as_json, asked, quiet)
+        execute(recipe, until, options.output, (options.gpus, options.processes))

