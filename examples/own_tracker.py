@@ -14,15 +14,20 @@ import spintune
 class CsvTracker:
     """Rows of stage, step, name and value. Made anew when a run resumes, so it appends."""
 
-    def __init__(self, folder: Path) -> None:
-        self.file = (folder / "numbers.csv").open("a", newline="")
+    def __init__(self, run: spintune.TrackedRun) -> None:
+        self.run = run
+        self.file = (run.folder / "numbers.csv").open("a", newline="")
         self.rows = csv.writer(self.file)
 
     def begin(self, stage: str, step: int) -> None:
-        """Nothing to do: steps that are done again overwrite nothing here."""
+        """Nothing to do: a file that is appended to takes no steps back."""
 
     def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
-        self.rows.writerows((stage, step, name, value) for name, value in numbers.items())
+        if step > self.run.sent.get(stage, 0):  # steps that a resumed run does again are there
+            self.rows.writerows((stage, step, name, value) for name, value in numbers.items())
+
+    def finish(self, facts: Mapping[str, str]) -> None:
+        """The run is complete: facts["model"] is the one to use, facts["why"] the reason."""
 
     def close(self) -> None:
         self.file.close()

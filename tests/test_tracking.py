@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from spintune.errors import MissingExtraError, RecipeError
 from spintune.recipe import parse_recipe
-from spintune.trackers import TRACKERS, register_tracker
+from spintune.trackers import TRACKERS, SentOnce, TrackedRun, register_tracker
 from spintune.tracking import Metrics, Stopwatch
 
 
@@ -71,7 +72,7 @@ def test_a_missing_tensorboard_is_told_at_once_in_one_line(tmp_path: Path, monke
     with pytest.raises(MissingExtraError) as caught:
         Metrics(tmp_path, ["tensorboard"])
     assert "\n" not in str(caught.value)
-    assert "pip install 'spintune[tracking]'" in str(caught.value)
+    assert "pip install 'spintune[tensorboard]'" in str(caught.value)
     assert caught.value.exit_code == 8
     assert list(tmp_path.iterdir()) == []
 
@@ -92,8 +93,8 @@ def test_work_inside_other_work_counts_for_itself_alone(monkeypatch: pytest.Monk
 class Remembering:
     """A tracker of one's own."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.heard = folder, list[object]()
+    def __init__(self, run: TrackedRun) -> None:
+        self.run, self.heard = run, list[object]()
 
     def begin(self, stage: str, step: int) -> None:
         self.heard.append(("begin", stage, step))
@@ -101,31 +102,182 @@ class Remembering:
     def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
         self.heard.append((stage, step, dict(numbers)))
 
+    def finish(self, facts: Mapping[str, str]) -> None:
+        self.heard.append(dict(facts))
+
     def close(self) -> None:
         self.heard.append("close")
 
 
-def test_a_registered_tracker_hears_what_the_log_gets(tmp_path: Path) -> None:
-    made = []
+class Refusing(Remembering):
+    """Fails at its second step."""
 
-    def factory(folder: Path) -> Remembering:
-        made.append(Remembering(folder))
-        return made[-1]
+    def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        if step == 2:
+            raise ConnectionError("the server\nis gone")
+        super().add(stage, step, numbers)
 
-    register_tracker("remembering", factory)
-    try:
-        recipe = parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": ["remembering"]}, "test")
-        metrics = Metrics(tmp_path, recipe.tracking)
-        metrics.begin("sft", 0)
-        metrics.add("sft", 1, loss=2.0)
-        metrics.close()
-    finally:
-        TRACKERS.unregister("remembering")
-    assert [tracker.folder for tracker in made] == [tmp_path]
-    assert made[0].heard == [("begin", "sft", 0), ("sft", 1, {"loss": 2.0}), "close"]
+
+@pytest.fixture
+def register() -> Iterator[Callable[[str, type[Remembering]], list[Remembering]]]:
+    """Registers a tracker for the test, and returns the list of those that are made."""
+    names = []
+
+    def add(name: str, kind: type[Remembering]) -> list[Remembering]:
+        made: list[Remembering] = []
+
+        def factory(run: TrackedRun) -> Remembering:
+            made.append(kind(run))
+            return made[-1]
+
+        register_tracker(name, factory)
+        names.append(name)
+        return made
+
+    yield add
+    for name in names:
+        TRACKERS.unregister(name)
+
+
+Register = Callable[[str, type[Remembering]], list[Remembering]]
+
+
+def state(folder: Path) -> dict[str, dict[str, int]]:
+    """What each tracker has, by ``tracking.json``."""
+    return {name: one["sent"] for name, one in json.loads((folder / "tracking.json").read_text())["trackers"].items()}
+
+
+def test_a_registered_tracker_hears_what_the_log_gets(tmp_path: Path, register: Register) -> None:
+    made = register("remembering", Remembering)
+    recipe = parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": "remembering"}, "test")
+    metrics = Metrics(tmp_path, recipe.tracking, {"model": "m"})
+    metrics.begin("sft", 0)
+    metrics.add("sft", 1, loss=2.0)
+    metrics.finish({"heldout": {"base": {"rouge_l": 0.25}, "sft": {"rouge_l": 0.5}}}, {"model": "sft"})
+    metrics.close()
+    assert [(one.run.folder, one.run.name, one.run.recipe) for one in made] == [(tmp_path, tmp_path.name, {"model": "m"})]
+    assert made[0].heard == [
+        ("begin", "sft", 0),
+        ("sft", 1, {"loss": 2.0}),
+        ("begin", "eval/heldout", 0),
+        ("eval/heldout", 1, {"rouge_l": 0.25}),
+        ("eval/heldout", 2, {"rouge_l": 0.5}),
+        {"model": "sft"},
+        "close",
+    ]
     assert logged(tmp_path / "metrics.jsonl") == {("sft", "loss", 1): 2.0}
+    assert state(tmp_path) == {"remembering": {"sft": 1, "eval/heldout": 2}}
+
+
+def test_a_tracker_that_fails_is_told_in_a_line_and_gets_the_rest_at_the_next_start(
+    tmp_path: Path, register: Register, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing, other = register("refusing", Refusing), register("remembering", Remembering)
+    metrics = Metrics(tmp_path, ["refusing", "remembering"])
+    metrics.begin("sft", 0)
+    for step in (1, 2, 3):
+        metrics.add("sft", step, loss=float(step))
+    metrics.close()
+    (told,) = [record.message for record in caplog.records]
+    assert told.startswith("tracking: refusing failed (ConnectionError: the server is gone); the run goes on without it")
+    assert other[0].heard[1:] == [*(("sft", step, {"loss": float(step)}) for step in (1, 2, 3)), "close"]
+    assert "close" not in failing[0].heard
+    assert state(tmp_path) == {"refusing": {"sft": 1}, "remembering": {"sft": 3}}
+
+    TRACKERS.unregister("refusing")
+    mended = register("refusing", Remembering)
+    Metrics(tmp_path, ["refusing", "remembering"]).close()
+    assert mended[0].heard == [("begin", "sft", 1), ("sft", 2, {"loss": 2.0}), ("sft", 3, {"loss": 3.0}), "close"]
+    assert other[1].heard == ["close"]
+    assert mended[0].run.id == failing[0].run.id
+
+
+def test_a_tracker_that_cannot_start_does_not_stop_the_run(
+    tmp_path: Path, register: Register, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unreachable(Remembering):
+        def __init__(self, run: TrackedRun) -> None:
+            raise OSError("no route to host")
+
+    register("unreachable", Unreachable)
+    metrics = Metrics(tmp_path, ["unreachable"])
+    metrics.add("sft", 1, loss=1.0)
+    metrics.close()
+    assert "tracking: unreachable failed (OSError: no route to host)" in caplog.text
+    assert logged(tmp_path / "metrics.jsonl") == {("sft", "loss", 1): 1.0}
+
+
+def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_growing_places(
+    tmp_path: Path, register: Register
+) -> None:
+    """The first process dies after step 3, the second after step 1 again, since the checkpoint was of the start."""
+    places: list[tuple[int, str, int]] = []
+
+    class Keeping(SentOnce, Remembering):
+        def __init__(self, run: TrackedRun) -> None:
+            SentOnce.__init__(self, run)
+            self.heard = []
+
+        def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+            places.append((place, stage, step))
+
+    register("keeping", Keeping)
+    for last in (3, 1, 4):
+        metrics = Metrics(tmp_path, ["keeping"])
+        metrics.begin("sft", 0)
+        metrics.begin("sft/heldout", 0)
+        for step in range(1, last + 1):
+            metrics.add("sft", step, loss=1.0)
+            if step == 2:
+                metrics.add("sft/heldout", step, loss=1.0)
+        metrics._log.close()  # and nothing else: the process is gone
+    assert [place[1:] for place in places] == [("sft", 1), ("sft", 2), ("sft/heldout", 2), ("sft", 3), ("sft", 4)]
+    assert [place[0] for place in places] == [1, 2, 4, 5, 6]
+
+
+def test_a_damaged_state_starts_another_run_with_a_line(
+    tmp_path: Path, register: Register, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = register("remembering", Remembering)
+    (tmp_path / "tracking.json").write_text("{")
+    Metrics(tmp_path, ["remembering"]).close()
+    assert "damaged" in caplog.text
+    assert json.loads((tmp_path / "tracking.json").read_text())["id"] == made[0].run.id
+
+
+def test_runs_of_a_sweep_are_a_group(tmp_path: Path, register: Register) -> None:
+    made = register("remembering", Remembering)
+    (tmp_path / "study" / "seed=0").mkdir(parents=True)
+    (tmp_path / "study" / "sweep.json").write_text("{}")
+    Metrics(tmp_path / "study" / "seed=0", ["remembering"]).close()
+    assert (made[0].run.group, made[0].run.title) == ("study", "study/seed=0")
 
 
 def test_an_unknown_tracker_is_refused_when_the_recipe_is_read() -> None:
     with pytest.raises(RecipeError, match=r"tracking.0: there is no tracker 'tensorbord'; did you mean tensorboard\?"):
         parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": ["tensorbord"]}, "test")
+
+
+def test_a_tracker_is_named_once() -> None:
+    with pytest.raises(RecipeError, match="tracking names tensorboard twice"):
+        parse_recipe({"out": "x", "model": "m", "eval": [], "tracking": ["tensorboard", "tensorboard"]}, "test")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb", "mlflow"])
+def test_reading_a_recipe_imports_no_tracker(name: str) -> None:
+    program = (
+        "import sys; from spintune.recipe import parse_recipe\n"
+        f"parse_recipe(dict(out='x', model='m', eval=[], tracking={name!r}), 'test')\n"
+        f"print([one for one in ('torch', 'tensorboard', 'trackio', 'wandb', 'mlflow') if one in sys.modules])"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "[]\n"
+
+
+@pytest.mark.parametrize("name", ["trackio", "wandb", "mlflow"])
+def test_a_missing_package_is_one_line_with_what_to_install(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=rf"tracking: {name} .*; pip install 'spintune\[{name}\]', or drop it"):
+        Metrics(tmp_path, [name])
+    assert list(tmp_path.iterdir()) == []

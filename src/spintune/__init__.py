@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from spintune.results import RunResults
     from spintune.synthesis.pipeline import synthesize
     from spintune.teachers.registry import register_teacher
-    from spintune.trackers import register_tracker
+    from spintune.trackers import TrackedRun, register_tracker
     from spintune.training import losses
 
 _HOMES = {
@@ -53,6 +53,7 @@ _HOMES = {
     "Score": "spintune.api",
     "SelfPlayLoss": "spintune.recipe.losses",
     "SpintuneError": "spintune.errors",
+    "TrackedRun": "spintune.trackers",
     "load": "spintune.api",
     "mix": "spintune.api",
     "read": "spintune.api",
@@ -82,6 +83,7 @@ __all__ = [
     "Score",
     "SelfPlayLoss",
     "SpintuneError",
+    "TrackedRun",
     "__version__",
     "load",
     "losses",

@@ -34,7 +34,10 @@ OPTIONAL = {
     "bitsandbytes": "optimizer: adamw8bit and lora.base: nf4",
     "lm-eval": "standard benchmarks (eval: [arc_challenge, ...])",
     "langdetect": "eval: [ifeval]",
-    "tensorboard": "tracking: [tensorboard]",
+    "tensorboard": "tracking: tensorboard",
+    "trackio": "tracking: trackio",
+    "wandb": "tracking: wandb",
+    "mlflow": "tracking: mlflow",
     "openpyxl": "data in .xlsx files",
     "trl": "benchmarks/training.py",
 }

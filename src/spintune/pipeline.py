@@ -46,6 +46,7 @@ from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.followers import compare_ranks, enroll
 from spintune.stages.iterates import Iterate
 from spintune.stages.measure import check_measure
+from spintune.stages.outcome import evaluation_numbers, outcome_facts
 from spintune.stages.registry import Evaluation, evaluations_of
 from spintune.stages.schedule import DataSize, data_size, expected_stages
 from spintune.stages.selfplay import selfplay_stage
@@ -82,7 +83,7 @@ def run_recipe(
     """
     evaluations = check_recipe(recipe, until)
     with memory_errors(lambda error: out_of_memory(error, recipe)), _folder_of(recipe) as run:
-        metrics = Metrics(run.folder, recipe.tracking)
+        metrics = Metrics(run.folder, recipe.tracking, recipe.identity())
         try:
             stop = stop or StopRequest()
             context = RunContext(recipe, run, cache, StoppableProgress(progress, stop), metrics, environment, stop)
@@ -90,8 +91,11 @@ def run_recipe(
                 compare_ranks(team, context)
             if siblings:
                 run.siblings = SiblingRuns(siblings, run.folder, metrics, context.progress.note)
+            for place in metrics.places():
+                context.progress.note(place)
             with _engines(context):
                 results = _run_stages(context, until, evaluations)
+            metrics.finish(evaluation_numbers(results), outcome_facts(results))
         finally:
             metrics.close()
         _write_results(run.folder / "results.json", results)

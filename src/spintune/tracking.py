@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from spintune.errors import MissingExtraError, RunError, StorageError
 from spintune.run_folder import MANIFEST
 from spintune.step_log import StepLog
-from spintune.trackers import TRACKERS
+from spintune.storage import read_json, read_json_lines, write_json_if_changed
+from spintune.text.words import one_line
+from spintune.trackers import TRACKERS, TrackedRun, Tracker
+from spintune.typed_json import JsonObject, from_json, to_json
 
 log = logging.getLogger(__name__)
 
+STATE = "tracking.json"
+
 
 class Metrics:
-    """Writes each step of each stage once, into metrics.jsonl and to every tracker that the recipe names."""
+    """Writes each step of each stage once, into metrics.jsonl and to every tracker that the recipe names.
 
-    def __init__(self, folder: Path, tracking: Sequence[str]) -> None:
+    Args:
+        recipe: what trackers show as the settings of the run.
+
+    Raises MissingExtraError when the package of a tracker is not installed.
+    """
+
+    def __init__(self, folder: Path, tracking: Sequence[str], recipe: Mapping[str, object] | None = None) -> None:
         self._log = StepLog(folder / "metrics.jsonl")
         if not self._log.path.exists() and (stage := next(_trained(folder), None)):
             log.warning(
@@ -27,7 +41,7 @@ class Metrics:
                 stage,
             )
         self._log.mend()
-        self._trackers = [TRACKERS[name](folder) for name in tracking]
+        self._trackers = _Trackers(folder, tracking, recipe or {}, self._log.path) if tracking else None
 
     def begin(self, stage: str, step: int) -> None:
         """The stage starts or resumes after ``step``: later entries of an earlier attempt are dropped."""
@@ -41,25 +55,39 @@ class Metrics:
             log.warning("%s has no lines for %s; the weights do not depend on them", self._log.path, lost)
 
     def _begin(self, stage: str, step: int) -> int:
-        for tracker in self._trackers:
-            tracker.begin(stage, step)
+        if self._trackers:
+            self._trackers.begin(stage, step)
         return self._log.rewind(stage, step)
 
     def add(self, stage: str, step: int, **facts: float) -> None:
         """Writes the numbers of one step."""
         self._log.append(stage, step, **facts)
-        for tracker in self._trackers:
-            tracker.add(stage, step, facts)
+        if self._trackers:
+            self._trackers.add(stage, step, facts)
 
     def sync(self) -> None:
         """Puts the log on disk, where a power cut does not reach it."""
         self._log.sync()
 
+    def places(self) -> list[str]:
+        """Where to look at what the trackers got, a line for each that says so."""
+        return self._trackers.places() if self._trackers else []
+
+    def finish(self, evaluations: Mapping[str, Mapping[str, Mapping[str, float]]], facts: Mapping[str, str]) -> None:
+        """Gives trackers what a complete run found out.
+
+        Args:
+            evaluations: by name, then by model in order, then by measure.
+            facts: the decision in words.
+        """
+        if self._trackers:
+            self._trackers.finish(evaluations, facts)
+
     def close(self) -> None:
         """Closes the log and every tracker."""
         self._log.close()
-        for tracker in self._trackers:
-            tracker.close()
+        if self._trackers:
+            self._trackers.close()
 
 
 def _trained(folder: Path) -> Iterator[str]:
@@ -67,6 +95,158 @@ def _trained(folder: Path) -> Iterator[str]:
     for stage in ("sft", "spin/iterate-1"):
         if (folder / stage / MANIFEST).is_file():
             yield stage
+
+
+# Trackers ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _TrackerState:
+    """What a tracker has of a run.
+
+    Attributes:
+        sent: the last step of each stage.
+        open: a process sends to it, or was killed while it did; then it also has what metrics.jsonl has.
+    """
+
+    sent: dict[str, int] = field(default_factory=dict)
+    open: bool = False
+
+
+@dataclass
+class _TrackingState:
+    """``tracking.json``: under which id trackers know the run, and what each has."""
+
+    id: str
+    trackers: dict[str, _TrackerState] = field(default_factory=dict)
+
+
+class _Trackers:
+    """The trackers of one run. One that fails is told in a line and left; the next start sends what it missed."""
+
+    def __init__(self, folder: Path, names: Sequence[str], recipe: Mapping[str, object], numbers: Path) -> None:
+        self._path = folder / STATE
+        is_new = not self._path.exists()
+        self._state = self._read()
+        rows = read_json_lines(numbers) if numbers.is_file() else []
+        self._open: dict[str, Tracker] = {}
+        sweep = folder.resolve().parent
+        group = sweep.name if (sweep / "sweep.json").is_file() else None
+        states = {name: self._state.trackers.setdefault(name, _TrackerState()) for name in names}
+        for state in states.values():
+            for row in rows if state.open else ():
+                _raise_to(state.sent, row["stage"], row["step"])
+            state.open = True
+        self._write()  # before a tracker makes a run of this id
+        try:
+            for name, state in states.items():
+                with self._guarded(name):
+                    self._open[name] = TRACKERS[name](TrackedRun(folder, self._state.id, group, recipe, state.sent))
+        except MissingExtraError:
+            self.close()
+            if is_new:
+                self._path.unlink(missing_ok=True)
+            raise
+        for name in list(self._open):
+            self._catch_up(name, rows)
+
+    def _read(self) -> _TrackingState:
+        try:
+            if self._path.exists():
+                return from_json(_TrackingState, read_json(self._path), self._path)
+        except RunError as error:
+            log.warning("%s; trackers show what follows as another run", error)
+        return _TrackingState(secrets.token_hex(6))
+
+    def _write(self) -> None:
+        try:
+            write_json_if_changed(self._path, to_json(self._state))
+        except StorageError as error:  # no reason to end a run
+            log.warning("%s", error)
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Leaves a tracker that raises an error, which becomes a line."""
+        try:
+            yield
+        except MissingExtraError:
+            raise
+        except Exception as error:  # whatever its package raises: training goes on
+            self._open.pop(name, None)
+            log.warning(
+                "tracking: %s failed (%s); the run goes on without it, metrics.jsonl has its numbers, and the next "
+                "start sends them",
+                name,
+                one_line(f"{type(error).__name__}: {error}")[:300],
+            )
+            self._state.trackers[name].open = False
+            self._write()
+
+    def _catch_up(self, name: str, rows: Iterable[JsonObject]) -> None:
+        """Sends what metrics.jsonl has and the tracker lacks, such as one that the recipe did not name before."""
+        begun: set[str] = set()
+        sent = self._state.trackers[name].sent
+        for row in rows:
+            stage, step = row["stage"], row["step"]
+            numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, (int, float))}
+            if step <= sent.get(stage, 0):
+                continue
+            if stage not in begun:
+                begun.add(stage)
+                self._begin(name, stage, sent.get(stage, 0))
+            self._add(name, stage, step, numbers)
+
+    def _call(self, name: str, action: Callable[[Tracker], None]) -> None:
+        if name in self._open:
+            with self._guarded(name):
+                action(self._open[name])
+
+    def _begin(self, name: str, stage: str, step: int) -> None:
+        self._call(name, lambda one: one.begin(stage, step))
+
+    def _add(self, name: str, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        if name in self._open:
+            with self._guarded(name):
+                self._open[name].add(stage, step, numbers)
+                _raise_to(self._state.trackers[name].sent, stage, step)
+
+    def begin(self, stage: str, step: int) -> None:
+        for name in list(self._open):
+            self._begin(name, stage, step)
+
+    def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        for name in list(self._open):
+            self._add(name, stage, step, numbers)
+
+    def places(self) -> list[str]:
+        told = {name: getattr(tracker, "where", "") for name, tracker in self._open.items()}
+        return [f"numbers also go to {name}: {where}" for name, where in told.items() if where]
+
+    def finish(self, evaluations: Mapping[str, Mapping[str, Mapping[str, float]]], facts: Mapping[str, str]) -> None:
+        for evaluation, models in evaluations.items():
+            stage = f"eval/{evaluation}"
+            for name in list(self._open):
+                sent = self._state.trackers[name].sent.get(stage, 0)
+                if sent < len(models):
+                    self._begin(name, stage, sent)
+                for step, numbers in list(enumerate(models.values(), 1))[sent:]:
+                    self._add(name, stage, step, numbers)
+        for name in list(self._open):
+            self._call(name, lambda one: one.finish(facts))
+
+    def close(self) -> None:
+        for name in list(self._open):
+            self._call(name, lambda one: one.close())
+            self._state.trackers[name].open = False
+        self._open.clear()
+        self._write()
+
+
+def _raise_to(sent: dict[str, int], stage: str, step: int) -> None:
+    sent[stage] = max(step, sent.get(stage, 0))
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
 
 
 class Stopwatch:

@@ -27,10 +27,10 @@ from spintune.unfinished import check_shard, read_checkpoint
 
 _T = TypeVar("_T")
 
-_WITHOUT_DIGEST = ("run.lock", "recipe.json", "results.json", "metrics.jsonl", "report.html", "comparison.html")
+_WITHOUT_DIGEST = ("run.lock", "recipe.json", "results.json", "metrics.jsonl", "tracking.json", "report.html", "comparison.html")
 _LOGS = ("metrics.jsonl", "samples.jsonl")
 _STAGES = ("synth", "data", "sft", "spin", "likelihood", "eval", "judge", "contamination")
-_OPEN_ENDED = ("tensorboard", "judge/canary", "judge/replies.sqlite", "synth/replies.sqlite")
+_OPEN_ENDED = ("tensorboard", "wandb", "judge/canary", "judge/replies.sqlite", "synth/replies.sqlite")
 """What grows while a run works, and whose writers look after it."""
 _MODELS = ("model", "adapter")
 

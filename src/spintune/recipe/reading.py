@@ -83,6 +83,8 @@ def recipe_schema() -> JsonObject:
     train = schema["$defs"]["DataSection"]["properties"]["train"]
     train.pop("items")
     train.pop("type")
+    tracking = schema["properties"]["tracking"]
+    tracking["anyOf"] = [{"type": "string"}, {"type": tracking.pop("type"), "items": tracking.pop("items")}]
     train["anyOf"] = [*source["anyOf"], {"type": "array", "items": source}]
     schema["allOf"] = [_data_rule(), *(_file_rule(name, key) for name, key in FILES_OF.items())]
     return schema

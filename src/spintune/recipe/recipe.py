@@ -162,8 +162,8 @@ class Recipe(Section):
     generate: GenerateSection | None = None
     """Another engine that writes answers, such as vLLM; leave out for the built-in generator."""
     tracking: list[Annotated[str, known_in(TRACKERS)]] = Field(default=[])
-    """Trackers that get the numbers of each step: tensorboard, or one that a package registers. metrics.jsonl is always
-    written."""
+    """Trackers that get the numbers of each step: tensorboard, trackio, wandb, mlflow, or one that a package registers;
+    a name or a list. metrics.jsonl is always written."""
     synth: SynthSection | None = None
     """Generation of instruction data; leave out to skip it."""
     data: DataSection = DataSection()
@@ -255,8 +255,14 @@ class Recipe(Section):
             yield "eval: mt-bench is rated by a judge; give a judge section"
         if self.judge and not {HELDOUT, QUESTIONS, MT_BENCH} & set(self.eval):
             yield f"the judge has nothing to judge; eval needs {HELDOUT}, {QUESTIONS} or {MT_BENCH}"
-        if repeated := [name for name in self.eval if self.eval.count(name) > 1]:
-            yield f"eval names {repeated[0]} twice"
+        for key, names in (("eval", self.eval), ("tracking", self.tracking)):
+            if repeated := [name for name in names if names.count(name) > 1]:
+                yield f"{key} names {repeated[0]} twice"
+
+    @field_validator("tracking", mode="before")
+    @classmethod
+    def _one_or_many_trackers(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("weights")
     @classmethod
