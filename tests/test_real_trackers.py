@@ -187,7 +187,7 @@ def test_wandb_offline(tracked: tuple[Path, str]) -> None:
                 assert (record.run.display_name, record.run.project) == ("support", "spintune")
                 configs |= {item.key: item.value_json for item in record.run.config.update}
             if record.HasField("history"):
-                items = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                items = {one.key or "/".join(one.nested_key): json.loads(one.value_json) for one in record.history.item}
                 rows.append({key: value for key, value in items.items() if key[0] != "_" or key == "_step"})
             if record.HasField("summary"):
                 summary |= {"/".join(item.nested_key) or item.key: item.value_json for item in record.summary.update}

@@ -155,7 +155,8 @@ def test_a_registered_tracker_hears_what_the_log_gets(tmp_path: Path, register: 
     metrics.add("sft", 1, loss=2.0)
     metrics.finish({"heldout": {"base": {"rouge_l": 0.25}, "sft": {"rouge_l": 0.5}}}, {"model": "sft"})
     metrics.close()
-    assert [(one.run.folder, one.run.name, one.run.recipe) for one in made] == [(tmp_path, tmp_path.name, {"model": "m"})]
+    (run,) = [one.run for one in made]
+    assert (run.folder, run.name, run.recipe, run.was_killed) == (tmp_path, tmp_path.name, {"model": "m"}, False)
     assert made[0].heard == [
         ("begin", "sft", 0),
         ("sft", 1, {"loss": 2.0}),
@@ -179,7 +180,7 @@ def test_a_tracker_that_fails_is_told_in_a_line_and_gets_the_rest_at_the_next_st
         metrics.add("sft", step, loss=float(step))
     metrics.close()
     (told,) = [record.message for record in caplog.records]
-    assert told.startswith("tracking: refusing failed (ConnectionError: the server is gone); the run goes on without it")
+    assert told.startswith("tracking: refusing failed (ConnectionError: the server is gone); the run goes on without")
     assert other[0].heard[1:] == [*(("sft", step, {"loss": float(step)}) for step in (1, 2, 3)), "close"]
     assert "close" not in failing[0].heard
     assert state(tmp_path) == {"refusing": {"sft": 1}, "remembering": {"sft": 3}}

@@ -133,6 +133,7 @@ class _Trackers:
         sweep = folder.resolve().parent
         group = sweep.name if (sweep / "sweep.json").is_file() else None
         states = {name: self._state.trackers.setdefault(name, _TrackerState()) for name in names}
+        killed = {name: state.open for name, state in states.items()}
         for state in states.values():
             for row in rows if state.open else ():
                 _raise_to(state.sent, row["stage"], row["step"])
@@ -141,7 +142,8 @@ class _Trackers:
         try:
             for name, state in states.items():
                 with self._guarded(name):
-                    self._open[name] = TRACKERS[name](TrackedRun(folder, self._state.id, group, recipe, state.sent))
+                    run = TrackedRun(folder, self._state.id, group, recipe, state.sent, killed[name])
+                    self._open[name] = TRACKERS[name](run)
         except MissingExtraError:
             self.close()
             if is_new:

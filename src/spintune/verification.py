@@ -27,7 +27,9 @@ from spintune.unfinished import check_shard, read_checkpoint
 
 _T = TypeVar("_T")
 
-_WITHOUT_DIGEST = ("run.lock", "recipe.json", "results.json", "metrics.jsonl", "tracking.json", "report.html", "comparison.html")
+_WITHOUT_DIGEST = (
+    "run.lock", "recipe.json", "results.json", "metrics.jsonl", "tracking.json", "report.html", "comparison.html",
+)  # fmt: skip
 _LOGS = ("metrics.jsonl", "samples.jsonl")
 _STAGES = ("synth", "data", "sft", "spin", "likelihood", "eval", "judge", "contamination")
 _OPEN_ENDED = ("tensorboard", "wandb", "judge/canary", "judge/replies.sqlite", "synth/replies.sqlite")

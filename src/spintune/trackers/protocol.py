@@ -26,7 +26,9 @@ class TrackedRun:
         group: the sweep that the run belongs to; None without one.
         recipe: the resolved recipe as plain JSON.
         sent: the last step of each stage that this tracker has, also from earlier processes. A tracker that cannot take
-            numbers back leaves out steps up to it; spintune keeps it up to date after each :meth:`Tracker.add`.
+            numbers back leaves out steps up to it; spintune keeps it up to date after each :meth:`Tracker.add`. What a
+            new tracker removes from it here is sent again.
+        was_killed: the last process did not end by itself, so that what it had not stored is lost.
     """
 
     folder: Path
@@ -34,6 +36,7 @@ class TrackedRun:
     group: str | None = None
     recipe: Mapping[str, object] = field(default_factory=dict)
     sent: dict[str, int] = field(default_factory=dict)
+    was_killed: bool = False
 
     @property
     def name(self) -> str:

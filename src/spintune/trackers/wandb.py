@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ class WeightsAndBiases(SentOnce):
         wandb: Any = require("wandb", "wandb")
         known = wandb.setup().settings
         offline = known.mode == "offline" or (known.mode == "online" and not _is_logged_in(wandb, known))
+        if offline and run.was_killed:
+            _begin_anew(run)
         self._run = wandb.init(
             id=run.id,
             name=run.title,
@@ -65,5 +68,17 @@ class WeightsAndBiases(SentOnce):
 
 
 def _is_logged_in(wandb: Any, settings: Any) -> bool:
-    """Whether there is a key for the server: in WANDB_API_KEY, W&B's settings or netrc. Asks neither user nor network."""
+    """Whether there is a key for the server, without a question to user or network."""
     return bool(settings.api_key or settings.identity_token_file or wandb.api.api_key)
+
+
+def _begin_anew(run: TrackedRun) -> None:
+    """Removes what W&B kept offline of a run that was killed, and has all sent again.
+
+    Its process ends with ours and does not write what it holds in memory. What was synced already stays.
+    """
+    folders = list(run.folder.glob(f"wandb/offline-run-*-{run.id}"))
+    if not any(list(folder.glob("*.synced")) for folder in folders):
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        run.sent.clear()
