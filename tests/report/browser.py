@@ -62,6 +62,11 @@ class Browser:
         self.ask("Page.navigate", url=page.as_uri() + state)
         self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
 
+    def go(self, address: str) -> None:
+        """Opens a page of a server of this machine."""
+        self.ask("Page.navigate", url=address)
+        self.wait("document.readyState !== 'loading' && location.protocol === 'http:'")
+
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
         found = self.ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)

@@ -20,6 +20,7 @@ from spintune.cli.start import SpintuneGroup, start
 from spintune.cli.suggestions import unknown_option
 from spintune.cli.sweep import sweep
 from spintune.cli.unexpected import shows_itself, unexpected_text
+from spintune.cli.watch import watch
 from spintune.errors import InternalError, OutOfMemoryError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
 
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan,
     "inspect": inspect,
     "mix": mix,
+    "watch": watch,
     "chat": chat,
     "compare": compare,
     "report": report,

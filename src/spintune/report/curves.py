@@ -29,13 +29,17 @@ class FigureGroup:
     figures: tuple[Figure, ...]
 
 
-def curves(run: RunFacts) -> list[FigureGroup]:
-    """The groups of a run that have anything to show, in the order of its stages."""
+def curves(run: RunFacts, by_iterate: bool = True) -> list[FigureGroup]:
+    """The groups of a run that have anything to show, in the order of its stages.
+
+    Args:
+        by_iterate: also what is measured once for each model, with intervals that take a moment.
+    """
     on_pairs = "On training pairs. A dot at the end of an iteration is the same measured on held-out pairs."
     groups = (
         ("Supervised fine-tuning", "", _sft(run, "sft")),
         ("Self-play, step by step", on_pairs, _steps(run)),
-        ("Self-play, iterate by iterate", "On held-out prompts.", _iterates(run)),
+        ("Self-play, iterate by iterate", "On held-out prompts.", _iterates(run) if by_iterate else []),
         (f"Further SFT instead of self-play ({BASELINE})", "", _sft(run, "spin/baseline-sft")),
     )
     found = [FigureGroup(title, text, tuple(filter(None, figures))) for title, text, figures in groups]

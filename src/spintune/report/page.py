@@ -38,14 +38,14 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return path
 
 
-def render(runs: Sequence[RunFacts], beside: Path) -> str:
-    """The page of runs, whose links start at the folder ``beside``. The same files give the same page."""
+def render(runs: Sequence[RunFacts], beside: Path | None) -> str:
+    """The page of runs, whose links start at ``beside`` (None: no links). The same files give the same page."""
     runs = unique_names(runs)
     browsed = examples(runs)
     return fill(
         "page.html",
         " · ".join(run.name for run in runs),
-        _asset("script.js"),
+        asset("script.js"),
         runs=runs,
         beside=beside,
         examples=browsed,
@@ -55,7 +55,7 @@ def render(runs: Sequence[RunFacts], beside: Path) -> str:
 
 def fill(template: str, title: str, script: str = "", **content: object) -> str:
     """A page of a template that extends ``layout.html``."""
-    style = _asset("style.css")
+    style = asset("style.css")
     return (
         _environment()
         .get_template(template)
@@ -69,6 +69,11 @@ def fill(template: str, title: str, script: str = "", **content: object) -> str:
             version=__version__,
         )
     )
+
+
+def fragment(name: str, *content: object) -> str:
+    """A piece of a live page: a macro of ``live.html``."""
+    return str(getattr(_environment().get_template("live.html").module, name)(*content))
 
 
 def unique_names(runs: Sequence[RunFacts]) -> list[RunFacts]:
@@ -146,7 +151,8 @@ def _prose(text: str) -> Markup:
     return Markup(whole)  # noqa: S704 -- escaped above, and no entity holds a hyphen
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file beside this module."""
     return resources.files("spintune.report").joinpath(name).read_text("utf-8")
 
 

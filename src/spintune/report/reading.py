@@ -115,6 +115,11 @@ def read_run(folder: Path) -> RunFacts:
         raise _foreign(folder, f"{type(error).__name__}: {error}") from error
 
 
+def stage_manifests(folder: Path) -> dict[Path, type]:
+    """The manifests of a run's finished stages, each with the type of its facts."""
+    return {path: kind for pattern, kind in _STAGES.items() for path in sorted(folder.glob(f"{pattern}/{MANIFEST}"))}
+
+
 def _foreign(path: Path, why: str) -> RunError:
     return RunError(f"{path}: not as this version of spintune writes it ({why}); run the recipe again")
 
@@ -125,8 +130,7 @@ def _read(folder: Path) -> RunFacts:
     from_json(_RecipeShape, recipe, folder / "recipe.json")
     manifests = {
         str(path.parent.relative_to(folder)): (path, kind, read_manifest(path.parent))
-        for pattern, kind in _STAGES.items()
-        for path in sorted(folder.glob(f"{pattern}/{MANIFEST}"))
+        for path, kind in stage_manifests(folder).items()
     }
     last = iterations_of(recipe)
     leftover = sorted({number_of(name) for name in manifests if number_of(name) > last})

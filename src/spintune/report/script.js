@@ -11,8 +11,12 @@
   open();
 })();
 
-// The browser of answers. Every text of a model goes into the page as a text node, never as markup.
-(() => {
+// The browser of answers. Every text of a model goes into the page as a text node, never as markup. A live page calls
+// this again when there are more answers; what was chosen stays, since it is in the address.
+let browsing = new AbortController();
+const browseAnswers = () => {
+  browsing.abort();
+  browsing = new AbortController();
   const element = document.getElementById("examples-data");
   const list = document.getElementById("list");
   if (!element || !list) return;
@@ -258,13 +262,15 @@
     list.children[next].tabIndex = -1; // a keyboard goes on where the new ones begin
     list.children[next].focus();
   });
-  addEventListener("hashchange", () => {
+  const follow = () => {
     read();
     show();
     render();
-  });
+  };
+  addEventListener("hashchange", follow, { signal: browsing.signal });
   document.getElementById("controls").hidden = false;
   read();
   show();
   render();
-})();
+};
+browseAnswers();

@@ -278,7 +278,7 @@ def versions(run: RunFacts) -> list[tuple[str, str]]:
     return found
 
 
-def files(run: RunFacts, beside: Path) -> list[tuple[str, str, str, int]]:
+def files(run: RunFacts, beside: Path | None) -> list[tuple[str, str, str, int]]:
     """What is worth opening in the run folder: (path, link from the folder ``beside``, what it is, size in bytes)."""
     listed = [
         ("results.json", "the numbers of this page"),
@@ -304,7 +304,8 @@ def files(run: RunFacts, beside: Path) -> list[tuple[str, str, str, int]]:
         pairs = f"spin/iterate-{iteration.number}/pairs/train.jsonl"
         listed.append((pairs, f"pairs of iteration {iteration.number}"))
     there = [(path, what, run.folder / path) for path, what in listed if (run.folder / path).exists()]
-    return [(path, quote(os.path.relpath(place, beside)), what, _size(place)) for path, what, place in there]
+    links = ["" if beside is None else quote(os.path.relpath(place, beside)) for _, _, place in there]
+    return [(path, link, what, _size(place)) for (path, what, place), link in zip(there, links, strict=True)]
 
 
 def _size(path: Path) -> int:
