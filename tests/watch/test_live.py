@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -113,4 +112,4 @@ def test_a_signal_ends_it_at_once_also_with_open_streams(tmp_path: Path, number:
     assert process.wait(30) == 0
     for stream in streams:
         stream.close()
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
