@@ -1,126 +1,156 @@
-"""Memory that a plan predicts beside what real training took, in a process of its own for each setting.
+"""Memory that a plan predicts beside the most that a whole run held, each in a process of its own.
 
-    python benchmarks/plan.py [NAME...]
+    python benchmarks/plan.py [--only "NAME; ..."] [--report FILE]
 
-Each process trains the packaged 135M model (or a random T5 of 60M) for two steps of several calls through the training
-loop. "allocated" is the most that torch's allocator held beside the weights, "resident" the most that the process held
-beside the interpreter and the weights (VmHWM), both by the system's own counts.
+For each setting a recipe is written, ``spintune plan`` says what it takes on this machine, and ``spintune run`` runs
+it: two or three optimizer steps of two calls each, of rows with 64 words of prompt and 64 of answer. *Planned* is the
+stage that needs the most, with what the process holds before its model; *measured* is the most that the process of
+the run ever held (VmHWM: its own memory and the files that it has mapped), from its first import to its last file.
+Models are random Llamas of a few words, and the packaged 135M model. Other work on the machine changes nothing.
+Results that are in FILE are kept, so a call that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import random
 import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-SETTINGS: dict[str, dict[str, object]] = {
-    "sft, 256 tokens": {"tokens": 256},
-    "sft, 1024 tokens": {"tokens": 1024},
-    "sft, 2048 tokens": {"tokens": 2048},
-    "spin, 1024 tokens": {"tokens": 1024, "answers": 2},
-    "lora, 1024 tokens": {"tokens": 1024, "lora": True},
-    "recompute: 1, 1024 tokens": {"tokens": 1024, "recompute": 1.0},
-    "bfloat16 products, 1024 tokens": {"tokens": 1024, "precision": "bfloat16"},
-    "adafactor, 1024 tokens": {"tokens": 1024, "optimizer": "adafactor"},
-    "t5, 1024 tokens": {"tokens": 1024, "t5": True},
-}
-MODEL = "smollm2-135m-instruct"
-T5_SMALL = {"d_model": 512, "d_ff": 2048, "num_heads": 8, "d_kv": 64, "num_layers": 6, "vocab_size": 32128}
+WORDS = tuple(a + b for a in "bcdfghjklm" for b in ("an", "el", "id", "os", "um"))
 ROW = 64
+SMALL, MIDDLE, ALIAS = "0.1M", "12M", "smollm2-135m-instruct"
+WIDTHS = {SMALL: (64, 2), MIDDLE: (384, 8)}
 
 
-def resident(name: str) -> int:
-    """A number of bytes of this process, by the system."""
-    found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
-    return int(found[1]) * 1024 if found else 0
+@dataclass(frozen=True)
+class Case:
+    """A model and the keys of a recipe; ``tokens`` of one call, two of which make a step."""
+
+    model: str
+    tokens: int
+    keys: dict[str, Any] = field(default_factory=dict)
+    section: dict[str, Any] = field(default_factory=dict)
+    spin: bool = False
 
 
-def measure(setting: dict[str, object]) -> dict[str, float]:
-    """Trains in this process, and predicts. The profiler counts in a third step, which takes as much as the second."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
+CASES = {
+    "0.1M, sft, 512 tokens": Case(SMALL, 512),
+    "12M, sft, 512 tokens": Case(MIDDLE, 512),
+    "12M, sft, 2048 tokens": Case(MIDDLE, 2048),
+    "12M, spin, 2048 tokens": Case(MIDDLE, 2048, spin=True),
+    "12M, lora, 2048 tokens": Case(MIDDLE, 2048, {"lora": {"rank": 16}}),
+    "12M, recompute: 1, 2048 tokens": Case(MIDDLE, 2048, {"recompute": 1.0}),
+    "12M, adafactor, 2048 tokens": Case(MIDDLE, 2048, section={"optimizer": "adafactor"}),
+    "135M, sft, 256 tokens": Case(ALIAS, 256),
+    "135M, lora, 256 tokens": Case(ALIAS, 256, {"lora": {"rank": 16}}),
+    "135M, sft, 1024 tokens": Case(ALIAS, 1024),
+    "135M, spin, 256 tokens": Case(ALIAS, 256, spin=True),
+}
 
-    from spintune.engine.logprobs import LogProbEngine
-    from spintune.engine.query import Query
-    from spintune.kernels.allocator import tune_malloc
-    from spintune.models.loading import load_model
-    from spintune.models.lora import new_adapter
-    from spintune.plan.memory import step_bytes
-    from spintune.plan.rehearsal import Setting, rehearse
-    from spintune.plan.shapes import read_shape
-    from spintune.recipe import LoraSection
-    from spintune.recipe.section import OptimizerName
-    from spintune.storage import cache_folder
-    from spintune.training.footprint import footprint
-    from spintune.training.optimization import Optimization, build_optimizer
+RUN = """
+import re, sys
+from pathlib import Path
+from spintune.cli import main
+try:
+    main()
+except SystemExit as ended:
+    if ended.code:
+        raise
+print("most", re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+"""A command of spintune that ends with the most memory that its process held."""
 
-    tokens, answers = int(str(setting["tokens"])), int(str(setting.get("answers", 1)))
-    autocast = torch.bfloat16 if setting.get("precision") == "bfloat16" else None
-    lora = LoraSection() if setting.get("lora") else None
-    recompute = float(str(setting.get("recompute", 0.0)))
-    name: OptimizerName = "adafactor" if setting.get("optimizer") == "adafactor" else "adamw"
-    before = resident("VmRSS")
-    if setting.get("t5"):
-        config = AutoConfig.for_model("t5", decoder_start_token_id=0, **T5_SMALL)
-        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32).eval()
+
+def write_recipe(case: Case, folder: Path) -> Path:
+    """Writes the data and the recipe of a case; its model is there already."""
+    draw = random.Random(0)
+    steps, rows = 2 if case.model == ALIAS else 3, 2 * case.tokens // (2 * ROW)
+    data = [
+        {
+            "instruction": f"{number} {' '.join(draw.choices(WORDS, k=ROW))}",
+            "output": " ".join(draw.choices(WORDS, k=ROW)),
+        }
+        for number in range(steps * rows + 4)
+    ]
+    (folder / "rows.json").write_text(json.dumps(data))
+    section = {"learning_rate": 1e-5, "max_steps": steps, **case.section}
+    if case.spin:
+        section.pop("max_steps")
+        trained = {"spin": {"iterations": 1, "pairs_per_step": max(2, rows // 2), "max_new_tokens": ROW, **section}}
     else:
-        config = read_shape(MODEL, cache_folder()).config
-        model = load_model(MODEL, cache=cache_folder()).model
-    if lora:
-        new_adapter(model, lora, "benchmark")
-    queries = tuple(Query((5,) * ROW, ((7,) * ROW,) * answers) for _ in range(max(1, tokens // (ROW * (1 + answers)))))
-    engine = LogProbEngine(model, autocast, recompute=recompute)
-    tune_malloc()
-    optimizer = build_optimizer(model, Optimization(1e-5, optimizer=name))
-
-    def step() -> None:
-        for _ in range(2):
-            (-engine(queries).sum_N.sum()).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad()
-
-    step()
-    step()
-    highest = resident("VmHWM")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    kept = footprint(model, name)
-    call = rehearse(config, Setting(torch.float32, autocast, True, recompute, lora), queries)
-    moved = max(call.start, step_bytes(model, name))
-    return {
-        "weights": kept.weights / 1e6,
-        "predicted": (kept.total + moved) / 1e6,
-        "allocated": (most + kept.weights + kept.moments) / 1e6,
-        "resident": (highest - before) / 1e6,
+        trained = {"sft": {"tokens_per_step": 2 * case.tokens, "epochs": 1.0, **section}}
+    model = case.model if case.model == ALIAS else str(folder.parent / case.model)
+    values = {
+        "out": str(folder / "run"),
+        "model": model,
+        "data": {"train": str(folder / "rows.json"), "max_length": 512, "eval_fraction": 0.01},
+        "tokens_per_forward": case.tokens,
+        "eval": [],
+        **case.keys,
+        **trained,
     }
+    path = folder / "recipe.yaml"
+    path.write_text(json.dumps(values))  # which is YAML as well
+    return path
+
+
+def measure(name: str, folder: Path) -> dict[str, float]:
+    """The bytes that a plan predicts for a case, and those that its run held at most."""
+    case = CASES[name]
+    folder.mkdir()
+    recipe = str(write_recipe(case, folder))
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+
+    def spintune(*words: str) -> str:
+        command = [sys.executable, "-c", RUN, *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{name}: {' '.join(words)} ended with {done.returncode}; its last words:\n{done.stderr[-2000:]}")
+        return done.stdout
+
+    said = spintune("plan", recipe, "--json", "--no-probe")
+    plan = json.loads(said[: said.rindex("most")])
+    most = re.search(r"^most (\d+)$", spintune("run", recipe), re.M)
+    assert most
+    return {"planned": plan["needed"], "measured": int(most[1]) * 1024}
+
+
+def write_models(folder: Path, names: set[str]) -> None:
+    """Writes the random models. torch is imported in a process of its own, whose memory no other one inherits."""
+    for name in names & set(WIDTHS):
+        width, layers = WIDTHS[name]
+        arguments = f"Path({str(folder / name)!r}), 0, {WORDS!r}, {width}, {layers}, 512"
+        code = f"from pathlib import Path; from word_models import write_word_model; write_word_model({arguments})"
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, stderr=subprocess.DEVNULL)
 
 
 def main() -> None:
     """Prints a table, a row for each setting."""
-    if sys.argv[1:2] == ["--child"]:
-        Path(sys.argv[3]).write_text(json.dumps(measure(SETTINGS[sys.argv[2]])))
-        return
-    print("| setting | predicted [MB] | allocated [MB] | error | resident [MB] |\n|---|---|---|---|---|")
-    for name in sys.argv[1:] or SETTINGS:
-        with tempfile.NamedTemporaryFile() as file:
-            command = [sys.executable, __file__, "--child", name, file.name]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            found = json.loads(Path(file.name).read_text())
-        error = found["predicted"] / found["allocated"] - 1
-        print(
-            f"| {name} | {found['predicted']:,.0f} | {found['allocated']:,.0f} | {error:+.1%} "
-            f"| {found['resident']:,.0f} |",
-            flush=True,
-        )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=";".join(CASES), help="names of settings, with ; between them")
+    parser.add_argument("--report", type=Path)
+    options = parser.parse_args()
+    names = [name.strip() for name in options.only.split(";")]
+    found = json.loads(options.report.read_text()) if options.report and options.report.exists() else {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_models(folder, {CASES[name].model for name in names if name not in found})
+        print("| setting | planned [MB] | measured [MB] | planned / measured |\n|---|---|---|---|")
+        for place, name in enumerate(names):
+            if name not in found:
+                found[name] = measure(name, folder / str(place))
+                if options.report:
+                    options.report.write_text(json.dumps(found, indent=1))
+            planned, measured = found[name]["planned"], found[name]["measured"]
+            print(f"| {name} | {planned / 1e6:,.0f} | {measured / 1e6:,.0f} | {planned / measured:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

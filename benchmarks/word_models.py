@@ -13,7 +13,9 @@ MAX_LENGTH = 64
 """Of prompt and answer together. [tokens]"""
 
 
-def write_word_model(folder: Path, seed: int, words: Sequence[str], width: int = 64, layers: int = 2) -> None:
+def write_word_model(
+    folder: Path, seed: int, words: Sequence[str], width: int = 64, layers: int = 2, max_length: int = MAX_LENGTH
+) -> None:
     """Writes a model, of about 0.1 million weights by default, and its tokenizer."""
     controls = ["<|im_start|>", "<|im_end|>", "<unk>"]
     plain = ["user", "assistant", *words]
@@ -35,7 +37,7 @@ def write_word_model(folder: Path, seed: int, words: Sequence[str], width: int =
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=4,
-            max_position_embeddings=MAX_LENGTH,
+            max_position_embeddings=max_length,
             bos_token_id=0,
             eos_token_id=1,
             tie_word_embeddings=True,

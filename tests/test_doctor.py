@@ -18,13 +18,30 @@ Spintune = Callable[..., Any]
 def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     result = spintune("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(result.out)}
-    own = {"python", "processor", "layers", "memory", "gpu", "cache", "here"}
+    own = {"vllm", "llama.cpp", "python", "processor", "layers", "memory", "gpu", "cache", "here"}
     assert {*doctor.REQUIRED, *doctor.OPTIONAL, *own} == set(findings)
     assert result.code == (0 if all(finding["fine"] for finding in findings.values()) else 1)
     import torch
 
     # a package of the CUDA build does not name the build, the module does
     assert findings["torch"]["text"].partition("+")[0] == torch.__version__.partition("+")[0]
+
+
+def test_engines_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    vllm, llama = doctor._engines({"PATH": str(tmp_path)})
+    assert (vllm.fine, llama.fine) == (True, True)
+    assert vllm.text.startswith("not on the PATH")
+    assert str(program) in llama.text
+    vllm, llama = doctor._engines({"PATH": "", "SPINTUNE_VLLM": str(tmp_path / "nothing")})
+    assert not vllm.fine
+    assert "SPINTUNE_VLLM=" in vllm.text
+    assert "is no program" in vllm.text
+    assert llama.text.startswith("not on the PATH")
+    vllm, _ = doctor._engines({"PATH": "", "SPINTUNE_VLLM": str(program)})
+    assert vllm.text == f"{program}; a run starts it for generate.engine: vllm"
 
 
 def test_layers_that_are_not_compiled_are_told_of(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:

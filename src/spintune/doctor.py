@@ -7,11 +7,13 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spintune.cached_folders import folder_bytes, remove_whole
+from spintune.errors import ServerError
 from spintune.storage import storage_errors
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def examine(cache: Path) -> list[DoctorFinding]:
     for name, use in OPTIONAL.items():
         version = _version(name)
         findings.append(DoctorFinding(name, version or f"not installed; needed only for {use}"))
+    findings += _engines(os.environ)
     if _version("torch"):
         findings += _hardware()
     findings += [_cache(cache), _disk("here", Path.cwd())]
@@ -98,6 +101,20 @@ def _cache(cache: Path) -> DoctorFinding:
     sizes = cache_sizes(cache)
     held = f", holds {sizes_text(sizes)}; spintune doctor --clear-cache empties it" if sizes else ", empty"
     return DoctorFinding("cache", finding.text + held, finding.fine)
+
+
+def _engines(environment: Mapping[str, str]) -> list[DoctorFinding]:
+    """Who else can write a run's answers (``generate.engine``). No run needs one."""
+    from spintune.generation.served.process import PROGRAM, vllm_program
+
+    absent = "not on the PATH; a run can ask one that serves elsewhere (generate.url)"
+    llama = shutil.which("llama-server", path=environment.get("PATH"))
+    try:
+        vllm = DoctorFinding("vllm", f"{vllm_program(environment)}; a run starts it for generate.engine: vllm")
+    except ServerError as error:
+        named = environment.get(PROGRAM)
+        vllm = DoctorFinding("vllm", str(error).removeprefix("generate: ") if named else absent, fine=not named)
+    return [vllm, DoctorFinding("llama.cpp", f"{llama}; serve a model with it for generate.url" if llama else absent)]
 
 
 def _version(name: str) -> str | None:

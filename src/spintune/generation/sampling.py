@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,12 +46,25 @@ def stream_keys(prompts: Sequence[tuple[int, ...]], seed: int) -> list[bytes]:
     It depends on the seed, the prompt's tokens and how often the same prompt came before, so that an answer does not
     depend on the order of the prompts.
     """
-    seen: Counter[tuple[int, ...]] = Counter()
-    keys = []
-    for prompt in prompts:
-        keys.append(stream_key(f"{seed}/{seen[prompt]}/{prompt}"))
-        seen[prompt] += 1
-    return keys
+    return StreamKeys(prompts, seed)[:]
+
+
+class StreamKeys:
+    """The keys of :func:`stream_keys`, 16 bytes each."""
+
+    def __init__(self, prompts: Iterable[tuple[int, ...]], seed: int) -> None:
+        seen: Counter[bytes] = Counter()
+        self._keys = bytearray()
+        self._size = len(stream_key(""))
+        for prompt in prompts:
+            text = str(prompt)
+            known = stream_key(text)  # smaller than the prompt
+            self._keys += stream_key(f"{seed}/{seen[known]}/{text}")
+            seen[known] += 1
+
+    def __getitem__(self, part: slice) -> list[bytes]:
+        places = range(len(self._keys) // self._size)[part]
+        return [bytes(self._keys[place * self._size : (place + 1) * self._size]) for place in places]
 
 
 def uniforms(key: bytes, count: int) -> list[float]:

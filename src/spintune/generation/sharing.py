@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -66,11 +67,35 @@ class SharedGenerator:
         return self.own.decode(ids)
 
 
-def generate_parts(generator: Generator, parts: Sequence[Part], sampling: Sampling) -> list[list[Completion]]:
-    """The completions of several parts, on all ranks where the generator has them."""
-    if isinstance(generator, SharedGenerator):
+def generate_parts(
+    generator: Generator, parts: Sequence[Part], sampling: Sampling, finished: Callable[[int], None]
+) -> list[list[Completion]]:
+    """The completions of several parts, on all ranks where the generator has them.
+
+    Args:
+        finished: is told of answers as they end, where this process writes all of them.
+    """
+    if isinstance(generator, SharedGenerator) and team_of(generator.engine):
         return generator.generate_parts(parts, sampling)
-    return [generator.generate(prompts, sampling, keys) for prompts, keys in parts]
+    stop_ids: frozenset[int] = getattr(generator, "stop_ids", frozenset())
+    return [
+        generator.generate(prompts, sampling, keys, _EndCounter(stop_ids, sampling.max_new_tokens, finished))
+        for prompts, keys in parts
+    ]
+
+
+class _EndCounter:
+    """Counts answers at the token that ends them, or at their longest length. An :data:`OnToken` that ends none."""
+
+    def __init__(self, stop_ids: frozenset[int], longest: int, finished: Callable[[int], None]) -> None:
+        self._stop_ids, self._longest, self._finished = stop_ids, longest, finished
+        self._lengths = Counter[int]()
+
+    def __call__(self, index: int, token: int) -> bool:
+        self._lengths[index] += 1
+        if token in self._stop_ids or self._lengths[index] == self._longest:
+            self._finished(1)
+        return False
 
 
 def _generate(team: Team, parts: Sequence[Part], sampling: Sampling) -> list[list[Completion]]:

@@ -39,32 +39,45 @@ def _gpu(name: str, memory: float, teraflops: float, bandwidth: float, source: s
     return GpuKind(name, memory * GB, teraflops * 1e12, bandwidth * GB, source)
 
 
+_A100 = "nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
+_HOPPER = "resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet"
+
 GPUS: Mapping[str, GpuKind] = MappingProxyType(
     {
         gpu.name: gpu
         for gpu in (
-            _gpu("a100-40gb", 40, 312, 1555, "NVIDIA A100 datasheet"),
-            _gpu("a100-80gb", 80, 312, 2039, "NVIDIA A100 datasheet (SXM)"),
-            _gpu("h100", 80, 989, 3350, "NVIDIA H100 datasheet (SXM)"),
-            _gpu("h100-pcie", 80, 756, 2000, "NVIDIA H100 datasheet (PCIe)"),
-            _gpu("h200", 141, 989, 4800, "NVIDIA H200 datasheet (SXM)"),
-            _gpu("b200", 180, 2250, 8000, "NVIDIA DGX B200 datasheet"),
-            _gpu("l4", 24, 121, 300, "NVIDIA L4 datasheet"),
-            _gpu("l40s", 48, 362, 864, "NVIDIA L40S datasheet"),
-            _gpu("a10g", 24, 70, 600, "NVIDIA A10G datasheet (AWS)"),
-            _gpu("rtx-3090", 24, 71, 936, "NVIDIA GA102 whitepaper"),
-            _gpu("rtx-4090", 24, 165, 1008, "NVIDIA Ada whitepaper"),
-            _gpu("rtx-5090", 32, 209, 1792, "NVIDIA RTX Blackwell whitepaper"),
+            _gpu("a100-40gb", 40, 312, 1555, _A100),
+            _gpu("a100-80gb", 80, 312, 2039, f"{_A100}, SXM; PCIe has 1935 GB/s"),
+            _gpu("h100", 80, 989, 3350, f"{_HOPPER}, SXM"),
+            _gpu("h100-pcie", 80, 756, 2000, f"{_HOPPER}, PCIe"),
+            _gpu("h200", 141, 989, 4800, "nvidia.com/en-us/data-center/h200, SXM"),
+            _gpu("b200", 180, 2250, 8000, "nvidia.com/en-us/data-center/dgx-b200, an eighth"),
+            _gpu("l4", 24, 121, 300, "resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet"),
+            _gpu("l40s", 48, 362, 864, "nvidia.com/en-us/data-center/l40s"),
+            _gpu("a10g", 24, 70, 600, "baseten.co/blog/nvidia-a10-vs-a10g-for-ml-model-inference"),
+            _gpu("rtx-3090", 24, 71, 936, "NVIDIA Ampere GA102 GPU Architecture, appendix A"),
+            _gpu("rtx-4090", 24, 165, 1008, "NVIDIA Ada GPU Architecture, appendix A"),
+            _gpu("rtx-5090", 32, 209, 1792, "NVIDIA RTX Blackwell GPU Architecture, appendix A"),
         )
     }
 )
-"""GPUs that a plan knows. Peaks are without sparsity."""
+"""GPUs that a plan knows.
+
+Peaks are dense: makers print twice as much, with sparsity (H100, H200, L4, B200). Those of GeForce cards are with
+float32 sums, which have half the speed of float16 sums. Each was compared with tables that other trainers divide by:
+pytorch/torchtitan, torchtitan/tools/utils.py, and karpathy/nanochat, nanochat/common.py (A100 312, H100 989 and 756 on
+PCIe, H200 989, B200 2250, L4 121, L40S 362, RTX 3090 71, 4090 165.2, 5090 209.5 TFLOP/s).
+"""
 
 SHARE = 0.35
 """Of the peak, where nothing was measured: 0.3 to 0.5 is common for training of 7 to 70 billion (our choice)."""
 
 CONTEXT = GB
 """What a GPU holds before anything of ours: CUDA's context, libraries, buffers of communication (an allowance)."""
+
+PROCESS = 500 * 10**6
+"""What a run's process holds on a CPU before its model: Python, torch, transformers, code that was compiled, and a
+tokenizer (measured: 0.42 GB after the imports, 0.49 to 0.50 GB when training begins; benchmarks/plan.py)."""
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.I)
@@ -101,6 +114,11 @@ class Target:
     share: float
     measured: bool
 
+    @property
+    def context(self) -> int:
+        """What a process holds on its device beside the model. [bytes]"""
+        return CONTEXT if self.on_gpu else PROCESS
+
     def __str__(self) -> str:
         size = f" with {self.memory / GB:.0f} GB" if self.memory else ""
         kind = (self.gpu.name if self.gpu else "GPU") if self.on_gpu else "this machine"
@@ -125,5 +143,13 @@ def target_of(gpus: int | None, memory: str | None, kind: str | None, share: flo
 
 
 def _this_gpu(device: torch.device) -> GpuKind | None:
-    name = torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    return next((gpu for key, gpu in GPUS.items() if key.split("-")[0] in name.split("-")), None)
+    return kind_of(torch.cuda.get_device_name(device), torch.cuda.mem_get_info(device)[1])
+
+
+def kind_of(name: str, memory: int) -> GpuKind | None:
+    """The kind of a GPU by the name that its driver gives and its bytes, such as "NVIDIA A100-SXM4-80GB"."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    if "laptop" in words:  # slower, with less memory
+        return None
+    found = [gpu for gpu in GPUS.values() if {part for part in gpu.name.split("-") if not part.endswith("gb")} <= words]
+    return min(found, key=lambda gpu: (-gpu.name.count("-pcie"), abs(gpu.memory - memory)), default=None)

@@ -17,7 +17,7 @@ from spintune.generation.decoder import cache_width
 from spintune.kernels.linear import linear_layers
 from spintune.models.quantized import bytes_of, pack_on_meta
 from spintune.plan.calls import Calls
-from spintune.plan.devices import CONTEXT, Target
+from spintune.plan.devices import Target
 from spintune.plan.rehearsal import CannotRehearseError, Rehearsed, Setting, rehearse
 from spintune.plan.shapes import ModelShape
 from spintune.recipe import Recipe
@@ -42,7 +42,7 @@ class MemoryParts:
         cache: keys and values of answers that are being written.
         copies: of weights, in the order or type of the generator's products.
         gathered: weights and gradients of the layers at work, whole, where all else is sharded.
-        context: what libraries hold on a GPU.
+        context: what Python and its libraries hold on the device.
     """
 
     weights: int = 0
@@ -136,7 +136,7 @@ class MemoryPlan:
             new - logits,
             logits,
             gathered=self._gathered() if self.sharded else 0,
-            context=CONTEXT if self.target.on_gpu else 0,
+            context=self.target.context,
         )
         return parts, how
 
@@ -166,7 +166,7 @@ class MemoryPlan:
             cache=cache,
             copies=copies,
             gathered=self._gathered(gradients=False) if self.sharded else 0,
-            context=CONTEXT if self.target.on_gpu else 0,
+            context=self.target.context,
         )
 
     @cached_property

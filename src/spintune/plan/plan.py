@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spintune.errors import DoesNotFitError, SpintuneError
 from spintune.plan.calls import Calls, Sharing, sft_calls, spin_calls
-from spintune.plan.devices import GB, Target
+from spintune.plan.devices import GB, PROCESS, Target
 from spintune.plan.memory import MemoryParts, MemoryPlan, larger
 from spintune.plan.rows import PlannedRows, RowSizes, assumed_rows, read_rows
 from spintune.plan.shapes import ModelShape, parameters, read_shape
@@ -21,8 +21,6 @@ from spintune.stages.needs import DiskNeeds, disk_needs
 from spintune.training.footprint import TrainingFootprint, footprint
 
 _PER_NODE = 8
-_INTERPRETER = 800 * 10**6
-"""What Python, torch and transformers hold in a process on a CPU (measured: 0.6 to 0.9 GB)."""
 
 
 @dataclass(frozen=True)
@@ -312,9 +310,9 @@ def _rates(planner: Planner, cache: Path, progress: Progress, probe: bool) -> Ra
 def _host(recipe: Recipe, target: Target, training: TrainingFootprint, needed: int) -> int:
     """On a GPU, each process reads the weights into the machine's memory first; on a CPU all is there."""
     if not target.on_gpu:
-        return needed + _INTERPRETER
+        return needed
     moments = training.moments if recipe.offload in ("optimizer", "both") else 0
-    return min(target.gpus, _PER_NODE) * (max(training.weights, moments) + _INTERPRETER)
+    return min(target.gpus, _PER_NODE) * (max(training.weights, moments) + PROCESS)
 
 
 def _free(folder: Path) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from spintune.record_files import Spool
 from spintune.records import Answer, Pair
 from spintune.selfplay.separability import Separability, separability
 
@@ -32,18 +33,18 @@ def artifact_warnings(pairs: Sequence[Pair], found: Separability | None) -> list
         return []
     if found.cut_auc > MIN_AUC:
         return [_cut_warning(pairs, found.cut_auc), *_warnings_among_complete(pairs)]
-    cut = fmean([not answer.complete for answer in _sides(pairs)["generated"]])
+    cut = fmean(not answer.complete for answer in _sides(pairs)["generated"])
     if cut > MOSTLY_CUT and max(found.length_auc, found.last_token_auc) > MIN_AUC:
         return [_broken_off_warning(pairs, found, cut), *_warnings_among_complete(pairs)]
     return _length_and_last_token_warnings(pairs, found)
 
 
 def _warnings_among_complete(pairs: Sequence[Pair]) -> list[str]:
-    complete = [
-        replace(pair, generated=tuple(answer for answer in pair.generated if answer.complete))
-        for pair in pairs
-        if pair.real.complete and any(answer.complete for answer in pair.generated)
-    ]
+    spool = Spool(Pair)
+    for pair in pairs:
+        if pair.real.complete and any(answer.complete for answer in pair.generated):
+            spool.add(replace(pair, generated=tuple(answer for answer in pair.generated if answer.complete)))
+    complete = spool.records()
     found = separability(complete)
     return _length_and_last_token_warnings(complete, found, " among those that are complete") if found else []
 
@@ -58,7 +59,7 @@ def _length_and_last_token_warnings(pairs: Sequence[Pair], found: Separability, 
 
 
 def _cut_warning(pairs: Sequence[Pair], auc: float) -> str:
-    shares = [(fmean([not answer.complete for answer in side]), name) for name, side in _sides(pairs).items()]
+    shares = [(fmean(not answer.complete for answer in side), name) for name, side in _sides(pairs).items()]
     (less_cut, less), (more_cut, more) = sorted(shares)
     return (
         f"{more} answers are cut in {_percent(more_cut)} of cases against {_percent(less_cut)} of the {less} ones (AUC "
@@ -70,7 +71,7 @@ def _cut_warning(pairs: Sequence[Pair], auc: float) -> str:
 def _broken_off_warning(pairs: Sequence[Pair], found: Separability, cut: float) -> str:
     """Where both sides are cut, being cut tells nothing, but the places where they break off do."""
     feature, auc = max((found.last_token_auc, "last token"), (found.length_auc, "length"))[::-1]
-    real = fmean([not pair.real.complete for pair in pairs])
+    real = fmean(not pair.real.complete for pair in pairs)
     return (
         f"{_percent(cut)} of the generated answers are cut, and {_percent(real)} of the real ones, so their {feature} "
         f"alone tells them apart (AUC {auc:.2f}): the player can win by where an answer breaks off; raise "
@@ -79,7 +80,7 @@ def _broken_off_warning(pairs: Sequence[Pair], found: Separability, cut: float) 
 
 
 def _length_warning(pairs: Sequence[Pair], auc: float, among: str) -> str:
-    real, generated = (fmean([len(answer.ids) for answer in side]) for side in _sides(pairs).values())
+    real, generated = (fmean(len(answer.ids) for answer in side) for side in _sides(pairs).values())
     return (
         f"length alone tells real from generated answers{among} (AUC {auc:.2f}; {real:.0f} against {generated:.0f} "
         "tokens on average): the player can win by answer length, a likely artifact unless the content calls for it; "
@@ -89,10 +90,10 @@ def _length_warning(pairs: Sequence[Pair], auc: float, among: str) -> str:
 
 def _last_token_warning(pairs: Sequence[Pair], auc: float, among: str) -> str:
     sides = _sides(pairs).values()
-    ends = [Counter(answer.ids[-1] for answer in side if answer.ids) for side in sides]
+    ends = [Counter(answer.ids[-1] if answer.ids else None for answer in side) for side in sides]
     shares = {
-        token: [count[token] / len(side) for count, side in zip(ends, sides, strict=True)]
-        for token in sorted({*ends[0], *ends[1]})
+        token: [count[token] / count.total() for count in ends]
+        for token in sorted(token for token in {*ends[0], *ends[1]} if token is not None)
     }
     token = max(shares, key=lambda token: abs(shares[token][0] - shares[token][1]))
     of_real, of_generated = map(_percent, shares[token])
@@ -103,10 +104,10 @@ def _last_token_warning(pairs: Sequence[Pair], auc: float, among: str) -> str:
     )
 
 
-def _sides(pairs: Sequence[Pair]) -> dict[str, list[Answer]]:
+def _sides(pairs: Sequence[Pair]) -> dict[str, Iterator[Answer]]:
     return {
-        "real": [pair.real for pair in pairs],
-        "generated": [answer for pair in pairs for answer in pair.generated],
+        "real": (pair.real for pair in pairs),
+        "generated": (answer for pair in pairs for answer in pair.generated),
     }
 
 

@@ -6,7 +6,7 @@ model in memory, and the opponent is the true previous iterate even if adapters 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,11 +15,12 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import RunError
 from spintune.generation.protocol import Generator
-from spintune.generation.sampling import Sampling, stream_keys
+from spintune.generation.sampling import Sampling, StreamKeys
 from spintune.generation.sharing import generate_parts
+from spintune.record_files import LazySequence, Spool
 from spintune.records import Answer, Completion, Pair
 from spintune.selfplay.sampler_gap import SamplerGap, sampler_gap
-from spintune.selfplay.shards import Shards
+from spintune.selfplay.shards import Finished, Shards
 from spintune.tokens.rows import TokenRow
 
 
@@ -32,7 +33,7 @@ def sample_pairs(
     writer: str,
     shards: Shards,
     title: str,
-) -> list[Pair]:
+) -> Sequence[Pair]:
     """Samples ``count`` answers to the prompt of every row. The pairs are not scored yet.
 
     Args:
@@ -41,18 +42,35 @@ def sample_pairs(
         writer: name of the generator's iterate.
         title: of the progress bar.
     """
-    prompts = [row.prompt_ids for row in rows for _ in range(count)]
-    keys = stream_keys(prompts, sampling.seed)
+    prompts = _Prompts(rows, count)
+    keys = StreamKeys(prompts, sampling.seed)
 
-    def sample(parts: list[slice]) -> list[list[Completion]]:
-        return generate_parts(generator, [(prompts[part], keys[part]) for part in parts], sampling)
+    def sample(parts: list[slice], finished: Finished) -> list[list[Completion]]:
+        written = [([*prompts[part]], keys[part]) for part in parts]
+        return generate_parts(generator, written, sampling, finished)
 
     completions = iter(shards.map("answers", prompts, Completion, sample, title))
-    pairs = []
+    pairs = Spool(Pair)
     for row in rows:
         room = max_length - len(row.prompt_ids)
-        pairs.append(_pair(generator, row, [_fit(next(completions), room) for _ in range(count)], writer))
-    return pairs
+        pairs.add(_pair(generator, row, [_fit(next(completions), room) for _ in range(count)], writer))
+    return pairs.records()
+
+
+class _Prompts(LazySequence[tuple[int, ...]]):
+    """The prompt of every row, ``count`` times."""
+
+    def __init__(self, rows: Sequence[TokenRow], count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        return len(self._rows) * self._count
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return (row.prompt_ids for row in self._rows for _ in range(self._count))
+
+    def _item(self, position: int) -> tuple[int, ...]:
+        return self._rows[position // self._count].prompt_ids
 
 
 def given_pairs(
@@ -62,18 +80,18 @@ def given_pairs(
     max_new_tokens: int,
     max_length: int,
     writer: str,
-) -> list[Pair]:
+) -> Sequence[Pair]:
     """Pairs with answers from another source: ``given`` has them as rendered rows, by example id."""
 
     def cut(answer: TokenRow, room: int) -> Answer:
         ids = answer.response_ids[:room]
         return Answer(ids, generator.decode(ids), answer.complete and len(ids) == len(answer.response_ids))
 
-    pairs = []
+    pairs = Spool(Pair)
     for row in rows:
         room = min(max_new_tokens, max_length - len(row.prompt_ids))
-        pairs.append(_pair(generator, row, [cut(answer, room) for answer in given[row.example_id]], writer))
-    return pairs
+        pairs.add(_pair(generator, row, [cut(answer, room) for answer in given[row.example_id]], writer))
+    return pairs.records()
 
 
 def _pair(generator: Generator, row: TokenRow, generated: Sequence[Answer], writer: str) -> Pair:
@@ -99,10 +117,10 @@ def draw_writer(example_id: str, iteration: int, history: int, seed: int) -> int
 
 def score_pairs(
     engine: LogProbEngine, pairs: Sequence[Pair], under: Literal["opponent", "base"], shards: Shards, title: str
-) -> list[Pair]:
+) -> Sequence[Pair]:
     """The pairs with the engine's log-probability of every answer, as its ``opponent`` or ``base`` score."""
 
-    def compute(parts: list[slice]) -> list[list[Pair]]:
+    def compute(parts: list[slice], _: Finished) -> list[list[Pair]]:
         found = engine.score_parts([[_query(pair) for pair in pairs[part]] for part in parts])
         return [
             [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]
@@ -123,7 +141,7 @@ def _with_scores(pair: Pair, under: str, sums: Sequence[float]) -> Pair:
     return replace(pair, real=real, generated=tuple(generated), first=first)
 
 
-def check_sampler(pairs: Sequence[Pair], opponent: str, tolerance: float) -> SamplerGap | None:
+def check_sampler(pairs: Iterable[Pair], opponent: str, tolerance: float) -> SamplerGap | None:
     """Compares the opponent's scores of its own answers with the log-probabilities at which they were sampled.
 
     If they differ, generator and engine disagree about the prompt or the model, and the answers are not samples of the

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from spintune.records import Pair
@@ -28,19 +29,22 @@ class SamplerGap:
     largest: float
 
 
-def sampler_gap(pairs: Sequence[Pair], opponent: str) -> SamplerGap | None:
+def sampler_gap(pairs: Iterable[Pair], opponent: str) -> SamplerGap | None:
     """The gap over the answers that ``opponent`` wrote; None where nothing can be compared."""
-    own = [answer for pair in pairs if pair.writer == opponent for answer in pair.generated]
-    compared = [(a.sampled - a.opponent, len(a.ids)) for a in own if a.opponent is not None and a.sampled is not None]
-    if not compared:
+    gaps, own, tokens = array("d"), 0, 0
+    for answer in (answer for pair in pairs if pair.writer == opponent for answer in pair.generated):
+        own += 1
+        if answer.opponent is not None and answer.sampled is not None:
+            gaps.append(answer.sampled - answer.opponent)
+            tokens += len(answer.ids)
+    if not gaps:
         return None
-    gaps = [gap for gap, _ in compared]
     total = sum(map(abs, gaps))
     return SamplerGap(
         answers=len(gaps),
-        without=len(own) - len(gaps),
+        without=own - len(gaps),
         mean=total / len(gaps),
-        per_token=total / max(1, sum(tokens for _, tokens in compared)),
+        per_token=total / max(1, tokens),
         signed=sum(gaps) / len(gaps),
         largest=max(map(abs, gaps)),
     )

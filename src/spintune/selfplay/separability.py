@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,16 +44,14 @@ def separability(pairs: Sequence[Pair]) -> Separability | None:
     """
     if len({pair.example_id for pair in pairs}) < MIN_EXAMPLES:
         return None
-    answers = [
-        (pair.example_id, is_real, answer)
-        for pair in pairs
-        for is_real, answer in [(True, pair.real), *((False, generated) for generated in pair.generated)]
-    ]
-    fold_N = np.array([_fold(example_id) for example_id, _, _ in answers])
-    real_N = np.array([is_real for _, is_real, _ in answers])
-    length_N = np.array([len(answer.ids) for _, _, answer in answers])
-    last_N = np.array([answer.ids[-1] if answer.ids else -1 for _, _, answer in answers])
-    cut_N = np.array([int(not answer.complete) for _, _, answer in answers])
+    numbers = array("q")  # five of each answer, all that the probes read
+    for pair in pairs:
+        fold = _fold(pair.example_id)
+        for place, answer in enumerate((pair.real, *pair.generated)):
+            last = answer.ids[-1] if answer.ids else -1
+            numbers.extend((fold, place == 0, len(answer.ids), last, not answer.complete))
+    fold_N, real_N, length_N, last_N, cut_N = np.array(numbers).reshape(-1, 5).T
+    real_N = real_N.astype(bool)
     return Separability(
         length_auc=_heldout_auc(length_N, real_N, fold_N, LENGTH_BINS),
         last_token_auc=_heldout_auc(last_N, real_N, fold_N),

@@ -11,6 +11,7 @@ from typing import TypeVar
 from spintune.errors import RunError
 from spintune.progress import Progress
 from spintune.ranks.team import processes
+from spintune.record_files import Spool
 from spintune.records import Pair, Record
 from spintune.unfinished import read_shard, write_shard
 
@@ -20,6 +21,9 @@ SHARD_SIZE = 256
 """Items per shard: what a killed run loses at most. It is fixed, so that a resumed run ends with the same bits."""
 
 T = TypeVar("T")
+
+Finished = Callable[[int], None]
+"""Is told how many items are done, beside those that it was told of before."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,21 @@ class Shards:
         what: str,
         items: Sequence[T],
         kind: type[Record],
-        compute: Callable[[list[slice]], list[list[Record]]],
+        compute: Callable[[list[slice], Finished], list[list[Record]]],
         title: str,
-    ) -> list[Record]:
-        """One record per item, computed shard by shard; finished shards are read from disk.
+    ) -> Sequence[Record]:
+        """One record per item, computed shard by shard; finished shards are read from disk, and records stay there.
 
         Args:
             what: name of the records in the names of files.
             kind: type of the records.
-            compute: gives the records of slices of the items, as many at once as there are ranks.
+            compute: gives the records of slices of the items, as many at once as there are ranks. It may count items
+                before their slice is done.
             title: of the progress bar.
 
         Raises RunError when a part is missing from frozen shards.
         """
-        records: list[Record] = []
+        records = Spool(kind)
         begins = range(0, len(items), SHARD_SIZE)
         with self.progress.task(title, len(items), "pairs" if kind is Pair else what) as task:
             for first in range(0, len(begins), processes()):
@@ -69,13 +74,23 @@ class Shards:
                         f"{paths[missing[0]]}: damaged or gone, and the player has learned since it was written; "
                         f"delete {self.folder.parent / 'checkpoints'} and run again"
                     )
+                counted = 0.0
+
+                def finished(count: int) -> None:
+                    nonlocal counted
+                    counted += count
+                    task.advance(count, safe=False)  # what is done of a shard would be lost
+
                 if missing:
-                    for place, shard in zip(missing, compute([parts[place] for place in missing]), strict=True):
+                    found = compute([parts[place] for place in missing], finished)
+                    for place, shard in zip(missing, found, strict=True):
                         write_shard(paths[place], shard)
                         shards[place] = shard
-                records += [record for shard in shards for record in shard or ()]
-                task.advance(sum(len(items[part]) for part in parts), restored=not missing)
-        return records
+                for done in shards:
+                    for record in done or ():
+                        records.add(record)
+                task.advance(sum(map(len, (items[part] for part in parts))) - counted, restored=not missing)
+        return records.records()
 
 
 def _read(path: Path, kind: type[Record], count: int) -> list[Record] | None:

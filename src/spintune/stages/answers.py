@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +19,7 @@ from spintune.generation.sampling import Sampling
 from spintune.recipe import SpinSection
 from spintune.record_files import Selection
 from spintune.records import Example, Pair, read_records, write_records
-from spintune.selfplay.filters import FilteredPairs, without_degenerate
+from spintune.selfplay.filters import FilteredPairs, useful, without_degenerate
 from spintune.selfplay.opponent import sample_pairs
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
@@ -94,7 +95,7 @@ class AnswerSampler:
 
     def write(
         self, player: LoadedIterate, rows: Sequence[TokenRow], stream: Sequence[object], shards: Shards, name: str
-    ) -> list[Pair]:
+    ) -> Sequence[Pair]:
         """The player's answers to the prompts of rows, as pairs with the real answers; not scored yet.
 
         Args:
@@ -115,9 +116,13 @@ class AnswerSampler:
             name,
         )
 
-    def usable(self, pairs: Sequence[Pair], iteration: int) -> FilteredPairs:
+    def usable(self, pairs: Iterable[Pair], iteration: int) -> FilteredPairs:
         """The pairs that an iteration can learn from."""
         return without_degenerate(pairs, learns_from_identical(self.section, iteration))
+
+    def is_usable(self, pair: Pair, iteration: int) -> bool:
+        """Whether an iteration can learn from a pair."""
+        return useful(pair, learns_from_identical(self.section, iteration), Counter()) is not None
 
     def heldout_answers(self, iterate: Iterate) -> list[Pair]:
         """An iterate's answers to the held-out prompts. All iterates use the same draws, so only models differ."""

@@ -211,12 +211,15 @@ class RunContext:
                 guest.serve = self._served
             return guest
 
-        return self._in_memory(Iterate("guest", name, model_identity(name, self.cache)), read)
+        guest = Iterate("guest", name, model_identity(name, self.cache))
+        if self._loaded is None or self._loaded.iterate != guest:
+            self.release_engines()  # it may be larger than the run's model
+        return self._in_memory(guest, read)
 
     def _in_memory(self, iterate: Iterate, read: Callable[[Iterate], LoadedIterate]) -> LoadedIterate:
+        """A server goes on with its model meanwhile: the run's models are of one size, so there is room as before."""
         if self._loaded is None or self._loaded.iterate != iterate:
             self._loaded = None  # its memory is free before the next one is read
-            self.release_engines()
             self._loaded = read(iterate)
         return self._loaded
 

@@ -97,7 +97,9 @@ def sampled_stage(context: RunContext, iterate: Iterate) -> list[SampledAnswer]:
             "answers",
             prompts,
             Completion,
-            lambda parts: generate_parts(model.writer, [(prompts[part], keys[part]) for part in parts], sampling),
+            lambda parts, finished: generate_parts(
+                model.writer, [(prompts[part], keys[part]) for part in parts], sampling, finished
+            ),
             f"{iterate.name}: held-out answers at temperature 1",
         )
         path = folder / "answers.jsonl"

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from spintune.evaluation.statistics import bootstrap
 from spintune.models.quantized import count_of
 from spintune.progress import Progress, Silent
 from spintune.recipe import AUTO_RATE, SpinSection
+from spintune.record_files import Joined, RecordFile
 from spintune.records import Pair, read_records, write_records
 from spintune.results import DiagnosisFacts, HeldoutPairFacts, IterationFacts, LaterPairCounts
 from spintune.run_folder import MANIFEST, read_manifest
@@ -52,6 +54,7 @@ from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.storage import digest_json, remove_folder, write_json_if_changed, write_json_lines
 from spintune.tokens.rows import TokenRow
 from spintune.tracking import Stopwatch, flat
+from spintune.training.batches import Batches
 from spintune.training.ladder import BACKWARD
 from spintune.training.loop import StepReport, Steps, TrainingHooks
 from spintune.training.objectives import SelfPlay
@@ -112,11 +115,11 @@ def _trial(sampler: AnswerSampler, player: LoadedIterate, iteration: int) -> Tri
     """What rates of an iteration are tried on: its pairs, as far as they are there before training begins."""
     context, section = sampler.context, sampler.section
     folder, objective = context.run.folder / f"spin/iterate-{iteration}/pairs", objective_of(section, iteration)
-    pairs = [*read_records(folder / "train.jsonl", Pair), *read_records(folder / "replay.jsonl", Pair)]
+    pairs = _stored(folder)
     chosen = {example.id for example in selection_of(sampler.heldout)}
     heldout = [pair for pair in read_records(folder / "heldout.jsonl", Pair) if pair.example_id in chosen]
     batches = batches_of(pairs, section, iteration, context.recipe.seed)
-    tokens = [objective.query(pair).tokens for pair in pairs]
+    tokens = array("q", (objective.query(pair).tokens for pair in pairs))
     tried = section.model_copy(update={"learning_rate": None})
     return TrialSetting(
         batches,
@@ -173,15 +176,15 @@ def _train(
     heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
     measured = measure_pairs(player.engine, heldout_pairs, objective)
     heldout = _heldout_facts(heldout_pairs, measured, objective) if heldout_pairs else None
-    tokens = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
+    sizes, seen = _seen(batches, objective)
     later = [phase_pairs.written[phase] for phase in sorted(phase_pairs.written)]
     later_pairs = [pair for pairs in later for pair in pairs.kept]
     facts = IterationFacts(
         iteration=iteration,
         learning_rate=optimization.learning_rate,
-        steps=sum(bool(step) for step in tokens),
-        pairs_seen=sum(map(len, tokens)),
-        tokens=sum(map(sum, tokens)),
+        steps=sum(map(bool, sizes)),
+        pairs_seen=sum(sizes),
+        tokens=seen,
         later=LaterPairCounts(len(later_pairs), dict(sum((pairs.dropped for pairs in later), Counter()))),
         heldout=heldout,
         seconds=clock.seconds,
@@ -194,6 +197,20 @@ def _train(
     write_records(files[0], later_pairs)
     write_json_lines(files[1], measured)
     return context.publish(player, f"iterate-{iteration}", stage, inputs, facts, *files), facts
+
+
+def _seen(batches: Steps[Pair], objective: SelfPlay) -> tuple[array[int], int]:
+    """The pairs of each step, and the tokens of all steps."""
+    if isinstance(batches, Batches):  # each pair is read once, and not in every epoch
+        tokens = array("q", (objective.query(pair).tokens for pair in batches.rows))
+        return array("q", map(len, batches.steps)), sum(tokens[place] for step in batches.steps for place in step)
+    steps = [[objective.query(pair).tokens for pair in batches[step]] for step in range(len(batches))]
+    return array("q", map(len, steps)), sum(map(sum, steps))
+
+
+def _stored(folder: Path) -> Sequence[Pair]:
+    """The pairs that the pair stage wrote to train on. They stay on disk."""
+    return Joined([RecordFile(folder / "train.jsonl", Pair), RecordFile(folder / "replay.jsonl", Pair)])
 
 
 def _heldout_facts(pairs: Sequence[Pair], measured: Sequence[PairMetrics], objective: SelfPlay) -> HeldoutPairFacts:
@@ -218,8 +235,7 @@ def _batches(phase_pairs: _PhasePairs, folder: Path) -> Steps[Pair]:
         phase_pairs.iteration,
     )
     if section.refresh == 1:
-        pairs = [*read_records(folder / "train.jsonl", Pair), *read_records(folder / "replay.jsonl", Pair)]
-        return batches_of(pairs, section, iteration, seed)
+        return batches_of(_stored(folder), section, iteration, seed)
     phases = Phases(len(phase_pairs.rows), section, iteration, seed)
     phase_pairs.starts = phases.starts
     return PhasedBatches(phases, phase_pairs)
@@ -255,8 +271,8 @@ class _PhasePairs:
         return self._written_by_player(phase, prompts) if phase else self._of_pair_stage(prompts)
 
     def _of_pair_stage(self, prompts: Sequence[int]) -> Mapping[int, Pair]:
-        answers = read_records(self._folder / "pairs/answers.jsonl", Pair)
-        scored = iter(read_records(self._folder / "pairs/train.jsonl", Pair))
+        answers = RecordFile(self._folder / "pairs/answers.jsonl", Pair)
+        scored = iter(RecordFile(self._folder / "pairs/train.jsonl", Pair))
         usable = zip(prompts, map(self._usable, answers), strict=True)
         return {prompt: next(scored) for prompt, pair in usable if pair}
 
@@ -270,12 +286,13 @@ class _PhasePairs:
         usable = [prompt for prompt, pair in zip(prompts, answers, strict=True) if self._usable(pair)]
         found = self.sampler.usable(answers, self.iteration)
         with self.clock("score"):
-            scored = score_pairs(self.player.engine, found.kept, "opponent", shards, f"{name}: scores")
+            # in memory, since there may be as many phases as steps, each with a file
+            scored = list(score_pairs(self.player.engine, found.kept, "opponent", shards, f"{name}: scores"))
         self.written[phase] = replace(found, kept=scored)
         return dict(zip(usable, scored, strict=True))
 
     def _usable(self, pair: Pair) -> bool:
-        return bool(self.sampler.usable([pair], self.iteration).kept)
+        return self.sampler.is_usable(pair, self.iteration)
 
 
 # Diagnosis -----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -17,7 +19,8 @@ from typing import Literal
 from spintune.errors import DataError, ServerError
 from spintune.progress import Silent
 from spintune.recipe import SpinSection
-from spintune.records import Answer, Pair, read_records, write_records
+from spintune.record_files import Joined, RecordFile, Selection
+from spintune.records import Answer, Pair, write_records
 from spintune.results import HeldoutPairCounts, PairFacts, TrainPairCounts
 from spintune.selfplay.artifacts import artifact_warnings
 from spintune.selfplay.filters import EMPTY, FilteredPairs, with_first_answers
@@ -40,8 +43,12 @@ from spintune.tokens.rows import RenderedRows, TokenRow
 from spintune.tracking import Stopwatch, flat
 from spintune.typed_json import JsonObject
 
-Sides = dict[str, list[Pair]]
-"""The files with pairs of an iteration, by name: train, replay, heldout."""
+Sides = dict[str, Sequence[Pair]]
+"""The files with pairs of an iteration, by name: train, replay, heldout. Those of training stay on disk."""
+
+
+_GIVEN = -2
+"""In place of the number of an iterate: the recipe's file of answers. It comes first, as no model is needed then."""
 
 
 class NothingToLearnError(DataError):
@@ -153,7 +160,7 @@ class PairStage:
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
-    def _answers(self, iteration: int, shards: Shards) -> tuple[list[Pair], RenderedRows]:
+    def _answers(self, iteration: int, shards: Shards) -> tuple[Sequence[Pair], RenderedRows]:
         """The answers to all prompts, in their order, that exist before training begins; and the rendered prompts."""
         context, section = self.context, self.section
         rendered = self.sampler.rows(context.load(self.opponent), self.sampler.train)
@@ -161,37 +168,40 @@ class PairStage:
         if context.run.siblings:
             same = digest_json(self._answer_inputs(iteration))
             if file := context.run.siblings.file(_stage(iteration), "answers.jsonl", "answers", same):
-                return read_records(file, Pair), rendered
+                return RecordFile(file, Pair), rendered
         if section.refresh != 1:  # of the first phase; the player itself answers the others while it trains
             phases = Phases(len(rows), section, iteration, context.recipe.seed)
-            rows = [rows[prompt] for prompt in phases.prompts(0)]
+            rows = Selection(rows, phases.prompts(0))
         given = self.sampler.given if iteration == 1 else {}
-        by_writer: dict[int, list[int]] = {}
+        by_writer: dict[int, array[int]] = {}
         for place, row in enumerate(rows):
-            if row.example_id not in given:
-                writer = draw_writer(row.example_id, iteration, section.history, context.recipe.seed)
-                by_writer.setdefault(writer, []).append(place)
-        answers: dict[int, Pair] = {}
+            writer = draw_writer(row.example_id, iteration, section.history, context.recipe.seed)
+            by_writer.setdefault(_GIVEN if row.example_id in given else writer, array("q")).append(place)
+        if given and _GIVEN not in by_writer:
+            raise DataError(f"{section.generated}: none of its answers is to a training prompt; check the file")
+        parts: dict[int, Sequence[Pair]] = {}
         for writer in sorted(by_writer):  # the opponent comes last, so it is in memory when scoring begins
-            places = by_writer[writer]
-            part = replace(shards, tag=f"{shards.tag}-{writer}")
-            pairs = self._answers_of(self.iterates[writer], [rows[place] for place in places], iteration, part)
-            answers.update(zip(places, pairs, strict=True))
-        if given:
-            places = [place for place in range(len(rows)) if place not in answers]
-            answers.update(zip(places, self._given_answers([rows[place] for place in places], len(rows)), strict=True))
-        return [answers[place] for place in range(len(rows))], rendered
+            own = rows if len(by_writer) == 1 else Selection(rows, by_writer[writer])
+            if writer == _GIVEN:
+                parts[writer] = self._given_answers(own, len(rows))
+            else:
+                part = replace(shards, tag=f"{shards.tag}-{writer}")
+                parts[writer] = self._answers_of(self.iterates[writer], own, iteration, part)
+        if len(parts) == 1:
+            return next(iter(parts.values())), rendered
+        places = array("q", bytes(8 * len(rows)))
+        for joined, place in enumerate(place for writer in parts for place in by_writer[writer]):
+            places[place] = joined
+        return Selection(Joined(parts.values()), places), rendered
 
-    def _answers_of(self, writer: Iterate, rows: Sequence[TokenRow], iteration: int, shards: Shards) -> list[Pair]:
+    def _answers_of(self, writer: Iterate, rows: Sequence[TokenRow], iteration: int, shards: Shards) -> Sequence[Pair]:
         """The answers of one iterate. It is a local variable here, so that the next one can take its memory."""
         player = self.context.load(writer)
         return self.sampler.write(player, rows, [iteration], shards, f"{writer.name} answers training prompts")
 
-    def _given_answers(self, rows: Sequence[TokenRow], prompts: int) -> list[Pair]:
+    def _given_answers(self, rows: Sequence[TokenRow], prompts: int) -> Sequence[Pair]:
         """The answers that the recipe gives in a file, for ``rows`` out of so many ``prompts``."""
         file, context = str(self.section.generated), self.context
-        if not rows:
-            raise DataError(f"{file}: none of its answers is to a training prompt; check the file")
         player = context.load(self.opponent)
         renderer = player.renderer("last")
         given = {row.example_id: renderer.rows(self.sampler.given[row.example_id]) for row in rows}
@@ -203,13 +213,13 @@ class PairStage:
         """The iterations whose pairs are trained on again."""
         return range(max(1, iteration - self.section.replay), iteration)
 
-    def _replay(self, iteration: int) -> list[Pair]:
+    def _replay(self, iteration: int) -> Sequence[Pair]:
         folder = self.context.run.folder
-        older = [
+        older = (
             replace(pair, weight=self.section.replay_weight, first=None)
             for earlier in self._replayed(iteration)
-            for pair in read_records(folder / _stage(earlier) / "train.jsonl", Pair)
-        ]
+            for pair in RecordFile(folder / _stage(earlier) / "train.jsonl", Pair)
+        )
         return self.sampler.usable(older, iteration).kept
 
     def _needs_first(self, iteration: int) -> bool:
@@ -220,7 +230,7 @@ class PairStage:
         """Iterate 0's answer to every prompt, by example id."""
         folder = self.context.run.folder
         files = (folder / _stage(1) / "answers.jsonl", folder / f"spin/heldout/{self.iterates[0].name}/answers.jsonl")
-        return {pair.example_id: pair.generated[0] for file in files for pair in read_records(file, Pair)}
+        return {pair.example_id: pair.generated[0] for file in files for pair in RecordFile(file, Pair)}
 
     # Scores ----------------------------------------------------------------------------------------------------------
 
@@ -238,8 +248,8 @@ class PairStage:
         Those of another engine are the model's own at any temperature; the built-in generator's are not.
         """
         engine, engines = self.context.load(self.opponent).engine, self.context.engines
-        pairs = [*sides["train"], *(sides["heldout"] if engines else [])]
-        drawn = [pair for pair in pairs if all(engine.scores_as_drawn(*lengths) for lengths in _lengths(pair))]
+        pairs = itertools.chain(sides["train"], sides["heldout"] if engines else ())
+        drawn = (pair for pair in pairs if all(engine.scores_as_drawn(*lengths) for lengths in _lengths(pair)))
         if engines is None:
             tolerance = 0.05 if engine.autocast is None else 1.0
             return check_sampler(drawn, self.opponent.name, tolerance) if self.sampler.is_plain else None

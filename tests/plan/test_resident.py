@@ -1,0 +1,36 @@
+"""What a plan says beside what a whole run held, by the system's own count. Each runs in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/plan.py"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not count as Linux does"),
+]
+
+
+def planned_and_measured(name: str, folder: Path) -> tuple[float, float]:
+    report = folder / "report.json"
+    subprocess.run([sys.executable, SCRIPT, "--only", name, "--report", report], check=True, stdout=subprocess.DEVNULL)
+    found = json.loads(report.read_text())[name]
+    return found["planned"], found["measured"]
+
+
+@pytest.mark.parametrize("name", ["0.1M, sft, 512 tokens", "12M, sft, 2048 tokens"])
+def test_a_plan_is_within_15_percent_of_the_most_that_a_run_held(name: str, tmp_path: Path) -> None:
+    planned, measured = planned_and_measured(name, tmp_path)
+    assert planned == pytest.approx(measured, rel=0.15)
+
+
+def test_a_plan_of_135_million_weights_is_within_15_percent(smollm2: Path, tmp_path: Path) -> None:
+    planned, measured = planned_and_measured("135M, sft, 256 tokens", tmp_path)
+    assert planned == pytest.approx(measured, rel=0.15)
+    assert planned > 2e9  # weights, gradients and moments alone are 16 bytes for each of 135 million
