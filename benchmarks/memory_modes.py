@@ -54,6 +54,7 @@ class Mode:
     optimizer: OptimizerName = "adamw"
     lora: bool = False
     base: str | None = None
+    offload: str | None = None
 
 
 MODES = (
@@ -72,6 +73,8 @@ MODES = (
 
 def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     """Trains in one mode, in this process. ``emulated``: bfloat16 values in float32 weights."""
+    import torch
+
     from spintune.data.sources import Source, read_sources
     from spintune.engine.logprobs import LogProbEngine
     from spintune.models.loading import load_model
@@ -98,7 +101,8 @@ def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     count = sum(map(count_of, loaded.model.parameters()))
     if mode.lora:
         new_adapter(loaded.model, LoraSection(rank=8, alpha=16.0, base=mode.base), "memory-modes")
-    engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=spec["tokens"])
+    moved = mode.offload in ("activations", "both")
+    engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=spec["tokens"], offload=moved)
     rows = render(read_sources([Source(spec["data"])], seed=0).examples, loaded.renderer("tokenizer"), LONGEST).rows
     rows = [row for row in rows if row.tokens <= spec["tokens"]]
     heldout, rows = rows[:HELDOUT], rows[HELDOUT:]
@@ -118,10 +122,12 @@ def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     start = loss()
     with tempfile.TemporaryDirectory() as folder:
         steps = steps_by_tokens([row.tokens for row in rows], spec["tokens"], spec["steps"], 0)[: spec["steps"]]
-        settings = Optimization(LORA_RATE if mode.lora else FULL_RATE, optimizer=mode.optimizer)
+        rate, away = LORA_RATE if mode.lora else FULL_RATE, mode.offload in ("optimizer", "both")
+        settings = Optimization(rate, optimizer=mode.optimizer, offload=away)
         checkpoints, hooks = Checkpoints(Path(folder), 1e9), TrainingHooks(on_step=after)
         train(engine, Batches(rows, steps), NegativeLogLikelihood(), settings, checkpoints, hooks)
-    peak = peak_memory() - before
+    on_gpu = torch.cuda.is_available()  # the allocator's peak there: what was there before is none of its
+    peak = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else peak_memory() - before
     kept = footprint(loaded.model, mode.optimizer)
     sizes = {"weights": kept.weights, "gradients": kept.gradients, "moments": kept.moments}
     return {"losses": losses, "start": start, "end": loss(), "count": count, "bytes": sizes, "peak": peak}

@@ -17,17 +17,7 @@ def write_word_model(
     folder: Path, seed: int, words: Sequence[str], width: int = 64, layers: int = 2, max_length: int = MAX_LENGTH
 ) -> None:
     """Writes a model, of about 0.1 million weights by default, and its tokenizer."""
-    controls = ["<|im_start|>", "<|im_end|>", "<unk>"]
-    plain = ["user", "assistant", *words]
-    backend = Tokenizer(models.WordLevel({word: id for id, word in enumerate(controls + plain)}, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=controls[0], eos_token=controls[1], pad_token=controls[1], unk_token="<unk>"
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
-    )
+    tokenizer = word_tokenizer(words)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -45,3 +35,19 @@ def write_word_model(
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of words, with a chat template."""
+    controls = ["<|im_start|>", "<|im_end|>", "<unk>"]
+    plain = ["user", "assistant", *words]
+    backend = Tokenizer(models.WordLevel({word: id for id, word in enumerate(controls + plain)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=controls[0], eos_token=controls[1], pad_token=controls[1], unk_token="<unk>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant ' }}{% endif %}"
+    )
+    return tokenizer
