@@ -62,13 +62,24 @@ def _without_sweep_files(names: list[T]) -> list[T]:
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are compared.", metavar="RUN...")],
     out: Annotated[Path | None, typer.Option(help="The file to write. Default: report.html in the run folder.")] = None,
+    pdf: Annotated[
+        Path | None, typer.Option(help="Also print the part for colleagues as PDF, by an installed Chromium.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw it as a PNG image.")] = None,
     json: Json = False,
 ) -> None:
     """Write one self-contained HTML page about a run, or about several side by side."""
+    from spintune.report.chromium import write_pdf, write_png
     from spintune.report.page import write_report
 
     path = write_report(_without_sweep_files(runs), out)
-    print_outcome({"file": str(path)}, path, json)
+    files = {"file": path}
+    for kind, file, write in (("pdf", pdf, write_pdf), ("png", png, write_png)):
+        if file:
+            write(path, file)
+            files[kind] = file
+    told = {name: str(file) for name, file in files.items()}
+    print_outcome(told, "\n".join(told.values()), json)
 
 
 def export(

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spintune.report import curves, figures, findings, model_tables, movement, stages, table
+from spintune.report import colleagues, curves, figures, findings, model_tables, movement, stages, table
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
@@ -85,6 +85,7 @@ def unique_names(runs: Sequence[RunFacts]) -> list[RunFacts]:
 # Templates ----------------------------------------------------------------------------------------------------------
 
 _CALLED_BY_TEMPLATES = (
+    colleagues.plain_view,
     curves.curves,
     figures.interval_bars,
     findings.belief,

@@ -1,0 +1,283 @@
+"""A run for people who did not train it: what was asked, what was gained, and examples that nobody picked by hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from spintune.evaluation.comparison import listed
+from spintune.evaluation.statistics import Interval
+from spintune.recipe.evaluation import CHECKER
+from spintune.report.facts import ReportedAnswer, RunFacts
+from spintune.report.measures import (
+    NLL,
+    ROUGE_L,
+    Contender,
+    contenders,
+    difference,
+    estimate,
+    main_measure,
+    measured,
+    negative,
+)
+from spintune.report.table import MeasureColumn
+from spintune.results import DataFacts
+from spintune.run_folder import BASE, BASELINE
+
+SHOWN = 5
+"""Examples of a page: the first, the last, and those at each quarter of the order."""
+MAX_CHARACTERS, MAX_LINES = 180, 5
+"""Of each text, so that all of it fits on two printed pages."""
+
+
+Verdict = Literal["better", "same", "worse"]
+
+_CLOSER: dict[Verdict, str] = {
+    "better": "came closer to the human answer",
+    "same": "stayed as close",
+    "worse": "moved away",
+}
+_RIGHT: dict[Verdict, str] = {"better": "became right", "same": "stayed as they were", "worse": "became wrong"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One example: how it came out, in ``words`` too, and its ``place`` in the order of all."""
+
+    place: str
+    verdict: Verdict
+    words: str
+    prompt: str
+    human: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class PlainView:
+    """What colleagues read.
+
+    Attributes:
+        asked: what was done, in sentences.
+        gained: the one sentence.
+        advice: which model to use.
+        judged: how many examples were judged, and how.
+        counts: how many of them came out how, in words.
+        better, same, worse: the same as numbers.
+        rule: how ``cases`` were chosen.
+    """
+
+    asked: str
+    gained: str
+    advice: str
+    judged: str
+    counts: str
+    better: int
+    same: int
+    worse: int
+    rule: str
+    cases: tuple[Case, ...]
+
+    @property
+    def items(self) -> int:
+        """The examples that were judged."""
+        return self.better + self.same + self.worse
+
+
+def plain_view(run: RunFacts) -> PlainView | None:
+    """The view of a run; None where the model before training and one after it did not answer the same prompts."""
+    models = {one.model.name: one for one in contenders([run])}
+    before, after = models[BASE], _after(run, models)
+    if after is None:
+        return None
+    main = main_measure(run)
+    by_answer = ROUGE_L if main is NLL else main
+    ids = measured(before, by_answer)
+    if not ids or measured(after, by_answer) != ids:
+        return None
+    sign = -1 if by_answer.better == "lower" else 1
+    old, new = (one.model.judged for one in (before, after))
+    changes = {id: sign * (new[id].scores[by_answer.key] - old[id].scores[by_answer.key]) for id in ids}
+    better, worse = (sum(way * change > 0 for change in changes.values()) for way in (1, -1))
+    right = main is not NLL and all(one.scores[by_answer.key] in (0, 1) for id in ids for one in (old[id], new[id]))
+    measures = [by_answer] if main is not NLL or measured(after, NLL) != measured(before, NLL) else [NLL, by_answer]
+    return PlainView(
+        asked=_asked(run, after),
+        gained=f"On {len(ids):,} examples that were not trained on, "
+        + "; ".join(_gained(before, after, measure) for measure in measures)
+        + ".",
+        advice=_advice(run, after),
+        judged=_judged(run, by_answer, len(ids)),
+        counts=_counts(better, len(ids) - better - worse, worse, _RIGHT if right else _CLOSER),
+        better=better,
+        same=len(ids) - better - worse,
+        worse=worse,
+        rule=_rule(len(ids)),
+        cases=tuple(_cases(run, before, after, changes, right)),
+    )
+
+
+def _after(run: RunFacts, models: dict[str, Contender]) -> Contender | None:
+    """The model that the run decided to use; where that is the one before training, the newest that was trained."""
+    if run.best and run.best.name != BASE:
+        return models.get(run.best.name)
+    trained = [one for name, one in models.items() if name not in (BASE, BASELINE) and one.model.judged]
+    return trained[-1] if trained else None
+
+
+# Sentences ----------------------------------------------------------------------------------------------------------
+
+
+def _asked(run: RunFacts, after: Contender) -> str:
+    data = run.facts("data", DataFacts)
+    sources = [PurePath(str(source["path"])).name for source in run.recipe["data"]["train"]]
+    on = f"{data.train:,} examples" if data else "examples"
+    model = PurePath(str(run.recipe["model"])).name
+    told = (
+        f"The language model {model} was trained on {on} from {listed(sources)}, to answer as the people in them did."
+    )
+    if after.model.name.startswith("iterate-"):
+        rounds = int(after.model.name.removeprefix("iterate-"))
+        told += f" In {rounds} further round{'s' * (rounds != 1)} it learned to prefer the human answers to its own."
+    return told
+
+
+def _gained(before: Contender, after: Contender, measure: MeasureColumn) -> str:
+    """What changed by a measure, with its interval, in words of everyday."""
+    ids = measured(before, measure)
+    gap = difference(after, before, measure, ids)
+    old, new = (estimate(one, measure, ids).mean for one in (before, after))
+    if measure is NLL:
+        return _likelier(negative(gap))
+    digits = next((one for one in (0, 1, 2) if _amount(old, measure, one) != _amount(new, measure, one)), 3)
+    was, now = (_amount(value, measure, digits) for value in (old, new))
+    if gap.low <= 0 <= gap.high:
+        return f"{_what(measure)} cannot be told from what it was: {was} before and {now} after, which may be chance"
+    good = "" if (gap.mean < 0) == (measure.better == "lower") else ", which is worse"
+    went = "fell" if gap.mean < 0 else "rose"
+    return f"{_what(measure)} {went} from {was} to {now}{good} ({_certainty(gap, measure, digits)})"
+
+
+def _likelier(gain: Interval) -> str:
+    """``gain`` is in nats a token: 0.3 makes each piece of an answer 1.35 times as likely."""
+    mean, low, high = (math.exp(value) for value in (gain.mean, gain.low, gain.high))
+    if gain.low <= 0 <= gain.high:
+        return f"human answers did not become more or less likely beyond chance ({low:.2f} to {high:.2f} times)"
+    return (
+        f"the trained model finds each piece of the human answers {mean:.2f} times as likely as before "
+        f"(with 95 % certainty {low:.2f} to {high:.2f} times){'' if mean > 1 else ', which is worse'}"
+    )
+
+
+def _what(measure: MeasureColumn) -> str:
+    if measure == ROUGE_L:
+        return "the likeness to the human answers"
+    if measure.factor == 100:
+        return f"the share of answers {'equal to the human ones' if measure.key == 'exact_match' else 'that are right'}"
+    return measure.title
+
+
+def _amount(value: float, measure: MeasureColumn, digits: int) -> str:
+    if measure == ROUGE_L:
+        return f"{100 * value:.{digits}f} of 100"
+    return f"{100 * value:.{digits}f} %" if measure.factor == 100 else f"{value:.{digits + 1}f}"
+
+
+def _certainty(gap: Interval, measure: MeasureColumn, digits: int) -> str:
+    in_points = measure == ROUGE_L or measure.factor == 100
+    low, high = sorted((abs(gap.low), abs(gap.high)))
+    if in_points:
+        return f"with 95 % certainty by {100 * low:.{digits}f} to {100 * high:.{digits}f} points"
+    return f"with 95 % certainty by {low:.{digits + 1}f} to {high:.{digits + 1}f}"
+
+
+def _advice(run: RunFacts, after: Contender) -> str:
+    if run.best is None:
+        return f"The trained model is called {after.label} in this run, which is not finished."
+    if run.best.name == BASE:
+        return "Training did not help, so the model from before it stays the one to use."
+    return f"The trained model, called {after.label} in this run, is the one to use."
+
+
+def _counts(better: int, same: int, worse: int, words: dict[Verdict, str]) -> str:
+    told = zip((better, same, worse), words.values(), strict=True)
+    return f"Of {better + same + worse:,} answers, {listed([f'{count:,} {word}' for count, word in told])}."
+
+
+def _judged(run: RunFacts, measure: MeasureColumn, items: int) -> str:
+    how = {
+        ROUGE_L.key: "by the words that it shares with the human answer in the same order: 0 for none, 100 for all",
+        "exact_match": "by whether it is the human answer, word for word",
+        CHECKER: "by a program that says right or wrong",
+    }.get(measure.key, f"by {measure.title}")
+    chose = (
+        f" {len(run.selection):,} other examples served to choose among the models; they are not counted, since that "
+        "would flatter the winner."
+        if run.selection
+        else ""
+    )
+    return (
+        f"{items:,} examples that were not trained on were answered by the model before and after training, and each "
+        f"answer was compared {how}.{chose} This measures closeness to the human answers, not whether they are true."
+    )
+
+
+def _rule(items: int) -> str:
+    if items <= SHOWN:
+        return "All examples are shown, from the largest gain to the largest loss."
+    return (
+        f"Nobody picked these: all {items:,} were sorted from the largest gain to the largest loss, and the first, the "
+        "last and those at each quarter are shown."
+    )
+
+
+# Examples -----------------------------------------------------------------------------------------------------------
+
+
+def quarters(count: int) -> list[int]:
+    """Places of the first, the last, and those at each quarter.
+
+    >>> quarters(101)
+    [0, 25, 50, 75, 100]
+    """
+    return list(range(count)) if count <= SHOWN else [round(part * (count - 1) / (SHOWN - 1)) for part in range(SHOWN)]
+
+
+def _cases(
+    run: RunFacts, before: Contender, after: Contender, changes: dict[str, float], right: bool
+) -> Iterator[Case]:
+    """``right``: whether every answer is right or wrong."""
+    prompts = {example.id: example for example in run.heldout}
+    order = sorted(changes, key=lambda id: -changes[id])  # stable: equal ones stay in the order of the data
+    for place in quarters(len(order)):
+        id = order[place]
+        verdict: Verdict = "better" if changes[id] > 0 else "worse" if changes[id] < 0 else "same"
+        words = {**_CLOSER, "better": "closer"}[verdict]
+        if right:
+            was_right = bool(before.model.judged[id].scores[main_measure(run).key])
+            words = _RIGHT[verdict] if verdict != "same" else "still right" if was_right else "still wrong"
+        yield Case(
+            f"place {place + 1:,} of {len(order):,}",
+            verdict,
+            words,
+            shortened(prompts[id].prompt[-1].content),
+            shortened(prompts[id].answer),
+            *(_answer(one.model.judged[id]) for one in (before, after)),
+        )
+
+
+def _answer(answer: ReportedAnswer) -> str:
+    text = shortened(answer.texts[0])
+    return f"{text} … (cut for length)" if answer.finished is False and not text.endswith("(cut)") else text
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, with a mark where it was cut."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    kept = "\n".join(lines[:MAX_LINES])
+    if len(kept) > MAX_CHARACTERS:
+        kept = kept[:MAX_CHARACTERS].rsplit(None, 1)[0]
+    return kept if len(kept) == len("\n".join(lines)) else f"{kept} … (cut)"
