@@ -1,0 +1,75 @@
+"""Which rule of llama.cpp cuts a text as a tokenizer's own pre-tokenizer does.
+
+llama.cpp has no rules of its own in a file: it looks up a name. The name is found here by the structure of
+tokenizer.json, which says what is done, and not by what it does to one text. ``tests/export/test_gguf_tokens.py`` holds
+each rule against llama.cpp over many texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spintune.errors import ModelError
+from spintune.typed_json import JsonObject
+
+_ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+
+_BYTES = "bytes"  # GPT-2's expression inside ByteLevel
+_DIGITS = "digits, bytes"
+_THREE_DIGITS = rf"{_ENGLISH}|{_WORD}|\p{{N}}{{1,3}}{_REST}"
+_ONE_DIGIT = rf"{_ENGLISH}|{_WORD}|\p{{N}}{_REST}"
+_MARKED_LETTERS = (
+    rf"{_ENGLISH}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+_NAMES: dict[tuple[str, bool], str] = {
+    (_BYTES, False): "gpt-2",
+    (_DIGITS, False): "smollm",
+    (_THREE_DIGITS, True): "llama-bpe",
+    (_THREE_DIGITS, False): "dbrx",
+    (_ONE_DIGIT, False): "qwen2",
+    (_MARKED_LETTERS, False): "qwen35",
+}
+"""By what is done, and whether words that are tokens are taken whole (ignore_merges)."""
+
+
+def rule_name(pre_tokenizer: JsonObject | None, ignore_merges: bool) -> str:
+    """llama.cpp's name for a pre-tokenizer of tokenizer.json. Raises ModelError for one that it is not known to have."""
+    found = _NAMES.get((_structure(_steps(pre_tokenizer)), ignore_merges))
+    if found is None:
+        raise ModelError(
+            "its tokenizer cuts texts by a rule that llama.cpp is not known to have, so tokens would silently differ; "
+            "not exported to GGUF (export the folder instead)"
+        )
+    return found
+
+
+def _steps(pre_tokenizer: JsonObject | None) -> list[JsonObject]:
+    if pre_tokenizer is None:
+        return []
+    if pre_tokenizer["type"] == "Sequence":
+        return [step for one in pre_tokenizer["pretokenizers"] for step in _steps(one)]
+    return [pre_tokenizer]
+
+
+def _structure(steps: Sequence[JsonObject]) -> str:
+    """What the steps do, in one text; empty for what is not known."""
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space"):
+        return ""
+    *before, bytes_step = steps
+    whole = bytes_step.get("use_regex", True)
+    if whole and not before:
+        return _BYTES
+    if len(before) != 1:
+        return ""
+    (first,) = before
+    if whole:
+        return _DIGITS if first["type"] == "Digits" and first.get("individual_digits") else ""
+    # cutting out every match, or removing what lies between matches that leave nothing over
+    ways = (("Isolated", False), ("Removed", True))
+    if first["type"] != "Split" or (first.get("behavior"), first.get("invert", False)) not in ways:
+        return ""
+    return str(first["pattern"].get("Regex", ""))
