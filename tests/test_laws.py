@@ -34,6 +34,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "parameters": {
         "spintune.cli.chat.chat": "one for each option of the command",
         "spintune.cli.plan.plan": "one for each option of the command",
+        "spintune.cli.export.export": "one for each option of the command",
         "spintune.engine.attention._layout_attention": "the signature of transformers' attention interface",
         "spintune.engine.varlen.VarlenKernel.__call__": "the signature of torch's varlen_attn",
     },

@@ -41,6 +41,7 @@ OPTIONAL = {
     "wandb": "tracking: wandb",
     "mlflow": "tracking: mlflow",
     "openpyxl": "data in .xlsx files",
+    "llama-cpp-python": "comparing GGUF files with their models, and K-quants",
     "trl": "benchmarks/training.py",
 }
 """Packages that only some features need, and which."""

@@ -59,7 +59,10 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ),
     ("phi3", {}),
     # llama.cpp takes the factors by its context, at least 256 here, transformers by the length, which is 40
-    ("phi3", {"max_position_embeddings": 1024, "rope_parameters": LONGROPE | {"original_max_position_embeddings": 512}}),
+    (
+        "phi3",
+        {"max_position_embeddings": 1024, "rope_parameters": LONGROPE | {"original_max_position_embeddings": 512}},
+    ),
     ("phi3", {"max_position_embeddings": 1024, "rope_parameters": LONGROPE | {"original_max_position_embeddings": 32}}),
     ("phi", {"partial_rotary_factor": 0.5, **ALL_KEYS}),
     ("gpt2", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 96, **ALL_KEYS}),
@@ -100,7 +103,9 @@ def model_folder(folder: Path, tokenizer_folder: Path, family: str, changes: dic
     return folder
 
 
-@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=[f"{family}-{i}" for i, (family, _) in enumerate(VARIANTS)])
+@pytest.mark.parametrize(
+    ("family", "changes"), VARIANTS, ids=[f"{family}-{i}" for i, (family, _) in enumerate(VARIANTS)]
+)
 def test_a_family_gives_the_same_logits_in_llama_cpp(
     tmp_path: Path, tokenizer_folder: Path, family: str, changes: dict[str, Any]
 ) -> None:

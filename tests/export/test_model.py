@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,32 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_files import FILES, write_model
 
 from spintune.errors import RunError, SpintuneError, StorageError
 from spintune.export.model import export_model
 
 Make = Callable[..., Any]
-
-FILES = {
-    "config.json": b'{"model_type": "llama"}',
-    "tokenizer_config.json": b'{"model_max_length": 512}',
-    "model.safetensors": bytes(range(256)),
-    "additional_chat_templates/tool.jinja": b"{{ messages }}",
-}
-
-
-def write_model(run: Path, stage: str, files: dict[str, bytes] = FILES) -> Path:
-    """The files of a model, and their digests in the stage's manifest."""
-    listed = {}
-    for name, content in files.items():
-        path = run / stage / "model" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        facts = {"bytes": len(content), "mtime_ns": path.stat().st_mtime_ns}
-        listed[f"model/{name}"] = {**facts, "sha256": hashlib.sha256(content).hexdigest()}
-    manifest = run / stage / "manifest.json"
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "files": listed}))
-    return run / stage / "model"
 
 
 @pytest.fixture
@@ -203,7 +182,7 @@ def test_bfloat16_rounds_the_weights_of_the_copy_and_says_so(
     assert sum(name.endswith(".safetensors") for name in files) >= parts
     shutil.rmtree(run / "sft/model")
     source = write_model(run, "sft", files)
-    export_model(run, tmp_path / "out", "sft", precision="bfloat16")
+    export_model(run, tmp_path / "out", "sft", dtype="bfloat16")
     assert (source / "config.json").read_bytes() == files["config.json"]
     rounded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")  # in the type that its config names
     assert rounded.dtype == torch.bfloat16

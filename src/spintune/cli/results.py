@@ -1,13 +1,13 @@
-"""Commands over finished runs: compare, report, export, pairs."""
+"""Commands over finished runs: compare, report, pairs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
-from spintune.cli.options import Json, RunModel, print_json, print_outcome
+from spintune.cli.options import Json, print_json, print_outcome
 
 T = TypeVar("T", str, Path)
 
@@ -80,29 +80,6 @@ def report(
             files[kind] = file
     told = {name: str(file) for name, file in files.items()}
     print_outcome(told, "\n".join(told.values()), json)
-
-
-def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist yet.")],
-    model: RunModel = None,
-    precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="bfloat16 rounds the weights: half the size, for use.")
-    ] = "float32",
-    license: Annotated[str | None, typer.Option(help="License on the card, as the hub calls it: apache-2.0.")] = None,
-    language: Annotated[list[str] | None, typer.Option(help="A language on the card: en. May be repeated.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A further tag on the card. May be repeated.")] = None,
-    json: Json = False,
-) -> None:
-    """Write a model of a run as a Hugging Face folder with its model card, ready to use or upload."""
-    from spintune.export.card import CardFields
-    from spintune.export.model import export_model
-    from spintune.progress_display import open_progress
-
-    with open_progress(json) as progress:
-        fields = CardFields(license, tuple(language or ()), tuple(tag or ()))
-        name = export_model(run, out, model, progress, precision, fields)
-    print_outcome({"model": name, "folder": str(out)}, f"{name} of {run} is in {out}, with its card in README.md", json)
 
 
 def pairs(

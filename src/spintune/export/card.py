@@ -55,7 +55,12 @@ class CardFields:
 
 
 def model_card(
-    run: RunFacts, name: str, checked: bool = False, rounded: bool = False, fields: CardFields = CardFields()
+    run: RunFacts,
+    name: str,
+    checked: bool = False,
+    rounded: str | None = None,
+    fields: CardFields = CardFields(),
+    adapter: bool = False,
 ) -> str:
     """The text of README.md for the model ``name`` of a run.
 
@@ -64,7 +69,8 @@ def model_card(
 
     Args:
         checked: whether the files beside it were compared with what the run wrote; the card then says so.
-        rounded: whether the weights beside it were rounded to bfloat16 since.
+        rounded: the type to which the weights beside it were rounded since, if they were.
+        adapter: it stands beside an adapter, and not a whole model.
 
     Raises ModelError when the run has no such model, or when it is the recipe's own, which has a card already.
     """
@@ -83,9 +89,10 @@ def model_card(
             name=name,
             checked=checked,
             rounded=rounded,
+            adapter=adapter,
             license=fields.license,
             version=__version__,
-            header=Markdown(yaml.safe_dump(_header(run, name, fields), sort_keys=False, allow_unicode=True)),
+            header=Markdown(yaml.safe_dump(_header(run, name, fields, adapter), sort_keys=False, allow_unicode=True)),
             iteration=number,
             loss=losses[number - 1] if isinstance(losses, list) else losses,
             found=finding(run),
@@ -102,13 +109,12 @@ def model_card(
     return text + "\n"
 
 
-def _header(run: RunFacts, name: str, fields: CardFields) -> JsonObject:
-    header: JsonObject = {"license": fields.license or "unknown", "library_name": "transformers"}
+def _header(run: RunFacts, name: str, fields: CardFields, adapter: bool) -> JsonObject:
+    header: JsonObject = {"license": fields.license or "unknown", "library_name": "peft" if adapter else "transformers"}
     if fields.languages:
         header["language"] = list(fields.languages)
-    base = str(run.recipe["model"])
-    if _is_hub_id(base):
-        header["base_model"] = base.partition("@")[0]
+    if base := base_model_id(str(run.recipe["model"])):
+        header["base_model"] = base
     paths = [source["path"] for source in run.recipe["data"]["train"]]
     if datasets := [path.partition("@")[0] for path in dict.fromkeys(paths) if _is_hub_id(path)]:
         header["datasets"] = datasets
@@ -120,6 +126,11 @@ def _header(run: RunFacts, name: str, fields: CardFields) -> JsonObject:
     if run.recipe["lora"]:
         tags.append("lora")
     return header | {"tags": list(dict.fromkeys((*tags, *fields.tags)))}
+
+
+def base_model_id(model: str) -> str | None:
+    """The hub id of a recipe's model, without its revision; None for aliases and what lies on a disk."""
+    return model.partition("@")[0] if _is_hub_id(model) else None
 
 
 def _is_hub_id(name: str) -> bool:

@@ -57,7 +57,9 @@ def _neighboring_pairs(name: str, tensor: Tensor, config: PreTrainedConfig) -> T
         heads = config.num_key_value_heads
     else:
         return tensor
-    return tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    return (
+        tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    )
 
 
 def _norms_from_zero(name: str, tensor: Tensor, config: PreTrainedConfig) -> Tensor:
@@ -90,8 +92,8 @@ def _gemma_scale(config: PreTrainedConfig) -> None:
     width = config.hidden_size // config.num_attention_heads if large else config.head_dim
     if config.query_pre_attn_scalar != width:
         raise ModelError(
-            f"query_pre_attn_scalar {config.query_pre_attn_scalar} of this model cannot be written to GGUF, where it is "
-            f"{width}"
+            f"query_pre_attn_scalar {config.query_pre_attn_scalar} of this model cannot be written to GGUF, where it "
+            f"is {width}"
         )
 
 
@@ -156,7 +158,9 @@ def _experts(writer: GGUFWriter, config: PreTrainedConfig) -> None:
 
 def _qwen3_moe(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     if not config.norm_topk_prob or config.mlp_only_layers or config.decoder_sparse_step != 1:
-        raise ModelError("qwen3_moe in GGUF has experts in every layer, with weights that sum to one; this model differs")
+        raise ModelError(
+            "qwen3_moe in GGUF has experts in every layer, with weights that sum to one; this model differs"
+        )
     _experts(writer, config)
 
 

@@ -37,7 +37,7 @@ _NAMES: dict[tuple[str, bool], str] = {
 
 
 def rule_name(pre_tokenizer: JsonObject | None, ignore_merges: bool) -> str:
-    """llama.cpp's name for a pre-tokenizer of tokenizer.json. Raises ModelError for one that it is not known to have."""
+    """llama.cpp's name for a pre-tokenizer of tokenizer.json. Raises ModelError where none is known."""
     found = _NAMES.get((_structure(_steps(pre_tokenizer)), ignore_merges))
     if found is None:
         raise ModelError(

@@ -55,8 +55,12 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
         space_first = _sentencepiece_space(content, tokenizer)
         return Vocabulary("llama", "default", tokens, types, [], _scores(model, tokens), space_first)
     normalizer = content["normalizer"]
-    if normalizer is not None and not (normalizer["type"] == "NFC" or normalizer == {"type": "Sequence", "normalizers": []}):
-        raise ModelError(f"its tokenizer rewrites texts ({normalizer['type']}) as llama.cpp does not; not exported to GGUF")
+    if normalizer is not None and not (
+        normalizer["type"] == "NFC" or normalizer == {"type": "Sequence", "normalizers": []}
+    ):
+        raise ModelError(
+            f"its tokenizer rewrites texts ({normalizer['type']}) as llama.cpp does not; not exported to GGUF"
+        )
     rule = rule_name(content["pre_tokenizer"], bool(model.get("ignore_merges")))
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     return Vocabulary("gpt2", rule, tokens, types, merges, [])
@@ -128,7 +132,11 @@ def _sentencepiece_space(content: JsonObject, tokenizer: PreTrainedTokenizerBase
         raise ModelError("its tokenizer rewrites texts as llama.cpp does not; not exported to GGUF")
     metaspace = [one for one in cuts if one["type"] == "Metaspace"]
     inert = [one for one in cuts if one["type"] == "Split" and one["pattern"] == {"String": " "} and replaces]
-    if len(metaspace) + len(inert) != len(cuts) or not (metaspace or replaces) or any(one["split"] for one in metaspace):
+    if (
+        len(metaspace) + len(inert) != len(cuts)
+        or not (metaspace or replaces)
+        or any(one["split"] for one in metaspace)
+    ):
         raise ModelError("its tokenizer cuts texts as llama.cpp does not; not exported to GGUF")
     scheme = metaspace[0]["prepend_scheme"] if metaspace else "always" if prepends else "never"
     if scheme == "first":
@@ -141,7 +149,9 @@ def _begins_with_control(tokenizer: PreTrainedTokenizerBase) -> bool:
     ids = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
     if tokenizer.convert_ids_to_tokens(ids[0]) in tokenizer.all_special_tokens:
         return True
-    raise ModelError("its tokenizer puts a space before the first word only, as llama.cpp does not; not exported to GGUF")
+    raise ModelError(
+        "its tokenizer puts a space before the first word only, as llama.cpp does not; not exported to GGUF"
+    )
 
 
 def _flat(step: JsonObject | None, key: str) -> list[JsonObject]:

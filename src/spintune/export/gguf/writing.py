@@ -131,8 +131,9 @@ def _shape_fields(writer: gguf.GGUFWriter, config: PreTrainedConfig, family: Ggu
 def _context(config: PreTrainedConfig, family: GgufFamily) -> int:
     longest = int(config.max_position_embeddings)
     window = getattr(config, "sliding_window", None)
-    used = window is not None and getattr(config, "use_sliding_window", True)
-    return longest if family.windowed or not used else min(longest, int(window))
+    if family.windowed or window is None or not getattr(config, "use_sliding_window", True):
+        return longest
+    return min(longest, int(window))
 
 
 def _stop_fields(writer: gguf.GGUFWriter, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,0 +1,120 @@
+"""A folder that ``ollama create`` makes a model from: a GGUF file, a Modelfile, and the card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from spintune.errors import ModelError
+from spintune.export.card import CardFields, model_card
+from spintune.export.gguf.vocabulary import begins_itself, default_template
+from spintune.export.gguf.writing import stop_ids
+from spintune.export.go_template import Turns, TurnTexts, turn_texts
+from spintune.export.packed import GgufExport, gguf_type, prepare, write_checked
+from spintune.export.source import ExportSource, export_source, refuse_existing
+from spintune.models.files import GENERATION_CONFIG, quiet_transformers
+from spintune.progress import Progress, Silent
+from spintune.report.facts import RunFacts
+from spintune.storage import atomic_folder, read_json
+from spintune.tokens.templates import with_fixed_date
+
+_TEMPERATURE = 0.7
+"""Of models whose generation_config.json names none."""
+_SAMPLING = ("temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True)
+class Modelfile:
+    """What ``ollama create`` reads.
+
+    Attributes:
+        file: name of the GGUF file beside it.
+        parameters: names and values, in order; a name may come again.
+    """
+
+    file: str
+    template: str
+    parameters: tuple[tuple[str, str], ...]
+    system: str | None = None
+    license: str | None = None
+
+    def __str__(self) -> str:
+        lines = [f"FROM ./{self.file}", f"TEMPLATE {_quoted(self.template)}"]
+        lines += [f"PARAMETER {name} {value}" for name, value in self.parameters]
+        if self.system is not None:
+            lines.append(f"SYSTEM {_quoted(self.system)}")
+        if self.license is not None:
+            lines.append(f"LICENSE {_quoted(self.license)}")
+        return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A value of several lines. Raises ModelError for one that a Modelfile cannot hold."""
+    if '"""' in text or text.startswith('"') or text.endswith('"'):
+        raise ModelError(f"a Modelfile cannot hold {text!r:.80}, which has quotes at an end or three in a row")
+    return f'"""{text}"""'
+
+
+def export_ollama(
+    folder: Path,
+    out: Path,
+    name: str | None = None,
+    progress: Progress = Silent(),  # noqa: B008
+    dtype: str = "f16",
+    fields: CardFields = CardFields(),  # noqa: B008
+    check: bool = True,
+) -> GgufExport:
+    """Writes a folder for ``ollama create NAME -f Modelfile``, as :func:`~spintune.export.packed.export_gguf`.
+
+    Raises ModelError also for a chat template that Ollama cannot have.
+    """
+    kind = gguf_type(dtype)
+    source = export_source(folder, name)
+    refuse_existing(out)
+    file = f"model-{kind}.gguf"
+    modelfile = build_modelfile(source, file, fields.license)
+    card = model_card(source.run, source.name, True, kind, fields)
+    prepare(source, kind, progress)
+    with atomic_folder(out) as partial:
+        found = write_checked(source, partial / file, kind, progress, fields, check)
+        (partial / "Modelfile").write_text(str(modelfile), encoding="utf-8")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return GgufExport(source.name, out, kind, found)
+
+
+def build_modelfile(source: ExportSource, file: str, license: str | None) -> Modelfile:
+    """The Modelfile of a model. Raises ModelError for a chat template that cannot be retold."""
+    with quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
+    texts = template_texts(tokenizer)
+    stops = sorted(stop_ids(source.folder) | {tokenizer.eos_token_id})
+    settings = read_json(path) if (path := source.folder / GENERATION_CONFIG).is_file() else {}
+    sampling = {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
+    values = [(key, f"{value:g}") for key, value in ({"temperature": _TEMPERATURE} | sampling).items()]
+    values += [("stop", f'"{tokenizer.convert_ids_to_tokens(id)}"') for id in stops]
+    system = usual_system(source.run) if texts.before_system is not None else None
+    return Modelfile(file, texts.go(), tuple(values), system or texts.default_system, license)
+
+
+def template_texts(tokenizer: PreTrainedTokenizerBase) -> TurnTexts:
+    """What the chat template of a tokenizer writes around turns. Raises ModelError where Go cannot."""
+    source = with_fixed_date(default_template(tokenizer))
+
+    def render(turns: Turns, generation: bool) -> str:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=source, tokenize=False, add_generation_prompt=generation
+            )
+        )
+
+    return turn_texts(render, tokenizer.bos_token if begins_itself(tokenizer) else "")
+
+
+def usual_system(run: RunFacts) -> str | None:
+    """The system message that all held-out conversations of a run begin with; None where they differ or have none."""
+    begins = Counter(one.messages[0].content if one.messages[0].role == "system" else None for one in run.heldout)
+    return next(iter(begins)) if len(begins) == 1 else None

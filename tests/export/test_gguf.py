@@ -1,0 +1,233 @@
+"""A model of a run as a GGUF file and as a folder for Ollama: what they say, and what they refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from go_templates import read_modelfile, render_go
+from model_files import write_model
+from safetensors.torch import load_file, save_file
+from tiny_folders import write_llama
+from transformers import AutoTokenizer
+
+from spintune.errors import MissingExtraError, ModelError, RunError, StorageError
+from spintune.export.card import CardFields
+from spintune.export.gguf.checking import can_check, check_gguf
+from spintune.export.gguf.quantizing import PROGRAM
+from spintune.export.ollama import export_ollama
+from spintune.export.packed import conversations_of, export_gguf
+from spintune.progress import Silent
+from spintune.report.reading import read_run
+
+FIELDS = CardFields("apache-2.0", ("en",), ("support",))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama whose probabilities are far from equal, so that a wrong tensor shows."""
+    folder = write_llama(tmp_path_factory.mktemp("models") / "tiny", tie_word_embeddings=False, hidden_size=64)
+    weights = load_file(folder / "model.safetensors")
+    wide = {name: weight * 6 if weight.ndim == 2 else weight for name, weight in weights.items()}
+    save_file(wide, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def run(whole: Callable[..., Any], tiny: Path) -> Path:
+    path: Path = whole().path
+    write_model(path, "sft", {file.name: file.read_bytes() for file in tiny.iterdir()})
+    return path
+
+
+def export(run: Path, out: Path, dtype: str, check: bool = True) -> Any:
+    return export_gguf(run, out, "sft", dtype=dtype, fields=FIELDS, check=check)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+def test_the_numbers_are_the_models_in_every_type(run: Path, tiny: Path, tmp_path: Path, dtype: str) -> None:
+    export(run, tmp_path / "model.gguf", dtype, check=False)
+    stored = {one.name: one for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    weights = load_file(tiny / "model.safetensors")
+    names = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output.weight": "lm_head.weight",
+        "output_norm.weight": "model.norm.weight",
+        "blk.1.attn_v.weight": "model.layers.1.self_attn.v_proj.weight",
+        "blk.0.ffn_down.weight": "model.layers.0.mlp.down_proj.weight",
+    }
+    kinds = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.01}
+    for name, source in names.items():
+        tensor, expected = stored[name], weights[source].numpy()
+        assert tensor.tensor_type.name == ("F32" if expected.ndim == 1 else dtype.upper())
+        found = gguf.dequantize(tensor.data, tensor.tensor_type)
+        assert np.abs(found - expected).max() <= kinds[dtype] * np.abs(expected).max()
+    assert len(stored) == len(weights)
+
+
+def test_the_file_says_what_it_is(run: Path, tmp_path: Path) -> None:
+    made = export(run, tmp_path / "model.gguf", "f16", check=False)
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    said = {key: field.contents() for key, field in fields.items()}
+    assert made.model == "sft"
+    assert said["general.architecture"] == "llama"
+    assert said["general.name"] == "run sft"
+    assert said["general.license"] == "apache-2.0"
+    assert said["general.languages"] == ["en"]
+    assert said["general.tags"] == ["spintune", "support"]
+    assert said["llama.context_length"] == 512
+    assert said["llama.attention.head_count_kv"] == 2
+    assert said["tokenizer.ggml.model"] == "gpt2"
+    assert said["tokenizer.ggml.pre"] == "gpt-2"
+    assert said["tokenizer.ggml.eos_token_id"] == 1
+    assert said["tokenizer.ggml.token_type"][:3] == [3, 3, 1]
+    assert "<|im_start|>" in said["tokenizer.chat_template"]
+
+
+def test_float16_that_would_overflow_is_refused_and_nothing_is_left(run: Path, tiny: Path, tmp_path: Path) -> None:
+    files = {file.name: file.read_bytes() for file in tiny.iterdir()}
+    weights = load_file(tiny / "model.safetensors")
+    weights["lm_head.weight"][3, 5] = 70000.0
+    save_file(weights, tmp_path / "large.safetensors", {"format": "pt"})
+    write_model(run, "sft", {**files, "model.safetensors": (tmp_path / "large.safetensors").read_bytes()})
+    with pytest.raises(ModelError, match=r"output\.weight holds 7e\+04, beyond float16's 65504; take bf16 or q8_0"):
+        export(run, tmp_path / "out/model.gguf", "f16", check=False)
+    assert list((tmp_path / "out").iterdir()) == []
+    from spintune.export.model import export_model
+
+    with pytest.raises(ModelError, match=r"lm_head\.weight holds 7e\+04, beyond float16"):
+        export_model(run, tmp_path / "out/folder", "sft", dtype="float16")
+    assert list((tmp_path / "out").iterdir()) == []
+    export(run, tmp_path / "out/model.gguf", "bf16", check=False)
+
+
+def test_files_that_are_there_and_files_that_were_changed_are_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("mine")
+    with pytest.raises(StorageError, match="already exists"):
+        export(run, tmp_path / "model.gguf", "f16")
+    assert (tmp_path / "model.gguf").read_text() == "mine"
+    weights = run / "sft/model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(RunError, match="was changed after the run wrote it"):
+        export(run, tmp_path / "other.gguf", "f16")
+    assert not (tmp_path / "other.gguf").exists()
+
+
+def test_k_quants_without_llama_cpp_are_refused_with_advice(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if can_check():
+        pytest.skip("llama-cpp-python is installed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MissingExtraError, match=rf"put its {PROGRAM} on the PATH, or pip install 'spintune\[gguf\]'"):
+        export(run, tmp_path / "model.gguf", "q4_k_m")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_ollama_gets_a_modelfile_that_writes_the_trained_prompts(run: Path, tmp_path: Path) -> None:
+    export_ollama(run, tmp_path / "out", "sft", dtype="q8_0", fields=FIELDS, check=False)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["Modelfile", "README.md", "model-q8_0.gguf"]
+    instructions = read_modelfile((tmp_path / "out/Modelfile").read_text())
+    said = dict(instructions)
+    assert said["FROM"] == "./model-q8_0.gguf"
+    assert said["LICENSE"] == "apache-2.0"
+    assert ("PARAMETER", 'stop "<|im_end|>"') in instructions
+    assert ("PARAMETER", "temperature 0.7") in instructions
+    assert "SYSTEM" not in said
+    tokenizer = AutoTokenizer.from_pretrained(run / "sft/model")
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert render_go(said["TEMPLATE"], messages) == expected
+    assert "were rounded to q8_0" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_system_message_of_the_data_is_the_modelfiles(whole: Callable[..., Any], tmp_path: Path) -> None:
+    from spintune.export.ollama import usual_system
+    from spintune.records import Example, Message
+
+    facts = read_run(whole().path)
+    assert usual_system(facts) is None
+    shared = tuple(
+        Example((Message("system", "Be kind."), Message("user", text), Message("assistant", "a"))) for text in "ab"
+    )
+    from dataclasses import replace
+
+    assert usual_system(replace(facts, heldout=shared)) == "Be kind."
+    assert usual_system(replace(facts, heldout=(*shared, *facts.heldout))) is None
+
+
+# With llama.cpp ------------------------------------------------------------------------------------------------------
+
+needs_llama_cpp = pytest.mark.skipif(not can_check(), reason="llama-cpp-python is not installed (extra gguf)")
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0"])
+def test_a_file_is_held_against_its_model(run: Path, tmp_path: Path, dtype: str) -> None:
+    made = export(run, tmp_path / "model.gguf", dtype)
+    assert made.check.prompts == 8
+    assert made.check.tokens > 8
+    assert made.check.divergence < {"f32": 1e-4, "f16": 2e-3, "bf16": 1e-2, "q8_0": 2e-2}[dtype]
+    assert made.check.same_text >= 6  # a random model has ties
+
+
+@needs_llama_cpp
+def test_a_file_of_another_model_is_not_exported(run: Path, tiny: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "model.gguf", "f32", check=False)
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    weights = load_file(other / "model.safetensors")
+    heads = weights["model.layers.0.self_attn.q_proj.weight"]
+    weights["model.layers.0.self_attn.q_proj.weight"] = heads.flip(0)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    conversations = conversations_of(read_run(run))
+    with pytest.raises(ModelError, match="nats a token away from the model's, more than f32 explains"):
+        check_gguf(tmp_path / "model.gguf", other, "f32", conversations, Silent())
+
+
+@needs_llama_cpp
+def test_other_tokens_are_told(run: Path, tiny: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "model.gguf", "f32", check=False)
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:2]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="into other tokens"):
+        check_gguf(tmp_path / "model.gguf", other, "f32", conversations_of(read_run(run)), Silent())
+
+
+@needs_llama_cpp
+def test_k_quants_are_written_by_llama_cpp(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # the library, not the program
+    export(run, tmp_path / "model.gguf", "q4_0", check=False)
+    kinds = {one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert "Q4_0" in kinds
+    assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["model.gguf"]
+
+
+def test_k_quants_are_written_by_llama_quantize_where_it_is_there(run: Path, tmp_path: Path) -> None:
+    if shutil.which(PROGRAM) is None:
+        pytest.skip(f"there is no {PROGRAM} on the PATH")
+    export(run, tmp_path / "model.gguf", "q4_0", check=False)
+    assert "Q4_0" in {one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+
+
+def test_the_digest_of_an_export_is_the_same_twice(run: Path, tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        export(run, tmp_path / name, "q8_0", check=False)
+    digests = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.gguf", "b.gguf")}
+    assert len(digests) == 1
