@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import stat
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spintune.errors import StorageError
+from spintune.portable import open_folder, user, wait_for_lock
 from spintune.storage import atomic_folder, is_temporary, temporary_sibling
 
 _ABANDONED = 24 * 3600  # seconds after which nobody is still writing an unfinished folder
@@ -25,7 +25,9 @@ _OTHERS_WRITE = 0o022
 
 def require_own(facts: os.stat_result, path: Path) -> None:
     """Raises PermissionError when anybody but this user and root may have written ``path``."""
-    if facts.st_uid not in (os.getuid(), 0) or (facts.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(facts.st_mode)):
+    if (mine := user()) is None:  # Windows, where a cache lies in the user's own profile
+        return
+    if facts.st_uid not in (mine, 0) or (facts.st_mode & _OTHERS_WRITE and not stat.S_ISLNK(facts.st_mode)):
         raise PermissionError(f"{path} may have been written by somebody else")
 
 
@@ -39,14 +41,14 @@ def own_room(folder: Path) -> Path:
     try:
         return _own(folder)
     except PermissionError:
-        return _own(folder.with_name(f"{folder.name}-{os.getuid()}"))
+        return _own(folder.with_name(f"{folder.name}-{user()}"))
 
 
 def _own(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     require_own(folder.lstat(), folder) if folder.is_symlink() else None
     mode = folder.stat().st_mode
-    if mode & _OTHERS_WRITE and folder.stat().st_uid == os.getuid():
+    if mode & _OTHERS_WRITE and folder.stat().st_uid == user():
         folder.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
     require_own(folder.stat(), folder)
     return folder
@@ -83,13 +85,15 @@ def cached_folder(path: Path, complete: Callable[[Path], bool]) -> Iterator[Path
 @contextlib.contextmanager
 def _one_process(folder: Path) -> Iterator[None]:
     """Keeps other processes out of the same block for ``folder``, where the file system has locks."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = open_folder(folder)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        if handle is not None:
+            with contextlib.suppress(OSError):
+                wait_for_lock(handle)
         yield
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def _renamed(folder: Path, path: Path) -> bool:

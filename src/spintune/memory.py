@@ -78,7 +78,7 @@ def reusable_memory() -> int:
     """Bytes that this process freed and its heap keeps (:func:`spintune.kernels.allocator.tune_malloc`)."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
-    except (OSError, AttributeError):  # not glibc, or an old one
+    except (OSError, AttributeError, TypeError):  # not glibc, or an old one; the last on Windows
         return 0
     mallinfo.restype = _MallInfo
     return int(mallinfo().fordblks)

@@ -15,7 +15,6 @@ into memory and is sorted there. ::
 from __future__ import annotations
 
 import itertools
-import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from spintune.portable import write_part
 from spintune.record_files import read_at, temporary_file, temporary_room
 
 Places = NDArray[np.int64]
@@ -301,7 +301,7 @@ def _ascending(rows: Rows) -> Rows:
 def _write_at(descriptor: int, begin: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
-        written = os.pwrite(descriptor, rest, begin)
+        written = write_part(descriptor, rest, begin)
         begin, rest = begin + written, rest[written:]
 
 

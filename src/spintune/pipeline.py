@@ -130,9 +130,9 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
 
     Returns the evaluations that the recipe names. Writes nothing.
     """
-    if recipe.compile and default_device().type == "cpu":
+    if recipe.compile and default_device().type != "cuda":
         raise ModelError("compile works on GPUs only; a CPU has compiled layers without it, so leave it out")
-    if recipe.offload and default_device().type == "cpu":
+    if recipe.offload and default_device().type != "cuda":
         raise ModelError("offload moves what a GPU has no room for, and there is no GPU here; leave it out")
     for name, section in (("sft", recipe.sft), ("spin", recipe.spin)):
         if section and section.optimizer == "adamw8bit":

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Generic, TypeVar, overload
 
 from spintune.errors import RunError, StorageError
+from spintune.portable import read_part
 from spintune.records import parse_record
 from spintune.storage import atomic_file, json_line
 
@@ -342,7 +343,7 @@ def _lines(block: bytes) -> list[bytes]:
 
 def _read(descriptor: int) -> Iterator[bytes]:
     begin = 0
-    while block := os.pread(descriptor, _READ, begin):
+    while block := read_part(descriptor, _READ, begin):
         yield block
         begin += len(block)
 
@@ -350,7 +351,7 @@ def _read(descriptor: int) -> Iterator[bytes]:
 def read_at(descriptor: int, begin: int, size: int) -> bytes:
     """``size`` bytes from ``begin``. Not a memory map, whose pages would count as the process's memory."""
     parts = []
-    while size > 0 and (part := os.pread(descriptor, size, begin)):
+    while size > 0 and (part := read_part(descriptor, size, begin)):
         parts.append(part)
         begin, size = begin + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

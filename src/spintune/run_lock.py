@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 from pathlib import Path
 from typing import BinaryIO
 
 from spintune.errors import RunError
+from spintune.portable import try_lock
 from spintune.storage import open_unlinked, storage_errors
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class RunLock:
         with storage_errors(self.folder):
             file = open_unlinked(self.folder / "run.lock", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(file.fileno())
         except BlockingIOError:
             file.close()
             raise RunError(

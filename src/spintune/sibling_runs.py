@@ -8,7 +8,6 @@ somebody edits in one run stays as it was in the others.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,13 +17,13 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from spintune.errors import RunError
+from spintune.portable import NO_LINK, clone
 from spintune.run_folder import MANIFEST, FileFacts, Manifest, read_manifest, read_recipe, write_manifest
 from spintune.storage import atomic_file, atomic_folder, digest_file, read_json_lines
 from spintune.tracking import Metrics
 
 log = logging.getLogger(__name__)
 
-_FICLONE = 0x40049409  # of linux/fs.h
 _LOGS = ("samples.jsonl",)
 """Files of a stage that no manifest names."""
 
@@ -151,18 +150,14 @@ def _keep_time(path: Path, facts: FileFacts) -> None:
 def _open(path: Path) -> BinaryIO:
     """Opens a file of another run; links lead out of it. Raises RunError."""
     try:
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        return os.fdopen(os.open(path, os.O_RDONLY | NO_LINK), "rb")
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _copy_bytes(original: BinaryIO, copy: BinaryIO, facts: FileFacts | None) -> None:
     """Raises RunError for a file that cannot be read, or is not as ``facts`` say."""
-    try:
-        fcntl.ioctl(copy.fileno(), _FICLONE, original.fileno())
-        cloned = True
-    except OSError:  # another file system
-        cloned = False
+    cloned = clone(copy.fileno(), original.fileno())
     digest = hashlib.sha256()
     for block in _blocks(original):
         digest.update(block)

@@ -10,7 +10,8 @@ from typing import BinaryIO
 
 import orjson
 
-from spintune.storage import atomic_file, storage_errors, sync
+from spintune.portable import sync
+from spintune.storage import atomic_file, storage_errors
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -23,7 +22,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import orjson
 
+from spintune import portable
 from spintune.errors import RunError, StorageError
+from spintune.portable import sync
 
 if TYPE_CHECKING:
     from spintune.typed_json import JsonObject
@@ -81,6 +82,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if portable.RENAMES_OPEN_FILES:  # it is locked until it has its name
+                    temporary.replace(path)
+            if not portable.RENAMES_OPEN_FILES:
                 temporary.replace(path)
             sync(path.parent)
         except BaseException:
@@ -114,9 +118,10 @@ def atomic_folder(path: Path, place: Callable[[Path, Path], None] = _replace_fol
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
-        handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handle = portable.open_folder(temporary)
         try:
-            _hold(handle)
+            if handle is not None:
+                _hold(handle)
             yield temporary
             _follow_umask(temporary)
             for name in [temporary, *temporary.rglob("*")]:
@@ -127,7 +132,8 @@ def atomic_folder(path: Path, place: Callable[[Path, Path], None] = _replace_fol
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         finally:
-            os.close(handle)
+            if handle is not None:
+                os.close(handle)
 
 
 def temporary_sibling(path: Path) -> Path:
@@ -142,7 +148,7 @@ def _temporary_start(path: Path) -> str:
 def _hold(handle: int) -> None:
     """Locks an unfinished file or folder while this process has it open: :func:`remove_abandoned` leaves it alone."""
     with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        portable.try_lock(handle)
 
 
 def remove_abandoned(path: Path) -> None:
@@ -158,11 +164,11 @@ def remove_abandoned(path: Path) -> None:
 
 def _is_abandoned(path: Path) -> bool:
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | portable.NO_WAIT | portable.NO_LINK)
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        portable.try_lock(handle)
     except OSError:
         return False
     finally:
@@ -186,7 +192,7 @@ def is_note(name: str) -> bool:
 def open_unlinked(path: Path, flags: int) -> BinaryIO:
     """Opens a file for writing, with permissions by the umask. Raises OSError when ``path`` is a symbolic link."""
     mode = "ab" if flags & os.O_APPEND else "wb"
-    return os.fdopen(os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), mode)  # type: ignore[return-value]
+    return os.fdopen(os.open(path, flags | portable.NO_LINK, 0o666), mode)  # type: ignore[return-value]
 
 
 def _follow_umask(folder: Path) -> None:
@@ -194,15 +200,6 @@ def _follow_umask(folder: Path) -> None:
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in folder.rglob("*"):
         path.chmod(mode if path.is_dir() else mode & 0o666)
-
-
-def sync(path: Path) -> None:
-    """Flushes a file, or the names in a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, value: object) -> None:

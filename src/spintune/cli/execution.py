@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from spintune.cli.options import OutputOptions, print_json
-from spintune.cli.signals import stop_on_signals
+from spintune.cli.signals import STOPPING, stop_on_signals
 from spintune.cli.unexpected import unexpected_text
 from spintune.errors import InternalError, SpintuneError
 from spintune.hub import refuse_missing_path
 from spintune.memory import is_out_of_memory
+from spintune.portable import signals
 from spintune.ranks.environment import Place, place_of
 from spintune.ranks.launch import ranks_asked, relaunch, without_flags
 from spintune.ranks.lifeline import Lost
@@ -128,7 +129,7 @@ def run_together(place: Place, recipe: Recipe, until: Stage, output: OutputOptio
 
 def _follow(team: Team, follow: Callable[[], None]) -> None:
     """The part of every rank but the first. The first one prints its error too, and decides about signals."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+    for number in signals((*STOPPING, "SIGINT")):
         signal.signal(number, lambda *_: None)  # the lifeline passes them on
     team.lifeline.on_silence = _end_at_once
     team.lifeline.start()

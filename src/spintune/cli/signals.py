@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from types import FrameType
 
 from spintune.errors import StoppedBySignal
+from spintune.portable import signals
 from spintune.progress import StopRequest
+
+STOPPING = ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGBREAK")
+"""Signals that end a run at a safe point. Windows has the first and the last, which is Ctrl-Break there."""
 
 _SAME_SECONDS = 1.0
 """A signal that comes again so soon is the same request: timeout(1) sends one to the process and one to its group."""
@@ -24,6 +28,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     does. Signals that are ignored stay ignored, such as SIGHUP under nohup.
     """
     stop = StopRequest()
+    stopping, hang_up = signals(STOPPING), getattr(signal, "SIGHUP", None)
     asked: dict[int, float] = {}
 
     def finish(number: int, frame: FrameType | None) -> None:
@@ -31,7 +36,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if number not in asked:
             asked[number] = now
             stop.ask(StoppedBySignal(f"stopped by {signal.Signals(number).name}"))
-        elif number != signal.SIGHUP and now - asked[number] > _SAME_SECONDS:  # shell and kernel both send SIGHUP
+        elif number != hang_up and now - asked[number] > _SAME_SECONDS:  # shell and kernel both send SIGHUP
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
@@ -42,7 +47,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         stop.ask(KeyboardInterrupt())
         os.write(2, b"\nending this step; Ctrl-C again stops at once\n")  # print is not reentrant
 
-    handlers = {signal.SIGTERM: finish, signal.SIGUSR1: finish, signal.SIGHUP: finish, signal.SIGINT: interrupt}
+    handlers = {**dict.fromkeys(stopping, finish), signal.SIGINT: interrupt}
     heeded = {number: handler for number, handler in handlers.items() if signal.getsignal(number) != signal.SIG_IGN}
     before = {number: signal.signal(number, handler) for number, handler in heeded.items()}
     try:

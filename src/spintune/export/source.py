@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spintune.errors import ModelError, RunError, StorageError
+from spintune.portable import NO_LINK
 from spintune.progress import Progress
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
@@ -91,7 +92,7 @@ def copy_checked(source: Path, target: Path | None, sha256: str) -> None:
     """Copies a file that is no link; None only reads it. Raises RunError when it is not what the run wrote."""
     sha = hashlib.sha256()
     with (
-        os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file,
+        os.fdopen(os.open(source, os.O_RDONLY | NO_LINK), "rb") as file,
         Path(target or os.devnull).open("wb") as copy,
     ):
         while block := file.read(_BLOCK):

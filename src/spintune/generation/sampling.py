@@ -141,6 +141,8 @@ def _invert(probability_BC: Tensor, uniform_B: Tensor) -> Tensor:
 
     Finds the block of 256 first, then the index in it: one pass over the vocabulary instead of a full cumulative sum.
     """
+    if probability_BC.device.type == "mps":  # which has no float64
+        return _invert(probability_BC.cpu(), uniform_B).to(probability_BC.device)
     rows = torch.arange(len(probability_BC), device=probability_BC.device)
     padding = -probability_BC.shape[1] % _BLOCK
     if padding:  # pad copies even where there is nothing to add

@@ -16,7 +16,7 @@ def tune_malloc() -> None:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # not glibc
+    except (OSError, AttributeError, TypeError):  # not glibc; the last on Windows
         return
     for option, value in _GLIBC_OPTIONS.items():
         mallopt(option, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -102,8 +103,17 @@ class LoadedModel:
 
 
 def default_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """What SPINTUNE_DEVICE names; without it the GPU if there is one, else the CPU.
+
+    Raises ModelError for a device that is not here.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    asked = os.environ.get("SPINTUNE_DEVICE", "").lower()
+    if asked and not there.get(asked):
+        here = ", ".join(name for name, found in there.items() if found)
+        raise ModelError(f"SPINTUNE_DEVICE={asked}: this machine has {here}; name one of them or unset it")
+    # an Apple GPU only where it is asked for: nothing has been run on one
+    return torch.device(asked or ("cuda" if there["cuda"] else "cpu"))
 
 
 def load_model(

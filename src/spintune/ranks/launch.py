@@ -8,6 +8,7 @@ import signal
 from collections.abc import Sequence
 
 from spintune.errors import RankError, RecipeError, StoppedBySignal
+from spintune.threads import allowed_processors
 
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What is passed to the ranks, which stop at a safe point."""
@@ -52,7 +53,7 @@ def relaunch(ranks: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # ranks tell their own errors
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed_processors()) // ranks)))
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--signals-to-handle={_SIGNALS}"]
     options += [f"--shutdown-timeout={_LAST_SECONDS}", "-m", "spintune", *words]
     try:

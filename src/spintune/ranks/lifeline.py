@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from spintune.portable import signals
+
 GRACE_SECONDS = 5.0
 """What a process has to end by itself, after another one died. [seconds]"""
 
@@ -125,7 +127,7 @@ class Lifeline:
 
     def _pass_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+            if number in signals(("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")):
                 self.say(signal=number)
 
     def _hear(self, rank: int, message: dict[str, object]) -> None:

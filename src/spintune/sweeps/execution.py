@@ -13,7 +13,6 @@ take a part of a sweep (``--only``), on several GPUs or machines.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from pathlib import Path
 from spintune.errors import RunError, SpintuneError, is_panic
 from spintune.evaluation.metric_choice import choose_metric, measure_of
 from spintune.pipeline import check_recipe, run_recipe
+from spintune.portable import wait_for_lock
 from spintune.progress import Progress, StopRequest
 from spintune.records import Example, read_records
 from spintune.results import RunResults
@@ -169,5 +169,5 @@ def _locked(folder: Path) -> Iterator[None]:
         file = open_unlinked(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     with file:
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for_lock(file.fileno())
         yield

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -18,6 +17,7 @@ import jinja2
 from jinja2 import nodes
 
 from spintune.errors import ModelError
+from spintune.portable import peak_memory
 
 MAX_LINES = 1_000_000  # of the template's compiled code; a turn takes some 20 to 200
 MAX_GROWTH = 1_000_000  # of the process's memory [kB]
@@ -33,7 +33,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lines = 0
-        self._memory = _peak()
+        self._memory = peak_memory()
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> _Watch | None:
         if frame.f_code.co_filename != _FILE:
@@ -41,13 +41,9 @@ class _Watch:
         self._lines += 1
         if self._lines > MAX_LINES:
             raise TemplateLimitError(f"it runs more than {MAX_LINES:,} steps")
-        if _peak() > self._memory + MAX_GROWTH:
+        if peak_memory() > self._memory + MAX_GROWTH:
             raise TemplateLimitError(f"it takes more than {MAX_GROWTH // 1000:,} MB")
         return self
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def check_constants(source: str, name: str) -> None:

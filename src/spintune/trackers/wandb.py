@@ -48,15 +48,18 @@ class WeightsAndBiases(SentOnce):
             ),
         )
         self._stages: set[str] = set()
+        self._names: set[str] = set()
         self._finished = False
         self.where = f"wandb sync {run.folder}/wandb/offline-run-*-{run.id}" if offline else str(self._run.url)
 
     def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+        row = {f"{stage}/{name}": value for name, value in numbers.items()}
         if stage not in self._stages:
             self._stages.add(stage)
             self._run.define_metric(f"{stage}/step", hidden=True)
-            self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-        row = {f"{stage}/{name}": value for name, value in numbers.items()}
+        for name in row.keys() - self._names:  # by name: sft/* would take in sft/heldout/loss
+            self._names.add(name)
+            self._run.define_metric(name, step_metric=f"{stage}/step")
         self._run.log({**row, f"{stage}/step": step}, step=place)
 
     def finish(self, facts: Mapping[str, str]) -> None:

@@ -148,7 +148,7 @@ def load_facts(counts: Sequence[Tensor]) -> dict[str, float]:
     """
     if not counts:
         return {}
-    count_LE = torch.stack(list(counts)).double()
+    count_LE = torch.stack(list(counts)).cpu().double()
     return {
         "expert_load": float((count_LE.max(1).values / count_LE.mean(1)).mean()),
         "experts_idle": float((count_LE == 0).double().mean()),

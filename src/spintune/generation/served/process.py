@@ -37,6 +37,8 @@ class ServerProcess:
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], port: int) -> None:
+        if not hasattr(os, "killpg"):
+            raise ServerError("generate.devices: no servers are started on Windows; give generate.url")
         self.port = port
         handle, name = tempfile.mkstemp(prefix="spintune-server-", suffix=".log")
         self.log = Path(name)
