@@ -15,9 +15,11 @@ from spintune.cli import _COMMANDS, main
 from spintune.cli.options import stage_recipe
 from spintune.recipe import SftSection, every_key, recipe_schema
 from spintune.recipe.other_names import _OURS
+from spintune.recipe.packaged_recipes import about_recipe, packaged_recipes
 from spintune.version import __version__
 
 Spintune = Callable[..., Any]
+REPOSITORY = Path(__file__).parents[1]
 
 
 def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
@@ -197,3 +199,25 @@ def test_a_recipe_made_of_flags_finds_its_rates_and_keeps_what_is_said(
 def test_sft_made_of_flags_finds_its_rate() -> None:
     found = [stage_recipe("sft", words, "m/n", "x.json", None)[0].sft for words in ([], ["data.eval_fraction=0"])]
     assert [section and section.learning_rate for section in found] == ["auto", SftSection().learning_rate]
+
+
+def test_recipes_of_the_package_run_by_their_names(spintune: Spintune, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = spintune("recipes")
+    assert (listed.code, "quickstart" in listed.out) == (0, True)
+    printed = spintune("recipes", "quickstart")
+    assert printed.out.encode() == (REPOSITORY / "recipes/quickstart.yaml").read_bytes()
+    for name in ("quickstart", "quickstart.yaml", "recipes/quickstart.yaml"):
+        done = spintune("run", name, "--dry-run", "model=nosuch/model")
+        assert "no such file" not in done.err.lower()
+        assert "quickstart: cannot be read" not in done.err
+    (tmp_path / "quickstart.yaml").write_text("out: [")
+    assert "quickstart.yaml" in spintune("run", "quickstart.yaml", "--dry-run").err  # a file of the user's comes first
+    wrong = spintune("recipes", "quickstrat")
+    assert (wrong.code, "use one of" in wrong.err) == (errors.RecipeError.exit_code, True)
+
+
+def test_every_recipe_says_what_it_is_for() -> None:
+    about = {name: about_recipe(path.read_text()) for name, path in packaged_recipes().items()}
+    assert len(about) > 10
+    assert [name for name, text in about.items() if not 20 < len(text) < 300] == []

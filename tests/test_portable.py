@@ -27,7 +27,7 @@ import torch.distributed, torch.utils.data, torch._dynamo, transformers.models.l
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "posix_ipc"):
     sys.modules[name] = None
 for name in ("getuid", "geteuid", "getgid", "fchmod", "killpg", "setsid", "pread", "pwrite", "sched_getaffinity",
-             "memfd_create", "statvfs", "sysconf", "uname", "fork",
+             "memfd_create", "sysconf", "uname", "fork",
              "O_DIRECTORY", "O_NOFOLLOW", "O_CLOEXEC", "O_NONBLOCK"):
     if hasattr(os, name):
         delattr(os, name)

@@ -16,6 +16,8 @@ from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.plan import plan
 from spintune.cli.results import compare, pairs, report
+from spintune.cli.recipes import recipes
+from spintune.cli.results import compare, export, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
 from spintune.cli.start import SpintuneGroup, start
 from spintune.cli.suggestions import unknown_option
@@ -51,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "pairs": pairs,
     "verify": verify,
     "doctor": doctor,
+    "recipes": recipes,
     "schema": schema,
 }
 for _name, _command in _COMMANDS.items():

@@ -12,13 +12,14 @@ from spintune.errors import RecipeError
 from spintune.recipe.checking import checked, keys_of, section_in
 from spintune.recipe.evaluation import FILES_OF, HELDOUT
 from spintune.recipe.other_names import meant
+from spintune.recipe.packaged_recipes import find_recipe
 from spintune.recipe.recipe import Recipe, SourceSection
 from spintune.recipe.yaml_files import parse_yaml, read_yaml
 from spintune.typed_json import JsonObject
 
 
 def load_recipe(path: Path | None, overrides: list[str] | None = None, base: JsonObject | None = None) -> Recipe:
-    """Reads a recipe file, or starts from ``base``, and applies ``key.path=value`` overrides with values in YAML.
+    """Reads a recipe file, or one that comes with spintune (``quickstart``), or starts from ``base``, and applies ``key.path=value`` overrides with values in YAML.
 
     Raises RecipeError, one line for each thing that is wrong.
     """
@@ -26,7 +27,7 @@ def load_recipe(path: Path | None, overrides: list[str] | None = None, base: Jso
     name = "command line"
     if path is not None:
         name = str(path)
-        values = _read_yaml(path)
+        values = _read_yaml(find_recipe(path))
     for override in overrides or []:
         _apply(values, override)
     return parse_recipe(values, name)
