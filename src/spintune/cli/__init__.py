@@ -15,9 +15,8 @@ from spintune.cli.export import export
 from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.plan import plan
-from spintune.cli.results import compare, pairs, report
 from spintune.cli.recipes import recipes
-from spintune.cli.results import compare, export, pairs, report
+from spintune.cli.results import compare, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
 from spintune.cli.start import SpintuneGroup, start
 from spintune.cli.suggestions import unknown_option

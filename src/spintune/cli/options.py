@@ -34,7 +34,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, error
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List the stages and which are finished; run nothing, write nothing.")
 ]
-RecipeFile = Annotated[Path, typer.Argument(help="A YAML file, or the name of a recipe in spintune (spintune recipes).", metavar="RECIPE")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="A YAML file, or the name of a recipe in spintune (spintune recipes).", metavar="RECIPE")
+]
 Words = Annotated[
     list[str] | None,
     typer.Argument(

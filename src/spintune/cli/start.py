@@ -28,7 +28,8 @@ Look    spintune plan RECIPE.yaml               time, memory and disk of a run
 Use     spintune chat RUN                       talk to the chosen model
         spintune export RUN FOLDER              a folder to serve or upload
         spintune pairs RUN FILE                 preference data for others
-Help    spintune doctor                         what is installed, or wrong
+Help    spintune recipes                        recipes to run or to copy
+        spintune doctor                         what is installed, or wrong
         spintune schema                         a schema of recipes
         spintune COMMAND --help                 all that a command takes"""
 

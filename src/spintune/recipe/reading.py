@@ -19,7 +19,9 @@ from spintune.typed_json import JsonObject
 
 
 def load_recipe(path: Path | None, overrides: list[str] | None = None, base: JsonObject | None = None) -> Recipe:
-    """Reads a recipe file, or one that comes with spintune (``quickstart``), or starts from ``base``, and applies ``key.path=value`` overrides with values in YAML.
+    """Reads a recipe file, or starts from ``base``, and applies ``key.path=value`` overrides with values in YAML.
+
+    Where there is no such file, the name is looked up among the recipes that come with spintune.
 
     Raises RecipeError, one line for each thing that is wrong.
     """
