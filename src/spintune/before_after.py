@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from spintune.evaluation.gain import Gain
 from spintune.terminal import visible
 from spintune.text.words import one_line
+
+if TYPE_CHECKING:
+    from spintune.evaluation.gain import Gain
 
 SIDE_BY_SIDE = 60
 """Columns from which on the answers stand side by side."""

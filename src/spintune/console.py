@@ -13,7 +13,6 @@ from rich.text import Text
 from spintune.before_after import print_gain
 from spintune.evaluation.comparison import HEADER, Comparison, headline, listed, table_rows
 from spintune.evaluation.decision import better_models, title_of
-from spintune.evaluation.gain import gain_of
 from spintune.evaluation.statistics import Interval
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement
@@ -60,6 +59,8 @@ def print_results(results: RunResults, folder: str, details: bool = False) -> No
 
     Tables of what was measured on the way are printed with ``details``, and where there are no answers to show instead.
     """
+    from spintune.evaluation.gain import gain_of  # loads torch
+
     console = PlainConsole()
     for line in movement(results):
         console.sentence(line)

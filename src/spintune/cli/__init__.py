@@ -12,6 +12,7 @@ import typer
 
 from spintune.cli.chat import chat
 from spintune.cli.export import export
+from spintune.cli.init import init
 from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
 from spintune.cli.plan import plan
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.callback()(start)
 _COMMANDS: dict[str, Callable[..., None]] = {
+    "init": init,
     "run": run,
     "synth": synth,
     "sft": sft,

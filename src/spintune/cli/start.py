@@ -13,6 +13,7 @@ from spintune.version import __version__
 SHORT_HELP = """\
 spintune: instruction tuning and self-play from one recipe and one command
 
+Begin   spintune init FILE                      look at data, write a recipe
 Train   spintune run RECIPE.yaml                all stages; again, it goes on
         spintune sft --model MODEL --data FILE  fine-tune on your own data
         spintune spin --model MODEL --data FILE self-play

@@ -29,7 +29,8 @@ the 59 that classify or answer briefly, and at most 0.31 in the others (benchmar
 AT_TEMPERATURE_1 = "@T1"
 """After the name of a metric: the mean score of answers that were drawn at temperature 1."""
 
-_FINAL_NUMBER = re.compile(r"####\s*[-+$€£]?[\d.,/]+(?:\s*%)?\s*$")
+FINAL_NUMBER = re.compile(r"####\s*[-+$€£]?[\d.,/]+(?:\s*%)?\s*$")
+"""How GSM8K ends an answer with its number."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def choose_metric(metric: str, checker: CheckerSetting | None, references: Seque
     if share >= SHORT_SHARE:
         return MetricChoice(EXACT_MATCH.name, f"{100 * share:.0f} % of the references have at most {SHORT_WORDS} words")
     why = f"{100 * (1 - share):.0f} % of the references have more than {SHORT_WORDS} words, too many to be met exactly"
-    if checker is None and sum(map(bool, map(_FINAL_NUMBER.search, texts))) >= len(texts) / 2:
+    if checker is None and sum(map(bool, map(FINAL_NUMBER.search, texts))) >= len(texts) / 2:
         why += "; most end in '#### NUMBER', which evaluation.checker=number compares"
     return MetricChoice(ROUGE_L.name, why)
 

@@ -251,12 +251,14 @@ def make_plan(
     progress: Progress,
     stated: tuple[int, int] | None = None,
     probe: bool = True,
+    known: Rates | None = None,
 ) -> RunPlan:
     """Plans a run; nothing is written, and of a model at most its config and tokenizer are fetched.
 
     Args:
         stated: rows and tokens of each, instead of the recipe's data.
         probe: whether speed may be measured where the target is this machine.
+        known: rates of an earlier plan on the same machine, instead of measuring them.
 
     Raises SpintuneError for a recipe, model or data that a run would refuse.
     """
@@ -264,7 +266,7 @@ def make_plan(
     rows = assumed_rows(recipe, *stated) if stated else read_rows(recipe, shape, cache, progress)
     planner = Planner(recipe, shape, target, rows)
     model = planner.memory(False).model
-    needs, rates = operations_of(model), _rates(planner, cache, progress, probe)
+    needs, rates = operations_of(model), known or _rates(planner, cache, progress, probe)
     progress.note("rehearsing memory")
     stages, is_sharded = planner.stages(needs, rates), planner.is_sharded
     needed = max((_on_target(stage, is_sharded).total for stage in stages), default=0)

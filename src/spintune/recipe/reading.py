@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args, get_origin
@@ -66,6 +67,20 @@ def keys_called(word: str, section: str | None = None) -> list[str]:
 def every_key() -> list[str]:
     """Every key that an override can set, with its sections."""
     return list(_keys_below(Recipe, ""))
+
+
+def meaning_of(key: str) -> str:
+    """What a key is, in one sentence: the first of its documentation.
+
+    >>> meaning_of("data.eval_fraction")
+    'Share of the prompts held out from training.'
+    """
+    *inside, last = key.split(".")
+    section: type[BaseModel] = Recipe
+    for part in inside:
+        section = section_in(section.model_fields[part].annotation) or section
+    text = keys_of(section)[last]
+    return re.split(r"(?<=[.])\s", text, maxsplit=1)[0]
 
 
 def _keys_below(section: type[BaseModel], prefix: str) -> Iterator[str]:

@@ -46,7 +46,7 @@ def data_stage(context: RunContext) -> DataFacts:
         "fraction": recipe.data.eval_fraction,
         "most": recipe.data.eval_limit,
         "seed": recipe.seed,
-        "contents": [source_digest(source.path, source.split) for source in _sources(recipe)],
+        "contents": [source_digest(source.path, source.split) for source in sources_of(recipe)],
         "mixture": mixture and _mixture_inputs(context, mixture),
         **_set({"on_bad_row": recipe.data.on_bad_row}),
         **({"unseen": _unseen_share(recipe)} if context.prompts else {}),
@@ -97,7 +97,7 @@ def read_data(
     progress: Progress = Silent(),  # noqa: B008
 ) -> DataOutcome:
     """The examples of a recipe's sources, and of its mixture, which :func:`mixture_of` loads."""
-    sources = _sources(recipe)
+    sources = sources_of(recipe)
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
     train: Sequence[Example]
     heldout: Sequence[Example]
@@ -152,7 +152,7 @@ def _set(settings: JsonObject) -> JsonObject:
     return {key: value for key, value in settings.items() if value is not None or key == "limit"}
 
 
-def _sources(recipe: Recipe) -> list[Source]:
+def sources_of(recipe: Recipe) -> list[Source]:
     """The recipe's sources; the one called ``synth`` is the file that the synth stage writes."""
     generated = str(examples_file(Path(recipe.out)))
     default = {"on_bad_row": recipe.data.on_bad_row or "stop"}

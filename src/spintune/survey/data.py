@@ -1,0 +1,191 @@
+"""What data holds: format, rows, lengths in tokens, copies, languages, and whether a chat template can write it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from spintune.checkers import choice, number, same_json
+from spintune.data.novelty import NoveltyIndex
+from spintune.data.sources import Source, SourceResult
+from spintune.data.tables import open_tables
+from spintune.errors import MissingExtraError
+from spintune.evaluation.ifeval.language import detect
+from spintune.evaluation.metric_choice import FINAL_NUMBER
+from spintune.evaluation.selection import prompt_text
+from spintune.progress import Progress
+from spintune.record_files import Selection
+from spintune.records import Example
+from spintune.text.answers import options_in
+from spintune.text.reasoning import without_reasoning
+from spintune.tokens.rows import RowRenderer
+
+LOOKED_AT = 2_000
+"""Examples whose tokens and copies are counted, an even share of larger data."""
+NEAR = 0.9
+"""ROUGE-L above which an example nearly repeats an earlier one."""
+SURE = 0.9
+"""Share of the answers that must have a form for a checker to be proposed."""
+_WORDS = 200  # of an example that are compared
+_DETECTED = 60  # examples whose language is looked at
+_HEAD = 20  # rows by which columns are told
+_BATCH = 256
+_USELESS = frozenset(
+    {"empty_prompt", "empty_answer", "duplicate", "over_limit", "weight", "untrained", "negative_label"}
+)
+
+
+@dataclass(frozen=True)
+class RowLengths:
+    """Tokens of examples as a model reads them."""
+
+    prompts: tuple[int, ...]
+    answers: tuple[int, ...]
+
+    @property
+    def rows(self) -> list[int]:
+        """Prompt and answer together."""
+        return [prompt + answer for prompt, answer in zip(self.prompts, self.answers, strict=True)]
+
+    def beyond(self, max_length: int) -> tuple[int, int]:
+        """How many rows would be cut at ``max_length``, and how many dropped, since their prompts leave no room."""
+        dropped = sum(prompt >= max_length for prompt in self.prompts)
+        return sum(row > max_length for row in self.rows) - dropped, dropped
+
+
+@dataclass(frozen=True)
+class DataSurvey:
+    """What was found in one source.
+
+    Attributes:
+        keys: columns or keys of its rows.
+        prompts: distinct prompts among the examples that are kept.
+        near: of ``looked_at`` examples, those that nearly repeat an earlier one.
+        system, multi_turn, tools: examples with a system message, with earlier turns, with tools.
+        languages: examples by language; empty where no detector is installed.
+        checker: that fits the answers, or None.
+        lengths: of the examples that were looked at.
+    """
+
+    path: str
+    format: str
+    keys: tuple[str, ...]
+    ignored: Counter[str]
+    read: int
+    kept: int
+    prompts: int
+    dropped: Counter[str]
+    looked_at: int
+    near: int
+    system: int
+    multi_turn: int
+    tools: int
+    languages: Counter[str]
+    checker: str | None
+    lengths: RowLengths
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """Rows that cannot be read, by reason."""
+        return Counter({reason: count for reason, count in self.dropped.items() if reason not in _USELESS})
+
+
+def head_of(source: Source) -> list[dict[str, object]]:
+    """The first rows of a source as they are. Raises DataError for one that cannot be opened."""
+    opener = open_tables(source.path, source.split, source.config)[0]
+    return [dict(row) for row in opener().sample(_HEAD)]
+
+
+def keys_of_rows(rows: Sequence[dict[str, object]]) -> tuple[str, ...]:
+    """The keys of rows, each once, in their order."""
+    return tuple(dict.fromkeys(key for row in rows for key in row))
+
+
+def likely_columns(rows: Sequence[dict[str, object]]) -> tuple[str, str] | None:
+    """The two columns with the longest texts, in their order: what a person most likely means by prompt and answer."""
+    lengths = {
+        key: statistics.median([len(value) for row in rows if isinstance(value := row.get(key), str)] or [0])
+        for key in keys_of_rows(rows)
+    }
+    found = sorted((key for key in lengths if lengths[key]), key=lambda key: -lengths[key])[:2]
+    if len(found) < 2:
+        return None
+    first, second = (key for key in lengths if key in found)
+    return first, second
+
+
+def spread(examples: Sequence[Example]) -> Sequence[Example]:
+    """An even share of the examples, at most :data:`LOOKED_AT`."""
+    step = max(1, -(-len(examples) // LOOKED_AT))
+    return examples if step == 1 else Selection(examples, range(0, len(examples), step))
+
+
+def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, progress: Progress) -> DataSurvey:
+    """Looks at what was read. Raises DataError for examples that the chat template refuses."""
+    examples = result.examples
+    sample = list(spread(examples))
+    with progress.task(f"looking at {result.source.path}", len(sample), "examples") as task:
+        rows = []
+        for start in range(0, len(sample), _BATCH):
+            batch = sample[start : start + _BATCH]
+            rows += renderer.rows(batch)
+            task.advance(len(batch))
+    prompts = Counter[str](prompt_text(example) for example in examples)
+    lengths = RowLengths(tuple(len(row.prompt_ids) for row in rows), tuple(len(row.response_ids) for row in rows))
+    return DataSurvey(
+        path=result.source.path,
+        format=result.format,
+        keys=keys,
+        ignored=result.ignored,
+        read=result.read,
+        kept=len(examples),
+        prompts=len(prompts),
+        dropped=result.dropped,
+        looked_at=len(sample),
+        near=near_copies(sample),
+        system=sum(example.messages[0].role == "system" for example in examples),
+        multi_turn=sum(sum(one.role == "assistant" for one in example.messages) > 1 for example in examples),
+        tools=sum(bool(example.tools) for example in examples),
+        languages=languages(sample),
+        checker=guess_checker(sample),
+        lengths=lengths,
+    )
+
+
+def near_copies(examples: Sequence[Example]) -> int:
+    """How many examples nearly repeat an earlier one, by ROUGE-L over their first words."""
+    index = NoveltyIndex(NEAR)
+    texts = (" ".join(f"{prompt_text(one)} {one.answer}".split()[:_WORDS]) for one in examples)
+    return sum(not found.novel for found in index.extend(texts))
+
+
+def languages(examples: Sequence[Example]) -> Counter[str]:
+    """The languages of some examples, the most frequent first; none where langdetect is not installed."""
+    step = max(1, len(examples) // _DETECTED)
+    texts = [f"{prompt_text(one)}\n{one.answer}" for one in examples[::step]]
+    try:
+        found = Counter(filter(None, map(detect, texts)))
+    except MissingExtraError:
+        return Counter()
+    return Counter(dict(found.most_common()))
+
+
+def guess_checker(examples: Sequence[Example]) -> str | None:
+    """The built-in checker whose form nearly all answers have: json, number or choice."""
+    forms = Counter[str]()
+    for example in examples:
+        forms.update(_forms(prompt_text(example), without_reasoning(example.answer).strip()))
+    found = [name for name in ("json", "number", "choice") if examples and forms[name] >= SURE * len(examples)]
+    return found[0] if found else None
+
+
+def _forms(prompt: str, answer: str) -> Iterator[str]:
+    if answer[:1] in ("{", "[") and same_json(answer, answer):
+        yield "json"
+    bare = answer.strip("+-$€£%. ").replace(",", "").replace("/", "").replace(".", "")
+    if number(answer, answer) and (bare.isdecimal() or FINAL_NUMBER.search(answer)):
+        yield "number"
+    if options_in(prompt) and choice(answer, answer, prompt):
+        yield "choice"

@@ -1,0 +1,124 @@
+"""Drafts a recipe for data and a model: sizes that teach, and that leave enough held-out prompts to decide by.
+
+The numbers are our choices, for a first run; each stands in the recipe with its meaning, to be changed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from spintune.data.split import usual_fraction
+from spintune.evaluation.selection import ENOUGH_HELDOUT
+from spintune.recipe import SftSection
+from spintune.survey.data import DataSurvey
+from spintune.typed_json import JsonObject
+
+_MAX_FRACTION = 0.4
+"""Held out at most, where that gives enough prompts to choose a model by."""
+_HELDOUT_ON_CPU = 200
+"""Prompts that every model answers; more take long without a GPU."""
+_LONGEST = 2048  # tokens of a row in a first run
+_ROUND = 32  # tokens that max_length is a multiple of
+_STEPS = 60  # optimizer steps that are aimed at
+_STEP_SIZES = (256, 4096)  # tokens of a step, at least and at most
+_ANSWER_SLACK = 1.25  # of the longest answer, for generated ones
+LORA_RATE = 2e-4
+"""The learning rate of QLoRA (arXiv 2305.14314) for models up to 13 billion parameters."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person decides.
+
+    Attributes:
+        source: the source of data.train, as plain values.
+        unreadable: whether there are rows that cannot be read, which are dropped then.
+        template: data.template where the model's own does not serve.
+        parameters: of the model.
+        context: tokens that the model reads at most; None where nobody knows.
+    """
+
+    out: str
+    model: str
+    source: JsonObject
+    unreadable: bool
+    template: str | None
+    all_turns: bool
+    checker: str | None
+    self_play: bool
+    parameters: int
+    context: int | None
+    on_gpu: bool
+
+
+def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
+    """The recipe, as plain values. All weights are trained; :func:`with_lora` and :func:`with_limit` change that."""
+    longest = max_length_for(found, chosen.context)
+    fraction = heldout_fraction(found.prompts)
+    data: JsonObject = {"train": chosen.source, "eval_fraction": fraction}
+    if not chosen.on_gpu and fraction * found.prompts > _HELDOUT_ON_CPU:
+        data["eval_limit"] = _HELDOUT_ON_CPU
+    data["max_length"] = longest
+    if chosen.template:
+        data["template"] = chosen.template
+    if chosen.all_turns:
+        data["turns"] = "all"
+    if chosen.unreadable:
+        data["on_bad_row"] = "drop"
+    values: JsonObject = {"out": chosen.out, "model": chosen.model, "seed": 0, "data": data}
+    values["sft"] = sft_for(found, longest, fraction, chosen.parameters)
+    if chosen.self_play:
+        answer = min(longest, math.ceil(_ANSWER_SLACK * max(found.lengths.answers)))
+        values["spin"] = {
+            "iterations": 1,
+            "prompts": "unseen",
+            "unseen_share": 0.34,
+            "pairs_per_step": 16,
+            "max_new_tokens": max(16, answer),
+            "baseline": "sft",
+        }
+    if chosen.checker:
+        values["evaluation"] = {"checker": chosen.checker}
+    values["eval"] = ["heldout"]
+    return values
+
+
+def max_length_for(found: DataSurvey, context: int | None) -> int:
+    """The length of the longest row, up to what the model reads and :data:`_LONGEST`. [tokens]"""
+    limit = min(_LONGEST, context or _LONGEST)
+    longest = max(found.lengths.rows, default=_ROUND)
+    return max(8, min(limit, _ROUND * math.ceil(longest / _ROUND)))
+
+
+def heldout_fraction(prompts: int) -> float:
+    """The usual share, or as much more as leaves enough prompts to choose a model by."""
+    usual = usual_fraction(prompts)
+    if prompts and usual * prompts < ENOUGH_HELDOUT <= _MAX_FRACTION * prompts:
+        usual = ENOUGH_HELDOUT / prompts
+    return math.ceil(100 * usual - 1e-9) / 100
+
+
+def sft_for(found: DataSurvey, max_length: int, fraction: float, parameters: int) -> JsonObject:
+    """Passes, rate and step size: small data is read more often, in small steps; small models learn at higher rates."""
+    rows = found.kept * (1 - fraction)
+    epochs = 3 if rows < 500 else 2 if rows < 5_000 else 1
+    mean = sum(min(row, max_length) for row in found.lengths.rows) / max(1, len(found.lengths.rows))
+    step = rows * mean * epochs / _STEPS
+    low, high = _STEP_SIZES
+    rate = 1e-4 if parameters < 3e8 else 5e-5 if parameters < 1.5e9 else SftSection().learning_rate
+    return {"epochs": epochs, "learning_rate": rate, "tokens_per_step": min(high, max(low, 256 * round(step / 256)))}
+
+
+def with_lora(values: JsonObject) -> JsonObject:
+    """The recipe with adapters in place of all weights, and the learning rate that they need."""
+    changed = {key: value for key, value in values.items() if key not in ("sft", "spin", "evaluation", "eval")}
+    changed["lora"] = {"rank": 16}
+    changed["sft"] = {**values["sft"], "learning_rate": LORA_RATE}
+    return {**changed, **{key: values[key] for key in ("spin", "evaluation", "eval") if key in values}}
+
+
+def with_limit(values: JsonObject, rows: int) -> JsonObject:
+    """The recipe on the first ``rows`` examples alone."""
+    source = {**values["data"]["train"], "limit": rows}
+    return {**values, "data": {**values["data"], "train": source}}

@@ -1,0 +1,159 @@
+"""What a survey proposes, against numbers worked out by hand, and the file that it becomes."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spintune.recipe import Recipe, parse_recipe
+from spintune.recipe.reading import every_key, meaning_of
+from spintune.recipe.yaml_files import parse_yaml
+from spintune.records import Example, Message
+from spintune.survey.commented import commented_yaml, yaml_value
+from spintune.survey.data import DataSurvey, RowLengths, guess_checker, likely_columns, near_copies
+from spintune.survey.draft import Choices, draft, heldout_fraction, max_length_for, sft_for, with_limit, with_lora
+from spintune.survey.told import reasons_for, survey_lines
+from spintune.typed_json import JsonObject
+
+CHOSEN = Choices("runs/x", "m", {"path": "x.csv"}, False, None, False, None, False, 135_000_000, 8192, False)
+
+
+def found(rows: int = 1000, prompt: int = 40, answer: int = 60, **more: object) -> DataSurvey:
+    """``rows`` distinct examples of one length."""
+    lengths = RowLengths((prompt,) * rows, (answer,) * rows)
+    none = Counter[str]()
+    counts = dict.fromkeys(("near", "system", "multi_turn", "tools"), 0)
+    texts = {"ignored": none, "dropped": none, "languages": none, "checker": None}
+    sizes = {"read": rows, "kept": rows, "prompts": rows, "looked_at": rows, "lengths": lengths}
+    facts = {"path": "x.csv", "format": "qa", "keys": ("question", "answer"), **counts, **texts, **sizes, **more}
+    return DataSurvey(**facts)  # type: ignore[arg-type]
+
+
+def said(prompt: str, answer: str) -> Example:
+    return Example((Message("user", prompt), Message("assistant", answer)))
+
+
+@pytest.mark.parametrize(
+    ("answers", "checker"),
+    [
+        (['{"a": 1}', "[1, 2]"], "json"),
+        (["12", "-3.5", "1,200"], "number"),
+        (["She has 2 and 3, so 5.\n#### 5", "#### 7"], "number"),
+        (["There are 12 of them.", "It was 1999."], None),
+        (["Blue.", "Red."], None),
+        (["12"] * 8 + ["many"] * 2, None),
+    ],
+)
+def test_a_checker_is_proposed_where_answers_have_its_form(answers: list[str], checker: str | None) -> None:
+    assert guess_checker([said(f"Question {n}?", answer) for n, answer in enumerate(answers)]) == checker
+
+
+def test_a_choice_is_proposed_where_prompts_offer_it() -> None:
+    asked = "Which is a color?\n(A) blue\n(B) dog"
+    assert guess_checker([said(asked, "(A)"), said(asked, "blue")]) == "choice"
+    assert guess_checker([said("Which is a color?", "blue")]) is None
+    assert guess_checker([]) is None
+
+
+def test_copies_are_examples_with_nearly_the_same_words() -> None:
+    """Of 12 words, 11 are the same in order: 2·11 / 24 = 0.917, above 0.9; of 8, 7 are: 0.875."""
+    long = "a b c d e f g h i j k"
+    assert near_copies([said(long, "l"), said(long, "m"), said(long, "n")]) == 2
+    assert near_copies([said("a b c d e f g", "l"), said("a b c d e f g", "m")]) == 0
+
+
+def test_the_longest_columns_are_the_likely_ones() -> None:
+    rows = [{"id": "1", "reply": "no " * 50, "date": "2024-01-01", "message": "why " * 9, "topic": None}] * 3
+    assert likely_columns(rows) == ("reply", "message")
+    assert likely_columns([{"id": "1"}]) is None
+
+
+def test_enough_is_held_out_to_choose_by_where_the_data_allows() -> None:
+    """50 must be held out: of 2,000 prompts a tenth is enough, of 400 a quarter gives 100, 0.3 of 140 would be 42."""
+    shares = {prompts: heldout_fraction(prompts) for prompts in (2000, 400, 140, 60)}
+    assert shares == {2000: 0.1, 400: 0.25, 140: 0.36, 60: 0.3}
+    assert draft(found(5000), CHOSEN)["data"]["eval_limit"] == 200
+    assert "eval_limit" not in draft(found(5000), replace(CHOSEN, on_gpu=True))["data"]
+
+
+def test_rows_fit_into_what_the_model_reads() -> None:
+    """100 tokens round up to 128, a multiple of 32; a model that reads 96 gets 96, and all rows are cut."""
+    assert max_length_for(found(), 8192) == 128
+    assert max_length_for(found(), 96) == 96
+    assert max_length_for(found(1, 4000, 4000), None) == 2048
+    assert found(3, 100, 50).lengths.beyond(120) == (3, 0)
+    assert found(3, 100, 50).lengths.beyond(100) == (0, 3)
+
+
+def test_small_data_is_read_more_often_in_smaller_steps() -> None:
+    """900 rows of 100 tokens twice in 60 steps: 3,000 tokens, to the next 256. 90 rows three times would be 450."""
+    assert sft_for(found(1000), 128, 0.1, 10**9) == {"epochs": 2, "learning_rate": 5e-5, "tokens_per_step": 3072}
+    assert sft_for(found(100), 128, 0.1, 10**8) == {"epochs": 3, "learning_rate": 1e-4, "tokens_per_step": 512}
+    assert sft_for(found(100_000), 128, 0.1, 10**10) == {"epochs": 1, "learning_rate": 2e-5, "tokens_per_step": 4096}
+
+
+def every_draft() -> list[JsonObject]:
+    rich = found(multi_turn=5, dropped=Counter({"wrong_type": 2, "duplicate": 1}), checker="json")
+    source = {"path": "ä: b.csv", "columns": {"prompt": "the question", "response": "2024"}}
+    chosen = replace(
+        CHOSEN, source=source, unreadable=True, template="plain", all_turns=True, checker="json", self_play=True
+    )
+    values = draft(rich, chosen)
+    return [draft(found(), CHOSEN), values, with_lora(values), with_limit(values, 300)]
+
+
+@pytest.mark.parametrize("values", every_draft())
+def test_a_drafted_recipe_is_valid_and_every_setting_is_commented(values: JsonObject) -> None:
+    data = found(multi_turn=5, dropped=Counter({"wrong_type": 2}))
+    text = commented_yaml(values, reasons_for(values, data), ["Written by a test."])
+    assert parse_yaml(text, "text") == values
+    assert isinstance(parse_recipe(values, "text"), Recipe)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100 or "columns" in text
+    for before, line in itertools.pairwise(lines):
+        if line and not line.lstrip().startswith("#"):
+            assert before.lstrip().startswith("#"), line
+    words = " ".join(line.lstrip(" #") for line in lines)
+    for key in ("out", "data.eval_fraction", "sft.tokens_per_step"):
+        assert meaning_of(key) in words
+
+
+def test_every_key_has_a_meaning() -> None:
+    """A sentence for nearly all; a few keys of the schema have no text, as their section says what they are."""
+    texts = {key: meaning_of(key) for key in every_key()}
+    assert meaning_of("data.max_length") == "Maximum length of prompt and response together."
+    assert all("[" not in text.partition("|")[0][-8:] for text in texts.values())
+
+
+@given(st.one_of(st.text(), st.integers(-(2**60), 2**60), st.booleans(), st.lists(st.text(), max_size=3)))
+def test_a_value_reads_back_as_it_is(value: object) -> None:
+    try:
+        written = yaml_value(value)
+    except UnicodeEncodeError:  # a lone surrogate is no text of a file
+        return
+    assert parse_yaml(f"key: {written}", "text") == {"key": value}
+
+
+def test_what_is_told_of_data() -> None:
+    data = found(
+        3, near=1, system=2, tools=1, languages=Counter(en=3, de=1), ignored=Counter(id=3), checker="json",
+        dropped=Counter(duplicate=2), read=5,
+    )  # fmt: skip
+    assert list(survey_lines(data, 128, 8192, None)) == [
+        "format     qa; columns: question, answer (without a use: id (3))",
+        "rows       5 read, 3 kept, 3 distinct prompts; not kept: duplicate 2",
+        "copies     1 of 3 examples nearly repeat an earlier one (ROUGE-L above 0.9)",
+        "tokens     prompts 40 (at most 40), answers 60 (at most 60), together 100 (at most 100); all fit max_length "
+        "128, the model reads 8,192",
+        "language   en 75 %, de 25 % of 4 examples looked at",
+        "chat       the model's template fits: system messages in 2, tools in 1",
+        "answers    have the form that evaluation.checker: json checks",
+    ]
+    assert "at max_length 64 (the model reads 64) 3 answers are cut and 0 rows left out" in "\n".join(
+        survey_lines(found(3), 64, 64, "plain")
+    )

@@ -1,0 +1,199 @@
+"""``spintune init``: what it says, asks and writes, and that what it writes runs as it stands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Spintune = Callable[..., Any]
+ROWS = 70
+
+
+def asked(n: int) -> str:
+    return f"My lamp number {n} is broken, what can I do?"
+
+
+def told(n: int) -> str:
+    return f"Send number {n} back."
+
+
+def write_csv(path: Path, head: list[str]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", *head])
+        writer.writerows([n, asked(n), told(n)] for n in range(ROWS))
+    return path
+
+
+def write_xlsx(path: Path) -> Path:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.append(["prompt", "response"])
+    for n in range(ROWS):
+        book.active.append([asked(n), told(n)])
+    book.save(path)
+    return path
+
+
+def write_lines(path: Path, row: Callable[[int], dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row(n)) + "\n" for n in range(ROWS)))
+    return path
+
+
+def chat_row(n: int) -> dict[str, Any]:
+    turns = [
+        ("system", "Be brief."),
+        ("user", asked(n)),
+        ("assistant", told(n)),
+        ("user", "Thanks."),
+        ("assistant", "!"),
+    ]
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+FILES: dict[str, Callable[[Path], Path]] = {
+    "csv": lambda folder: write_csv(folder / "data.csv", ["customer message", "agent reply"]),
+    "xlsx": lambda folder: write_xlsx(folder / "data.xlsx"),
+    "chat": lambda folder: write_lines(folder / "data.jsonl", chat_row),
+    "alpaca": lambda folder: write_lines(
+        folder / "data.json", lambda n: {"instruction": asked(n), "input": "", "output": told(n)}
+    ),
+    "preferences": lambda folder: write_lines(
+        folder / "data.jsonl", lambda n: {"prompt": asked(n), "chosen": told(n), "rejected": "No."}
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", FILES)
+def test_the_recipe_runs_as_it_stands(
+    kind: str, spintune: Spintune, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    play = ["--self-play"] if kind == "preferences" else []
+    made = spintune("init", FILES[kind](tmp_path).name, "--model", tiny_model, "--yes", *play)
+    assert made.code == 0, made.err
+    assert "fits: " in made.out
+    assert "spintune run data.yaml" in made.out
+    ran = spintune("run", "data.yaml", "--quiet")
+    assert ran.code == 0, ran.err
+    assert "The model to use is" in ran.out
+    assert (tmp_path / "runs/data/best.json").is_file()
+    if kind == "chat":
+        assert "system messages in 70, earlier turns in 70" in made.out
+        assert "turns: all" in (tmp_path / "data.yaml").read_text()
+
+
+def test_what_is_missing_is_named_with_its_flag(
+    spintune: Spintune, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nothing = spintune("init")
+    assert (nothing.code, len(nothing.err.splitlines())) == (2, 1)
+    assert "spintune init FILE" in nothing.err
+    write_csv(tmp_path / "support.csv", ["customer message", "agent reply"])
+    unknown = spintune("init", "support.csv", "--model", tiny_model)
+    assert unknown.code == 2
+    assert unknown.err.splitlines()[-1] == (
+        "spintune: support.csv: no column is known as a prompt or an answer (columns: id, customer message, agent "
+        "reply); give --prompt COLUMN and --response COLUMN, or --yes for customer message and agent reply"
+    )
+    assert not (tmp_path / "support.yaml").exists()
+    (tmp_path / "support.yaml").write_text("mine")
+    taken = spintune("init", "support.csv", "--model", tiny_model, "--out", "support.yaml")
+    assert taken.code == 2
+    assert "support.yaml exists, and nothing is overwritten" in taken.err
+    assert (tmp_path / "support.yaml").read_text() == "mine"
+
+
+def test_columns_that_are_named_are_in_the_recipe(
+    spintune: Spintune, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from spintune.recipe import load_recipe
+
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "support.csv", ["customer message", "agent reply"])
+    flags = ["--prompt", "customer message", "--response", "agent reply", "--out", "mine.yaml", "--json"]
+    made = spintune("init", "support.csv", "--model", tiny_model, *flags)
+    assert made.code == 0, made.err
+    found = json.loads(made.out)
+    assert found["recipe"] == "mine.yaml"
+    assert found["text"] == (tmp_path / "mine.yaml").read_text()
+    assert (found["found"]["kept"], found["found"]["format"]) == (ROWS, "prompt")
+    (source,) = load_recipe(tmp_path / "mine.yaml").data.train
+    assert source.columns == {"prompt": "customer message", "response": "agent reply"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.csv", b"", "empty; give a file with at least one row"),
+        ("paper.pdf", b"%PDF-1.7\n\x00", "'.pdf' is not a supported data file"),
+        ("latin.csv", "prompt,response\nWie?,Für heute\n".encode("latin-1"), "not UTF-8 (byte 0xfc)"),
+        ("rows.jsonl", b'{"prompt": "a", "response": ""}\n', "no examples are left (1 empty_answer)"),
+    ],
+)
+def test_files_that_are_no_data_get_one_line(
+    name: str, content: bytes, says: str, spintune: Spintune, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    ended = spintune("init", tmp_path / name, "--model", tiny_model, "--out", tmp_path / "r.yaml")
+    assert ended.code != 0
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("spintune:")]
+    assert says in line
+    assert not (tmp_path / "r.yaml").exists()
+
+
+def session(words: list[str], answers: dict[str, str], folder: Path) -> tuple[int, str]:
+    """A command at a pseudo-terminal, whose questions are answered in their order; its exit code and its screen."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "spintune", *words]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, cwd=folder, start_new_session=True)
+    os.close(slave)
+    screen, waiting, place, until = "", list(answers.items()), 0, time.monotonic() + 900
+    while time.monotonic() < until:
+        if not select.select([master], [], [], 1.0)[0]:
+            continue
+        try:
+            data = os.read(master, 65536)
+        except OSError:  # the other side has closed
+            break
+        if not data:
+            break
+        screen += data.decode("utf-8", "replace")
+        while waiting and (at := screen.find(waiting[0][0], place)) >= 0:
+            os.write(master, f"{waiting[0][1]}\n".encode())
+            place = at + len(waiting.pop(0)[0])
+    os.close(master)
+    return process.wait(), screen
+
+
+@pytest.mark.slow
+def test_a_session_at_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
+    write_csv(tmp_path / "support.csv", ["customer message", "agent reply"])
+    answers = {
+        "Column of prompts [customer message]:": "",
+        "Column of answers [agent reply]:": "no such column",
+        "one of: id, customer message, agent reply": "",
+        "Model [smollm2-135m-instruct]:": str(tiny_model),
+        "Self-play after SFT, with a rival at equal compute? (y/n) [n]:": "y",
+        "Recipe to write [support.yaml]:": "mine.yaml",
+    }
+    code, screen = session(["init", "support.csv"], answers, tmp_path)
+    assert code == 0, screen
+    assert "70 read, 70 kept, 70 distinct prompts" in screen
+    assert "spintune run mine.yaml" in screen
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "baseline: sft" in text
+    assert 'columns: {prompt: "customer message", response: "agent reply"}' in text
