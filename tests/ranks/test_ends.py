@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +14,8 @@ from pathlib import Path
 import pytest
 from forked import Rank, command, start_ranks, wait_for
 from safetensors.torch import load_file
+
+from spintune.stages import followers
 
 pytestmark = pytest.mark.slow
 
@@ -90,3 +95,59 @@ def test_ranks_that_differ(world: Callable[..., Path], tmp_path: Path) -> None:
     assert codes == [14, 14]
     (line,) = _errors(ranks)
     assert "rank 1 has another recipe" in line
+
+
+def test_ranks_of_different_versions(
+    world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(world, "versions")
+
+    def work(rank: int) -> None:
+        monkeypatch.setattr(followers, "__version__", f"{rank}.0")
+        command(["run", str(recipe)])(rank)
+
+    ranks = start_ranks(2, work, tmp_path)
+    assert wait_for(ranks, 120) == [14, 14]
+    (line,) = _errors(ranks)
+    assert "rank 1 has another version of spintune (1.0) than rank 0 (0.0)" in line
+
+
+def test_nodes_that_share_no_file_system(
+    world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same path is another folder on each: /proc/self/cwd is where a process was started."""
+    recipe = _recipe(world, "apart")
+    monkeypatch.setattr(followers, "_SEEN_SECONDS", 0.5)
+
+    def work(rank: int) -> None:
+        root = tmp_path / f"node-{rank}"
+        root.mkdir()
+        os.chdir(root)
+        command(["run", str(recipe), "out=/proc/self/cwd/run"])(rank)
+
+    ranks = start_ranks(2, work, tmp_path)
+    assert wait_for(ranks, 120) == [14, 14]
+    (line,) = _errors(ranks)
+    assert "rank 1: /proc/self/cwd/run is another folder there than on rank 0" in line
+    assert "file system that all nodes share" in line
+    assert not (tmp_path / "node-0/run/data").exists()  # before anything is computed
+
+
+def test_torchrun(world: Callable[..., Path], tmp_path: Path) -> None:
+    """Two processes that torchrun starts on loopback, as on nodes."""
+    recipe = _recipe(world, "torchrun")
+    words = ["--standalone", "--nproc-per-node=2", "-m", "spintune", "run", str(recipe), "sft.max_steps=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    steps = _steps(_out(recipe))
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all("imbalance" in line for line in steps)  # both computed
+    assert (_out(recipe) / "sft/model/model.safetensors").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from forked import command, start_ranks, wait_for
 from safetensors.torch import load_file
+
+from spintune.cli import main
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +67,36 @@ def test_shards_end_as_one_process(world: Callable[..., Path], tmp_path: Path, c
     more = "parallel: shard\n" + (f"copies: {copies}\n" if copies else "")
     other = _run(world(f"shards-{copies}", more), 4 if copies else 2, tmp_path / "2")
     _close(one, other)
+
+
+def test_an_evaluation_on_ranks_is_that_of_one_process(world: Callable[..., Path], tmp_path: Path) -> None:
+    found = []
+    for size in (1, 2):
+        recipe = world(f"eval-{size}")
+        kept = [line for line in recipe.read_text().splitlines() if not line.startswith(("sft:", "spin:"))]
+        recipe.write_text("\n".join(kept) + "\n")
+        ranks = start_ranks(size, command(["eval", str(recipe)]), tmp_path / str(size))
+        assert wait_for(ranks) == [0] * size, "\n".join(rank.text for rank in ranks)
+        results = tmp_path / f"results-{size}"
+        out = Path(next(line.split()[1] for line in recipe.read_text().splitlines() if line.startswith("out:")))
+        results.write_bytes((out / "results.json").read_bytes())
+        found.append(json.loads(results.read_text())["heldout"])
+    assert found[0]
+    assert _numbers(found[0]) == pytest.approx(_numbers(found[1]), abs=1e-5)
+
+
+def _numbers(value: object) -> list[float]:
+    """All numbers of a JSON value, in their order."""
+    if isinstance(value, dict):
+        return [number for key in sorted(value) if key != "seconds" for number in _numbers(value[key])]
+    if isinstance(value, list):
+        return [number for one in value for number in _numbers(one)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_eval_starts_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["spintune", "eval", "--model", "a/b", "--on", "ifeval", "--gpus", "99"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "--processes 99" in capsys.readouterr().err

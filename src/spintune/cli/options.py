@@ -56,7 +56,7 @@ RunModel = Annotated[
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", help="Train on so many GPUs of this machine, a process on each; see also torchrun.", min=1),
+    typer.Option("--gpus", help="Work on so many GPUs of this machine, a process on each; see also torchrun.", min=1),
 ]
 Processes = Annotated[int | None, typer.Option("--processes", help="The same with processes on the CPU.", min=1)]
 Out = Annotated[str | None, typer.Option(help="The run folder.")]

@@ -102,7 +102,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
     out: Out = None,
-    output: OutputOptions = OutputOptions(),
+    options: RunOptions = RunOptions(),
 ) -> None:
     """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
     from spintune.errors import RecipeError
@@ -117,7 +117,7 @@ def evaluate(
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
-    execute(recipe, "eval", output)
+    _do(recipe, "eval", options)
 
 
 def _do(recipe: Recipe, until: Stage, options: RunOptions) -> None:

@@ -113,6 +113,14 @@ class LogProbEngine:
         engine.packed, engine.why, engine.row_limit = True, "not probed", None
         return engine
 
+    def over(self, model: PreTrainedModel) -> LogProbEngine:
+        """An engine of a model that differs from this one's in its number of layers, with what was found out here."""
+        engine = type(self).unprobed(model, self.autocast, self.recompute)
+        engine.head_bytes, engine.compiled, engine.offload = self.head_bytes, self.compiled, self.offload
+        engine.tokens_per_forward = self.tokens_per_forward
+        engine.packed, engine.why, engine.row_limit = self.packed, self.why, self.row_limit
+        return engine
+
     def _set_up(
         self,
         model: PreTrainedModel,

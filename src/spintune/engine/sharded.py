@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -22,25 +22,40 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.recompute import owns_bias
 from spintune.engine.sharing import ENGINE, whole_tensor
 from spintune.errors import ModelError, RecipeError
+from spintune.models.unread import UnreadWeights
 from spintune.ranks.team import Team
 from spintune.recipe import Recipe
 
 
 class ShardedModel(nn.Module):
-    """A model whose weights are divided among ranks. Calling it gathers them for the length of ``compute``."""
+    """A model whose weights are divided among ranks. Calling it gathers them for the length of ``compute``.
 
-    def __init__(self, model: PreTrainedModel, mesh: DeviceMesh, autocast: torch.dtype | None) -> None:
+    Args:
+        unread: weights that are read and divided layer by layer; None when all were read.
+        offload: keep shares, their gradients and moments in the memory of the CPU, where they are updated.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mesh: DeviceMesh,
+        autocast: torch.dtype | None,
+        unread: UnreadWeights | None = None,
+        offload: bool = False,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._autocast = model, autocast
         self._layers = [one for one in model.modules() if isinstance(one, GradientCheckpointingLayer)]
         if not self._layers:
             raise ModelError(f"parallel: {type(model).__name__} does not say what its layers are; use replicate")
         # T5's first layers compute the bias of all others, outside of their own call
         self._layers = [one for one in self._layers if not owns_bias(one)]
         policy = MixedPrecisionPolicy(autocast, torch.float32 if autocast else None, cast_forward_inputs=False)
-        for layer in self._layers:
-            fully_shard(layer, mesh=mesh, mp_policy=policy)
-        fully_shard(self, mesh=mesh, mp_policy=policy)
+        place = CPUOffloadPolicy() if offload else OffloadPolicy()
+        for part in (*self._layers, self):
+            if unread:
+                unread.read(part.parameters())
+            fully_shard(part, mesh=mesh, mp_policy=policy, offload_policy=place)
         for part in (self, *self._layers):
             # a sum: the loss is divided by the weight of all ranks. gloo has no reduction that scales
             cast(FSDPModule, part).set_gradient_divide_factor(1.0)
@@ -51,7 +66,11 @@ class ShardedModel(nn.Module):
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, this rank has all weights, and may compute what the others do not. All ranks must enter."""
+        """Inside, this rank has all weights, and may compute what the others do not. All ranks must enter.
+
+        Raises ModelError where they do not fit its GPU.
+        """
+        self._check_room()
         with torch.no_grad():
             self(lambda: torch.zeros(()))  # FSDP learns which module is the root
             for part in (self, *self._layers):
@@ -64,6 +83,18 @@ class ShardedModel(nn.Module):
                 cast(FSDPModule, layer).set_reshard_after_forward(True, recurse=False)
             for part in (self, *self._layers):
                 cast(FSDPModule, part).reshard()
+
+    def _check_room(self) -> None:
+        parameters = list(self.parameters())
+        if not torch.cuda.is_available():
+            return
+        size = sum(one.numel() * (self._autocast or one.dtype).itemsize for one in parameters)
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        if size > free:
+            raise ModelError(
+                f"parallel: shard gathers all weights on each GPU to write answers, {size / 1e9:.1f} GB, and "
+                f"{free / 1e9:.1f} GB are free; let another engine write them (generate), or use more or larger GPUs"
+            )
 
 
 def check_parallel(recipe: Recipe, size: int) -> None:
@@ -80,20 +111,26 @@ def check_parallel(recipe: Recipe, size: int) -> None:
         raise RecipeError("parallel: shard trains float32 weights; leave out weights, or use replicate")
     if recipe.lora and recipe.lora.base:
         raise RecipeError("parallel: shard cannot divide a 4-bit base; leave out lora.base, or use replicate")
-    if recipe.offload in ("optimizer", "both"):
-        raise RecipeError(
-            "parallel: shard divides the optimizer's moments; offload activations alone, or use replicate"
-        )
 
 
-def shard_model(engine: LogProbEngine, team: Team, copies: int) -> None:
-    """Divides the weights of an engine's model among all ranks, or among those of each of several copies (HSDP)."""
-    kind = engine.model.device.type
+def shard_model(
+    engine: LogProbEngine, team: Team, copies: int, unread: UnreadWeights | None = None, offload: bool = False
+) -> None:
+    """Divides the weights of an engine's model among all ranks, or among those of each of several copies (HSDP).
+
+    Args:
+        unread: those of its weights that were not read yet. A rank then holds its share and one layer at most.
+        offload: keep shares and what belongs to them in the memory of the CPU.
+    """
+    if not engine.packed:  # ranks would call layers as often as each has responses
+        name = type(engine.model).__name__
+        raise ModelError(f"parallel: shard needs packed rows, and {name} has none ({engine.why}); use replicate")
+    kind = (unread or engine.model).device.type
     if copies > 1:
         mesh = init_device_mesh(kind, (copies, team.size // copies), mesh_dim_names=("copies", "shards"))
     else:
         mesh = init_device_mesh(kind, (team.size,), mesh_dim_names=("shards",))
-    engine.inside = ShardedModel(engine.model, mesh, engine.autocast)
+    engine.inside = ShardedModel(engine.model, mesh, engine.autocast, unread, offload)
 
 
 def whole_weights(team: Team) -> dict[str, Tensor]:

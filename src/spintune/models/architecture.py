@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -48,3 +50,46 @@ def freeze_other_parts(model: PreTrainedModel) -> None:
     text = {id(p) for module in text_modules(model).values() for p in module.parameters(recurse=False)}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in text and parameter.is_floating_point())  # packed ones are frozen
+
+
+def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+    """The config of a model that differs in its number of layers alone."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config()
+    whole = int(text.num_hidden_layers)
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == whole:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    if config.is_encoder_decoder and hasattr(text, "num_decoder_layers"):
+        text.num_decoder_layers = layers
+    return short
+
+
+def period(config: PreTrainedConfig) -> int:
+    """After how many layers their kinds repeat: 1 where all are alike."""
+    kinds = list(getattr(config.get_text_config(), "layer_types", None) or [])
+    return next((n for n in range(1, len(kinds) // 2 + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds))), 1)
+
+
+def drop_marks(model: PreTrainedModel) -> None:
+    """Weights from a GGUF file are plain tensors once loaded; save_pretrained refuses while these marks remain.
+
+    ``auto_map`` names Python files that a saved folder will not have.
+    """
+    for attribute in ("quantization_config", "_pre_quantization_dtype", "auto_map"):
+        if hasattr(model.config, attribute):
+            delattr(model.config, attribute)
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if attribute in model.__dict__:
+            delattr(model, attribute)
+
+
+def record_untied_head(model: PreTrainedModel) -> None:
+    """Records in the config of T5 1.1, FLAN-T5 and mT5 that their head has weights of its own.
+
+    transformers 5 sets ``tie_word_embeddings`` there whatever the checkpoint says, and looks at the weights instead.
+    Another version that reads a saved folder would tie the head and scale its input.
+    """
+    if model.config.model_type in ("t5", "mt5") and model.get_output_embeddings().weight is not model.shared.weight:
+        model.config.tie_word_embeddings = False

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -27,7 +27,14 @@ from transformers import (
 from spintune.downloads import conversion_shown, shown_progress
 from spintune.errors import ModelError, SpintuneError, StorageError, is_panic
 from spintune.hub import is_kept, only_if_reachable, refuse_missing_path
-from spintune.models.architecture import auto_class, freeze_other_parts, is_multimodal
+from spintune.models.architecture import (
+    auto_class,
+    drop_marks,
+    freeze_other_parts,
+    is_multimodal,
+    record_untied_head,
+    shortened,
+)
 from spintune.models.checks import check_files
 from spintune.models.converted import converted
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
@@ -36,6 +43,7 @@ from spintune.models.kept import kept_model
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.quantized import keep_layout, nf4_arguments
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
+from spintune.models.unread import UnreadWeights, few_layers, unread_model
 from spintune.storage import digest_json, is_note
 from spintune.threads import follow_quota
 from spintune.tokens.rendering import build_renderer, check_embeddings
@@ -58,6 +66,8 @@ class LoadedModel:
     """Type of matrix products over float32 weights; None computes in the weights' own type."""
     source: SourceFiles = field(default_factory=SourceFiles)
     """What its folder holds besides weights, config and tokenizer."""
+    unread: UnreadWeights | None = None
+    """Weights that were not read yet; None when all were."""
 
     @property
     def encoder_decoder(self) -> bool:
@@ -125,6 +135,7 @@ def load_model(
     frozen: bool = False,
     weights: Literal["float32", "bfloat16"] | None = None,
     base: Literal["nf4"] | None = None,
+    unread: bool = False,
 ) -> LoadedModel:
     """Loads a language model, decoder-only or encoder-decoder, and its tokenizer.
 
@@ -138,6 +149,7 @@ def load_model(
         frozen: the weights will not be trained, so they are kept in the type of the matrix products.
         weights: type that weights are kept in; None: float32, or as ``frozen`` says.
         base: format of the weights of linear layers, which are then frozen; each is quantized as soon as it is read.
+        unread: leave the weights in their files, if they can be read one by one (:mod:`spintune.models.unread`).
 
     Raises:
         ModelError: there is no such model, or it cannot be loaded.
@@ -150,11 +162,30 @@ def load_model(
     with _refusals(f"model {name!r}", location, arguments):
         tokenizer = _read_tokenizer(location, arguments)
     dtype = autocast if (frozen or weights == "bfloat16") and autocast else torch.float32
+    if unread and (shell := _without_weights(name, location, arguments, dtype)):
+        standin = _read_model(name, location, arguments, tokenizer, dtype, few=True)
+        standin.model.to(device)
+        model, files = shell
+        model.generation_config = standin.model.generation_config
+        names = {id(parameter): key for key, parameter in model.named_parameters()}
+        later = UnreadWeights(names, files, device, standin.model)
+        return replace(standin, model=model.eval(), autocast=autocast, unread=later)
     loaded = _read_model(name, location, arguments, tokenizer, dtype, base and (autocast or torch.float32, device))
     keep_layout(loaded.model)
     loaded.model.to(device)
     loaded.autocast = autocast
     return loaded
+
+
+def _without_weights(
+    name: str, location: str, arguments: Mapping[str, str], dtype: torch.dtype
+) -> tuple[PreTrainedModel, dict[str, Path]] | None:
+    with _refusals(f"model {name!r}", location, arguments):
+        config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
+        found = unread_model(location, arguments, config, dtype)
+    if found:
+        drop_marks(found[0])
+    return found
 
 
 def _read_model(
@@ -164,11 +195,13 @@ def _read_model(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     packed: tuple[torch.dtype, torch.device] | None = None,
+    few: bool = False,
 ) -> LoadedModel:
     """The model at a location, in memory and for evaluation.
 
     Args:
         packed: quantize linear layers, which multiply in this type and lie on this device.
+        few: only its first layers, with embeddings and head.
     """
     with _refusals(f"model {name!r}", location, arguments), conversion_shown():
         config = AutoConfig.from_pretrained(location, trust_remote_code=False, **arguments)
@@ -183,10 +216,13 @@ def _read_model(
             generation_config=GenerationConfig.from_dict(dict(source.generation or {})) if source.corrected else None,
             **arguments,
             **(nf4_arguments(config, *packed) if packed else {}),
+            **({"config": shortened(config, few_layers(config))} if few else {}),
         )
+    if few:
+        report["unexpected_keys"] = set()
     _check_weights(name, model, report)
-    _drop_marks(model)
-    _record_untied_head(model)
+    drop_marks(model)
+    record_untied_head(model)
     freeze_other_parts(model)
     if source.generation is not None and model.generation_config is not None:
         model.generation_config._from_model_config = None  # a file of its own, whoever wrote it
@@ -378,7 +414,7 @@ def unpack_alias(name: str, cache: Path) -> Path:
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
                 model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         _split_digits(tokenizer)
-        _drop_marks(model)
+        drop_marks(model)
         save_folder(model, tokenizer, folder)
 
     kept = kept_alias(name, cache)
@@ -415,29 +451,6 @@ def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )
-
-
-def _drop_marks(model: PreTrainedModel) -> None:
-    """Weights from a GGUF file are plain tensors once loaded; save_pretrained refuses while these marks remain.
-
-    ``auto_map`` names Python files that a saved folder will not have.
-    """
-    for attribute in ("quantization_config", "_pre_quantization_dtype", "auto_map"):
-        if hasattr(model.config, attribute):
-            delattr(model.config, attribute)
-    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
-        if attribute in model.__dict__:
-            delattr(model, attribute)
-
-
-def _record_untied_head(model: PreTrainedModel) -> None:
-    """Records in the config of T5 1.1, FLAN-T5 and mT5 that their head has weights of its own.
-
-    transformers 5 sets ``tie_word_embeddings`` there whatever the checkpoint says, and looks at the weights instead.
-    Another version that reads a saved folder would tie the head and scale its input.
-    """
-    if model.config.model_type in ("t5", "mt5") and model.get_output_embeddings().weight is not model.shared.weight:
-        model.config.tie_word_embeddings = False
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:

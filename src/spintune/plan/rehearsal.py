@@ -24,7 +24,8 @@ from spintune.engine.rotary import layers_of
 from spintune.errors import SpintuneError
 from spintune.kernels.linear import training_kernels
 from spintune.kernels.native.build import rehearsed
-from spintune.plan.shapes import build, period, shortened
+from spintune.models.architecture import period, shortened
+from spintune.plan.shapes import build
 from spintune.recipe import LoraSection
 
 

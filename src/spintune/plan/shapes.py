@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,26 +138,6 @@ def build(config: PreTrainedConfig, dtype: torch.dtype, lora: LoraSection | None
             f"a model of type {config.model_type!r} cannot be built from its config.json: {first}"
         ) from error
     return model.eval()
-
-
-def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
-    """The config of a model that differs in its number of layers alone."""
-    short = copy.deepcopy(config)
-    text = short.get_text_config()
-    whole = int(text.num_hidden_layers)
-    for name, value in list(vars(text).items()):
-        if isinstance(value, list) and len(value) == whole:
-            setattr(text, name, value[:layers])
-    text.num_hidden_layers = layers
-    if config.is_encoder_decoder and hasattr(text, "num_decoder_layers"):
-        text.num_decoder_layers = layers
-    return short
-
-
-def period(config: PreTrainedConfig) -> int:
-    """After how many layers their kinds repeat: 1 where all are alike."""
-    kinds = list(getattr(config.get_text_config(), "layer_types", None) or [])
-    return next((n for n in range(1, len(kinds) // 2 + 1) if all(k == kinds[i % n] for i, k in enumerate(kinds))), 1)
 
 
 def parameters(model: nn.Module) -> int:

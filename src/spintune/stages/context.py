@@ -223,13 +223,17 @@ class RunContext:
             self._loaded = read(iterate)
         return self._loaded
 
-    def read_here(self, iterate: Iterate) -> LoadedIterate:
-        """The iterate in this rank's memory, in place of the previous one. The writer checks what its files hold."""
+    def read_here(self, iterate: Iterate, unread: bool = False) -> LoadedIterate:
+        """The iterate in this rank's memory, in place of the previous one. The writer checks what its files hold.
+
+        Args:
+            unread: leave its weights in their files, where they can be read one by one.
+        """
         self._loaded = None
-        self._loaded = self._read(iterate)
+        self._loaded = self._read(iterate, unread=unread)
         return self._loaded
 
-    def _read(self, iterate: Iterate, device: torch.device | None = None) -> LoadedIterate:
+    def _read(self, iterate: Iterate, device: torch.device | None = None, unread: bool = False) -> LoadedIterate:
         recipe = self.recipe
         folder = Path(iterate.location).parent
         if is_writer() and iterate.name != BASE and folder.is_relative_to(self.run.folder):
@@ -247,11 +251,13 @@ class RunContext:
             weights=recipe.weights,
             base=recipe.lora.base if recipe.lora else None,
             device=device,
+            unread=unread,
         )
+        probed = loaded.unread.standin if loaded.unread and loaded.unread.standin else loaded.model
         trains_first = bool(recipe.sft or recipe.spin) and not self._needs_checked and is_writer()
         if trains_first:
             loaded.rehearse_saving()
-            Routers(loaded.model, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
+            Routers(probed, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
         weight_bytes = 2 if recipe.weights and not recipe.lora else 4
         saved_bytes = weight_bytes * sum(map(count_of, loaded.model.parameters()))
         longest = loaded.max_input_length
@@ -270,7 +276,7 @@ class RunContext:
         # an iterate that this run wrote has its template in its tokenizer
         template = recipe.data.template if location == recipe.model else "tokenizer"
         engine = LogProbEngine(
-            loaded.model,
+            probed,
             loaded.autocast,
             recompute=recipe.recompute,
             compiled=recipe.compile,
@@ -284,6 +290,8 @@ class RunContext:
                 f"{engine.row_limit} or less, or leave spin out"
             )
         self._tell_paths(engine, loaded)
+        if loaded.unread:
+            engine, loaded.unread.standin = engine.over(loaded.model), None
         prompts, options = recipe.data.generation_prompt, recipe.data.template_options
         return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
 
@@ -327,7 +335,7 @@ class RunContext:
         self._paths_told = True
         served = self.engines.section.engine if self.engines else None
         paths = find_paths(engine, loaded.tokenizer, served or self.recipe.generator)
-        alone = price(engine, loaded.max_input_length)
+        alone = None if loaded.unread else price(engine, loaded.max_input_length)
         self.progress.note("; ".join([*paths.lines(), *([f"price: {alone}"] if alone else [])]))
 
     def publish(

@@ -13,6 +13,7 @@ import torch
 from spintune.engine.sharing import ENGINE
 from spintune.errors import RankError
 from spintune.generation.sharing import GENERATOR, SharedGenerator
+from spintune.models.loading import default_device
 from spintune.ranks.team import Team, commanding
 from spintune.recipe import Recipe
 from spintune.run_folder import RunFolder
@@ -37,8 +38,8 @@ class RankContext(Protocol):
     recipe: Recipe
     run: RunFolder
 
-    def read_here(self, iterate: Iterate) -> LoadedIterate:
-        """The iterate in this rank's memory, in place of the previous one."""
+    def read_here(self, iterate: Iterate, unread: bool = False) -> LoadedIterate:
+        """The iterate in this rank's memory, in place of the previous one; its weights may stay unread."""
 
 
 def enroll(team: Team, context: RankContext) -> None:
@@ -95,24 +96,36 @@ def load_on_ranks(team: Team, iterate: Iterate) -> LoadedIterate:
     context = cast(RankContext, team.objects[CONTEXT])
     for name in (ENGINE, GENERATOR):
         team.objects.pop(name, None)
-    loaded = context.read_here(iterate)
+    loaded = context.read_here(iterate, unread=_may_shard(context.recipe, iterate))
+    unread = loaded.loaded.unread
     if shards(context.recipe, loaded):
         from spintune.engine.sharded import shard_model
 
-        shard_model(loaded.engine, team, context.recipe.copies or 1)
+        offload = context.recipe.offload in ("optimizer", "both")
+        shard_model(loaded.engine, team, context.recipe.copies or 1, unread, offload)
+        loaded.loaded.unread = None
+    elif unread:
+        loaded = context.read_here(iterate)
     team.objects[ENGINE], team.objects[GENERATOR] = loaded.engine, loaded.generator
     loaded.generator = SharedGenerator(loaded.generator, loaded.engine)
     return loaded
 
 
+def _may_shard(recipe: Recipe, iterate: Iterate) -> bool:
+    """Whether a model is not read before it is known what part of it this rank needs."""
+    if recipe.lora and recipe.lora.dora and not iterate.adapter:
+        return False  # new adapters measure the weights that they belong to
+    return recipe.parallel == "shard" or (recipe.parallel in (None, "auto") and default_device().type == "cuda")
+
+
 def shards(recipe: Recipe, loaded: LoadedIterate) -> bool:
     """Whether the ranks divide a model among them. By itself only one whose training does not fit a GPU."""
-    choice, model = recipe.parallel or "auto", loaded.loaded.model
+    choice, device = recipe.parallel or "auto", default_device()
     optimizers = [section.optimizer for section in (recipe.sft, recipe.spin) if section]
-    if choice != "auto" or model.device.type != "cuda" or not optimizers:
+    if choice != "auto" or device.type != "cuda" or not optimizers:
         return choice == "shard"
-    most = max(footprint(model, optimizer).total for optimizer in optimizers)
-    return most > _SHARE_OF_GPU * torch.cuda.get_device_properties(model.device).total_memory
+    most = max(footprint(loaded.loaded.model, optimizer).total for optimizer in optimizers)
+    return most > _SHARE_OF_GPU * torch.cuda.get_device_properties(device).total_memory
 
 
 def whole_player(player: LoadedIterate, read: Callable[[], LoadedIterate]) -> LoadedIterate:

@@ -35,6 +35,8 @@ def add_gradients(model: nn.Module, team: Team) -> None:
     dense = [gradient.to_dense() if gradient.is_sparse else gradient for gradient in gradients]
     for bucket in _buckets(dense):
         flat = _flatten_dense_tensors(bucket)
+        if flat.dtype == torch.bfloat16:  # else each rank on the way would round
+            flat = flat.float()
         team.add(flat)
         for gradient, total in zip(bucket, _unflatten_dense_tensors(flat, bucket), strict=True):
             gradient.copy_(total)

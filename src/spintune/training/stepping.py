@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -63,6 +63,8 @@ class Stepper(Generic[R]):
 
     def __init__(self, engine: LogProbEngine, objective: Objective[R], optimization: Optimization) -> None:
         tune_malloc()
+        if engine.is_sharded:  # shares are where they are updated
+            optimization = replace(optimization, offload=False)
         self._engine, self._objective, self._optimization = engine, objective, optimization
         with whole(engine) if shared() else contextlib.nullcontext():
             self._routers = Routers(engine.model, optimization.router_aux_loss)
@@ -121,12 +123,11 @@ class Stepper(Generic[R]):
         queries = [(row, objective.query(row)) for row in batch]
         tokens = sum(query.tokens for _, query in queries)
         scored = sum(sum(response) for _, query in queries for response in query.counted)
-        hands = deal([query.tokens for _, query in queries], team.size) if team else None
-        mine = [queries[index] for index in hands[team.rank]] if team and hands else queries
+        hands = self._hands(queries, team.size if team else 1)
+        runs = hands[team.rank if team else 0]
         sums, began = _Sums(), time.perf_counter()
-        runs = self._runs(mine)
-        if team and hands and engine.is_sharded:
-            calls = max(len(self._runs([queries[index] for index in hand])) for hand in hands)
+        if team and engine.is_sharded:
+            calls = max(map(len, hands))
             self._fill(calls - len(runs), min((query for _, query in queries), key=lambda query: query.tokens))
         for run in runs:
             with routers.watch() as routing:
@@ -150,13 +151,25 @@ class Stepper(Generic[R]):
         means = {name: value / weight for name, value in sums.facts.items()}
         if sums.counts:
             means |= {"router_aux_loss": sums.balance, **load_facts(sums.counts)}
-        if team and hands:
-            loads = [sum(queries[index][1].tokens for index in hand) for hand in hands]
+        if team:
+            loads = [sum(query.tokens for run in hand for _, query in run) for hand in hands]
             means |= {"imbalance": waiting_share(loads), "waiting": waiting_share(sums.seconds)}
         return Measured(sums.total / weight, means, tokens, scored)
 
-    def _runs(self, queries: Sequence[tuple[R, Query]]) -> list[list[tuple[R, Query]]]:
-        return pack(queries, lambda item: item[1].tokens, self._engine.tokens_per_forward)
+    def _hands(self, queries: Sequence[tuple[R, Query]], ranks: int) -> list[list[list[tuple[R, Query]]]]:
+        """The calls of each rank. The loss of routers depends on calls, so that those of one process are dealt then."""
+
+        def runs_of(mine: Sequence[tuple[R, Query]]) -> list[list[tuple[R, Query]]]:
+            return pack(mine, lambda item: item[1].tokens, self._engine.tokens_per_forward)
+
+        if ranks == 1:
+            return [runs_of(queries)]
+        if self._routers.coefficient:
+            runs = runs_of(queries)
+            hands = deal([sum(query.tokens for _, query in run) for run in runs], ranks)
+            return [[runs[index] for index in hand] for hand in hands]
+        hands = deal([query.tokens for _, query in queries], ranks)
+        return [runs_of([queries[index] for index in hand]) for hand in hands]
 
     def _fill(self, calls: int, query: Query) -> None:
         """Calls that change nothing, so that this rank gathers and adds as often as the others."""

@@ -1,0 +1,160 @@
+"""Any number of ranks takes the steps of one, and checkpoints of shards go on with any number."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from shared import on_ranks
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spintune.engine.logprobs import LogProbEngine
+from spintune.engine.sharded import check_parallel, shard_model, whole_weights
+from spintune.engine.sharing import ENGINE
+from spintune.errors import RecipeError
+from spintune.ranks.team import Team
+from spintune.recipe import parse_recipe
+from spintune.tokens.rows import TokenRow
+from spintune.training.batches import Batches, steps_by_rows
+from spintune.training.checkpoint import Checkpoints
+from spintune.training.loop import StepReport, TrainingHooks, train
+from spintune.training.objectives import NegativeLogLikelihood
+from spintune.training.optimization import Optimization
+
+NEVER = 1e9  # minutes
+STEPS = steps_by_rows(13, 8, 2, seed=0)
+
+
+class Told(NegativeLogLikelihood):
+    """The loss of SFT, which notes the rows that this process computed, in their order."""
+
+    def __init__(self) -> None:
+        self.rows: list[str] = []
+
+    def __call__(self, rows, logprobs):  # type: ignore[no-untyped-def]
+        self.rows += [row.example_id for row in rows]
+        return super().__call__(rows, logprobs)
+
+
+def _engine() -> LogProbEngine:
+    torch.manual_seed(5)
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = LlamaConfig(**sizes, num_attention_heads=4, max_position_embeddings=128, tie_word_embeddings=True)
+    return LogProbEngine(LlamaForCausalLM(config).eval(), tokens_per_forward=1)  # a call for each row
+
+
+def _rows() -> list[TokenRow]:
+    draw = torch.Generator().manual_seed(7)
+    lengths = torch.randint(2, 20, (13, 2), generator=draw).tolist()
+    ids = [[tuple(torch.randint(3, 97, (n,), generator=draw).tolist()) for n in pair] for pair in lengths]
+    return [TokenRow(str(i), prompt, answer, (True,) * len(answer), True) for i, (prompt, answer) in enumerate(ids)]
+
+
+def _hold(team: Team, shard: bool) -> LogProbEngine:
+    engine = _engine()
+    if shard:
+        shard_model(engine, team, 1)
+    team.objects[ENGINE] = engine
+    return engine
+
+
+def _train(
+    engine: LogProbEngine, folder: Path, objective: NegativeLogLikelihood, minutes: float = NEVER, until: int = 99
+) -> list[StepReport]:
+    reports: list[StepReport] = []
+    hooks = TrainingHooks(on_step=reports.append, is_done=lambda: bool(reports) and reports[-1].step >= until)
+    train(engine, Batches(_rows(), STEPS), objective, Optimization(1e-3), Checkpoints(folder, minutes), hooks)
+    return reports
+
+
+def _weights(engine: LogProbEngine) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
+
+
+def _seen(team: Team) -> list[list[str]]:
+    stepper = team.objects["stepper"]
+    return team.gather(cast(Told, stepper._objective).rows)  # type: ignore[attr-defined]
+
+
+def _far(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    assert mine.keys() == theirs.keys()
+    return max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+
+
+def test_last_steps_are_short() -> None:
+    assert [len(step) for step in STEPS] == [8, 5, 8, 5]
+
+
+@pytest.mark.slow
+def test_eight_by_one_is_four_by_two_is_two_by_four(tmp_path: Path) -> None:
+    """Of eight rows in a step, 8 ranks compute one each, 4 two each, 2 four each, and one process all, a call each."""
+    engine, objective = _engine(), Told()
+    reports = _train(engine, tmp_path / "one", objective)
+    expected = _weights(engine)
+    rows = [str(row) for step in STEPS for row in step]
+    assert objective.rows == rows
+
+    def write(team: Team) -> None:
+        engine = team.call(_hold, False)
+        found = _train(engine, tmp_path / f"checkpoints-{team.size}", Told())
+        seen = team.call(_seen)
+        assert sorted(row for own in seen for row in own) == sorted(rows)
+        for own in seen:  # in the order of one process
+            rest = iter(rows)
+            assert all(row in rest for row in own)
+        steps = [(report.loss, report.tokens) for report in found]
+        torch.save({"weights": _weights(engine), "steps": steps}, tmp_path / str(team.size))
+
+    for size in (2, 4, 8):
+        on_ranks(size, write, tmp_path / f"logs-{size}")
+        found = torch.load(tmp_path / str(size), weights_only=True)
+        assert [tokens for _, tokens in found["steps"]] == [report.tokens for report in reports]
+        assert [loss for loss, _ in found["steps"]] == pytest.approx([report.loss for report in reports], abs=2e-6)
+        assert _far(found["weights"], expected) < 2e-6, size
+
+
+@pytest.mark.slow
+def test_shards_go_on_to_the_bit_and_with_other_ranks(tmp_path: Path) -> None:
+    def part(name: str, folder: str, until: int) -> Callable[[Team], None]:
+        def write(team: Team) -> None:
+            engine = team.call(_hold, True)
+            reports = _train(engine, tmp_path / folder, NegativeLogLikelihood(), 0, until)
+            torch.save({"weights": team.call(whole_weights), "steps": [one.step for one in reports]}, tmp_path / name)
+
+        return write
+
+    def found(name: str) -> dict[str, dict[str, torch.Tensor]]:
+        return torch.load(tmp_path / name, weights_only=True)  # type: ignore[no-any-return]
+
+    on_ranks(2, part("whole", "a", 99), tmp_path / "logs-a")
+    on_ranks(2, part("half", "b", 2), tmp_path / "logs-b")
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    on_ranks(2, part("same", "b", 99), tmp_path / "logs-c")
+    on_ranks(3, part("other", "c", 99), tmp_path / "logs-d")
+    steps = [found(name)["steps"] for name in ("whole", "half", "same", "other")]
+    assert steps == [[1, 2, 3, 4], [1, 2], [3, 4], [3, 4]]
+    assert _far(found("same")["weights"], found("whole")["weights"]) == 0
+    assert _far(found("other")["weights"], found("whole")["weights"]) < 2e-6
+    assert _far(found("half")["weights"], found("whole")["weights"]) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("more", "size", "says"),
+    [
+        ({}, 1, "needs several processes"),
+        ({"copies": 3}, 4, "4 ranks cannot hold 3"),
+        ({"copies": 4}, 4, "4 ranks cannot hold 4"),
+        ({"sft": {"optimizer": "adafactor"}}, 2, "adafactor needs whole weights"),
+        ({"weights": "bfloat16"}, 2, "float32 weights"),
+        ({"lora": {"base": "nf4"}}, 2, "4-bit base"),
+    ],
+)
+def test_refuses_what_no_mesh_holds(more: dict[str, object], size: int, says: str) -> None:
+    recipe = {"out": "out", "model": "a/b", "data": {"train": "builtin:seeds"}, "sft": {}, "parallel": "shard"}
+    with pytest.raises(RecipeError, match=says) as refused:
+        check_parallel(parse_recipe({**recipe, **more}, "recipe"), size)
+    assert "\n" not in str(refused.value)
