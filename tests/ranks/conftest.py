@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny_folders import write_llama
+from tiny_models import one_thread, words  # noqa: F401 - pytest finds them here
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
 

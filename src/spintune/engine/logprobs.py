@@ -67,6 +67,8 @@ class LogProbEngine:
         packed: whether packed rows are exact for this model; False computes each response alone.
         why: the reason, a phrase.
         inside: calls what computes log-probabilities; over shards, with the weights of all ranks.
+        by_layer: whether weights of layers are there only while a layer computes, so that nobody may look at them.
+        standin: an engine of the same model with fewer layers, for probes; None where the model itself can be probed.
         row_limit: tokens of the longest row that is computed alike when it begins a longer one; None where every row
             is. Beyond it, in transformers itself, the rest of a row changes the scores of its beginning.
 
@@ -119,6 +121,7 @@ class LogProbEngine:
         engine.head_bytes, engine.compiled, engine.offload = self.head_bytes, self.compiled, self.offload
         engine.tokens_per_forward = self.tokens_per_forward
         engine.packed, engine.why, engine.row_limit = self.packed, self.why, self.row_limit
+        engine.standin = self
         return engine
 
     def _set_up(
@@ -136,6 +139,8 @@ class LogProbEngine:
         self.tokens_per_forward = tokens_per_forward
         self.head_bytes = head_megabytes * 2**20
         self.inside: Inside = compute_here
+        self.by_layer = False
+        self.standin: LogProbEngine | None = None
         self.backbone: Backbone = (
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
         )

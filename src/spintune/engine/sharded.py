@@ -26,6 +26,9 @@ from spintune.models.unread import UnreadWeights
 from spintune.ranks.team import Team
 from spintune.recipe import Recipe
 
+_SHARE_OF_FREE = 0.6
+"""What all weights may take of a GPU's free memory while answers are written; keys and values need the rest."""
+
 
 class ShardedModel(nn.Module):
     """A model whose weights are divided among ranks. Calling it gathers them for the length of ``compute``.
@@ -66,11 +69,7 @@ class ShardedModel(nn.Module):
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
-        """Inside, this rank has all weights, and may compute what the others do not. All ranks must enter.
-
-        Raises ModelError where they do not fit its GPU.
-        """
-        self._check_room()
+        """Inside, this rank has all weights, and may compute what the others do not. All ranks must enter."""
         with torch.no_grad():
             self(lambda: torch.zeros(()))  # FSDP learns which module is the root
             for part in (self, *self._layers):
@@ -84,17 +83,37 @@ class ShardedModel(nn.Module):
             for part in (self, *self._layers):
                 cast(FSDPModule, part).reshard()
 
-    def _check_room(self) -> None:
-        parameters = list(self.parameters())
+    @contextlib.contextmanager
+    def by_layer(self, team: Team) -> Iterator[None]:
+        """Inside, a layer's weights are gathered when it computes. All ranks must enter.
+
+        Each may call the model as often as it needs: who is done gathers for the others until all are.
+        """
+        with torch.no_grad():
+            self(lambda: torch.zeros(()))
+            for layer in self._layers:  # made here, for good: elsewhere torch would make tensors without gradients
+                cast(FSDPModule, layer).unshard()
+                cast(FSDPModule, layer).reshard()
+            cast(FSDPModule, self).unshard()
+        call = self._layers[0].register_forward_pre_hook(lambda *_: [team.sum([1.0]), None][1], prepend=True)
+        try:
+            yield
+            call.remove()
+            while team.sum([0.0])[0]:
+                for layer in self._layers:
+                    cast(FSDPModule, layer).unshard()
+                    cast(FSDPModule, layer).reshard()
+        finally:
+            call.remove()
+            cast(FSDPModule, self).reshard()
+
+    def has_room(self) -> bool:
+        """Whether all weights fit this rank's GPU, beside what is there and a cache of keys and values."""
         if not torch.cuda.is_available():
-            return
-        size = sum(one.numel() * (self._autocast or one.dtype).itemsize for one in parameters)
+            return True
+        size = sum(one.numel() * (self._autocast or one.dtype).itemsize for one in self.parameters())
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        if size > free:
-            raise ModelError(
-                f"parallel: shard gathers all weights on each GPU to write answers, {size / 1e9:.1f} GB, and "
-                f"{free / 1e9:.1f} GB are free; let another engine write them (generate), or use more or larger GPUs"
-            )
+        return size < _SHARE_OF_FREE * free
 
 
 def check_parallel(recipe: Recipe, size: int) -> None:

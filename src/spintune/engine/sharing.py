@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from spintune.engine.query import Query
 from spintune.ranks.dealing import deal
@@ -27,6 +28,13 @@ class SharedEngine(Protocol):
     @property
     def is_sharded(self) -> bool:
         """Whether this process has a part of the weights."""
+
+
+class WritingEngine(SharedEngine, Protocol):
+    """What is known of it where answers are written."""
+
+    model: PreTrainedModel
+    by_layer: bool
 
 
 E = TypeVar("E", bound=SharedEngine)
@@ -76,10 +84,39 @@ class Whole(Protocol):
     def whole(self) -> contextlib.AbstractContextManager[None]:
         """Inside, this rank has all weights. All ranks must enter."""
 
+    def by_layer(self, team: Team) -> contextlib.AbstractContextManager[None]:
+        """Inside, a layer's weights are gathered when it computes. All ranks must enter."""
+
+    def has_room(self) -> bool:
+        """Whether all weights fit this rank's device."""
+
 
 def whole(engine: SharedEngine) -> contextlib.AbstractContextManager[None]:
     """Inside, this rank has all weights of an engine's model. All ranks must enter, if it is sharded."""
     return cast(Whole, engine.inside).whole() if engine.is_sharded else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def writing(engine: WritingEngine, team: Team) -> Iterator[None]:
+    """Inside, this rank writes answers with an engine's model: with all weights where they fit every rank.
+
+    Elsewhere they are gathered layer by layer for every token, which takes as long as the network needs for all of
+    them. The two stacks of an encoder-decoder are not called alike, so its weights are gathered at once.
+    """
+    if not engine.is_sharded:
+        yield
+        return
+    shards, stacks = cast(Whole, engine.inside), bool(engine.model.config.is_encoder_decoder)
+    if stacks or team.sum([float(shards.has_room())])[0] == team.size:
+        with shards.whole():
+            yield
+        return
+    engine.by_layer = True
+    try:
+        with shards.by_layer(team):
+            yield
+    finally:
+        engine.by_layer = False
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Each step is one call of the model for all running sequences and the prompts tha
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -133,7 +134,8 @@ class BatchGenerator:
         # a single row gains nothing from reordered weights
         copy_bytes = self.limits.cache_bytes(self.model.device) // 2 if len(prompts) > 1 else 0
         finished: dict[int, Completion] = {}
-        with inference_kernels(self.model, self.autocast, copy_bytes, self.engine.compiled):
+        kernels = inference_kernels(self.model, self.autocast, copy_bytes, self.engine.compiled)
+        with contextlib.nullcontext() if self.engine.by_layer else kernels:
             for group in self._together(sequences):
                 finished.update(self._generate(group, sampling, on_token))
         alone = [sequence for sequence in sequences if sequence.index not in finished]
@@ -208,6 +210,7 @@ class BatchGenerator:
             )
         else:
             fixed = device.type == "cuda" if self.limits.fixed_shapes is None else self.limits.fixed_shapes
+            fixed = fixed and not self.engine.by_layer  # a recording holds no gathering
             if self._cache_width is None:
                 self._cache_width = cache_width(self.model)
             max_len = prompt_max_len + answer_max_len

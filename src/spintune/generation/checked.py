@@ -77,6 +77,10 @@ class CheckedGenerator:
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def decide(self) -> None:
+        """Finds out now which generator writes, while the model, or its stand-in, can be probed."""
+        log.debug("%s writes", self.chosen[0])
+
     @cached_property
     def chosen(self) -> tuple[str, Generator, str]:
         """The generator that writes: its name, itself, and in a phrase why."""
@@ -96,8 +100,9 @@ class CheckedGenerator:
         raise ModelError(f"{type(self.engine.model).__name__} cannot generate: {'; '.join(refused)}")
 
     def _why_wrong(self, factory: GeneratorFactory) -> str:
-        model, narrow = self.engine.model, self.engine.model.dtype.itemsize < 4
-        engine = copy.copy(self.engine)
+        probed = self.engine.standin or self.engine
+        model, narrow = probed.model, probed.model.dtype.itemsize < 4
+        engine = copy.copy(probed)
         engine.autocast = None  # in float32 an error has nowhere to hide
         prompts = probe_prompts(model)
         with evaluating(model), self._short_windows():
@@ -124,7 +129,7 @@ class CheckedGenerator:
         if not self.engine.packed:
             yield
             return
-        with lowered(self.engine.model, above=_LONGEST):
+        with lowered((self.engine.standin or self.engine).model, above=_LONGEST):
             yield
 
 

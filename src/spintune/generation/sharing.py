@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from spintune.engine.logprobs import LogProbEngine
-from spintune.engine.sharing import ENGINE, team_of, whole
+from spintune.engine.sharing import ENGINE, team_of, writing
 from spintune.generation.protocol import Generator, OnToken, Prompt
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.ranks.dealing import deal
@@ -101,15 +101,13 @@ class _EndCounter:
 def _generate(team: Team, parts: Sequence[Part], sampling: Sampling) -> list[list[Completion]]:
     generator = cast(Generator, team.objects[GENERATOR])
     hands = deal([sum(map(len, prompts)) for prompts, _ in parts], team.size)
-    with whole(cast(LogProbEngine, team.objects[ENGINE])):
+    with writing(cast(LogProbEngine, team.objects[ENGINE]), team):
         mine = {index: generator.generate(parts[index][0], sampling, parts[index][1]) for index in hands[team.rank]}
     everyone = {index: part for found in team.gather(mine) for index, part in found.items()}
     return [everyone[index] for index in range(len(parts))]
 
 
 def _generate_alone(team: Team) -> list[Completion]:
-    """The writer generates with the weights of all ranks, which wait for it."""
-    with whole(cast(LogProbEngine, team.objects[ENGINE])):
-        found = cast(Callable[[], list[Completion]], team.objects.pop(_ALONE))() if not team.rank else []
-        team.broadcast(None)
-    return found
+    """The writer generates with the weights of all ranks."""
+    with writing(cast(LogProbEngine, team.objects[ENGINE]), team):
+        return cast(Callable[[], list[Completion]], team.objects.pop(_ALONE))() if not team.rank else []

@@ -57,14 +57,11 @@ def unread_model(
 ) -> tuple[PreTrainedModel, dict[str, Path]] | None:
     """A model without numbers, and the file of each of its weights; None where they must be read together."""
     files = _tensor_files(location, arguments)
-    if not files or config.is_encoder_decoder or is_multimodal(config):
+    if not files:
         return None
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
-    if any(isinstance(one, WeightConverter) for one in get_model_conversion_mapping(model)):
-        return None
-    kept_wide = any(getattr(model, f"_keep_in_fp32_modules{which}", None) for which in ("", "_strict"))
-    if kept_wide and dtype != torch.float32:
+    if not is_read_one_by_one(model):
         return None
     model._apply(_placeholder)
     model.tie_weights()
@@ -72,6 +69,16 @@ def unread_model(
     if weights.keys() != files.keys() or not all(_fits(files[name], name, one) for name, one in weights.items()):
         return None
     return model, files
+
+
+def is_read_one_by_one(model: PreTrainedModel) -> bool:
+    """Whether the weights of a model's kind can be read one by one, as far as its class tells."""
+    if model.config.is_encoder_decoder or is_multimodal(model.config):
+        return False
+    if any(isinstance(one, WeightConverter) for one in get_model_conversion_mapping(model)):
+        return False
+    kept_wide = any(getattr(model, f"_keep_in_fp32_modules{which}", None) for which in ("", "_strict"))
+    return not kept_wide or model.dtype == torch.float32
 
 
 def few_layers(config: PreTrainedConfig) -> int:

@@ -19,13 +19,16 @@ from spintune.models.quantized import bytes_of, pack_on_meta
 from spintune.plan.calls import Calls
 from spintune.plan.devices import Target
 from spintune.plan.rehearsal import CannotRehearseError, Rehearsed, Setting, rehearse
-from spintune.plan.shapes import ModelShape
+from spintune.plan.shapes import ModelShape, parameters
 from spintune.recipe import Recipe
 from spintune.recipe.section import OptimizerName
 from spintune.training.footprint import TrainingFootprint, footprint
 
 _HEAD_BYTES = 512 * 2**20
 """What :class:`spintune.engine.logprobs.LogProbEngine` computes of the logits at once."""
+
+_SHARE_OF_FREE = 0.6
+"""What :class:`spintune.engine.sharded.ShardedModel` lets all weights take of a GPU's free memory."""
 
 _GUESSED_WIDTHS = 34
 """Numbers that a layer keeps of each token, in widths of the model, where no rehearsal is possible (arXiv 2205.05198,
@@ -41,7 +44,8 @@ class MemoryParts:
         logits: of the scored tokens, at most the part that the head computes at once.
         cache: keys and values of answers that are being written.
         copies: of weights, in the order or type of the generator's products.
-        gathered: weights and gradients of the layers at work, whole, where all else is sharded.
+        gathered: weights and gradients of the layers at work, whole, where all else is sharded; of all layers while
+            answers are written, if they fit.
         context: what Python and its libraries hold on the device.
     """
 
@@ -100,7 +104,9 @@ class MemoryPlan:
         return self.shape.whole(self.dtype, self.recipe.lora)
 
     def kept(self, optimizer: OptimizerName) -> TrainingFootprint:
-        """Weights, gradients and moments of one device; moments only where they are not offloaded."""
+        """Weights, gradients and moments of one device; moments, or whole shares, only where they are not offloaded."""
+        if self.sharded and self.recipe.offload in ("optimizer", "both"):
+            return TrainingFootprint(0, 0, 0)
         whole = footprint(self.model, optimizer)
         weights, trained = whole.weights - self._saved_by_4_bits, whole.gradients
         if self.sharded:
@@ -165,7 +171,7 @@ class MemoryPlan:
             logits=3 * 4 * slots * vocabulary,  # logits, probabilities, and one between
             cache=cache,
             copies=copies,
-            gathered=self._gathered(gradients=False) if self.sharded else 0,
+            gathered=self._gathered_to_write(weights + moments, products) if self.sharded else 0,
             context=self.target.context,
         )
 
@@ -218,6 +224,13 @@ class MemoryPlan:
         root = sum(p.numel() for p in self.model.parameters()) - sum(layers)
         numbers = root + 2 * largest + (root + largest if gradients and not self.recipe.lora else 0)
         return numbers * size
+
+    def _gathered_to_write(self, kept: int, size: int) -> int:
+        """All weights where they take little enough of what is free; else embeddings, head and a layer."""
+        everything = size * parameters(self.model)
+        free = (self.target.memory or everything) - kept - self.target.context
+        at_once = everything < _SHARE_OF_FREE * free or self.shape.config.is_encoder_decoder
+        return everything if at_once or not self.target.on_gpu else self._gathered(gradients=False)
 
 
 def step_bytes(model: nn.Module, optimizer: OptimizerName) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spintune.errors import DoesNotFitError, SpintuneError
+from spintune.models.unread import is_read_one_by_one
 from spintune.plan.calls import Calls, Sharing, sft_calls, spin_calls
 from spintune.plan.devices import GB, PROCESS, Target
 from spintune.plan.memory import MemoryParts, MemoryPlan, larger
@@ -288,7 +289,7 @@ def make_plan(
         is_sharded=is_sharded,
         limit=target.memory,
         needed=needed,
-        host=_host(recipe, target, training, needed),
+        host=_host(planner, training, needed),
         disk=disk_needs(recipe, saved, training),
         free=_free(Path(recipe.out)),
         offers=[],
@@ -309,12 +310,21 @@ def _rates(planner: Planner, cache: Path, progress: Progress, probe: bool) -> Ra
     return gpu_rates(target, operations_of(model), weights)
 
 
-def _host(recipe: Recipe, target: Target, training: TrainingFootprint, needed: int) -> int:
-    """On a GPU, each process reads the weights into the machine's memory first; on a CPU all is there."""
+def _host(planner: Planner, training: TrainingFootprint, needed: int) -> int:
+    """On a CPU all is in the machine's memory. For a GPU, each process reads the weights there first.
+
+    Of shards each reads a layer after the other, where its model's kind allows. The first process has the whole model
+    twice when it saves it.
+    """
+    recipe, target = planner.recipe, planner.target
     if not target.on_gpu:
         return needed
-    moments = training.moments if recipe.offload in ("optimizer", "both") else 0
-    return min(target.gpus, _PER_NODE) * (max(training.weights, moments) + PROCESS)
+    processes, away = min(target.gpus, _PER_NODE), recipe.offload in ("optimizer", "both")
+    if planner.is_sharded and is_read_one_by_one(planner.memory(True).model):
+        kept = round(training.total * processes / target.gpus) if away else 0
+        return max(kept, 2 * training.weights) + processes * PROCESS
+    moments = training.moments if away else 0
+    return processes * (max(training.weights, moments) + PROCESS)
 
 
 def _free(folder: Path) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
@@ -275,14 +276,7 @@ class RunContext:
             self._needs_checked = True  # later iterates are alike
         # an iterate that this run wrote has its template in its tokenizer
         template = recipe.data.template if location == recipe.model else "tokenizer"
-        engine = LogProbEngine(
-            probed,
-            loaded.autocast,
-            recompute=recipe.recompute,
-            compiled=recipe.compile,
-            tokens_per_forward=recipe.tokens_per_forward,
-            offload=recipe.offload in ("activations", "both"),
-        )
+        engine = self._engine(probed, loaded.autocast)
         if recipe.spin and engine.row_limit is not None and recipe.data.max_length > engine.row_limit:
             raise ModelError(
                 f"spin: beyond {engine.row_limit} tokens the rest of a row changes what {recipe.model} computes of its "
@@ -291,9 +285,20 @@ class RunContext:
             )
         self._tell_paths(engine, loaded)
         if loaded.unread:
-            engine, loaded.unread.standin = engine.over(loaded.model), None
+            engine = engine.over(loaded.model)
         prompts, options = recipe.data.generation_prompt, recipe.data.template_options
         return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
+
+    def _engine(self, model: PreTrainedModel, autocast: torch.dtype | None) -> LogProbEngine:
+        recipe = self.recipe
+        return LogProbEngine(
+            model,
+            autocast,
+            recompute=recipe.recompute,
+            compiled=recipe.compile,
+            tokens_per_forward=recipe.tokens_per_forward,
+            offload=recipe.offload in ("activations", "both"),
+        )
 
     def _served(self, player: LoadedIterate) -> Generator:
         """The generator of the recipe's other engine, for an iterate that is in memory."""

@@ -12,6 +12,7 @@ import torch
 
 from spintune.engine.sharing import ENGINE
 from spintune.errors import RankError
+from spintune.generation.checked import CheckedGenerator
 from spintune.generation.sharing import GENERATOR, SharedGenerator
 from spintune.models.loading import default_device
 from spintune.ranks.team import Team, commanding
@@ -101,6 +102,11 @@ def load_on_ranks(team: Team, iterate: Iterate) -> LoadedIterate:
     if shards(context.recipe, loaded):
         from spintune.engine.sharded import shard_model
 
+        if isinstance(loaded.generator, CheckedGenerator):
+            loaded.generator.decide()
+        loaded.engine.standin = None
+        if unread:
+            unread.standin = None
         offload = context.recipe.offload in ("optimizer", "both")
         shard_model(loaded.engine, team, context.recipe.copies or 1, unread, offload)
         loaded.loaded.unread = None
