@@ -95,7 +95,8 @@ def _numbers(value: object) -> list[float]:
 
 
 def test_eval_starts_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["spintune", "eval", "--model=a/b", "--data=builtin:seeds", "--on=heldout", "--gpus=99"])
+    words = ["eval", "--model=a/b", "--data=builtin:seeds", "--on=heldout", "--gpus=99"]
+    monkeypatch.setattr(sys, "argv", ["spintune", *words])
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 2

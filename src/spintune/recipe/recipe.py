@@ -144,9 +144,9 @@ class Recipe(Section):
     """Share of the layers that the backward pass recomputes instead of keeping their activations. Saves memory, costs
     up to a third of the time, changes no result. [share]"""
     offload: Literal["optimizer", "activations", "both"] | None = None
-    """GPU only: what is kept in the memory of the CPU: the optimizer's moments, whose updates are then computed there (of
-    a sharded model also weights and gradients); activations, which are the inputs of layers that recompute names; or
-    both. Default: nothing."""
+    """GPU only: what is kept in the memory of the CPU: the optimizer's moments, whose updates are then computed there
+    (of a sharded model also weights and gradients); activations, which are the inputs of layers that recompute names;
+    or both. Default: nothing."""
     parallel: Literal["auto", "replicate", "shard"] | None = None
     """With many processes: each holds the model (replicate), or a part of its weights, gradients and moments (shard).
     Default: auto, which shards a model whose training state does not fit a GPU."""
