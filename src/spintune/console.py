@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spintune.before_after import print_gain
-from spintune.evaluation.comparison import HEADER, Comparison, headline, listed, table_rows
+from spintune.evaluation.comparison import HEADER, Comparison, Difference, headline, listed, table_rows
 from spintune.evaluation.decision import better_models, title_of
 from spintune.evaluation.statistics import Interval
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
@@ -34,6 +34,7 @@ from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
 from spintune.terminal import SafeConsole
 
+_WIDE = WIDTH_OF_FILES + 30
 _NARROW = 80
 """Columns that the most important tables keep to."""
 
@@ -357,33 +358,54 @@ def _contamination(found: ContaminationFacts) -> str:
 
 def print_comparison(comparison: Comparison, everything: bool = False) -> None:
     """Prints what was found in one sentence, then the differences that were found, or every one with its p-values."""
-    console = PlainConsole(width=WIDTH_OF_FILES + 30 if everything else _NARROW)
+    console = PlainConsole(width=_WIDE if everything else _NARROW)
     console.sentence(headline(comparison) + ".")
-    if everything:
+    shown = [one for one in comparison.differences if everything or one.finding]
+    if everything and console.width >= _WIDE - 20:
         table = plain_table("Paired on the same items; p after Holm counts", HEADER)
         for row in table_rows(comparison):
             table.add_row(*row)
         console.print(table)
+    elif shown:
+        for line, style in _pairs_of_models(shown, everything and console.width >= _NARROW):
+            console.print(line, style=style or None, soft_wrap=True)
+    if everything:
         for line in (*comparison.conclusions, *comparison.notes):
             console.sentence(line)
         return
-    found = [one for one in comparison.differences if one.finding]
-    if found:
-        table = plain_table("", ("measure", "models", "difference", "95 % interval", "finding"))
-        for one in found:
-            gap = one.difference
-            names = f"{one.first} - {one.second}"
-            table.add_row(one.measure, names, f"{gap.mean:+.3g}", f"{gap.low:+.3g} to {gap.high:+.3g}", one.finding)
-        for column in table.columns[:2]:
-            column.no_wrap, column.overflow, column.justify = False, "fold", "left"
-        console.print(table)
     for line in comparison.notes:
         console.sentence(line)
-    others = len(comparison.differences) - len(found)
+    others = len(comparison.differences) - len(shown)
     console.sentence(
         f"{others} of {len(comparison.differences)} comparisons found no difference; --all shows all of them, with "
         "p-values and how small a difference would have been found."
     )
+
+
+def _pairs_of_models(shown: Sequence[Difference], with_p: bool) -> Iterator[tuple[str, str]]:
+    """Lines with their styles: differences below each pair of models, 60 columns wide, 80 with p-values."""
+    headings = ("measure", "difference", "95 % interval", *(("items", "p (Holm)") if with_p else ()), "finding")
+    rows = []
+    for one in shown:
+        gap = one.difference
+        extra = (str(one.items), f"{one.adjusted:.2g}") if with_p else ()
+        cells = (f"{gap.mean:+.3g}", f"{gap.low:+.3g} to {gap.high:+.3g}", *extra)
+        rows.append((f"  {one.measure}", *cells, one.finding or "-"))
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join([cells[0].ljust(widths[0]), *numbers])
+
+    yield "", ""
+    yield line(headings), "dim"
+    pair = None
+    for one, cells in zip(shown, rows, strict=True):
+        if (one.first, one.second) != pair:
+            pair = (one.first, one.second)
+            yield f"{one.first} - {one.second}", "bold"
+        yield line(cells), ""
+    yield "", ""
 
 
 def print_tables(found: Iterable[MeasureTable | str]) -> None:

@@ -21,6 +21,7 @@ from spintune.evaluation.comparison import (
     Difference,
     MeasuredItems,
     compare,
+    headline,
     random_signs,
     table_rows,
 )
@@ -415,3 +416,21 @@ def test_a_rare_difference_of_right_and_wrong_is_found_with_the_stated_power(ite
     rate = found.detectable or math.nan
     power = sum(math.comb(items, k) * rate**k * (1 - rate) ** (items - k) for k in range(6, items + 1))
     assert 0.78 < power < 0.9
+
+
+def test_the_headline_names_who_is_better_than_whom() -> None:
+    def measures(rights: int, more: float) -> dict[str, MeasuredItems]:
+        items = {f"m{n}": right([1] * rights + [0] * (40 - rights)) for n in range(4)}
+        return {**items, "length": MeasuredItems(by_item([more + n % 3 for n in range(40)]), better=None)}
+
+    named = {"base": measures(2, 1), "sft": measures(38, 1), "more": measures(38, 1), "last": measures(20, 9)}
+    assert headline(compare(named)) == (
+        "sft and more are better than base and last on 4 of 5 measures; last is better than base on 4 of 5 measures; "
+        "sft and more cannot be told apart"
+    )
+    few = {name: {"m0": one["m0"]} for name, one in named.items() if name != "last"}
+    assert headline(compare(few)) == "sft and more are better than base on m0; sft and more cannot be told apart"
+    lengths = {name: {"length": named[name]["length"]} for name in ("base", "last", "sft")}
+    assert headline(compare(lengths)) == "base is different from last and last is different from sft"
+    alike = dict.fromkeys(("a", "b", "c"), named["sft"])
+    assert headline(compare(alike)) == "a, b and c cannot be told apart with 40 items"

@@ -26,7 +26,7 @@ def test_models_of_a_run_are_compared_on_the_same_items(run: Run, spintune: Spin
     assert text.startswith("base is worse than sft on")
     rows = [line.rstrip() for line in text.splitlines() if line.lstrip().startswith(("measure", "nll", "perplexity"))]
     assert rows
-    assert max(map(len, rows)) <= 80
+    assert max(map(len, rows)) <= 60
     assert "--all shows all of them" in text
     text = spintune("compare", str(tmp_path / "run"), "--against", "sft", "--all").out
     assert "p (Holm)" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -41,7 +42,8 @@ def compare(
     if against is not None and against not in found:
         raise RecipeError(f"--against {against} is none of {', '.join(found)}")
     comparison = compare_tables(found, level, against)
-    comparison = replace(comparison, notes=(*comparison.notes, *selection_notes(names)))
+    notes = (*comparison.notes, *selection_notes(names), *_sweep_notes(names))
+    comparison = replace(comparison, notes=notes)
     if json:
         print_json(to_json(comparison))
     else:
@@ -57,6 +59,13 @@ def _without_sweep_files(names: list[T]) -> list[T]:
         return path.name in ("sweep.json", "report.html", ".sweep.lock") and path.with_name("sweep.json").is_file()
 
     return [name for name in names if not is_own(Path(name))]
+
+
+def _sweep_notes(names: list[str]) -> Iterator[str]:
+    """Where runs of a sweep are compared with each other over seeds."""
+    parents = [Path(name.partition(":")[0]).resolve().parent for name in names]
+    for sweep in dict.fromkeys(one for one in parents if parents.count(one) > 1 and (one / "sweep.json").is_file()):
+        yield f"{sweep.name} is a sweep: its report.html and sweep.json compare its settings over seeds"
 
 
 def report(

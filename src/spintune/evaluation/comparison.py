@@ -21,7 +21,7 @@ comparisons after Holm, the signs in 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -341,16 +341,41 @@ def headline(comparison: Comparison) -> str:
         counts = sorted({one.items for one in comparison.differences})
         items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         return f"{listed(comparison.names)} cannot be told apart with {items} items"
-    pairs: dict[tuple[str, str], dict[str, list[str]]] = {}
+    won = _who_is_better(found)
+    if not won:
+        pairs = dict.fromkeys(f"{one.first} is different from {one.second}" for one in found)
+        return listed(list(pairs))
+    level = [names for names in combinations(comparison.names, 2) if not {names, names[::-1]} & won.keys()]
+    told = [f"{listed([f'{one} and {other}' for one, other in level])} cannot be told apart"] if level else []
+    total = len(comparison.items)
+    return "; ".join([*_sentences(won, total), *(told if len(level) <= _LISTED else [])])
+
+
+_LISTED = 3
+"""Measures or pairs of models up to which a sentence names them."""
+
+
+def _who_is_better(found: Sequence[Difference]) -> dict[tuple[str, str], tuple[str, ...]]:
+    """By (better, worse) model: the measures that say so. Those of which neither direction is better are left out."""
+    won: dict[tuple[str, str], tuple[str, ...]] = {}
     for one in found:
-        pairs.setdefault((one.first, one.second), {}).setdefault(str(one.finding), []).append(one.measure)
-    return "; ".join(
-        f"{first} is {listed([f'{_THAN[finding]} {second} on {listed(names)}' for finding, names in findings.items()])}"
-        for (first, second), findings in pairs.items()
-    )
+        names = (one.first, one.second) if one.finding == "better" else (one.second, one.first)
+        if one.finding != "different":
+            won[names] = (*won.get(names, ()), one.measure)
+    return won
 
 
-_THAN = {"better": "better than", "worse": "worse than", "different": "different from"}
+def _sentences(won: Mapping[tuple[str, str], tuple[str, ...]], total: int) -> Iterator[str]:
+    """Models that are better than the same ones on as many measures share a phrase."""
+    by_winner: dict[tuple[str, str], list[str]] = {}
+    for (better, worse), measures in won.items():
+        on = listed(list(measures)) if len(measures) <= _LISTED else f"{len(measures)} of {total} measures"
+        by_winner.setdefault((better, on), []).append(worse)
+    together: dict[tuple[str, str], list[str]] = {}
+    for (better, on), worse_ones in by_winner.items():
+        together.setdefault((listed(worse_ones), on), []).append(better)
+    for (worse, on), winners in together.items():
+        yield f"{listed(winners)} {'are' if len(winners) > 1 else 'is'} better than {worse} on {on}"
 
 
 def _conclusion(found: Sequence[Difference]) -> str:
