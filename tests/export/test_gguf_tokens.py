@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from llama_cpp_models import opened, write_random_model
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from spintune.errors import ModelError
@@ -78,8 +79,6 @@ def sentencepiece(prepend: bool, metaspace: str = "") -> PreTrainedTokenizerBase
     learned.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=330, limit_alphabet=60)
     learned.train_from_iterator(CORPUS, trainer)
-    import json
-
     model = json.loads(learned.to_str())["model"]
     learnt = sorted(model["vocab"], key=model["vocab"].get)
     vocabulary = {piece: id for id, piece in enumerate([*pieces, *learnt])}
@@ -99,6 +98,27 @@ def sentencepiece(prepend: bool, metaspace: str = "") -> PreTrainedTokenizerBase
     return tokenizer
 
 
+def phi_3() -> PreTrainedTokenizerBase:
+    """Control tokens that take away the white space behind them, but for three."""
+    tokenizer = sentencepiece(False)
+    backend = tokenizer.backend_tokenizer
+    marks = ["</s>", "<|user|>", "<|end|>", "<|assistant|>"]
+    backend.add_special_tokens([AddedToken(mark, rstrip=True, special=True, normalized=False) for mark in marks])
+    content = json.loads(backend.to_str())
+    names = {"<begin>": "<s>", "<end>": "<|endoftext|>"}
+    for one in content["added_tokens"]:
+        one["content"] = names.get(one["content"], one["content"])
+    content["model"]["vocab"] = {names.get(text, text): id for text, id in content["model"]["vocab"].items()}
+    backend = Tokenizer.from_str(json.dumps(content))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<|endoftext|>", unk_token="<unk>"
+    )
+    made.chat_template = (
+        "{% for message in messages %}{{ '<|user|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    )
+    return made
+
+
 RULES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], str]] = {
     "gpt-2": (lambda: byte_level(whole()), "gpt-2"),
     "digits": (lambda: byte_level(digits()), "smollm"),
@@ -108,6 +128,7 @@ RULES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], str]] = {
     "qwen-3.5": (lambda: byte_level(split(MARKS)), "qwen35"),
     "llama-2": (lambda: sentencepiece(True), "default"),
     "gemma": (lambda: sentencepiece(False), "default"),
+    "phi-3": (phi_3, "default"),
     "metaspace": (lambda: sentencepiece(False, "first"), "default"),
 }
 
@@ -124,7 +145,11 @@ def test_texts_are_cut_as_the_tokenizer_cuts_them(tmp_path: Path, name: str) -> 
     write_gguf(folder, tmp_path / "model.gguf", "f16", GgufMetadata("tiny", "random"), Silent())
     model = opened(tmp_path / "model.gguf")
     assert model.metadata["tokenizer.ggml.pre"] == rule
-    texts = [f"<begin>{text}<end>" for text in TEXTS] + ["<begin>a<end>  b <begin> c"] if name == "metaspace" else TEXTS
+    more = {
+        "metaspace": [f"<begin>{text}<end>" for text in TEXTS] + ["<begin>a<end>  b <begin> c"],
+        "phi-3": [*TEXTS, "<|user|>\n a b<|end|>\n\n <|assistant|>\tc", "<s> <|endoftext|> d<unk>  e"],
+    }
+    texts = more.get(name, TEXTS)
     for text in texts:
         expected = tokenizer.encode(text, add_special_tokens=False)
         assert model.tokenize(text.encode(), add_bos=False, special=True) == expected, repr(text)
@@ -150,8 +175,6 @@ def test_other_kinds_of_tokenizers_are_refused(t5_tokenizer: PreTrainedTokenizer
 
 
 def test_a_token_that_takes_spaces_away_is_refused_where_the_template_writes_it() -> None:
-    from tokenizers import AddedToken
-
     tokenizer = byte_level(whole())
     tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|user|>", rstrip=True, special=True)]})
     read_vocabulary(tokenizer, 800)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -193,3 +194,26 @@ def test_bfloat16_rounds_the_weights_of_the_copy_and_says_so(
     card = (tmp_path / "out/README.md").read_text()
     assert "rounded to bfloat16" in card
     assert "byte for byte" not in card
+
+
+def test_the_adapter_alone_is_copied_with_a_card_of_its_own(whole: Make, tmp_path: Path) -> None:
+    import yaml
+
+    made = whole(lora={"rank": 4})
+    write_model(made.path, "sft")
+    files = {"adapter_config.json": b'{"base_model_name_or_path": "owner/base"}', "adapter_model.safetensors": b"123"}
+    stage = made.path / "sft"
+    manifest = json.loads((stage / "manifest.json").read_text())
+    for name, content in files.items():
+        (stage / "adapter").mkdir(exist_ok=True)
+        (stage / "adapter" / name).write_bytes(content)
+        facts = {"bytes": len(content), "mtime_ns": (stage / "adapter" / name).stat().st_mtime_ns}
+        manifest["files"][f"adapter/{name}"] = {**facts, "sha256": hashlib.sha256(content).hexdigest()}
+    (stage / "manifest.json").write_text(json.dumps(manifest))
+    assert export_model(made.path, tmp_path / "out", "sft", adapter=True) == "sft"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*files, "README.md"}
+    card = (tmp_path / "out/README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "peft"
+    assert "This is a LoRA adapter" in card
+    with pytest.raises(SpintuneError, match="--adapter keeps the type of its weights"):
+        export_model(made.path, tmp_path / "half", "sft", dtype="float16", adapter=True)

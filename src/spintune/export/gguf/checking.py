@@ -31,7 +31,7 @@ from spintune.tokens.templates import with_fixed_date
 MAX_DIVERGENCE = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 """Largest mean KL divergence of a file from the model, in nats a token, by type; others have none.
 
-Ten times or more what docs/how-to/export.md measures; a tensor in a wrong order is nats away.
+Ten times or more what docs/how-to/export.md measures of a small model; a tensor in a wrong order is nats away.
 """
 MAX_PROMPTS = 8
 _ANSWER = 32  # tokens

@@ -13,6 +13,7 @@ from spintune.export.gguf.pretokenizers import rule_name
 from spintune.typed_json import JsonObject
 
 _SPACE = "▁"
+_KEEPING_IN_PHI3 = {"<unk>", "<s>", "<|endoftext|>"}
 _BYTE_PIECES = {f"<0x{byte:02X}>" for byte in range(256)}
 
 
@@ -25,6 +26,7 @@ class Vocabulary:
         rule: name of the pre-tokenizer.
         merges: pairs in order; empty for SentencePiece's, which have scores.
         space_first: a space is put before a text.
+        family: what the name of a file must hold for llama.cpp to treat its tokens as they are.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Vocabulary:
     merges: list[str]
     scores: list[float]
     space_first: bool = False
+    family: str = ""
 
 
 def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary:
@@ -49,11 +52,11 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
             f"its tokenizer ({', '.join([model['type'], *unknown])}) cannot be written to GGUF; byte-level BPE and "
             "SentencePiece's BPE can"
         )
-    _refuse_stripping(content["added_tokens"], str(tokenizer.chat_template or ""))
+    family = _stripping_family(content["added_tokens"], str(tokenizer.chat_template or ""))
     tokens, types = _pieces(content, rows)
     if model.get("byte_fallback"):
         space_first = _sentencepiece_space(content, tokenizer)
-        return Vocabulary("llama", "default", tokens, types, [], _scores(model, tokens), space_first)
+        return Vocabulary("llama", "default", tokens, types, [], _scores(model, tokens), space_first, family)
     normalizer = content["normalizer"]
     if normalizer is not None and not (
         normalizer["type"] == "NFC" or normalizer == {"type": "Sequence", "normalizers": []}
@@ -63,7 +66,7 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
         )
     rule = rule_name(content["pre_tokenizer"], bool(model.get("ignore_merges")))
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
-    return Vocabulary("gpt2", rule, tokens, types, merges, [])
+    return Vocabulary("gpt2", rule, tokens, types, merges, [], family=family)
 
 
 def _pieces(content: JsonObject, rows: int) -> tuple[list[str], list[TokenType]]:
@@ -88,14 +91,21 @@ def _pieces(content: JsonObject, rows: int) -> tuple[list[str], list[TokenType]]
     return tokens, types
 
 
-def _refuse_stripping(added: list[JsonObject], template: str) -> None:
-    """Tokens of the chat template that take white space beside them away, as llama.cpp's do not."""
-    for one in added:
-        if (one["lstrip"] or one["rstrip"]) and one["content"] in template:
-            raise ModelError(
-                f"its token {one['content']} takes away white space beside it, as it does not in llama.cpp; not "
-                "exported to GGUF"
-            )
+def _stripping_family(added: list[JsonObject], template: str) -> str:
+    """The family in which llama.cpp has tokens take away the white space behind them; "" where none does.
+
+    Raises ModelError where tokens of the chat template do so otherwise.
+    """
+    stripping = [one["content"] for one in added if one["lstrip"] or one["rstrip"]]
+    written = [text for text in stripping if text in template]
+    if not written:
+        return ""
+    others = {one["content"] for one in added} - set(stripping)
+    if others == _KEEPING_IN_PHI3 and "</s>" in stripping and not any(one["lstrip"] for one in added):
+        return "phi-3"
+    raise ModelError(
+        f"its token {written[0]} takes away white space beside it, as it does not in llama.cpp; not exported to GGUF"
+    )
 
 
 def _scores(model: JsonObject, tokens: list[str]) -> list[float]:

@@ -53,7 +53,7 @@ def write_gguf(folder: Path, out: Path, kind: GgufType, metadata: GgufMetadata, 
     """
     config, family, tokenizer, vocabulary = check_folder(folder)
     writer = gguf.GGUFWriter(out, family.architecture)
-    _describe(writer, metadata)
+    _describe(writer, metadata, vocabulary)
     _shape_fields(writer, config, family)
     head_width = _head_width(config)
     further = rotary_fields(writer, config, head_width)
@@ -83,9 +83,10 @@ def write_gguf(folder: Path, out: Path, kind: GgufType, metadata: GgufMetadata, 
             writer.close()
 
 
-def _describe(writer: gguf.GGUFWriter, metadata: GgufMetadata) -> None:
+def _describe(writer: gguf.GGUFWriter, metadata: GgufMetadata, vocabulary: Vocabulary) -> None:
     writer.add_type("model")
-    writer.add_name(metadata.name)
+    known = vocabulary.family in metadata.name.lower()
+    writer.add_name(metadata.name if known else f"{metadata.name} ({vocabulary.family})")
     writer.add_description(metadata.description)
     if metadata.license:
         writer.add_license(metadata.license)
