@@ -37,6 +37,8 @@ def test_json_is_one_document_on_stdout_and_events_on_stderr(
     kinds = ({"note"}, {"task", "done", "total", "unit"}, {"stages"}, {"stage", "state"})
     assert all(any(kind <= event.keys() for kind in kinds) for event in events)
     *_, names = (event["stages"] for event in events if "stages" in event)
+    data_is_done = events.index(next(event for event in events if event.get("state") == "done"))
+    assert all("stages" not in event for event in events[data_is_done:])  # so no line counts them otherwise
     assert [event["stage"] for event in events if event.get("state") == "done"] == names
     losses = [event["loss"] for event in events if event.get("task") == "SFT" and "loss" in event]
     logged = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]

@@ -46,8 +46,8 @@ def write_xlsx(path: Path) -> Path:
     return path
 
 
-def write_lines(path: Path, row: Callable[[int], dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row(n)) + "\n" for n in range(ROWS)))
+def write_lines(path: Path, row: Callable[[int], dict[str, Any]], rows: int = ROWS) -> Path:
+    path.write_text("".join(json.dumps(row(n)) + "\n" for n in range(rows)))
     return path
 
 
@@ -135,6 +135,31 @@ def test_columns_that_are_named_are_in_the_recipe(
     assert source.columns == {"prompt": "customer message", "response": "agent reply"}
 
 
+@pytest.mark.slow
+def test_the_recipe_fits_memory_and_patience(tiny_model: Path, tmp_path: Path, cache: Path) -> None:
+    """Of 300 rows, as many as train in no time are the fewest, 200. LoRA where all weights take too much memory."""
+    from spintune.cli.init import InitOptions, _Opened
+    from spintune.cli.questions import Questions
+    from spintune.plan.devices import Target
+    from spintune.progress import Silent
+
+    path = write_lines(tmp_path / "d.jsonl", lambda n: {"prompt": asked(n), "response": told(n)}, 300)
+    options = InitOptions(str(tiny_model), None, None, False, None)
+    seen = _Opened.of(str(path), options, Questions(False, True)).look(Silent())
+    drafted = seen.draft(False, None)
+    here = Target(False, None, 1, 10**10, 0.35, True)
+    values, plan = seen.fitted(drafted, here, Silent(), budget=1e-6)
+    assert values["data"]["train"]["limit"] == 200
+    assert plan.fits
+    assert plan.rows.sft.rows + plan.rows.heldout == 200
+    assert seen.fitted(drafted, here, Silent())[0] == drafted
+    small = Target(False, None, 1, 1000, 0.35, False)
+    values, plan = seen.fitted(drafted, small, Silent())
+    assert (values["lora"], values["sft"]["learning_rate"], plan.fits) == ({"rank": 16}, 2e-4, False)
+    seen.write(values, tmp_path / "r.yaml")
+    assert "All weights would not fit" in (tmp_path / "r.yaml").read_text()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
@@ -142,6 +167,7 @@ def test_columns_that_are_named_are_in_the_recipe(
         ("paper.pdf", b"%PDF-1.7\n\x00", "'.pdf' is not a supported data file"),
         ("latin.csv", "prompt,response\nWie?,Für heute\n".encode("latin-1"), "not UTF-8 (byte 0xfc)"),
         ("rows.jsonl", b'{"prompt": "a", "response": ""}\n', "no examples are left (1 empty_answer)"),
+        ("turns.jsonl", b'{"turns": ["a"], "id": 1}\n', "give --prompt COLUMN and --response COLUMN"),
     ],
 )
 def test_files_that_are_no_data_get_one_line(

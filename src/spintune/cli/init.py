@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,9 +18,10 @@ from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
     from spintune.data.sources import Source
+    from spintune.plan.devices import Target
     from spintune.plan.plan import RunPlan
     from spintune.plan.shapes import ModelShape
-    from spintune.progress import Progress
+    from spintune.progress import ExpectedStage, Progress, ProgressTask
     from spintune.survey.data import DataSurvey
     from spintune.tokens.rows import RowRenderer
     from spintune.typed_json import JsonObject
@@ -70,13 +73,13 @@ def init(
     with open_progress(json) as progress:
         progress.note("loading torch and transformers")
         with lasting_imports():
-            import spintune.plan.plan  # noqa: F401 -- for what comes inside
+            from spintune.plan.devices import target_of
 
         quiet_libraries()
     options = InitOptions(model, prompt, response, self_play, out)
     opened = _Opened.of(path, options, questions)
     with open_progress(json) as progress, shown_on(progress):
-        seen = opened.look(progress)
+        seen = opened.look(_WithoutNotes(progress))
     first = seen.draft(False, seen.found.checker)
     if not json:
         from spintune.survey.told import survey_lines
@@ -85,15 +88,15 @@ def init(
         lines = survey_lines(seen.found, first["data"]["max_length"], seen.context, seen.template)
         print(visible("\n".join((f"\n{path}", *(f"  {line}" for line in lines), ""))))
     values = seen.decide(options, questions)
-    target = out or _free_name(path, questions)
+    recipe = out or _free_name(path, questions)
     with open_progress(json) as progress:
-        values, plan = seen.fitted(values, progress)
-    text = seen.write(values, target)
+        values, plan = seen.fitted(values, target_of(None, None, None, None), _WithoutNotes(progress))
+    text = seen.write(values, recipe)
     if json:
-        print_json({"recipe": str(target), "text": text, "found": _facts(seen.found)})
+        print_json({"recipe": str(recipe), "text": text, "found": _facts(seen.found)})
     else:
-        _tell(target, plan)
-    if plan and not plan.fits:
+        _tell(recipe, plan)
+    if not plan.fits:
         raise plan.refusal()
 
 
@@ -128,16 +131,34 @@ def _facts(found: DataSurvey) -> dict[str, object]:
     return {**plain, "lengths": lengths}
 
 
-def _tell(target: Path, plan: RunPlan | None) -> None:
+def _tell(target: Path, plan: RunPlan) -> None:
     from spintune.plan.text import plan_lines
     from spintune.terminal import visible
 
-    if plan:
-        print("\nWhat it takes (spintune plan):")
-        print(visible("\n".join(f"  {line}" for line in plan_lines(plan))))
+    print("\nWhat it takes (spintune plan):")
+    print(visible("\n".join(f"  {line}" for line in plan_lines(plan))))
     print(f"\n{target} is written; every setting has a comment. Next:")
     print(f"  spintune run {target}        train and measure; Ctrl-C stops it, the same command goes on")
     print(f"  spintune inspect {target}    the very tokens of training")
+
+
+class _WithoutNotes:
+    """Progress without notes: what readers and plans tell on the way is in the lines about the data."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def expect(self, stages: Sequence[ExpectedStage]) -> None:
+        self._progress.expect(stages)
+
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self._progress.stage(name)
+
+    def task(self, name: str, total: float, unit: str) -> contextlib.AbstractContextManager[ProgressTask]:
+        return self._progress.task(name, total, unit)
+
+    def note(self, text: str) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -154,6 +175,7 @@ class _Opened:
         from spintune.data.formats import recognize
         from spintune.data.sources import Source
         from spintune.recipe import DEFAULT_MODEL
+        from spintune.run_models import final_model
         from spintune.survey.data import head_of, keys_of_rows, likely_columns
 
         source = Source(path, on_bad_row="drop")
@@ -161,17 +183,18 @@ class _Opened:
         keys = keys_of_rows(rows)
         columns = {"prompt": options.prompt, "response": options.response}
         if not any(columns.values()) and rows and recognize(rows) is None and len(keys) > 1:
-            guess = likely_columns(rows) or keys[:2]
+            guess = likely_columns(rows) or (None, None)
             told = f"{path}: no column is known as a prompt or an answer (columns: {', '.join(keys)})"
             if not (questions.asks or questions.accepts):
-                raise RecipeError(
-                    f"{told}; give --prompt COLUMN and --response COLUMN, or --yes for {' and '.join(guess)}"
-                )
+                these = f", or --yes for {guess[0]} and {guess[1]}" if guess[0] else ""
+                raise RecipeError(f"{told}; give --prompt COLUMN and --response COLUMN{these}")
             columns["prompt"] = questions.text("Column of prompts", guess[0], "--prompt COLUMN", keys)
             columns["response"] = questions.text("Column of answers", guess[1], "--response COLUMN", keys)
         if mapped := {target: key for target, key in columns.items() if key}:
             source = replace(source, columns=mapped)
         model = options.model or questions.text("Model", DEFAULT_MODEL, "--model MODEL")
+        if (Path(model) / "recipe.json").is_file():
+            model = final_model(Path(model))
         return cls(source, model, keys)
 
     def look(self, progress: Progress) -> _Seen:
@@ -260,14 +283,13 @@ class _Seen:
         )
         return draft(self.found, chosen)
 
-    def fitted(self, values: JsonObject, progress: Progress) -> tuple[JsonObject, RunPlan | None]:
-        """The recipe within this machine's memory and, without a GPU, half an hour; and its plan."""
-        from spintune.plan.devices import target_of
+    def fitted(
+        self, values: JsonObject, target: Target, progress: Progress, budget: float = _BUDGET
+    ) -> tuple[JsonObject, RunPlan]:
+        """The recipe within a machine's memory and, without a GPU, within ``budget`` seconds; and its plan."""
         from spintune.plan.plan import make_plan
         from spintune.recipe import parse_recipe
         from spintune.survey.draft import with_limit, with_lora
-
-        target = target_of(None, None, None, None)
 
         def planned(values: JsonObject, probe: bool, before: RunPlan | None = None) -> RunPlan:
             recipe = parse_recipe(values, "the drafted recipe")
@@ -281,8 +303,8 @@ class _Seen:
         if not plan.fits or not target.measured:
             return values, plan
         plan = planned(values, probe=True)
-        if not target.on_gpu and plan.seconds and plan.seconds > _BUDGET:
-            rows = max(_FEWEST, int(self.found.kept * _BUDGET / plan.seconds) // 100 * 100)
+        if not target.on_gpu and plan.seconds and plan.seconds > budget:
+            rows = max(_FEWEST, int(self.found.kept * budget / plan.seconds) // 100 * 100)
             if rows < self.found.kept:
                 values = with_limit(values, rows)
                 plan = planned(values, probe=False, before=plan)
