@@ -12,6 +12,7 @@ Real models of the pages are replaced by tiny ones.
 from __future__ import annotations
 
 import importlib.util
+import os
 import pkgutil
 import re
 import shlex
@@ -281,6 +282,7 @@ def test_pages_run(
     for table in tables():
         monkeypatch.setattr(table, "_known", dict(table._known))  # what a page registers is gone after it
     namespace: dict[str, Any] = {"__name__": "__page__"}
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # has spintune
     for block in blocks(PAGES[page]):
         text = block.text
         for real, tiny in (("smollm2-135m-instruct", tiny_model), ("google/flan-t5-small", tiny_t5)):
@@ -293,7 +295,7 @@ def test_pages_run(
                     ended = spintune(*words[1:])
                     assert ended.code == 0, (words, ended.err)
                 else:
-                    subprocess.run(words, check=True)  # cp
+                    subprocess.run(words, check=True, env=environment)  # cp, bash
         elif block.mark == "run":
             exec(compile(text, page, "exec"), namespace)
     for recipe in (tmp_path / "runs").rglob("recipe.json"):
