@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shared import on_ranks
+from forked_team import on_ranks
 from tiny_folders import write_llama
 from torch.profiler import ProfilerActivity, profile
 

@@ -9,13 +9,14 @@ from typing import cast
 
 import pytest
 import torch
-from shared import on_ranks
+from forked_team import on_ranks
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharded import check_parallel, shard_model, whole_weights
 from spintune.engine.sharing import ENGINE
-from spintune.errors import RecipeError
+from spintune.errors import ModelError, RecipeError
+from spintune.pipeline import check_recipe
 from spintune.ranks.team import Team
 from spintune.recipe import parse_recipe
 from spintune.tokens.rows import TokenRow
@@ -140,6 +141,43 @@ def test_shards_go_on_to_the_bit_and_with_other_ranks(tmp_path: Path) -> None:
     assert _far(found("same")["weights"], found("whole")["weights"]) == 0
     assert _far(found("other")["weights"], found("whole")["weights"]) < 2e-6
     assert _far(found("half")["weights"], found("whole")["weights"]) > 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_shares_in_the_memory_of_the_cpu(tmp_path: Path) -> None:
+    """Two GPUs with FSDP2's CPU offload take the steps that one process takes."""
+    expected = _engine()
+    reports = _train(expected, tmp_path / "one", NegativeLogLikelihood())
+
+    def write(team: Team) -> None:
+        engine = team.call(_hold_away)
+        assert {parameter.device.type for parameter in engine.model.parameters()} == {"cpu"}
+        found = _train(engine, tmp_path / "two", NegativeLogLikelihood())
+        losses = [report.loss for report in found]
+        torch.save({"weights": team.call(whole_weights), "losses": losses}, tmp_path / "found")
+
+    on_ranks(2, write, tmp_path / "logs")
+    found = torch.load(tmp_path / "found", weights_only=True)
+    assert found["losses"] == pytest.approx([report.loss for report in reports], abs=1e-4)
+    assert _far(found["weights"], _weights(expected)) < 1e-3
+
+
+def _hold_away(team: Team) -> LogProbEngine:
+    engine = _engine()
+    engine.model.to("cuda")
+    shard_model(engine, team, 1, offload=True)
+    team.objects[ENGINE] = engine
+    return engine
+
+
+def test_offload_is_refused_without_a_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    recipe = {"out": str(tmp_path / "out"), "model": "a/b", "data": {"train": "builtin:seeds"}, "sft": {}}
+    with pytest.raises(ModelError, match="there is no GPU here") as refused:
+        check_recipe(parse_recipe({**recipe, "parallel": "shard", "offload": "optimizer"}, "recipe"))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

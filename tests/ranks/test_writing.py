@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from shared import on_ranks
+from forked_team import on_ranks
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from spintune.engine.logprobs import LogProbEngine
