@@ -25,7 +25,7 @@ def print_gain(console: Console, gain: Gain) -> None:
     """Prints prompts, answers and the sentence; in a narrow window the answers stand below each other."""
     count = len(gain.shown)
     which = f"The first {count} held-out prompts" if count > 1 else "The first held-out prompt"
-    console.print(f"\n{which}, answered before and after training:", soft_wrap=True)
+    console.print(f"\n{which}, answered before and after training:", soft_wrap=not console.is_terminal)
     if console.width < SIDE_BY_SIDE:
         for one in gain.shown:
             console.print(_prompt(one.prompt))
@@ -38,7 +38,7 @@ def print_gain(console: Console, gain: Gain) -> None:
         for one in gain.shown:
             table.add_row(_prompt(one.prompt), _answer(one.before, one.was_right), _answer(one.after, one.right))
         console.print(table)
-    console.print(gain.sentence, soft_wrap=True)
+    console.print(gain.sentence, soft_wrap=not console.is_terminal)
 
 
 def _prompt(text: str) -> Text:

@@ -48,8 +48,8 @@ class PlainConsole(SafeConsole):
             self.width = width
 
     def sentence(self, text: str) -> None:
-        """Prints text that the terminal wraps."""
-        self.print(text, soft_wrap=True)
+        """Prints text on one line, or on a terminal on as many as its width takes, between words."""
+        self.print(text, soft_wrap=not self.is_terminal)
 
 
 # Results -------------------------------------------------------------------------------------------------------------
