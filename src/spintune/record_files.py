@@ -179,10 +179,19 @@ def temporary_file() -> BinaryIO:
 
     It is in TMPDIR, else in /var/tmp, which is on a disk where /tmp may be in memory. Raises StorageError.
     """
-    named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
-    folder = None if named or not os.access(_LARGE_FILES, os.W_OK | os.X_OK) else _LARGE_FILES
     with temporary_room():
-        return tempfile.TemporaryFile("w+b", prefix="spintune-", dir=folder)
+        return tempfile.TemporaryFile("w+b", prefix="spintune-", dir=_large_files())
+
+
+def temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """A folder that is removed when its context ends, in the place of :func:`temporary_file`. Raises StorageError."""
+    with temporary_room():
+        return tempfile.TemporaryDirectory(prefix="spintune-", dir=_large_files())
+
+
+def _large_files() -> str | None:
+    named = any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))
+    return None if named or not os.access(_LARGE_FILES, os.W_OK | os.X_OK) else _LARGE_FILES
 
 
 @contextlib.contextmanager

