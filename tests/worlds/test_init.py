@@ -101,7 +101,7 @@ def test_what_is_missing_is_named_with_its_flag(
     monkeypatch.chdir(tmp_path)
     nothing = spintune("init")
     assert (nothing.code, len(nothing.err.splitlines())) == (2, 1)
-    assert "spintune init FILE" in nothing.err
+    assert "spintune init needs data: spintune init FILE" in nothing.err
     write_csv(tmp_path / "support.csv", ["customer message", "agent reply"])
     unknown = spintune("init", "support.csv", "--model", tiny_model)
     assert unknown.code == 2
@@ -145,7 +145,8 @@ def test_the_recipe_fits_memory_and_patience(tiny_model: Path, tmp_path: Path, c
 
     path = write_lines(tmp_path / "d.jsonl", lambda n: {"prompt": asked(n), "response": told(n)}, 300)
     options = InitOptions(str(tiny_model), None, None, False, None)
-    seen = _Opened.of(str(path), options, Questions(False, True)).look(Silent())
+    rows = [{"prompt": asked(0), "response": told(0)}]
+    seen = _Opened.of(str(path), rows, options, Questions(False, True)).look(Silent())
     drafted = seen.draft(False, None)
     here = Target(False, None, 1, 10**10, 0.35, True)
     values, plan = seen.fitted(drafted, here, Silent(), budget=1e-6)

@@ -67,17 +67,23 @@ def init(
     from spintune.downloads import shown_on
     from spintune.progress_display import open_progress
 
-    questions = Questions.on_terminal(yes or json)
+    questions = Questions.on_terminal(yes, json)
     _refuse_existing(out)
-    path = data or questions.text(f"Data file (or {_EXAMPLE}, to try)", None, "the data: spintune init FILE")
+    if data is None and not questions.asks:
+        raise RecipeError(f"spintune init needs data: spintune init FILE, or spintune init {_EXAMPLE} to try it")
+    path = data or questions.text(f"Data file (or {_EXAMPLE}, to try)", None, "FILE")
     with open_progress(json) as progress:
         progress.note("loading torch and transformers")
         with lasting_imports():
+            from spintune.data.sources import Source
             from spintune.plan.devices import target_of
+            from spintune.survey.data import head_of
 
         quiet_libraries()
     options = InitOptions(model, prompt, response, self_play, out)
-    opened = _Opened.of(path, options, questions)
+    with open_progress(json) as progress, shown_on(progress):
+        rows = head_of(Source(path))
+    opened = _Opened.of(path, rows, options, questions)
     with open_progress(json) as progress, shown_on(progress):
         seen = opened.look(_WithoutNotes(progress))
     first = seen.draft(False, seen.found.checker)
@@ -170,16 +176,15 @@ class _Opened:
     keys: tuple[str, ...]
 
     @classmethod
-    def of(cls, path: str, options: InitOptions, questions: Questions) -> _Opened:
-        """Opens the data, asks for its columns where no format knows them, and for the model."""
+    def of(cls, path: str, rows: Sequence[dict[str, object]], options: InitOptions, questions: Questions) -> _Opened:
+        """Asks for the columns of the data where no format knows its first rows, and for the model."""
         from spintune.data.formats import recognize
         from spintune.data.sources import Source
         from spintune.recipe import DEFAULT_MODEL
         from spintune.run_models import final_model
-        from spintune.survey.data import head_of, keys_of_rows, likely_columns
+        from spintune.survey.data import keys_of_rows, likely_columns
 
         source = Source(path, on_bad_row="drop")
-        rows = head_of(source)
         keys = keys_of_rows(rows)
         columns = {"prompt": options.prompt, "response": options.response}
         if not any(columns.values()) and rows and recognize(rows) is None and len(keys) > 1:

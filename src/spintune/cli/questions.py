@@ -25,9 +25,9 @@ class Questions:
     accepts: bool
 
     @classmethod
-    def on_terminal(cls, yes: bool) -> Questions:
-        """Asks where input and output are a terminal, unless ``yes``."""
-        return cls(sys.stdin.isatty() and sys.stdout.isatty() and not yes, yes)
+    def on_terminal(cls, yes: bool, as_json: bool) -> Questions:
+        """Asks where input and output are a terminal, unless ``yes``, or for a program."""
+        return cls(sys.stdin.isatty() and sys.stdout.isatty() and not (yes or as_json), yes)
 
     def text(self, question: str, default: str | None, flag: str, choices: Sequence[str] = ()) -> str:
         """An answer. Raises RecipeError, which names the flag, where there is neither an answer nor a default."""

@@ -15,9 +15,11 @@ from spintune.errors import MissingExtraError
 from spintune.evaluation.ifeval.language import detect
 from spintune.evaluation.metric_choice import FINAL_NUMBER
 from spintune.evaluation.selection import prompt_text
-from spintune.progress import Progress
+from spintune.number_files import KeyFile
+from spintune.progress import Progress, unless_quick
 from spintune.record_files import Selection
 from spintune.records import Example
+from spintune.streams import DIGEST_BYTES, digest
 from spintune.text.answers import options_in
 from spintune.text.reasoning import without_reasoning
 from spintune.tokens.rows import RowRenderer
@@ -32,6 +34,7 @@ _WORDS = 200  # of an example that are compared
 _DETECTED = 60  # examples whose language is looked at
 _HEAD = 20  # rows by which columns are told
 _BATCH = 256
+_STRIDE = 1000  # examples between two reports of progress
 _USELESS = frozenset(
     {"empty_prompt", "empty_answer", "duplicate", "over_limit", "weight", "untrained", "negative_label"}
 )
@@ -132,7 +135,7 @@ def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, p
             batch = sample[start : start + _BATCH]
             rows += renderer.rows(batch)
             task.advance(len(batch))
-    prompts = Counter[str](prompt_text(example) for example in examples)
+    prompts, kinds = _count(examples, progress)
     lengths = RowLengths(tuple(len(row.prompt_ids) for row in rows), tuple(len(row.response_ids) for row in rows))
     return DataSurvey(
         path=result.source.path,
@@ -141,17 +144,32 @@ def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, p
         ignored=result.ignored,
         read=result.read,
         kept=len(examples),
-        prompts=len(prompts),
+        prompts=prompts,
         dropped=result.dropped,
         looked_at=len(sample),
         near=near_copies(sample),
-        system=sum(example.messages[0].role == "system" for example in examples),
-        multi_turn=sum(sum(one.role == "assistant" for one in example.messages) > 1 for example in examples),
-        tools=sum(bool(example.tools) for example in examples),
+        system=kinds["system"],
+        multi_turn=kinds["multi_turn"],
+        tools=kinds["tools"],
         languages=languages(sample),
         checker=guess_checker(sample),
         lengths=lengths,
     )
+
+
+def _count(examples: Sequence[Example], progress: Progress) -> tuple[int, Counter[str]]:
+    """Distinct prompts, and examples of each kind that a chat template must be able to write."""
+    prompts, kinds = KeyFile(DIGEST_BYTES), Counter[str]()
+    with unless_quick(progress, len(examples)).task("counting", len(examples), "examples") as task:
+        for number, example in enumerate(examples, 1):
+            prompts.add(digest(prompt_text(example)))
+            kinds["system"] += example.messages[0].role == "system"
+            kinds["multi_turn"] += sum(one.role == "assistant" for one in example.messages) > 1
+            kinds["tools"] += bool(example.tools)
+            if number % _STRIDE == 0:
+                task.advance(_STRIDE)
+        task.advance(len(examples) % _STRIDE)
+    return prompts.distinct(), kinds
 
 
 def near_copies(examples: Sequence[Example]) -> int:

@@ -22,6 +22,7 @@ _LONGEST = 2048  # tokens of a row in a first run
 _ROUND = 32  # tokens that max_length is a multiple of
 _STEPS = 60  # optimizer steps that are aimed at
 _STEP_SIZES = (256, 4096)  # tokens of a step, at least and at most
+_SPLIT = 60  # distinct prompts from which on some are kept for self-play alone
 _ANSWER_SLACK = 1.25  # of the longest answer, for generated ones
 LORA_RATE = 2e-4
 """The learning rate of QLoRA (arXiv 2305.14314) for models up to 13 billion parameters."""
@@ -72,8 +73,7 @@ def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
         answer = min(longest, math.ceil(_ANSWER_SLACK * max(found.lengths.answers)))
         values["spin"] = {
             "iterations": 1,
-            "prompts": "unseen",
-            "unseen_share": 0.34,
+            **({"prompts": "unseen", "unseen_share": 0.34} if found.prompts >= _SPLIT else {}),
             "pairs_per_step": 16,
             "max_new_tokens": max(16, answer),
             "baseline": "sft",
