@@ -13,11 +13,13 @@ import gguf
 import numpy as np
 import pytest
 from go_templates import read_modelfile, render_go
+from llama_cpp_models import opened
 from model_files import write_model
 from safetensors.torch import load_file, save_file
 from tiny_folders import write_llama
 from transformers import AutoTokenizer
 
+from spintune.api import load
 from spintune.errors import MissingExtraError, ModelError, RunError, StorageError
 from spintune.export.card import CardFields
 from spintune.export.gguf.checking import can_check, check_gguf
@@ -182,6 +184,27 @@ def test_a_file_is_held_against_its_model(run: Path, tmp_path: Path, dtype: str)
     assert made.check.tokens > 8
     assert made.check.divergence < {"f32": 1e-4, "f16": 2e-3, "bf16": 1e-2, "q8_0": 2e-2}[dtype]
     assert made.check.same_text >= 6 or dtype in ("bf16", "q8_0")  # a random model's likeliest tokens are close
+
+
+@needs_llama_cpp
+def test_greedy_answers_that_are_counted_as_equal_are_what_llama_cpp_writes(run: Path, tmp_path: Path) -> None:
+    made = export(run, tmp_path / "model.gguf", "f32")
+    ours = load(run / "sft/model", precision="float32")
+    conversations = conversations_of(read_run(run))
+    written = ours.generate(conversations, max_new_tokens=32)
+    model, equal = opened(tmp_path / "model.gguf", 256), 0
+    for messages, completion in zip(conversations, written, strict=True):
+        turns = [{"role": one.role, "content": one.content} for one in messages]
+        text = ours.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        model.reset()
+        model.eval(model.tokenize(text.encode(), add_bos=False, special=True))
+        found: list[int] = []
+        while len(found) < len(completion.ids):
+            found.append(int(model.scores[model.n_tokens - 1].argmax()))
+            model.eval(found[-1:])
+        equal += tuple(found) == completion.ids
+    model.close()
+    assert equal == made.check.same_text >= 6
 
 
 @needs_llama_cpp

@@ -53,8 +53,10 @@ def push_folder(folder: Path, repo: str, private: bool, message: str) -> str:
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     api = HfApi()
+    disable_progress_bars()  # ours stay
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)

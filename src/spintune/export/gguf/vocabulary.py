@@ -44,7 +44,10 @@ def read_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int) -> Vocabulary
 
     Raises ModelError where llama.cpp would cut texts otherwise, or is not known not to.
     """
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ModelError(f"its tokenizer ({type(tokenizer).__name__}) has no tokenizer.json, which GGUF is made from")
+    content = json.loads(backend.to_str())
     model = content["model"]
     unknown = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix") if model.get(key)]
     if model["type"] != "BPE" or unknown:
