@@ -43,7 +43,7 @@ REHEARSED = ("tests/engine/test_peak.py",)
 def run_tests(options: argparse.Namespace) -> dict[str, Any]:
     """What pytest says of the tests that have a part for a GPU."""
     paths = REHEARSED if options.rehearse else TESTED
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *paths]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped)", done.stdout)}
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)

@@ -17,20 +17,9 @@ pytestmark = [
 ]
 
 
-def planned_and_measured(name: str, folder: Path) -> tuple[float, float]:
-    report = folder / "report.json"
-    subprocess.run([sys.executable, SCRIPT, "--only", name, "--report", report], check=True, stdout=subprocess.DEVNULL)
-    found = json.loads(report.read_text())[name]
-    return found["planned"], found["measured"]
-
-
 @pytest.mark.parametrize("name", ["0.1M, sft, 512 tokens", "12M, sft, 2048 tokens"])
 def test_a_plan_is_within_15_percent_of_the_most_that_a_run_held(name: str, tmp_path: Path) -> None:
-    planned, measured = planned_and_measured(name, tmp_path)
-    assert planned == pytest.approx(measured, rel=0.15)
-
-
-def test_a_plan_of_135_million_weights_is_within_15_percent(smollm2: Path, tmp_path: Path) -> None:
-    planned, measured = planned_and_measured("135M, sft, 256 tokens", tmp_path)
-    assert planned == pytest.approx(measured, rel=0.15)
-    assert planned > 2e9  # weights, gradients and moments alone are 16 bytes for each of 135 million
+    report = tmp_path / "report.json"
+    subprocess.run([sys.executable, SCRIPT, "--only", name, "--report", report], check=True, stdout=subprocess.DEVNULL)
+    found = json.loads(report.read_text())[name]
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)

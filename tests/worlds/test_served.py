@@ -109,8 +109,8 @@ def test_a_run_starts_a_server_for_each_model_and_ends_it(
     recipe = values(out, generate={"engine": "vllm", "devices": "cpu"}, **SMALL)
     run_recipe(parse_recipe(recipe, "test"), cache, watching, environment=environment)
     loads = [name for name in watching.tasks if "loads" in name]
-    # once each, though other models come into memory between what is asked of them
-    assert loads == ["vllm loads base", "vllm loads iterate-1"]
+    # base plays; iterate-1 is diagnosed and, still served, evaluated first, though base is in memory in between
+    assert loads == ["vllm loads base", "vllm loads iterate-1", "vllm loads base"]
     for stage, model in (("spin/iterate-1/pairs", "base"), ("eval/heldout/iterate-1", "iterate-1")):
         engine = facts(out / stage)["engine"]
         assert (engine["engine"], engine["model"], engine["urls"]) == ("vllm", model, [])

@@ -328,6 +328,10 @@ class RunContext:
         """The other engine that wrote answers last; None for the built-in generator."""
         return self.engines.facts if self.engines else None
 
+    def is_served(self, iterate: Iterate) -> bool:
+        """Whether a server has an iterate in memory."""
+        return self.engines is not None and self.engines.serves(iterate.digest)
+
     def release_engines(self) -> None:
         """Ends the servers that the run started, so that training, or the next model, has their memory."""
         if self.engines and self.engines.starts:

@@ -90,12 +90,14 @@ def _evaluate_models(
     scores: Scores = {evaluation.name: {} for evaluation in chosen}
     failed: list[str] = []
     lacking: set[str] = set()
-    for iterate in iterates:
+    for iterate in sorted(iterates, key=context.is_served, reverse=True):  # it would be loaded again later
         try:
             evaluate_model(context, iterate, chosen, scores, failed)
         except DeletedModelError:
             lacking.add(iterate.name)
             context.progress.note(f"{iterate.name} was deleted (spin.keep) before it was evaluated; left out")
+    for name, found in scores.items():
+        scores[name] = {iterate.name: found[iterate.name] for iterate in iterates if iterate.name in found}
     for evaluation in chosen:
         for rival, outcome in evaluation.rivals.items():
             _write_outcome(context, evaluation, rival, {**evaluation.inputs, "rival": rival}, outcome)

@@ -85,7 +85,7 @@ class EnginePool:
 
         Raises ServerError when there is none, or when all serve another model.
         """
-        if self._of == source.digest and any(replica.alive for replica in self._replicas):
+        if self.serves(source.digest):
             return [replica for replica in self._replicas if replica.alive]
         self.release()
         if engine.model.config.is_encoder_decoder:
@@ -101,6 +101,10 @@ class EnginePool:
             raise
         self._of = source.digest
         return self._replicas
+
+    def serves(self, digest: str) -> bool:
+        """Whether a server that is connected has the model with these contents."""
+        return self._of == digest and any(replica.alive for replica in self._replicas)
 
     @property
     def facts(self) -> EngineFacts:
