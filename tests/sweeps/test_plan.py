@@ -111,10 +111,10 @@ def test_many_runs_are_asked_for() -> None:
             ["{}: spin.epochs: Input should be greater than 0 (given: 0) (in seed=0, spin.epochs=0 and 1 more)"],
         ),
         (
-            ["tracking=[tensorboard]"],
+            ["eval=[ifeval]"],
             [
-                "{}: tracking: Input should be a valid list (given: 'tensorboard'); a list of lists gives lists as "
-                "values: tracking=[[...]]"
+                "{}: eval: Input should be a valid list (given: 'ifeval'); a list of lists gives lists as "
+                "values: eval=[[...]]"
             ],
         ),
         (
