@@ -60,11 +60,13 @@ def tmux(*words: str) -> str:
 def wait_for(width: int, pattern: str) -> str:
     """The screen, with colors, once its text has a pattern."""
     limit = time.monotonic() + SECONDS
-    while not re.search(pattern, tmux("capture-pane", "-p", "-S", "-60", "-t", f"w{width}")):
-        if time.monotonic() > limit:
-            raise SystemExit(f"the screen of {width} columns never shows {pattern!r}")
+    while time.monotonic() < limit:
+        screen = tmux("capture-pane", "-p", "-e", "-S", "-60", "-t", f"w{width}")
+        text = Text.from_ansi(screen).plain
+        if re.search(pattern, text) and "stage " in text:  # not between two drawings
+            return screen
         time.sleep(0.2)
-    return tmux("capture-pane", "-p", "-e", "-S", "-60", "-t", f"w{width}")
+    raise SystemExit(f"the screen of {width} columns never shows {pattern!r}")
 
 
 def draw_svg(screen: str, width: int, path: Path) -> None:
@@ -84,7 +86,7 @@ def take(width: int, recipe: Path, folder: Path) -> None:
     tmux("new-session", "-d", "-s", f"w{width}", "-x", str(width), "-y", "50", f"{command}; echo ended; sleep 1000")
     try:
         middle = wait_for(width, r"[4-8]\d %.*steps")
-        draw_svg(middle[middle.rfind("loading torch") :], width, DOCS / "images" / f"terminal-{width}.svg")
+        draw_svg(middle[max(0, middle.rfind("loading torch")) :], width, DOCS / "images" / f"terminal-{width}.svg")
         end = wait_for(width, r"(?m)^ended$")
         last = end[end.rfind("stage ") :].partition("\n")[2].partition("\nended")[0]
         draw_svg(last, width, DOCS / "images" / f"terminal-{width}-end.svg")
