@@ -64,7 +64,7 @@ def first_step(folder: Path) -> tuple[float, Took]:
         event = json.loads(line) if line.startswith("{") else {}
         if event.get("task") == "SFT" and event.get("done", 0) >= 1 and not first:
             first = time.monotonic() - began
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # Ctrl-C is ignored behind a shell that put this away
     return first, ended(process, began)
 
 
