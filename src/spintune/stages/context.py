@@ -32,6 +32,7 @@ from spintune.run_folder import BASE, Inputs, RunFolder
 from spintune.run_models import written_files
 from spintune.stages.followers import load_on_ranks, whole_player
 from spintune.stages.iterates import Iterate, LoadedIterate
+from spintune.stages.lengths import check_input_length, check_row_length
 from spintune.stages.metering import Meter
 from spintune.stages.needs import check_needs
 from spintune.step_log import StepLog
@@ -261,13 +262,7 @@ class RunContext:
             Routers(probed, recipe.router_aux_loss)  # refuses a coefficient that would do nothing
         weight_bytes = 2 if recipe.weights and not recipe.lora else 4
         saved_bytes = weight_bytes * sum(map(count_of, loaded.model.parameters()))
-        longest = loaded.max_input_length
-        has_rows = recipe.data.train or recipe.data.mixture
-        if longest is not None and has_rows and recipe.data.max_length > longest:
-            raise ModelError(
-                f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); "
-                "lower it"
-            )
+        check_input_length(recipe, loaded)
         adapted = load_adapter(loaded.model, iterate.adapter) if recipe.lora and iterate.adapter else None
         if recipe.lora and not iterate.adapter:
             adapted = new_adapter(loaded.model, recipe.lora, f"lora/{recipe.seed}/{iterate.name}")
@@ -277,12 +272,7 @@ class RunContext:
         # an iterate that this run wrote has its template in its tokenizer
         template = recipe.data.template if location == recipe.model else "tokenizer"
         engine = self._engine(probed, loaded.autocast)
-        if recipe.spin and engine.row_limit is not None and recipe.data.max_length > engine.row_limit:
-            raise ModelError(
-                f"spin: beyond {engine.row_limit} tokens the rest of a row changes what {recipe.model} computes of its "
-                "beginning, so answers would not be drawn as they are scored; set data.max_length to "
-                f"{engine.row_limit} or less, or leave spin out"
-            )
+        check_row_length(recipe, engine)
         self._tell_paths(engine, loaded)
         if loaded.unread:
             engine = engine.over(loaded.model)
