@@ -31,6 +31,7 @@ NAMES = {
         "RunResults",
         "Score",
         "SelfPlayLoss",
+        "TrackedRun",
     ),
     *(
         "SpintuneError",

@@ -42,6 +42,7 @@ class TableEngine:
 
     autocast = None
     tokens_per_forward = 10**6
+    is_sharded = False
 
     def __init__(self, probability_A: Tensor) -> None:
         self.model = Table(probability_A)

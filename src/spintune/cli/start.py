@@ -22,6 +22,7 @@ Train   spintune run RECIPE.yaml                all stages; again, it goes on
 Look    spintune plan RECIPE.yaml               time, memory and disk of a run
         spintune inspect RECIPE.yaml            the very tokens of training
         spintune mix RECIPE.yaml                a mixture of tasks
+        spintune watch RUN                      the same page while it goes on
         spintune report RUN                     one page about a run
         spintune compare RUN RUN                which model is better
         spintune eval --model MODEL --on TASK   benchmarks
