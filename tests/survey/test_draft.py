@@ -20,7 +20,7 @@ from spintune.survey.draft import Choices, draft, heldout_fraction, max_length_f
 from spintune.survey.told import reasons_for, survey_lines
 from spintune.typed_json import JsonObject
 
-CHOSEN = Choices("runs/x", "m", {"path": "x.csv"}, False, None, False, None, False, 135_000_000, 8192, False)
+CHOSEN = Choices("runs/x", "m", {"path": "x.csv"}, False, None, False, None, False, 8192, False)
 
 
 def found(rows: int = 1000, prompt: int = 40, answer: int = 60, **more: object) -> DataSurvey:
@@ -92,9 +92,9 @@ def test_rows_fit_into_what_the_model_reads() -> None:
 
 def test_small_data_is_read_more_often_in_smaller_steps() -> None:
     """900 rows of 100 tokens twice in 60 steps: 3,000 tokens, to the next 256. 90 rows three times would be 450."""
-    assert sft_for(found(1000), 128, 0.1, 10**9) == {"epochs": 2, "learning_rate": 5e-5, "tokens_per_step": 3072}
-    assert sft_for(found(100), 128, 0.1, 10**8) == {"epochs": 3, "learning_rate": 1e-4, "tokens_per_step": 512}
-    assert sft_for(found(100_000), 128, 0.1, 10**10) == {"epochs": 1, "learning_rate": 2e-5, "tokens_per_step": 4096}
+    assert sft_for(found(1000), 128, 0.1) == {"epochs": 2, "learning_rate": "auto", "tokens_per_step": 3072}
+    assert sft_for(found(100), 128, 0.1) == {"epochs": 3, "learning_rate": "auto", "tokens_per_step": 512}
+    assert sft_for(found(100_000), 128, 0.1) == {"epochs": 1, "learning_rate": "auto", "tokens_per_step": 4096}
 
 
 def every_draft() -> list[JsonObject]:

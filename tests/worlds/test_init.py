@@ -156,7 +156,7 @@ def test_the_recipe_fits_memory_and_patience(tiny_model: Path, tmp_path: Path, c
     assert seen.fitted(drafted, here, Silent())[0] == drafted
     small = Target(False, None, 1, 1000, 0.35, False)
     values, plan = seen.fitted(drafted, small, Silent())
-    assert (values["lora"], values["sft"]["learning_rate"], plan.fits) == ({"rank": 16}, 2e-4, False)
+    assert (values["lora"], values["sft"]["learning_rate"], plan.fits) == ({"rank": 16}, "auto", False)
     seen.write(values, tmp_path / "r.yaml")
     assert "All weights would not fit" in (tmp_path / "r.yaml").read_text()
 

@@ -207,7 +207,7 @@ class _Opened:
         from spintune.data.sources import read_source
         from spintune.models.loading import load_config, unpack_alias
         from spintune.models.packaged import ALIASES
-        from spintune.plan.shapes import parameters, read_shape
+        from spintune.plan.shapes import read_shape
         from spintune.survey.data import survey
 
         result = read_source(self.source, progress)
@@ -227,9 +227,8 @@ class _Opened:
             except SpintuneError as error:
                 refused = refused or error
                 continue
-            size = parameters(shape.whole())
             other = None if template == "tokenizer" else template
-            return _Seen(self, found, other, context, size, bool(shape.config.is_encoder_decoder))
+            return _Seen(self, found, other, context, bool(shape.config.is_encoder_decoder))
         raise refused or RecipeError(f"{self.model}: no template fits")
 
     def _renderer(self, template: str, shape: ModelShape) -> RowRenderer:
@@ -249,7 +248,6 @@ class _Seen:
     found: DataSurvey
     template: str | None
     context: int | None
-    parameters: int
     is_encoder_decoder: bool
 
     def decide(self, options: InitOptions, questions: Questions) -> JsonObject:
@@ -282,7 +280,6 @@ class _Seen:
             all_turns=self.found.multi_turn > 0 and not self.is_encoder_decoder,
             checker=checker,
             self_play=self_play,
-            parameters=self.parameters,
             context=self.context,
             on_gpu=default_device().type != "cpu",
         )

@@ -142,24 +142,18 @@ def stage_recipe(
 
 
 def _measured_defaults(stage: Stage, given: Recipe) -> dict[str, object]:
-    """What a recipe made of flags has that a recipe's own defaults, the papers', have not.
+    """What a recipe of flags has instead of the papers' defaults. What is ``given`` stays; a loss keeps its own λ."""
+    from spintune.recipe import measured
 
-    Rates are found by the run: the papers' hardly move a small model (docs/lab/learning-rates.md). Self-play on little
-    data needs small steps to take any, and a rival to mean anything; λ = 1 with γ = 3 gained most of what self-play can
-    (docs/lab/self-play-map.md). What ``given`` says stays, and another loss keeps its own λ.
-    """
-    from spintune.recipe import AUTO_RATE
-
-    measures = given.data.eval_fraction != 0
-    found: dict[str, object] = {"learning_rate": AUTO_RATE} if measures else {}
+    rate = measured.RATE if given.data.eval_fraction != 0 else {}
     if stage != "spin" or given.spin is None:
-        return found
-    if given.spin.refresh == "step":  # then there is nothing to try rates on
-        found = {}
+        return {**rate}
     said = given.spin.model_fields_set
-    found |= {"pairs_per_step": 16} | ({} if "loss" in said else {"lambda": 1.0, "gamma": 3.0})
+    found = {**measured.STEP, **({} if "loss" in said else measured.LOSS)}
+    if given.spin.refresh != "step":  # there, nothing is there to try rates on
+        found |= rate
     if "baseline" not in said or given.spin.baseline == "sft":
-        found |= {"baseline": "sft"} | ({"baseline_learning_rate": AUTO_RATE} if measures else {})
+        found |= {**measured.RIVAL, **{f"baseline_{key}": value for key, value in rate.items()}}
     return found
 
 

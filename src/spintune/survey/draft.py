@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from spintune.data.split import usual_fraction
 from spintune.evaluation.selection import ENOUGH_HELDOUT
-from spintune.recipe import SftSection
+from spintune.recipe import measured
 from spintune.survey.data import DataSurvey
 from spintune.typed_json import JsonObject
 
@@ -24,8 +24,7 @@ _STEPS = 60  # optimizer steps that are aimed at
 _STEP_SIZES = (256, 4096)  # tokens of a step, at least and at most
 _SPLIT = 60  # distinct prompts from which on some are kept for self-play alone
 _ANSWER_SLACK = 1.25  # of the longest answer, for generated ones
-LORA_RATE = 2e-4
-"""The learning rate of QLoRA (arXiv 2305.14314) for models up to 13 billion parameters."""
+_TRAINING = ("sft", "spin", "evaluation", "eval")  # sections that stand behind lora
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class Choices:
         source: the source of data.train, as plain values.
         unreadable: whether there are rows that cannot be read, which are dropped then.
         template: data.template where the model's own does not serve.
-        parameters: of the model.
         context: tokens that the model reads at most; None where nobody knows.
     """
 
@@ -48,7 +46,6 @@ class Choices:
     all_turns: bool
     checker: str | None
     self_play: bool
-    parameters: int
     context: int | None
     on_gpu: bool
 
@@ -68,15 +65,17 @@ def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
     if chosen.unreadable:
         data["on_bad_row"] = "drop"
     values: JsonObject = {"out": chosen.out, "model": chosen.model, "seed": 0, "data": data}
-    values["sft"] = sft_for(found, longest, fraction, chosen.parameters)
+    values["sft"] = sft_for(found, longest, fraction)
     if chosen.self_play:
         answer = min(longest, math.ceil(_ANSWER_SLACK * max(found.lengths.answers)))
         values["spin"] = {
             "iterations": 1,
             **({"prompts": "unseen", "unseen_share": 0.34} if found.prompts >= _SPLIT else {}),
-            "pairs_per_step": 16,
+            **measured.RATE,
+            **measured.LOSS,
+            **measured.STEP,
             "max_new_tokens": max(16, answer),
-            "baseline": "sft",
+            **measured.RIVAL,
         }
     if chosen.checker:
         values["evaluation"] = {"checker": chosen.checker}
@@ -99,23 +98,20 @@ def heldout_fraction(prompts: int) -> float:
     return math.ceil(100 * usual - 1e-9) / 100
 
 
-def sft_for(found: DataSurvey, max_length: int, fraction: float, parameters: int) -> JsonObject:
-    """Passes, rate and step size: small data is read more often, in small steps; small models learn at higher rates."""
+def sft_for(found: DataSurvey, max_length: int, fraction: float) -> JsonObject:
+    """Passes, rate and step size: small data is read more often, in small steps."""
     rows = found.kept * (1 - fraction)
     epochs = 3 if rows < 500 else 2 if rows < 5_000 else 1
     mean = sum(min(row, max_length) for row in found.lengths.rows) / max(1, len(found.lengths.rows))
     step = rows * mean * epochs / _STEPS
     low, high = _STEP_SIZES
-    rate = 1e-4 if parameters < 3e8 else 5e-5 if parameters < 1.5e9 else SftSection().learning_rate
-    return {"epochs": epochs, "learning_rate": rate, "tokens_per_step": min(high, max(low, 256 * round(step / 256)))}
+    return {"epochs": epochs, **measured.RATE, "tokens_per_step": min(high, max(low, 256 * round(step / 256)))}
 
 
 def with_lora(values: JsonObject) -> JsonObject:
-    """The recipe with adapters in place of all weights, and the learning rate that they need."""
-    changed = {key: value for key, value in values.items() if key not in ("sft", "spin", "evaluation", "eval")}
-    changed["lora"] = {"rank": 16}
-    changed["sft"] = {**values["sft"], "learning_rate": LORA_RATE}
-    return {**changed, **{key: values[key] for key in ("spin", "evaluation", "eval") if key in values}}
+    """The recipe with adapters in place of all weights."""
+    before = {key: value for key, value in values.items() if key not in _TRAINING}
+    return {**before, "lora": {"rank": 16}, **{key: values[key] for key in _TRAINING if key in values}}
 
 
 def with_limit(values: JsonObject, rows: int) -> JsonObject:

@@ -56,7 +56,7 @@ def reasons_for(values: JsonObject, found: DataSurvey) -> Mapping[str, str]:
         "data.template": "The model's own cannot write this data.",
         "data.turns": f"{found.multi_turn:,} conversations have earlier answers.",
         "data.on_bad_row": f"Here {found.unreadable.total():,} rows cannot be read.",
-        "sft.learning_rate": "If the loss hardly falls, or rises, try auto.",
+        "sft.learning_rate": "A rate of your own saves the time of the trials.",
         "lora": "All weights would not fit into this machine's memory.",
         "evaluation.checker": "The answers in the data have this form.",
         "spin.baseline": "It says whether self-play was worth its time.",
