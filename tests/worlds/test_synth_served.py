@@ -54,6 +54,8 @@ def kept(path: Path) -> tuple[int, int]:
     if not path.is_file():
         return 0, 0
     with closing(sqlite3.connect(path)) as database:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'outcomes'").fetchone():
+            return 0, 0  # the client has just made the file
         (outcomes,) = database.execute("SELECT COUNT(*) FROM outcomes").fetchone()
         (paid,) = database.execute("SELECT COALESCE(SUM(requests), 0) FROM spent").fetchone()
     return outcomes, paid

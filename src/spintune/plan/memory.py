@@ -30,11 +30,11 @@ _HEAD_BYTES = 512 * 2**20
 _SHARE_OF_FREE = 0.6
 """What :class:`spintune.engine.sharded.ShardedModel` lets all weights take of a GPU's free memory."""
 
-_HEAP = 1.2
+_HEAP = 1.6
 """Freed pieces of a CPU's heap beside the activations of a call, as a share of these. The heap never shrinks
 (:mod:`spintune.kernels.allocator`), and gradients lie between the pieces, so that calls of other sizes fit into few of
 them. Measured in whole runs of 12 and 135 million weights: 0.7 to 1.7; 0.1 where all calls are of one
-size (docs/lab/plan.md)."""
+size; more with adapters or recomputed layers (docs/lab/plan.md)."""
 
 _GUESSED_WIDTHS = 34
 """Numbers that a layer keeps of each token, in widths of the model, where no rehearsal is possible (arXiv 2205.05198,
