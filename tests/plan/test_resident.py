@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["0.1M, sft, 512 tokens", "12M, sft, 2048 tokens", "135M, sft, 256 tokens"])
+@pytest.mark.parametrize("name", ["12M, sft, 2048 tokens", "135M, sft, 256 tokens"])
 def test_a_plan_is_within_15_percent_of_the_most_that_a_run_held(name: str, smollm2: Path, tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     subprocess.run([sys.executable, SCRIPT, "--only", name, "--report", report], check=True, stdout=subprocess.DEVNULL)
