@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 from go_templates import render_go
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from transformers import AutoTokenizer
 
 from spintune.errors import ModelError
 from spintune.export.go_template import Render, Turns, TurnTexts, turn_texts
+from spintune.export.ollama import template_texts
+from spintune.tokens.chat_template import RefusedError
 from spintune.tokens.templates import ALPACA, CHATML, PLAIN
 
 LOOP = "{% for message in messages %}"
@@ -82,7 +86,7 @@ def jinja(source: str) -> Render:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 
     def fail(message: str) -> None:
-        raise ValueError(message)
+        raise RefusedError(message)
 
     template = environment.from_string(source)
 
@@ -178,3 +182,12 @@ def test_the_renderer_of_this_test_knows_gos_rules() -> None:
     messages: list[Any] = [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]
     for source, expected in cases.items():
         assert render_go(source, messages) == expected
+
+
+def test_a_template_that_never_ends_is_one_line(tiny_model: Path) -> None:
+    """It is foreign code, also here: the limits of training hold."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{{ b }}{% endfor %}{% endfor %}"
+    with pytest.raises(ModelError, match="the chat template fails") as caught:
+        template_texts(tokenizer)
+    assert "\n" not in str(caught.value)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import start_ranks, wait_for
+from forked_team import on_ranks
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -28,8 +28,7 @@ from spintune.engine.sharded import shard_model, whole_weights
 from spintune.engine.sharing import ENGINE
 from spintune.errors import ModelError
 from spintune.models.lora import new_adapter
-from spintune.ranks.environment import place_of
-from spintune.ranks.team import Team, joined
+from spintune.ranks.team import Team
 from spintune.recipe import LoraSection
 from spintune.records import Answer, Pair
 from spintune.tokens.rows import TokenRow
@@ -150,26 +149,15 @@ def _alike(team: Team) -> list[dict[str, torch.Tensor]]:
     return team.gather(_weights(team.objects[ENGINE]))  # type: ignore[arg-type]
 
 
-def _work(folder: Path) -> Callable[[int], None]:
-    def work(rank: int) -> None:
-        place = place_of(os.environ)
-        assert place is not None
-        with joined(place) as team:
-            team.lifeline.start()
-            if rank:
-                team.follow()
-                return
-            for name, kind in KINDS.items():
-                for mode in kind.modes:
-                    engine = team.call(_hold, name, mode)
-                    found = _train(engine, kind)
-                    found["weights"] = team.call(whole_weights)
-                    if mode == "replicate":
-                        found["ranks"] = team.call(_alike)
-                    torch.save(found, folder / f"{name}-{mode}.pt")
-            team.dismiss()
-
-    return work
+def _write(team: Team, folder: Path) -> None:
+    for name, kind in KINDS.items():
+        for mode in kind.modes:
+            engine = team.call(_hold, name, mode)
+            found = _train(engine, kind)
+            found["weights"] = team.call(whole_weights)
+            if mode == "replicate":
+                found["ranks"] = team.call(_alike)
+            torch.save(found, folder / f"{name}-{mode}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +165,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("kinds")
-    ranks = start_ranks(2, _work(folder), folder / "logs")
-    codes = wait_for(ranks, 300)
-    assert codes == [0, 0], "\n".join(rank.text for rank in ranks)
+    on_ranks(2, partial(_write, folder=folder), folder / "logs")
     torch.set_num_threads(threads)
     return folder
 

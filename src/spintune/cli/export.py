@@ -13,6 +13,7 @@ from spintune.cli.options import Json, RunModel, print_outcome
 if TYPE_CHECKING:
     from spintune.export.card import CardFields
     from spintune.export.gguf.checking import GgufCheck
+    from spintune.export.model import FolderType
     from spintune.progress import Progress
 
 Target = Literal["folder", "gguf", "ollama", "hub"]
@@ -60,15 +61,16 @@ def export(
     from spintune.export.card import CardFields
     from spintune.progress_display import open_progress
 
-    fields = CardFields(license, tuple(language or ()), tuple(tag or ()))
     _refuse_useless(to, repo, private, dry_run, adapter)
     with open_progress(json) as progress:
+        fields = CardFields(license, tuple(language or ()), tuple(tag or ()))
+        wanted = _Export(run, out, model, dtype, fields, progress)
         if to in ("gguf", "ollama"):
-            outcome, text = _packed(to == "ollama", run, out, model, dtype, fields, check, progress)
+            outcome, text = wanted.packed(to == "ollama", check)
         elif to == "hub":
-            outcome, text = _hub(_Upload(repo, private, dry_run), run, out, model, dtype, fields, adapter, progress)
+            outcome, text = wanted.hub(repo, private, dry_run, adapter)
         else:
-            outcome, text = _folder(run, out, model, dtype, fields, adapter, progress)
+            outcome, text = wanted.folder(adapter)
     print_outcome(outcome, text, json)
 
 
@@ -83,106 +85,81 @@ def _refuse_useless(to: Target, repo: str | None, private: bool, dry_run: bool, 
         raise RecipeError(f"--adapter is for folders and the hub; --to {to} takes the merged model")
 
 
-def _place(run: Path, model: str | None, out: Path | None, end: str) -> Path:
-    """Where to write: as named, or after the run and its model."""
-    from spintune.run_models import model_name
-
-    return out or Path(f"{run.resolve().name}-{model_name(run, model)}{end}")
-
-
-def _folder(
-    run: Path,
-    out: Path | None,
-    model: str | None,
-    dtype: str | None,
-    fields: CardFields,
-    adapter: bool,
-    progress: Progress,
-) -> tuple[dict[str, object], str]:
-    from spintune.export.model import FolderType, export_model
-
-    place = _place(run, model, out, "")
-    name = export_model(run, place, model, progress, cast(FolderType, _folder_type(dtype)), fields, adapter)
-    what = "the adapter of " if adapter else ""
-    return {"model": name, "folder": str(place)}, f"{what}{name} of {run} is in {place}, with its card in README.md"
-
-
-def _folder_type(dtype: str | None) -> str:
-    from spintune.errors import RecipeError
-
-    if dtype is not None and dtype not in _FOLDER_TYPES:
-        raise RecipeError(
-            f"--dtype {dtype!r:.40} is no type of a folder; take {', '.join(_FOLDER_TYPES)}, or --to gguf"
-        )
-    return dtype or "float32"
-
-
 @dataclass(frozen=True)
-class _Upload:
-    """Where an upload goes, and whether it is only listed."""
+class _Export:
+    """What every target is told. Each method writes one, and gives the outcome for machines and in words."""
 
-    repo: str | None
-    private: bool
-    dry_run: bool
+    run: Path
+    out: Path | None
+    model: str | None
+    dtype: str | None
+    fields: CardFields
+    progress: Progress
 
+    def folder(self, adapter: bool) -> tuple[dict[str, object], str]:
+        """A Hugging Face folder."""
+        place = self._place("")
+        name = self._write_folder(place, self._folder_type(), adapter)
+        told = f"{'the adapter of ' * adapter}{name} of {self.run} is in {place}, with its card in README.md"
+        return {"model": name, "folder": str(place)}, told
 
-def _hub(
-    upload: _Upload,
-    run: Path,
-    out: Path | None,
-    model: str | None,
-    dtype: str | None,
-    fields: CardFields,
-    adapter: bool,
-    progress: Progress,
-) -> tuple[dict[str, object], str]:
-    """The folder is written first: where ``out`` says, or for the time of the upload."""
-    from spintune.export.model import FolderType, export_model
-    from spintune.export.push import check_repo, listed, push_folder
-    from spintune.record_files import temporary_folder
+    def hub(self, repo: str | None, private: bool, dry_run: bool, adapter: bool) -> tuple[dict[str, object], str]:
+        """A repository. The folder is written first: where ``out`` says, or for the time of the upload."""
+        from spintune.export.push import check_repo, listed, push_folder
+        from spintune.record_files import temporary_folder
 
-    repo = check_repo(upload.repo)
-    kind = cast(FolderType, _folder_type(dtype))
-    with temporary_folder() as scratch:
-        place = out or Path(scratch) / "model"
-        name = export_model(run, place, model, progress, kind, fields, adapter)
-        files = listed(place)
-        url = None
-        if not upload.dry_run:
-            with progress.task(f"upload to {repo}", sum(files.values()) / 1e6, "MB") as task:
-                url = push_folder(place, repo, upload.private, f"{name} of {run.resolve().name}")
-                task.advance(sum(files.values()) / 1e6)
-    outcome = {"model": name, "repo": repo, "private": upload.private, "files": files, "url": url}
-    lines = [f"{size:>15,}  {path}" for path, size in files.items()] if upload.dry_run else []
-    total = f"{len(files)} files, {sum(files.values()):,} bytes"
-    done = f"{total}: this would go to {repo}" if url is None else f"{name} of {run} is at {url} ({total})"
-    return outcome, "\n".join([*lines, done])
+        repo, kind = check_repo(repo), self._folder_type()
+        with temporary_folder() as scratch:
+            place = self.out or Path(scratch) / "model"
+            name = self._write_folder(place, kind, adapter)
+            files = listed(place)
+            url = None
+            if not dry_run:
+                with self.progress.task(f"upload to {repo}", sum(files.values()) / 1e6, "MB") as task:
+                    url = push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
+                    task.advance(sum(files.values()) / 1e6)
+        outcome = {"model": name, "repo": repo, "private": private, "files": files, "url": url}
+        lines = [f"{size:>15,}  {path}" for path, size in files.items()] if dry_run else []
+        total = f"{len(files)} files, {sum(files.values()):,} bytes"
+        done = f"{total}: this would go to {repo}" if url is None else f"{name} of {self.run} is at {url} ({total})"
+        return outcome, "\n".join([*lines, done])
 
+    def packed(self, ollama: bool, check: bool) -> tuple[dict[str, object], str]:
+        """A GGUF file, or a folder with one for Ollama."""
+        from spintune.cli.execution import quiet_libraries
+        from spintune.export.ollama import export_ollama
+        from spintune.export.packed import export_gguf, gguf_type
 
-def _packed(
-    ollama: bool,
-    run: Path,
-    out: Path | None,
-    model: str | None,
-    dtype: str | None,
-    fields: CardFields,
-    check: bool,
-    progress: Progress,
-) -> tuple[dict[str, object], str]:
-    from spintune.cli.execution import quiet_libraries
-    from spintune.export.ollama import export_ollama
-    from spintune.export.packed import export_gguf, gguf_type
+        quiet_libraries()
+        kind = gguf_type(self.dtype or "f16")
+        place = self._place("-ollama" if ollama else f"-{kind}.gguf")
+        write = export_ollama if ollama else export_gguf
+        made = write(self.run, place, self.model, self.progress, kind, self.fields, check)
+        outcome = {"model": made.model, "place": str(made.place), "type": kind, "check": _facts(made.check)}
+        text = f"{made.model} of {self.run} is in {made.place} ({kind}); {_told(made.check, check)}"
+        if ollama:
+            text += f"\nollama create {made.place.name.lower()} -f {made.place / 'Modelfile'}"
+        return outcome, text
 
-    quiet_libraries()
-    kind = gguf_type(dtype or "f16")
-    place = _place(run, model, out, "-ollama" if ollama else f"-{kind}.gguf")
-    write = export_ollama if ollama else export_gguf
-    made = write(run, place, model, progress, kind, fields, check)
-    outcome = {"model": made.model, "place": str(made.place), "type": kind, "check": _facts(made.check)}
-    text = f"{made.model} of {run} is in {made.place} ({kind}); {_told(made.check, check)}"
-    if ollama:
-        text += f"\nollama create {made.place.name.lower()} -f {made.place / 'Modelfile'}"
-    return outcome, text
+    def _place(self, end: str) -> Path:
+        """Where to write: as named, or after the run and its model."""
+        from spintune.run_models import model_name
+
+        return self.out or Path(f"{self.run.resolve().name}-{model_name(self.run, self.model)}{end}")
+
+    def _folder_type(self) -> FolderType:
+        from spintune.errors import RecipeError
+
+        if self.dtype is not None and self.dtype not in _FOLDER_TYPES:
+            raise RecipeError(
+                f"--dtype {self.dtype!r:.40} is no type of a folder; take {', '.join(_FOLDER_TYPES)}, or --to gguf"
+            )
+        return cast("FolderType", self.dtype or "float32")
+
+    def _write_folder(self, place: Path, kind: FolderType, adapter: bool) -> str:
+        from spintune.export.model import export_model
+
+        return export_model(self.run, place, self.model, self.progress, kind, self.fields, adapter)
 
 
 def _facts(check: GgufCheck | None) -> object:

@@ -92,26 +92,26 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command with a parameter for each option, made of one that takes some as a dataclass."""
     hints = get_type_hints(command, include_extras=True)
     parameters: list[Parameter] = []
-    groups: dict[str, type[OutputOptions | RunOptions]] = {}
+    groups: dict[str, tuple[Callable[..., object], list[str]]] = {}
     for one in signature(command).parameters.values():
-        kind = hints[one.name]
-        if is_dataclass(kind):
-            groups[one.name] = kind  # type: ignore[assignment]  # the dataclasses here are groups of options
-            types = get_type_hints(kind, include_extras=True)
+        hint = hints[one.name]
+        if is_dataclass(hint):
+            types, members = get_type_hints(hint, include_extras=True), fields(hint)
+            groups[one.name] = (hints[one.name], [field.name for field in members])
             parameters += [
                 Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name])
-                for field in fields(kind)
+                for field in members
             ]
         else:
-            parameters.append(one.replace(annotation=hints[one.name], kind=Parameter.KEYWORD_ONLY))
+            parameters.append(one.replace(annotation=hint, kind=Parameter.KEYWORD_ONLY))
 
     @wraps(command)
     def expanded(**values: object) -> None:
-        for name, kind in groups.items():
-            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})  # type: ignore[arg-type]
+        for name, (group, members) in groups.items():
+            values[name] = group(**{member: values.pop(member) for member in members})
         command(**values)
 
-    expanded.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    expanded.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # what inspect, and so typer, reads
     expanded.__annotations__ = {one.name: one.annotation for one in parameters}
     return expanded
 

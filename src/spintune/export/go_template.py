@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from spintune.errors import ModelError
+from spintune.tokens.chat_template import RefusedError
 
 Turns = Sequence[tuple[str, str]]
 """Role and content of each turn."""
 Render = Callable[[Turns, bool], str]
-"""Renders a conversation, with or without the generation prompt. Raises for one that the template refuses."""
+"""Renders a conversation, with or without the generation prompt. Raises RefusedError where the template does."""
 
 _SYSTEM, _USER, _ANSWER, _FOLLOWING = "qSYSTEMq", "qUSERq", "qANSWERq", "qFOLLOWINGq"
 
@@ -96,9 +97,7 @@ def turn_texts(render: Render, begin: str = "") -> TurnTexts:
     """
     try:
         found = _with_system(_without_system(render), render)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever a template raises about ordinary turns
+    except RefusedError as error:
         raise _untranslatable(f"it refuses a plain conversation: {error!s:.80}") from error
     _compare(found, render)
     if begin:
@@ -137,7 +136,7 @@ def _with_system(found: TurnTexts, render: Render) -> TurnTexts:
     """The same with what stands around a system message; unchanged where the template has none."""
     try:
         text = render([("system", _SYSTEM), ("user", _USER)], False)
-    except Exception:  # a template may refuse system messages
+    except RefusedError:
         return found
     if _SYSTEM not in text:
         return found
@@ -172,7 +171,7 @@ def _compare(found: TurnTexts, render: Render) -> None:
             continue
         try:
             expected = render(turns, True)
-        except Exception as error:
+        except RefusedError as error:
             raise _untranslatable(f"it refuses a conversation: {error!s:.80}") from error
         if found.text(turns) != expected:
             raise _untranslatable("it writes turns otherwise in longer conversations")

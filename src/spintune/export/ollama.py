@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from spintune.errors import ModelError
 from spintune.export.card import CardFields, model_card
-from spintune.export.gguf.vocabulary import begins_itself, default_template
+from spintune.export.gguf.vocabulary import begins_itself, render_chat
 from spintune.export.gguf.writing import stop_ids
 from spintune.export.go_template import Turns, TurnTexts, turn_texts
 from spintune.export.packed import GgufExport, gguf_type, prepare, write_checked
@@ -19,7 +19,6 @@ from spintune.models.files import GENERATION_CONFIG, quiet_transformers
 from spintune.progress import Progress, Silent
 from spintune.report.facts import RunFacts
 from spintune.storage import atomic_folder, read_json
-from spintune.tokens.templates import with_fixed_date
 
 _TEMPERATURE = 0.7
 """Of models whose generation_config.json names none."""
@@ -101,15 +100,9 @@ def build_modelfile(source: ExportSource, file: str, license: str | None) -> Mod
 
 def template_texts(tokenizer: PreTrainedTokenizerBase) -> TurnTexts:
     """What the chat template of a tokenizer writes around turns. Raises ModelError where Go cannot."""
-    source = with_fixed_date(default_template(tokenizer))
 
     def render(turns: Turns, generation: bool) -> str:
-        messages = [{"role": role, "content": content} for role, content in turns]
-        return str(
-            tokenizer.apply_chat_template(
-                messages, chat_template=source, tokenize=False, add_generation_prompt=generation
-            )
-        )
+        return render_chat(tokenizer, [{"role": role, "content": content} for role, content in turns], generation)
 
     return turn_texts(render, tokenizer.bos_token if begins_itself(tokenizer) else "")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -38,6 +38,23 @@ THOUGHTFUL = Turn("assistant", "", "", empty=False, extras=TurnExtras(Thought(""
 
 class RefusedError(Exception):
     """A template's own words when it raises for a conversation."""
+
+
+@contextlib.contextmanager
+def template_errors(name: str) -> Iterator[None]:
+    """Renders a chat template within limits.
+
+    Raises RefusedError when it refuses the conversation, and ModelError when it fails.
+    """
+    try:
+        with limited_template():
+            yield
+    except jinja2.TemplateError as error:
+        if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
+            raise RefusedError(one_line(str(error))) from error
+        raise ModelError(f"{name}: the chat template fails: {one_line(str(error))}") from error
+    except Exception as error:  # a template is foreign code and may raise anything
+        raise ModelError(f"{name}: the chat template fails: {one_line(str(error))}") from error
 
 
 class ChatTemplate:
@@ -220,23 +237,16 @@ class ChatTemplate:
         called: Sequence[Mapping[str, object]] = messages
         if any("calls" in message or message["role"] == "tool" for message in messages):
             called = with_calls(messages, self.call_style or CALL_STYLES[0])
-        given = tools or self.probe_tools
-        try:
-            with limited_template():
-                return self._tokenizer.apply_chat_template(
-                    list(called),
-                    tools=[orjson.loads(tool) for tool in given] or None,
-                    chat_template=self.source,
-                    tokenize=False,
-                    add_generation_prompt=generation,
-                    **self.options,
-                )
-        except jinja2.TemplateError as error:
-            if type(error) is jinja2.TemplateError:  # what raise_exception() raises; subclasses are faults
-                raise RefusedError(one_line(str(error))) from error
-            raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
-        except Exception as error:  # a template is foreign code and may raise anything
-            raise ModelError(f"{self.name}: the chat template fails: {one_line(str(error))}") from error
+        given = [orjson.loads(tool) for tool in tools or self.probe_tools] or None
+        with template_errors(self.name):
+            return self._tokenizer.apply_chat_template(
+                list(called),
+                tools=given,
+                chat_template=self.source,
+                tokenize=False,
+                add_generation_prompt=generation,
+                **self.options,
+            )
 
     def _check_texts_of_options(self) -> None:
         for key, value in self.options.items():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.errors import ModelError
-from spintune.export.gguf.vocabulary import default_template
+from spintune.export.gguf.vocabulary import render_chat
 from spintune.export.gguf.writing import stop_ids
 from spintune.generation.build import build_generator
 from spintune.generation.sampling import Sampling
@@ -26,7 +26,6 @@ from spintune.models.loading import LoadedModel, load_model
 from spintune.progress import Progress
 from spintune.records import Message
 from spintune.storage import cache_folder
-from spintune.tokens.templates import with_fixed_date
 
 MAX_DIVERGENCE = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 """Largest mean KL divergence of a file from the model, in nats a token, by type; others have none.
@@ -158,12 +157,7 @@ def _answers(loaded: LoadedModel, conversations: Sequence[Sequence[Message]]) ->
 
 def _rendered(loaded: LoadedModel, messages: Sequence[Message]) -> str:
     """The text of a prompt, as the chat template in the file writes it."""
-    turns = [{"role": one.role, "content": one.content} for one in messages]
-    template = with_fixed_date(default_template(loaded.tokenizer))
-    text = loaded.tokenizer.apply_chat_template(
-        turns, chat_template=template, add_generation_prompt=True, tokenize=False
-    )
-    return str(text)
+    return render_chat(loaded.tokenizer, [{"role": one.role, "content": one.content} for one in messages], True)
 
 
 def _ids(loaded: LoadedModel, text: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gguf import GGUFWriter, TokenType
@@ -10,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from spintune.errors import ModelError
 from spintune.export.gguf.pretokenizers import rule_name
+from spintune.tokens.chat_template import template_errors
+from spintune.tokens.templates import with_fixed_date
 from spintune.typed_json import JsonObject
 
 _SPACE = "▁"
@@ -159,8 +162,7 @@ def _sentencepiece_space(content: JsonObject, tokenizer: PreTrainedTokenizerBase
 
 
 def _begins_with_control(tokenizer: PreTrainedTokenizerBase) -> bool:
-    ids = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
-    if tokenizer.convert_ids_to_tokens(ids[0]) in tokenizer.all_special_tokens:
+    if tokenizer.convert_ids_to_tokens(_first_of_a_prompt(tokenizer)) in tokenizer.all_special_tokens:
         return True
     raise ModelError(
         "its tokenizer puts a space before the first word only, as llama.cpp does not; not exported to GGUF"
@@ -215,5 +217,24 @@ def begins_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
         return False
     if not tokenizer.chat_template:
         return True
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], return_dict=False)
-    return bool(prompt[0] == first)
+    return _first_of_a_prompt(tokenizer) == first
+
+
+def _first_of_a_prompt(tokenizer: PreTrainedTokenizerBase) -> int:
+    text = render_chat(tokenizer, [{"role": "user", "content": "a"}], False)
+    return int(tokenizer(text, add_special_tokens=False)["input_ids"][0])
+
+
+def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], generation: bool) -> str:
+    """A conversation as the chat template in a GGUF file writes it, with or without the generation prompt.
+
+    Raises RefusedError when the template refuses the conversation, and ModelError when it fails.
+    """
+    with template_errors("the model"):
+        text = tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=with_fixed_date(default_template(tokenizer)),
+            tokenize=False,
+            add_generation_prompt=generation,
+        )
+    return str(text)
