@@ -1,4 +1,4 @@
-"""All that a GPU can tell, in one go and in under 12 minutes of one H200: a JSON file and a table in Markdown.
+"""All that a GPU can tell, in ten parts that each end after ``--minutes``: a JSON file and a table in Markdown.
 
     python benchmarks/gpu.py --report gpu.json [--minutes 2] [--only PART,...] [--tokens 32768] [--budget 16384]
                              [--prompts 256] [--new-tokens 256] [--repeats 3]

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.models.loading import load_model
@@ -45,5 +43,5 @@ def test_without_self_play_no_answers_are_timed(tiny_model: Path, cache: Path) -
     values = {"out": "x", "model": str(tiny_model), "data": {"train": "x.jsonl"}, "sft": {}}
     found = measured_rates(load_recipe(None, [], values), [Query((5,) * 8, ((7,) * 8,))], cache, Silent())
     assert found.writing == 0
-    assert found.training == pytest.approx(found.scoring, rel=10 * FACTOR)
+    assert found.scoring / (10 * FACTOR) < found.training < found.scoring * 10 * FACTOR
     assert "answers" not in found.how
