@@ -30,6 +30,7 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     uploaded: dict[str, bytes] = field(default_factory=dict)
     status: int = 200
+    public: bool = False  # a repository that is there already
 
 
 @contextmanager
@@ -40,6 +41,12 @@ def hub_server() -> Iterator[Hub]:
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *arguments: object) -> None:
             """Nothing on the screen."""
+
+        def do_GET(self) -> None:
+            """What the repository is."""
+            self.read()
+            private = not hub.public and bool(hub.created) and "private" in json.dumps(hub.created[-1])
+            self.answer(200, {"id": "me/mine", "private": private, "sha": "abc", "siblings": []})
 
         def do_POST(self) -> None:
             """The endpoints of a commit."""

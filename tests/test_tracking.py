@@ -13,6 +13,7 @@ import pytest
 from spintune.errors import MissingExtraError, RecipeError
 from spintune.recipe import parse_recipe
 from spintune.trackers import TRACKERS, SentOnce, TrackedRun, register_tracker
+from spintune.trackers.mlflow import place_without_credentials
 from spintune.tracking import Metrics, Stopwatch
 
 
@@ -282,3 +283,15 @@ def test_a_missing_package_is_one_line_with_what_to_install(
     with pytest.raises(MissingExtraError, match=rf"tracking: {name} .*; pip install 'spintune\[{name}\]', or drop it"):
         Metrics(tmp_path, [name])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@mlflow.corp/x", "https://mlflow.corp/x"),
+        ("postgresql://u:secret@db/mlflow", "mlflow ui --backend-store-uri postgresql://db/mlflow"),
+        ("sqlite:///mlflow.db", "mlflow ui --backend-store-uri sqlite:///mlflow.db"),
+    ],
+)
+def test_where_mlflow_keeps_a_run_is_told_without_its_password(uri: str, shown: str) -> None:
+    assert place_without_credentials(uri) == shown

@@ -52,6 +52,18 @@ def test_the_folder_and_its_card_are_on_the_hub(run: Path, hub: Hub, spintune: C
     assert not list(here.iterdir())
 
 
+def test_private_weights_never_go_to_a_repository_that_is_public(
+    run: Path, hub: Hub, spintune: Callable[..., Any]
+) -> None:
+    """The hub leaves a repository that exists as it is."""
+    hub.public = True
+    ended = spintune("export", run, "--to", "hub", "--repo", "me/mine", "--model", "sft", "--private")
+    assert ended.code == 6
+    assert "me/mine exists and is public, which --private does not change" in ended.err.splitlines()[-1]
+    assert hub.files == {}
+    assert hub.uploaded == {}
+
+
 def test_a_dry_run_lists_what_would_go_and_asks_nobody(run: Path, hub: Hub, spintune: Callable[..., Any]) -> None:
     ended = spintune("export", run, "--to", "hub", "--repo", "me/mine", "--model", "sft", "--dry-run")
     assert ended.code == 0, ended.err
@@ -110,6 +122,9 @@ def test_without_a_network_it_is_one_line(
     [
         (["--to", "hub"], "needs --repo OWNER/NAME"),
         (["--to", "hub", "--repo", "mine"], "no name of a repository"),
+        (["--to", "hub", "--repo", "me/mine.git"], "no name of a repository"),
+        (["--to", "hub", "--repo", "me/caf\u00e9"], "no name of a repository"),
+        (["--no-check"], "--no-check is for GGUF files"),
         (["--repo", "me/mine"], "--repo goes with --to hub only"),
         (["--dry-run"], "--dry-run goes with --to hub only"),
         (["--to", "gguf", "--adapter"], "takes the merged model"),

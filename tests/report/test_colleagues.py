@@ -105,6 +105,7 @@ def test_long_texts_are_cut_and_say_so() -> None:
     long = shortened("word " * 200)
     assert long.endswith("word … (cut)")
     assert len(long) < MAX_CHARACTERS + 10
+    assert shortened("问题: " + "长" * 300) == f"问题: {'长' * (MAX_CHARACTERS - 4)} … (cut)"  # no spaces to cut at
     assert shortened("\n".join("abcdefgh")) == "a\nb\nc\nd\ne … (cut)"
 
 

@@ -104,7 +104,7 @@ def every_draft() -> list[JsonObject]:
         CHOSEN, source=source, unreadable=True, template="plain", all_turns=True, checker="json", self_play=True
     )
     values = draft(rich, chosen)
-    return [draft(found(), CHOSEN), values, with_lora(values), with_limit(values, 300)]
+    return [draft(found(), CHOSEN), values, with_lora(values), with_limit(values, 300, rich)]
 
 
 @pytest.mark.parametrize("values", every_draft())
@@ -158,3 +158,11 @@ def test_what_is_told_of_data() -> None:
     assert "at max_length 64 (the model reads 64) 3 answers are cut and 0 rows left out" in "\n".join(
         survey_lines(found(3), 64, 64, "plain")
     )
+
+
+def test_a_limit_holds_out_enough_and_keeps_the_number_of_steps() -> None:
+    """Of 400 rows a quarter leaves 100 to judge by; 300 rows of 100 tokens, once, in 60 steps are 500 a step: 512."""
+    large = found(50_000)
+    values = with_limit(draft(large, CHOSEN), 400, large)
+    assert values["data"]["eval_fraction"] == 0.25
+    assert values["sft"] == {"epochs": 1, "learning_rate": "auto", "tokens_per_step": 512}

@@ -14,6 +14,7 @@ from spintune.recipe import load_recipe
 from spintune.records import Example, Message, write_records
 from spintune.report.reading import read_run
 from spintune.typed_json import JsonObject
+from spintune.watch.run import SILENT_SECONDS, WatchedRun
 from spintune.watch.stages import StageList, stage_list
 
 Make = Callable[..., Any]
@@ -85,6 +86,34 @@ def test_time_left_is_what_is_left_at_the_rate_so_far(made: Any) -> None:
     assert found.current.share == pytest.approx(5 * 520 * 3 / whole, abs=0.01)
     assert found.left is not None
     assert found.left.seconds > found.current.left
+
+
+def test_rows_that_are_left_out_take_their_time(made: Any) -> None:
+    """As of a long stage, whose earlier rows are thinned: five steps took 10 s, whichever of them are known."""
+    measured(with_data(made), "base")
+    made.metrics("sft", [step(n) for n in range(5)])
+    run = read_run(made.path)
+    rows = run.metrics["sft"]
+    whole, thin = (stage_list(run, {"sft": known}, True).current for known in (rows, rows[::2]))
+    assert whole is not None
+    assert thin is not None
+    assert thin.left == pytest.approx(whole.left, abs=3)
+
+
+def test_answers_in_shards_are_a_sign_of_life(made: Any) -> None:
+    """Where no lock can be seen: on another machine, or on macOS."""
+    shards = made.path / "spin/iterate-1/pairs/shards"
+    shards.mkdir(parents=True)
+    (made.path / "run.lock").write_text("1")
+    ago = time.time() - 2 * SILENT_SECONDS
+    for path in made.path.rglob("*"):
+        os.utime(path, (ago, ago))
+    watched = WatchedRun(made.path, "x")
+    watched.look()
+    assert "no sign of life" in watched.shown["head"]
+    (shards / "a-answers-0.jsonl").write_text("{}\n")
+    watched.look()
+    assert "running" in watched.shown["head"]
 
 
 def test_a_stage_that_says_nothing_takes_up_its_time(made: Any) -> None:

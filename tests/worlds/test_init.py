@@ -115,6 +115,9 @@ def test_what_is_missing_is_named_with_its_flag(
     assert taken.code == 2
     assert "support.yaml exists, and nothing is overwritten" in taken.err
     assert (tmp_path / "support.yaml").read_text() == "mine"
+    (tmp_path / "link.yaml").symlink_to(tmp_path / "nosuch.yaml")
+    taken = spintune("init", "support.csv", "--model", tiny_model, "--out", "link.yaml")
+    assert (taken.code, "link.yaml exists" in taken.err) == (2, True)
 
 
 def test_columns_that_are_named_are_in_the_recipe(

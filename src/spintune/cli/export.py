@@ -58,10 +58,13 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a model of a run for use elsewhere: a Hugging Face folder, GGUF, Ollama, or the hub."""
+    from spintune.errors import RecipeError
     from spintune.export.card import CardFields
     from spintune.progress_display import open_progress
 
     _refuse_useless(to, repo, private, dry_run, adapter)
+    if not check and to in ("folder", "hub"):
+        raise RecipeError(f"--no-check is for GGUF files; --to {to} compares nothing, so leave it out")
     with open_progress(json) as progress:
         fields = CardFields(license, tuple(language or ()), tuple(tag or ()))
         wanted = _Export(run, out, model, dtype, fields, progress)

@@ -107,7 +107,7 @@ def init(
 
 
 def _refuse_existing(path: Path | None) -> None:
-    if path and path.exists():
+    if path and (path.exists() or path.is_symlink()):
         raise RecipeError(f"{path} exists, and nothing is overwritten; name another file with --out, or remove it")
 
 
@@ -253,12 +253,12 @@ class _Seen:
     def decide(self, options: InitOptions, questions: Questions) -> JsonObject:
         """Asks what only a person knows, and drafts the recipe."""
         checker = self.found.checker
-        if checker and not questions.agrees(f"Judge answers by the checker {checker}?", True):
+        if checker and not questions.agrees(f"Judge answers by the checker {checker}?", True, "--yes"):
             checker = None
         self_play = options.self_play
         if self_play is None:
             self_play = questions.asks and questions.agrees(
-                "Self-play after SFT, with a rival at equal compute?", False
+                "Self-play after SFT, with a rival at equal compute?", False, "--self-play or --no-self-play"
             )
         return self.draft(self_play, checker)
 
@@ -308,7 +308,7 @@ class _Seen:
         if not target.on_gpu and plan.seconds and plan.seconds > budget:
             rows = max(_FEWEST, int(self.found.kept * budget / plan.seconds) // 100 * 100)
             if rows < self.found.kept:
-                values = with_limit(values, rows)
+                values = with_limit(values, rows, self.found)
                 plan = planned(values, probe=False, before=plan)
         return values, plan
 
@@ -331,6 +331,9 @@ class _Seen:
                 file.write(text)
         except FileExistsError:
             _refuse_existing(target)
+            raise
         except OSError as error:
+            with contextlib.suppress(OSError):
+                target.unlink()  # half of it, on a full disk
             raise RecipeError(f"{target} cannot be written ({error.strerror}); name another file with --out") from error
         return text

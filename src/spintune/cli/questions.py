@@ -41,12 +41,12 @@ class Questions:
                 given = input(visible(f"{question}{shown}: ")).strip() or default
             except EOFError:
                 raise RecipeError(f"{question}: the input ended; give {flag}") from None
-            if given and (not choices or given in choices):
+            if given and (not choices or given.lower() in choices):
                 return given
             print(f"  one of: {', '.join(choices)}" if choices else "  please give one")
         raise RecipeError(f"{question}: no answer could be used; give {flag}")
 
-    def agrees(self, question: str, default: bool) -> bool:
+    def agrees(self, question: str, default: bool, flag: str) -> bool:
         """Yes or no."""
-        answer = self.text(f"{question} (y/n)", "y" if default else "n", "", ("y", "n", "yes", "no", "Y", "N"))
+        answer = self.text(f"{question} (y/n)", "y" if default else "n", flag, ("y", "n", "yes", "no"))
         return answer[0].lower() == "y"

@@ -89,7 +89,7 @@ def build_modelfile(source: ExportSource, file: str, license: str | None) -> Mod
     with quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False)
     texts = template_texts(tokenizer)
-    stops = sorted(stop_ids(source.folder) | {tokenizer.eos_token_id})
+    stops = sorted(stop_ids(source.folder, tokenizer.eos_token_id))
     settings = read_json(path) if (path := source.folder / GENERATION_CONFIG).is_file() else {}
     sampling = {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
     values = [(key, f"{value:g}") for key, value in ({"temperature": _TEMPERATURE} | sampling).items()]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from spintune.errors import RecipeError, StorageError
-
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+from spintune.text.words import one_line
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,17 @@ class HubUpload:
 
 def check_repo(repo: str | None) -> str:
     """The repository to upload to. Raises RecipeError without one, or for a name that the hub would refuse."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported
+
     if repo is None:
         raise RecipeError("--to hub needs --repo OWNER/NAME")
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+    try:
+        validate_repo_id(repo)
+        named = repo.count("/") == 1
+    except HFValidationError:
+        named = False
+    if not named:
         raise RecipeError(
             f"--repo {repo!r:.80} is no name of a repository; give OWNER/NAME, such as your-name/my-model"
         )
@@ -59,6 +65,11 @@ def push_folder(folder: Path, repo: str, private: bool, message: str) -> str:
     disable_progress_bars()  # ours stay
     try:
         api.create_repo(repo, private=private, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise StorageError(
+                f"{repo} exists and is public, which --private does not change; make it private on the hub, or take "
+                "another --repo"
+            )
         commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     except OfflineModeIsEnabled as error:
         raise StorageError(f"{repo}: the hub is switched off (HF_HUB_OFFLINE); unset it, or add --dry-run") from error
@@ -86,4 +97,4 @@ def _refusal(status: int) -> str:
 
 
 def _short(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return (one_line(str(error)) or type(error).__name__)[:300]

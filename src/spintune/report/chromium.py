@@ -38,6 +38,8 @@ _A4 = {"paperWidth": 8.27, "paperHeight": 11.69}
 
 def chromium() -> str | None:
     """The command of an installed Chromium or a browser made of it."""
+    if os.name == "nt":  # the pipes are handed over as POSIX does
+        return None
     return next(filter(None, map(shutil.which, _NAMES)), None)
 
 
@@ -66,9 +68,13 @@ class Chromium:
         )
         os.close(to_browser)
         os.close(from_browser)
-        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
-        self._session: str = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.ask("Page.enable")
+        try:
+            target = self._ask("Target.createTarget", url="about:blank")["targetId"]
+            self._session: str = self._ask("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+            self.ask("Page.enable")
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the browser."""

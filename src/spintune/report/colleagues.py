@@ -279,5 +279,7 @@ def shortened(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
     kept = "\n".join(lines[:MAX_LINES])
     if len(kept) > MAX_CHARACTERS:
-        kept = kept[:MAX_CHARACTERS].rsplit(None, 1)[0]
+        cut = kept[:MAX_CHARACTERS]
+        words = cut.rsplit(None, 1)[0]
+        kept = words if len(words) > MAX_CHARACTERS // 2 else cut  # not every language has spaces
     return kept if len(kept) == len("\n".join(lines)) else f"{kept} … (cut)"

@@ -102,10 +102,14 @@ def sft_for(found: DataSurvey, max_length: int, fraction: float) -> JsonObject:
     """Passes, rate and step size: small data is read more often, in small steps."""
     rows = found.kept * (1 - fraction)
     epochs = 3 if rows < 500 else 2 if rows < 5_000 else 1
+    return {"epochs": epochs, **measured.RATE, "tokens_per_step": _tokens_per_step(found, max_length, rows * epochs)}
+
+
+def _tokens_per_step(found: DataSurvey, max_length: int, rows: float) -> int:
+    """For so many rows, over all passes."""
     mean = sum(min(row, max_length) for row in found.lengths.rows) / max(1, len(found.lengths.rows))
-    step = rows * mean * epochs / _STEPS
     low, high = _STEP_SIZES
-    return {"epochs": epochs, **measured.RATE, "tokens_per_step": min(high, max(low, 256 * round(step / 256)))}
+    return min(high, max(low, 256 * round(rows * mean / _STEPS / 256)))
 
 
 def with_lora(values: JsonObject) -> JsonObject:
@@ -114,7 +118,10 @@ def with_lora(values: JsonObject) -> JsonObject:
     return {**before, "lora": {"rank": 16}, **{key: values[key] for key in _TRAINING if key in values}}
 
 
-def with_limit(values: JsonObject, rows: int) -> JsonObject:
-    """The recipe on the first ``rows`` examples alone."""
-    source = {**values["data"]["train"], "limit": rows}
-    return {**values, "data": {**values["data"], "train": source}}
+def with_limit(values: JsonObject, rows: int, found: DataSurvey) -> JsonObject:
+    """The recipe on the first ``rows`` examples alone, with as many passes, of which enough are held out."""
+    fraction = heldout_fraction(min(rows, found.prompts))
+    data = {**values["data"], "train": {**values["data"]["train"], "limit": rows}, "eval_fraction": fraction}
+    epochs = values["sft"]["epochs"]
+    step = {"tokens_per_step": _tokens_per_step(found, data["max_length"], rows * (1 - fraction) * epochs)}
+    return {**values, "data": data, "sft": {**values["sft"], **step}}

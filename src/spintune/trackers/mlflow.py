@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +44,7 @@ class MLflow(SentOnce):
             for start in range(0, len(parameters), 100):  # as many as a request may have
                 self._client.log_batch(self._id, params=parameters[start : start + 100])
         self._finished = False
-        self.where = f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()} (experiment {name})"
+        self.where = f"{place_without_credentials(mlflow.get_tracking_uri())} (experiment {name})"
 
     def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -61,6 +62,12 @@ class MLflow(SentOnce):
 
     def close(self) -> None:
         self._client.set_terminated(self._id, "FINISHED" if self._finished else "KILLED")
+
+
+def place_without_credentials(uri: str) -> str:
+    """Where a person finds the run: the server, or the command that shows a store. Without credentials."""
+    bare = re.sub(r"//[^/]*@", "//", uri)
+    return bare if bare.startswith("http") else f"mlflow ui --backend-store-uri {bare}"
 
 
 def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import orjson
 
+from spintune.portable import read_part
 from spintune.typed_json import JsonObject
 
 _TAIL = 64
@@ -53,7 +54,7 @@ class GrowingLines:
     def _goes_on(self, status: os.stat_result, descriptor: int) -> bool:
         if (status.st_dev, status.st_ino) != self._file or status.st_size < self._offset:
             return False
-        return os.pread(descriptor, len(self._tail), self._offset - len(self._tail)) == self._tail
+        return read_part(descriptor, len(self._tail), self._offset - len(self._tail)) == self._tail
 
 
 def _whole_lines(block: bytes) -> bytes:

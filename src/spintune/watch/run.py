@@ -129,8 +129,8 @@ class WatchedRun:
 
     def _quiet_for(self) -> float:
         """Seconds since the run wrote anything."""
-        newest = max(modified(self.folder / name) for name in ("metrics.jsonl", "run.lock", "recipe.json"))
-        newest = max(newest, *(float(at) for _, at, _ in _stamps(self.folder)), 0.0)
+        files = (self.folder / "run.lock", self.folder / "recipe.json", *self.folder.rglob("*.jsonl"))  # also shards
+        newest = max(*map(modified, files), *(at for _, at, _ in _stamps(self.folder)))
         return max(0.0, time.time() - newest)
 
 

@@ -49,6 +49,7 @@ class LivePage:
     _readers: int = 0
     _looking: asyncio.Task[None] | None = None
     _looked: float = -1e9
+    _failure: str = ""
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def look(self) -> None:
@@ -57,8 +58,11 @@ class LivePage:
             if time.monotonic() - self._looked >= self.seconds / 2:
                 try:
                     await asyncio.to_thread(self.watched.look)
+                    if self._failure and self.watched.shown.get("line") == self._failure:
+                        self.watched.shown["line"] = ""
+                    self._failure = ""
                 except Exception as error:  # a file in the middle of a change; the page goes on with the next look
-                    self.watched.shown["line"] = f"{type(error).__name__}: {error}"
+                    self._failure = self.watched.shown["line"] = f"{type(error).__name__}: {error}"
                 self._looked = time.monotonic()
 
     async def _keep_looking(self) -> None:

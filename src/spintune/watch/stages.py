@@ -226,7 +226,9 @@ class _Counted:
                 return _WorkDone({"answers": math.inf, "pairs": math.inf}, dict(facts.seconds))
             return _WorkDone(_in_shards(self.run.folder / folder / "shards"))
         rows = self.metrics.get(folder, ())
-        seconds = {"train": math.fsum(row.get("seconds") or 0.0 for row in rows)}
+        spent = math.fsum(row.get("seconds") or 0.0 for row in rows)
+        # of a long stage, rows are left out
+        seconds = {"train": spent * rows[-1]["step"] / len(rows) if rows else 0.0}
         items = {"steps": float(rows[-1]["step"]) if rows else 0.0}
         if not done and folder in self.run.stages:  # trained, and measured now
             return _WorkDone({"steps": math.inf}, seconds)

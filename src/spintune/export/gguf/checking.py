@@ -105,7 +105,7 @@ def check_gguf(
         answered = _answers(loaded, conversations)
         hard = [_rendered(loaded, [Message("user", text)]) for text in _HARD_TEXTS]
         texts = [(text, _ids(loaded, text)) for text in (*hard, *(one.text for one in answered))]
-        stops = stop_ids(folder) | {loaded.tokenizer.eos_token_id or 0}
+        stops = stop_ids(folder, loaded.tokenizer.eos_token_id)
         del loaded
         task.advance(len(answered))
         longest = max(len(one.prompt) + len(one.answer) for one in answered)

@@ -144,11 +144,11 @@ def _stop_fields(writer: gguf.GGUFWriter, folder: Path, tokenizer: PreTrainedTok
         add(id)
 
 
-def stop_ids(folder: Path) -> frozenset[int]:
-    """The ids at which the generation settings of a model folder end an answer."""
+def stop_ids(folder: Path, eos: int | None = None) -> frozenset[int]:
+    """The ids at which the generation settings of a model folder end an answer, and the tokenizer's, ``eos``."""
     from spintune.models.files import GENERATION_CONFIG, end_ids
     from spintune.storage import read_json
 
     path = folder / GENERATION_CONFIG
     settings: JsonObject = read_json(path) if path.is_file() else {}
-    return end_ids(settings.get("eos_token_id"))
+    return frozenset(end_ids(settings.get("eos_token_id"))) | ({eos} if eos is not None else set())
