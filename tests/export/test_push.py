@@ -92,6 +92,8 @@ def test_what_the_hub_refuses_is_one_line(
     assert ended.code == 6
     assert text in ended.err.splitlines()[-1]
     assert hub.files == {}
+    kept = spintune("export", run, "kept", "--to", "hub", "--repo", "me/mine", "--model", "sft")
+    assert kept.err.rstrip().endswith("; kept is written, and goes there by: hf upload me/mine kept")
 
 
 def test_a_wrong_token_is_not_shown(

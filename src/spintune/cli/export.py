@@ -108,6 +108,7 @@ class _Export:
 
     def hub(self, repo: str | None, private: bool, dry_run: bool, adapter: bool) -> tuple[dict[str, object], str]:
         """A repository. The folder is written first: where ``out`` says, or for the time of the upload."""
+        from spintune.errors import StorageError
         from spintune.export.push import check_repo, listed, push_folder
         from spintune.record_files import temporary_folder
 
@@ -119,7 +120,11 @@ class _Export:
             url = None
             if not dry_run:
                 with self.progress.task(f"upload to {repo}", sum(files.values()) / 1e6, "MB") as task:
-                    url = push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
+                    try:
+                        url = push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
+                    except StorageError as error:
+                        kept = f"; {place} is written, and goes there by: hf upload {repo} {place}" if self.out else ""
+                        raise StorageError(f"{error}{kept}") from error
                     task.advance(sum(files.values()) / 1e6)
         outcome = {"model": name, "repo": repo, "private": private, "files": files, "url": url}
         lines = [f"{size:>15,}  {path}" for path, size in files.items()] if dry_run else []
