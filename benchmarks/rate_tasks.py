@@ -37,7 +37,7 @@ from spintune.records import Example, Message, Pair
 from spintune.selfplay.filters import without_degenerate
 from spintune.selfplay.opponent import sample_pairs, score_pairs
 from spintune.selfplay.shards import Shards
-from spintune.selfplay.spin import batches_of, default_rate, measure_pairs, objective_of, plain_pair_losses
+from spintune.selfplay.spin import batches_of, default_rate, measure_pairs, objective_of, rate_losses
 from spintune.tokens.rows import TokenRow, fit
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
@@ -288,7 +288,7 @@ class SpinTask(Task):
         return optimization_of(self.section, rate, 1)
 
     def losses(self, rows: Sequence[Pair]) -> list[float]:
-        return plain_pair_losses(self.player.engine, rows)
+        return rate_losses(self.player.engine, rows)
 
     def measure(self) -> dict[str, float]:
         """Also the loss that it trains with (``own``), the KL from the opponent, and the loss per real token."""

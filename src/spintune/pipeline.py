@@ -45,6 +45,7 @@ from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.followers import compare_ranks, enroll
 from spintune.stages.iterates import Iterate
+from spintune.stages.lengths import with_longest_answer
 from spintune.stages.measure import check_measure
 from spintune.stages.outcome import evaluation_numbers, outcome_facts
 from spintune.stages.registry import Evaluation, evaluations_of
@@ -182,6 +183,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         return RunResults(synth=synth)
     with context.progress.stage(schedule.DATA):
         data = data_stage(context)
+        recipe = context.recipe = with_longest_answer(recipe, context.train, context.cache, context.progress)
         context.progress.expect(expected_stages(recipe, until, _size_of(context)))
     check_measure(context)
     sft = None

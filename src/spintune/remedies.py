@@ -92,10 +92,10 @@ def _shorter_rows(recipe: Recipe) -> JsonObject | None:
 
 
 def _shorter_answers(recipe: Recipe) -> JsonObject | None:
-    if recipe.spin is None or recipe.spin.max_new_tokens < 16:
+    if recipe.spin is None or recipe.spin.longest_answer < 16:
         return None
     values = _values(recipe)
-    return {**values, "spin": {**values["spin"], "max_new_tokens": recipe.spin.max_new_tokens // 2}}
+    return {**values, "spin": {**values["spin"], "max_new_tokens": recipe.spin.longest_answer // 2}}
 
 
 def _optimizer(name: str) -> Callable[[Recipe], JsonObject | None]:

@@ -149,7 +149,7 @@ def _measured_defaults(stage: Stage, given: Recipe) -> dict[str, object]:
     if stage != "spin" or given.spin is None:
         return {**rate}
     said = given.spin.model_fields_set
-    found = {**measured.STEP, **({} if "loss" in said else measured.LOSS)}
+    found = {**measured.STEP, **measured.ANSWER, **({} if "loss" in said else measured.LOSS)}
     if given.spin.refresh != "step":  # there, nothing is there to try rates on
         found |= rate
     if "baseline" not in said or given.spin.baseline == "sft":

@@ -168,7 +168,7 @@ class Planner:
         plan = self.memory(sharded)
         section = (self.recipe.spin if name.startswith("spin/iterate") else self.recipe.sft) or SftSection()
         training, how = plan.training(section.optimizer, calls)
-        written = 0 if self.recipe.spin is None else self.recipe.spin.max_new_tokens
+        written = self._longest_answer if self.recipe.spin else 0
         sizes = self.rows.spin if name.startswith("spin/iterate") else self.rows.sft
         if name.startswith("spin/iterate"):
             prompts = sizes.rows * (self.recipe.spin.negatives if self.recipe.spin else 1)
@@ -189,11 +189,17 @@ class Planner:
             )
         return found
 
+    @property
+    def _longest_answer(self) -> int:
+        """Of self-play. [tokens]"""
+        spin = self.recipe.spin
+        return spin.with_answers(max(self.rows.spin.answers)).longest_answer if spin else 1
+
     def _answers(self, name: str, needs: Operations, rates: Rates | None) -> StagePlan:
         """The prompts of an iteration, answered and scored."""
         sizes: RowSizes = self.rows.spin
         spin = self.recipe.spin
-        negatives, longest = (spin.negatives, spin.max_new_tokens) if spin else (1, 1)
+        negatives, longest = spin.negatives if spin else 1, self._longest_answer
         prompts = sizes.rows + self.rows.heldout
         written = round(prompts * negatives * sizes.mean_answer)
         read = round(prompts * sum(sizes.lengths) / max(1, len(sizes.lengths))) + written

@@ -104,7 +104,7 @@ def read_rows(recipe: Recipe, shape: ModelShape, cache: Path, progress: Progress
     examples = found.train if step == 1 else Selection(found.train, range(0, count, step))
     lengths = _rendered if shape.folder else _by_characters
     sft = lengths(recipe, shape, cache, examples, None, progress)
-    played = lengths(recipe, shape, cache, examples, recipe.spin.max_new_tokens, progress) if recipe.spin else sft
+    played = lengths(recipe, shape, cache, examples, recipe.spin.longest_answer, progress) if recipe.spin else sft
     each = factor * step
     how = "all rows were read" if each == 1 else f"{len(examples):,} of about {round(count * factor):,} rows were read"
     how += (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar, get_args
+from typing import Annotated, Literal, Self, TypeVar, get_args
 
 from pydantic import Field, field_validator
 
@@ -34,6 +34,8 @@ T = TypeVar("T")
 LossName = Annotated[str, known_in(losses.LOSSES), offered(loss.name for loss in losses.BUILT_IN)]
 
 
+ANSWER_TOKENS, SHORT_ANSWER, ANSWER_SLACK = 256, 16, 1.25
+"""Length of generated answers: at most, at least, and of the longest real one. [tokens, tokens, times]"""
 DECAY = 0.1
 """Share of the steps in which wsd lowers the learning rate, by default."""
 
@@ -209,8 +211,9 @@ class SpinSection(TrainingSection):
     Default: SPIN scripts."""
     pairs_per_step: Count = 64
     """Pairs per optimizer step. [pairs] Default: SPIN paper."""
-    max_new_tokens: Count = 256
-    """Maximum length of generated and of real answers. [tokens] Default: SPIN scripts."""
+    max_new_tokens: Count | Literal["auto"] = ANSWER_TOKENS
+    """Maximum length of generated and of real answers; auto is a quarter more than the longest real one, from 16 to
+    256. [tokens] Default: SPIN scripts."""
     temperature: NonNegative = 1.0
     """Sampling temperature of generated answers; 0 is greedy. Default: 1, since the theory needs the model's own
     distribution."""
@@ -237,6 +240,18 @@ class SpinSection(TrainingSection):
         if value is None:
             raise ValueError("it is empty; give a rule such as {start_loss: true}, or leave it out")
         return value
+
+    @property
+    def longest_answer(self) -> int:
+        """``max_new_tokens`` as a number; for auto the most that it can be, until a run has read its data."""
+        return ANSWER_TOKENS if self.max_new_tokens == "auto" else self.max_new_tokens
+
+    def with_answers(self, longest: int) -> Self:
+        """With a number for ``max_new_tokens: auto``, from the longest real answer. [tokens]"""
+        if self.max_new_tokens != "auto":
+            return self
+        limit = min(ANSWER_TOKENS, max(SHORT_ANSWER, math.ceil(ANSWER_SLACK * longest)))
+        return self.model_copy(update={"max_new_tokens": limit})
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()

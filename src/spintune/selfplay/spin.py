@@ -103,13 +103,14 @@ def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfP
     ]
 
 
-def plain_pair_losses(engine: LogProbEngine, pairs: Sequence[Pair]) -> list[float]:
-    """How well the player tells each real answer from its opponent's: log(1 + e^-m), whatever it trains with.
+def rate_losses(engine: LogProbEngine, pairs: Sequence[Pair]) -> list[float]:
+    """What learning rates are chosen by, whatever the player trains with: log(1 + e^-m) - log p(y) / |y|.
 
-    It is ln 2 for a player that equals its opponent. The mean is least for p_data: m is then the log-odds of "real".
-    The loss of training has its least there only for λ = 1; at λ = 0.1 it goes on falling far beyond the data.
+    This is the loss at λ = 1 and γ = 1, and both of its terms are least for p_data. At λ = 0.1 the first one goes on
+    falling far beyond the data. The second one keeps out rates that ruin the player: where every answer of the opponent
+    is easy to tell, almost any change of the weights brings the first term to 0.
     """
-    return [one.loss for one in measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0))]
+    return [one.loss for one in measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0, gamma=1.0))]
 
 
 def _as_logprobs(pair: Pair, sums: Sequence[float]) -> LogProbs:

@@ -54,7 +54,7 @@ class AnswerSampler:
     @property
     def max_tokens(self) -> int:
         """Maximum length of a generated answer, which is no longer than a real one may be."""
-        longest = self.section.max_new_tokens
+        longest = self.section.longest_answer
         return min(longest, self.context.recipe.data.max_target_length or longest)
 
     @cached_property
@@ -91,7 +91,7 @@ class AnswerSampler:
 
     def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:
         """The examples as tokens, real answers within the length of generated ones."""
-        return self.context.render(examples, player.renderer("last"), self.section.max_new_tokens)
+        return self.context.render(examples, player.renderer("last"), self.section.longest_answer)
 
     def write(
         self, player: LoadedIterate, rows: Sequence[TokenRow], stream: Sequence[object], shards: Shards, name: str
@@ -138,7 +138,7 @@ class AnswerSampler:
             player = context.load(iterate, stage, inputs)
             shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
             examples = self.heldout
-            rows = context.render_heldout(examples, player.renderer("last"), self.section.max_new_tokens)
+            rows = context.render_heldout(examples, player.renderer("last"), self.section.longest_answer)
             pairs = self.write(player, rows, ["heldout"], shards, f"{iterate.name} answers held-out prompts")
             write_records(file, pairs)
             context.run.finish(

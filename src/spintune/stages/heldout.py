@@ -141,7 +141,7 @@ def _checker_inputs(section: EvaluationSection) -> JsonObject:
 
 def _longest(context: RunContext) -> int:
     """Maximum length of an answer. [tokens]"""
-    return context.recipe.spin.max_new_tokens if context.recipe.spin else HELDOUT_TOKENS
+    return context.recipe.spin.longest_answer if context.recipe.spin else HELDOUT_TOKENS
 
 
 def heldout_results(

@@ -41,7 +41,7 @@ from spintune.selfplay.spin import (
     iteration_optimization,
     measure_pairs,
     objective_of,
-    plain_pair_losses,
+    rate_losses,
     train_iteration,
 )
 from spintune.stages.answers import AnswerSampler
@@ -129,8 +129,8 @@ def _trial(sampler: AnswerSampler, player: LoadedIterate, iteration: int) -> Tri
         _optimization(sampler, tried, player, iteration),
         heldout,
         [objective.query(pair).tokens for pair in heldout],
-        lambda rows: plain_pair_losses(player.engine, rows),
-        "pair loss at λ = 1",
+        lambda rows: rate_losses(player.engine, rows),
+        "loss at λ = 1 and γ = 1",
         BACKWARD + 2,  # an iteration also generates and scores its answers
     )
 

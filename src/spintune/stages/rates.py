@@ -8,7 +8,7 @@
         checkpoints/     the weights and moments that every rung begins with, while the ladder goes on
 
 The model is afterwards what it was before, to the bit. Rungs are judged by the held-out examples that choose: SFT's by
-the loss per token, self-play's by :func:`spintune.selfplay.spin.plain_pair_losses`. With too few of them the stage
+the loss per token, self-play's by :func:`spintune.selfplay.spin.rate_losses`. With too few of them the stage
 takes the usual rate for the model's size, and says so.
 """
 

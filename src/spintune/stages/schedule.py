@@ -115,7 +115,7 @@ class _Work:
         """One model on the held-out examples."""
         size, spin = self.size, self.recipe.spin
         if size.heldout:
-            longest = spin.max_new_tokens if spin else size.answer
+            longest = spin.longest_answer if spin else size.answer
             yield ExpectedTask("references", size.heldout, size.prompt + size.answer)
             yield ExpectedTask("answers", size.heldout, min(size.answer, longest))
             if samples := self.recipe.evaluation.samples:
@@ -166,7 +166,7 @@ class _Work:
             yield from self.measuring()
 
     def _written(self, section: SpinSection) -> float:
-        return min(self.size.answer, section.max_new_tokens)
+        return min(self.size.answer, section.longest_answer)
 
     def _phases(self, section: SpinSection) -> int:
         return section.refresh if isinstance(section.refresh, int) else 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from spintune.data.split import usual_fraction
 from spintune.evaluation.selection import ENOUGH_HELDOUT
 from spintune.recipe import measured
+from spintune.recipe.training import ANSWER_SLACK, SHORT_ANSWER
 from spintune.survey.data import DataSurvey
 from spintune.typed_json import JsonObject
 
@@ -23,7 +24,6 @@ _ROUND = 32  # tokens that max_length is a multiple of
 _STEPS = 60  # optimizer steps that are aimed at
 _STEP_SIZES = (256, 4096)  # tokens of a step, at least and at most
 _SPLIT = 60  # distinct prompts from which on some are kept for self-play alone
-_ANSWER_SLACK = 1.25  # of the longest answer, for generated ones
 _TRAINING = ("sft", "spin", "evaluation", "eval")  # sections that stand behind lora
 
 
@@ -67,14 +67,14 @@ def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
     values: JsonObject = {"out": chosen.out, "model": chosen.model, "seed": 0, "data": data}
     values["sft"] = sft_for(found, longest, fraction)
     if chosen.self_play:
-        answer = min(longest, math.ceil(_ANSWER_SLACK * max(found.lengths.answers)))
+        answer = min(longest, math.ceil(ANSWER_SLACK * max(found.lengths.answers)))
         values["spin"] = {
             "iterations": 1,
             **({"prompts": "unseen", "unseen_share": 0.34} if found.prompts >= _SPLIT else {}),
             **measured.RATE,
             **measured.LOSS,
             **measured.STEP,
-            "max_new_tokens": max(16, answer),
+            "max_new_tokens": max(SHORT_ANSWER, answer),
             **measured.RIVAL,
         }
     if chosen.checker:
