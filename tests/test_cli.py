@@ -180,6 +180,8 @@ def test_a_dry_run_lists_the_stages_and_writes_nothing(spintune: Spintune, tmp_p
     ("words", "expected"),
     [
         ([], {"lambda_": 1.0, "gamma": 3.0, "learning_rate": "auto", "baseline_learning_rate": "auto"}),
+        ([], {"max_new_tokens": "auto"}),
+        (["spin.max_new_tokens=64"], {"max_new_tokens": 64}),
         (["spin.lambda=0.1", "spin.gamma=0", "spin.learning_rate=1e-5"], {"lambda_": 0.1, "gamma": 0.0}),
         (["spin.loss=space"], {"lambda_": None, "gamma": 0.0, "learning_rate": "auto"}),
         (["spin.baseline=none"], {"baseline": "none", "baseline_learning_rate": None}),

@@ -91,8 +91,17 @@ class Manifest(OmitEmpty):
         return {name: file for name, file in self.files.items() if name.partition("/")[0] not in self.deleted}
 
 
+def check_is_run(folder: Path) -> None:
+    """Raises RunError when a folder that a user names is not the folder of a run."""
+    if not folder.is_dir():
+        raise RunError(f"{folder} does not exist or is no folder; give the folder of a run (its recipe's out)")
+    if not (folder / "recipe.json").is_file():
+        raise RunError(f"{folder} is no run folder, for it has no recipe.json; give the folder of a run")
+
+
 def read_recipe(folder: Path) -> RecipeFile:
-    """The recipe that a run folder is bound to. Raises RunError when it is damaged."""
+    """The recipe that a run folder is bound to. Raises RunError when there is none, or it is damaged."""
+    check_is_run(folder)
     path = folder / "recipe.json"
     return from_json(RecipeFile, read_json(path), path)
 

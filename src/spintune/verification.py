@@ -19,7 +19,7 @@ from spintune.errors import RunError
 from spintune.evaluation.decision import BEST, OLD_BEST, decision_file
 from spintune.progress import Progress, ProgressTask
 from spintune.results import RunResults
-from spintune.run_folder import MANIFEST, Manifest, read_manifest, read_recipe
+from spintune.run_folder import MANIFEST, Manifest, check_is_run, read_manifest, read_recipe
 from spintune.run_models import LOADED, read_best
 from spintune.storage import is_note, is_temporary, read_json
 from spintune.typed_json import from_json
@@ -81,8 +81,7 @@ def verify_run(folder: Path, progress: Progress) -> Verification:
 
     Raises RunError when the folder is no run.
     """
-    if not (folder / "recipe.json").is_file():
-        raise RunError(f"{folder} is no run folder, for it has no recipe.json; give the folder of a run")
+    check_is_run(folder)
     return _Check(folder, Verification(str(folder))).run(progress)
 
 

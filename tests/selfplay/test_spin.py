@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from statistics import fmean
 
 import pytest
 
@@ -22,6 +23,7 @@ from spintune.selfplay.spin import (
     iteration_optimization,
     measure_pairs,
     objective_of,
+    rate_losses,
     train_iteration,
 )
 from spintune.tokens.rows import TokenRow
@@ -187,3 +189,23 @@ def test_a_resumed_run_asks_for_the_phase_it_is_in_and_no_earlier_one():
     batches, asked = phased(SpinSection(pairs_per_step=2, refresh=5))
     batches[3]
     assert [phase for phase, _ in asked] == [3]
+
+
+def test_rates_are_judged_by_what_is_told_apart_and_by_the_real_answers(opponent):
+    engine, pairs = opponent
+    expected = [math.log(2) - pair.real.opponent / len(pair.real.ids) for pair in pairs]
+    assert rate_losses(engine, pairs) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_rate_that_ruins_the_player_is_worse_than_none_however_well_it_tells_answers_apart(random_player, tmp_path):
+    """Answers of 30 tokens against 5: nearly any move of the weights lowers the former by more than the latter."""
+    engine, _ = random_player()
+    long = [Answer(tuple(2 + (place + n) % 18 for n in range(30)), "", False) for place in range(len(ROWS))]
+    pairs = [Pair(row.example_id, row.prompt_ids, Answer(row.response_ids, "", True), (answer,), writer="iterate-0")
+             for row, answer in zip(ROWS, long, strict=True)]  # fmt: skip
+    pairs = list(score_pairs(engine, pairs, "opponent", Shards(tmp_path / "pairs", "tag", Silent()), "score"))
+    start = fmean(rate_losses(engine, pairs))
+    section = SpinSection.model_validate({"lambda": 1.0, "learning_rate": 1.0, "pairs_per_step": 4, "epochs": 4.0})
+    iterate(engine, pairs, section, tmp_path)
+    assert fmean(one.loss for one in measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0))) < 0.05
+    assert fmean(rate_losses(engine, pairs)) > start

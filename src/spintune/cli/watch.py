@@ -33,7 +33,8 @@ def watch(
     except OSError as error:
         raise StorageError(f"port {port} of {HOST} cannot be used ({error.strerror}); choose another --port") from error
     address = f"http://{HOST}:{listening.getsockname()[1]}/"
-    print(visible(f"{run} at {address} (Ctrl-C ends this, not the run)"), flush=True)
+    waits = "" if run.is_dir() else "; it does not exist yet, and is shown once a run begins there"
+    print(visible(f"{run} at {address} (Ctrl-C ends this, not the run){waits}"), flush=True)
     if open_browser:
         import webbrowser
 

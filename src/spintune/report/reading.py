@@ -29,7 +29,7 @@ from spintune.results import (
     SftFacts,
     SynthFacts,
 )
-from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, iterations_of, read_manifest, read_recipe
+from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, check_is_run, iterations_of, read_manifest, read_recipe
 from spintune.run_models import read_best, stage_of
 from spintune.storage import read_json, read_json_lines
 from spintune.training.rate_facts import RateFacts
@@ -105,10 +105,7 @@ def read_run(folder: Path) -> RunFacts:
 
     Raises RunError when it is none, or when a file in it is damaged or has another version's form.
     """
-    if not folder.is_dir():
-        raise RunError(f"{folder} does not exist or is no folder; give the folder of a run (its recipe's out)")
-    if not (folder / "recipe.json").is_file():
-        raise RunError(f"{folder} is no run folder, for it has no recipe.json; give the folder of a run")
+    check_is_run(folder)
     try:
         return _read(folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
