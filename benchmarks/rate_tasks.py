@@ -41,7 +41,8 @@ from spintune.selfplay.spin import batches_of, default_rate, measure_pairs, obje
 from spintune.tokens.rows import TokenRow, fit
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.ladder import BACKWARD, Ladder, choose, climb, for_stage, mean_loss, plan_ladder, usual_rate
+from spintune.training.ladder import Ladder, choose, climb, for_stage, mean_loss, usual_rate
+from spintune.training.ladder_plan import BACKWARD, plan_ladder
 from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood, Objective
 from spintune.training.optimization import Optimization, optimization_of

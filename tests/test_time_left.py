@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from spintune.progress import ExpectedStage, ExpectedTask
+from spintune.progress import TRIAL_STEPS, ExpectedStage, ExpectedTask
+from spintune.recipe import parse_recipe
+from spintune.stages.schedule import SFT_TRAINING, DataSize, expected_stages, training_of
 from spintune.time_left import RELATIVE_COST, RunTimes
 
 STAGES = [
@@ -150,3 +152,34 @@ def test_a_task_of_unknown_length_counts_without_an_end(clock: Clock) -> None:
     task = times.begin_task("reading", math.inf, "rows")
     step(times, clock, task, 5.0, 25)
     assert (times.stage_left(), times.share_done(), task.left) == (None, None, None)
+
+
+def test_the_short_runs_that_find_a_rate_are_expected_and_tell_the_cost_of_training(clock: Clock) -> None:
+    spin = {"iterations": 2, "learning_rate": "auto", "baseline": "sft", "baseline_learning_rate": 1e-5}
+    values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "sft": {"learning_rate": "auto"}, "spin": spin}
+    size = DataSize(seen=640, played=640, heldout=0, prompt=30, answer=10, measured=True)
+    stages = {one.name: one.tasks or () for one in expected_stages(parse_recipe(values, "test"), "eval", size)}
+    trials = {name: [task for task in tasks if task.unit == TRIAL_STEPS] for name, tasks in stages.items()}
+    assert [name for name, tasks in trials.items() if tasks] == [SFT_TRAINING, training_of(1)]
+    (ladder,), steps = trials[training_of(1)], stages[training_of(1)][1]
+    assert (steps.unit, steps.items, steps.tokens) == ("steps", 10, 64 * 50)
+    # a fifth of what the stage costs, 5 for each of its tokens, while training costs 3
+    assert ladder.items * ladder.tokens == pytest.approx(0.2 * 10 * 64 * 50 * 5 / 3)
+    times = RunTimes(clock)
+    times.expect([ExpectedStage("training", stages[training_of(1)])])
+    times.begin_stage("training")
+    task = times.begin_task("learning rate", ladder.items, TRIAL_STEPS)
+    step(times, clock, task, 12.0, ladder.items / 2)
+    assert times.stage_left() == pytest.approx(12.0 + 2 * 12.0 * 15 / 5)
+
+
+def test_a_model_that_nobody_trained_is_expected_to_write_as_much_as_it_may() -> None:
+    values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "spin": {"iterations": 1, "max_new_tokens": 50}}
+    size = DataSize(seen=8, played=8, heldout=4, prompt=30, answer=10, measured=True)
+
+    def written(**sections: object) -> list[float]:
+        stages = expected_stages(parse_recipe({**values, **sections}, "test"), "eval", size)
+        return [task.tokens for one in stages for task in one.tasks or () if task.unit == "answers"]
+
+    assert written() == [50, 50, 50, 10, 10]  # base measured, base plays (held out, training), iterate 1
+    assert written(sft={}) == [50, 10, 10, 10, 10, 10]

@@ -31,7 +31,9 @@ class ExpectedStage:
     tasks: tuple[ExpectedTask, ...] | None = ()
 
 
-KINDS = {"steps": "train", "answers": "generate", "pairs": "score", "references": "score"}
+TRIAL_STEPS = "trial steps"
+"""Optimizer steps of short runs that find a learning rate."""
+KINDS = {"steps": "train", TRIAL_STEPS: "train", "answers": "generate", "pairs": "score", "references": "score"}
 """The kind of work that one unit of a task is. Tasks in other units count for no expectation."""
 
 

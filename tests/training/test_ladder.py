@@ -12,18 +12,15 @@ import torch
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.ladder import (
-    BACKWARD,
-    MAX_RUNGS,
-    SHARE,
     Ladder,
     choose,
     climb,
     for_stage,
     gains,
     least,
-    plan_ladder,
     usual_rate,
 )
+from spintune.training.ladder_plan import BACKWARD, MAX_RUNGS, SHARE, plan_ladder
 from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import SelfPlay
 from spintune.training.optimization import Optimization, rate_at

@@ -55,7 +55,7 @@ from spintune.storage import digest_json, remove_folder, write_json_if_changed, 
 from spintune.tokens.rows import TokenRow
 from spintune.tracking import Stopwatch, flat
 from spintune.training.batches import Batches
-from spintune.training.ladder import BACKWARD
+from spintune.training.ladder_plan import BACKWARD
 from spintune.training.loop import StepReport, Steps, TrainingHooks
 from spintune.training.objectives import SelfPlay
 from spintune.training.optimization import Optimization

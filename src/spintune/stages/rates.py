@@ -26,14 +26,13 @@ import orjson
 from spintune.errors import NonFiniteError
 from spintune.evaluation.selection import MIN_SELECTION, too_few
 from spintune.models.quantized import count_of
+from spintune.progress import TRIAL_STEPS
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json, remove_folder, write_json
 from spintune.training.ladder import (
-    BACKWARD,
     MAX_RATE,
     Ladder,
-    LadderPlan,
     Losses,
     choose,
     climb,
@@ -41,9 +40,9 @@ from spintune.training.ladder import (
     gains,
     least,
     mean_loss,
-    plan_ladder,
     usual_rate,
 )
+from spintune.training.ladder_plan import BACKWARD, LadderPlan, plan_ladder
 from spintune.training.loop import StepReport, Steps, TrainingHooks
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization
@@ -135,7 +134,7 @@ class RateSearch:
         heldout = setting.heldout[: plan.heldout]
         tag, began = digest_json(self.inputs)[:12], time.monotonic()
         rungs = _Rungs(self.folder / "shards", tag)
-        with context.progress.task(f"{self.title}: learning rate", _steps(plan, len(rungs)), "trial steps") as task:
+        with context.progress.task(f"{self.title}: learning rate", plan.steps_left(len(rungs)), TRIAL_STEPS) as task:
 
             def advance(report: StepReport) -> None:
                 task.advance(1, loss=report.loss, rate=report.learning_rate)
@@ -270,11 +269,6 @@ class _Rungs:
 @dataclass(frozen=True)
 class _RungLosses:
     losses: list[float] | None
-
-
-def _steps(plan: LadderPlan, done: int) -> int:
-    """Optimizer steps that a ladder of the usual five rungs still takes."""
-    return plan.moments + max(1, 5 - max(0, done - 1)) * plan.steps
 
 
 def _usual(rate: float, measure: str, reason: str) -> RateFacts:

@@ -1,7 +1,8 @@
 """What a run is going to do: its stages in order, and from its data about how many tokens each takes.
 
-The estimate is for people who wait. It takes four characters for a token, and answers of a model to be as long as real
-ones, so only its proportions matter: seconds come from what was measured (:mod:`spintune.time_left`).
+The estimate is for people who wait. It takes four characters for a token, answers of a trained model to be as long as
+real ones, and those of a model as it comes to be as long as they may, since it often has not learned when to stop. Only
+proportions matter: seconds come from what was measured (:mod:`spintune.time_left`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from spintune.evaluation.selection import prompt_text
-from spintune.progress import ExpectedStage, ExpectedTask
+from spintune.progress import TRIAL_STEPS, ExpectedStage, ExpectedTask
 from spintune.recipe import HELDOUT, Recipe, SftSection, SpinSection
+from spintune.recipe.section import AUTO_RATE
 from spintune.records import Example
+from spintune.training.ladder_plan import BACKWARD, MIN_STEPS, SHARE, USUAL_RUNGS
 
 WRITE, DATA, MEASURE, SFT_TRAINING, RIVAL, EVALUATION = (
     "write data",
@@ -84,7 +87,7 @@ def expected_stages(recipe: Recipe, until: str, size: DataSize | None = None) ->
     work = _Work(recipe, size) if size else None
     plays = recipe.spin is not None and until != "sft"
     if (recipe.sft or plays) and (size is None or size.measured):
-        stages.append(ExpectedStage(MEASURE, tuple(work.measuring()) if work else None))
+        stages.append(ExpectedStage(MEASURE, tuple(work.measuring(trained=False)) if work else None))
     if recipe.sft:
         stages.append(ExpectedStage(SFT_TRAINING, tuple(work.sft(recipe.sft)) if work else None))
     if recipe.spin and plays:
@@ -111,15 +114,15 @@ class _Work:
     recipe: Recipe
     size: DataSize
 
-    def measuring(self) -> Iterator[ExpectedTask]:
+    def measuring(self, trained: bool = True) -> Iterator[ExpectedTask]:
         """One model on the held-out examples."""
         size, spin = self.size, self.recipe.spin
         if size.heldout:
-            longest = spin.longest_answer if spin else size.answer
+            written = self._written(spin, trained) if spin else size.answer
             yield ExpectedTask("references", size.heldout, size.prompt + size.answer)
-            yield ExpectedTask("answers", size.heldout, min(size.answer, longest))
+            yield ExpectedTask("answers", size.heldout, written)
             if samples := self.recipe.evaluation.samples:
-                yield ExpectedTask("answers", size.heldout * samples, min(size.answer, longest))
+                yield ExpectedTask("answers", size.heldout * samples, written)
 
     def _after_training(self) -> Iterator[ExpectedTask]:
         yield from self.measuring() if self.size.measured else ()
@@ -129,12 +132,14 @@ class _Work:
         tokens = self.size.seen * (self.size.prompt + self.size.answer)
         step = min(section.tokens_per_step, tokens)
         steps = section.max_steps or math.ceil(section.epochs * tokens / max(1.0, step))
+        if section.learning_rate == AUTO_RATE:
+            yield self._trials(steps * step, BACKWARD)
         yield ExpectedTask("steps", steps, step)
         yield from self._after_training()
 
     def answers(self, section: SpinSection, iteration: int) -> Iterator[ExpectedTask]:
         """Writing and scoring the pairs of an iteration."""
-        size, written = self.size, self._written(section)
+        size, written = self.size, self._written(section, self._is_trained(iteration))
         given = bool(section.generated) and iteration == 1
         if iteration == 1 and size.heldout:  # later ones were written when their writer was measured
             yield ExpectedTask("answers", size.heldout * section.negatives, written)
@@ -148,16 +153,20 @@ class _Work:
     def training(self, section: SpinSection, iteration: int) -> Iterator[ExpectedTask]:
         """Training an iterate, and measuring it."""
         steps, step = self._steps(section, iteration)
+        if section.finds_rate(iteration):
+            yield self._trials(steps * step, BACKWARD + 2)
         yield ExpectedTask("steps", steps, step)
         if self.size.heldout:
-            yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section))
+            yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section, trained=True))
         yield from self._after_training()
 
     def rival(self, section: SpinSection) -> Iterator[ExpectedTask]:
         """As much SFT as self-play took steps and tokens."""
         played = [self._steps(section, iteration) for iteration in range(1, section.iterations + 1)]
-        steps = sum(count for count, _ in played)
-        yield ExpectedTask("steps", steps, sum(count * tokens for count, tokens in played) / max(1, steps))
+        steps, tokens = sum(count for count, _ in played), sum(count * tokens for count, tokens in played)
+        if self._rival_finds_rate(section):
+            yield self._trials(tokens, BACKWARD)
+        yield ExpectedTask("steps", steps, tokens / max(1, steps))
         yield from self._after_training()
 
     def evaluation(self, models: int) -> Iterator[ExpectedTask]:
@@ -165,8 +174,22 @@ class _Work:
         for _ in range(0 if self.size.measured else models):
             yield from self.measuring()
 
-    def _written(self, section: SpinSection) -> float:
-        return min(self.size.answer, section.longest_answer)
+    def _rival_finds_rate(self, section: SpinSection) -> bool:
+        rate = section.baseline_learning_rate
+        return AUTO_RATE in (rate, None if rate or not self.recipe.sft else self.recipe.sft.learning_rate)
+
+    def _trials(self, tokens: float, passes: int) -> ExpectedTask:
+        """The ladder that finds the learning rate of a stage of so many tokens."""
+        steps = MIN_STEPS * (1 + USUAL_RUNGS)
+        return ExpectedTask(TRIAL_STEPS, steps, SHARE * passes * tokens / BACKWARD / steps)
+
+    def _is_trained(self, iteration: int) -> bool:
+        """Whether the opponent of an iteration is no longer the model as it came."""
+        return iteration > 1 or self.recipe.sft is not None
+
+    def _written(self, section: SpinSection, trained: bool) -> float:
+        """Tokens of an answer."""
+        return min(self.size.answer, section.longest_answer) if trained else section.longest_answer
 
     def _phases(self, section: SpinSection) -> int:
         return section.refresh if isinstance(section.refresh, int) else 1
@@ -174,5 +197,6 @@ class _Work:
     def _steps(self, section: SpinSection, iteration: int) -> tuple[int, float]:
         """Steps of an iteration, and tokens of each."""
         pairs = self.size.played * section.in_iteration(iteration).epochs
-        pair = self.size.prompt + self.size.answer + self._written(section) * section.negatives
+        written = self._written(section, self._is_trained(iteration))
+        pair = self.size.prompt + self.size.answer + written * section.negatives
         return math.ceil(pairs / section.pairs_per_step), min(section.pairs_per_step, pairs) * pair
