@@ -29,7 +29,7 @@ from spintune.metrics import NLL
 from spintune.results import RunResults
 from spintune.typed_json import from_json
 
-ROWS = 300
+ROWS = 200
 RIVALS = ("base", "sft", "sft-more")
 UNITS = {
     ("kilograms", "grams"): 1000,
@@ -142,6 +142,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0, help="so that two commands can share the seeds")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
@@ -150,7 +151,7 @@ def main() -> int:
     }
     total, done, began = len(files) * arguments.seeds, 0, time.monotonic()
     found: dict[str, list[RunResults]] = {name: [] for name in files}
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name, data in files.items():
             out = arguments.out / f"{name}-{seed}"
             found[name].append(run(arguments.model, data, out, seed, arguments.overrides))
