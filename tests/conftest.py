@@ -27,6 +27,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+_LONGEST = ("worlds/test_resume", "kernels/test_native", "plan/test_resident", "evaluation/test_harness")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that no process ends with one of them while others have nothing."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get("/".join(item.path.with_suffix("").parts[-2:]), len(places)))
+
+
 def pytest_collection_finish() -> None:
     """What the imports made stays until the end: no later garbage collection need go through it."""
     gc.collect()
