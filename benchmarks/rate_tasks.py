@@ -41,7 +41,7 @@ from spintune.selfplay.spin import batches_of, default_rate, measure_pairs, obje
 from spintune.tokens.rows import TokenRow, fit
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.ladder import Ladder, choose, climb, for_stage, mean_loss, usual_rate
+from spintune.training.ladder import Ladder, choose, climb, for_stage, kept_gain, mean_loss, usual_rate
 from spintune.training.ladder_plan import BACKWARD, plan_ladder
 from spintune.training.loop import TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood, Objective
@@ -232,13 +232,14 @@ class Task(ABC):
             return found if found and all(map(math.isfinite, found)) else None
 
         start, middle = self.losses(heldout), usual_rate(self.player.weights, adapters=False, self_play=self.self_play)
-        losses = climb(losses_of, start, middle, self.self_play)
+        kept = 1.0 if self.self_play else kept_gain(plan.steps, len(self.batches))
+        losses = climb(losses_of, start, middle, kept)
         ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
         judged = len(losses) * sum(self.tokens(heldout))
         share = (BACKWARD * trained + judged) / (self.passes * sum(steps))
         rungs = {f"{rate:g}": mean_loss(rows) for rate, rows in losses.items()} | {"0": mean_loss(start)}
-        rate = choose(losses, start, self.self_play)
+        rate = choose(losses, start, kept)
         rate = for_stage(rate, plan.steps, len(self.batches)) if self.self_play else rate
         return {
             "rate": rate,

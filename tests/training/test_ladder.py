@@ -17,6 +17,7 @@ from spintune.training.ladder import (
     climb,
     for_stage,
     gains,
+    kept_gain,
     least,
     usual_rate,
 )
@@ -43,17 +44,25 @@ def valley(best: float) -> Any:
 
 @pytest.mark.parametrize("best", [1e-6, 3.2e-5, 1e-4, 3.2e-4, 1e-2])
 def test_the_least_loss_is_found_to_half_a_decade_within_six_rungs(best: float) -> None:
-    losses = climb(valley(best), START_LOSSES, 1e-4, self_play=True)
-    assert least(losses) == choose(losses, START_LOSSES, self_play=True) == pytest.approx(best)
+    losses = climb(valley(best), START_LOSSES, 1e-4, kept=1)
+    assert least(losses) == choose(losses, START_LOSSES, kept=1) == pytest.approx(best)
     assert len(losses) <= MAX_RUNGS
     assert list(losses) == sorted(losses)
 
 
 def test_sft_takes_the_highest_rate_that_keeps_half_of_the_gain() -> None:
     """Half a decade above the best 0.25 of a gain of 1.2 is lost, a decade above nearly all of it."""
-    losses = climb(valley(1e-4), START_LOSSES, 1e-4, self_play=False)
+    losses = climb(valley(1e-4), START_LOSSES, 1e-4, kept=0.5)
     assert least(losses) == 1e-4
-    assert choose(losses, START_LOSSES, self_play=False) == 3.2e-4
+    assert choose(losses, START_LOSSES, kept=0.5) == 3.2e-4
+
+
+def test_the_shorter_the_stage_the_more_of_the_gain_its_rate_keeps() -> None:
+    """A stage as long as a rung has no time to settle what a high rate stirs up."""
+    assert [kept_gain(4, steps) for steps in (3, 4, 32, 400)] == [1, 1, 0.5, 0.5]
+    assert 0.8 < kept_gain(4, 7) < 0.9
+    losses = climb(valley(1e-4), START_LOSSES, 1e-4, kept_gain(4, 7))
+    assert choose(losses, START_LOSSES, kept_gain(4, 7)) == 1e-4
 
 
 def test_self_play_takes_less_for_a_longer_run() -> None:
@@ -64,7 +73,7 @@ def test_self_play_takes_less_for_a_longer_run() -> None:
 def test_rates_that_cannot_be_told_from_the_best_count_as_well_as_it() -> None:
     noisy = {1e-4: [2.0, 2.2, 1.7, 2.0], 3.2e-4: [2.3, 1.9, 1.8, 2.1], 1e-3: [2.5, 2.7, 2.3, 2.6]}
     assert least(noisy) == 1e-4
-    assert choose(noisy, START_LOSSES, self_play=False) == 3.2e-4
+    assert choose(noisy, START_LOSSES, kept=0.5) == 3.2e-4
     assert not gains(noisy[3.2e-4], START_LOSSES)
     assert gains([1.9, 2.0, 1.7, 1.9], START_LOSSES)
 
@@ -73,17 +82,17 @@ def test_where_no_rate_changes_anything_the_search_does_not_go_down() -> None:
     def nothing_or_harm(rate: float) -> list[float]:
         return [start + (rate > 2e-4) * 1.0 + 1e-3 * (-1) ** place for place, start in enumerate(START_LOSSES)]
 
-    assert min(climb(nothing_or_harm, START_LOSSES, 1e-3, self_play=False)) >= 3.2e-5
+    assert min(climb(nothing_or_harm, START_LOSSES, 1e-3, kept=0.5)) >= 3.2e-5
 
 
 def test_a_search_that_never_turns_ends_and_has_its_best_at_the_end() -> None:
-    losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 1e-4, self_play=True)
+    losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 1e-4, kept=1)
     assert len(losses) <= MAX_RUNGS
     assert least(losses) == max(losses)
 
 
 def test_no_rate_is_tried_that_replaces_the_weights_in_a_few_steps() -> None:
-    losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 3.2e-2, self_play=False)
+    losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 3.2e-2, kept=0.5)
     assert max(losses) == 0.1
 
 

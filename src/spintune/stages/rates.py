@@ -38,6 +38,7 @@ from spintune.training.ladder import (
     climb,
     for_stage,
     gains,
+    kept_gain,
     least,
     mean_loss,
     usual_rate,
@@ -107,6 +108,10 @@ class RateSearch:
     def self_play(self) -> bool:
         return self.key == "spin.learning_rate"
 
+    def kept_gain(self, plan: LadderPlan, stage_steps: int) -> float:
+        """How much of the best rung's gain the chosen one keeps."""
+        return 1.0 if self.self_play else kept_gain(plan.steps, stage_steps)
+
     def find(self, setting_of: Callable[[LoadedIterate], TrialSetting[R, H]]) -> RateFacts:
         """The facts of the ladder, which runs unless it is finished. ``setting_of`` says what rates are tried on."""
         run, stage = self.context.run, f"{self.stage}/rates"
@@ -134,6 +139,12 @@ class RateSearch:
         heldout = setting.heldout[: plan.heldout]
         tag, began = digest_json(self.inputs)[:12], time.monotonic()
         rungs = _Rungs(self.folder / "shards", tag)
+
+        def losses_now() -> list[float]:  # a task of its own, so that its time is not that of the steps
+            with context.progress.task(f"{self.title}: held-out loss", len(heldout), "rows"):
+                return setting.losses(heldout)
+
+        start = rungs.losses(0.0, losses_now) or []
         with context.progress.task(f"{self.title}: learning rate", plan.steps_left(len(rungs)), TRIAL_STEPS) as task:
 
             def advance(report: StepReport) -> None:
@@ -149,35 +160,18 @@ class RateSearch:
                 TrainingHooks(on_step=advance, stop=context.stop),
             )
             try:
-                start = rungs.losses(0.0, lambda: setting.losses(heldout)) or []
 
                 def losses_of(rate: float) -> Sequence[float] | None:
-                    return rungs.losses(rate, lambda: setting.losses(heldout) if ladder.train(rate) else None)
+                    return rungs.losses(rate, lambda: losses_now() if ladder.train(rate) else None)
 
-                losses = climb(losses_of, start, middle, self.self_play)
+                losses = climb(losses_of, start, middle, self.kept_gain(plan, len(setting.batches)))
             finally:
                 ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
         judged = len(losses) * sum(setting.heldout_tokens[: plan.heldout])
         share = (BACKWARD * trained + judged) / (setting.passes * sum(setting.step_tokens))
         told = _Told(self, setting.measure, start, losses, plan, len(setting.batches), share)
-        return RateFacts(
-            rate=told.rate,
-            why=" ".join(told.lines()),
-            improved=told.improved,
-            at_end=told.at_end,
-            measure=setting.measure,
-            start_loss=mean_loss(start),
-            rungs=[
-                RungFacts(rate, plan.steps, None if rows is None else mean_loss(rows)) for rate, rows in losses.items()
-            ],
-            rows=plan.heldout,
-            moment_steps=plan.moments,
-            parts=plan.parts,
-            tokens=trained,
-            share=share,
-            seconds={"rates": time.monotonic() - began},
-        )
+        return told.facts(trained, time.monotonic() - began)
 
 
 @dataclass(frozen=True)
@@ -191,6 +185,25 @@ class _Told:
     plan: LadderPlan
     stage_steps: int
     share: float
+
+    def facts(self, tokens: int, seconds: float) -> RateFacts:
+        """All of it; ``tokens`` were trained on."""
+        rungs = self.losses.items()
+        return RateFacts(
+            rate=self.rate,
+            why=" ".join(self.lines()),
+            improved=self.improved,
+            at_end=self.at_end,
+            measure=self.measure,
+            start_loss=mean_loss(self.start),
+            rungs=[RungFacts(rate, self.plan.steps, None if rows is None else mean_loss(rows)) for rate, rows in rungs],
+            rows=self.plan.heldout,
+            moment_steps=self.plan.moments,
+            parts=self.plan.parts,
+            tokens=tokens,
+            share=self.share,
+            seconds={"rates": seconds},
+        )
 
     @property
     def rate(self) -> float:
@@ -208,7 +221,7 @@ class _Told:
     @property
     def rung(self) -> float:
         """The rate of the rung that it comes from."""
-        return choose(self.losses, self.start, self.search.self_play)
+        return choose(self.losses, self.start, self.search.kept_gain(self.plan, self.stage_steps))
 
     @property
     def improved(self) -> bool:

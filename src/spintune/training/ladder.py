@@ -7,8 +7,9 @@ a checkpoint, so each rung starts equal to the bit, and so does the model after 
 
 Rates are half decades apart. The search brackets the least loss by decades, then looks at half decades. In SFT it does
 not choose the least loss itself. What a high rate stirs up at first, a longer run settles again, so a short run
-understates it: the highest rate is chosen that keeps half of the best rung's gain, or cannot be told from the best one.
-Self-play takes the least loss, and less for longer runs: at a small λ every step moves the player on, past the data, so
+understates it: for a stage that is at least eight times as long as a rung, the highest rate is chosen that keeps half
+of the best rung's gain, or cannot be told from the best one. For a shorter stage it keeps more of the gain. Self-play
+takes the least loss, and less for longer runs: at a small λ every step moves the player on, past the data, so
 what is right for a few steps is too much for many. With Adam's noise it moves by about rate · √steps, and so the best
 rate of a rung is multiplied by √(steps of the rung / steps of the stage).
 """
@@ -36,6 +37,8 @@ R = TypeVar("R")
 MAX_RATE = 0.1
 """No higher rate is tried. Adam moves a weight by about the rate in a step, and weights begin at about 0.02: what a few
 such steps find is another model, which a stage does not survive."""
+_SETTLED = 8.0
+"""A stage that many times as long as a rung settles what a high rate stirs up."""
 
 
 # Where to look ------------------------------------------------------------------------------------------------------
@@ -91,18 +94,24 @@ def least(losses: Losses) -> float:
     return min(sorted(losses), key=lambda rate: mean_loss(losses[rate]))
 
 
-def choose(losses: Losses, start: Sequence[float], self_play: bool) -> float:
-    """SFT: the highest rate that keeps half of the gain of the best, or is within a standard error of it; self-play:
+def kept_gain(rung_steps: int, stage_steps: int) -> float:
+    """The share of the best rung's gain that the rate for SFT keeps: 1/2 for a long stage, 1 for one of a rung."""
+    longer = math.log(max(1.0, stage_steps / rung_steps)) / math.log(_SETTLED)
+    return 1 - min(1.0, longer) / 2
+
+
+def choose(losses: Losses, start: Sequence[float], kept: float) -> float:
+    """The highest rate that keeps this share of the gain of the best, or is within a standard error of it; with 1 it is
     the best.
     """
-    if self_play:
+    if kept == 1:
         return least(losses)
     best = losses[least(losses)]
     gain = max(0.0, _Gap.between(start, best).mean)
 
     def is_fine(rate: float) -> bool:
         gap = _Gap.between(losses[rate], best)
-        return gap.mean <= max(gain / 2, gap.error)
+        return gap.mean <= max((1 - kept) * gain, gap.error)
 
     return max(filter(is_fine, losses), default=least(losses))
 
@@ -119,7 +128,7 @@ def gains(losses: Sequence[float] | None, start: Sequence[float]) -> bool:
 
 
 def climb(
-    losses_of: Callable[[float], Sequence[float] | None], start: Sequence[float], middle: float, self_play: bool
+    losses_of: Callable[[float], Sequence[float] | None], start: Sequence[float], middle: float, kept: float
 ) -> Losses:
     """The losses at each rate that was tried, from the lowest; at most :data:`MAX_RUNGS`.
 
@@ -127,6 +136,7 @@ def climb(
         losses_of: trains at a rate and measures each held-out row; None where training broke.
         start: the same before training.
         middle: where to begin.
+        kept: as :func:`choose` takes it.
     """
     losses: dict[float, Sequence[float] | None] = {}
 
@@ -144,8 +154,8 @@ def climb(
         if not beside:
             break
         look(beside[0])
-    look(_beside(choose(losses, start, self_play), 1))
-    if (chosen := choose(losses, start, self_play)) == least(losses):
+    look(_beside(choose(losses, start, kept), 1))
+    if (chosen := choose(losses, start, kept)) == least(losses):
         look(_beside(chosen, -1))
     return dict(sorted(losses.items()))
 
