@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import tomllib
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from spintune import doctor
 
 Spintune = Callable[..., Any]
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     result = spintune("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(result.out)}
     own = {"vllm", "llama.cpp", "python", "processor", "layers", "memory", "gpu", "cache", "here"}
-    assert {*doctor.REQUIRED, *doctor.OPTIONAL, *own} == set(findings)
+    installed = metadata.requires("spintune") or []
+    assert {*(one.subject for one in doctor.packages(installed)), *own} == set(findings)
     assert result.code == (0 if all(finding["fine"] for finding in findings.values()) else 1)
     import torch
 
@@ -53,15 +58,31 @@ def test_layers_that_are_not_compiled_are_told_of(spintune: Spintune, monkeypatc
 def test_a_missing_package_ends_with_1_and_is_named(
     spintune: Spintune, monkeypatch: pytest.MonkeyPatch, json_option: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(doctor, "REQUIRED", ("torch", "no-such-package"))
+    monkeypatch.setattr(metadata, "requires", lambda name: ["torch>=2", "no-such-package>=3", "numpy<1"])
     result = spintune("doctor", *json_option)
     assert result.code == 1
+    old = metadata.version("numpy")
     if json_option:
-        (wrong,) = [finding for finding in json.loads(result.out) if not finding["fine"]]
-        assert wrong == {"subject": "no-such-package", "text": "missing; pip install no-such-package", "fine": False}
+        wrong = [finding for finding in json.loads(result.out) if not finding["fine"]]
+        assert [(one["subject"], one["text"]) for one in wrong] == [
+            ("no-such-package", "not installed; pip install 'no-such-package>=3'"),
+            ("numpy", f"{old}; pip install 'numpy<1'"),
+        ]
     else:
-        assert "WRONG no-such-package: missing; pip install no-such-package\n" in result.out
+        assert "WRONG no-such-package: not installed; pip install 'no-such-package>=3'\n" in result.out
         assert "ok    torch: " in result.out
+
+
+def test_every_extra_that_a_user_may_want_says_what_it_is_for() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(doctor.USES) == set(extras) - {"dev", "docs"}
+    newer = [f"{Requirement(one).name}>=9999; extra == '{extra}'" for extra in extras for one in extras[extra]]
+    found = list(doctor.packages([*project["dependencies"], *newer]))
+    assert all(one.fine for one in found)
+    absent = {one.subject: one.text for one in found if "pip install" in one.text}
+    assert absent["uvicorn"].endswith("; spintune watch needs >=9999: pip install 'spintune[watch]'")
+    assert "pytest" not in absent
 
 
 def test_a_cache_that_does_not_exist_yet_is_judged_by_the_folder_it_will_be_in(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from packaging.requirements import Requirement
 
 from spintune.cached_folders import folder_bytes, remove_whole
 from spintune.errors import ServerError
@@ -19,32 +22,20 @@ from spintune.storage import storage_errors
 if TYPE_CHECKING:
     import torch
 
-REQUIRED = (
-    "torch",
-    "transformers",
-    "peft",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-    "datasets",
-    "pyarrow",
-    "pydantic",
-    "rapidfuzz",
-    "openai",
-)
-OPTIONAL = {
-    "bitsandbytes": "optimizer: adamw8bit and lora.base: nf4",
-    "lm-eval": "standard benchmarks (eval: [arc_challenge, ...])",
-    "langdetect": "eval: [ifeval]",
+USES = {
+    "eval": "standard benchmarks, eval: [ifeval], and evaluation.checker: {json: SCHEMA_FILE}",
+    "memory": "optimizer: adamw8bit and lora.base: nf4",
+    "mlflow": "tracking: mlflow",
     "tensorboard": "tracking: tensorboard",
     "trackio": "tracking: trackio",
     "wandb": "tracking: wandb",
-    "mlflow": "tracking: mlflow",
-    "openpyxl": "data in .xlsx files",
-    "llama-cpp-python": "comparing GGUF files with their models, and K-quants",
-    "trl": "benchmarks/training.py",
+    "watch": "spintune watch",
+    "xlsx": "data in .xlsx files",
+    "gguf": "comparing GGUF files with their models, and K-quants",
+    "benchmarks": "benchmarks/training.py",
 }
-"""Packages that only some features need, and which."""
+"""What the packages of each extra are for; those of others are for who works on spintune."""
+_EXTRA = re.compile(r"""\bextra\s*==\s*['"]([^'"]+)""")
 
 
 @dataclass(frozen=True)
@@ -62,10 +53,7 @@ class DoctorFinding:
 def examine(cache: Path) -> list[DoctorFinding]:
     """Checks everything, in a few seconds. The cache is in the folder ``cache``."""
     findings = [DoctorFinding("python", platform.python_version())]
-    findings += [_package(name) for name in REQUIRED]
-    for name, use in OPTIONAL.items():
-        version = _version(name)
-        findings.append(DoctorFinding(name, version or f"not installed; needed only for {use}"))
+    findings += _packages()
     findings += _engines(os.environ)
     if _version("torch"):
         findings += _hardware()
@@ -125,9 +113,30 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _package(name: str) -> DoctorFinding:
-    version = _version(name)
-    return DoctorFinding(name, version or f"missing; pip install {name}", version is not None)
+def _packages() -> Iterable[DoctorFinding]:
+    try:
+        return packages(importlib.metadata.requires("spintune") or [])
+    except importlib.metadata.PackageNotFoundError:
+        return [DoctorFinding("spintune", "not installed, so nobody knows what it needs; pip install spintune", False)]
+
+
+def packages(requirements: Iterable[str]) -> Iterator[DoctorFinding]:
+    """What is installed of what the metadata of spintune asks for. What is for an extra alone may be absent or old."""
+    for requirement in map(Requirement, requirements):
+        extra = _EXTRA.search(str(requirement.marker or ""))
+        if (extra and extra[1] not in USES) or (not extra and requirement.marker and not requirement.marker.evaluate()):
+            continue
+        version = _version(requirement.name)
+        fits = version is not None and requirement.specifier.contains(version, prereleases=True)
+        found = version or "not installed"
+        if fits:
+            yield DoctorFinding(requirement.name, found)
+        elif extra:
+            text = f"{found}; {USES[extra[1]]} needs {requirement.specifier}: pip install 'spintune[{extra[1]}]'"
+            yield DoctorFinding(requirement.name, text)
+        else:
+            text = f"{found}; pip install '{requirement.name}{requirement.specifier}'"
+            yield DoctorFinding(requirement.name, text, fine=False)
 
 
 def _hardware() -> list[DoctorFinding]:

@@ -106,7 +106,7 @@ def evaluate(
 ) -> None:
     """Evaluate a recipe's models as its eval says, or one model by flags alone: --model M --on TASK."""
     from spintune.errors import RecipeError
-    from spintune.recipe import load_recipe
+    from spintune.recipe import HELDOUT, load_recipe
     from spintune.run_models import final_model
 
     path, overrides = recipe_and_overrides(words)
@@ -115,6 +115,13 @@ def evaluate(
     flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
     if path is None and not (model and on):
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
+    if (
+        path is None
+        and HELDOUT in (on or ())
+        and data is None
+        and not any(one.startswith("data.") for one in overrides)
+    ):
+        raise RecipeError(f"--on {HELDOUT} asks what is held out of your data; give --data FILE as well")
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
     _do(recipe, "eval", options)
