@@ -96,8 +96,8 @@ def least(losses: Losses) -> float:
 
 def kept_gain(rung_steps: int, stage_steps: int) -> float:
     """The share of the best rung's gain that the rate for SFT keeps: 1/2 for a long stage, 1 for one of a rung."""
-    longer = math.log(max(1.0, stage_steps / rung_steps)) / math.log(_SETTLED)
-    return 1 - min(1.0, longer) / 2
+    longer = (stage_steps / rung_steps - 1) / (_SETTLED - 1)
+    return 1 - min(1.0, max(0.0, longer)) / 2
 
 
 def choose(losses: Losses, start: Sequence[float], kept: float) -> float:
