@@ -94,10 +94,13 @@ def made_data(folder: Path) -> dict[str, Path]:
 
 
 def run(model: str, data: Path, out: Path, seed: int, overrides: Sequence[str]) -> RunResults:
-    """The default command, in a process of its own; what its results.json says."""
-    words = ["spin", "--model", model, "--data", str(data), "--out", str(out), f"seed={seed}", *overrides]
-    subprocess.run([sys.executable, "-m", "spintune", *words], check=True, stdout=subprocess.DEVNULL)
+    """The default command, in a process of its own; what its results.json says. No weights stay: 1 GB a run."""
     path = out / "results.json"
+    if not path.is_file():
+        words = ["spin", "--model", model, "--data", str(data), "--out", str(out), f"seed={seed}", *overrides]
+        subprocess.run([sys.executable, "-m", "spintune", *words], check=True, stdout=subprocess.DEVNULL)
+    for weights in out.rglob("*.safetensors"):
+        weights.unlink()
     return from_json(RunResults, json.loads(path.read_text()), path)
 
 
