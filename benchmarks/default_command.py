@@ -14,6 +14,7 @@ after the flags hold for all runs. The same command goes on where it was stopped
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 import subprocess
@@ -94,10 +95,17 @@ def made_data(folder: Path) -> dict[str, Path]:
 
 
 def run(model: str, data: Path, out: Path, seed: int, overrides: Sequence[str]) -> RunResults:
-    """The default command, in a process of its own; what its results.json says. No weights stay: 1 GB a run."""
-    path = out / "results.json"
+    """The default command, in a process of its own; what its results.json says. No weights stay: 1 GB a run.
+
+    Raises SystemExit for a folder that holds another command's run.
+    """
+    path, known = out / "results.json", out.parent / f"{out.name}.command.json"
+    words = ["spin", "--model", model, "--data", str(data), "--out", str(out), f"seed={seed}", *overrides]
+    command = json.dumps([*words, hashlib.sha256(data.read_bytes()).hexdigest()])
+    if known.is_file() and known.read_text() != command:
+        raise SystemExit(f"{out} holds the run of another command ({known}); take another --out")
+    known.write_text(command)
     if not path.is_file():
-        words = ["spin", "--model", model, "--data", str(data), "--out", str(out), f"seed={seed}", *overrides]
         subprocess.run([sys.executable, "-m", "spintune", *words], check=True, stdout=subprocess.DEVNULL)
     for weights in out.rglob("*.safetensors"):
         weights.unlink()

@@ -44,7 +44,7 @@ from spintune.training.checkpoint import Checkpoints
 from spintune.training.ladder import Ladder, choose, climb, for_stage, kept_gain, mean_loss, usual_rate
 from spintune.training.ladder_plan import BACKWARD, plan_ladder
 from spintune.training.loop import TrainingHooks, train
-from spintune.training.objectives import NegativeLogLikelihood, Objective
+from spintune.training.objectives import NegativeLogLikelihood, Objective, SelfPlay
 from spintune.training.optimization import Optimization, optimization_of
 from spintune.training.sft import heldout_loss, row_losses, steps_of_epochs
 
@@ -293,13 +293,13 @@ class SpinTask(Task):
         return rate_losses(self.player.engine, rows)
 
     def measure(self) -> dict[str, float]:
-        """Also the loss that it trains with (``own``), the KL from the opponent, and the loss per real token."""
-        engine = self.player.engine
+        """The pair loss at λ = 1, that of training (``own``), the KL from the opponent, the loss per real token."""
+        engine, plain = self.player.engine, SelfPlay("logistic", lambda_=1.0)
         pairs = measure_pairs(engine, self.report, self.objective)
         own = measure_pairs(engine, self.heldout, self.objective)
         return {
-            "loss": mean_loss(self.losses(self.heldout)),
-            "report": mean_loss(self.losses(self.report)),
+            "loss": statistics.fmean(one.loss for one in measure_pairs(engine, self.heldout, plain)),
+            "report": statistics.fmean(one.loss for one in measure_pairs(engine, self.report, plain)),
             "own": statistics.fmean(one.loss for one in own),
             "margin": statistics.fmean(one.margin for one in pairs),
             "moved": -statistics.fmean(one.generated_ratio for one in pairs),

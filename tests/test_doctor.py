@@ -25,6 +25,7 @@ def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     own = {"vllm", "llama.cpp", "python", "processor", "layers", "memory", "gpu", "cache", "here"}
     installed = metadata.requires("spintune") or []
     assert {*(one.subject for one in doctor.packages(installed)), *own} == set(findings)
+    assert {"torch", "transformers", "lm-eval"} <= set(findings)
     assert result.code == (0 if all(finding["fine"] for finding in findings.values()) else 1)
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -157,7 +158,7 @@ def test_a_task_of_unknown_length_counts_without_an_end(clock: Clock) -> None:
 def test_the_short_runs_that_find_a_rate_are_expected_and_tell_the_cost_of_training(clock: Clock) -> None:
     spin = {"iterations": 2, "learning_rate": "auto", "baseline": "sft", "baseline_learning_rate": 1e-5}
     values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "sft": {"learning_rate": "auto"}, "spin": spin}
-    size = DataSize(seen=640, played=640, heldout=0, prompt=30, answer=10, measured=True)
+    size = DataSize(seen=640, played=640, heldout=100, prompt=30, answer=10, chooses=True, measured=False)
     stages = {one.name: one.tasks or () for one in expected_stages(parse_recipe(values, "test"), "eval", size)}
     trials = {name: [task for task in tasks if task.unit == TRIAL_STEPS] for name, tasks in stages.items()}
     assert [name for name, tasks in trials.items() if tasks] == [SFT_TRAINING, training_of(1)]
@@ -166,16 +167,30 @@ def test_the_short_runs_that_find_a_rate_are_expected_and_tell_the_cost_of_train
     # a fifth of what the stage costs, 5 for each of its tokens, while training costs 3
     assert ladder.items * ladder.tokens == pytest.approx(0.2 * 10 * 64 * 50 * 5 / 3)
     times = RunTimes(clock)
-    times.expect([ExpectedStage("training", stages[training_of(1)])])
+    times.expect([ExpectedStage("training", stages[training_of(1)][:2])])
     times.begin_stage("training")
     task = times.begin_task("learning rate", ladder.items, TRIAL_STEPS)
     step(times, clock, task, 12.0, ladder.items / 2)
     assert times.stage_left() == pytest.approx(12.0 + 2 * 12.0 * 15 / 5)
+    without = expected_stages(parse_recipe(values, "test"), "eval", replace(size, chooses=False))
+    assert not [task for one in without for task in one.tasks or () if task.unit == TRIAL_STEPS]
+
+
+def test_short_runs_that_were_made_before_take_no_time(times: RunTimes, clock: Clock) -> None:
+    """A ladder that was finished, or copied, begins no task; the steps are those of the stage."""
+    times.expect([ExpectedStage("SFT", (ExpectedTask(TRIAL_STEPS, 24, 50), ExpectedTask("steps", 10, 100)))])
+    times.begin_stage("SFT")
+    task = times.begin_task("SFT", 10, "steps")
+    step(times, clock, task, 8.0, 4)
+    assert times.stage_left() == pytest.approx(6 * 2.0)
+    step(times, clock, task, 12.0, 6)
+    assert times.stage_left() == 0
+    assert times.share_done() == 1
 
 
 def test_a_model_that_nobody_trained_is_expected_to_write_as_much_as_it_may() -> None:
     values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "spin": {"iterations": 1, "max_new_tokens": 50}}
-    size = DataSize(seen=8, played=8, heldout=4, prompt=30, answer=10, measured=True)
+    size = DataSize(seen=8, played=8, heldout=4, prompt=30, answer=10, chooses=False, measured=True)
 
     def written(**sections: object) -> list[float]:
         stages = expected_stages(parse_recipe({**values, **sections}, "test"), "eval", size)

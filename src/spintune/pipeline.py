@@ -38,6 +38,7 @@ from spintune.run_folder import BASE, MANIFEST, RunFolder
 from spintune.run_models import check_inside_run
 from spintune.sibling_runs import SiblingRuns
 from spintune.stages import schedule
+from spintune.stages.answer_length import settle_answer_length
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
 from spintune.stages.decision import final_decision, is_unmeasured, measure_for_decision
@@ -45,7 +46,6 @@ from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.followers import compare_ranks, enroll
 from spintune.stages.iterates import Iterate
-from spintune.stages.lengths import with_longest_answer
 from spintune.stages.measure import check_measure
 from spintune.stages.outcome import evaluation_numbers, outcome_facts
 from spintune.stages.registry import Evaluation, evaluations_of
@@ -183,7 +183,8 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         return RunResults(synth=synth)
     with context.progress.stage(schedule.DATA):
         data = data_stage(context)
-        recipe = context.recipe = with_longest_answer(recipe, context.train, context.cache, context.progress)
+        settle_answer_length(context)
+        recipe = context.recipe
         context.progress.expect(expected_stages(recipe, until, _size_of(context)))
     check_measure(context)
     sft = None
@@ -223,8 +224,9 @@ def _size_of(context: RunContext) -> DataSize | None:
     """The size of a run's data, for how long its stages take."""
     if not context.train:
         return None
-    measured = not is_unmeasured(context)
-    return data_size(context.seen, context.played, len(context.heldout), context.recipe.data.max_length, measured)
+    chooses, measured = context.cannot_choose is None, not is_unmeasured(context)
+    longest = context.recipe.data.max_length
+    return data_size(context.seen, context.played, len(context.heldout), longest, chooses, measured)
 
 
 def _write_results(path: Path, results: RunResults) -> None:

@@ -205,6 +205,7 @@ class PairFacts:
         engine: that wrote the answers; None for the built-in generator.
         gap: between the sampler's and the scorer's log-probability of answers; None where they are not comparable, and
             in runs of earlier versions.
+        max_new_tokens: maximum length of answers; None in runs of earlier versions. [tokens]
     """
 
     train: TrainPairCounts
@@ -216,6 +217,7 @@ class PairFacts:
     answers: str | None = None
     engine: EngineFacts | None = None
     gap: SamplerGap | None = None
+    max_new_tokens: int | None = None
 
 
 @dataclass(frozen=True)

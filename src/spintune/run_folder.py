@@ -172,7 +172,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         with storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _check_is_run(self.folder)
+            _check_is_not_foreign(self.folder)
         self._lock.take()
         try:
             remove_partials(self.folder)
@@ -190,7 +190,7 @@ class RunFolder:
     def check(self) -> JsonObject | None:
         """The recipe that this folder is bound to, if any. Raises RunError when that is another one; writes nothing."""
         if self.folder.is_dir():
-            _check_is_run(self.folder)
+            _check_is_not_foreign(self.folder)
         if not (self.folder / "recipe.json").exists():
             return None
         earlier = read_recipe(self.folder).recipe
@@ -306,7 +306,7 @@ def outputs_digest(folder: Path) -> str:
     return digest_json({name: file.sha256 for name, file in read_manifest(folder).files.items()})
 
 
-def _check_is_run(folder: Path) -> None:
+def _check_is_not_foreign(folder: Path) -> None:
     """Raises RunError for a folder with files in it that is no run: what is in it belongs to somebody."""
     names = {path.name for path in folder.iterdir() if not is_temporary(path)}
     # a damaged recipe.json may be deleted: the manifests say what is finished

@@ -60,12 +60,16 @@ class TimedTask:
 class _Work:
     """Expected work: ``items`` becomes what a task says, once it begins."""
 
-    kind: str
+    unit: str
     items: float
     tokens: float
     done: float = 0.0
     began: bool = False
     ended: bool = False
+
+    @property
+    def kind(self) -> str:
+        return KINDS[self.unit]
 
     @property
     def cost(self) -> float:
@@ -90,6 +94,17 @@ class _Stage:
     """Seconds outside of its tasks."""
     worked: bool = False
     """Whether it began a task."""
+
+    def begin(self, unit: str) -> _Work | None:
+        """The work that a task of this unit begins, if it is expected. Earlier work of that kind is left out, then."""
+        works = self.works or []
+        place = next((place for place, one in enumerate(works) if one.unit == unit and not one.began), None)
+        if place is None:
+            return None
+        for earlier in works[:place]:
+            earlier.ended = earlier.ended or (earlier.kind == KINDS[unit] and not earlier.began)
+        works[place].began = True
+        return works[place]
 
 
 @dataclass(frozen=True)
@@ -148,11 +163,10 @@ class RunTimes:
         self._tick()
         task = TimedTask(name, total, unit, self.now())
         if self._inside:
-            stage, kind = self._stages[self._place], KINDS.get(unit)
+            stage = self._stages[self._place]
             stage.worked = True
-            task.work = next((one for one in stage.works or () if one.kind == kind and not one.began), None)
+            task.work = stage.begin(unit)
             if task.work:
-                task.work.began = True
                 task.work.items = total if task.has_end else task.work.items
         self.tasks.append(task)
         return task
@@ -286,4 +300,4 @@ class RunTimes:
 def _works(stage: ExpectedStage) -> list[_Work] | None:
     if stage.tasks is None:
         return None
-    return [_Work(KINDS[task.unit], task.items, task.tokens) for task in stage.tasks]
+    return [_Work(task.unit, task.items, task.tokens) for task in stage.tasks]

@@ -94,6 +94,8 @@ def test_what_the_hub_refuses_is_one_line(
     assert hub.files == {}
     kept = spintune("export", run, "kept", "--to", "hub", "--repo", "me/mine", "--model", "sft")
     assert kept.err.rstrip().endswith("; kept is written, and goes there by: hf upload me/mine kept")
+    kept = spintune("export", run, "kept2", "--to", "hub", "--repo", "me/mine", "--model", "sft", "--private")
+    assert kept.err.rstrip().endswith("; kept2 is written")
 
 
 def test_a_wrong_token_is_not_shown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -86,6 +87,23 @@ def test_time_left_is_what_is_left_at_the_rate_so_far(made: Any) -> None:
     assert found.current.share == pytest.approx(5 * 520 * 3 / whole, abs=0.01)
     assert found.left is not None
     assert found.left.seconds > found.current.left
+
+
+def test_once_there_are_steps_the_short_runs_for_their_rate_are_over(made: Any) -> None:
+    measured(with_data(made), "base")
+    content = json.loads((made.path / "recipe.json").read_text())
+    fixed = listed(made.metrics("sft", [step(n) for n in range(5)])).current
+    content["recipe"]["sft"]["learning_rate"] = "auto"
+    made.json("recipe.json", content)
+    found = listed(made).current
+    assert fixed is not None
+    assert found is not None
+    assert found.did == "5 of about 20 steps"
+    assert found.left == pytest.approx(fixed.left, abs=1)
+    (made.path / "metrics.jsonl").unlink()
+    trying = listed(made).current
+    assert trying is not None
+    assert (trying.did, trying.share) == ("", 0)
 
 
 def test_rows_that_are_left_out_take_their_time(made: Any) -> None:

@@ -17,6 +17,9 @@ from spintune.errors import NonFiniteError, RecipeError
 from spintune.evaluation.selection import selection_of
 from spintune.progress import Silent
 from spintune.records import Example, read_records
+from spintune.stages.iterates import Iterate
+from spintune.stages.rates import RateSearch
+from spintune.training.ladder_plan import LadderPlan
 
 Run = Callable[..., dict[str, Any]]
 WORDS = ["fox", "dog", "owl", "cat", "bee", "ant", "hen", "cow", "pig", "elk"]
@@ -199,3 +202,12 @@ def test_a_ladder_on_which_every_rate_breaks_ends_in_one_line(
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
     with pytest.raises(NonFiniteError):
         run(tmp_path / "run", **{**auto, "model": str(tmp_path / "broken"), "spin": None})
+
+
+def test_only_sft_takes_a_higher_rate_than_the_best_of_its_rungs(auto: dict[str, Any]) -> None:
+    plan = LadderPlan(moments=4, steps=4, parts=1, heldout=20, share=0.2)
+    context: Any = None
+    start = Iterate("base", "m", "d")
+    sft, spin = (RateSearch(context, f"{section}.learning_rate", "", "", start, {}) for section in ("sft", "spin"))
+    assert [sft.kept(plan, steps) for steps in (4, 18, 100)] == [1, 0.75, 0.5]
+    assert spin.kept(plan, 100) == 1

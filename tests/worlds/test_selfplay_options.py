@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from watching import Watching
 
 from spintune.errors import SpintuneError
 from spintune.recipe import losses
@@ -627,15 +626,3 @@ def test_generated_answers_are_no_longer_than_real_ones_may_be(run: Run, tmp_pat
     run(tmp_path / "run", **SHORT, data={"max_target_length": 4}, spin={"iterations": 1, "max_new_tokens": 12})
     lengths = [len(pair["generated"][0]["ids"]) for pair in rows(tmp_path / "run/spin/iterate-1/pairs/answers.jsonl")]
     assert max(lengths) == 4
-
-
-def test_answers_end_a_quarter_behind_the_longest_real_one(run: Run, tmp_path: Path) -> None:
-    """``max_new_tokens: auto``; the answers are those that the same number gives."""
-    out, same = tmp_path / "run", tmp_path / "same"
-    watching = Watching()
-    run(out, watching, **SHORT, spin={"iterations": 1, "max_new_tokens": "auto"})
-    real = max(len(pair["real"]["ids"]) for pair in pairs(out, 1))
-    limit = max(16, math.ceil(1.25 * real))
-    assert f"answers of self-play have at most {limit} tokens (spin.max_new_tokens: auto)" in watching.notes
-    run(same, **SHORT, spin={"iterations": 1, "max_new_tokens": limit})
-    assert pairs(out, 1) == pairs(same, 1)

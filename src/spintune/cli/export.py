@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
@@ -123,8 +124,10 @@ class _Export:
                     try:
                         url = push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
                     except StorageError as error:
-                        kept = f"; {place} is written, and goes there by: hf upload {repo} {place}" if self.out else ""
-                        raise StorageError(f"{error}{kept}") from error
+                        kept = f"; {place} is written" if self.out else ""
+                        # of a private model no command is named: on a repository that is public it would publish
+                        way = f", and goes there by: hf upload {repo} {quote(str(place))}"
+                        raise StorageError(f"{error}{kept}{way * bool(kept and not private)}") from error
                     task.advance(sum(files.values()) / 1e6)
         outcome = {"model": name, "repo": repo, "private": private, "files": files, "url": url}
         lines = [f"{size:>15,}  {path}" for path, size in files.items()] if dry_run else []

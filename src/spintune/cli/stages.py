@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -115,12 +116,8 @@ def evaluate(
     flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
     if path is None and not (model and on):
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
-    if (
-        path is None
-        and HELDOUT in (on or ())
-        and data is None
-        and not any(one.startswith("data.") for one in overrides)
-    ):
+    sections = {re.split("[.=]", one)[0] for one in overrides}
+    if path is None and HELDOUT in (on or ()) and data is None and "data" not in sections:
         raise RecipeError(f"--on {HELDOUT} asks what is held out of your data; give --data FILE as well")
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)

@@ -142,6 +142,12 @@ class RunFacts:
         return SFT if self.recipe["sft"] else BASE
 
     @property
+    def longest_answer(self) -> int | str | None:
+        """Maximum length of answers; also a number for auto, once pairs were made. None without self-play."""
+        known = next((one.pairs.max_new_tokens for one in self.iterations if one.pairs), None)
+        return known or (self.recipe["spin"] or {}).get("max_new_tokens")
+
+    @property
     def iterations(self) -> list[IterationStages]:
         """Iterations of self-play that have begun."""
         numbers = [number_of(name) for name in (*self.stages, *self.metrics)]

@@ -121,7 +121,7 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
         notes = [f"All rows are of the same {len(ids):,} held-out examples."]
     if not comparable(models, NLL, ids):
         notes.append("The runs' tokenizers differ: losses a token cannot be compared between them.")
-    if len({(run.recipe["spin"] or {}).get("max_new_tokens") for run in runs}) > 1:
+    if len({run.longest_answer for run in runs}) > 1:
         notes.append(
             "The runs limit answers to different lengths (spin.max_new_tokens), which affects all measures of answers."
         )

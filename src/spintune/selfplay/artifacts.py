@@ -58,7 +58,7 @@ def _length_and_last_token_warnings(pairs: Sequence[Pair], found: Separability, 
     return sentences
 
 
-_MEND = "raise spin.max_new_tokens, or train SFT, or train it for longer, if the model has not learned when to stop"
+_REMEDY = "raise spin.max_new_tokens, or train SFT, or train it for longer, if the model has not learned when to stop"
 
 
 def _cut_warning(pairs: Sequence[Pair], auc: float) -> str:
@@ -66,7 +66,7 @@ def _cut_warning(pairs: Sequence[Pair], auc: float) -> str:
     (less_cut, less), (more_cut, more) = sorted(shares)
     return (
         f"{more} answers are cut in {_percent(more_cut)} of cases against {_percent(less_cut)} of the {less} ones (AUC "
-        f"{auc:.2f}): a likely artifact, because the player can win by where an answer breaks off; {_MEND}"
+        f"{auc:.2f}): a likely artifact, because the player can win by where an answer breaks off; {_REMEDY}"
     )
 
 
@@ -76,7 +76,7 @@ def _broken_off_warning(pairs: Sequence[Pair], found: Separability, cut: float) 
     real = fmean(not pair.real.complete for pair in pairs)
     return (
         f"{_percent(cut)} of the generated answers are cut, and {_percent(real)} of the real ones, so their {feature} "
-        f"alone tells them apart (AUC {auc:.2f}): the player can win by where an answer breaks off; {_MEND}"
+        f"alone tells them apart (AUC {auc:.2f}): the player can win by where an answer breaks off; {_REMEDY}"
     )
 
 

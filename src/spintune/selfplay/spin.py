@@ -106,9 +106,10 @@ def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfP
 def rate_losses(engine: LogProbEngine, pairs: Sequence[Pair]) -> list[float]:
     """What learning rates are chosen by, whatever the player trains with: log(1 + e^-m) - log p(y) / |y|.
 
-    This is the loss at λ = 1 and γ = 1, and both of its terms are least for p_data. At λ = 0.1 the first one goes on
-    falling far beyond the data. The second one keeps out rates that ruin the player: where every answer of the opponent
-    is easy to tell, almost any change of the weights brings the first term to 0.
+    This is the loss at λ = 1 and γ = 1. Its first term is least for p_data, and so is the second one as far as the
+    answers of a prompt are equally long. At λ = 0.1 the first one goes on falling far beyond the data. The second one
+    keeps out rates that ruin the player: where every answer of the opponent is easy to tell, almost any change of the
+    weights brings the first term to 0.
     """
     return [one.loss for one in measure_pairs(engine, pairs, SelfPlay("logistic", lambda_=1.0, gamma=1.0))]
 

@@ -79,6 +79,11 @@ class RunContext:
     _needs_checked: bool = False
     _paths_told: bool = False
 
+    def settle(self, recipe: Recipe) -> None:
+        """Goes on with a recipe in which more is decided."""
+        self.recipe = recipe
+        vars(self).pop("settings", None)
+
     @cached_property
     def settings(self) -> JsonObject:
         """The recipe as plain values, for the inputs of stages."""

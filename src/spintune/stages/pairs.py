@@ -153,6 +153,7 @@ class PairStage:
             answers=digest_json(self._answer_inputs(iteration)),
             engine=context.engine_facts,
             gap=gap,
+            max_new_tokens=self.sampler.max_tokens,
         )
         files = [folder / f"{name}.jsonl" for name in ("answers", *sides)]
         context.finish(stage, inputs, files, facts)

@@ -108,7 +108,7 @@ class RateSearch:
     def self_play(self) -> bool:
         return self.key == "spin.learning_rate"
 
-    def kept_gain(self, plan: LadderPlan, stage_steps: int) -> float:
+    def kept(self, plan: LadderPlan, stage_steps: int) -> float:
         """How much of the best rung's gain the chosen one keeps."""
         return 1.0 if self.self_play else kept_gain(plan.steps, stage_steps)
 
@@ -137,12 +137,14 @@ class RateSearch:
             setting.step_tokens, setting.rows_per_step, setting.heldout_tokens, MIN_SELECTION, setting.passes
         )
         heldout = setting.heldout[: plan.heldout]
-        tag, began = digest_json(self.inputs)[:12], time.monotonic()
+        tag, began = digest_json([self.inputs, setting.measure])[:12], time.monotonic()
         rungs = _Rungs(self.folder / "shards", tag)
 
         def losses_now() -> list[float]:  # a task of its own, so that its time is not that of the steps
-            with context.progress.task(f"{self.title}: held-out loss", len(heldout), "rows"):
-                return setting.losses(heldout)
+            with context.progress.task(f"{self.title}: held-out loss", len(heldout), "rows") as task:
+                found = setting.losses(heldout)
+                task.advance(len(heldout))
+                return found
 
         start = rungs.losses(0.0, losses_now) or []
         with context.progress.task(f"{self.title}: learning rate", plan.steps_left(len(rungs)), TRIAL_STEPS) as task:
@@ -164,7 +166,7 @@ class RateSearch:
                 def losses_of(rate: float) -> Sequence[float] | None:
                     return rungs.losses(rate, lambda: losses_now() if ladder.train(rate) else None)
 
-                losses = climb(losses_of, start, middle, self.kept_gain(plan, len(setting.batches)))
+                losses = climb(losses_of, start, middle, self.kept(plan, len(setting.batches)))
             finally:
                 ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
@@ -221,7 +223,7 @@ class _Told:
     @property
     def rung(self) -> float:
         """The rate of the rung that it comes from."""
-        return choose(self.losses, self.start, self.search.kept_gain(self.plan, self.stage_steps))
+        return choose(self.losses, self.start, self.search.kept(self.plan, self.stage_steps))
 
     @property
     def improved(self) -> bool:

@@ -57,6 +57,7 @@ class DataSize:
 
     Attributes:
         seen, played: examples that SFT and self-play train on.
+        chooses: whether enough examples are held out to choose models and rates by.
         measured: whether every model is measured on held-out examples as soon as it is made.
     """
 
@@ -65,17 +66,23 @@ class DataSize:
     heldout: int
     prompt: float
     answer: float
+    chooses: bool
     measured: bool
 
 
 def data_size(
-    seen: Sequence[Example], played: Sequence[Example], heldout: int, max_length: int, measured: bool
+    seen: Sequence[Example],
+    played: Sequence[Example],
+    heldout: int,
+    max_length: int,
+    chooses: bool,
+    measured: bool,
 ) -> DataSize:
     """The size of a run's data; lengths are those of some examples."""
     some = [seen[place] for place in range(0, len(seen), max(1, len(seen) // _SAMPLE))]
     prompt = fmean(len(prompt_text(one)) for one in some) / _CHARACTERS + _TEMPLATE if some else 0.0
     answer = fmean(len(one.answer) for one in some) / _CHARACTERS + 1 if some else 0.0
-    return DataSize(len(seen), len(played), heldout, prompt, min(answer, max_length), measured)
+    return DataSize(len(seen), len(played), heldout, prompt, min(answer, max_length), chooses, measured)
 
 
 def expected_stages(recipe: Recipe, until: str, size: DataSize | None = None) -> list[ExpectedStage]:
@@ -133,7 +140,7 @@ class _Work:
         step = min(section.tokens_per_step, tokens)
         steps = section.max_steps or math.ceil(section.epochs * tokens / max(1.0, step))
         if section.learning_rate == AUTO_RATE:
-            yield self._trials(steps * step, BACKWARD)
+            yield from self._trials(steps * step, BACKWARD)
         yield ExpectedTask("steps", steps, step)
         yield from self._after_training()
 
@@ -154,7 +161,7 @@ class _Work:
         """Training an iterate, and measuring it."""
         steps, step = self._steps(section, iteration)
         if section.finds_rate(iteration):
-            yield self._trials(steps * step, BACKWARD + 2)
+            yield from self._trials(steps * step, BACKWARD + 2)
         yield ExpectedTask("steps", steps, step)
         if self.size.heldout:
             yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section, trained=True))
@@ -165,7 +172,7 @@ class _Work:
         played = [self._steps(section, iteration) for iteration in range(1, section.iterations + 1)]
         steps, tokens = sum(count for count, _ in played), sum(count * tokens for count, tokens in played)
         if self._rival_finds_rate(section):
-            yield self._trials(tokens, BACKWARD)
+            yield from self._trials(tokens, BACKWARD)
         yield ExpectedTask("steps", steps, tokens / max(1, steps))
         yield from self._after_training()
 
@@ -178,10 +185,11 @@ class _Work:
         rate = section.baseline_learning_rate
         return AUTO_RATE in (rate, None if rate or not self.recipe.sft else self.recipe.sft.learning_rate)
 
-    def _trials(self, tokens: float, passes: int) -> ExpectedTask:
-        """The ladder that finds the learning rate of a stage of so many tokens."""
-        steps = MIN_STEPS * (1 + USUAL_RUNGS)
-        return ExpectedTask(TRIAL_STEPS, steps, SHARE * passes * tokens / BACKWARD / steps)
+    def _trials(self, tokens: float, passes: int) -> Iterator[ExpectedTask]:
+        """The ladder that finds the rate of a stage of so many tokens, where there is something to judge it by."""
+        if self.size.chooses:
+            steps = MIN_STEPS * (1 + USUAL_RUNGS)
+            yield ExpectedTask(TRIAL_STEPS, steps, SHARE * passes * tokens / BACKWARD / steps)
 
     def _is_trained(self, iteration: int) -> bool:
         """Whether the opponent of an iteration is no longer the model as it came."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from spintune.errors import SpintuneError
 from spintune.evaluation.selection import selection_of, too_few
-from spintune.progress import KINDS, ExpectedStage
+from spintune.progress import KINDS, TRIAL_STEPS, ExpectedStage
 from spintune.recipe import Recipe
 from spintune.recipe.checking import section_in
 from spintune.records import Example, parse_record
@@ -140,13 +140,12 @@ def _size(run: RunFacts, recipe: Recipe) -> DataSize | None:
     if data is None:
         return None
     first = list(_first(run.folder / "data/train.jsonl"))
-    unmeasured = (recipe.spin and recipe.spin.keep == "last") or too_few(
-        len(selection_of(run.heldout)), len(run.heldout)
-    )
-    some = data_size(first, first, data.heldout, recipe.data.max_length, not unmeasured)
+    chooses = too_few(len(selection_of(run.heldout)), len(run.heldout)) is None
+    measured = chooses and not (recipe.spin and recipe.spin.keep == "last")
+    some = data_size(first, first, data.heldout, recipe.data.max_length, chooses, measured)
     seen = data.train if data.seen is None else data.seen
     played = data.unseen if data.unseen and recipe.spin and recipe.spin.prompts == "unseen" else seen
-    return DataSize(seen, played, data.heldout, some.prompt, some.answer, some.measured)
+    return replace(some, seen=seen, played=played)
 
 
 def _first(path: Path) -> Iterator[Example]:
@@ -192,10 +191,17 @@ def _last_sign(folder: Path, stage: str) -> float:
 
 @dataclass(frozen=True)
 class _WorkDone:
-    """Items of a stage that are done, by unit, and the seconds of each kind of work, as far as they are known."""
+    """What a stage has done.
+
+    Attributes:
+        items: that are done, by unit.
+        seconds: of each kind of work, as far as they are known.
+    """
 
     items: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    tried: bool = True
+    """Whether the learning rate is known, for whose short runs nobody keeps the time."""
 
     def words(self, stage: ExpectedStage) -> str:
         """How far the stage is."""
@@ -230,11 +236,12 @@ class _Counted:
         # of a long stage, rows are left out
         seconds = {"train": spent * rows[-1]["step"] / len(rows) if rows else 0.0}
         items = {"steps": float(rows[-1]["step"]) if rows else 0.0}
+        tried = bool(rows) or done or (self.run.folder / folder / "rates" / MANIFEST).is_file()
         if not done and folder in self.run.stages:  # trained, and measured now
             return _WorkDone({"steps": math.inf}, seconds)
         if done:
             return _WorkDone({"steps": math.inf, "answers": math.inf, "pairs": math.inf}, seconds if rows else {})
-        return _WorkDone(items, seconds)
+        return _WorkDone(items, seconds, tried)
 
     def took(self, name: str) -> float | None:
         """How long a finished stage took, as far as its manifest says."""
@@ -259,7 +266,7 @@ def _in_shards(folder: Path) -> dict[str, float]:
 def _replay(times: RunTimes, clock: _Clock, stage: ExpectedStage, work: _WorkDone) -> None:
     """Tells what a stage has done as if it happened now; ends in the task that is under way."""
     left = dict(work.items)
-    tasks = list(stage.tasks or ())
+    tasks = [one for one in stage.tasks or () if one.unit != TRIAL_STEPS or not work.tried]
     whole = _tokens_by_kind([(KINDS[one.unit], one.items * one.tokens) for one in tasks])
     for one in tasks:
         kind, count = KINDS[one.unit], min(left.get(one.unit, 0.0), one.items)
