@@ -209,5 +209,5 @@ def test_only_sft_takes_a_higher_rate_than_the_best_of_its_rungs(auto: dict[str,
     context: Any = None
     start = Iterate("base", "m", "d")
     sft, spin = (RateSearch(context, f"{section}.learning_rate", "", "", start, {}) for section in ("sft", "spin"))
-    assert [sft.kept(plan, steps) for steps in (4, 18, 100)] == [1, 0.75, 0.5]
+    assert [sft.kept(plan, steps) for steps in (4, 18, 100)] == [1, 1, 0.5]
     assert spin.kept(plan, 100) == 1
