@@ -5,13 +5,13 @@ not like its later ones: without gradient moments each weight moves by the full 
 rates. Therefore the first steps of a ladder, at rate 0, gather moments once, and every rung begins with them. They are
 a checkpoint, so each rung starts equal to the bit, and so does the model after the ladder.
 
-Rates are half decades apart. The search brackets the least loss by decades, then looks at half decades. For a long stage
-of SFT the least loss is not what to choose: what a high rate stirs up at first, a longer run settles again, so a short
-run understates it. Where the stage is at least eight times as long as a rung, the highest rate is chosen that keeps half
-of the best rung's gain, or cannot be told from the best one. A shorter stage takes the least loss. So does self-play, and
-then less for longer runs: at a small λ every step moves the player on, past the data, so what is right for a few steps is
-too much for many. With Adam's noise it moves by about rate · √steps, and so the best rate of a rung is multiplied by
-√(steps of the rung / steps of the stage).
+Rates are half decades apart. The search brackets the least loss by decades, then looks at half decades. For a long
+stage of SFT the least loss is not what to choose: what a high rate stirs up at first, a longer run settles again, so a
+short run understates it. Where the stage is at least eight times as long as a rung, the highest rate is chosen that
+keeps half of the best rung's gain, or cannot be told from the best one. A shorter stage takes the least loss. So does
+self-play, and then less for longer runs: at a small λ every step moves the player on, past the data, so what is right
+for a few steps is too much for many. With Adam's noise it moves by about rate · √steps, and so the best rate of a rung
+is multiplied by √(steps of the rung / steps of the stage).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def least(losses: Losses) -> float:
 
 
 def kept_gain(rung_steps: int, stage_steps: int) -> float:
-    """The share of the best rung's gain that the rate for SFT keeps: 1/2 for a long stage, all of it for a short one."""
+    """The share of the best rung's gain that SFT's rate keeps: 1/2 for a long stage, all of it for a short one."""
     return 0.5 if stage_steps >= _SETTLED * rung_steps else 1.0
 
 
