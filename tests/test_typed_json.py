@@ -61,7 +61,7 @@ def test_the_reason_to_stop_is_told_whenever_there_was_self_play() -> None:
     assert to_json(from_json(RunResults, results, "here")) == results
     pairs = {"train": TRAIN, "heldout": {"kept": 1, "dropped": {}, "real_cut": 0, "generated_cut": 0}}
     pairs |= {"separability": None, "warnings": [], "data": "0", "seconds": {}, "answers": "1"}
-    pairs |= {"engine": None, "gap": None}
+    pairs |= {"engine": None, "gap": None, "max_new_tokens": None}
     iteration = {"iteration": 1, "learning_rate": 0.1, "steps": 2, "pairs_seen": 3, "tokens": 4}
     iteration |= {"later": {"kept": 0, "dropped": {}}, "heldout": None, "seconds": {"train": 1.0}}
     hardware = {"share_of_peak": None, "best_gflops": None, "joules": 2.5}
