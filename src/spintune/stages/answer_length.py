@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from spintune.data.preferences import read_answers, turns_of_example
 from spintune.errors import DataError
 from spintune.models.loading import load_config, load_stop_ids, load_tokenizer
+from spintune.record_files import Selection
 from spintune.records import Example
 from spintune.stages.context import RunContext
 from spintune.tokens.rendering import build_renderer
@@ -52,7 +53,7 @@ def _characters(example: Example) -> int:
 def _answers(context: RunContext) -> Iterator[Example]:
     """Examples that end with answers that may be played: real ones, an even share where they are many, and given."""
     spin, step = context.recipe.spin, max(1, -(-len(context.train) // _LOOKED_AT))
-    train = (context.train[place] for place in range(0, len(context.train), step))
+    train = context.train if step == 1 else Selection(context.train, range(0, len(context.train), step))
     for example in itertools.chain(train, context.heldout):
         yield from turns_of_example(example) if spin and spin.turns == "all" else (example,)
     if spin and spin.generated:
