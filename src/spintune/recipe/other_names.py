@@ -6,7 +6,7 @@ import difflib
 import itertools
 from collections.abc import Iterable
 
-_OURS: dict[str, tuple[str, ...]] = {
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr", "peak_lr", "max_lr"),
     "tokens_per_step": ("batch_size", "per_device_train_batch_size", "train_batch_size", "micro_batch_size"),
     "pairs_per_step": ("batch_size", "per_device_train_batch_size", "train_batch_size", "micro_batch_size"),
@@ -44,6 +44,7 @@ _OURS: dict[str, tuple[str, ...]] = {
     "iterations": ("num_iterations", "rounds"),
     "baseline": ("rival",),
 }
+"""By key of a recipe: what TRL, transformers, LLaMA-Factory, axolotl and torchtune call it."""
 
 
 def meant(word: str, keys: Iterable[str]) -> str | None:
@@ -52,7 +53,7 @@ def meant(word: str, keys: Iterable[str]) -> str | None:
     plain = word.lower().replace("-", "_")
     if plain in known:
         return plain
-    by_name = (key for key in known if plain in _OURS.get(key, ()))
+    by_name = (key for key in known if plain in OTHER_NAMES.get(key, ()))
     initials = (key for key in known if "_" in key and plain == "".join(part[:1] for part in key.split("_")))
     return next(itertools.chain(by_name, initials), None)
 
