@@ -44,8 +44,8 @@ $ spintune run recipes/quickstart.yaml spin.iterations=1 out=runs/one
 OTHER_NAMES_INTRO = """## Names in other tools { #names-in-other-tools }
 
 What TRL, transformers, LLaMA-Factory, axolotl and torchtune call a key. A recipe with a name from there is answered
-with ours. Some count otherwise: `tokens_per_step` counts the tokens of a whole optimizer step and not the rows of a batch;
-`warmup` is a share."""
+with ours. Some count otherwise: `tokens_per_step` counts the tokens of a whole optimizer step and not the rows of a
+batch; `warmup` is a share."""
 
 COMMANDS_INTRO = """# Commands
 
