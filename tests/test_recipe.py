@@ -101,6 +101,14 @@ def test_a_recipe_is_frozen() -> None:
         ({"sft": {"warmup": 1.5}}, "sft.warmup: Input should be less than or equal to 1 (given: 1.5)"),
         ({"spin": {"epochs": float("inf")}}, "spin.epochs: Input should be a finite number (given: inf)"),
         ({"spin": {"lambda": 0}}, "spin.lambda: Input should be greater than 0 (given: 0)"),
+        (
+            {"sft": {"learning_rate": [1e-4]}},
+            "sft.learning_rate: Input should be a valid number, or 'auto' (given: [0.0001])",
+        ),
+        (
+            {"spin": {"max_new_tokens": ["auto"]}},
+            "spin.max_new_tokens: Input should be a valid integer, or 'auto' (given: ['auto'])",
+        ),
         ({"spin": {"lambda": True}}, "spin.lambda: Input should be a valid number (given: True)"),
         ({"spin": {"lambda": [1.0, -1.0], "iterations": 2}}, "spin.lambda.1: Input should be greater than 0"),
         (

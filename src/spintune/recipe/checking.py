@@ -40,8 +40,7 @@ def checked(values: Mapping[str, object], section: type[S], name: str, elsewhere
     try:
         return section.model_validate(dict(values))
     except ValidationError as error:
-        meant = [one for one in error.errors() if _was_meant(one)]
-        lines = [f"{name}: {_explain(one, section, elsewhere)}" for one in _numbers_or_words(meant)]
+        lines = [f"{name}: {_explain(one, section, elsewhere)}" for one in _numbers_or_words(_meant(error.errors()))]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
 
 
@@ -92,6 +91,12 @@ def _numbers_or_words(problems: Sequence[ErrorDetails]) -> Iterator[ErrorDetails
         if key in words and key in others:
             one["msg"] += f", or {words[key]}"
         yield one
+
+
+def _meant(problems: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Without the halves of errors that were not meant, unless a field has no other half: it takes no list."""
+    keys = [f"{_key_of(one)}." for one in problems if _was_meant(one)]
+    return [one for one in problems if _was_meant(one) or not any(key.startswith(f"{_key_of(one)}.") for key in keys)]
 
 
 def _was_meant(problem: ErrorDetails) -> bool:
