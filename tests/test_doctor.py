@@ -74,6 +74,16 @@ def test_a_missing_package_ends_with_1_and_is_named(
         assert "ok    torch: " in result.out
 
 
+def test_a_tree_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(name: str) -> list[str]:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", nowhere)
+    (finding,) = doctor._packages()
+    assert not finding.fine
+    assert finding.text.startswith("not installed")
+
+
 def test_every_extra_that_a_user_may_want_says_what_it_is_for() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
@@ -82,7 +92,7 @@ def test_every_extra_that_a_user_may_want_says_what_it_is_for() -> None:
     found = list(doctor.packages([*project["dependencies"], *newer]))
     assert all(one.fine for one in found)
     absent = {one.subject: one.text for one in found if "pip install" in one.text}
-    assert absent["uvicorn"].endswith("; spintune watch needs >=9999: pip install 'spintune[watch]'")
+    assert absent["uvicorn"].endswith("; >=9999 is needed only for spintune watch: pip install 'spintune[watch]'")
     assert "pytest" not in absent
 
 

@@ -385,5 +385,5 @@ def test_the_schema_accepts_exactly_what_the_recipe_does(changes: dict[str, Any]
 def test_auto_answers_are_a_quarter_longer_than_the_longest_real_one(longest: int, limit: int) -> None:
     auto = SpinSection.model_validate({"max_new_tokens": "auto"})
     assert auto.longest_answer == 256
-    assert auto.with_answers(longest).longest_answer == limit
-    assert SpinSection.model_validate({"max_new_tokens": 40}).with_answers(longest).longest_answer == 40
+    assert auto.settled(longest).longest_answer == limit
+    assert SpinSection.model_validate({"max_new_tokens": 40}).settled(longest).longest_answer == 40

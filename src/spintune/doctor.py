@@ -117,7 +117,13 @@ def _packages() -> Iterable[DoctorFinding]:
     try:
         return packages(importlib.metadata.requires("spintune") or [])
     except importlib.metadata.PackageNotFoundError:
-        return [DoctorFinding("spintune", "not installed, so nobody knows what it needs; pip install spintune", False)]
+        return [
+            DoctorFinding(
+                "spintune",
+                "not installed, so its requirements are not known; pip install it from its clone or wheel",
+                False,
+            )
+        ]
 
 
 def packages(requirements: Iterable[str]) -> Iterator[DoctorFinding]:
@@ -132,8 +138,8 @@ def packages(requirements: Iterable[str]) -> Iterator[DoctorFinding]:
         if fits:
             yield DoctorFinding(requirement.name, found)
         elif extra:
-            text = f"{found}; {USES[extra[1]]} needs {requirement.specifier}: pip install 'spintune[{extra[1]}]'"
-            yield DoctorFinding(requirement.name, text)
+            needed = f"{requirement.specifier} is needed only for {USES[extra[1]]}"
+            yield DoctorFinding(requirement.name, f"{found}; {needed}: pip install 'spintune[{extra[1]}]'")
         else:
             text = f"{found}; pip install '{requirement.name}{requirement.specifier}'"
             yield DoctorFinding(requirement.name, text, fine=False)

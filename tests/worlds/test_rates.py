@@ -102,8 +102,9 @@ def test_the_chosen_rate_is_of_the_ladder_and_is_trained_with(found: Path) -> No
         best = min(losses, key=losses.__getitem__)
         assert ladder["rate"] == facts["learning_rate"]
         if stage == "sft":
+            short = facts["steps"] < 8 * ladder["rungs"][0]["steps"]
             assert ladder["rate"] in losses
-            assert ladder["rate"] >= best
+            assert (ladder["rate"] == best) if short else (ladder["rate"] >= best)
         else:
             assert ladder["rate"] == pytest.approx(
                 best * math.sqrt(ladder["rungs"][0]["steps"] / facts["steps"]), rel=0.05

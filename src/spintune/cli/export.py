@@ -109,8 +109,7 @@ class _Export:
 
     def hub(self, repo: str | None, private: bool, dry_run: bool, adapter: bool) -> tuple[dict[str, object], str]:
         """A repository. The folder is written first: where ``out`` says, or for the time of the upload."""
-        from spintune.errors import StorageError
-        from spintune.export.push import check_repo, listed, push_folder
+        from spintune.export.push import check_repo, listed
         from spintune.record_files import temporary_folder
 
         repo, kind = check_repo(repo), self._folder_type()
@@ -121,19 +120,25 @@ class _Export:
             url = None
             if not dry_run:
                 with self.progress.task(f"upload to {repo}", sum(files.values()) / 1e6, "MB") as task:
-                    try:
-                        url = push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
-                    except StorageError as error:
-                        kept = f"; {place} is written" if self.out else ""
-                        # of a private model no command is named: on a repository that is public it would publish
-                        way = f", and goes there by: hf upload {repo} {quote(str(place))}"
-                        raise StorageError(f"{error}{kept}{way * bool(kept and not private)}") from error
+                    url = self._upload(place, repo, private, name)
                     task.advance(sum(files.values()) / 1e6)
         outcome = {"model": name, "repo": repo, "private": private, "files": files, "url": url}
         lines = [f"{size:>15,}  {path}" for path, size in files.items()] if dry_run else []
         total = f"{len(files)} files, {sum(files.values()):,} bytes"
         done = f"{total}: this would go to {repo}" if url is None else f"{name} of {self.run} is at {url} ({total})"
         return outcome, "\n".join([*lines, done])
+
+    def _upload(self, place: Path, repo: str, private: bool, name: str) -> str:
+        from spintune.errors import StorageError
+        from spintune.export.push import push_folder
+
+        try:
+            return push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
+        except StorageError as error:
+            told = f"{error}; {place} is written" if self.out else str(error)
+            if self.out and not private:  # a public repository would publish what is meant to be private
+                told += f", and goes there by: hf upload {repo} {quote(str(place))}"
+            raise StorageError(told) from error
 
     def packed(self, ollama: bool, check: bool) -> tuple[dict[str, object], str]:
         """A GGUF file, or a folder with one for Ollama."""

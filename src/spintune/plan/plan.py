@@ -193,7 +193,7 @@ class Planner:
     def _longest_answer(self) -> int:
         """Of self-play. [tokens]"""
         spin = self.recipe.spin
-        return spin.with_answers(max(self.rows.spin.answers)).longest_answer if spin else 1
+        return spin.settled(max(self.rows.spin.answers)).longest_answer if spin else 1
 
     def _answers(self, name: str, needs: Operations, rates: Rates | None) -> StagePlan:
         """The prompts of an iteration, answered and scored."""

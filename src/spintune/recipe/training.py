@@ -34,8 +34,15 @@ T = TypeVar("T")
 LossName = Annotated[str, known_in(losses.LOSSES), offered(loss.name for loss in losses.BUILT_IN)]
 
 
-ANSWER_TOKENS, SHORT_ANSWER, ANSWER_SLACK = 256, 16, 1.25
-"""Length of generated answers: at most, at least, and of the longest real one. [tokens, tokens, times]"""
+ANSWER_TOKENS = 256
+"""Length of generated answers, at most, where nothing else is said. [tokens]"""
+
+
+def answer_limit(longest: int, most: int = ANSWER_TOKENS) -> int:
+    """The maximum length of generated answers: a quarter more than the longest real one, from 16 on. [tokens]"""
+    return min(most, max(16, math.ceil(1.25 * longest)))
+
+
 DECAY = 0.1
 """Share of the steps in which wsd lowers the learning rate, by default."""
 
@@ -246,12 +253,11 @@ class SpinSection(TrainingSection):
         """``max_new_tokens`` as a number; for auto the most that it can be, until a run has read its data."""
         return ANSWER_TOKENS if self.max_new_tokens == "auto" else self.max_new_tokens
 
-    def with_answers(self, longest: int) -> Self:
-        """With a number for ``max_new_tokens: auto``, from the longest real answer. [tokens]"""
+    def settled(self, longest: int) -> Self:
+        """With a number for ``max_new_tokens: auto``, by the longest real answer. [tokens]"""
         if self.max_new_tokens != "auto":
             return self
-        limit = min(ANSWER_TOKENS, max(SHORT_ANSWER, math.ceil(ANSWER_SLACK * longest)))
-        return self.model_copy(update={"max_new_tokens": limit})
+        return self.model_copy(update={"max_new_tokens": answer_limit(longest)})
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()

@@ -37,7 +37,7 @@ def settle_answer_length(context: RunContext) -> None:
     most = min(filter(None, (recipe.spin.longest_answer, data.max_target_length)))
     try:
         rows = render(longest, renderer, data.max_length, most, max_prompt=data.max_input_length).rows
-        spin = recipe.spin.with_answers(max(len(row.response_ids) for row in rows))
+        spin = recipe.spin.settled(max(len(row.response_ids) for row in rows))
     except DataError:  # none of these fits; the stages say so where that ends the run
         spin = recipe.spin.model_copy(update={"max_new_tokens": most})
     context.settle(recipe.model_copy(update={"spin": spin}))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from spintune.data.split import usual_fraction
 from spintune.evaluation.selection import ENOUGH_HELDOUT
 from spintune.recipe import measured
-from spintune.recipe.training import ANSWER_SLACK, SHORT_ANSWER
+from spintune.recipe.training import answer_limit
 from spintune.survey.data import DataSurvey
 from spintune.typed_json import JsonObject
 
@@ -67,14 +67,13 @@ def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
     values: JsonObject = {"out": chosen.out, "model": chosen.model, "seed": 0, "data": data}
     values["sft"] = sft_for(found, longest, fraction)
     if chosen.self_play:
-        answer = min(longest, math.ceil(ANSWER_SLACK * max(found.lengths.answers)))
         values["spin"] = {
             "iterations": 1,
             **({"prompts": "unseen", "unseen_share": 0.34} if found.prompts >= _SPLIT else {}),
             **measured.RATE,
             **measured.LOSS,
             **measured.STEP,
-            "max_new_tokens": max(SHORT_ANSWER, answer),
+            "max_new_tokens": answer_limit(max(found.lengths.answers), longest),
             **measured.RIVAL,
         }
     if chosen.checker:

@@ -196,12 +196,12 @@ class _WorkDone:
     Attributes:
         items: that are done, by unit.
         seconds: of each kind of work, as far as they are known.
+        tried: whether the learning rate is known, for whose short runs nobody keeps the time.
     """
 
     items: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     tried: bool = True
-    """Whether the learning rate is known, for whose short runs nobody keeps the time."""
 
     def words(self, stage: ExpectedStage) -> str:
         """How far the stage is."""
