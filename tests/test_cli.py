@@ -14,7 +14,7 @@ from spintune import errors
 from spintune.cli import _COMMANDS, main
 from spintune.cli.options import stage_recipe
 from spintune.recipe import SftSection, every_key, recipe_schema
-from spintune.recipe.other_names import _OURS
+from spintune.recipe.other_names import OTHER_NAMES
 from spintune.recipe.packaged_recipes import about_recipe, packaged_recipes
 from spintune.version import __version__
 
@@ -118,7 +118,7 @@ def test_what_was_meant_is_one_line(spintune: Spintune, words: str, told: str) -
 
 def test_every_word_of_another_tool_stands_for_a_key_that_there_is() -> None:
     last = {key.rpartition(".")[2] for key in every_key()}
-    assert set(_OURS) <= last
+    assert set(OTHER_NAMES) <= last
 
 
 def test_a_shell_completes_commands_and_keys(
