@@ -1,11 +1,13 @@
 """Is the model that the default command chooses ever worse than another that it made? Over data sets and seeds.
 
-    python benchmarks/default_command.py --out FOLDER [--model NAME] [--seeds 5] [--data NAME=PATH ...] [KEY=VALUE ...]
+    python benchmarks/default_command.py --out FOLDER [--records FILE] [--model NAME] [--seeds 5]
+        [--data NAME=PATH ...] [KEY=VALUE ...]
 
 Runs ``spintune spin --model M --data FILE seed=S`` on two data sets that are made here and on every file given, for
 each seed, and reads what the run reports on the held-out examples that chose nothing: the chosen model minus base,
 SFT and further SFT, by the run's own metric. A difference is the mean over seeds with its 95 % t-interval. Overrides
-after the flags hold for all runs. The same command goes on where it was stopped, since finished runs are not repeated.
+after the flags hold for all runs. A finished run is a line of the records (FOLDER/records.jsonl) and is not repeated:
+the same command goes on where it was stopped, and prints its tables again from the records alone.
 
     conversions   "How many grams are 3.5 kilograms?" -> "3500 grams"
     support       a customer's message -> a reply in the manner of one house
@@ -19,11 +21,13 @@ import json
 import random
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from machine import processor
 from seeds import Interval
+from self_play.ledger import Facts, Ledger, Unit
 
 from spintune.evaluation.metric_choice import better_of, measure_of
 from spintune.metrics import NLL
@@ -94,33 +98,53 @@ def made_data(folder: Path) -> dict[str, Path]:
     return files
 
 
-def run(model: str, data: Path, out: Path, seed: int, overrides: Sequence[str]) -> RunResults:
-    """The default command, in a process of its own; what its results.json says. No weights stay: 1 GB a run.
+@dataclass(frozen=True)
+class Run:
+    """The default command on one data set with one seed; its facts are what a record holds."""
 
-    Raises SystemExit for a folder that holds another command's run.
-    """
-    path, known = out / "results.json", out.parent / f"{out.name}.command.json"
-    words = ["spin", "--model", model, "--data", str(data), "--out", str(out), f"seed={seed}", *overrides]
-    command = json.dumps([*words, hashlib.sha256(data.read_bytes()).hexdigest()])
-    if known.is_file() and known.read_text() != command:
-        raise SystemExit(f"{out} holds the run of another command ({known}); take another --out")
-    known.write_text(command)
-    if not path.is_file():
-        subprocess.run([sys.executable, "-m", "spintune", *words], check=True, stdout=subprocess.DEVNULL)
-    for weights in out.rglob("*.safetensors"):
-        weights.unlink()
-    return from_json(RunResults, json.loads(path.read_text()), path)
+    model: str
+    data: Path
+    out: Path
+    seed: int
+    overrides: Sequence[str]
+
+    def __call__(self) -> Facts:
+        words = ["spin", "--model", self.model, "--data", str(self.data), "--out", str(self.out), f"seed={self.seed}"]
+        command = [sys.executable, "-m", "spintune", *words, *self.overrides]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        path = self.out / "results.json"
+        facts = facts_of(from_json(RunResults, json.loads(path.read_text()), path))
+        for weights in self.out.rglob("*.safetensors"):  # 1 GB a run
+            weights.unlink()
+        return {"data": digest(self.data), "revision": revision(), "processor": processor()["name"], **facts}
 
 
-def gains(results: RunResults, rivals: Sequence[str]) -> dict[str, float]:
-    """By how much the chosen model is better than each rival on the examples that report, by the run's metric."""
+def revision() -> str:
+    """The commit that the sources are at."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def digest(data: Path) -> str:
+    """Names the rows of a file."""
+    return hashlib.sha256(data.read_bytes()).hexdigest()[:16]
+
+
+def facts_of(results: RunResults) -> Facts:
+    """Which model the run chose by which metric, and each model's mean on the examples that report."""
     best = results.best
     assert best is not None
     metric = best.metric or NLL.name
     measure = "nll_per_token" if metric == NLL.name else measure_of(metric)
-    sign = 1.0 if better_of(metric) == "higher" else -1.0
     means = {name: intervals[measure].mean for name, intervals in results.heldout.items()}
-    return {rival: sign * (means[best.name] - means[rival]) for rival in rivals if rival in means}
+    return {"chosen": best.name, "metric": metric, "means": means}
+
+
+def gains(facts: Facts) -> dict[str, float]:
+    """By how much the chosen model is better than each rival on the examples that report, by the run's metric."""
+    sign = 1.0 if better_of(facts["metric"]) == "higher" else -1.0
+    means = facts["means"]
+    return {rival: sign * (means[facts["chosen"]] - means[rival]) for rival in RIVALS if rival in means}
 
 
 def verdict(interval: Interval) -> str:
@@ -130,27 +154,36 @@ def verdict(interval: Interval) -> str:
     return "better" if interval.low > 0 else "same"
 
 
-def table(found: Mapping[str, Sequence[RunResults]]) -> bool:
+def table(found: Mapping[str, Sequence[Facts]]) -> bool:
     """Prints a row for each data set and rival; whether no chosen model is significantly worse."""
     print("| data | metric | chosen, by seed | rival | chosen minus rival | verdict |")
     print("|---|---|---|---|---|---|")
     fine = True
     for name, runs in found.items():
-        chosen = ", ".join(one.best.name for one in runs if one.best)
-        metrics = " or ".join(sorted({one.best.metric or "none" for one in runs if one.best}))
-        by_run = [gains(one, RIVALS) for one in runs]
+        chosen = ", ".join(one["chosen"] for one in runs)
+        metrics = " or ".join(sorted({one["metric"] for one in runs}))
+        by_run = [gains(one) for one in runs]
         for rival in RIVALS:
             values = [one[rival] for one in by_run if rival in one]
             if values:
                 interval = Interval.of(values)
                 fine = fine and interval.high >= 0
                 print(f"| {name} | {metrics} | {chosen} | {rival} | {interval} | {verdict(interval)} |")
+    print()
+    print("| data | metric | model | by seed | mean |")
+    print("|---|---|---|---|---|")
+    for name, runs in found.items():
+        for model in dict.fromkeys(model for one in runs for model in one["means"]):
+            values = [one["means"][model] for one in runs if model in one["means"]]
+            digits = ", ".join(f"{value:.3f}" for value in values)
+            print(f"| {name} | {runs[0]['metric']} | {model} | {digits} | {sum(values) / len(values):.3f} |")
     return fine
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--records", type=Path, help="FOLDER/records.jsonl where none is given")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="so that two commands can share the seeds")
@@ -160,18 +193,23 @@ def main() -> int:
     files = made_data(arguments.out / "data") | {
         name: Path(path) for name, _, path in (one.partition("=") for one in arguments.data)
     }
-    total, done, began = len(files) * arguments.seeds, 0, time.monotonic()
-    found: dict[str, list[RunResults]] = {name: [] for name in files}
-    for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        for name, data in files.items():
-            out = arguments.out / f"{name}-{seed}"
-            found[name].append(run(arguments.model, data, out, seed, arguments.overrides))
-            done += 1
-            minutes = (time.monotonic() - began) / 60
-            print(
-                f"{done} of {total}: {out.name}, {minutes:.0f} min, {minutes / done * (total - done):.0f} left",
-                file=sys.stderr,
-            )
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    units = {
+        (name, seed): Unit(
+            f"{name}, seed {seed}",
+            Run(arguments.model, data, arguments.out / f"{name}-{seed}", seed, arguments.overrides),
+        )
+        for seed in seeds
+        for name, data in files.items()
+    }
+    records = arguments.records or arguments.out / "records.jsonl"
+    done = Ledger(records, {"model": arguments.model, "overrides": arguments.overrides}).run([*units.values()])
+    found: dict[str, list[Facts]] = {name: [] for name in files}
+    for (name, _), unit in units.items():
+        facts = done[unit.key]
+        if facts["data"] != digest(files[name]):
+            raise SystemExit(f"{records}: {unit.key} is of other rows than {files[name]}; give another --records")
+        found[name].append(facts)
     return 0 if table(found) else 1
 
 
