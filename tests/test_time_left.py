@@ -198,3 +198,30 @@ def test_a_model_that_nobody_trained_is_expected_to_write_as_much_as_it_may() ->
 
     assert written() == [50, 50, 50, 10, 10]  # base measured, base plays (held out, training), iterate 1
     assert written(sft={}) == [50, 10, 10, 10, 10, 10]
+
+
+def test_answers_that_are_written_at_once_count_before_they_end(times: RunTimes, clock: Clock) -> None:
+    """20 answers of 50 tokens: 200 tokens of them after 2 s are four answers' worth, so 16 are left, and the pairs."""
+    times.begin_stage("answers")
+    task = times.begin_task("answers", 20, "answers")
+    clock.seconds += 2
+    times.advance(task, 0, under_way=200)
+    assert task.done == 0
+    pairs = 20 * 200 * (2 / 200) / RELATIVE_COST["generate"]
+    assert times.stage_left() == pytest.approx(16 * 0.5 + pairs)
+    clock.seconds += 1  # one ends after 30 tokens; the others have 270 together
+    times.advance(task, 1, under_way=270)
+    each = 3 / (1 + 270 / 50)
+    assert task.item_seconds == pytest.approx(each)
+    assert task.left == pytest.approx((20 - 1 - 270 / 50) * each)
+
+
+def test_longer_answers_than_expected_are_never_all_done(times: RunTimes, clock: Clock) -> None:
+    """A tenth of the answers is left as long as none has ended."""
+    times.begin_stage("answers")
+    task = times.begin_task("answers", 20, "answers")
+    clock.seconds += 9
+    times.advance(task, 0, under_way=20 * 500)
+    assert task.left == pytest.approx(1)
+    times.advance(task, 20, under_way=0)
+    assert (task.done, task.left) == (20, 0)

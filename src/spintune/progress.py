@@ -40,12 +40,21 @@ KINDS = {"steps": "train", TRIAL_STEPS: "train", "answers": "generate", "pairs":
 class ProgressTask(Protocol):
     """One counted piece of work."""
 
-    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+    def advance(
+        self,
+        amount: float = 1,
+        safe: bool = True,
+        restored: bool = False,
+        under_way: float | None = None,
+        **facts: object,
+    ) -> None:
         """Counts ``amount`` more units as done.
 
         Args:
             safe: whether work may stop here (:class:`StopRequest`).
             restored: an earlier command did them, so they say nothing about how long the others take.
+            under_way: of units that are worked on at once, the tokens that are done of those that are not: a task
+                of sixty answers has none for long, and is far by then. None leaves it as it was.
             facts: what is shown beside the bar, such as the loss.
         """
 
@@ -128,15 +137,30 @@ class _StoppableTask:
     def __init__(self, task: ProgressTask, stop: StopRequest) -> None:
         self._task, self._stop = task, stop
 
-    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+    def advance(
+        self,
+        amount: float = 1,
+        safe: bool = True,
+        restored: bool = False,
+        under_way: float | None = None,
+        **facts: object,
+    ) -> None:
         known = {**facts, "restored": True} if restored else facts
-        self._task.advance(amount, **known)  # type: ignore[arg-type]  # no fact is called safe or restored
+        known = known if under_way is None else {**known, "under_way": under_way}
+        self._task.advance(amount, **known)  # type: ignore[arg-type]  # no fact has the name of another parameter
         if safe:
             self._stop.check()
 
 
 class _SilentTask:
-    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+    def advance(
+        self,
+        amount: float = 1,
+        safe: bool = True,
+        restored: bool = False,
+        under_way: float | None = None,
+        **facts: object,
+    ) -> None:
         pass
 
 

@@ -163,9 +163,16 @@ class _Task:
         self._board, self._timed = board, timed
         self.last = ""
 
-    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+    def advance(
+        self,
+        amount: float = 1,
+        safe: bool = True,
+        restored: bool = False,
+        under_way: float | None = None,
+        **facts: object,
+    ) -> None:
         with self._board.lock:
-            self._board.times.advance(self._timed, amount, restored)
+            self._board.times.advance(self._timed, amount, restored, under_way)
             if facts:
                 self._board.facts = _facts(facts)
                 self.last = _facts({name: value for name, value in facts.items() if not name.endswith("_s")})
@@ -324,7 +331,14 @@ class _JsonTask:
     def __init__(self, progress: JsonProgress, name: str, total: float, unit: str) -> None:
         self._progress, self._event, self._done = progress, {"task": name, "total": total, "unit": unit}, 0.0
 
-    def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+    def advance(
+        self,
+        amount: float = 1,
+        safe: bool = True,
+        restored: bool = False,
+        under_way: float | None = None,
+        **facts: object,
+    ) -> None:
         self._done += amount
         if amount or facts:
             self._progress.emit({**self._event, "done": self._done, **facts})

@@ -20,6 +20,7 @@ RELATIVE_COST = {"score": 1.0, "train": 3.0, "generate": 3.0}
 """Seconds per token beside those of scoring, for a kind of work that was not measured yet. Training is a forward and a
 backward of twice its arithmetic; how much slower writing is depends on model and batch, so it is a guess until then."""
 
+_NEARLY = 0.9  # of the items that are not done, at most, however much longer they are than expected
 _FORGET = 0.5  # of what earlier stages measured, at the end of each stage
 
 
@@ -33,6 +34,8 @@ class TimedTask:
     began: float
     work: _Work | None = None
     done: float = 0.0
+    under_way: float = 0.0
+    """About how many items the work on those that are not done is worth."""
     measured: float = 0.0
     """Items that this process did."""
     seconds: float = 0.0
@@ -53,7 +56,11 @@ class TimedTask:
     def left(self) -> float | None:
         """Seconds until the task is done, by its own rate."""
         each = self.item_seconds
-        return None if each is None or not self.has_end else max(0.0, (self.total - self.done) * each - self.pending)
+        return (
+            None
+            if each is None or not self.has_end
+            else max(0.0, (self.total - self.done - self.under_way) * each - self.pending)
+        )
 
 
 @dataclass
@@ -171,14 +178,23 @@ class RunTimes:
         self.tasks.append(task)
         return task
 
-    def advance(self, task: TimedTask, amount: float, restored: bool = False) -> None:
-        """Counts items of a task, with the time since the last ones; of restored ones it says nothing."""
+    def advance(self, task: TimedTask, amount: float, restored: bool = False, under_way: float | None = None) -> None:
+        """Counts items of a task, with the time since the last ones; of restored ones it says nothing.
+
+        Args:
+            under_way: tokens of items that are not done; None leaves them as they were.
+        """
         self._tick()
+        before = task.done + task.under_way
         task.done += amount
+        if task.work and under_way is not None:
+            whole = max(0.0, task.total - task.done)
+            task.under_way = min(under_way / task.work.tokens, _NEARLY * whole) if task.work.tokens else 0.0
+        moved = task.done + task.under_way - before
         if task.work:
-            task.work.done += amount
+            task.work.done += moved
         if not restored:
-            self._measure(task, amount)
+            self._measure(task, moved)
 
     def end_task(self, task: TimedTask) -> None:
         """Ends a task, and those that began inside of it."""

@@ -44,17 +44,20 @@ class Repeating:
 
 
 class Told(Silent):
-    """Progress that remembers the amounts that a task advanced by, and whether work could stop there."""
+    """Progress that remembers the amounts that a task advanced by, whether work could stop there, and tokens."""
 
     def __init__(self) -> None:
         self.amounts: list[tuple[float, bool]] = []
+        self.under_way: list[object] = []
 
     @contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
         yield self
 
     def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
-        self.amounts.append((amount, safe))
+        self.under_way.append(facts.get("under_way"))
+        if amount or safe:
+            self.amounts.append((amount, safe))
 
 
 def rows(count: int) -> Sequence[TokenRow]:
@@ -99,6 +102,8 @@ def test_answers_are_counted_as_they_end(tmp_path: Path) -> None:
     sample_pairs(Repeating(), rows(count), Sampling(64), 1, 200, "base", Shards(tmp_path, "tag", told), "t")
     assert sum(amount for amount, _ in told.amounts) == count
     assert told.amounts == [*[(1, False)] * SHARD_SIZE, (0, True), *[(1, False)] * 5, (0, True)]
+    each = [*range(1, len(ANSWER)), 0]  # one after the other
+    assert told.under_way == [*each * SHARD_SIZE, 0, *each * 5, 0]
     again = Told()
     sample_pairs(Repeating(), rows(count), Sampling(64), 1, 200, "base", Shards(tmp_path, "tag", again), "t")
     assert again.amounts == [(SHARD_SIZE, True), (5, True)]

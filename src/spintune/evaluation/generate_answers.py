@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from spintune.generation.answer_counter import AnswerCounter
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling
 from spintune.progress import Progress
@@ -36,14 +37,8 @@ def write_answers(
                 found |= {place: Completion((), "", "length", 0.0) for place in places}
                 task.advance(len(places))
                 continue
-            left = [budget] * len(places)
-            stops: frozenset[int] = getattr(generator, "stop_ids", frozenset())
-
-            def count(index: int, token: int, left: list[int] = left, stops: frozenset[int] = stops) -> None:
-                left[index] -= 1
-                if left[index] == 0 or token in stops:
-                    task.advance()
-
+            stop_ids: frozenset[int] = getattr(generator, "stop_ids", frozenset())
+            count = AnswerCounter(stop_ids, budget, lambda ended, tokens: task.advance(ended, under_way=tokens))
             sampling = Sampling(budget, temperature=0)
             together = processes() > 1  # who counts tokens writes all of them in this process
             asked = [prompts[place] for place in places]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharing import ENGINE, team_of, writing
+from spintune.generation.answer_counter import AnswerCounter, Counted
 from spintune.generation.protocol import Generator, OnToken, Prompt
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.ranks.dealing import deal
@@ -68,34 +68,20 @@ class SharedGenerator:
 
 
 def generate_parts(
-    generator: Generator, parts: Sequence[Part], sampling: Sampling, finished: Callable[[int], None]
+    generator: Generator, parts: Sequence[Part], sampling: Sampling, counted: Counted
 ) -> list[list[Completion]]:
     """The completions of several parts, on all ranks where the generator has them.
 
     Args:
-        finished: is told of answers as they end, where this process writes all of them.
+        counted: is told of answers as they are written, where this process writes all of them.
     """
     if isinstance(generator, SharedGenerator) and team_of(generator.engine):
         return generator.generate_parts(parts, sampling)
     stop_ids: frozenset[int] = getattr(generator, "stop_ids", frozenset())
     return [
-        generator.generate(prompts, sampling, keys, _EndCounter(stop_ids, sampling.max_new_tokens, finished))
+        generator.generate(prompts, sampling, keys, AnswerCounter(stop_ids, sampling.max_new_tokens, counted))
         for prompts, keys in parts
     ]
-
-
-class _EndCounter:
-    """Counts answers at the token that ends them, or at their longest length. An :data:`OnToken` that ends none."""
-
-    def __init__(self, stop_ids: frozenset[int], longest: int, finished: Callable[[int], None]) -> None:
-        self._stop_ids, self._longest, self._finished = stop_ids, longest, finished
-        self._lengths = Counter[int]()
-
-    def __call__(self, index: int, token: int) -> bool:
-        self._lengths[index] += 1
-        if token in self._stop_ids or self._lengths[index] == self._longest:
-            self._finished(1)
-        return False
 
 
 def _generate(team: Team, parts: Sequence[Part], sampling: Sampling) -> list[list[Completion]]:

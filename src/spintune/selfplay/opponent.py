@@ -14,13 +14,14 @@ from spintune import streams
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import RunError
+from spintune.generation.answer_counter import Counted
 from spintune.generation.protocol import Generator
 from spintune.generation.sampling import Sampling, StreamKeys
 from spintune.generation.sharing import generate_parts
 from spintune.record_files import LazySequence, Spool
 from spintune.records import Answer, Completion, Pair
 from spintune.selfplay.sampler_gap import SamplerGap, sampler_gap
-from spintune.selfplay.shards import Finished, Shards
+from spintune.selfplay.shards import Shards
 from spintune.tokens.rows import TokenRow
 
 
@@ -45,9 +46,9 @@ def sample_pairs(
     prompts = _Prompts(rows, count)
     keys = StreamKeys(prompts, sampling.seed)
 
-    def sample(parts: list[slice], finished: Finished) -> list[list[Completion]]:
+    def sample(parts: list[slice], counted: Counted) -> list[list[Completion]]:
         written = [([*prompts[part]], keys[part]) for part in parts]
-        return generate_parts(generator, written, sampling, finished)
+        return generate_parts(generator, written, sampling, counted)
 
     completions = iter(shards.map("answers", prompts, Completion, sample, title))
     pairs = Spool(Pair)
@@ -120,7 +121,7 @@ def score_pairs(
 ) -> Sequence[Pair]:
     """The pairs with the engine's log-probability of every answer, as its ``opponent`` or ``base`` score."""
 
-    def compute(parts: list[slice], _: Finished) -> list[list[Pair]]:
+    def compute(parts: list[slice], _: Counted) -> list[list[Pair]]:
         found = engine.score_parts([[_query(pair) for pair in pairs[part]] for part in parts])
         return [
             [_with_scores(pair, under, sums) for pair, sums in zip(pairs[part], scores, strict=True)]

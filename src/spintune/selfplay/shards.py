@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from spintune.errors import RunError
+from spintune.generation.answer_counter import Counted
 from spintune.progress import Progress
 from spintune.ranks.team import processes
 from spintune.record_files import Spool
@@ -21,9 +22,6 @@ SHARD_SIZE = 256
 """Items per shard: what a killed run loses at most. It is fixed, so that a resumed run ends with the same bits."""
 
 T = TypeVar("T")
-
-Finished = Callable[[int], None]
-"""Is told how many items are done, beside those that it was told of before."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Shards:
         what: str,
         items: Sequence[T],
         kind: type[Record],
-        compute: Callable[[list[slice], Finished], list[list[Record]]],
+        compute: Callable[[list[slice], Counted], list[list[Record]]],
         title: str,
     ) -> Sequence[Record]:
         """One record per item, computed shard by shard; finished shards are read from disk, and records stay there.
@@ -56,7 +54,7 @@ class Shards:
             what: name of the records in the names of files.
             kind: type of the records.
             compute: gives the records of slices of the items, as many at once as there are ranks. It may count items
-                before their slice is done.
+                before their slice is done, if they are answers.
             title: of the progress bar.
 
         Raises RunError when a part is missing from frozen shards.
@@ -74,22 +72,24 @@ class Shards:
                         f"{paths[missing[0]]}: damaged or gone, and the player has learned since it was written; "
                         f"delete {self.folder.parent / 'checkpoints'} and run again"
                     )
-                counted = 0.0
+                done_of_parts = 0
 
-                def finished(count: int) -> None:
-                    nonlocal counted
-                    counted += count
-                    task.advance(count, safe=False)  # what is done of a shard would be lost
+                def counted(ended: int, tokens: int) -> None:
+                    nonlocal done_of_parts
+                    done_of_parts += ended
+                    # not a safe point: what is done of a shard would be lost
+                    task.advance(ended, safe=False, under_way=tokens)
 
                 if missing:
-                    found = compute([parts[place] for place in missing], finished)
+                    found = compute([parts[place] for place in missing], counted)
                     for place, shard in zip(missing, found, strict=True):
                         write_shard(paths[place], shard)
                         shards[place] = shard
                 for done in shards:
                     for record in done or ():
                         records.add(record)
-                task.advance(sum(map(len, (items[part] for part in parts))) - counted, restored=not missing)
+                rest = sum(map(len, (items[part] for part in parts))) - done_of_parts
+                task.advance(rest, restored=not missing, under_way=0)
         return records.records()
 
 
