@@ -163,7 +163,7 @@ def test_a_dry_run_lists_the_stages_and_writes_nothing(spintune: Spintune, tmp_p
     )
     result = spintune("run", recipe, "--dry-run", "--json")
     assert result.code == 0, result.err
-    names = ["data", "measure base", "SFT", "iteration 1: answers", "iteration 1: training", "more SFT, the rival"]
+    names = ["data", "measure base", "SFT", "iteration 1: answers", "iteration 1: training", "more SFT, the baseline"]
     assert [stage["name"] for stage in json.loads(result.out)["stages"]] == [*names, "evaluation"]
     assert {stage["state"] for stage in json.loads(result.out)["stages"]} == {"to do"}
     assert list(tmp_path.iterdir()) == [recipe]

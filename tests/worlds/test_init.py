@@ -217,7 +217,7 @@ def test_a_session_at_a_terminal(tiny_model: Path, tmp_path: Path) -> None:
         "Column of answers [agent reply]:": "no such column",
         "one of: id, customer message, agent reply": "",
         "Model [smollm2-135m-instruct]:": str(tiny_model),
-        "Self-play after SFT, with a rival at equal compute? (y/n) [n]:": "y",
+        "Self-play after SFT, with a baseline at equal compute? (y/n) [n]:": "y",
         "Recipe to write [support.yaml]:": "mine.yaml",
     }
     code, screen = session(["init", "support.csv"], answers, tmp_path)

@@ -258,7 +258,7 @@ class _Seen:
         self_play = options.self_play
         if self_play is None:
             self_play = questions.asks and questions.agrees(
-                "Self-play after SFT, with a rival at equal compute?", False, "--self-play or --no-self-play"
+                "Self-play after SFT, with a baseline at equal compute?", False, "--self-play or --no-self-play"
             )
         return self.draft(self_play, checker)
 

@@ -153,7 +153,7 @@ def _measured_defaults(stage: Stage, given: Recipe) -> dict[str, object]:
     if given.spin.refresh != "step":  # there, nothing is there to try rates on
         found |= rate
     if "baseline" not in said or given.spin.baseline == "sft":
-        found |= {**measured.RIVAL, **{f"baseline_{key}": value for key, value in rate.items()}}
+        found |= {**measured.BASELINE, **{f"baseline_{key}": value for key, value in rate.items()}}
     return found
 
 

@@ -24,8 +24,8 @@ def compared_pairs(names: Sequence[str], best: str | None) -> list[tuple[str, st
     pairs = [(name, start) for name in names if name != start]
     iterates = [name for name in names if name.startswith("iterate-")]
     if BASELINE in names and iterates:
-        rivals = (iterates[-1], best if best in iterates else iterates[-1])
-        pairs += [(rival, BASELINE) for rival in dict.fromkeys(rivals)]
+        compared = (iterates[-1], best if best in iterates else iterates[-1])
+        pairs += [(iterate, BASELINE) for iterate in dict.fromkeys(compared)]
     return pairs
 
 

@@ -1,7 +1,7 @@
 """What spintune writes into recipes of its own making where our measurements favor it over the papers' defaults.
 
 The papers' rates hardly move a small model, so runs find their own (docs/lab/learning-rates.md). Self-play on little
-data needs small steps to take any, and a rival to mean anything; λ = 1 with γ = 3 gained most of what self-play can
+data needs small steps to take any, and a baseline to mean anything; λ = 1 with γ = 3 gained most of what self-play can
 (docs/lab/self-play-map.md). A model that has not learned when to stop writes as much as it may, so answers end not far
 behind the longest real one.
 """
@@ -17,4 +17,4 @@ RATE: Mapping[str, object] = MappingProxyType({"learning_rate": AUTO_RATE})
 LOSS: Mapping[str, object] = MappingProxyType({"lambda": 1.0, "gamma": 3.0})
 ANSWER: Mapping[str, object] = MappingProxyType({"max_new_tokens": "auto"})
 STEP: Mapping[str, object] = MappingProxyType({"pairs_per_step": 16})
-RIVAL: Mapping[str, object] = MappingProxyType({"baseline": "sft"})
+BASELINE: Mapping[str, object] = MappingProxyType({"baseline": "sft"})

@@ -85,7 +85,7 @@ def _nothing_measured(reason: str | None) -> str:
 
 
 def _newest(models: Sequence[Iterate], deleted: Collection[str]) -> Iterate:
-    """The last model that was trained, which the baseline is only a rival of."""
+    """The last model that was trained, which the baseline is only compared with."""
     there = [iterate for iterate in models if iterate.name not in deleted]
     return next((iterate for iterate in reversed(there) if iterate.name not in (BASE, BASELINE)), there[-1])
 

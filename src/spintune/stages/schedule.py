@@ -19,12 +19,12 @@ from spintune.recipe.section import AUTO_RATE
 from spintune.records import Example
 from spintune.training.ladder_plan import BACKWARD, MIN_STEPS, SHARE, USUAL_RUNGS
 
-WRITE, DATA, MEASURE, SFT_TRAINING, RIVAL, EVALUATION = (
+WRITE, DATA, MEASURE, SFT_TRAINING, BASELINE_TRAINING, EVALUATION = (
     "write data",
     "data",
     "measure base",
     "SFT",
-    "more SFT, the rival",
+    "more SFT, the baseline",
     "evaluation",
 )
 _CHARACTERS = 4  # of a token
@@ -44,7 +44,13 @@ def training_of(iteration: int) -> str:
 
 def folder_of(name: str) -> str | None:
     """The folder of a stage inside of the run's; None for the evaluations, which have many."""
-    fixed = {WRITE: "synth", DATA: "data", MEASURE: "likelihood/base", SFT_TRAINING: "sft", RIVAL: "spin/baseline-sft"}
+    fixed = {
+        WRITE: "synth",
+        DATA: "data",
+        MEASURE: "likelihood/base",
+        SFT_TRAINING: "sft",
+        BASELINE_TRAINING: "spin/baseline-sft",
+    }
     if name in fixed or name == EVALUATION:
         return fixed.get(name)
     iterate = f"spin/iterate-{name.split()[1].rstrip(':')}"
@@ -106,7 +112,7 @@ def expected_stages(recipe: Recipe, until: str, size: DataSize | None = None) ->
                 ExpectedStage(training_of(iteration), tuple(work.training(recipe.spin, iteration)) if work else None)
             )
         if recipe.spin.baseline == "sft":
-            stages.append(ExpectedStage(RIVAL, tuple(work.rival(recipe.spin)) if work else None))
+            stages.append(ExpectedStage(BASELINE_TRAINING, tuple(work.baseline(recipe.spin)) if work else None))
     if recipe.eval and until == "eval":
         heldout_alone = recipe.eval == [HELDOUT] and recipe.judge is None
         models = 1 + sum(one.name != DATA and not one.name.endswith("answers") for one in stages)
@@ -167,11 +173,11 @@ class _Work:
             yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section, trained=True))
         yield from self._after_training()
 
-    def rival(self, section: SpinSection) -> Iterator[ExpectedTask]:
+    def baseline(self, section: SpinSection) -> Iterator[ExpectedTask]:
         """As much SFT as self-play took steps and tokens."""
         played = [self._steps(section, iteration) for iteration in range(1, section.iterations + 1)]
         steps, tokens = sum(count for count, _ in played), sum(count * tokens for count, tokens in played)
-        if self._rival_finds_rate(section):
+        if self._baseline_finds_rate(section):
             yield from self._trials(tokens, BACKWARD)
         yield ExpectedTask("steps", steps, tokens / max(1, steps))
         yield from self._after_training()
@@ -181,7 +187,7 @@ class _Work:
         for _ in range(0 if self.size.measured else models):
             yield from self.measuring()
 
-    def _rival_finds_rate(self, section: SpinSection) -> bool:
+    def _baseline_finds_rate(self, section: SpinSection) -> bool:
         rate = section.baseline_learning_rate
         return AUTO_RATE in (rate, None if rate or not self.recipe.sft else self.recipe.sft.learning_rate)
 

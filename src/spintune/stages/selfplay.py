@@ -27,7 +27,7 @@ from spintune.stages.iterates import Iterate
 from spintune.stages.iteration import diagnosis_stage, training_stage
 from spintune.stages.measure import metric_of
 from spintune.stages.pairs import NothingToLearnError, PairStage
-from spintune.stages.schedule import RIVAL, answers_of, training_of
+from spintune.stages.schedule import BASELINE_TRAINING, answers_of, training_of
 from spintune.stages.sft import baseline_stage
 
 
@@ -71,7 +71,7 @@ class _SelfPlay:
         if self.section.baseline == "sft":
             steps = sum(result.steps for result in self.results)
             tokens = sum(result.tokens for result in self.results)
-            with self.context.progress.stage(RIVAL):
+            with self.context.progress.stage(BASELINE_TRAINING):
                 iterate, baseline = baseline_stage(self.context, self.section, self.start, steps, tokens)
                 measure_for_decision(self.context, iterate)
             iterates = [*iterates, iterate]

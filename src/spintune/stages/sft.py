@@ -79,8 +79,8 @@ def baseline_stage(
 
     The computation that changes weights is then equal; self-play also generates and scores answers. The baseline trains
     as the recipe's sft section says, at spin.baseline_learning_rate if that is given, and continues the order of rows
-    after the epochs of SFT. It keeps its best step where SFT does, since a rival should be as strong as it can be, and
-    takes all steps. It trains on the examples that self-play plays on.
+    after the epochs of SFT. It takes all steps and, so that it is as strong as it can be, keeps its best one where SFT
+    does. It trains on the examples that self-play plays on.
     """
     section = (context.recipe.sft or SftSection()).model_copy(update={"patience": None})
     if spin.baseline_learning_rate is not None:

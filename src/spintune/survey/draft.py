@@ -74,7 +74,7 @@ def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
             **measured.LOSS,
             **measured.STEP,
             "max_new_tokens": answer_limit(max(found.lengths.answers), longest),
-            **measured.RIVAL,
+            **measured.BASELINE,
         }
     if chosen.checker:
         values["evaluation"] = {"checker": chosen.checker}

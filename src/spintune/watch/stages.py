@@ -159,7 +159,7 @@ def _first(path: Path) -> Iterator[Example]:
 
 def _model_of(name: str) -> str | None:
     """The model that a stage makes or measures."""
-    fixed = {schedule.MEASURE: BASE, schedule.SFT_TRAINING: SFT, schedule.RIVAL: BASELINE}
+    fixed = {schedule.MEASURE: BASE, schedule.SFT_TRAINING: SFT, schedule.BASELINE_TRAINING: BASELINE}
     if name.endswith(": training"):
         return f"iterate-{name.split()[1].rstrip(':')}"
     return fixed.get(name)
