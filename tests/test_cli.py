@@ -105,7 +105,10 @@ def test_version_and_the_short_help_are_no_errors(spintune: Spintune) -> None:
         ("spin --beta 1", "spintune spin has no option --beta; write spin.lambda=VALUE"),
         ("run r.yaml --sft.lr=1", "spintune run has no option --sft.lr; write sft.learning_rate=VALUE"),
         ("sft --model m --data d sft.lr=1", "command line: unknown key sft.lr; did you mean sft.learning_rate?"),
-        ("eval --model m --on heldout", "--on heldout asks what is held out of your data; give --data FILE as well"),
+        (
+            "eval --model m --on heldout",
+            "--on heldout asks held-out examples; give --heldout FILE, or --data FILE, of which a",
+        ),
         ("spin --model m --data d spin.loss=sigmoid", "spin.loss: there is no loss 'sigmoid'; did you mean logistic?"),
     ],
 )

@@ -144,7 +144,7 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
         raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
     # files are read before training starts, so that a mistake in one shows at once
     if not (Path(recipe.out) / "data" / MANIFEST).is_file():
-        for source in recipe.data.train:
+        for source in (*recipe.data.train, *(recipe.data.heldout or ())):
             if source.path != SYNTH:
                 open_tables(source.path, source.split, source.config)
     if recipe.spin and recipe.spin.generated:

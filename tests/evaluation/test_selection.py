@@ -26,6 +26,6 @@ def test_too_few_examples_say_how_many_are_needed() -> None:
     assert too_few(MIN_SELECTION, 41) is None
     assert too_few(7, 15) == (
         "7 of 15 held-out examples are there to choose by, and 20 are needed; "
-        "hold out 50 or more (data.eval_fraction, data.eval_limit)"
+        "hold out 50 or more (data.eval_fraction, data.eval_limit, or rows of data.heldout)"
     )
     assert (too_few(0, 0) or "").startswith("no example is held out to choose by; set data.eval_fraction")

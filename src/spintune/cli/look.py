@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,8 +51,9 @@ def inspect(
         found = read_data(whole, mixture_of(whole, cache_folder()), progress)
         longest = (data.max_length, data.max_target_length, progress, data.max_input_length)
         rendered = render(found.train, renderer, *longest)
+        held = render(found.heldout, renderer, *longest) if data.heldout else None
     rendered.check_unknown()
-    facts = _row_facts(found.facts, rendered)
+    facts = _row_facts(found.facts, rendered, held)
     asked = recipe.evaluation
     references = [example.answer for example in itertools.islice(found.train, 1000)]
     choice = choose_metric(asked.metric, asked.checker, references)
@@ -76,16 +78,21 @@ def inspect(
     print(choice.line())
 
 
-def _row_facts(read: DataFacts, rendered: RenderedRows) -> dict[str, object]:
-    """How many rows and tokens a recipe trains on, and what was left out."""
+def _row_facts(read: DataFacts, rendered: RenderedRows, held: RenderedRows | None) -> dict[str, object]:
+    """How many rows and tokens a recipe trains on, and what was left out.
+
+    Args:
+        held: the held-out rows that the recipe gives.
+    """
     lengths = sorted(row.tokens for row in rendered.rows)
     return {
         "read": read.read,
-        "dropped": {**read.dropped, **rendered.dropped},
+        "dropped": {**read.dropped, **(rendered.dropped + (held.dropped if held else Counter()))},
         "cut_after_last_answer": read.trimmed or 0,
         "ignored_keys": read.ignored_keys,
         "truncated": rendered.truncated,
         "rows": len(rendered.rows),
+        **({"held_out": len(held.rows)} if held else {}),
         "tokens": sum(lengths),
         "trained_tokens": rendered.answer_tokens,
         "unknown_tokens": rendered.unknown,

@@ -47,6 +47,9 @@ Words = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
 Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
+Heldout = Annotated[
+    str | None, typer.Option(help="Held-out examples of your own, as --data; nothing of that is held out then.")
+]
 RunModel = Annotated[
     str | None,
     typer.Option(
@@ -117,7 +120,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def stage_recipe(
-    stage: Stage, words: list[str] | None, model: str | None, data: str | None, out: str | None
+    stage: Stage,
+    words: list[str] | None,
+    model: str | None,
+    data: str | None,
+    out: str | None,
+    heldout: str | None = None,
 ) -> tuple[Recipe, Stage]:
     """The recipe on the command line and the stage to run it to.
 
@@ -128,7 +136,7 @@ def stage_recipe(
 
     path, overrides = recipe_and_overrides(words)
     if path:
-        flags: dict[str, object] = {"model": model, "data.train": data and {"path": data}, "out": out}
+        flags: dict[str, object] = {"model": model, **_data_flags(data, heldout), "out": out}
         recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides])
         need_section(recipe, path, stage)
         return recipe, stage
@@ -136,16 +144,21 @@ def stage_recipe(
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
     section: dict[str, object] = {}
     base = {"model": model, "out": out or f"runs/{stage}", stage: section}
-    base["data"] = {"train": {"path": data}}  # so that data.train.columns.prompt=KEY can follow
+    base["data"] = {key.removeprefix("data."): one for key, one in _data_flags(data, heldout).items() if one}
     section |= _measured_defaults(stage, load_recipe(None, overrides, base))
     return load_recipe(None, overrides, base), "eval"
+
+
+def _data_flags(data: str | None, heldout: str | None) -> dict[str, object]:
+    """As sections, so that data.train.columns.prompt=KEY can follow."""
+    return {"data.train": data and {"path": data}, "data.heldout": heldout and {"path": heldout}}
 
 
 def _measured_defaults(stage: Stage, given: Recipe) -> dict[str, object]:
     """What a recipe of flags has instead of the papers' defaults. What is ``given`` stays; a loss keeps its own λ."""
     from spintune.recipe import measured
 
-    rate = measured.RATE if given.data.eval_fraction != 0 else {}
+    rate = {} if given.data.holds_nothing_out else measured.RATE
     if stage != "spin" or given.spin is None:
         return {**rate}
     said = given.spin.model_fields_set

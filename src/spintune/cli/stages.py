@@ -12,6 +12,7 @@ from spintune.cli.dry_run import show_stages
 from spintune.cli.execution import execute
 from spintune.cli.options import (
     Data,
+    Heldout,
     Model,
     Out,
     OutputOptions,
@@ -73,11 +74,12 @@ def sft(
     words: Words = None,
     model: Model = None,
     data: Data = None,
+    heldout: Heldout = None,
     out: Out = None,
     options: RunOptions = RunOptions(),
 ) -> None:
     """Supervised fine-tuning: a recipe's sft stage, or --model and --data alone."""
-    _do(*stage_recipe("sft", words, model, data, out), options)
+    _do(*stage_recipe("sft", words, model, data, out, heldout), options)
 
 
 @grouped
@@ -85,11 +87,12 @@ def spin(
     words: Words = None,
     model: Model = None,
     data: Data = None,
+    heldout: Heldout = None,
     out: Out = None,
     options: RunOptions = RunOptions(),
 ) -> None:
     """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone."""
-    _do(*stage_recipe("spin", words, model, data, out), options)
+    _do(*stage_recipe("spin", words, model, data, out, heldout), options)
 
 
 @grouped
@@ -97,6 +100,7 @@ def evaluate(
     words: Words = None,
     model: Annotated[str | None, typer.Option(help="Alias, model or run folder, GGUF file, or hub id.")] = None,
     data: Data = None,
+    heldout: Heldout = None,
     on: Annotated[
         list[str] | None,
         typer.Option(help="ifeval, questions, heldout, spin-paper, a task of lm-evaluation-harness or a YAML file."),
@@ -113,12 +117,15 @@ def evaluate(
     path, overrides = recipe_and_overrides(words)
     if model and (Path(model) / "recipe.json").is_file():
         model = final_model(Path(model))
-    flags = {"model": model, "data.train": data, "eval": on, "evaluation.limit": limit, "out": out}
+    sources = {"data.train": data, "data.heldout": heldout}
+    flags = {"model": model, **sources, "eval": on, "evaluation.limit": limit, "out": out}
     if path is None and not (model and on):
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     sections = {re.split("[.=]", one)[0] for one in overrides}
-    if path is None and HELDOUT in (on or ()) and data is None and "data" not in sections:
-        raise RecipeError(f"--on {HELDOUT} asks what is held out of your data; give --data FILE as well")
+    if path is None and HELDOUT in (on or ()) and not (data or heldout) and "data" not in sections:
+        raise RecipeError(
+            f"--on {HELDOUT} asks held-out examples; give --heldout FILE, or --data FILE, of which a part is held out"
+        )
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
     _do(recipe, "eval", options)

@@ -1,9 +1,13 @@
-"""Splits examples into training and held-out ones, by a hash of prompt and seed and not by their order."""
+"""Splits examples into training and held-out ones, by a hash of prompt and seed and not by their order.
+
+Where held-out examples are given, those with the same prompts are left out of the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import orjson
 
 from spintune.errors import DataError
@@ -109,15 +113,35 @@ def split_unseen(
     return _sides(examples, hashes, size)
 
 
+def without_prompts_of(
+    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress = _SILENT
+) -> Sequence[Example]:
+    """The examples whose prompts no held-out example has, in input order.
+
+    >>> rows = [Example((Message("user", q), Message("assistant", "yes"))) for q in "abc"]
+    >>> [example.prompt[0].content for example in without_prompts_of(rows, rows[1:2])]
+    ['a', 'c']
+    """
+    known = {_hash(example.prompt, 0) for example in heldout}
+    others = (_hash(example.prompt, 0) not in known for example in _told(examples, progress))
+    return Masked(examples, np.packbits(np.fromiter(others, bool, len(examples))))
+
+
 def _hashes(examples: Sequence[Example], hash_of: Callable[[Example], bytes], progress: Progress) -> KeyFile:
     hashes = KeyFile(DIGEST_BYTES)
-    with unless_quick(progress, len(examples)).task("splitting", len(examples), "examples") as task:
-        for example in examples:
-            hashes.add(hash_of(example))
-            if len(hashes) % _STRIDE == 0:
-                task.advance(_STRIDE)
-        task.advance(len(hashes) % _STRIDE)
+    for example in _told(examples, progress):
+        hashes.add(hash_of(example))
     return hashes
+
+
+def _told(examples: Sequence[Example], progress: Progress) -> Iterator[Example]:
+    """The examples, while progress is told how many there were."""
+    with unless_quick(progress, len(examples)).task("splitting", len(examples), "examples") as task:
+        for number, example in enumerate(examples, 1):
+            yield example
+            if number % _STRIDE == 0:
+                task.advance(_STRIDE)
+        task.advance(len(examples) % _STRIDE)
 
 
 def _sides(examples: Sequence[Example], hashes: KeyFile, size: int) -> Sides:

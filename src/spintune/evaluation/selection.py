@@ -42,5 +42,5 @@ def too_few(selection: int, heldout: int) -> str | None:
         return f"no example is held out to choose by; set data.eval_fraction to hold out {ENOUGH_HELDOUT} or more"
     return (
         f"{selection} of {heldout} held-out examples are there to choose by, and {MIN_SELECTION} are needed; "
-        f"hold out {ENOUGH_HELDOUT} or more (data.eval_fraction, data.eval_limit)"
+        f"hold out {ENOUGH_HELDOUT} or more (data.eval_fraction, data.eval_limit, or rows of data.heldout)"
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spintune.data.sources import read_sources
 from spintune.data.split import TENTH, USEFUL_HELDOUT
 from spintune.data.tables import open_tables
 from spintune.errors import DataError
@@ -19,7 +20,7 @@ from spintune.recipe import SYNTH, DataSection, Recipe
 from spintune.recipe.recipe import SourceSection
 from spintune.record_files import Selection
 from spintune.records import Example
-from spintune.stages.data import mixture_of, read_data
+from spintune.stages.data import heldout_sources_of, mixture_of, read_data
 from spintune.tokens.rendering import build_renderer
 from spintune.tokens.rows import render
 
@@ -80,7 +81,8 @@ def assumed_rows(recipe: Recipe, rows: int, tokens: int) -> PlannedRows:
     """Rows that the user states, with ``tokens`` each, a third of them of the prompt."""
     tokens = min(tokens, recipe.data.max_length)
     held = _heldout(recipe, rows)
-    shape = RowSizes((tokens // 3 or 1,) * 8, (tokens - (tokens // 3 or 1),) * 8, (rows - held) / 8)
+    trained = rows if recipe.data.heldout else rows - held
+    shape = RowSizes((tokens // 3 or 1,) * 8, (tokens - (tokens // 3 or 1),) * 8, trained / 8)
     how = f"{rows:,} rows of {tokens:,} tokens, as you say"
     return PlannedRows(_part(recipe, "sft", shape), _part(recipe, "spin", shape), held, how, False)
 
@@ -90,6 +92,9 @@ def read_rows(recipe: Recipe, shape: ModelShape, cache: Path, progress: Progress
     if any(source.path == SYNTH for source in recipe.data.train) and recipe.synth:
         count = recipe.synth.instructions
         planned = assumed_rows(recipe, count, min(256, recipe.data.max_length))
+        if recipe.data.heldout:
+            given = read_sources(heldout_sources_of(recipe), recipe.seed, progress)
+            planned = replace(planned, heldout=len(given.examples))
         return replace(planned, how=f"{count:,} instructions that the teacher is asked for, taken as 256 tokens each")
     with tempfile.TemporaryDirectory() as folder:
         sampled, factor = _sampled(recipe, Path(folder), progress)
@@ -115,7 +120,9 @@ def read_rows(recipe: Recipe, shape: ModelShape, cache: Path, progress: Progress
     return PlannedRows(
         _part(recipe, "sft", replace(sft, each=each)),
         _part(recipe, "spin", replace(played, each=each)),
-        min(round(len(found.heldout) * factor), recipe.data.eval_limit) if factor > 1 else len(found.heldout),
+        len(found.heldout)
+        if factor == 1 or recipe.data.heldout
+        else min(round(len(found.heldout) * factor), recipe.data.eval_limit),
         how,
         each == 1 and shape.folder is not None,
     )

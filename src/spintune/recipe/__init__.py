@@ -13,7 +13,7 @@ from spintune.recipe.evaluation import (
 from spintune.recipe.generate import GenerateSection
 from spintune.recipe.mixture import MixtureSection
 from spintune.recipe.reading import every_key, keys_called, load_recipe, parse_recipe, recipe_schema
-from spintune.recipe.recipe import DEFAULT_MODEL, SYNTH, DataSection, Recipe
+from spintune.recipe.recipe import DEFAULT_MODEL, HOLD_OUT, SYNTH, DataSection, HeldoutSection, Recipe
 from spintune.recipe.section import AUTO_RATE, Section
 from spintune.recipe.synthesis import SynthSection, TeacherSection
 from spintune.recipe.training import IterationSettings, LoraSection, SftSection, SpinSection, TrainingSection
@@ -23,6 +23,7 @@ __all__ = [
     "AUTO_RATE",
     "DEFAULT_MODEL",
     "HELDOUT",
+    "HOLD_OUT",
     "IFEVAL",
     "MT_BENCH",
     "MT_BENCH_ANSWERS",
@@ -32,6 +33,7 @@ __all__ = [
     "EndpointSection",
     "EvaluationSection",
     "GenerateSection",
+    "HeldoutSection",
     "IterationSettings",
     "JudgeSection",
     "LoraSection",

@@ -97,25 +97,26 @@ def recipe_schema() -> JsonObject:
     """JSON Schema of a recipe file, for editors."""
     schema = Recipe.model_json_schema(by_alias=True)
     # DataSection also accepts one source instead of a list, and a path instead of a source
-    source = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/SourceSection"}]}
-    train = schema["$defs"]["DataSection"]["properties"]["train"]
-    train.pop("items")
-    train.pop("type")
+    for key, section in (("train", "SourceSection"), ("heldout", "HeldoutSection")):
+        source = {"anyOf": [{"type": "string"}, {"$ref": f"#/$defs/{section}"}]}
+        setting = schema["$defs"]["DataSection"]["properties"][key]
+        nothing = [arm for arm in setting.get("anyOf", ()) if arm == {"type": "null"}]
+        for word in ("items", "type"):
+            setting.pop(word, None)
+        setting["anyOf"] = [*source["anyOf"], {"type": "array", "items": source}, *nothing]
     tracking = schema["properties"]["tracking"]
     tracking["anyOf"] = [{"type": "string"}, {"type": tracking.pop("type"), "items": tracking.pop("items")}]
-    train["anyOf"] = [*source["anyOf"], {"type": "array", "items": source}]
-    schema["allOf"] = [_data_rule(), *(_file_rule(name, key) for name, key in FILES_OF.items())]
+    schema["allOf"] = [*_data_rules(), *(_file_rule(name, key) for name, key in FILES_OF.items())]
     return schema
 
 
-def _data_rule() -> JsonObject:
-    """Training and the evaluation of held-out examples need data. Held-out evaluation is the default of eval."""
+def _data_rules() -> Iterator[JsonObject]:
+    """Training needs data to train on; held-out evaluation, the default of eval, needs those or held-out ones."""
     trains = [{"required": [name], "properties": {name: {"type": "object"}}} for name in ("sft", "spin")]
-    data = {"anyOf": [{"required": ["train"]}, {"required": ["mixture"]}]}
-    return {
-        "if": {"anyOf": [*trains, {"not": {"required": ["eval"]}}, _evaluates(HELDOUT)]},
-        "then": {"required": ["data"], "properties": {"data": data}},
-    }
+    judges = [{"not": {"required": ["eval"]}}, _evaluates(HELDOUT)]
+    for needing, keys in ((trains, ("train", "mixture")), (judges, ("train", "mixture", "heldout"))):
+        data = {"anyOf": [{"required": [key]} for key in keys]}
+        yield {"if": {"anyOf": needing}, "then": {"required": ["data"], "properties": {"data": data}}}
 
 
 def _file_rule(name: str, key: str) -> JsonObject:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from spintune.checkers import TASKS
 from spintune.data.bad_rows import OnBadRow
@@ -37,6 +37,8 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 SYNTH = "synth"
 """The source of data.train that stands for the output of the synth stage."""
 
+_EVAL_LIMIT = 1000
+
 
 def _option_value(value: object) -> object:
     if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
@@ -47,8 +49,12 @@ def _option_value(value: object) -> object:
 OptionValue = Annotated[bool | int | float | str, BeforeValidator(_option_value)]
 
 
-class SourceSection(Section):
-    """One source of training examples."""
+HOLD_OUT = "set data.eval_fraction above 0, or give data.heldout"
+"""What to do about a setting that needs held-out examples."""
+
+
+class _AnySource(Section):
+    """What sources of training and of held-out examples have."""
 
     path: str
     """builtin:NAME, a data file (.json, .jsonl, .ndjson, .csv, .tsv, .xlsx, .parquet, .arrow or .feather, also with .gz
@@ -57,8 +63,6 @@ class SourceSection(Section):
     format: Annotated[str, known_in(FORMATS, AUTO)] = Field(
         AUTO, description=f"Row format: {', '.join(one.name for one in BUILTIN_FORMATS)}; auto decides by the keys."
     )
-    weight: Positive = 1.0
-    """Share of the rows to use; above 1 repeats rows. [factor]"""
     limit: Count | None = None
     """Use only the first rows. [examples] Default: all."""
     split: str = "train"
@@ -80,17 +84,40 @@ class SourceSection(Section):
             yield problem
 
 
+class SourceSection(_AnySource):
+    """One source of training examples."""
+
+    weight: Positive = 1.0
+    """Share of the rows to use; above 1 repeats rows. [factor]"""
+
+
+class HeldoutSection(_AnySource):
+    """One source of held-out examples."""
+
+    split: str = "test"
+    """Split of a hub data set, or of a folder whose file names tell splits."""
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.path == SYNTH:
+            yield "synth is written to train on; name data of your own"
+
+
 class DataSection(Section):
     """Examples to train on and to hold out."""
 
     train: list[SourceSection] = Field(default=[])
     """Training examples: one source or a list of them. Give this, a mixture, or both."""
+    heldout: list[HeldoutSection] | None = None
+    """Held-out examples of your own: one source or a list of them. Nothing of train is held out then, but its rows with
+    a prompt that is here are dropped. Default: a part of train; format and columns: those of train, where its sources
+    share them."""
     mixture: MixtureSection | None = None
     """A mixture of many tasks in many phrasings."""
     eval_fraction: ShareBelowOne | None = None
     """Share of the prompts held out from training. [share] Default: 0.1, common practice; of fewer than 1,000 prompts
     more, so that 100 are held out to judge by, up to 0.3."""
-    eval_limit: Count = 1000
+    eval_limit: Count = _EVAL_LIMIT
     """Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 prompts give a
     proportion to within 3 points."""
     max_length: Annotated[int, Field(ge=8)] = 1024
@@ -113,9 +140,31 @@ class DataSection(Section):
     on_bad_row: OnBadRow | None = None
     """What to do about rows that cannot be read: stop, naming the first ten, or drop and count them. Default: stop."""
 
-    @field_validator("train", mode="before")
+    @property
+    def holds_nothing_out(self) -> bool:
+        """Whether the recipe says that no example is held out."""
+        return self.eval_fraction == 0 and self.heldout is None
+
+    @property
+    def without_long_ones(self) -> str:
+        """What to do about held-out examples none of which fits, beside longer rows."""
+        return "give shorter ones in data.heldout" if self.heldout else "set data.eval_fraction to 0"
+
+    def _problems(self) -> Iterator[str]:
+        if self.heldout is None:
+            return
+        if self.mixture and not self.train:
+            yield "heldout is in place of a part of train, and a mixture holds out of its own tasks; leave it out"
+        if self.eval_fraction is not None and self.mixture is None:
+            yield "eval_fraction would do nothing beside heldout, which is all that is held out; leave one out"
+        if self.eval_limit != _EVAL_LIMIT:
+            yield "eval_limit would do nothing beside heldout; leave it out, or write heldout: {path: FILE, limit: N}"
+
+    @field_validator("train", "heldout", mode="before")
     @classmethod
-    def _one_or_many(cls, value: object) -> list[object]:
+    def _one_or_many(cls, value: object, field: ValidationInfo) -> list[object] | None:
+        if value is None and field.field_name == "heldout":
+            return None
         sources = value if isinstance(value, list) else [value]
         if not sources:
             raise ValueError("name at least one source")
@@ -192,16 +241,17 @@ class Recipe(Section):
         return self
 
     def _problems(self) -> Iterator[str]:
-        if not self.data.train and self.data.mixture is None and (self.sft or self.spin or HELDOUT in self.eval):
+        judged = HELDOUT in self.eval and self.data.heldout is None
+        if not self.data.train and self.data.mixture is None and (self.sft or self.spin or judged):
             yield "data: nothing to train on; give train (a source or a list of sources) or a mixture"
         yield from self._evaluation_problems()
         yield from self._memory_problems()
         if any(source.path == SYNTH for source in self.data.train) and self.synth is None:
             yield "data.train names synth, but there is no synth section; add synth: {}"
-        if self.sft and self.data.eval_fraction == 0 and not self.data.mixture:
+        if self.sft and self.data.holds_nothing_out and not self.data.mixture:
             for key in ("eval_every", "patience", "keep"):
                 if getattr(self.sft, key) not in (None, "last"):
-                    yield f"sft.{key} would do nothing without held-out examples; set data.eval_fraction above 0"
+                    yield f"sft.{key} would do nothing without held-out examples; {HOLD_OUT}"
         if self.spin and self.spin.prompts and not self.sft:
             yield f"spin.prompts: {self.spin.prompts} needs an sft section, which sees the other prompts; add sft: {{}}"
         if self.generate and self.generate.is_served:
@@ -213,14 +263,14 @@ class Recipe(Section):
                     f"or generate.engine: {self.generate.engine} out"
                 )
         stop = self.spin and self.spin.stop
-        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and self.data.eval_fraction == 0:
-            yield "spin.stop needs held-out examples; set data.eval_fraction above 0"
+        if stop and (stop.start_loss or stop.real_logprob_drop or stop.patience) and self.data.holds_nothing_out:
+            yield f"spin.stop needs held-out examples; {HOLD_OUT}"
 
-        if self.data.eval_fraction == 0:
+        if self.data.holds_nothing_out:
             rates = {"sft": self.sft and self.sft.learning_rate, "spin": self.spin and self.spin.learning_rate}
             for key, rate in rates.items():
                 if AUTO_RATE in (rate if isinstance(rate, list) else [rate]):
-                    yield f"{key}.learning_rate: auto needs held-out examples; set data.eval_fraction above 0"
+                    yield f"{key}.learning_rate: auto needs held-out examples; {HOLD_OUT}"
 
     def _memory_problems(self) -> Iterator[str]:
         if self.copies and self.parallel != "shard":

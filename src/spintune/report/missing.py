@@ -16,7 +16,7 @@ def missing_parts(run: RunFacts) -> Iterator[str]:
     expected = expected_models(run)
     if run.recipe.get("synth") and "synth" not in run.stages:
         yield "written data"
-    if "data" not in run.stages and (run.recipe["data"]["train"] or run.recipe["data"].get("mixture")):
+    if "data" not in run.stages and any(run.recipe["data"].get(key) for key in ("train", "heldout", "mixture")):
         yield "the data"
     for name in expected:
         yield from _training(run, name)

@@ -180,7 +180,7 @@ class RunContext:
         try:
             return self.render(examples, renderer, max_response).rows if examples else []
         except DataError as error:
-            raise DataError(f"held-out examples: {error}, or set data.eval_fraction to 0") from error
+            raise DataError(f"held-out examples: {error}, or {self.recipe.data.without_long_ones}") from error
 
     # Models ----------------------------------------------------------------------------------------------------------
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spintune.data.sources import Collection, Source, read_sources
-from spintune.data.split import TENTH, split_examples, split_unseen
+from spintune.data.split import TENTH, split_examples, split_unseen, without_prompts_of
 from spintune.data.tables import source_digest
+from spintune.errors import DataError
 from spintune.mixtures.mixture import Mixture, load_mixture
 from spintune.mixtures.report import materialize
 from spintune.models.loading import load_tokenizer
 from spintune.progress import Progress, Silent, unless_quick
-from spintune.recipe import SYNTH, Recipe
+from spintune.recipe import SYNTH, HeldoutSection, Recipe
 from spintune.record_files import Joined, Selection
 from spintune.records import Example, write_records
 from spintune.results import DataFacts
@@ -22,6 +24,8 @@ from spintune.stages.synth import examples_file
 from spintune.typed_json import JsonObject
 
 _STRIDE = 1000  # examples between two reports of progress
+HELDOUT_PROMPT = "heldout_prompt"
+"""Why a training example is dropped whose prompt is in data.heldout."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def data_stage(context: RunContext) -> DataFacts:
     and those that it does not.
     """
     recipe = context.recipe
-    mixture = mixture_of(recipe, context.cache)
+    mixture, given = mixture_of(recipe, context.cache), recipe.data.heldout
     inputs = {
         "data": [_set(section) for section in context.settings["data"]["train"]],
         "fraction": recipe.data.eval_fraction,
@@ -48,6 +52,7 @@ def data_stage(context: RunContext) -> DataFacts:
         "seed": recipe.seed,
         "contents": [source_digest(source.path, source.split) for source in sources_of(recipe)],
         "mixture": mixture and _mixture_inputs(context, mixture),
+        **({"heldout": [_heldout_inputs(source) for source in heldout_sources_of(recipe)]} if given else {}),
         **_set({"on_bad_row": recipe.data.on_bad_row}),
         **({"unseen": _unseen_share(recipe)} if context.prompts else {}),
     }
@@ -101,9 +106,16 @@ def read_data(
     collection = read_sources(sources, recipe.seed, progress) if sources else Collection(())
     train: Sequence[Example]
     heldout: Sequence[Example]
-    train, heldout = split_examples(
-        collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress
-    )
+    dropped = collection.dropped
+    if recipe.data.heldout:
+        given = read_sources(heldout_sources_of(recipe), recipe.seed, progress)
+        train, heldout = _apart(collection.examples, given.examples, progress)
+        dropped = dropped + given.dropped + Counter({HELDOUT_PROMPT: len(collection.examples) - len(train)})
+        collection = Collection((*collection.sources, *given.sources))
+    else:
+        train, heldout = split_examples(
+            collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress
+        )
     report = None
     if recipe.data.mixture and mixture:
         mixed = materialize(mixture, recipe.data.mixture.examples, progress)
@@ -116,13 +128,28 @@ def read_data(
         mixture=report,
         read=collection.read,
         repeated=collection.repeated,
-        dropped=dict(collection.dropped),
+        dropped=dict(dropped),
         train=len(train),
         heldout=len(heldout),
         trimmed=collection.trimmed or None,
         ignored_keys=dict(collection.ignored),
     )
     return DataOutcome(train, heldout, facts)
+
+
+def _apart(
+    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress
+) -> tuple[Sequence[Example], Sequence[Example]]:
+    """(train, held-out) where the latter is given. Raises DataError when no training example is left."""
+    train = without_prompts_of(examples, heldout, progress)
+    if examples and not train:
+        raise DataError(
+            "data.heldout has every prompt of data.train, so none is left to train on; "
+            "name other data, or another split of it, in one of them"
+        )
+    if dropped := len(examples) - len(train):
+        progress.note(f"{dropped:,} of {len(examples):,} examples are not trained on: data.heldout has their prompts")
+    return train, heldout
 
 
 def _distinct(examples: Sequence[Example]) -> Sequence[Example]:
@@ -161,6 +188,26 @@ def sources_of(recipe: Recipe) -> list[Source]:
         for section in recipe.data.train
     ]
     return [replace(source, path=generated) if source.path == SYNTH else source for source in sources]
+
+
+def heldout_sources_of(recipe: Recipe) -> list[Source]:
+    """The recipe's sources of held-out examples. Unsaid, format and columns are those that training sources share."""
+    shared: JsonObject = {}
+    for key in ("format", "columns"):
+        values = [getattr(section, key) for section in recipe.data.train]
+        if values and all(value == values[0] for value in values):
+            shared[key] = values[0]
+    default = {"on_bad_row": recipe.data.on_bad_row or "stop", **shared}
+    return [Source(**{**default, "split": one.split, **_given(one)}) for one in recipe.data.heldout or ()]
+
+
+def _given(section: HeldoutSection) -> JsonObject:
+    """The settings of a source that its recipe names."""
+    return {key: value for key in section.model_fields_set if (value := getattr(section, key)) is not None}
+
+
+def _heldout_inputs(source: Source) -> JsonObject:
+    return {**_set(asdict(source)), "content": source_digest(source.path, source.split)}
 
 
 def _mixture_inputs(context: RunContext, mixture: Mixture) -> JsonObject:

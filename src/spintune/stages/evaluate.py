@@ -17,7 +17,7 @@ from spintune.errors import DataError, DeletedModelError
 from spintune.evaluation.comparison import compare
 from spintune.evaluation.model_pairs import compared_pairs, measured_pairs, start_of
 from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
-from spintune.recipe import HELDOUT, MT_BENCH, QUESTIONS
+from spintune.recipe import HELDOUT, HOLD_OUT, MT_BENCH, QUESTIONS
 from spintune.records import write_records
 from spintune.results import BenchmarkResults, ContaminationFacts, EvaluationResults
 from spintune.stages.contamination import contamination_stage
@@ -43,7 +43,7 @@ def evaluate(
     recipe = context.recipe
     heldout = HELDOUT in recipe.eval and bool(context.heldout)
     if HELDOUT in recipe.eval and not context.heldout:
-        context.progress.note("no example is held out, so none is judged; set data.eval_fraction above 0")
+        context.progress.note(f"no example is held out, so none is judged; {HOLD_OUT}")
     scores, failed, lacking = _evaluate_models(context, iterates, chosen)
     iterates = [iterate for iterate in iterates if iterate.name not in lacking]
     names = [iterate.name for iterate in iterates]

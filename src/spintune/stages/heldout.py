@@ -172,5 +172,5 @@ def _rows_that_fit(context: RunContext, renderer: RowRenderer) -> tuple[list[Exa
     fitted = [fit(row, data.max_length, data.max_target_length, data.max_input_length) for row in rows]
     kept = [(example, row) for example, row in zip(context.heldout, fitted, strict=True) if isinstance(row, TokenRow)]
     if not kept:
-        raise DataError("no held-out example fits data.max_length; raise it, or set data.eval_fraction to 0")
+        raise DataError(f"no held-out example fits data.max_length; raise it, or {data.without_long_ones}")
     return [example for example, _ in kept], [row for _, row in kept]

@@ -11,7 +11,7 @@ from spintune.recipe import Recipe
 def check_input_length(recipe: Recipe, loaded: LoadedModel) -> None:
     """Raises ModelError for rows that are longer than what the model reads."""
     longest = loaded.max_input_length
-    has_rows = recipe.data.train or recipe.data.mixture
+    has_rows = recipe.data.train or recipe.data.heldout or recipe.data.mixture
     if longest is not None and has_rows and recipe.data.max_length > longest:
         raise ModelError(
             f"data.max_length ({recipe.data.max_length} tokens) is more than {recipe.model} reads ({longest}); lower it"

@@ -7,7 +7,7 @@ from spintune.errors import DataError
 from spintune.evaluation.metric_choice import MetricChoice, better_of, choose_metric, measure_of
 from spintune.evaluation.selection import prompt_text
 from spintune.metrics import NLL
-from spintune.recipe import HELDOUT
+from spintune.recipe import HELDOUT, HOLD_OUT
 from spintune.recipe.evaluation import AUTO
 from spintune.records import Example
 from spintune.stages.context import RunContext
@@ -62,7 +62,7 @@ def check_measure(context: RunContext) -> None:
             "samples": section.samples,
         }
         if asked := [key for key, there in given.items() if there]:
-            raise DataError(f"evaluation.{asked[0]} needs held-out examples; set data.eval_fraction above 0")
+            raise DataError(f"evaluation.{asked[0]} needs held-out examples; {HOLD_OUT}")
         return
     checker = checker_of(context.recipe)
     if checker and (rejected := _rejected(checker, context.heldout)):

@@ -61,7 +61,7 @@ def _keeps_best(recipe: Recipe) -> bool:
     """Whether SFT may keep the weights of an earlier step while it trains."""
     section = recipe.sft or SftSection()
     several = section.epochs > (section.eval_every or 1) or (recipe.spin and recipe.spin.baseline == "sft")
-    return bool(several) and section.keep != "last" and (recipe.data.eval_fraction != 0 or bool(recipe.data.mixture))
+    return bool(several) and section.keep != "last" and not (recipe.data.holds_nothing_out and not recipe.data.mixture)
 
 
 def check_needs(recipe: Recipe, model: nn.Module, model_bytes: int, progress: Progress) -> None:
