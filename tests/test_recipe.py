@@ -54,10 +54,10 @@ def sections() -> list[type[BaseModel]]:
 
 
 def test_every_setting_is_described() -> None:
-    # source, data, generate, recipe; evaluation, judge; budget, endpoint, teacher, filters, decontaminate,
-    # synth; quadrants,
-    # weighing, group, prompting, mixture; what training shares, sft, stop, spin, lora
-    assert len(sections()) == 4 + 2 + 6 + 5 + 5
+    # what sources share, source, held-out source, data, generate, recipe; evaluation, judge; budget, endpoint,
+    # teacher, filters, decontaminate, synth; quadrants, weighing, group, prompting, mixture; what training shares,
+    # sft, stop, spin, lora
+    assert len(sections()) == 6 + 2 + 6 + 5 + 5
     for section in sections():
         for name, field in section.model_fields.items():
             if section is Recipe and name == "data":
@@ -133,6 +133,22 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"stop": None}}, "spin.stop: it is empty; give a rule such as {start_loss: true}, or leave it out"),
         ({"data": {"train": []}}, "data.train: name at least one source"),
         ({"data": {"train": "x", "eval_fraction": 1}}, "data.eval_fraction: Input should be less than 1"),
+        ({"data": {"train": "x", "heldout": []}}, "data.heldout: name at least one source"),
+        ({"data": {"heldout": "y"}, "sft": {}}, "data: nothing to train on; give train"),
+        ({"data": {"train": "x", "heldout": "synth"}}, "data.heldout.0: synth is written to train on"),
+        (
+            {"data": {"train": "x", "heldout": {"path": "y", "weight": 2}}},
+            "unknown key data.heldout.0.weight; did you mean data.train",
+        ),
+        (
+            {"data": {"train": "x", "heldout": "y", "eval_fraction": 0.2}},
+            "data: eval_fraction would do nothing beside heldout",
+        ),
+        ({"data": {"train": "x", "heldout": "y", "eval_limit": 9}}, "data: eval_limit would do nothing beside heldout"),
+        (
+            {"data": {"mixture": {"tasks": ["a"], "examples": 9}, "heldout": "y"}},
+            "data: heldout is in place of a part of train, and a mixture holds out of its own tasks",
+        ),
         (
             {"sft": {"learning_rate": -1}},
             "sft.learning_rate: Input should be greater than 0, or 'auto' (given: -1)",
@@ -213,7 +229,7 @@ def test_every_mistake_is_told_at_once() -> None:
         ({"iterations": 9}, "unknown key iterations; did you mean spin.iterations?"),
         ({"data": {"train": "x", "epochs": 2}}, "unknown key data.epochs; did you mean sft.epochs?"),
         ({"data": {"train": [{"path": "x", "wieght": 2}]}}, "data.train.0.wieght; did you mean data.train.0.weight?"),
-        ({"data": {"train": [{"path": "x", "zzz": 2}]}}, "known here: path, format, weight, limit, split"),
+        ({"data": {"train": [{"path": "x", "zzz": 2}]}}, "known here: path, format, limit, split, config"),
     ],
 )
 def test_an_unknown_key_comes_with_a_suggestion(given: dict[str, Any], words: str) -> None:
@@ -255,6 +271,11 @@ def test_a_source_is_a_path_or_a_mapping_or_a_list_of_both() -> None:
         for train in ("a", {"path": "a"}, ["a", {"path": "b", "limit": 3}])
     ]
     assert paths == [["a"], ["a"], ["a", "b"]]
+    held = parsed(data={"train": "a", "heldout": ["b", {"path": "c", "split": "dev"}]}).data.heldout
+    assert held is not None
+    assert [(source.path, source.split) for source in held] == [("b", "test"), ("c", "dev")]
+    assert parsed(data={"train": "a", "heldout": None}).data.heldout is None
+    assert parsed(data={"heldout": "b"}).data.train == []  # nothing is trained
 
 
 def test_overrides_reach_every_level_and_beat_the_file(tmp_path: Path) -> None:
@@ -363,6 +384,10 @@ def test_every_recipe_loads_and_the_schema_accepts_it(path: Path) -> None:
         {"data": {}},
         {"data": {"mixture": {"tasks": ["builtin:gsm8k"], "examples": 10}}},
         {"data": {"mixture": {"tasks": ["builtin:gsm8k"]}}},
+        {"data": {"train": "x", "heldout": ["y", {"path": "z", "split": "dev"}]}},
+        {"data": {"train": "x", "heldout": {"path": "y", "weight": 2}}},
+        {"data": {"heldout": "y"}},
+        {"data": {"heldout": "y"}, "spin": {}},
         {"seed": -1},
         {"seed": 1.5},
         {"sft": {"lerning_rate": 1}},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spintune.data.split import split_examples, split_unseen
+from spintune.data.split import split_examples, split_unseen, without_prompts_of
 from spintune.errors import DataError
 from spintune.records import Example, Message
 
@@ -50,6 +50,13 @@ def test_a_prompt_is_on_one_side_only_and_no_example_is_lost(letters: list[str],
     train, held = split_examples(examples, fraction, seed)
     assert not {e.prompt for e in train} & {e.prompt for e in held}
     assert sorted([*train, *held], key=examples.index) == examples
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=40), st.sets(st.sampled_from("abcdefgh")))
+def test_given_prompts_are_left_out_whatever_their_answers(letters: list[str], given: set[str]) -> None:
+    examples = [ask(letter, str(number)) for number, letter in enumerate(letters)]
+    left = without_prompts_of(examples, [ask(letter, "another") for letter in given])
+    assert left == [example for example in examples if example.prompt[0].content not in given]
 
 
 @given(st.integers(0, 5), st.integers(0, 50))

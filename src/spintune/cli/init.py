@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spintune.cli.options import Json, print_json
+from spintune.cli.options import Heldout, Json, print_json
 from spintune.cli.questions import Questions
 from spintune.errors import RecipeError, SpintuneError
 from spintune.storage import cache_folder
 
 if TYPE_CHECKING:
-    from spintune.data.sources import Source
+    from spintune.data.sources import Source, SourceResult
     from spintune.plan.devices import Target
     from spintune.plan.plan import RunPlan
     from spintune.plan.shapes import ModelShape
@@ -43,6 +43,7 @@ class InitOptions:
     """
 
     model: str | None
+    heldout: str | None
     prompt: str | None
     response: str | None
     self_play: bool | None
@@ -52,6 +53,7 @@ class InitOptions:
 def init(
     data: Annotated[str | None, typer.Argument(help="builtin:NAME, a file or folder, or a hub id.")] = None,
     model: Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")] = None,
+    heldout: Heldout = None,
     prompt: Annotated[str | None, typer.Option(help="The column of prompts, where no format knows it.")] = None,
     response: Annotated[str | None, typer.Option(help="The column of answers.")] = None,
     self_play: Annotated[bool | None, typer.Option(help="Whether self-play follows SFT. Default: no.")] = None,
@@ -80,7 +82,7 @@ def init(
             from spintune.survey.data import head_of
 
         quiet_libraries()
-    options = InitOptions(model, prompt, response, self_play, out)
+    options = InitOptions(model, heldout, prompt, response, self_play, out)
     with open_progress(json) as progress, shown_on(progress):
         rows = head_of(Source(path))
     opened = _Opened.of(path, rows, options, questions)
@@ -88,10 +90,11 @@ def init(
         seen = opened.look(_WithoutNotes(progress))
     first = seen.draft(False, seen.found.checker)
     if not json:
-        from spintune.survey.told import survey_lines
+        from spintune.survey.told import heldout_line, survey_lines
         from spintune.terminal import visible
 
-        lines = survey_lines(seen.found, first["data"]["max_length"], seen.context, seen.template)
+        lines = [*survey_lines(seen.found, first["data"]["max_length"], seen.context, seen.template)]
+        lines += [heldout_line(seen.held, seen.shared)] if seen.held else []
         print(visible("\n".join((f"\n{path}", *(f"  {line}" for line in lines), ""))))
     values = seen.decide(options, questions)
     recipe = out or _free_name(path, questions)
@@ -99,7 +102,8 @@ def init(
         values, plan = seen.fitted(values, target_of(None, None, None, None), _WithoutNotes(progress))
     text = seen.write(values, recipe)
     if json:
-        print_json({"recipe": str(recipe), "text": text, "found": _facts(seen.found)})
+        held = {"heldout": _facts(seen.held)} if seen.held else {}
+        print_json({"recipe": str(recipe), "text": text, "found": _facts(seen.found), **held})
     else:
         _tell(recipe, plan)
     if not plan.fits:
@@ -172,6 +176,7 @@ class _Opened:
     """The data and the model, before they were looked at."""
 
     source: Source
+    heldout: Source | None
     model: str
     keys: tuple[str, ...]
 
@@ -200,21 +205,20 @@ class _Opened:
         model = options.model or questions.text("Model", DEFAULT_MODEL, "--model MODEL")
         if (Path(model) / "recipe.json").is_file():
             model = final_model(Path(model))
-        return cls(source, model, keys)
+        held = replace(source, path=options.heldout, split="test") if options.heldout else None
+        return cls(source, held, model, keys)
 
     def look(self, progress: Progress) -> _Seen:
         """Reads data and model. Raises DataError or ModelError, as a run would."""
-        from spintune.data.sources import read_source
+        from spintune.data.split import without_prompts_of
         from spintune.models.loading import load_config, unpack_alias
         from spintune.models.packaged import ALIASES
         from spintune.plan.shapes import read_shape
         from spintune.survey.data import survey
 
-        result = read_source(self.source, progress)
-        if not result.examples:
-            from spintune.data.sources import read_sources
-
-            read_sources([self.source], 0)  # raises, with the reasons
+        result = _read(self.source, progress)
+        given = _read(self.heldout, progress) if self.heldout else None
+        shared = len(result.examples) - len(without_prompts_of(result.examples, given.examples)) if given else 0
         if self.model in ALIASES:
             unpack_alias(self.model, cache_folder())
         shape = read_shape(self.model, cache_folder())
@@ -223,12 +227,14 @@ class _Opened:
         refused: SpintuneError | None = None
         for template in _TEMPLATES:
             try:
-                found = survey(result, self.keys, self._renderer(template, shape), progress)
+                renderer = self._renderer(template, shape)
+                found = survey(result, self.keys, renderer, progress)
+                held = survey(given, self.keys, renderer, progress) if given else None
             except SpintuneError as error:
                 refused = refused or error
                 continue
             other = None if template == "tokenizer" else template
-            return _Seen(self, found, other, context, bool(shape.config.is_encoder_decoder))
+            return _Seen(self, found, held, shared, other, context, bool(shape.config.is_encoder_decoder))
         raise refused or RecipeError(f"{self.model}: no template fits")
 
     def _renderer(self, template: str, shape: ModelShape) -> RowRenderer:
@@ -240,12 +246,29 @@ class _Opened:
         return build_renderer(tokenizer, template, "last", bool(shape.config.is_encoder_decoder), model_stop_ids=stops)
 
 
+def _read(source: Source, progress: Progress) -> SourceResult:
+    """What a source holds. Raises DataError where that is nothing that can be used."""
+    from spintune.data.sources import read_source, read_sources
+
+    result = read_source(source, progress)
+    if not result.examples:
+        read_sources([source], 0)  # raises, with the reasons
+    return result
+
+
 @dataclass(frozen=True)
 class _Seen:
-    """Data and model after they were looked at."""
+    """Data and model after they were looked at.
+
+    Attributes:
+        held: what was found in held-out examples that are given.
+        shared: training examples that have their prompts.
+    """
 
     opened: _Opened
     found: DataSurvey
+    held: DataSurvey | None
+    shared: int
     template: str | None
     context: int | None
     is_encoder_decoder: bool
@@ -265,23 +288,30 @@ class _Seen:
     def draft(self, self_play: bool, checker: str | None) -> JsonObject:
         """The recipe as plain values."""
         from spintune.models.loading import default_device
-        from spintune.survey.draft import Choices, draft
+        from spintune.survey.draft import HELDOUT_ON_CPU, Choices, draft
 
         opened = self.opened
         source: JsonObject = {"path": opened.source.path}
         if opened.source.columns:
             source["columns"] = dict(opened.source.columns)
+        on_gpu = default_device().type != "cpu"
+        heldout: JsonObject | None = None
+        if self.held:
+            heldout = {"path": self.held.path}
+            if not on_gpu and self.held.kept > HELDOUT_ON_CPU:
+                heldout["limit"] = HELDOUT_ON_CPU
         chosen = Choices(
             out=f"runs/{_name_of(opened.source.path)}",
             model=opened.model,
             source=source,
-            unreadable=bool(self.found.unreadable),
+            unreadable=bool(self.found.unreadable or (self.held and self.held.unreadable)),
             template=self.template,
             all_turns=self.found.multi_turn > 0 and not self.is_encoder_decoder,
             checker=checker,
             self_play=self_play,
             context=self.context,
-            on_gpu=default_device().type != "cpu",
+            on_gpu=on_gpu,
+            heldout=heldout,
         )
         return draft(self.found, chosen)
 
@@ -323,7 +353,7 @@ class _Seen:
             f"Written by spintune init: {rows}.",
             "Any setting can be changed here, or behind spintune run as KEY=VALUE.",
         ]
-        text = commented_yaml(values, reasons_for(values, self.found), head)
+        text = commented_yaml(values, reasons_for(values, self.found, self.held), head)
         if parse_yaml(text, str(target)) != values:
             raise RuntimeError("the recipe that was written is not the one that was drafted")
         try:

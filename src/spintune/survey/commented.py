@@ -34,7 +34,7 @@ def commented_yaml(values: JsonObject, reasons: Mapping[str, str], head: Sequenc
 
 def _setting(name: str, path: str, value: object, reasons: Mapping[str, str], indent: str) -> Iterator[str]:
     yield from _comment(" ".join(filter(None, (meaning_of(path), reasons.get(path)))), indent)
-    if isinstance(value, dict) and path != "data.train":
+    if isinstance(value, dict) and path not in ("data.train", "data.heldout"):
         yield f"{indent}{name}:"
         for key, inner in value.items():
             yield from _setting(key, f"{path}.{key}", inner, reasons, indent + "  ")

@@ -17,7 +17,7 @@ from spintune.typed_json import JsonObject
 
 _MAX_FRACTION = 0.4
 """Held out at most, where that gives enough prompts to choose a model by."""
-_HELDOUT_ON_CPU = 200
+HELDOUT_ON_CPU = 200
 """Prompts that every model answers; more take long without a GPU."""
 _LONGEST = 2048  # tokens of a row in a first run
 _ROUND = 32  # tokens that max_length is a multiple of
@@ -33,6 +33,7 @@ class Choices:
 
     Attributes:
         source: the source of data.train, as plain values.
+        heldout: that of data.heldout, where held-out examples are given.
         unreadable: whether there are rows that cannot be read, which are dropped then.
         template: data.template where the model's own does not serve.
         context: tokens that the model reads at most; None where nobody knows.
@@ -48,15 +49,17 @@ class Choices:
     self_play: bool
     context: int | None
     on_gpu: bool
+    heldout: JsonObject | None = None
 
 
 def draft(found: DataSurvey, chosen: Choices) -> JsonObject:
     """The recipe, as plain values. All weights are trained; :func:`with_lora` and :func:`with_limit` change that."""
     longest = max_length_for(found, chosen.context)
-    fraction = heldout_fraction(found.prompts)
-    data: JsonObject = {"train": chosen.source, "eval_fraction": fraction}
-    if not chosen.on_gpu and fraction * found.prompts > _HELDOUT_ON_CPU:
-        data["eval_limit"] = _HELDOUT_ON_CPU
+    fraction = 0.0 if chosen.heldout else heldout_fraction(found.prompts)
+    held: JsonObject = {"heldout": chosen.heldout} if chosen.heldout else {"eval_fraction": fraction}
+    data: JsonObject = {"train": chosen.source, **held}
+    if not chosen.on_gpu and fraction * found.prompts > HELDOUT_ON_CPU:
+        data["eval_limit"] = HELDOUT_ON_CPU
     data["max_length"] = longest
     if chosen.template:
         data["template"] = chosen.template
@@ -119,8 +122,10 @@ def with_lora(values: JsonObject) -> JsonObject:
 
 def with_limit(values: JsonObject, rows: int, found: DataSurvey) -> JsonObject:
     """The recipe on the first ``rows`` examples alone, with as many passes, of which enough are held out."""
-    fraction = heldout_fraction(min(rows, found.prompts))
-    data = {**values["data"], "train": {**values["data"]["train"], "limit": rows}, "eval_fraction": fraction}
+    data = {**values["data"], "train": {**values["data"]["train"], "limit": rows}}
+    fraction = 0.0
+    if "heldout" not in data:
+        data["eval_fraction"] = fraction = heldout_fraction(min(rows, found.prompts))
     epochs = values["sft"]["epochs"]
     step = {"tokens_per_step": _tokens_per_step(found, data["max_length"], rows * (1 - fraction) * epochs)}
     return {**values, "data": data, "sft": {**values["sft"], **step}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from spintune.data.row_reader import named
@@ -36,12 +37,30 @@ def survey_lines(found: DataSurvey, max_length: int, context: int | None, templa
         yield f"answers    have the form that evaluation.checker: {found.checker} checks"
 
 
-def reasons_for(values: JsonObject, found: DataSurvey) -> Mapping[str, str]:
-    """Why settings have their values, by dotted key."""
-    data, fraction = values["data"], values["data"]["eval_fraction"]
+def heldout_line(held: DataSurvey, shared: int) -> str:
+    """What was found in held-out examples that are given.
+
+    Args:
+        shared: training examples that have their prompts.
+    """
+    text = f"held out   {held.read:,} rows read, {held.kept:,} kept, {held.prompts:,} distinct prompts"
+    text += _counts("; not kept: ", held.dropped)
+    return text + (f"; {shared:,} rows above have their prompts and are not trained on" if shared else "")
+
+
+def reasons_for(values: JsonObject, found: DataSurvey, given: DataSurvey | None = None) -> Mapping[str, str]:
+    """Why settings have their values, by dotted key.
+
+    Args:
+        given: held-out examples that are given.
+    """
+    data = values["data"]
     limit = data["train"].get("limit")
-    prompts = min(found.prompts, limit or found.prompts)
-    held = min(round(fraction * prompts), data.get("eval_limit", prompts))
+    if given:
+        held = min(given.prompts, data["heldout"].get("limit", given.prompts))
+    else:
+        prompts = min(found.prompts, limit or found.prompts)
+        held = min(round(data["eval_fraction"] * prompts), data.get("eval_limit", prompts))
     few = "" if held >= ENOUGH_HELDOUT else f", fewer than the {ENOUGH_HELDOUT} by which a model can be chosen"
     cut, dropped = found.lengths.beyond(data["max_length"])
     longest = max(found.lengths.rows, default=0)
@@ -51,11 +70,13 @@ def reasons_for(values: JsonObject, found: DataSurvey) -> Mapping[str, str]:
         if limit
         else "",
         "data.eval_fraction": f"About {held:,} here{few}.",
+        "data.heldout": f"These are {held:,} prompts{few}.",
         "data.max_length": f"The longest row has {longest:,} tokens."
         + (f" Of {found.looked_at:,} rows, {cut:,} are cut and {dropped:,} left out." if cut or dropped else ""),
         "data.template": "The model's own cannot write this data.",
         "data.turns": f"{found.multi_turn:,} conversations have earlier answers.",
-        "data.on_bad_row": f"Here {found.unreadable.total():,} rows cannot be read.",
+        "data.on_bad_row": f"Here {(found.unreadable + (given.unreadable if given else Counter())).total():,} "
+        "rows cannot be read.",
         "sft.learning_rate": "A rate of your own saves the time of the trials.",
         "lora": "All weights would not fit into this machine's memory.",
         "evaluation.checker": "The answers in the data have this form.",
