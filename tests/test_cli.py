@@ -202,6 +202,17 @@ def test_a_recipe_made_of_flags_finds_its_rates_and_keeps_what_is_said(
     assert {key: getattr(recipe.spin, key) for key in expected} == expected
 
 
+@pytest.mark.parametrize("stage", ["sft", "spin"])
+def test_held_out_examples_are_a_flag_and_their_columns_may_follow(stage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"out: o\nmodel: m\ndata: {{train: x.json}}\n{stage}: {{}}\n")
+    for words in ([], [str(path)]):
+        keys = [*words, "data.heldout.columns.prompt=q"]
+        recipe, _ = stage_recipe(stage, keys, "m/n", "x.json", None, "my file.csv")
+        assert recipe.data.heldout is not None
+        assert [(one.path, one.columns) for one in recipe.data.heldout] == [("my file.csv", {"prompt": "q"})]
+
+
 def test_sft_made_of_flags_finds_its_rate() -> None:
     found = [stage_recipe("sft", words, "m/n", "x.json", None)[0].sft for words in ([], ["data.eval_fraction=0"])]
     assert [section and section.learning_rate for section in found] == ["auto", SftSection().learning_rate]

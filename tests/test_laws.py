@@ -33,6 +33,7 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "depth": {},
     "parameters": {
         "spintune.cli.chat.chat": "one for each option of the command",
+        "spintune.cli.init.init": "one for each option of the command",
         "spintune.cli.plan.plan": "one for each option of the command",
         "spintune.cli.export.export": "one for each option of the command",
         "spintune.engine.attention._layout_attention": "the signature of transformers' attention interface",

@@ -229,6 +229,8 @@ def test_commands(spintune: Callable[..., Ended], tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     assert '"fits": true' in ended.out
     assert not (tmp_path / "run").exists()
+    ended = spintune("plan", recipe, "data.heldout=builtin:tickets", "--no-probe", "--json")
+    assert '"heldout": 400' in ended.out
     ended = spintune("plan", recipe, "--gpus", 1, "--memory", "1.005GB", "--rows", "1000x500")
     assert ended.code == 15
     assert "does not fit: sft needs" in ended.err

@@ -17,7 +17,7 @@ from spintune.records import Example, Message
 from spintune.survey.commented import commented_yaml, yaml_value
 from spintune.survey.data import DataSurvey, RowLengths, guess_checker, likely_columns, near_copies
 from spintune.survey.draft import Choices, draft, heldout_fraction, max_length_for, sft_for, with_limit, with_lora
-from spintune.survey.told import reasons_for, survey_lines
+from spintune.survey.told import heldout_line, reasons_for, survey_lines
 from spintune.typed_json import JsonObject
 
 CHOSEN = Choices("runs/x", "m", {"path": "x.csv"}, False, None, False, None, False, 8192, False)
@@ -155,6 +155,10 @@ def test_what_is_told_of_data() -> None:
         "chat       the model's template fits: system messages in 2, tools in 1",
         "answers    have the form that evaluation.checker: json checks",
     ]
+    assert heldout_line(data, 4) == (
+        "held out   5 rows read, 3 kept, 3 distinct prompts; not kept: duplicate 2; 4 rows above have their prompts "
+        "and are not trained on"
+    )
     assert "at max_length 64 (the model reads 64) 3 answers are cut and 0 rows left out" in "\n".join(
         survey_lines(found(3), 64, 64, "plain")
     )
@@ -165,4 +169,7 @@ def test_a_limit_holds_out_enough_and_keeps_the_number_of_steps() -> None:
     large = found(50_000)
     values = with_limit(draft(large, CHOSEN), 400, large)
     assert values["data"]["eval_fraction"] == 0.25
+    given = with_limit(draft(large, replace(CHOSEN, heldout={"path": "held.csv"})), 400, large)
+    assert "eval_fraction" not in given["data"]
+    assert (given["data"]["heldout"], given["data"]["train"]["limit"]) == ({"path": "held.csv"}, 400)
     assert values["sft"] == {"epochs": 1, "learning_rate": "auto", "tokens_per_step": 512}

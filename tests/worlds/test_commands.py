@@ -187,6 +187,10 @@ def test_inspect_counts_what_does_not_fit(spintune: Spintune, recipe: Callable[.
     assert found["rows"] + sum(found["dropped"].values()) == found["read"] == 40
     assert found["longest"] <= 30
     assert found["truncated"] > 0
+    words = ("data.heldout=builtin:seeds", "data.eval_fraction=null", "data.max_length=60", "--json")
+    given = json.loads(spintune("inspect", recipe(), *words).out)
+    assert given["read"] - found["read"] > given["held_out"] > 0
+    assert given["rows"] + given["held_out"] + sum(given["dropped"].values()) == given["read"]
 
 
 def test_inspect_tells_what_was_cut_off_and_what_had_no_use(

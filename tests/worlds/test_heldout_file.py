@@ -178,3 +178,12 @@ def test_another_file_of_that_name_makes_again_what_depends_on_it(
     assert answered <= set(everything.tasks)
     assert not answered & set(other.tasks)
     assert {"SFT", "sft: held-out answers"} <= set(other.tasks)
+
+
+@pytest.mark.slow
+def test_without_training_the_file_is_all_that_is_needed(run: Run, tmp_path: Path) -> None:
+    data = data_of(train=None, heldout=write(tmp_path / "mine.jsonl", asked("Say", 2)))
+    results = run(tmp_path / "run", data=data, sft=None, spin=None)
+    assert (results["data"]["train"], results["data"]["heldout"]) == (0, 2)
+    answered = (tmp_path / "run/eval/heldout/base/answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reference"] for line in answered] == [row["output"] for row in asked("Say", 2)]

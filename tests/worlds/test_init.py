@@ -127,15 +127,21 @@ def test_columns_that_are_named_are_in_the_recipe(
 
     monkeypatch.chdir(tmp_path)
     write_csv(tmp_path / "support.csv", ["customer message", "agent reply"])
+    (tmp_path / "held.csv").write_text(f'customer message,agent reply\nHello,Hi\n"{asked(1)}",Yes\n')
     flags = ["--prompt", "customer message", "--response", "agent reply", "--out", "mine.yaml", "--json"]
+    flags += ["--heldout", "held.csv"]
     made = spintune("init", "support.csv", "--model", tiny_model, *flags)
     assert made.code == 0, made.err
     found = json.loads(made.out)
     assert found["recipe"] == "mine.yaml"
     assert found["text"] == (tmp_path / "mine.yaml").read_text()
     assert (found["found"]["kept"], found["found"]["format"]) == (ROWS, "prompt")
-    (source,) = load_recipe(tmp_path / "mine.yaml").data.train
-    assert source.columns == {"prompt": "customer message", "response": "agent reply"}
+    data = load_recipe(tmp_path / "mine.yaml").data
+    assert data.train[0].columns == {"prompt": "customer message", "response": "agent reply"}
+    assert (found["heldout"]["kept"], [source.path for source in data.heldout or ()]) == (2, ["held.csv"])
+    assert "These are 2 prompts, fewer than the 50 by which a model can be chosen." in found["text"].replace(
+        "\n  # ", " "
+    )
 
 
 @pytest.mark.slow

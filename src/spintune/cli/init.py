@@ -43,11 +43,11 @@ class InitOptions:
     """
 
     model: str | None
-    heldout: str | None
     prompt: str | None
     response: str | None
     self_play: bool | None
     recipe: Path | None
+    heldout: str | None = None
 
 
 def init(
@@ -82,7 +82,7 @@ def init(
             from spintune.survey.data import head_of
 
         quiet_libraries()
-    options = InitOptions(model, heldout, prompt, response, self_play, out)
+    options = InitOptions(model, prompt, response, self_play, out, heldout)
     with open_progress(json) as progress, shown_on(progress):
         rows = head_of(Source(path))
     opened = _Opened.of(path, rows, options, questions)
