@@ -103,6 +103,12 @@ def test_plain_sources_and_a_mixture_stand_beside_each_other(
     results = run(tmp_path / "run", data=data, sft=None, spin=None, eval=[])
     assert results["data"]["train"] == 32 + 40
     assert results["data"]["read"] == 40
+    # with a file to hold out, eval_fraction is of the tasks alone
+    from_tasks = results["data"]["heldout"] - 8
+    data["heldout"] = str(tmp_path / "mine.jsonl")
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "Shout.", "output": "Ho"}\n')
+    found = run(tmp_path / "file", data=data, sft=None, spin=None, eval=[])["data"]
+    assert (found["train"], found["heldout"], found["read"]) == (40 + 40, 1 + from_tasks, 41)
 
 
 def test_the_command_shows_tasks_and_shares(
