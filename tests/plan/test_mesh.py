@@ -18,7 +18,7 @@ from spintune.plan.calls import Calls
 from spintune.plan.devices import GPUS, Target
 from spintune.plan.memory import MemoryPlan
 from spintune.plan.shapes import read_shape
-from spintune.recipe import load_recipe
+from spintune.recipe import SftSection, load_recipe
 
 RANKS = 64
 
@@ -63,7 +63,7 @@ def test_a_sharded_rank_holds_whole_layers_at_work_only(tmp_path: Path) -> None:
     )
     shape, gpu = read_shape("llama-70b", tmp_path), GPUS["h100"]
     plan = MemoryPlan(recipe, shape, Target(True, gpu, RANKS, int(gpu.memory), 0.35, False), sharded=True)
-    parts, how = plan.training("adamw", Calls(1, 1, 1, 1, (), True))
+    parts, how = plan.training(SftSection(), Calls(1, 1, 1, 1, (), True))
     layer = 2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672 + 2 * 8192
     root = 2 * 128256 * 8192 + 8192
     assert parts.gathered == 2 * (2 * root + 3 * layer)  # bfloat16: weights of root and two layers, gradients of one

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from spintune.background import wait_for_all
 from spintune.cli.options import OutputOptions, print_json
 from spintune.cli.signals import STOPPING, stop_on_signals
 from spintune.cli.unexpected import unexpected_text
@@ -145,13 +146,18 @@ def _follow(team: Team, follow: Callable[[], None]) -> None:
         text = str(named) if isinstance(named, SpintuneError) else unexpected_text(named)
         code = getattr(named, "exit_code", InternalError.exit_code)
         team.lifeline.say(failed="; ".join([text, *getattr(named, "__notes__", [])]), code=code)
+        wait_for_all()
         os._exit(code)  # libraries would wait for the other ranks
 
 
 def _end_at_once(lost: Lost) -> None:
-    """Ends a process that is held by an operation that another rank does not answer any more."""
+    """Ends a process that is held by an operation that another rank does not answer any more.
+
+    A checkpoint under way is complete then, unless it needs the rank that ended.
+    """
     from spintune.ranks.team import error_of, rank_of_process
 
+    wait_for_all()
     error = error_of(lost)
     if rank_of_process() == (1 if lost.rank == 0 else 0) and not (lost.rank == 0 and lost.code):
         os.write(2, f"spintune: {visible(str(error))}; the same command goes on from the last checkpoint\n".encode())

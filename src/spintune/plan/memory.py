@@ -22,6 +22,7 @@ from spintune.plan.rehearsal import CannotRehearseError, Rehearsed, Setting, reh
 from spintune.plan.shapes import ModelShape, parameters
 from spintune.recipe import Recipe
 from spintune.recipe.section import OptimizerName
+from spintune.recipe.training import TrainingSection
 from spintune.training.footprint import TrainingFootprint, footprint
 
 _HEAD_BYTES = 512 * 2**20
@@ -52,6 +53,7 @@ class MemoryParts:
         copies: of weights, in the order or type of the generator's products.
         gathered: weights and gradients of the layers at work, whole, where all else is sharded; of all layers while
             answers are written, if they fit.
+        snapshot: the copy of weights and moments that a checkpoint is written from, where that is the same memory.
         heap: freed pieces that a CPU's heap keeps, where calls of another size cannot use them.
         context: what Python and its libraries hold on the device.
     """
@@ -64,6 +66,7 @@ class MemoryParts:
     cache: int = 0
     copies: int = 0
     gathered: int = 0
+    snapshot: int = 0
     heap: int = 0
     context: int = 0
 
@@ -135,9 +138,11 @@ class MemoryPlan:
         pack_on_meta(base)
         return before - sum(map(bytes_of, base.parameters()))
 
-    def training(self, optimizer: OptimizerName, calls: Calls) -> tuple[MemoryParts, str]:
+    def training(self, section: TrainingSection, calls: Calls) -> tuple[MemoryParts, str]:
         """The parts of a training step at its most, and how the activations were found."""
+        optimizer = section.optimizer
         kept, (call, how) = self.kept(optimizer), self._call(calls.largest)
+        copied = not self.target.on_gpu and self.recipe.copies_checkpoints(section, on_gpu=False)
         # what a call adds to gradients of the calls before, or makes itself
         adds = calls.several or self.sharded  # shares of gradients are kept, and none is whole for long
         new = call.start if adds else max(0, max(call.start, call.end) - kept.gradients)
@@ -150,6 +155,7 @@ class MemoryPlan:
             new - logits,
             logits,
             gathered=self._gathered() if self.sharded else 0,
+            snapshot=copied * kept.checkpoint,
             heap=0 if self.target.on_gpu else round(_HEAP * new),
             context=self.target.context,
         )

@@ -167,7 +167,7 @@ class Planner:
         """The parts of memory when a stage needs the most: in a step, or while it writes answers."""
         plan = self.memory(sharded)
         section = (self.recipe.spin if name.startswith("spin/iterate") else self.recipe.sft) or SftSection()
-        training, how = plan.training(section.optimizer, calls)
+        training, how = plan.training(section, calls)
         written = self._longest_answer if self.recipe.spin else 0
         sizes = self.rows.spin if name.startswith("spin/iterate") else self.rows.sft
         if name.startswith("spin/iterate"):
@@ -320,17 +320,21 @@ def _host(planner: Planner, training: TrainingFootprint, needed: int) -> int:
     """On a CPU all is in the machine's memory. For a GPU, each process reads the weights there first.
 
     Of shards each reads a layer after the other, where its model's kind allows. The first process has the whole model
-    twice when it saves it.
+    twice when it saves it. A checkpoint is written from a copy there, of all shards or of the first process.
     """
     recipe, target = planner.recipe, planner.target
     if not target.on_gpu:
         return needed
     processes, away = min(target.gpus, _PER_NODE), recipe.offload in ("optimizer", "both")
-    if planner.is_sharded and is_read_one_by_one(planner.memory(True).model):
-        kept = round(training.total * processes / target.gpus) if away else 0
-        return max(kept, 2 * training.weights) + processes * PROCESS
+    sections = [section for section in (recipe.sft, recipe.spin) if section]
+    copy = any(recipe.copies_checkpoints(one, on_gpu=True) for one in sections) * training.checkpoint
+    if planner.is_sharded:
+        copy = round(copy * processes / target.gpus)
+        if is_read_one_by_one(planner.memory(True).model):
+            kept = round(training.total * processes / target.gpus) if away else 0
+            return max(kept + copy, 2 * training.weights) + processes * PROCESS
     moments = training.moments if away else 0
-    return processes * (max(training.weights, moments) + PROCESS)
+    return max(processes * training.weights, processes * moments + copy) + processes * PROCESS
 
 
 def _free(folder: Path) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
+from spintune.background import wait_for_all
 from spintune.errors import RankError, SpintuneError, StoppedBySignal
 from spintune.ranks.environment import Place
 from spintune.ranks.lifeline import Lifeline, Lost, accept, connect, listen
@@ -207,6 +208,7 @@ def joined(place: Place) -> Iterator[Team]:
         yield team
     finally:
         _team = None
+        wait_for_all()  # a checkpoint under way uses a group
         team.lifeline.close()
         _leave()
 

@@ -24,6 +24,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "eval_every": ("eval_steps", "eval_interval"),
     "patience": ("early_stopping_patience", "early_stopping"),
     "checkpoint_minutes": ("save_steps", "save_interval"),
+    "checkpoint_write": ("async_mode", "async_save", "async_checkpointing"),
     "eval_fraction": ("val_set_size", "val_size", "test_size", "validation_split"),
     "train": ("dataset", "datasets", "dataset_name", "train_file", "train_data"),
     "heldout": (

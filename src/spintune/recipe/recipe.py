@@ -27,7 +27,7 @@ from spintune.recipe.section import (
     known_in,
 )
 from spintune.recipe.synthesis import SynthSection
-from spintune.recipe.training import LoraSection, SftSection, SpinSection
+from spintune.recipe.training import LoraSection, SftSection, SpinSection, TrainingSection
 from spintune.trackers import TRACKERS
 from spintune.typed_json import JsonObject
 
@@ -322,7 +322,7 @@ class Recipe(Section):
 
     def identity(self) -> JsonObject:
         """The settings that decide results: no output folder, trackers, checkpoint times or request limits."""
-        not_results = {"checkpoint_minutes"}
+        not_results = {"checkpoint_minutes", "checkpoint_write"}
         request_limits = {"concurrency", "timeout_seconds", "max_retries", "budget"}
         generate = self.generate.decides() if self.generate and self.generate.is_served else None
         values = self.model_dump(
@@ -341,3 +341,8 @@ class Recipe(Section):
             },
         )
         return {**values, "generate": generate}
+
+    def copies_checkpoints(self, section: TrainingSection, on_gpu: bool) -> bool:
+        """Whether a section's checkpoints are written from a copy in the machine's memory, while training goes on."""
+        on_gpu = on_gpu and self.offload not in ("optimizer", "both")
+        return section.checkpoint_write == "async" or (section.checkpoint_write == "auto" and on_gpu)

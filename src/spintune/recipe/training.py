@@ -67,6 +67,10 @@ class TrainingSection(Section):
     """Gradients are clipped to this norm; 0 turns clipping off. Default: transformers."""
     checkpoint_minutes: NonNegative = 10.0
     """Time between checkpoints; 0 saves one after every step. [minutes]"""
+    checkpoint_write: Literal["auto", "async", "sync"] = "auto"
+    """How checkpoints are written. async: the state is copied into the machine's memory, and training goes on while the
+    copy is written. sync: training waits. auto: async where weights and moments are on GPUs, else sync, since a copy
+    takes as much memory as they do."""
 
     def _problems(self) -> Iterator[str]:
         if self.min_lr_rate is not None and self.schedule not in ("cosine", "linear", "wsd"):

@@ -18,7 +18,7 @@ from spintune.evaluation.selection import selection_of, too_few
 from spintune.generation.build import find_paths
 from spintune.generation.protocol import Generator
 from spintune.generation.served.facts import EngineFacts
-from spintune.models.loading import LoadedModel, load_model, locate_model, model_identity
+from spintune.models.loading import LoadedModel, default_device, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
 from spintune.models.quantized import count_of
@@ -435,7 +435,8 @@ class RunContext:
             for log in logs:
                 log.sync()
 
-        return Checkpoints(folder / tag, section.checkpoint_minutes, sync_logs)
+        copies = self.recipe.copies_checkpoints(section, default_device().type == "cuda")
+        return Checkpoints(folder / tag, section.checkpoint_minutes, sync_logs, copies)
 
     def step_logger(self, stage: str, meter: Meter) -> Callable[[StepReport], None]:
         """A hook that adds each step to the run's metrics and to the meter."""

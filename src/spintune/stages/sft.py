@@ -147,11 +147,13 @@ def _optimization(context: RunContext, section: SftSection) -> Optimization:
 def deciding_settings(settings: JsonObject) -> JsonObject:
     """Settings for the inputs of a stage. Those that do not change the weights count as by default.
 
-    Keys that are not set and that the first version did not have are left out, so that what it finished stays so.
+    Keys that the first version did not have are left out where they are not set or do not matter, so that what it
+    finished stays so.
     """
     neutral = ("samples", "checkpoint_minutes")
     others: JsonObject = {key: SftSection.model_fields[key].default for key in neutral if key in settings}
-    return {key: value for key, value in {**settings, **others}.items() if value is not None or key == "max_steps"}
+    known = {key: value for key, value in {**settings, **others}.items() if key != "checkpoint_write"}
+    return {key: value for key, value in known.items() if value is not None or key == "max_steps"}
 
 
 def _run(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from spintune.background import Background
+from spintune.engine.sharing import local
 from spintune.errors import RunError, StorageError
+from spintune.memory import available_memory
 from spintune.storage import atomic_folder, remove_folder
 from spintune.training.replicas import sharded_team, share_weights
 from spintune.unfinished import (
@@ -36,6 +42,19 @@ _ROOM = 2**23
 """Memory that saving may need beside the tensors. Libraries that find none end the process. [bytes]"""
 
 
+@dataclass(frozen=True)
+class _UnderWay:
+    """A checkpoint that is written while training goes on.
+
+    Attributes:
+        best: step of the best weights that it names; 0 for none.
+    """
+
+    step: int
+    best: int
+    work: Background
+
+
 class Checkpoints:
     """The checkpoints of one stage. A new checkpoint replaces the older ones.
 
@@ -49,41 +68,86 @@ class Checkpoints:
         folder: where they are kept.
         minutes: time between checkpoints; 0 saves one after every step.
         before: called before one is saved, to put logs of the same steps on disk first.
+        copies: whether :meth:`save` copies the state into the machine's memory, and a thread writes it from there while
+            training goes on. It takes as many bytes as the state.
     """
 
-    def __init__(self, folder: Path, minutes: float, before: Callable[[], None] = lambda: None) -> None:
-        self.folder, self.seconds = folder, minutes * 60
+    def __init__(
+        self, folder: Path, minutes: float, before: Callable[[], None] = lambda: None, copies: bool = False
+    ) -> None:
+        self.folder, self.seconds, self._copies = folder, minutes * 60, copies
         self._before = before
         self._last = time.monotonic()
         self._saved = 0  # steps in the newest checkpoint
         self.heldout: HeldoutLosses | None = None
         self._best = 0  # step of the best weights
         self._named = 0  # the same as the newest checkpoint has it
+        self._under_way: _UnderWay | None = None
 
     def due(self) -> bool:
         """Whether it is time for the next checkpoint. The first one comes after a minute at the latest."""
-        wait = self.seconds if self._saved else min(self.seconds, _FIRST_SECONDS)
+        wait = self.seconds if self._saved or self._under_way else min(self.seconds, _FIRST_SECONDS)
         return time.monotonic() - self._last >= wait
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Saves the state after ``step`` steps. Raises StorageError; the checkpoint before is then still there."""
+        """Saves the state after ``step`` steps, or begins to, when the one before is complete.
+
+        Raises StorageError for either; the newest complete checkpoint is then still there.
+        """
+        self.finish()
+        self._before()
+        beside = self._copies and self._fits(model, optimizer)
+        write = partial(self._write, step, _writer(model, optimizer, beside), self._best, self.heldout)
+        if beside:
+            self._under_way = _UnderWay(step, self._best, Background(write))
+        else:
+            self._complete(step, self._best, write)
+        self._last = time.monotonic()
+
+    def settle(self) -> None:
+        """Takes note of a checkpoint that was written meanwhile. Raises StorageError if that failed."""
+        if self._under_way and self._under_way.work.is_done:
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written. Raises StorageError if that fails."""
+        one, self._under_way = self._under_way, None
+        if one is None:
+            return
+        self._complete(one.step, one.best, one.work.wait)
+
+    def _complete(self, step: int, best: int, written: Callable[[], None]) -> None:
+        """Takes note of a checkpoint, which ``written`` writes or waits for. Raises as that does."""
         try:
-            self._write(step, model, optimizer)
+            written()
         except StorageError as error:
             self._say_what_is_kept(error)
             raise
-        self._last = time.monotonic()
-        for other in self._all():
-            if other.name != checkpoint_name(step):
-                remove_folder(other)  # the next save tries again; restore takes the newest
+        self._saved, self._named = step, best
         self._remove_best()
+
+    @contextlib.contextmanager
+    def finished_on_errors(self) -> Iterator[None]:
+        """Whatever error ends the block, the checkpoint that is being written is complete then."""
+        try:
+            yield
+        except BaseException as error:
+            try:
+                self.finish()
+            except Exception as second:
+                error.add_note(f"a checkpoint could not be written ({str(second) or type(second).__name__})")
+            raise
 
     def rescue(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, error: BaseException) -> None:
         """Saves the state after ``step`` steps if it can, since ``error`` ends training, and notes it on the error."""
+        with contextlib.suppress(Exception):  # then that of this step is written again, or in its place
+            self.finish()
         if step > self._saved:
             try:
                 bytearray(_ROOM)
-                self._write(step, model, optimizer)
+                self._before()
+                self._write(step, _writer(model, optimizer), self._best, self.heldout)
+                self._saved, self._named = step, self._best
             except Exception as second:
                 error.add_note(
                     f"no checkpoint of step {step} could be written ({str(second) or type(second).__name__})"
@@ -94,19 +158,33 @@ class Checkpoints:
         if self._saved:
             error.add_note(f"the checkpoint of step {self._saved} is kept, and the same command goes on from it")
 
-    def _write(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._before()
+    def _write(self, step: int, write: Callable[[Path], None], best: int, heldout: HeldoutLosses | None) -> None:
         with atomic_folder(self.folder / checkpoint_name(step)) as temporary:
-            if team := sharded_team(model):
-                team.call(_sharded().write_shards, str(temporary), True)
-            else:
-                save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
-                save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
-            seal_checkpoint(temporary, step, self._best or None, self.heldout)
-        self._saved, self._named = step, self._best
+            write(temporary)
+            seal_checkpoint(temporary, step, best or None, heldout)
+        for other in self._all():
+            if other.name != checkpoint_name(step):
+                remove_folder(other)  # the next save tries again; restore takes the newest
+
+    def _fits(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the machine has the memory for a copy, those of its other ranks included."""
+        tensors = [*dict(_trained(model)).values(), *_optimizer_tensors(optimizer).values()]
+        team = sharded_team(model)
+        size = sum(local(tensor).nbytes for tensor in tensors) * (team.place.local_size if team else 1)
+        free = available_memory()
+        if free is None or size + _ROOM < free:
+            return True
+        log.warning(
+            "a copy of weights and moments takes %.1f GB of the machine's memory, of which %.1f GB are free; "
+            "training waits for this checkpoint (checkpoint_write: sync)",
+            size / 1e9,
+            free / 1e9,
+        )
+        return False
 
     def save_best(self, step: int, model: nn.Module) -> None:
         """Saves the trained weights after ``step`` steps as the best so far. Raises StorageError as :meth:`save`."""
+        self.finish()  # it may name what is deleted here
         self._best = 0
         self._remove_best()  # what no checkpoint names is not needed to go on
         try:
@@ -188,6 +266,24 @@ def _sharded() -> ModuleType:
     from spintune.training import sharded_checkpoint
 
     return sharded_checkpoint
+
+
+def _writer(model: nn.Module, optimizer: torch.optim.Optimizer, copied: bool = False) -> Callable[[Path], None]:
+    """What writes weights and the optimizer's state into a folder: as they are when it is called, or ``copied`` now."""
+    if team := sharded_team(model):
+        if copied:
+            return team.call(_sharded().copy_shards)
+        return lambda folder: team.call(_sharded().write_shards, str(folder), True)
+    weights = {name: parameter.detach() for name, parameter in _trained(model)}
+    state = _optimizer_tensors(optimizer)
+    if copied:
+        weights, state = ({n: t.to("cpu", copy=True) for n, t in tensors.items()} for tensors in (weights, state))
+
+    def write(folder: Path) -> None:
+        save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
+        save_file(state, folder / OPTIMIZER)
+
+    return write
 
 
 def _read_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:

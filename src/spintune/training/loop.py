@@ -91,28 +91,32 @@ def train(
     done = checkpoints.restore(model, optimizer)
     stepper.take_state(done)
     hooks.on_start(done)
-    for step in range(done, len(batches)):
-        if hooks.is_done():
-            break
-        started = time.perf_counter()
-        try:
-            hooks.stop.check()
-            batch = batches[step]
-            if not batch:
-                continue
-            measured, norm = stepper.finite_gradients(batch, step, step in batches.opponent_resets)
-        except BaseException as error:  # a stop or a failure: the weights are still those of the step before
-            model.zero_grad()
-            if is_out_of_memory(error):
-                release_frames(error)  # else the activations are still there when the checkpoint is written
-            end_of_ranks()
-            checkpoints.rescue(step, model, optimizer, error)
-            raise
+    with checkpoints.finished_on_errors():
+        for step in range(done, len(batches)):
+            if hooks.is_done():
+                break
+            started = time.perf_counter()
+            try:
+                hooks.stop.check()
+                batch = batches[step]
+                if not batch:
+                    continue
+                measured, norm = stepper.finite_gradients(batch, step, step in batches.opponent_resets)
+            except BaseException as error:  # a stop or a failure: the weights are still those of the step before
+                model.zero_grad()
+                if is_out_of_memory(error):
+                    release_frames(error)  # else the activations are still there when the checkpoint is written
+                end_of_ranks()
+                checkpoints.rescue(step, model, optimizer, error)
+                raise
+            with hooks.stop.held():
+                rate = rate_at(step, len(batches), optimization)
+                stepper.update(rate)
+                seconds = time.perf_counter() - started
+                tokens, scored = measured.tokens, measured.scored
+                hooks.on_step(StepReport(step + 1, measured.loss, norm, rate, tokens, scored, seconds, measured.facts))
+                checkpoints.settle()
+                if checkpoints.due() and step + 1 < len(batches):
+                    checkpoints.save(step + 1, model, optimizer)
         with hooks.stop.held():
-            rate = rate_at(step, len(batches), optimization)
-            stepper.update(rate)
-            seconds = time.perf_counter() - started
-            tokens, scored = measured.tokens, measured.scored
-            hooks.on_step(StepReport(step + 1, measured.loss, norm, rate, tokens, scored, seconds, measured.facts))
-        if checkpoints.due() and step + 1 < len(batches):
-            checkpoints.save(step + 1, model, optimizer)
+            checkpoints.finish()

@@ -5,6 +5,9 @@ A checkpoint of another number of ranks is divided anew as it is read. One proce
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import cast
 
@@ -12,11 +15,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup, broadcast_object_list, new_group
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from spintune.background import Background
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharing import ENGINE, fill
 from spintune.ranks.team import Team
@@ -26,6 +33,7 @@ from spintune.unfinished import WEIGHTS
 
 _WEIGHT, _STATE = "weights.", "optimizer."
 METADATA = ".metadata"
+_GROUP, _WRITING = "checkpoint group", "checkpoint under way"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -47,16 +55,65 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def write_shards(team: Team, folder: str, with_optimizer: bool) -> None:
-    """Every rank writes its part of the trained weights, and of its optimizer's state."""
+    """Every rank writes its part of the trained weights, and of its optimizer's state.
+
+    Raises what failed on any rank, on the writer, whose error is the run's.
+    """
+    with _told_by_the_writer(team):
+        _save(_state(team, with_optimizer), folder, team.control)
+
+
+def copy_shards(team: Team) -> Callable[[Path], None]:
+    """Every rank copies its part into the machine's memory. A thread of it writes the copy, when the writer's does.
+
+    Returns what writes, for a thread of the writer.
+    """
+    previous = team.objects.pop(_WRITING, None)
+    if isinstance(previous, Background):
+        previous.wait()
+    group = cast(ProcessGroup, team.objects.get(_GROUP) or new_group(backend="gloo", timeout=timedelta(days=30)))
+    team.objects[_GROUP] = group  # of the threads alone: operations of a group must come in one order on all ranks
+    stager = DefaultStager(StagingOptions(False, False, False, False))
+    state = cast(dict[str, object], stager.stage(_state(team, True)))
+    stager.close()
+
+    def write(folder: Path | None = None) -> None:
+        box = [str(folder)]
+        broadcast_object_list(box, src=0, group=group)
+        with _told_by_the_writer(team):
+            _save(state, box[0], group)
+
+    if team.rank:
+        team.objects[_WRITING] = Background(write)
+    return write
+
+
+def _state(team: Team, with_optimizer: bool) -> dict[str, object]:
     model = cast(LogProbEngine, team.objects[ENGINE]).model
-    optimizer = cast(torch.optim.Optimizer, team.objects[OPTIMIZER]) if with_optimizer else None
     state: dict[str, object] = {
         f"{_WEIGHT}{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad
     }
-    if optimizer is not None:
-        state |= {f"{_STATE}{name}": value for name, value in optimizer_tensors(optimizer).items()}
-    writer = FileSystemWriter(folder, sync_files=True)
-    save(state, storage_writer=writer, process_group=team.control)
+    if with_optimizer:
+        moments = optimizer_tensors(cast(torch.optim.Optimizer, team.objects[OPTIMIZER]))
+        state |= {f"{_STATE}{name}": value for name, value in moments.items()}
+    return state
+
+
+def _save(state: dict[str, object], folder: str, group: ProcessGroup) -> None:
+    try:
+        save(state, storage_writer=FileSystemWriter(folder, sync_files=True), process_group=group)
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise cause from None
+
+
+@contextlib.contextmanager
+def _told_by_the_writer(team: Team) -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        if not team.rank:
+            raise
 
 
 def read_parts(team: Team, folder: str, with_optimizer: bool) -> None:
