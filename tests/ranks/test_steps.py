@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from forked_team import on_ranks
+from torch.distributed.checkpoint import FileSystemWriter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharded import check_parallel, shard_model, whole_weights
 from spintune.engine.sharing import ENGINE
-from spintune.errors import ModelError, RecipeError
+from spintune.errors import ModelError, RecipeError, StorageError
 from spintune.pipeline import check_recipe
 from spintune.ranks.team import Team
 from spintune.recipe import parse_recipe
@@ -25,9 +29,14 @@ from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.training.optimization import Optimization
+from spintune.training.sharded_checkpoint import optimizer_tensors
 
 NEVER = 1e9  # minutes
 STEPS = steps_by_rows(13, 8, 2, seed=0)
+
+
+class StoppedError(Exception):
+    pass
 
 
 class Told(NegativeLogLikelihood):
@@ -64,11 +73,17 @@ def _hold(team: Team, shard: bool) -> LogProbEngine:
 
 
 def _train(
-    engine: LogProbEngine, folder: Path, objective: NegativeLogLikelihood, minutes: float = NEVER, until: int = 99
+    engine: LogProbEngine,
+    folder: Path,
+    objective: NegativeLogLikelihood,
+    minutes: float = NEVER,
+    until: int = 99,
+    copies: bool = False,
 ) -> list[StepReport]:
     reports: list[StepReport] = []
+    checkpoints = Checkpoints(folder, minutes, copies=copies)
     hooks = TrainingHooks(on_step=reports.append, is_done=lambda: bool(reports) and reports[-1].step >= until)
-    train(engine, Batches(_rows(), STEPS), objective, Optimization(1e-3), Checkpoints(folder, minutes), hooks)
+    train(engine, Batches(_rows(), STEPS), objective, Optimization(1e-3), checkpoints, hooks)
     return reports
 
 
@@ -123,7 +138,7 @@ def test_shards_go_on_to_the_bit_and_with_other_ranks(tmp_path: Path) -> None:
     def part(name: str, folder: str, until: int) -> Callable[[Team], None]:
         def write(team: Team) -> None:
             engine = team.call(_hold, True)
-            reports = _train(engine, tmp_path / folder, NegativeLogLikelihood(), 0, until)
+            reports = _train(engine, tmp_path / folder, NegativeLogLikelihood(), 0, until, copies=folder == "b")
             torch.save({"weights": team.call(whole_weights), "steps": [one.step for one in reports]}, tmp_path / name)
 
         return write
@@ -141,6 +156,50 @@ def test_shards_go_on_to_the_bit_and_with_other_ranks(tmp_path: Path) -> None:
     assert _far(found("same")["weights"], found("whole")["weights"]) == 0
     assert _far(found("other")["weights"], found("whole")["weights"]) < 2e-6
     assert _far(found("half")["weights"], found("whole")["weights"]) > 1e-4
+
+
+@pytest.mark.slow
+def test_shards_that_are_written_beside_later_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold their step, though every rank has moved on; and a full disk of another rank is the writer's line."""
+    write_data, go = FileSystemWriter.write_data, tmp_path / "go"
+
+    def slow(self: FileSystemWriter, *arguments: Any) -> Any:
+        until = time.monotonic() + 60
+        while not go.exists() and time.monotonic() < until:
+            time.sleep(0.005)
+        if "full" in str(self.path) and os.environ["RANK"] == "1":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_data(self, *arguments)
+
+    def write(team: Team) -> None:
+        batches, seen = Batches(_rows(), STEPS), []
+
+        def stop(report: StepReport) -> None:
+            if report.step == 2:
+                seen.extend(tmp_path.glob("async/step-*"))
+                go.touch()
+                raise StoppedError
+
+        for name, copies in (("sync", False), ("async", True)):
+            go.unlink(missing_ok=True) if copies else go.touch()
+            checkpoints, hooks = Checkpoints(tmp_path / name, 0, copies=copies), TrainingHooks(on_step=stop)
+            with pytest.raises(StoppedError):
+                train(team.call(_hold, True), batches, NegativeLogLikelihood(), Optimization(1e-3), checkpoints, hooks)
+        assert seen == []
+        for name, copies in (("full-sync", False), ("full-async", True)):
+            with pytest.raises(StorageError, match=f"{name}/step-00000001: the disk is full; free some space"):
+                _train(team.call(_hold, True), tmp_path / name, NegativeLogLikelihood(), 0, copies=copies)
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", slow)
+    on_ranks(3, write, tmp_path / "logs")
+    found = []
+    for name in ("sync", "async"):
+        engine = _engine()
+        optimizer = torch.optim.AdamW(engine.model.parameters())
+        assert Checkpoints(tmp_path / name, 0).restore(engine.model, optimizer) == 1
+        found.append({**_weights(engine), **optimizer_tensors(optimizer)})
+    assert _far(*found) == 0
+    assert len(found[0]) == 4 * len(_weights(_engine()))  # two moments and a counter beside each weight
 
 
 @pytest.mark.slow
