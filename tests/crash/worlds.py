@@ -76,6 +76,14 @@ def _seldom(machine: Machine) -> Values:
     return _values(machine, sft=minutes, spin={**minutes, "baseline": "sft"})
 
 
+def _async(machine: Machine) -> Values:
+    """A thread writes every checkpoint, of SFT that keeps its best step too."""
+    values = _overfit(machine)
+    for section in ("sft", "spin"):
+        values[section] |= {"checkpoint_write": "async"}
+    return values
+
+
 def _overfit(machine: Machine) -> Values:
     """The held-out loss falls, then rises: the best weights are kept beside the checkpoints."""
     data = {"train": str(machine.inputs / "many.jsonl"), "eval_fraction": 0.75}
@@ -122,6 +130,7 @@ WORLDS = {
         World("weights", _made()),
         World("seldom", _seldom),
         World("overfit", _overfit),
+        World("async", _async, kinds=("kill", "nth", "stop", "fail", "half")),
         World("replay", _made(spin={"replay": 1, "negatives": 2, "baseline": "sft"})),
         World("refresh", _made(spin={"refresh": 2})),
         World("step", _made(sft={"max_steps": 2}, spin={"refresh": "step", "iterations": 1})),

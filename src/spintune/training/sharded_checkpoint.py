@@ -19,9 +19,12 @@ from torch.distributed import ProcessGroup, broadcast_object_list, new_group
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from spintune.background import Background
 from spintune.engine.logprobs import LogProbEngine
@@ -99,9 +102,21 @@ def _state(team: Team, with_optimizer: bool) -> dict[str, object]:
     return state
 
 
+class _Writer(FileSystemWriter):
+    """Raises the system's error of a full disk. torch raises one that does not say so, and it travels alone."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        try:
+            return super().write_data(plan, planner)
+        except Exception as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
 def _save(state: dict[str, object], folder: str, group: ProcessGroup) -> None:
     try:
-        save(state, storage_writer=FileSystemWriter(folder, sync_files=True), process_group=group)
+        save(state, storage_writer=_Writer(folder, sync_files=True), process_group=group)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
         raise cause from None
