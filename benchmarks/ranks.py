@@ -6,7 +6,8 @@
 
 Both runs train the same tiny Llama with random weights, which the script makes. They differ by rounding alone. Alone,
 one process with one thread trains a Llama of 5 million weights, plain and sharded by turns; times are of the processor,
-so that a busy machine does not change them much.
+so that a busy machine does not change them much. How long training waits for a checkpoint, until it is written or only
+copied, is measured by the clock, disk included.
 """
 
 from __future__ import annotations
@@ -108,6 +109,8 @@ def alone(folder: Path) -> None:
         team.objects[ENGINE] = engines[1]
         steppers = [stepper_of(engine, NegativeLogLikelihood(), Optimization(1e-4)) for engine in engines]
         kept = [Checkpoints(folder / name, 0) for name in ("plain", "shards")]
+        copied = [Checkpoints(folder / f"{name}-async", 0, copies=True) for name in ("plain", "shards")]
+        waits: dict[str, list[list[float]]] = {"sync": [], "async": []}
         for number in range(TIMES + 1):
             for what in seconds:
                 seconds[what].append([])
@@ -122,6 +125,13 @@ def alone(folder: Path) -> None:
                 times.append(time.process_time())
                 for what, begin, end in zip(seconds, times, times[1:], strict=False):
                     seconds[what][-1].append(end - begin)
+            for what, ways in zip(waits, (kept, copied), strict=True):
+                waits[what].append([])
+                for engine, stepper, checkpoints in zip(engines, steppers, ways, strict=True):
+                    began = time.perf_counter()
+                    checkpoints.save(number + 1, engine.model, stepper.optimizer)
+                    waits[what][-1].append(time.perf_counter() - began)
+                    checkpoints.finish()
     weights = sum(parameter.numel() for parameter in engines[0].model.parameters())
     print(f"one rank, {weights / 1e6:.0f} million weights, 2048 tokens a step")
     print(f"seconds of the processor, medians of {TIMES}")
@@ -129,6 +139,10 @@ def alone(folder: Path) -> None:
         plain, sharded = map(statistics.median, zip(*pairs[1:], strict=True))
         ratio = statistics.median(b / a for a, b in pairs[1:])
         print(f"{what:11} plain {plain:.3f} s, FSDP2 {sharded:.3f} s: {ratio:.2f} times")
+    print("seconds by the clock that training waits for a checkpoint")
+    for what, pairs in waits.items():
+        plain, sharded = map(statistics.median, zip(*pairs[1:], strict=True))
+        print(f"{what:11} plain {plain:.3f} s, FSDP2 {sharded:.3f} s")
 
 
 def make_rows() -> list[TokenRow]:

@@ -98,6 +98,14 @@ def _shorter_answers(recipe: Recipe) -> JsonObject | None:
     return {**values, "spin": {**values["spin"], "max_new_tokens": recipe.spin.longest_answer // 2}}
 
 
+def _no_copy(recipe: Recipe) -> JsonObject | None:
+    """Without the copy of weights and moments that checkpoints are written from."""
+    values = _values(recipe)
+    sections = {"sft": recipe.sft, "spin": recipe.spin}
+    asked = [key for key, section in sections.items() if section and section.checkpoint_write == "async"]
+    return {**values, **{key: {**values[key], "checkpoint_write": "sync"} for key in asked}} if asked else None
+
+
 def _optimizer(name: str) -> Callable[[Recipe], JsonObject | None]:
     def change(recipe: Recipe) -> JsonObject | None:
         values = _values(recipe)
@@ -113,6 +121,7 @@ _TRAINING: frozenset[Part] = frozenset({"training"})
 _CALLS: frozenset[Part] = frozenset({"training", "scoring"})
 
 REMEDIES = (
+    Remedy("set checkpoint_write: sync", _TRAINING, _no_copy),
     Remedy("lower tokens_per_forward", _CALLS, _fewer_tokens),
     Remedy("set recompute: 1", _TRAINING, _setting("recompute", 1.0)),
     Remedy("set parallel: shard", frozenset({"training"}), _setting("parallel", "shard")),

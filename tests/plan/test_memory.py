@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from spintune.engine.query import Query
 from spintune.models.lora import new_adapter
 from spintune.plan.devices import GPUS, PROCESS, Target, kind_of
 from spintune.plan.memory import MemoryPlan, step_bytes
-from spintune.plan.plan import Planner
+from spintune.plan.plan import Planner, host_bytes
 from spintune.plan.rehearsal import CannotRehearseError, Setting, rehearse
 from spintune.plan.rows import assumed_rows
 from spintune.plan.shapes import ModelShape
-from spintune.recipe import LoraSection, load_recipe
+from spintune.recipe import LoraSection, SftSection, load_recipe
 from spintune.recipe.section import OptimizerName
+from spintune.training.footprint import footprint
 from spintune.training.optimization import Optimization, build_optimizer
 
 LLAMA = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 8, "num_key_value_heads": 2}
@@ -180,6 +181,29 @@ def test_adapters_and_optimizers_take_what_arithmetic_says() -> None:
     assert half.kept("adamw").weights == 2 * numbers + adapters.kept("adamw").gradients
 
 
+def test_the_copy_that_checkpoints_are_written_from_by_hand() -> None:
+    """12 bytes a weight: on a CPU with the rest, and where GPUs train in the memory of their machine."""
+    gpu = Target(True, None, 1, 10**12, 0.35, False)
+    numbers = sum(p.numel() for p in real_model(CASES["sft of 128 tokens"]).parameters())
+
+    def planned(target: Target, **more: Any) -> tuple[int, int]:
+        found = planner({"sft": {"checkpoint_write": more.pop("write", "auto")}, **more}, target)
+        plan, (_, calls) = found.memory(found.is_sharded), found.trainings()[0]
+        training = footprint(plan.model)
+        parts, _ = plan.training(found.recipe.sft or SftSection(), calls)
+        return parts.snapshot, host_bytes(found, training, 0)
+
+    for write, copies in (("auto", 0), ("sync", 0), ("async", 1)):
+        assert planned(CPU, write=write)[0] == copies * 12 * numbers
+    waits = planned(gpu, write="sync")
+    assert waits == (0, PROCESS + 4 * numbers)
+    assert planned(gpu) == planned(gpu, write="async") == (0, PROCESS + 12 * numbers)  # the weights are read before
+    assert planned(gpu, offload="optimizer") == (0, PROCESS + 8 * numbers)  # it would take as much again there
+    many = replace(gpu, gpus=16)  # 8 of them on a machine
+    assert planned(many) == (0, 8 * PROCESS + 8 * 4 * numbers)  # the first one's copy is less than what all read
+    assert planned(many, parallel="shard") == (0, 8 * PROCESS + 8 * numbers)  # 6: the model twice, to save it, is more
+
+
 def test_keys_and_values_by_hand() -> None:
     parts = planner({"spin": {"max_new_tokens": 100}}, CPU).memory(sharded=False).generation(64, 200, 100)
     assert parts.cache == 64 * 300 * 5 * 2 * 2 * 16 * 4  # slots, tokens, layers, keys and values, heads, width, bytes
@@ -216,6 +240,11 @@ def test_what_does_not_fit_is_offered_what_does() -> None:
     assert {"lower tokens_per_forward", "set recompute: 1"} <= {offer.change for offer in offers}
     assert all(offer.memory <= room for offer in offers)
     assert planner({"sft": {}}, Target(False, None, 1, 1000, 0.35, False)).offers() == []
+    copied = planner({"sft": {"checkpoint_write": "async"}}, CPU)
+    room = copied.least_needed() - 1
+    offers = planner({"sft": {"checkpoint_write": "async"}}, Target(False, None, 1, room, 0.35, False)).offers()
+    assert offers[0].change == "set checkpoint_write: sync"
+    assert offers[0].memory == planner({"sft": {}}, CPU).least_needed()
 
 
 def test_commands(spintune: Callable[..., Ended], tmp_path: Path) -> None:

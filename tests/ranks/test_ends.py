@@ -27,7 +27,8 @@ sft: {epochs: 5, learning_rate: 1.0e-3, tokens_per_step: 260, checkpoint_minutes
 def _recipe(world: Callable[..., Path], name: str, more: str = "") -> Path:
     recipe = world(name)
     kept = [line for line in recipe.read_text().splitlines() if not line.startswith(("sft:", "spin:", "eval:"))]
-    recipe.write_text("\n".join(kept) + "\n" + SFT_ALONE + more)
+    sft = SFT_ALONE.replace("minutes: 0", "minutes: 0, checkpoint_write: async") if more else SFT_ALONE  # shards
+    recipe.write_text("\n".join(kept) + "\n" + sft + more)
     return recipe
 
 
@@ -73,8 +74,9 @@ def test_stops_and_goes_on_with_other_ranks(world: Callable[..., Path], tmp_path
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 2e-4
 
 
-def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = _recipe(world, "killed")
+@pytest.mark.parametrize("more", ["", "parallel: shard\n"])
+def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_path: Path, more: str) -> None:
+    recipe = _recipe(world, f"killed-{len(more)}", more)
     ranks = start_ranks(3, command(["run", str(recipe)]), tmp_path / "first")
     _when_training(_out(recipe), ranks)
     ranks[2].signal(signal.SIGKILL)

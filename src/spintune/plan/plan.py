@@ -295,7 +295,7 @@ def make_plan(
         is_sharded=is_sharded,
         limit=target.memory,
         needed=needed,
-        host=_host(planner, training, needed),
+        host=host_bytes(planner, training, needed),
         disk=disk_needs(recipe, saved, training),
         free=_free(Path(recipe.out)),
         offers=[],
@@ -316,7 +316,7 @@ def _rates(planner: Planner, cache: Path, progress: Progress, probe: bool) -> Ra
     return gpu_rates(target, operations_of(model), weights)
 
 
-def _host(planner: Planner, training: TrainingFootprint, needed: int) -> int:
+def host_bytes(planner: Planner, training: TrainingFootprint, needed: int) -> int:
     """On a CPU all is in the machine's memory. For a GPU, each process reads the weights there first.
 
     Of shards each reads a layer after the other, where its model's kind allows. The first process has the whole model

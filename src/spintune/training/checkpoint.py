@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from spintune.background import Background
 from spintune.engine.sharing import local
-from spintune.errors import RunError, StorageError
+from spintune.errors import RunError
 from spintune.memory import available_memory
 from spintune.storage import atomic_folder, remove_folder
 from spintune.training.replicas import sharded_team, share_weights
@@ -95,13 +95,15 @@ class Checkpoints:
         Raises StorageError for either; the newest complete checkpoint is then still there.
         """
         self.finish()
-        self._before()
-        beside = self._copies and self._fits(model, optimizer)
-        write = partial(self._write, step, _writer(model, optimizer, beside), self._best, self.heldout)
-        if beside:
-            self._under_way = _UnderWay(step, self._best, Background(write))
-        else:
-            self._complete(step, self._best, write)
+        with self._kept_is_told():
+            self._before()
+            beside = self._copies and self._fits(model, optimizer)
+            write = partial(self._write, step, _writer(model, optimizer, beside), self._best, self.heldout)
+            if beside:
+                self._under_way = _UnderWay(step, self._best, Background(write))
+            else:
+                write()
+                self._replaced(step, self._best)
         self._last = time.monotonic()
 
     def settle(self) -> None:
@@ -114,15 +116,11 @@ class Checkpoints:
         one, self._under_way = self._under_way, None
         if one is None:
             return
-        self._complete(one.step, one.best, one.work.wait)
+        with self._kept_is_told():
+            one.work.wait()
+        self._replaced(one.step, one.best)
 
-    def _complete(self, step: int, best: int, written: Callable[[], None]) -> None:
-        """Takes note of a checkpoint, which ``written`` writes or waits for. Raises as that does."""
-        try:
-            written()
-        except StorageError as error:
-            self._say_what_is_kept(error)
-            raise
+    def _replaced(self, step: int, best: int) -> None:
         self._saved, self._named = step, best
         self._remove_best()
 
@@ -154,6 +152,14 @@ class Checkpoints:
                 )
         self._say_what_is_kept(error)
 
+    @contextlib.contextmanager
+    def _kept_is_told(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._say_what_is_kept(error)
+            raise
+
     def _say_what_is_kept(self, error: BaseException) -> None:
         if self._saved:
             error.add_note(f"the checkpoint of step {self._saved} is kept, and the same command goes on from it")
@@ -172,7 +178,7 @@ class Checkpoints:
         team = sharded_team(model)
         size = sum(local(tensor).nbytes for tensor in tensors) * (team.place.local_size if team else 1)
         free = available_memory()
-        if free is None or size + _ROOM < free:
+        if free is None or 1.25 * size < free:
             return True
         log.warning(
             "a copy of weights and moments takes %.1f GB of the machine's memory, of which %.1f GB are free; "
@@ -187,16 +193,12 @@ class Checkpoints:
         self.finish()  # it may name what is deleted here
         self._best = 0
         self._remove_best()  # what no checkpoint names is not needed to go on
-        try:
-            with atomic_folder(self.folder / best_name(step)) as temporary:
-                if team := sharded_team(model):
-                    team.call(_sharded().write_shards, str(temporary), False)
-                else:
-                    save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
-                seal_checkpoint(temporary, step)
-        except StorageError as error:
-            self._say_what_is_kept(error)
-            raise
+        with self._kept_is_told(), atomic_folder(self.folder / best_name(step)) as temporary:
+            if team := sharded_team(model):
+                team.call(_sharded().write_shards, str(temporary), False)
+            else:
+                save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
+            seal_checkpoint(temporary, step)
         self._best = step
 
     def load_best(self, model: nn.Module) -> None:
