@@ -90,7 +90,8 @@ def test_keys_that_are_not_set_and_that_the_first_version_lacked_leave_its_stage
 
 def test_changes_of_out_and_of_what_only_watches_do_not_count(run: Run, copied: Path) -> None:
     watching = Watching()
-    run(copied, watching, sft={"checkpoint_minutes": 5.0}, spin={"checkpoint_minutes": 5.0})
+    neutral = {"checkpoint_minutes": 5.0, "checkpoint_write": "async"}
+    run(copied, watching, sft=neutral, spin=neutral)
     assert watching.tasks == []
 
 
@@ -129,8 +130,8 @@ def test_what_changes_no_result_runs_nothing_again(
             tokens_per_forward=512,
             recompute=0.5,
             data={"eval_limit": 999},
-            sft={"checkpoint_minutes": 5.0, "samples": 1},
-            spin={**few["spin"], "checkpoint_minutes": 5.0},
+            sft={"checkpoint_minutes": 5.0, "checkpoint_write": "async", "samples": 1},
+            spin={**few["spin"], "checkpoint_minutes": 5.0, "checkpoint_write": "async"},
         )
     finally:
         (tiny_model / "README.md").unlink()

@@ -81,9 +81,11 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_stopped_at_many_points_equals_an_uninterrupted_one(
     run: Callable[..., Any], contents: Callable[[Path], Any], tmp_path: Path
 ) -> None:
+    """The stopped run's checkpoints are written while it goes on, those of the other one while it waits."""
     run(tmp_path / "straight")
     moves = iter([1, 3, 4, 6, 9, 5, 8, 12, 5, 13, 20, 40, 42, 9, 45, 30, 60, 10_000])
-    stops = until_done(run, tmp_path / "stopped", moves)
+    copies = {"checkpoint_write": "async"}
+    stops = until_done(run, tmp_path / "stopped", moves, sft=copies, spin=copies)
     # the stops fell into every kind of work
     kinds = {" ".join(word for word in name.split() if not any(map(str.isdigit, word))) for name in stops}
     assert {"SFT", "sft answers training prompts", "SPIN iteration"} <= kinds
