@@ -10,12 +10,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import Rank, command, start_ranks, wait_for
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemWriter
 
+from spintune.ranks import lifeline
 from spintune.stages import followers
+from spintune.training.stepping import Stepper
+from spintune.unfinished import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +89,34 @@ def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_pat
     (line,) = _errors(ranks)
     assert "rank 2" in line
     assert "checkpoint of step" in line
+
+
+def test_a_failing_rank_leaves_time_for_the_checkpoint_under_way(
+    world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing takes longer than a rank that waits for another one has before it is ended."""
+    recipe = _recipe(world, "fails", "parallel: shard\n")
+    write_data, gradients = FileSystemWriter.write_data, Stepper.finite_gradients
+
+    def slow(self: FileSystemWriter, *arguments: Any) -> Any:
+        time.sleep(1.5)
+        return write_data(self, *arguments)
+
+    def failing(self: Stepper[Any], batch: Any, step: int, *more: Any) -> Any:
+        if step == 2 and os.environ["RANK"] == "1":
+            raise ValueError("a library's error")
+        return gradients(self, batch, step, *more)
+
+    monkeypatch.setattr(lifeline, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(FileSystemWriter, "write_data", slow)
+    monkeypatch.setattr(Stepper, "finite_gradients", failing)
+    ranks = start_ranks(2, command(["run", str(recipe)]), tmp_path / "first")
+    codes = wait_for(ranks, 120)
+    assert 0 not in codes, codes
+    (line,) = _errors(ranks)
+    assert "a library's error" in line
+    (folder,) = _out(recipe).glob("sft/checkpoints/*/step-*")
+    assert read_checkpoint(folder).step == 2
 
 
 def test_ranks_that_differ(world: Callable[..., Path], tmp_path: Path) -> None:
