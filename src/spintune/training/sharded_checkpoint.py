@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
@@ -76,9 +75,7 @@ def copy_shards(team: Team) -> Callable[[Path], None]:
         previous.wait()
     group = cast(ProcessGroup, team.objects.get(_GROUP) or new_group(backend="gloo", timeout=timedelta(days=30)))
     team.objects[_GROUP] = group  # of the threads alone: operations of a group must come in one order on all ranks
-    stager = DefaultStager(StagingOptions(False, False, False, False))
-    state = cast(dict[str, object], stager.stage(_state(team, True)))
-    stager.close()
+    state = {name: part.to("cpu", copy=True) for name, part in _state(team, True).items()}
 
     def write(folder: Path | None = None) -> None:
         box = [str(folder)]
@@ -91,11 +88,9 @@ def copy_shards(team: Team) -> Callable[[Path], None]:
     return write
 
 
-def _state(team: Team, with_optimizer: bool) -> dict[str, object]:
+def _state(team: Team, with_optimizer: bool) -> dict[str, Tensor]:
     model = cast(LogProbEngine, team.objects[ENGINE]).model
-    state: dict[str, object] = {
-        f"{_WEIGHT}{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad
-    }
+    state = {f"{_WEIGHT}{name}": p.detach() for name, p in model.named_parameters() if p.requires_grad}
     if with_optimizer:
         moments = optimizer_tensors(cast(torch.optim.Optimizer, team.objects[OPTIMIZER]))
         state |= {f"{_STATE}{name}": value for name, value in moments.items()}
@@ -114,9 +109,9 @@ class _Writer(FileSystemWriter):
             raise
 
 
-def _save(state: dict[str, object], folder: str, group: ProcessGroup) -> None:
+def _save(state: dict[str, Tensor], folder: str, group: ProcessGroup) -> None:
     try:
-        save(state, storage_writer=_Writer(folder, sync_files=True), process_group=group)
+        save(dict[str, object](state), storage_writer=_Writer(folder, sync_files=True), process_group=group)
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
         raise cause from None
