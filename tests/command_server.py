@@ -89,7 +89,7 @@ def _start_server() -> None:
 def _be(words: list[str], environment: dict[str, str], folder: str, output: str) -> None:
     """The fork's work, from its first line to its last."""
     for handle in (1, 2):
-        os.dup2(os.open(f"{output}/{handle}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), handle)
+        os.dup2(os.open(f"{output}/{handle}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
     os.environ.clear()
     os.environ.update(environment)
