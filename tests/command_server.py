@@ -9,8 +9,10 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import shutil
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from pathlib import Path
@@ -37,8 +39,9 @@ class Command:
         """Starts ``spintune WORDS``, or ``python WORDS`` where the first word names a Python file."""
         _start_server()
         self._output = Path(tempfile.mkdtemp(prefix="command-"))
+        weakref.finalize(self, shutil.rmtree, self._output, ignore_errors=True)
         told = (list(map(str, words)), dict(environment), str(folder or Path.cwd()), str(self._output))
-        self._process = _FORKS.Process(target=_be, args=told)
+        self._process = _FORKS.Process(target=_be, args=told, daemon=True)  # ends with the tests at the latest
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -97,7 +100,8 @@ def _be(words: list[str], environment: dict[str, str], folder: str, output: str)
     os.fsync = _flushed  # see conftest.py
     try:
         if words[0].endswith(".py"):
-            sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+            sys.argv = words
+            sys.path.insert(0, str(Path(words[0]).parent))
             runpy.run_path(words[0], run_name="__main__")
         else:
             from spintune.cli import main
