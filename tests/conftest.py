@@ -27,7 +27,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-_LONGEST = ("worlds/test_resume", "kernels/test_native", "plan/test_resident", "evaluation/test_harness")
+_LONGEST = (
+    *("families/test_families", "worlds/test_resume", "worlds/test_selfplay_options", "kernels/test_native"),
+    *("plan/test_resident", "crash/test_sample", "worlds/test_synth_served", "evaluation/test_harness"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_server import Command
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 # arguments of each script: {model}, {data} and {out} are a tiny model, a small file and a new folder
@@ -59,9 +58,6 @@ def test_it_runs(script: str, tiny_model: Path, alpaca_file: Path, tmp_path: Pat
         pytest.skip("not there yet")
     names = {"model": tiny_model, "data": alpaca_file, "out": tmp_path / "out"}
     arguments = [argument.format_map(names) for argument in ARGUMENTS[script]]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, FOLDER / script, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert SAYS[script] in done.stdout
+    done = Command(FOLDER / script, *arguments, folder=tmp_path, environment={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.wait() == 0, done.err
+    assert SAYS[script] in done.out

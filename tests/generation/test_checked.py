@@ -18,6 +18,8 @@ from spintune.generation.build import build_generator, find_paths
 from spintune.generation.checked import DEFINITION
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.sampling import Sampling
+from spintune.recipe import Recipe
+from spintune.stages.run_engine import RunEngines
 
 NEW = 8
 SIZES = {
@@ -181,3 +183,29 @@ def test_paths_say_which_way_and_why(dtype, words):
     ]
     alone = find_paths(LogProbEngine(wide("bloom").to(dtype)), words)
     assert (alone.scores, alone.generation) == ("one row at a time", "plain")
+
+
+def test_what_was_found_out_holds_for_the_same_weights_and_for_no_others(words, caplog):
+    """bloom is scored alone and takes the plain generator, also when its engine is told so and computes nothing."""
+    engines, recipe = RunEngines(), Recipe(out="x", model="x", data={"train": "x"})
+
+    def found(model, weights):
+        """What an engine of it knows, which generator it takes and why, and how often the model was called for that."""
+        calls, model = [], copy.deepcopy(model)
+        model.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
+        engine = engines.engine(recipe, model, None, weights)
+        name, generator, why = build_generator(engine, words, frozenset()).chosen
+        assert engine.model is model
+        return (engine.packed, engine.why, engine.row_limit, name, type(generator), why), len(calls)
+
+    bloom = wide("bloom")
+    first, calls = found(bloom, "bloom")
+    assert first[0] is False
+    assert first[4] is PlainGenerator
+    assert calls
+    caplog.clear()
+    assert found(bloom, "bloom") == (first, 0)
+    assert not caplog.records
+    other, calls = found(wide("llama"), "llama")
+    assert (other[0], other[4]) == (True, BatchGenerator)
+    assert calls

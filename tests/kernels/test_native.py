@@ -9,10 +9,12 @@ import re
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from command_server import Command
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -307,22 +309,20 @@ def test_threads_are_torchs_own() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of other processors")
 @pytest.mark.parametrize(("processor", "floats"), [("x86-64-v3", 8), ("x86-64", 4)])
-def test_older_processors_compute_the_same_with_narrower_vectors(processor: str, floats: int) -> None:
+def test_older_processors_compute_the_same_with_narrower_vectors(processor: str, floats: int, tmp_path: Path) -> None:
     """The tests of this file and of the other layers, compiled for less than this machine has."""
     folder = Path(__file__).parent
     program = (
-        "import sys, pytest; from spintune.kernels.native import attention, build;"
-        f"build._FLAGS = tuple(f.replace('native', '{processor}') for f in build._FLAGS);"
-        f"assert build.vector_floats() == {floats};"
-        "sys.exit(pytest.main(['-q', '-m', 'not slow', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+        "from spintune.kernels.native import attention, build\n"
+        f"build._FLAGS = tuple(f.replace('native', '{processor}') for f in build._FLAGS)\n"
+        f"assert build.vector_floats() == {floats}\n"
     )
     files = [folder / "test_native.py", folder / "test_fused.py", folder / "test_native_products.py"]
-    done = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    they_pass(tmp_path, program, files, os.environ)
 
 
 @pytest.mark.slow
-def test_without_compiled_code_everything_is_computed_all_the_same() -> None:
+def test_without_compiled_code_everything_is_computed_all_the_same(tmp_path: Path) -> None:
     kernels, engine = Path(__file__).parent, Path(__file__).parents[1] / "engine"
     files = [
         kernels / "test_linear.py",
@@ -330,8 +330,15 @@ def test_without_compiled_code_everything_is_computed_all_the_same() -> None:
         engine / "test_logprobs.py",
         engine / "test_recompute.py",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *files],
-        capture_output=True, text=True, check=False, env={**os.environ, build.SWITCH: "off"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    program = "from spintune.kernels.native import build\nassert build.kernels() is None\n"
+    they_pass(tmp_path, program, files, {**os.environ, build.SWITCH: "off"})
+
+
+def they_pass(folder: Path, program: str, files: Sequence[Path], environment: Mapping[str, str]) -> None:
+    """Runs quick tests in a process of their own, after a program."""
+    ending = (
+        "import pytest, sys\nsys.exit(pytest.main(['-q', '-m', 'not slow', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    )
+    (folder / "program.py").write_text(program + ending)
+    done = Command(folder / "program.py", *files, environment=environment)
+    assert done.wait() == 0, done.out

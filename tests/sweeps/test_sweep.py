@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_server import Command
 from run_contents import run_contents
 
 import spintune as spintune_in_python
@@ -135,18 +136,12 @@ def test_a_mistake_in_one_recipe_ends_the_sweep_before_it_begins(
 # Other processes -----------------------------------------------------------------------------------------------------
 
 
-def started(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "spintune", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def stop_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> tuple[int, str]:
+def stop_when(process: Command, moment: Callable[[], bool]) -> tuple[int, str]:
     """Sends SIGTERM at a moment; gives the exit code and what was told."""
     while process.poll() is None and not moment():
         time.sleep(0.005)
-    process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=120)
-    return process.returncode, told
+    process.signal(signal.SIGTERM)
+    return process.wait(), process.err
 
 
 @pytest.mark.slow
@@ -160,16 +155,15 @@ def test_a_stopped_sweep_goes_on_and_every_run_is_that_run_alone(
     folder = tmp_path / "run-sweep"
     first, third = folder / "seed=0,spin.loss=logistic", folder / "seed=1,spin.loss=logistic"
     codes = [
-        stop_when(started(*words, "--json"), lambda: steps(first, "sft") >= 2),
-        stop_when(started(*words, "--json"), lambda: steps(third, "spin/iterate-1") >= 2),
+        stop_when(Command(*words, "--json"), lambda: steps(first, "sft") >= 2),
+        stop_when(Command(*words, "--json"), lambda: steps(third, "spin/iterate-1") >= 2),
     ]
     assert [code for code, _ in codes] == [75, 75]
     assert codes[0][1].splitlines()[-1].endswith("and the same command goes on from it")
     assert [run.state for run in read_sweep(folder).runs] == ["finished", "finished", "not run", "not run"]
-    with started(*words, "--json") as process:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 0
-    everything = "".join(text for _, text in codes) + told
+    last = Command(*words, "--json")
+    assert last.wait() == 0
+    everything = "".join(text for _, text in codes) + last.err
     # a stopped training says how far it was; each is ended once
     for task, unit in (("SFT", "steps"), ("sft answers training prompts", "answers")):
         assert len(re.findall(rf'"task":"{task}","total":(\d+),"unit":"{unit}","done":\1\.0\b', everything)) == 2
@@ -200,10 +194,9 @@ def test_parts_in_processes_make_one_report(spintune: Spintune, recipe: Write, t
     path = recipe(**ONLY_SFT)
     folder = tmp_path / "run-sweep"
     words = ("sweep", path, "seed=0..2", "--only")
-    with started(*words, "1/2") as process:
+    with Command(*words, "1/2") as process:
         assert spintune(*words, "2/2").code == 0
-        process.communicate(timeout=300)
-    assert process.returncode == 0
+    assert process.poll() == 0
     assert [run.state for run in read_sweep(folder).runs] == ["finished"] * 3
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.safetensors")}
     told = spintune("sweep", path, "seed=0..3").err

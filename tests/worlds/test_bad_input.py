@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_server import Command
 from safetensors.torch import load_file, save_file
 
 Spintune = Callable[..., Any]
@@ -341,19 +341,13 @@ def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(
     run: Callable[..., Any],
 ) -> None:
     path = recipe(sft={"epochs": 6.0}, spin=None, eval=[])
-    command = [sys.executable, "-m", "spintune", "run", str(path)]
-
-    def heeds_ctrl_c() -> None:  # a shell's background jobs, and what they start, ignore it
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds_ctrl_c) as process:
+    with Command("run", path) as process:
         while process.poll() is None and not list((tmp_path / "out").glob("sft/checkpoints/*/step*")):
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "spintune: stopped; the same command continues"
-    assert "Traceback" not in errors
+        process.signal(signal.SIGINT)
+    assert process.poll() == 130
+    assert process.err.splitlines()[-1] == "spintune: stopped; the same command continues"
+    assert "Traceback" not in process.err
     assert spintune("run", path).code == 0
     run(tmp_path / "straight", sft={"epochs": 6.0}, spin=None, eval=[])
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")

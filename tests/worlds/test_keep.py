@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_server import Command
 from watching import Watching
 
 from spintune.errors import DeletedModelError, ModelError, RecipeError
@@ -99,12 +98,9 @@ def test_what_a_deleted_iterate_was_needed_for_is_made_again_as_the_line_says(
     recipe.write_text(json.dumps(values(out, sft={"max_steps": 2}, spin=changes)))
 
     def start(code: int = 0) -> str:
-        command = [sys.executable, "-m", "spintune", "run", str(recipe), "--json"]
-        ended = subprocess.run(
-            command, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True
-        )
-        assert ended.returncode == code, ended.stderr
-        return ended.stderr.splitlines()[-1]
+        ended = Command("run", recipe, "--json", environment={**os.environ, "XDG_CACHE_HOME": str(cache)})
+        assert ended.wait() == code, ended.err
+        return ended.err.splitlines()[-1]
 
     def results() -> dict[str, Any]:
         tree = contents(out)

@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_server import Command
 
 from spintune.progress import Silent
 from spintune.selfplay import shards
@@ -215,9 +214,9 @@ def test_a_run_killed_at_many_moments_equals_an_uninterrupted_one(
         changes = {"train": str(data)}, {"tokens_per_step": 256}, {"pairs_per_step": 16}
         built = values(tmp_path / name, data=changes[0], sft=changes[1], spin=changes[2])
         recipe.write_text(json.dumps(built))  # JSON is YAML
-        return [sys.executable, "-m", "spintune", "run", str(recipe), "--json"]
+        return ["run", str(recipe), "--json"]
 
-    subprocess.run(command("straight"), check=True, capture_output=True)
+    assert Command(*command("straight")).wait() == 0
     out = tmp_path / "killed"
     kills = kill_and_restart(command("killed"), out, random.Random(7))
     assert kills >= 10
@@ -226,7 +225,7 @@ def test_a_run_killed_at_many_moments_equals_an_uninterrupted_one(
     no_leftovers(out)
 
 
-def kill_and_restart(command: list[str], out: Path, draw: random.Random) -> int:
+def kill_and_restart(words: list[str], out: Path, draw: random.Random) -> int:
     """Kills the command at twelve moments, each in a process of its own, then lets it end; the number of kills."""
     moments: list[Callable[[], bool]] = [
         lambda: (out / "data" / "train.jsonl").exists(),
@@ -244,15 +243,15 @@ def kill_and_restart(command: list[str], out: Path, draw: random.Random) -> int:
     ]
     kills = 0
     for moment in [*moments, lambda: False]:
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        with Command(*words) as process:
             while process.poll() is None and not moment():
                 time.sleep(0.0005)
             if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
+                process.signal(signal.SIGKILL)
                 kills += 1
             else:
-                assert process.returncode == 0, process.stderr and process.stderr.read().decode()
-    assert process.returncode == 0
+                assert process.poll() == 0, process.err
+    assert process.poll() == 0
     return kills
 
 

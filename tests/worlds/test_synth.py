@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 
 import pytest
 from chat_server import ChatServer, invented
+from command_server import Command
 
 from spintune.errors import RecipeError
 from spintune.teachers.protocol import Outcome, Reply, Request
@@ -297,24 +295,23 @@ def test_kill_of_either_side_loses_nothing_and_asks_nothing_twice(
     file = tmp_path / "recipe.yaml"
     settings = section(server, instructions=30, teacher={"concurrency": 2, "max_retries": 0})
     file.write_text(json.dumps(values(tmp_path / "run", synth=settings, **ALONE)))
-    command = [sys.executable, "-m", "spintune", "synth", str(file)]
     server.seconds = 0.05
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = Command("synth", file)
     deadline = time.monotonic() + 60
     while sum(server.asked.values()) < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    killed.signal(signal.SIGKILL)
+    killed.wait()
     before = server.asked.copy()
     port = server.server_address[1]
     server.stop()
-    down = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert down.returncode == 9
-    assert len(down.stderr.strip().splitlines()[-1].splitlines()) == 1
+    down = Command("synth", file)
+    assert down.wait() == 9
+    assert len(down.err.strip().splitlines()[-1].splitlines()) == 1
     back = ChatServer(port=port)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        done = Command("synth", file)
+        assert done.wait() == 0, done.err
         # what was under way when the client died may come twice: two requests at most
         twice = [body for body in back.asked if body in before]
         assert len(twice) <= 2

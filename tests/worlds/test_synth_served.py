@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_server import Command
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("fastapi")
@@ -75,26 +76,26 @@ def test_a_real_server_and_its_client_may_both_die_in_the_middle(
     recipe.write_text(
         json.dumps(values(out, model=str(smollm2), synth=synth, data={"train": "synth"}, sft=None, spin=None, eval=[]))
     )
-    command = [sys.executable, "-m", "spintune", "synth", str(recipe)]
     replies = out / "synth" / "replies.sqlite"
 
     with served(port, tmp_path / "server.log"):
-        client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        client = Command("synth", recipe)
         deadline = time.monotonic() + 240
         while kept(replies)[0] < 2 and client.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        os.kill(client.pid, signal.SIGKILL)
+        client.signal(signal.SIGKILL)
         client.wait()
     before = kept(replies)
     assert before[0] >= 2
 
-    down = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert down.returncode == 9, down.stderr
+    down = Command("synth", recipe)
+    assert down.wait() == 9, down.err
     assert kept(replies)[0] == before[0]
 
     with served(port, tmp_path / "server.log"):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0 or "no usable task" in done.stderr or "no example passed" in done.stderr, done.stderr
+        done = Command("synth", recipe)
+        code = done.wait(400)
+    assert code == 0 or "no usable task" in done.err or "no example passed" in done.err, done.err
     outcomes, paid = kept(replies)
     assert outcomes > before[0]
     # each reply was paid for once; attempts on the dead server brought nothing and may count as requests

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,21 @@ def compute_here(compute: Callable[[], Tensor]) -> Tensor:
     return compute()
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What the checks of a model found out, for other engines of the same weights with the same settings.
+
+    Attributes:
+        packed, why, row_limit: see :class:`LogProbEngine`.
+        wrong: by factory, why a generator is wrong for the model, or nothing where it is right.
+    """
+
+    packed: bool = True
+    why: str = ""
+    row_limit: int | None = None
+    wrong: dict[object, str] = field(default_factory=dict)
+
+
 class LogProbEngine:
     """Scores responses with a stock transformers language model, decoder-only or encoder-decoder.
 
@@ -62,6 +78,7 @@ class LogProbEngine:
         compiled: GPU only: compile norms and activations with dynamic shapes.
         tokens_per_forward: tokens that :meth:`score`, :meth:`score_greedy` and training compute at once. It changes
             speed and memory, not results.
+        findings: of an earlier engine of the same weights and settings, whose checks are then not made again.
 
     Attributes:
         packed: whether packed rows are exact for this model; False computes each response alone.
@@ -89,13 +106,16 @@ class LogProbEngine:
         compiled: bool = False,
         tokens_per_forward: int = 1024,
         offload: bool = False,
+        findings: Findings | None = None,
     ) -> None:
         self._set_up(model, autocast, head_megabytes, recompute, compiled, tokens_per_forward)
         self.offload = offload
+        if findings is not None:
+            self._take(findings)
+            return
         check_precision(model, self._plain_tokens, autocast)
         check_causal(model, self._plain_tokens)
         self.row_limit = row_limit(model, self._plain_tokens)
-        self.packed, self.why = True, ""
         try:
             self.why = check_packing(model, self._packed_tokens, self._plain_tokens, autocast)
         except PackingError as reason:
@@ -112,7 +132,7 @@ class LogProbEngine:
         """An engine of a model whose tensors have sizes and no numbers. It is taken to be one that can be packed."""
         engine = cls.__new__(cls)
         engine._set_up(model, autocast, recompute=recompute)
-        engine.packed, engine.why, engine.row_limit = True, "not probed", None
+        engine._take(Findings(why="not probed"))
         return engine
 
     def over(self, model: PreTrainedModel) -> LogProbEngine:
@@ -120,9 +140,18 @@ class LogProbEngine:
         engine = type(self).unprobed(model, self.autocast, self.recompute)
         engine.head_bytes, engine.compiled, engine.offload = self.head_bytes, self.compiled, self.offload
         engine.tokens_per_forward = self.tokens_per_forward
-        engine.packed, engine.why, engine.row_limit = self.packed, self.why, self.row_limit
+        engine._take(self.findings)
         engine.standin = self
         return engine
+
+    @property
+    def findings(self) -> Findings:
+        """What is known of the model; generators add to it."""
+        return Findings(self.packed, self.why, self.row_limit, self.wrong_generators)
+
+    def _take(self, findings: Findings) -> None:
+        self.packed, self.why, self.row_limit = findings.packed, findings.why, findings.row_limit
+        self.wrong_generators = findings.wrong
 
     def _set_up(
         self,
@@ -141,6 +170,7 @@ class LogProbEngine:
         self.inside: Inside = compute_here
         self.by_layer = False
         self.standin: LogProbEngine | None = None
+        self._take(Findings())
         self.backbone: Backbone = (
             EncoderDecoderBackbone(model) if model.config.is_encoder_decoder else DecoderBackbone(model)
         )

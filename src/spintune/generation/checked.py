@@ -87,7 +87,7 @@ class CheckedGenerator:
         refused: list[str] = []
         for name, factory in self.candidates.items():
             generator = factory(self.engine, self.tokenizer, self.stop_ids)
-            reason = "" if name == DEFINITION else self._why_wrong(factory)
+            reason = "" if name == DEFINITION else self._known_wrong(factory)
             if not reason:
                 if name == DEFINITION:
                     log.warning(
@@ -98,6 +98,13 @@ class CheckedGenerator:
                 return name, generator, "; ".join(refused) or "its texts have the scores of plain forwards"
             refused.append(f"{name} {reason}")
         raise ModelError(f"{type(self.engine.model).__name__} cannot generate: {'; '.join(refused)}")
+
+    def _known_wrong(self, factory: GeneratorFactory) -> str:
+        """Why a generator is wrong for the model: found out once for all engines of its weights."""
+        known = self.engine.wrong_generators
+        if factory not in known:
+            known[factory] = self._why_wrong(factory)
+        return known[factory]
 
     def _why_wrong(self, factory: GeneratorFactory) -> str:
         probed = self.engine.standin or self.engine

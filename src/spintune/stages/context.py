@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from transformers import PreTrainedModel
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.speed import price
@@ -35,6 +34,7 @@ from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.lengths import check_input_length, check_row_length
 from spintune.stages.metering import Meter
 from spintune.stages.needs import check_needs
+from spintune.stages.run_engine import RunEngines
 from spintune.step_log import StepLog
 from spintune.storage import digest_json, remove_folder
 from spintune.tokens.cache import TokenCache
@@ -76,6 +76,7 @@ class RunContext:
     stop: StopRequest = field(default_factory=StopRequest)
     engines: EnginePool | None = None
     _loaded: LoadedIterate | None = None
+    _engines: RunEngines = field(default_factory=RunEngines)
     _needs_checked: bool = False
     _paths_told: bool = False
 
@@ -276,24 +277,13 @@ class RunContext:
             self._needs_checked = True  # later iterates are alike
         # an iterate that this run wrote has its template in its tokenizer
         template = recipe.data.template if location == recipe.model else "tokenizer"
-        engine = self._engine(probed, loaded.autocast)
+        engine = self._engines.engine(recipe, probed, loaded.autocast, (iterate, device, unread))
         check_row_length(recipe, engine)
         self._tell_paths(engine, loaded)
         if loaded.unread:
             engine = engine.over(loaded.model)
         prompts, options = recipe.data.generation_prompt, recipe.data.template_options
         return LoadedIterate(iterate, loaded, template, engine, adapted, recipe.generator, prompts, options)
-
-    def _engine(self, model: PreTrainedModel, autocast: torch.dtype | None) -> LogProbEngine:
-        recipe = self.recipe
-        return LogProbEngine(
-            model,
-            autocast,
-            recompute=recipe.recompute,
-            compiled=recipe.compile,
-            tokens_per_forward=recipe.tokens_per_forward,
-            offload=recipe.offload in ("activations", "both"),
-        )
 
     def _served(self, player: LoadedIterate) -> Generator:
         """The generator of the recipe's other engine, for an iterate that is in memory."""
