@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick check crash docs benchmark clean
+.PHONY: demo test quick check crash docs wheel benchmark benchmark-quick clean
 
 demo: $(READY)
 	$(BIN)/spintune run recipes/quickstart.yaml
@@ -30,6 +30,10 @@ crash: $(READY)
 # the documentation as a site, into build/site; it fetches nothing, and a broken link fails
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# a wheel with compiled kernels, into dist; CXX=aarch64-linux-gnu-g++ makes one for Arm
+wheel: $(READY)
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/python -m hatchling build -t wheel
 
 benchmark: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
