@@ -39,6 +39,11 @@ benchmark: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python benchmarks/everything.py --out benchmark-results
 
+# has anything become slower beside its peers? about ten minutes on two quiet cores; ARGS=--accept keeps the ratios
+benchmark-quick: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python benchmarks/everything.py --quick --out benchmark-results/quick $(ARGS)
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -145,11 +145,11 @@ def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
 
     Raises NoKernelsError when it cannot be loaded, or is wanted and absent.
     """
-    features = frozenset(processor_features().split())
+    machine, features = platform.machine(), processor_features()
     named = [target for target in TARGETS if target.name == wanted]
     for target in named or TARGETS:
-        fits = target.machine == platform.machine() and target.needs <= features
-        if not fits or (target.better_without & features and not named):
+        slower = target.better_without & set(features.split()) and not named
+        if slower or not target.runs_on(machine, features):
             continue
         file = folder / target.file
         try:

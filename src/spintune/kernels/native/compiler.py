@@ -45,6 +45,10 @@ class Target(NamedTuple):
         """Name of the library's file; the digest of sources and flags in it keeps code of another version out."""
         return f"{self.name}-{digest(*sources(), *FLAGS, *self.flags)}.so"
 
+    def runs_on(self, machine: str, features: str) -> bool:
+        """Whether a processor with these features, separated by spaces, can run the library."""
+        return self.machine == machine and self.needs <= set(features.split())
+
 
 # The levels of the x86-64 psABI. Compilers tune for no processor in particular: kernels are written in vectors of one
 # width, so that the loops which count come out the same for each.
