@@ -27,7 +27,7 @@ class NoKernelsError(Exception):
         self.unexpected = unexpected
 
 
-class Target(NamedTuple):
+class ProcessorTarget(NamedTuple):
     """A kind of processor that a wheel holds a library for."""
 
     name: str
@@ -58,7 +58,7 @@ _V3 = frozenset(
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 TARGETS = (
     # bfloat16 products are left to torch where it has matrix units for them, see rounds() in products.cpp
-    Target(
+    ProcessorTarget(
         "avx512-bf16",
         "AVX-512 with bfloat16",
         "x86_64",
@@ -66,9 +66,9 @@ TARGETS = (
         _V4 | {"avx512_bf16"},
         frozenset({"amx_bf16"}),
     ),
-    Target("avx512", "AVX-512", "x86_64", ("-march=x86-64-v4",), _V4),
-    Target("avx2", "AVX2", "x86_64", ("-march=x86-64-v3",), _V3),
-    Target("neon", "NEON", "aarch64", ("-march=armv8-a",), frozenset({"asimd"})),
+    ProcessorTarget("avx512", "AVX-512", "x86_64", ("-march=x86-64-v4",), _V4),
+    ProcessorTarget("avx2", "AVX2", "x86_64", ("-march=x86-64-v3",), _V3),
+    ProcessorTarget("neon", "NEON", "aarch64", ("-march=armv8-a",), frozenset({"asimd"})),
 )
 """The best first."""
 
