@@ -81,11 +81,11 @@ COMPARISONS = (
     Comparison("generation beside llama.cpp", "generation", _contest("llama_cpp", "all_seconds")),
     Comparison("an iteration beside TRL and generate", "pipeline", _contest("trl", "all_whole")),
     Comparison("an iteration beside the authors' algorithm", "pipeline", _contest("authors", "all_whole")),
-    Comparison("likelihood of options beside lm-eval", "likelihood", _likelihood("text")),
-    Comparison("the same behind exemplars", "likelihood", _likelihood("shots")),
+    Comparison("options beside lm-eval", "likelihood", _likelihood("text")),
+    Comparison("options behind exemplars beside lm-eval", "likelihood", _likelihood("shots")),
     Comparison("letters behind exemplars beside lm-eval", "likelihood", _likelihood("letters")),
     Comparison("first step beside importing torch", "startup", _first_step("first")),
-    Comparison("the same, data seen before", "startup", _first_step("again")),
+    Comparison("first step, data seen before, beside importing torch", "startup", _first_step("again")),
     Comparison("--help beside importing torch", "startup", _help),
 )
 """The ratios that README.md and docs/lab name, and start-up beside the least that training with torch waits for."""
