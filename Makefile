@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test quick check lint types crash docs benchmark clean
+.PHONY: demo test quick check lint types crash docs wheel benchmark benchmark-quick clean
 
 demo: $(READY)
 	$(BIN)/spintune run recipes/quickstart.yaml
@@ -34,9 +34,18 @@ crash: $(READY)
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+# a wheel with compiled kernels, into dist; CXX=aarch64-linux-gnu-g++ makes one for Arm
+wheel: $(READY)
+	HATCH_BUILD_HOOK_ENABLE_CUSTOM=true $(BIN)/python -m hatchling build -t wheel
+
 benchmark: $(READY)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
 	$(BIN)/python benchmarks/everything.py --out benchmark-results
+
+# has anything become slower beside its peers? about ten minutes on two quiet cores; ARGS=--accept keeps the ratios
+benchmark-quick: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python benchmarks/everything.py --quick --out benchmark-results/quick $(ARGS)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

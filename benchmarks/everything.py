@@ -1,48 +1,69 @@
 """All speed benchmarks with one command, and at the end what came out beside what was aimed at.
 
-    python benchmarks/everything.py --out FOLDER [--quick] [--only NAME,NAME] [--choices FILE]
+    python benchmarks/everything.py --out FOLDER [--quick [--accept]] [--only NAME,NAME] [--choices FILE]
 
 Writes FOLDER/NAME.txt (what the benchmark printed) and FOLDER/NAME.json (everything it measured) for each benchmark,
-and FOLDER/summary.md and summary.json. About two hours on two cores; ``--quick`` takes smaller sizes and one run of
-each, about half an hour. ``--choices`` is a .tsv file of FLAN's chain-of-thought data, which likelihood.py needs.
-Benchmarks that fail, or whose contestants computed different things, are named, and the exit code is 1.
+and FOLDER/summary.md and summary.json. About two hours on two cores. ``--choices`` is a .tsv file of FLAN's
+chain-of-thought data for likelihood.py, which makes up questions without it. Benchmarks that fail, or whose contestants
+computed different things, are named, and the exit code is 1.
+
+``--quick`` asks whether anything has become slower: small sizes, three runs of each, every ratio to a peer beside the
+one that was last accepted on such a machine (accepted.json; verdicts.py has the rule), and exit code 1 if one is lower
+by more than its noise. ``--accept`` writes the ratios into that file, unless other work disturbed them. A peer that is
+not installed is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from machine import kind
+from report import DISTURBED
+from verdicts import measured, read_accepted, table, verdict, write_accepted
+
 HERE = Path(__file__).resolve().parent
+
+
+ACCEPTED = HERE / "accepted.json"
 
 
 @dataclass(frozen=True)
 class Script:
-    """A benchmark, with its arguments when it is quick and the name of its option for a file of results."""
+    """A benchmark, the name of its option for a file of results, its arguments, and the package of its peer."""
 
-    quick: tuple[str, ...] = ()
+    quick: tuple[str, ...] | None = None
+    """None: it compares spintune with nothing."""
     option: str = "--report"
     full: tuple[str, ...] = ()
+    needs: str = ""
 
 
 SCRIPTS = {
-    "training": Script(("--rows", "16", "--pairs", "8", "--repeats", "1", "--bfloat16", "no"), "--json"),
-    "generation": Script(("--quick", "--without", "generate_batch")),
-    "pipeline": Script(("--prompts", "8", "--new-tokens", "32", "--repeats", "1")),
-    "likelihood": Script(("--questions", "24", "--repeats", "1"), "--json"),
-    "t5_training": Script(("--repeats", "1")),
-    "scaling": Script(("--repeats", "1")),
-    "products": Script(("--repeats", "1"), ""),
-    "data": Script(("--examples", "1000,10000,100000")),
-    "startup": Script(("--repeats", "1"), full=("--repeats", "3")),
+    "training": Script(
+        ("--rows", "8", "--pairs", "4", "--repeats", "3", "--bfloat16", "no", "--batch", "2"), "--json", needs="trl"
+    ),
+    "generation": Script(
+        ("--prompts", "32", "--new-tokens", "32", "--repeats", "3", "--without", "generate_batch"),
+    ),
+    "pipeline": Script(("--prompts", "4", "--new-tokens", "32", "--repeats", "3")),
+    "likelihood": Script(
+        ("--questions", "8", "--cases", "shots", "--batches", "8", "--repeats", "3"), "--json", needs="lm_eval"
+    ),
+    "t5_training": Script(),
+    "scaling": Script(),
+    "products": Script(option=""),
+    "data": Script(),
+    "startup": Script(("--examples", "5000", "--repeats", "3"), full=("--repeats", "3")),
 }
 
 
@@ -108,20 +129,13 @@ GOALS = (
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", default=",".join(SCRIPTS), type=lambda text: text.split(","))
-    parser.add_argument("--choices", type=Path, help="a .tsv file for likelihood.py, which is left out without it")
-    options = parser.parse_args()
-    if unknown := set(options.only) - SCRIPTS.keys():
-        parser.error(f"--only takes {', '.join(SCRIPTS)}, not {', '.join(sorted(unknown))}")
+    options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     failed = []
     for name in options.only:
-        if name == "likelihood" and not options.choices:
-            print("likelihood: left out, it needs --choices FILE", flush=True)
+        if (needs := SCRIPTS[name].needs) and importlib.util.find_spec(needs) is None:
+            print(f"{name}: left out, {needs} is not installed", flush=True)
             continue
         began = time.monotonic()
         code = _run(name, options)
@@ -131,6 +145,40 @@ def main() -> int:
             failed.append(name)
         if (file := options.out / f"{name}.json").is_file():
             results[name] = json.loads(file.read_text())
+    if peers := results.get("generation", {}).get("left_out"):
+        print(f"generation: without {', '.join(peers)}")
+    if failed:
+        print(f"failed, or computed different things: {', '.join(failed)}; see their .txt files in {options.out}")
+    lines, summary = (_ratios if options.quick else _goals)(results)
+    text = "\n".join(lines)
+    (options.out / "summary.md").write_text(text + "\n")
+    (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
+    print(f"\n{text}")
+    slower = any(one.get("verdict") == "SLOWER" for one in summary)
+    if options.accept:
+        return _accept(results, failed)
+    return 1 if failed or slower else 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--quick", action="store_true", help="has a ratio fallen?")
+    parser.add_argument("--accept", action="store_true", help="writes the ratios of --quick into accepted.json")
+    parser.add_argument("--only", type=lambda text: text.split(","))
+    parser.add_argument("--choices", type=Path, help="a .tsv file for likelihood.py")
+    options = parser.parse_args()
+    known = [name for name, script in SCRIPTS.items() if script.quick or not options.quick]
+    options.only = options.only or known
+    if unknown := set(options.only) - set(known):
+        parser.error(f"--only takes {', '.join(known)}, not {', '.join(sorted(unknown))}")
+    if options.accept and not options.quick:
+        parser.error("--accept goes with --quick")
+    return options
+
+
+def _goals(results: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The table of what was aimed at, and the same as facts."""
     lines = ["| what | measured | aim | |", "| --- | --- | --- | --- |"]
     summary = []
     for goal in GOALS:
@@ -142,21 +190,38 @@ def main() -> int:
         summary.append({"what": goal.name, "value": value, "aim": goal.aim, "reached": reached})
         verdict = ("reached" if reached else "not reached") if goal.aim else ""
         lines.append(f"| {goal.name} | {value:.3g}{goal.unit} | {goal.aim} | {verdict} |")
-    text = "\n".join(lines)
-    (options.out / "summary.md").write_text(text + "\n")
-    (options.out / "summary.json").write_text(json.dumps(summary, indent=1))
-    print(f"\n{text}")
-    if failed:
-        print(f"\nfailed, or computed different things: {', '.join(failed)}; see their .txt files in {options.out}")
-    return 1 if failed else 0
+    return lines, summary
+
+
+def _ratios(results: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The table of ratios beside the accepted ones, and the same as facts."""
+    now, accepted = measured(results), read_accepted(ACCEPTED, kind())
+    lines = [f"{kind()}, {_foreign(results):.2f} cores busy with other work at most", "", *table(now, accepted)]
+    if _foreign(results) > DISTURBED:
+        lines += ["", "these times are DISTURBED by other work; measure again on a quiet machine"]
+    return lines, [{"what": x, **asdict(one), "verdict": verdict(one, accepted.get(x))} for x, one in now.items()]
+
+
+def _accept(results: dict[str, Any], failed: list[str]) -> int:
+    if failed or _foreign(results) > DISTURBED:
+        print("not accepted: a benchmark failed, or other work disturbed the times")
+        return 1
+    write_accepted(ACCEPTED, kind(), measured(results))
+    print(f"accepted for {kind()} in {ACCEPTED}")
+    return 0
+
+
+def _foreign(results: dict[str, Any]) -> float:
+    """Most cores that other work kept busy during a run."""
+    return max((cores for found in results.values() for cores in found.get("foreign_cores", ())), default=0.0)
 
 
 def _run(name: str, options: argparse.Namespace) -> int:
     script = SCRIPTS[name]
-    command = [sys.executable, str(HERE / f"{name}.py"), *(script.quick if options.quick else script.full)]
+    command = [sys.executable, str(HERE / f"{name}.py"), *((options.quick and script.quick) or script.full)]
     if script.option:
         command += [script.option, str((options.out / f"{name}.json").resolve())]
-    if name == "likelihood":
+    if name == "likelihood" and options.choices:
         command += ["--data", str(options.choices.resolve())]
     with (options.out / f"{name}.txt").open("w") as file:
         return subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode

@@ -1,11 +1,12 @@
 """Scores one multiple-choice benchmark with spintune and with lm-evaluation-harness's own model, and times both.
 
-    python benchmarks/likelihood.py --data FILE [--questions 64] [--model NAME] [--cases text,shots,letters]
-                                    [--repeats 3] [--json FILE]
+    python benchmarks/likelihood.py [--data FILE] [--questions 64] [--model NAME] [--cases text,shots,letters]
+                                    [--batches 1,4,8,16,32,64] [--repeats 3] [--json FILE]
     python benchmarks/likelihood.py --report FILE      what an earlier --json FILE holds, measured nothing anew
 
 Needs ``pip install "spintune[eval]"``. The questions come from a .tsv file of google-research/FLAN's
-``flan/v2/cot_data`` with options (qasc.tsv, aqua.tsv), taken evenly over it. Cases:
+``flan/v2/cot_data`` with options (qasc.tsv, aqua.tsv), taken evenly over it. Without a file they are random words: 8 to
+16 for a question, and 8 options of 1 to 3. Cases:
 
 * text: the likelihood of each option's text, without exemplars;
 * shots: the same behind five exemplars that are drawn for each question, as most of the harness's tasks do;
@@ -15,7 +16,7 @@ Needs ``pip install "spintune[eval]"``. The questions come from a .tsv file of g
 Contestants, each in a process of its own, in alternating order, both in float32 and called by the harness:
 
 * spintune: the model that ``spintune.evaluation.harness`` gives to the harness;
-* HFLM: the harness's own ``hf`` model with its fastest batch size of those tried on a quarter of the questions.
+* HFLM: the harness's own ``hf`` model with the fastest of ``--batches``, tried on a quarter of the questions.
 
 What is timed is the answer to the harness's log-likelihood requests, tokenisation included; building prompts is the
 harness's own work and the same for both. A process warms up on a few questions. Times count only if both give the same
@@ -27,8 +28,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import re
 import statistics
+import string
 import sys
 import tempfile
 import time
@@ -74,13 +77,28 @@ def questions_of(path: Path, count: int) -> list[dict[str, Any]]:
     return chosen
 
 
+def made_up(count: int) -> list[dict[str, Any]]:
+    """As many questions, and exemplars, of random words."""
+    draw = random.Random(0)
+
+    def text(fewest: int, most: int) -> str:
+        words = ("".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 5))) for _ in range(most))
+        return " ".join(list(words)[: draw.randint(fewest, most)])
+
+    return [
+        {"question": text(8, 16), "options": [text(1, 3) for _ in range(8)], "right": draw.randrange(8)}
+        for _ in range(count + EXEMPLARS)
+    ]
+
+
 def prepare(spec: dict[str, Any]) -> dict[str, Any]:
     """Unpacks the model and writes the tasks."""
     from spintune.models.loading import locate_model
 
     folder = Path(spec["tasks"])
     folder.mkdir()
-    rows = questions_of(Path(spec["data"]), spec["questions"])
+    count = spec["questions"]
+    rows = questions_of(Path(spec["data"]), count) if spec["data"] else made_up(count)
     for name, part in (("exemplars", rows[:EXEMPLARS]), ("questions", rows[EXEMPLARS:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     for name, case in CASES.items():
@@ -142,13 +160,16 @@ def score(lm: Any, spec: dict[str, Any]) -> dict[str, Any]:
 ROLES = {"prepare": prepare, "spintune": spintune, "hflm": hflm}
 
 
-def compete(lab: Lab, case: str, common: dict[str, Any], questions: int, repeats: int) -> dict[str, Any]:
+def compete(lab: Lab, case: str, common: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """One case: the batch size that suits HFLM, then everybody to and fro."""
-    quarter = max(WARM_UP, questions // 4)
-    searched = {batch: lab.run("hflm", case=case, batch=batch, limit=quarter, **common)["seconds"] for batch in BATCHES}
-    batch = min(searched, key=lambda size: searched[size])
+    quarter = max(WARM_UP, options.questions // 4)
+    searched = {
+        batch: lab.run("hflm", case=case, batch=batch, limit=quarter, **common)["seconds"]
+        for batch in (options.batches if len(options.batches) > 1 else ())
+    }
+    batch = min(options.batches, key=lambda size: searched.get(size, 0.0))
     runs: dict[str, list[dict[str, Any]]] = {"spintune": [], "hflm": []}
-    for repeat in range(repeats):
+    for repeat in range(options.repeats):
         for role in list(runs) if repeat % 2 == 0 else list(runs)[::-1]:
             extra = {"batch": batch} if role == "hflm" else {}
             runs[role].append(lab.run(role, case=case, limit=None, **common, **extra))
@@ -172,7 +193,8 @@ def print_results(results: dict[str, Any]) -> bool:
     """Prints the table; whether both sides gave the same answers."""
     machine = results["machine"]
     print(f"{machine['processor']['name']}, {machine['threads']} threads, {json.dumps(machine['versions'])}")
-    print(f"{results['questions']} questions of {Path(results['data']).name}, model {results['model']}, float32")
+    source = Path(results["data"]).name if results["data"] else "random words"
+    print(f"{results['questions']} questions of {source}, model {results['model']}, float32")
     print(f"{'case':8} {'requests':>8} {'HFLM':>9} {'batch':>5} {'spintune':>9} {'ratio':>6} {'peak GB':>12}")
     same = True
     for name, case in results["cases"].items():
@@ -210,9 +232,7 @@ def main() -> int:
         wanted = {key: getattr(arguments, key) for key in ("data", "model", "questions")}
         prepared = lab.run("prepare", **wanted, tasks=tasks, cache=str(home / "spintune"))
         common = {"model": prepared["model"], "tasks": tasks}
-        results["cases"] = {
-            case: compete(lab, case, common, arguments.questions, arguments.repeats) for case in arguments.cases
-        }
+        results["cases"] = {case: compete(lab, case, common, arguments) for case in arguments.cases}
         results["foreign_cores"] = lab.foreign_cores
     if arguments.json:
         arguments.json.write_text(json.dumps(results, indent=1))
@@ -225,6 +245,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m-instruct", help="alias or folder")
     parser.add_argument("--questions", type=int, default=64, help="questions of each case")
     parser.add_argument("--cases", default=",".join(CASES), type=lambda text: text.split(","), help=",".join(CASES))
+    sizes = ",".join(map(str, BATCHES))
+    parser.add_argument("--batches", default=sizes, type=lambda text: [*map(int, text.split(","))], help="of HFLM")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each contestant")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     parser.add_argument("--report", type=Path, help="print an earlier --json file instead of measuring")
@@ -233,11 +255,12 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not (arguments.role or arguments.report):
         fewest = max(WARM_UP, EXEMPLARS) + 1  # an exemplar is another question than the one asked
-        if not arguments.data or arguments.questions < fewest or arguments.repeats < 1:
-            parser.error(f"--data is needed, {fewest} or more --questions, and 1 of --repeats")
+        if arguments.questions < fewest or min(arguments.repeats, *arguments.batches) < 1:
+            parser.error(f"--questions are at least {fewest}, --repeats and --batches at least 1")
         if unknown := set(arguments.cases) - CASES.keys():
             parser.error(f"--cases takes {', '.join(CASES)}, not {', '.join(sorted(unknown))}")
-        arguments.data = str(Path(arguments.data).resolve())
+        if arguments.data:
+            arguments.data = str(Path(arguments.data).resolve())
         if Path(arguments.model).is_dir():
             arguments.model = str(Path(arguments.model).resolve())
     return arguments

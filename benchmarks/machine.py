@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from spintune.kernels.native.compiler import TARGETS, processor_features
 
 PACKAGES = ("torch", "transformers", "trl", "accelerate", "spintune")
 
@@ -32,6 +35,18 @@ def processor() -> dict[str, Any]:
         facts["name"] = fields.get("model name", facts["name"])
         facts["native_bfloat16"] = not {"avx512_bf16", "amx_bf16"}.isdisjoint(fields.get("flags", "").split())
     return facts
+
+
+def kind() -> str:
+    """What ratios of speed depend on: maker and instruction set of the processor, and the number of cores.
+
+    The maker is in it because MKL, which is torch's own, takes narrower vectors on processors of others than Intel.
+    """
+    machine, features = platform.machine(), processor_features()
+    name = next((target.name for target in TARGETS if target.runs_on(machine, features)), "other")
+    cpuinfo = Path("/proc/cpuinfo")
+    maker = re.search(r"^vendor_id\s*: (\S+)", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
+    return f"{maker[1] if maker else machine} {name}, {threads()} cores"
 
 
 def describe() -> dict[str, Any]:

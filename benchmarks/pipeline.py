@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py [--prompts 32] [--new-tokens 96] [--repeats 2] [--model NAME] [--report FILE]
 
-Needs ``pip install "spintune[benchmarks]"``. Everybody answers the same prompts, pairs the answers with the real ones,
-computes the opponent's log-probabilities, and takes one optimizer step on all pairs. Contestants, each in a process of
-its own, in alternating order, float32, all cores:
+TRL takes part where it is installed (``pip install "spintune[benchmarks]"``). Everybody answers the same prompts, pairs
+the answers with the real ones, computes the opponent's log-probabilities, and takes one optimizer step on all pairs.
+Contestants, each in a process of its own, in alternating order, float32, all cores:
 
 * spintune: its generator, engine and loop, as a recipe runs them; once more with bfloat16 products where the processor
   has them;
@@ -20,6 +20,7 @@ training step does. Times count only if answers, first loss and gradient norm ag
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
@@ -211,7 +212,10 @@ def compete(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "new_tokens": options.new_tokens,
     }
     common |= lab.run("prepare", **common)
-    everybody = {"spintune": ("spintune", "float32"), "trl": ("trl", "float32"), "authors": ("authors", "float32")}
+    everybody = {name: (name, "float32") for name in ROLES}
+    if importlib.util.find_spec("trl") is None:
+        print("left out: TRL, which is not installed", file=sys.stderr)
+        del everybody["trl"]
     if processor()["native_bfloat16"]:
         everybody[BFLOAT16] = ("spintune", "bfloat16")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in everybody}
@@ -234,8 +238,9 @@ def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
         phase: None if runs[0]["seconds"][phase] is None else statistics.median(run["seconds"][phase] for run in runs)
         for phase in PHASES
     }
-    whole = statistics.median(sum(filter(None, run["seconds"].values())) for run in runs)
-    return {**runs[0], "seconds": phases, "whole": whole, "peak_gb": max(run["peak_gb"] for run in runs)}
+    whole = [sum(filter(None, run["seconds"].values())) for run in runs]
+    together = {"seconds": phases, "whole": statistics.median(whole), "all_whole": whole}
+    return {**runs[0], **together, "peak_gb": max(run["peak_gb"] for run in runs)}
 
 
 def print_results(results: dict[str, Any]) -> bool:

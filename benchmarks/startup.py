@@ -6,6 +6,7 @@ The examples are made up: instructions of 12 words and answers of 20 to 120, dra
 3 to 9 letters; about 350 tokens each. Every repeat makes others, and runs twice: the second time, in another folder,
 their tokens are known. What counts is the time from the start of the command to the event that announces the first
 optimizer step: importing, reading, splitting, writing the run's data, loading the model, tokenizing and ordering rows.
+The least that anybody waits who trains a model is timed beside it: Python importing torch and transformers.
 """
 
 from __future__ import annotations
@@ -46,6 +47,14 @@ def help_seconds() -> float:
     return time.perf_counter() - began
 
 
+def import_seconds() -> float:
+    """What a program waits that imports torch and transformers and does nothing."""
+    began = time.perf_counter()
+    program = "import torch; from transformers import AutoModelForCausalLM"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
 def first_step(model: str, data: Path, out: Path) -> dict[str, float]:
     """Seconds from the command to each event that is new, "SFT" being the first step; then the command is stopped."""
     settings = ["data.eval_fraction=0.0", "eval=[]", "--json"]
@@ -75,6 +84,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     facts: dict[str, Any] = {"machine": describe(), "examples": options.examples}
+    import_seconds()  # from the disk
+    facts["import_seconds"] = [import_seconds() for _ in range(options.repeats)]
     facts["help_seconds"] = [help_seconds() for _ in range(2 * options.repeats)]
     with tempfile.TemporaryDirectory(prefix="spintune-startup-") as folder:
         for repeat in range(options.repeats):
@@ -84,6 +95,7 @@ def main() -> None:
                 reached = first_step(options.model, data, Path(folder) / f"{time_of}-{repeat}")
                 facts.setdefault(time_of, []).append(reached)
     print(f"{facts['machine']['processor']['name']}, load before {facts['machine']['load_before']:.2f}")
+    print(f"importing torch and transformers: {statistics.median(facts['import_seconds']):.2f} s")
     print(f"spintune --help: {statistics.median(facts['help_seconds']):.2f} s")
     for time_of, words in (("first", "data that are new to it"), ("again", "the same data once more")):
         typical = sorted(facts[time_of], key=lambda reached: reached["SFT"])[options.repeats // 2]

@@ -1,7 +1,7 @@
 """Trains one model on the same token ids with spintune and with TRL, and says how long each takes.
 
     python benchmarks/training.py [--model NAME] [--rows 24] [--pairs 16] [--data FILE] [--only sft,spin]
-                                  [--repeats 3] [--bfloat16 auto|yes|no] [--json FILE]
+                                  [--repeats 3] [--bfloat16 auto|yes|no] [--batch N] [--json FILE]
     python benchmarks/training.py --report FILE      what an earlier --json FILE holds, measured nothing anew
 
 Needs ``pip install "spintune[benchmarks]"``. Contestants, each in a process of its own, in alternating order:
@@ -11,6 +11,8 @@ Needs ``pip install "spintune[benchmarks]"``. Contestants, each in a process of 
   DPO reference log-probabilities computed beforehand;
 * TRL defaults: what ``use_cpu=True`` alone gives, which is bfloat16 autocast and gradient checkpointing;
 * on a processor that multiplies bfloat16 natively, spintune and TRL tuned once more in bfloat16 autocast.
+
+``--batch`` gives TRL tuned this batch size in place of a search, and leaves its defaults out.
 
 A step is forward, backward and optimizer (AdamW, clipping) on all rows. A process takes one step to warm up and one
 that counts; medians are over the processes. SFT is measured on ``--rows`` examples; SPIN, which TRL computes as DPO
@@ -40,7 +42,7 @@ from typing import Any
 from checks import check_all
 from machine import busy_seconds, children_seconds, describe, threads
 from report import print_report
-from trl_settings import candidates, default_setting
+from trl_settings import Setting, candidates, default_setting
 from workload import TASKS, Workload, forward_operations, step_operations
 
 STEPS = 2
@@ -137,16 +139,20 @@ class Lab:
 
 
 def contestants(
-    lab: Lab, task: str, workload: Workload, precisions: list[str]
+    lab: Lab, task: str, workload: Workload, precisions: list[str], batch: int | None
 ) -> tuple[list[Contestant], dict[str, list[dict[str, Any]]]]:
-    """Everybody in a task, TRL with its fastest settings; and what was tried to find them."""
+    """Everybody in a task, TRL with its fastest settings, or with a batch size; and what was tried to find them."""
     rows = len(workload.rows if task == "sft" else workload.pairs)
     default = default_setting(rows)
-    field_of = [Contestant("TRL defaults", "trl", "bfloat16", asdict(default), str(default), once=True)]
+    defaults = Contestant("TRL defaults", "trl", "bfloat16", asdict(default), str(default), once=True)
+    field_of = [] if batch else [defaults]
     searches = {}
     for precision in precisions:
         suffix = "" if precision == "float32" else f" {precision}"
-        searches[precision] = search(lab, task, rows, precision)
+        given = Setting(True, precision, batch or 0)
+        searches[precision] = (
+            [{"setting": asdict(given), "name": str(given)}] if batch else search(lab, task, rows, precision)
+        )
         best = searches[precision][0]
         field_of += [
             Contestant(f"TRL tuned{suffix}", "trl", precision, best["setting"], best["name"]),
@@ -239,13 +245,15 @@ def main() -> int:
         wanted = {key: getattr(arguments, key) for key in ("model", "data", "rows", "pairs", "seed")}
         lab.run("prepare", f"rows and pairs for {arguments.model}", **wanted, answer_tokens=ANSWER_TOKENS)
         workload = Workload.load(lab.workload)
-        rates = [_peaks(lab)]
+        measured = precisions if arguments.batch else ["float32", "bfloat16"]
+        rates = [_peaks(lab, measured)]
         fields: dict[str, list[Contestant]] = {}
         results["searches"] = {}
         for task in arguments.only:
-            fields[task], results["searches"][task] = contestants(lab, task, workload, precisions)
+            chosen = contestants(lab, task, workload, precisions, arguments.batch)
+            fields[task], results["searches"][task] = chosen
             compete(lab, task, fields[task], arguments.repeats)
-        rates.append(_peaks(lab))
+        rates.append(_peaks(lab, measured))
         peaks = {precision: max(max(rate[precision].values()) for rate in rates) for precision in rates[0]}
         results |= {"matmul_gflops": rates, "peak_gflops": peaks}
         results["tasks"] = {task: as_json(task, workload, fields[task], peaks) for task in arguments.only}
@@ -267,10 +275,9 @@ def report(results: dict[str, Any]) -> int:
     return 0 if all(check.passed for check in checks) else 1
 
 
-def _peaks(lab: Lab) -> dict[str, dict[str, float]]:
+def _peaks(lab: Lab, precisions: list[str]) -> dict[str, dict[str, float]]:
     return {
-        precision: lab.run("peak", f"matrix products, {precision}", precision=precision)
-        for precision in ("float32", "bfloat16")
+        precision: lab.run("peak", f"matrix products, {precision}", precision=precision) for precision in precisions
     }
 
 
@@ -284,6 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the generated answers")
     parser.add_argument("--only", default=",".join(TASKS), type=lambda text: text.split(","), help="sft,spin")
     parser.add_argument("--bfloat16", choices=("auto", "yes", "no"), default="auto", help="auto: where it is native")
+    parser.add_argument("--batch", type=int, help="of TRL tuned, in place of a search; it divides rows and pairs")
     parser.add_argument("--json", type=Path, help="file for everything that was measured")
     parser.add_argument("--report", type=Path, help="print an earlier --json file instead of measuring")
     arguments = parser.parse_args()

@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def test_a_sound_installation_ends_with_0(spintune: Spintune) -> None:
     result = spintune("doctor", "--json")
     findings = {finding["subject"]: finding for finding in json.loads(result.out)}
-    own = {"vllm", "llama.cpp", "python", "processor", "layers", "memory", "gpu", "cache", "here"}
+    own = {"vllm", "llama.cpp", "python", "processor", "kernels", "memory", "gpu", "cache", "here"}
     installed = metadata.requires("spintune") or []
     assert {*(one.subject for one in doctor.packages(installed)), *own} == set(findings)
     assert {"torch", "transformers", "lm-eval"} <= set(findings)
@@ -52,7 +52,7 @@ def test_engines_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 def test_layers_that_are_not_compiled_are_told_of(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPINTUNE_KERNELS", "off")
-    assert "ok    layers: torch's own, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
+    assert "ok    kernels: torch's own layers, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])

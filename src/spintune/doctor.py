@@ -148,16 +148,18 @@ def packages(requirements: Iterable[str]) -> Iterator[DoctorFinding]:
 def _hardware() -> list[DoctorFinding]:
     import torch
 
-    from spintune.kernels.native.build import why_not
+    from spintune.kernels.native.build import origin
+    from spintune.kernels.native.compiler import NoKernelsError
     from spintune.threads import follow_quota
 
     threads = follow_quota()
     number = f"{threads.number} thread{'s' * (threads.number > 1)} ({threads.reason})"
     findings = [DoctorFinding("processor", f"{number}, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")]
-    reason = why_not()
-    findings.append(
-        DoctorFinding("layers", f"torch's own, slower: {reason}" if reason else "compiled for this processor")
-    )
+    try:
+        kernels = origin()
+    except NoKernelsError as error:
+        kernels = f"torch's own layers, slower: {error}"
+    findings.append(DoctorFinding("kernels", kernels))
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         findings.append(DoctorFinding("memory", f"{memory:.0f} GiB", memory >= 4))

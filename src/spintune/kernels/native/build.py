@@ -1,10 +1,12 @@
-"""Compiles the C++ files of this folder once with the local compiler into the user's cache, in about a second."""
+"""Finds the compiled code: a library that the wheel ships for this processor, or else one compiled here.
+
+The local compiler takes two seconds, once; the result is kept in the user's cache.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import logging
 import os
 import platform
@@ -16,32 +18,42 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch  # noqa: F401 - loads the OpenMP that the compiled code calls
 
 from spintune.cached_folders import require_own
 from spintune.errors import StorageError
+from spintune.kernels.native.compiler import (
+    FLAGS,
+    SHIPPED,
+    TARGETS,
+    NoKernelsError,
+    compile_library,
+    digest,
+    processor_features,
+    sealed,
+    sources,
+    unsealed,
+)
 from spintune.storage import atomic_file, cache_folder
 
 log = logging.getLogger(__name__)
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.cpp", "products.cpp")]
-HEADER = Path(__file__).with_name("vectors.h")
 SWITCH = "SPINTUNE_KERNELS"
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fPIC")
-_LIMIT = 120  # seconds for a command that takes less than one
+"""off, no or 0: no compiled code; native: compiled here; the name of a target: that of the shipped libraries."""
+_FLAGS = ("-march=native",)
 
 
-class NoKernelsError(Exception):
-    """The reason why there is no compiled code. It is unexpected if there is a compiler and it fails."""
+class Loaded(NamedTuple):
+    """Compiled code, and where it is from: "shipped for AVX-512" or "compiled here"."""
 
-    def __init__(self, reason: str, unexpected: bool = False) -> None:
-        super().__init__(reason)
-        self.unexpected = unexpected
+    library: ctypes.CDLL
+    origin: str
 
 
 def kernels() -> ctypes.CDLL | None:
-    """The compiled code, or None: not Linux, no compiler, or switched off.
+    """The compiled code, or None: not Linux, neither a library for this processor nor a compiler, or switched off.
 
     It uses torch's threads. With a second OpenMP, the idle threads of one would spin on the processors that the other
     needs. So the code is linked without OpenMP and finds torch's in memory.
@@ -83,7 +95,7 @@ def rehearsed(compiled: bool) -> Iterator[None]:
 @cache
 def _kernels() -> ctypes.CDLL | None:
     try:
-        return _load()
+        return _load().library
     except NoKernelsError as error:
         # a compiler that fails deserves a warning, a missing one does not
         log.log(logging.WARNING if error.unexpected else logging.INFO, "layers run in torch's own code: %s", error)
@@ -107,27 +119,63 @@ def vector_floats() -> int:
 def why_not() -> str | None:
     """The reason why :func:`kernels` is None; None if it is not."""
     try:
-        _load()
+        origin()
     except NoKernelsError as error:
         return str(error)
     return None
 
 
-def _load() -> ctypes.CDLL:
-    if os.environ.get(SWITCH, "").lower() in ("0", "off", "no"):
+def origin() -> str:
+    """Where the compiled code is from, see :class:`Loaded`. Raises NoKernelsError with the reason if there is none."""
+    return _load().origin
+
+
+def _load() -> Loaded:
+    wanted = os.environ.get(SWITCH, "").lower()
+    if wanted in ("0", "off", "no"):
         raise NoKernelsError(f"switched off by {SWITCH}")
     if sys.platform != "linux":
         raise NoKernelsError("compiled on Linux only")
+    shipped = None if wanted == "native" else _load_shipped(wanted)
+    return shipped or Loaded(_load_compiled(), "compiled here")
+
+
+def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
+    """The library for this processor, or that of the target ``wanted``, if a wheel has put it into ``folder``.
+
+    Raises NoKernelsError when it cannot be loaded, or is wanted and absent.
+    """
+    machine, features = platform.machine(), processor_features()
+    named = [target for target in TARGETS if target.name == wanted]
+    for target in named or TARGETS:
+        slower = target.better_without & set(features.split()) and not named
+        if slower or not target.runs_on(machine, features):
+            continue
+        file = folder / target.file
+        try:
+            code = unsealed(file.read_bytes(), file)
+        except FileNotFoundError:  # no such wheel, or one of other sources
+            continue
+        except OSError as error:
+            raise NoKernelsError(f"{file} cannot be read: {error}", unexpected=True) from error
+        return Loaded(_open(code, file), f"shipped for {target.title}")
+    if named:
+        raise NoKernelsError(f"{SWITCH}={wanted}: there is no such library here, or not for this processor")
+    return None
+
+
+def _load_compiled() -> ctypes.CDLL:
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
     compiler = next(filter(None, map(shutil.which, candidates)), None)
     if compiler is None:
-        raise NoKernelsError(f"there is no C++ compiler ({' or '.join(candidates)}); install g++")
+        shipped = "no shipped library fits this processor and version, and " if SHIPPED.is_dir() else ""
+        raise NoKernelsError(f"{shipped}there is no C++ compiler ({' or '.join(candidates)}); install g++")
     kept = cache_folder() / "kernels" / f"{_key(compiler)}.so"
     with contextlib.suppress(OSError, NoKernelsError):  # absent, damaged, or not ours alone: compile again
         return _load_kept(kept)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            built = _compile(compiler, Path(folder))
+            built = compile_library(compiler, _FLAGS, Path(folder))
             code = built.read_bytes()
             library = _open(code, built)
     except OSError as error:  # no folder for temporary files
@@ -140,36 +188,8 @@ def _load() -> ctypes.CDLL:
 def _key(compiler: str) -> str:
     """Digest of everything that determines the code: source, flags, compiler, processor (machines may share a home)."""
     answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    try:
-        cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line[:5] in ("flags", "Featu"))
-    except (OSError, StopIteration):
-        cpu = platform.processor()
-    parts = (
-        *(file.read_text() for file in (*SOURCES, HEADER)),
-        *_FLAGS,
-        compiler,
-        answer.stdout,
-        platform.machine(),
-        cpu,
-    )
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _compile(compiler: str, folder: Path) -> Path:
-    linked = folder / "kernels.so"
-    compiled = [str(folder / f"{source.stem}.o") for source in SOURCES]
-    commands = [
-        [compiler, *_FLAGS, "-c", str(source), "-o", target] for source, target in zip(SOURCES, compiled, strict=True)
-    ]
-    for command in (*commands, [compiler, "-shared", *compiled, "-o", str(linked)]):
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise NoKernelsError(f"{compiler} does not run ({error})", unexpected=True) from error
-        if done.returncode:
-            line = next((text for text in done.stderr.splitlines() if "error" in text), "no message")
-            raise NoKernelsError(f"{compiler} cannot compile it: {line}", unexpected=True)
-    return linked
+    machine = platform.machine(), processor_features()
+    return digest(*sources(), *FLAGS, *_FLAGS, compiler, answer.stdout, *machine)
 
 
 def _keep(code: bytes, kept: Path) -> None:
@@ -177,15 +197,14 @@ def _keep(code: bytes, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     os.close(_private(kept.parent))
     with atomic_file(kept) as file:
-        file.write(code + hashlib.sha256(code).digest())
+        file.write(sealed(code))
 
 
 def _load_kept(kept: Path) -> ctypes.CDLL:
     """Loads kept code if this user alone can have written it, and all of it is there.
 
     The code runs as the user, and the folder may be below one that others write, such as a team's cache. Folder and
-    file are opened once and then checked, so that nothing can be put in their place in between. A shortened library
-    would kill the process when it is called.
+    file are opened once and then checked, so that nothing can be put in their place in between.
 
     Raises OSError when it is absent or not private, NoKernelsError when it is damaged.
     """
@@ -196,11 +215,7 @@ def _load_kept(kept: Path) -> ctypes.CDLL:
         os.close(folder)
     with os.fdopen(handle, "rb") as file:
         require_own(os.fstat(handle), kept)
-        content = file.read()
-        code, digest = content[: -hashlib.sha256().digest_size], content[-hashlib.sha256().digest_size :]
-        if hashlib.sha256(code).digest() != digest:
-            raise NoKernelsError(f"{kept} is damaged")
-        return _open(code, Path(f"/proc/self/fd/{handle}"))
+        return _open(unsealed(file.read(), kept), Path(f"/proc/self/fd/{handle}"))
 
 
 def _private(folder: Path) -> int:

@@ -14,6 +14,8 @@
 
 #if defined(__AVX512BF16__) || defined(__FMA__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 struct Matrix {  // element (i, j) is at i * row + j * column; row or column is 1
@@ -47,6 +49,8 @@ struct Exact {
         return (vec)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)total);
 #elif defined(__FMA__)
         return (vec)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)total);
+#elif defined(__aarch64__)
+        return (vec)vfmaq_n_f32((float32x4_t)total, (float32x4_t)b, a);
 #else
         return total + a * b;
 #endif
