@@ -197,6 +197,7 @@ def main() -> None:
     parser.add_argument("--tensor-parallel-size", type=int)
     parser.add_argument("--gpu-memory-utilization", type=float)
     parser.add_argument("--max-model-len", type=int, default=512)
+    parser.add_argument("--no-enable-chunked-prefill", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     server = EngineServer(given.folder, name=given.served_model_name, port=given.port, max_len=given.max_model_len)

@@ -336,6 +336,33 @@ def test_a_server_that_dies_says_why() -> None:
         process.log.unlink()
 
 
+# what vLLM 0.32.0 printed when its worker died: the cause, and then lines that only point to it
+WORKER_DIED = """
+(APIServer pid=1) WARNING 11-30 03:19:55 [system_utils.py:255] This can cause errors like `OSError: [Errno 24]`.
+(Worker pid=3) ERROR 11-30 03:30:39 [multiproc_executor.py:1063]     raise ValueError(
+(Worker pid=3) ERROR 11-30 03:30:39 [multiproc_executor.py:1063] RuntimeError: CPU Generator does not use offset
+(EngineCore pid=2) ERROR 11-30 03:30:39 [core.py:1512] RuntimeError: Worker failed, see above for the root cause
+(APIServer pid=1) ERROR 11-30 03:30:39 [async_llm.py:906] vllm.v1.engine.exceptions.EngineDeadError: See the root cause.
+INFO:     127.0.0.1:35708 - "POST /v1/completions HTTP/1.1" 500 Internal Server Error
+UserWarning: resource_tracker: There appear to be 1 leaked shared_memory objects
+"""
+
+
+def test_a_server_of_its_own_that_dies_while_it_writes_says_its_first_cause(server: EngineServer, writer: Make) -> None:
+    generator = writer(server)
+    generator.generate([PROMPTS[0]], Sampling(2))
+    script = f"import sys; print({WORKER_DIED!r}); sys.exit(1)"
+    process = ServerProcess([sys.executable, "-c", script], os.environ, 1)
+    generator.pool._processes.append(process)
+    server.die_after = 0
+    try:
+        with pytest.raises(ServerError, match=r"status 1 .*\(RuntimeError: CPU Generator does not use offset\)"):
+            generator.generate([PROMPTS[0]], Sampling(2))
+    finally:
+        generator.pool.release()
+        process.log.unlink()
+
+
 def test_without_vllm_a_line_says_what_to_do(tmp_path: Path) -> None:
     section = GenerateSection(engine="vllm", devices=[0])
     with pytest.raises(ServerError, match="no vllm on the PATH; install vLLM"):
@@ -344,26 +371,26 @@ def test_without_vllm_a_line_says_what_to_do(tmp_path: Path) -> None:
         start_vllm(section, (str(tmp_path), None), "m", "float32", {"SPINTUNE_VLLM": "/nowhere/vllm"})
 
 
-def test_each_server_sees_its_own_devices_and_neither_keys_nor_launcher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("devices", [[0, 1, 2, 3], "cpu"])
+def test_each_server_sees_its_own_devices_and_neither_keys_nor_launcher(tmp_path: Path, devices: Any) -> None:
     program = tmp_path / "vllm"
-    program.write_text('#!/bin/sh\necho "$@"; env; sleep 600\n')
+    program.write_text('#!/bin/sh\necho "$@"; env; echo that is all; sleep 600\n')
     program.chmod(0o755)
     environment = {**os.environ, "SPINTUNE_VLLM": str(program), "CUDA_VISIBLE_DEVICES": "4,5,6,7"}
     environment |= {"OPENAI_API_KEY": "secret", "RANK": "3", "MASTER_ADDR": "node0"}
-    section = GenerateSection(engine="vllm", devices=[0, 1, 2, 3], tensor_parallel=2, max_length=99)
+    tensor_parallel = 1 if devices == "cpu" else 2
+    section = GenerateSection(engine="vllm", devices=devices, tensor_parallel=tensor_parallel, max_length=99)
     servers = start_vllm(section, (str(tmp_path), None), "name", "bfloat16", environment)
     try:
-        assert len(servers) == 2
-        for server, devices in zip(servers, ("4,5", "6,7"), strict=True):
-            while "PATH=" not in server.log.read_text() or "VLLM_DO_NOT_TRACK" not in server.log.read_text():
+        for server, visible in zip(servers, ("",) if devices == "cpu" else ("4,5", "6,7"), strict=True):
+            while "that is all" not in (said := server.log.read_text()):
                 server.check()
                 time.sleep(0.02)
-            said = server.log.read_text()
-            assert said.startswith(f"serve {tmp_path} --host 127.0.0.1 --port {server.port} --served-model-name name")
-            assert "--dtype bfloat16" in said
-            assert "--tensor-parallel-size 2" in said
-            assert "--max-model-len 99" in said
-            assert f"\nCUDA_VISIBLE_DEVICES={devices}\n" in said
+            options = f"serve {tmp_path} --host 127.0.0.1 --port {server.port} --served-model-name name "
+            options += "--dtype bfloat16 --generation-config vllm --max-model-len 99 --gpu-memory-utilization "
+            options += "0.3 --no-enable-chunked-prefill" if devices == "cpu" else "0.9 --tensor-parallel-size 2"
+            assert said.startswith(f"{options}\n")
+            assert f"\nCUDA_VISIBLE_DEVICES={visible}\n" in said
             assert not {"OPENAI_API_KEY", "RANK", "MASTER_ADDR"} & {line.split("=")[0] for line in said.splitlines()}
     finally:
         for server in servers:

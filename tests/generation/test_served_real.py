@@ -5,22 +5,27 @@ Q4_1 weights are the packaged model's own, so both sides compute with the same n
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
+from real_vllm import vllm_or_skip
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
+from spintune.errors import ServerError
 from spintune.generation.sampling import Sampling
 from spintune.generation.served.generator import ServedGenerator
 from spintune.generation.served.pool import EnginePool, ServedSource
-from spintune.generation.served.process import PROGRAM, ServerProcess, free_port
+from spintune.generation.served.process import ServerProcess, free_port
 from spintune.models.loading import load_model
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.progress import Silent
@@ -86,14 +91,54 @@ def test_llama_cpp_answers_as_its_protocol_says(smollm2: Path, cache: Path, tmp_
 
 
 def test_vllm_answers_as_its_protocol_says(smollm2: Path, cache: Path) -> None:
-    if not shutil.which(os.environ.get(PROGRAM, "vllm")):
-        pytest.skip("there is no vllm on the PATH")
-    gpus = Path("/proc/driver/nvidia").exists()
-    if not gpus and "avx512f" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("vLLM needs a GPU or AVX-512: it dies of an illegal instruction here")
-    section = GenerateSection(engine="vllm", devices=[0] if gpus else "cpu", max_length=512, gpu_memory=0.3)
-    generator, prompts = generator_of(smollm2, cache, section)
+    generator, prompts = generator_of(smollm2, cache, GenerateSection(**vllm_or_skip()))
     try:
         check_answers(generator, prompts, 0.05)
+        check_draws(generator, prompts[1])
+        # it takes the longest prompt and answer that it says it takes
+        length = 512 - len(prompts[0])
+        generator.stop_ids = frozenset()
+        (longest,) = generator.generate(prompts[:1], Sampling(length, temperature=0))
+        assert len(longest.ids) == length
+        (process,) = generator.pool._processes
+        check_meeting(process.url, smollm2, cache, longest.ids[:8])
     finally:
         generator.pool.release()
+    assert not process.running
+
+
+def check_draws(generator: ServedGenerator, prompt: tuple[int, ...]) -> None:
+    """First tokens come as often as top-k and top-p say; together the prompts are more than a server reads at once."""
+    sampling, draws = Sampling(1, temperature=2.0, top_k=6, top_p=0.8), 160
+    with torch.no_grad():
+        logits = generator.engine.model(torch.tensor([prompt])).logits[0, -1].double() / sampling.temperature
+    likely, tokens = logits.topk(sampling.top_k)
+    share = likely.softmax(0)
+    kept = share.cumsum(0) - share < sampling.top_p
+    share = share[kept] / share[kept].sum()
+    written = Counter(one.ids[0] for one in generator.generate([prompt] * draws, sampling))
+    assert set(written) <= set(tokens[kept].tolist())
+    assert len(share) > 1
+    for token, chance in zip(tokens[kept].tolist(), share.tolist(), strict=True):
+        assert abs(written[token] - draws * chance) < 4.5 * math.sqrt(draws * chance * (1 - chance))
+
+
+def check_meeting(url: str, folder: Path, cache: Path, greedy: tuple[int, ...]) -> None:
+    """The server writes for whoever meets it with its own model, and refuses others in one line."""
+    generator, prompts = generator_of(folder, cache, GenerateSection(engine="vllm", url=url))
+    assert generator.generate(prompts[:1], Sampling(8, temperature=0))[0].ids == greedy
+    model = generator.engine.model
+    expected = model.generate(torch.tensor(prompts[:1]), max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert tuple(expected[0, len(prompts[0]) :].tolist()) == greedy
+    with pytest.raises(ServerError, match="it reads 512 tokens, and a prompt with its answer may have"):
+        generator.generate(prompts[:1], Sampling(512))
+    with pytest.raises(ServerError, match="and not mine"):
+        generator_of(folder, cache, GenerateSection(engine="vllm", url=url, model="mine"))[0].generate(
+            prompts[:1], Sampling(2)
+        )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight *= 1.05
+    generator.pool.release()
+    with pytest.raises(ServerError, match=r"it serves another model than base: .* nats a token"):
+        generator.generate(prompts[:1], Sampling(2))

@@ -12,9 +12,12 @@ from typing import Any
 import engine_server
 import pytest
 from engine_server import EngineServer
+from real_vllm import vllm_or_skip
+from tiny_folders import write_llama
 from watching import Watching
 
 from spintune.errors import RunError, ServerError
+from spintune.generation.served.process import vllm_program
 from spintune.pipeline import run_recipe
 from spintune.recipe import parse_recipe
 from spintune.records import Pair, read_records
@@ -98,22 +101,30 @@ def test_answers_of_another_model_are_thrown_away_and_asked_for_again(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["a stand-in", "vllm"])
 def test_a_run_starts_a_server_for_each_model_and_ends_it(
-    values: Callable[..., dict[str, Any]], cache: Path, tmp_path: Path
+    values: Callable[..., dict[str, Any]], cache: Path, tmp_path: Path, engine: str
 ) -> None:
-    program = tmp_path / "vllm"
-    program.write_text(f'#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec {sys.executable} {engine_server.__file__} "$@"\n')
+    program, real = tmp_path / "vllm", f"{sys.executable} {engine_server.__file__}"
+    generate = {"engine": "vllm", "devices": "cpu"}
+    if engine == "vllm":
+        generate, real = vllm_or_skip(), vllm_program(os.environ)
+    program.write_text(f'#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec {real} "$@"\n')
     program.chmod(0o755)
     environment = {**os.environ, "SPINTUNE_VLLM": str(program)}
     out, watching = tmp_path / "run", Watching()
-    recipe = values(out, generate={"engine": "vllm", "devices": "cpu"}, **SMALL)
+    # heads of 32, the smallest that vLLM computes on a CPU
+    model = write_llama(tmp_path / "model", hidden_size=128)
+    recipe = values(out, model=str(model), generate=generate, **SMALL)
     run_recipe(parse_recipe(recipe, "test"), cache, watching, environment=environment)
     loads = [name for name in watching.tasks if "loads" in name]
     # base plays; iterate-1 is diagnosed and, still served, evaluated first, though base is in memory in between
     assert loads == ["vllm loads base", "vllm loads iterate-1", "vllm loads base"]
-    for stage, model in (("spin/iterate-1/pairs", "base"), ("eval/heldout/iterate-1", "iterate-1")):
-        engine = facts(out / stage)["engine"]
-        assert (engine["engine"], engine["model"], engine["urls"]) == ("vllm", model, [])
+    for stage, name in (("spin/iterate-1/pairs", "base"), ("eval/heldout/iterate-1", "iterate-1")):
+        written_by = facts(out / stage)["engine"]
+        assert (written_by["engine"], written_by["model"], written_by["urls"]) == ("vllm", name, [])
+        assert written_by["probe_gap"] < 1e-4
+    assert facts(out / "spin/iterate-1/pairs")["gap"]["per_token"] < 1e-4
     pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
     assert len(pids) == len(loads)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from spintune.recipe.section import Count, Positive, PositiveShare, Section, WholeNumber
 
+_GPU_MEMORY, _CPU_MEMORY = 0.9, 0.3
 _OWN_SERVER = ("devices", "tensor_parallel", "gpu_memory", "max_length", "start_minutes")
 _MET_SERVER = ("url", "model", "key_variable")
 
@@ -26,8 +27,9 @@ class GenerateSection(Section):
     """GPUs that vLLM is started on, by number, or cpu. [devices]"""
     tensor_parallel: Count = 1
     """Devices that hold one copy of the model; there are as many servers as devices hold copies. [devices]"""
-    gpu_memory: PositiveShare = 0.9
-    """Share of each device's memory that a started server takes. [share] Default: vLLM's."""
+    gpu_memory: PositiveShare | None = None
+    """Share of each GPU's memory that a started server takes, or with cpu of the machine's. [share] Default: 0.9 of a
+    GPU, and 0.3 of a machine, where the run itself needs the rest."""
     max_length: Count | None = None
     """Longest prompt with its answer that a started server takes. [tokens] Default: what the model reads."""
     start_minutes: Positive = 15.0
@@ -48,6 +50,11 @@ class GenerateSection(Section):
     def urls(self) -> list[str]:
         """The addresses; none where servers are started."""
         return [self.url] if isinstance(self.url, str) else self.url or []
+
+    @property
+    def memory_share(self) -> float:
+        """``gpu_memory``, or its default."""
+        return self.gpu_memory or (_CPU_MEMORY if self.devices == "cpu" else _GPU_MEMORY)
 
     @property
     def is_served(self) -> bool:

@@ -77,7 +77,11 @@ class ServedGenerator:
         self, replicas: Sequence[Replica], orders: Sequence[Order], written: Callable[[int, ServedAnswer], None]
     ) -> None:
         async with opened(replicas, self.pool.tls):
-            await Dealer(replicas, self.pool.progress.note, self.pool.tick).write(orders, written)
+            try:
+                await Dealer(replicas, self.pool.progress.note, self.pool.tick).write(orders, written)
+            except ServerError:
+                self.pool.check_started()
+                raise
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

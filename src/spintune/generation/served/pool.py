@@ -21,12 +21,14 @@ from spintune.generation.served.handshake import OtherModelError, check_vocabula
 from spintune.generation.served.process import ServerProcess, start_vllm
 from spintune.generation.served.replicas import Replica, ReplicaDownError, opened
 from spintune.generation.served.wire import WIRES, WireError
-from spintune.progress import Progress, ProgressTask
+from spintune.progress import Progress
 from spintune.recipe import GenerateSection
 from spintune.teachers.event_loop import event_loop
 from spintune.teachers.transport import Connection, checked_url, key_in, proxy_for
 
 _POLL_SECONDS = 0.5
+_DYING_SECONDS = 5.0
+"""vLLM refuses what it is asked for some seconds before it ends."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,12 @@ class EnginePool:
         """The engine that wrote last."""
         return self._facts
 
+    def check_started(self) -> None:
+        """Raises ServerError with what a server said that was started here, where all have ended."""
+        if not any(replica.alive for replica in self._replicas):
+            for process in self._processes:
+                process.check(_DYING_SECONDS)
+
     def release(self) -> None:
         """Ends the servers that it started; they are started again when they are needed."""
         processes, self._processes = self._processes, []
@@ -188,32 +196,21 @@ class EnginePool:
     async def _wait(self, replicas: list[Replica], source: ServedSource) -> None:
         """Until all servers that were started answer; raises ServerError when one ends or takes too long."""
         seconds = 60 * self.section.start_minutes
-        began = time.monotonic()
+        began = waited = time.monotonic()
         with self.progress.task(f"{self.section.engine} loads {source.name}", seconds, "seconds at most") as bar:
             for replica, process in zip(replicas, self._processes, strict=True):
-                while not await _is_healthy(replica):
-                    self._waited(process, bar, began, seconds)
+                while not await replica.is_up():
                     await asyncio.sleep(_POLL_SECONDS)
-
-    def _waited(self, process: ServerProcess, bar: ProgressTask, began: float, seconds: float) -> None:
-        process.check()
-        bar.advance(_POLL_SECONDS)
-        self.tick()
-        if time.monotonic() - began > seconds:
-            raise ServerError(
-                f"{self.section.engine} did not answer in {self.section.start_minutes:g} minutes (it last said: "
-                f"{process.last_words() or 'nothing'}); raise generate.start_minutes"
-            )
-
-
-async def _is_healthy(replica: Replica) -> bool:
-    try:
-        await replica.ask("/health")
-    except ReplicaDownError:
-        return False
-    except WireError:  # it answers, with no JSON
-        pass
-    return True
+                    process.check()
+                    self.tick()
+                    now = time.monotonic()
+                    bar.advance(now - waited)
+                    waited = now
+                    if now - began > seconds:
+                        raise ServerError(
+                            f"{self.section.engine} did not answer in {self.section.start_minutes:g} minutes (it last "
+                            f"said: {process.last_words() or 'nothing'}); raise generate.start_minutes"
+                        )
 
 
 def served_source(name: str, digest: str, location: tuple[str, Mapping[str, str]]) -> ServedSource:

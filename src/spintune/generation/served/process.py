@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -24,6 +25,8 @@ written it."""
 _END_SECONDS = 30.0
 _LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|ROLE_NAME")
 """Variables of torchrun, which vLLM would take for its own."""
+_ERROR = re.compile(r"(?:^|\] )([\w.]*(?:Error|Exception)\b.*|.*\berror: .*)")
+"""An exception at the start of a line, or behind vLLM's ``(Worker pid=8) ERROR 01-31 12:00:00 [core.py:9]``."""
 
 
 class ServerProcess:
@@ -60,8 +63,10 @@ class ServerProcess:
     def running(self) -> bool:
         return self._guard.poll() is None
 
-    def check(self) -> None:
-        """Raises ServerError when it has ended, with the last thing that it said."""
+    def check(self, seconds: float = 0.0) -> None:
+        """Raises ServerError when it has ended, or ends within so many seconds, with the last thing that it said."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._guard.wait(seconds)
         status = self._guard.poll()
         if status is not None:
             raise ServerError(
@@ -70,9 +75,9 @@ class ServerProcess:
             )
 
     def last_words(self) -> str:
-        """The last line that names an error, else the last line, of what it printed."""
+        """The last error that it printed and that names no other as its cause; else the last line."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if re.search(r"Error\b|error:", line)]
+        errors = [found[1] for line in lines if (found := _ERROR.search(line)) and "root cause" not in line]
         return one_line((errors or lines or [""])[-1])
 
     def stop(self) -> None:
@@ -127,9 +132,13 @@ def start_vllm(
         for devices in _groups(section, environment):
             port = free_port()
             command = [program, "serve", location, "--host", "127.0.0.1", "--port", str(port), *options]
+            command += ["--gpu-memory-utilization", str(section.memory_share)]
             if devices:
                 command += ["--tensor-parallel-size", str(len(devices))]
-                command += ["--gpu-memory-utilization", str(section.gpu_memory)]
+            else:
+                # vLLM 0.32.0 on a CPU dies when a prompt that has a seed is read in two parts ("CPU Generator does
+                # not use offset"), which happens as soon as prompts under way have more tokens than one step takes
+                command += ["--no-enable-chunked-prefill"]
             own = _environment(environment, ",".join(devices), Path(location).is_dir())
             servers.append(ServerProcess(command, own, port))
     except BaseException:

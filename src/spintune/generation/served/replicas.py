@@ -61,7 +61,19 @@ class Replica:
         """As errors call it."""
         return f"{self.wire.engine} at {self.url}"
 
-    async def ask(self, path: str, body: JsonObject | None = None, optional: bool = False) -> object:
+    async def is_up(self) -> bool:
+        """Whether it answers at ``/health``, asked once."""
+        try:
+            await self.ask("/health", retried=False)
+        except ReplicaDownError:
+            return False
+        except WireError:  # it answers, with no JSON
+            pass
+        return True
+
+    async def ask(
+        self, path: str, body: JsonObject | None = None, optional: bool = False, retried: bool = True
+    ) -> object:
         """The JSON that it answers. None where it has no such path and that is ``optional``.
 
         Raises ReplicaDownError when it cannot be reached or fails, ServerError when it refuses, WireError for no JSON.
@@ -69,11 +81,12 @@ class Replica:
         if self.client is None:
             raise RuntimeError("ask inside opened()")
         CALL.set(LedgerCall(Request(()), Ledger(Budget(), Usage())))  # nobody is charged
+        client = self.client if retried else self.client.with_options(max_retries=0)
         try:
             if body is None:
-                response = await self.client.get(path, cast_to=httpx2.Response)
+                response = await client.get(path, cast_to=httpx2.Response)
             else:
-                response = await self.client.post(path, body=body, cast_to=httpx2.Response)
+                response = await client.post(path, body=body, cast_to=httpx2.Response)
         except TooLargeError:
             raise WireError(f"a reply of more than {BODY_LIMIT // 1_000_000} MB") from None
         except ForbiddenAddressError as error:
