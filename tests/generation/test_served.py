@@ -20,6 +20,7 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ServerError, StoppedBySignal, TeacherError
 from spintune.generation.sampling import Sampling
+from spintune.generation.served import replicas
 from spintune.generation.served.generator import ServedGenerator
 from spintune.generation.served.pool import EnginePool, ServedSource
 from spintune.generation.served.process import ServerProcess, start_vllm
@@ -208,8 +209,8 @@ def test_a_context_that_is_too_short_is_told_before_anything_is_asked(server: En
 def _replicas_without_limit(generator: ServedGenerator, server: EngineServer) -> None:
     from spintune.generation.served.generator import _check_lengths
 
-    replicas = generator.pool.replicas(generator.source, generator.engine, generator.tokenizer)
-    _check_lengths(replicas, 520)
+    found = generator.pool.replicas(generator.source, generator.engine, generator.tokenizer)
+    _check_lengths(found, 520)
 
 
 def test_prompts_are_dealt_over_servers_and_those_of_a_dead_one_go_on(
@@ -231,6 +232,27 @@ def test_prompts_are_dealt_over_servers_and_those_of_a_dead_one_go_on(
             generator.generate(PROMPTS * 4, Sampling(5, seed=2))
     finally:
         second.stop()
+
+
+def test_what_a_server_leaves_open_when_it_stops_goes_to_the_others(
+    server: EngineServer, writer: Make, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM 0.32.0 closes its port on SIGTERM, answers no request that it has, and waits for the client to go away."""
+    monkeypatch.setattr(replicas, "_WATCH_SECONDS", 0.05)
+    second, watching = EngineServer(tiny_model), Watching()
+
+    def stop() -> None:
+        if second.seconds and len(second.asked) > before and not stopped:
+            stopped.append(True)
+            second.stop()
+
+    generator = writer(server, second, progress=watching, concurrency=2, tick=stop)
+    alone = writer(server).generate(PROMPTS * 2, Sampling(5, seed=1))
+    stopped: list[bool] = []
+    assert generator.generate(PROMPTS * 2, Sampling(5, seed=1)) == alone
+    before, second.seconds = len(second.asked), 60.0
+    assert generator.generate(PROMPTS * 2, Sampling(5, seed=1)) == alone
+    assert [note for note in watching.notes if "nobody listens there any more; its prompts go to 1 other" in note]
 
 
 def test_timeouts_are_tried_again_and_a_stop_request_ends_the_wait(server: EngineServer, writer: Make) -> None:

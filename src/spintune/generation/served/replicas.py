@@ -25,6 +25,8 @@ from spintune.typed_json import JsonObject
 
 _TICK_SECONDS = 0.5
 _PASSING = (408, 409, 429)
+_WATCH_SECONDS, _REFUSALS = 5.0, 3
+"""A server is gone when so many connections in a row are refused, one every so often."""
 
 
 class ReplicaDownError(Exception):
@@ -70,6 +72,18 @@ class Replica:
         except WireError:  # it answers, with no JSON
             pass
         return True
+
+    async def refuses(self) -> bool:
+        """Whether nobody listens at its address. Nothing is sent, on a connection beside those that answers use."""
+        url = self.connection.url
+        if self.connection.proxy is not None:
+            return False
+        try:
+            _, writer = await asyncio.open_connection(url.host, url.port or (443 if url.scheme == "https" else 80))
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
+        writer.close()
+        return False
 
     async def ask(
         self, path: str, body: JsonObject | None = None, optional: bool = False, retried: bool = True
@@ -164,6 +178,7 @@ class Dealer:
         Raises ServerError when a server answers wrongly, or when none is left.
         """
         waiting = deque(range(len(orders)))
+        watches = [asyncio.create_task(self._watch(replica)) for replica in self.replicas]
         try:
             while waiting or self._under_way:
                 self._start(orders, waiting)
@@ -178,10 +193,21 @@ class Dealer:
                         written(index, answer)
                 self._tick()
         finally:
-            for task in self._under_way:
-                task.cancel()
-            await asyncio.gather(*self._under_way, return_exceptions=True)
+            for waiter in (*self._under_way, *watches):
+                waiter.cancel()
+            await asyncio.gather(*self._under_way, *watches, return_exceptions=True)
             self._under_way.clear()
+
+    async def _watch(self, replica: Replica) -> None:
+        """Gives up what a server has under way when nobody listens there: a vLLM that was told to end answers no
+        request that it has, and keeps their connections."""
+        refusals = 0
+        while refusals < _REFUSALS:
+            await asyncio.sleep(_WATCH_SECONDS)
+            refusals = refusals + 1 if await replica.refuses() else 0
+        for task, (_, one) in self._under_way.items():
+            if one is replica:
+                task.cancel()
 
     def _start(self, orders: Sequence[Order], waiting: deque[int]) -> None:
         load = {id(replica): 0 for replica in self.replicas if replica.alive}
@@ -200,6 +226,8 @@ class Dealer:
     def _settled(self, task: asyncio.Task[ServedAnswer], replica: Replica) -> ServedAnswer | None:
         """The answer of a task; None where its server died, and others are left."""
         try:
+            if task.cancelled():
+                raise ReplicaDownError("nobody listens there any more")
             return task.result()
         except WireError as error:
             raise ServerError(f"{replica.name}: {error}") from None
