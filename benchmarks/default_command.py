@@ -7,7 +7,7 @@ Runs ``spintune spin --model M --data FILE seed=S`` on two data sets that are ma
 each seed, and reads what the run reports on the held-out examples that chose nothing: the chosen model minus base,
 SFT and further SFT, by the run's own metric. A difference is the mean over seeds with its 95 % t-interval. Overrides
 after the flags hold for all runs. A finished run is a line of the records (FOLDER/records.jsonl) and is not repeated:
-the same command goes on where it was stopped, and prints its tables again from the records alone.
+the same command goes on where it was stopped, and with ``--recorded`` it prints the tables of what is finished.
 
     conversions   "How many grams are 3.5 kilograms?" -> "3500 grams"
     support       a customer's message -> a reply in the manner of one house
@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from machine import processor
 from seeds import Interval
@@ -154,30 +155,41 @@ def verdict(interval: Interval) -> str:
     return "better" if interval.low > 0 else "same"
 
 
-def table(found: Mapping[str, Sequence[Facts]]) -> bool:
-    """Prints a row for each data set and rival; whether no chosen model is significantly worse."""
-    print("| data | metric | chosen, by seed | rival | chosen minus rival | verdict |")
+def tables(found: Mapping[str, Sequence[Facts]]) -> bool:
+    """Prints what was found, data set by data set; whether no chosen model is significantly worse."""
+    print("| data | metric | chosen, by seed | compared with | chosen minus that | verdict |")
     print("|---|---|---|---|---|---|")
     fine = True
     for name, runs in found.items():
         chosen = ", ".join(one["chosen"] for one in runs)
-        metrics = " or ".join(sorted({one["metric"] for one in runs}))
-        by_run = [gains(one) for one in runs]
-        for rival in RIVALS:
-            values = [one[rival] for one in by_run if rival in one]
-            if values:
+        for other in RIVALS:
+            if values := [gain for one in runs if (gain := gains(one).get(other)) is not None]:
                 interval = Interval.of(values)
                 fine = fine and interval.high >= 0
-                print(f"| {name} | {metrics} | {chosen} | {rival} | {interval} | {verdict(interval)} |")
-    print()
-    print("| data | metric | model | by seed | mean |")
+                print(f"| {name} | {_metrics(runs)} | {chosen} | {other} | {interval} | {verdict(interval)} |")
+    print("\n| data | metric | model | by seed | mean |")
     print("|---|---|---|---|---|")
     for name, runs in found.items():
         for model in dict.fromkeys(model for one in runs for model in one["means"]):
             values = [one["means"][model] for one in runs if model in one["means"]]
             digits = ", ".join(f"{value:.3f}" for value in values)
-            print(f"| {name} | {runs[0]['metric']} | {model} | {digits} | {sum(values) / len(values):.3f} |")
+            print(f"| {name} | {_metrics(runs)} | {model} | {digits} | {fmean(values):.3f} |")
+    print("\n| data | metric | self-play minus as much SFT, whichever is chosen |")
+    print("|---|---|---|")
+    for name, runs in found.items():
+        if runs:
+            print(f"| {name} | {_metrics(runs)} | {Interval.of([by_self_play(one) for one in runs])} |")
     return fine
+
+
+def by_self_play(facts: Facts) -> float:
+    """By how much the last iterate is better than the baseline."""
+    last = [name for name in facts["means"] if name.startswith("iterate-")][-1]
+    return gains({**facts, "chosen": last})["sft-more"]
+
+
+def _metrics(runs: Sequence[Facts]) -> str:
+    return " or ".join(sorted({one["metric"] for one in runs}))
 
 
 def main() -> int:
@@ -188,6 +200,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0, help="so that two commands can share the seeds")
     parser.add_argument("--data", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--recorded", action="store_true", help="run nothing; the tables of what is recorded")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     files = made_data(arguments.out / "data") | {
@@ -203,14 +216,15 @@ def main() -> int:
         for name, data in files.items()
     }
     records = arguments.records or arguments.out / "records.jsonl"
-    done = Ledger(records, {"model": arguments.model, "overrides": arguments.overrides}).run([*units.values()])
+    ledger = Ledger(records, {"model": arguments.model, "overrides": arguments.overrides})
+    done = ledger.done if arguments.recorded else ledger.run([*units.values()])
     found: dict[str, list[Facts]] = {name: [] for name in files}
     for (name, _), unit in units.items():
-        facts = done[unit.key]
-        if facts["data"] != digest(files[name]):
-            raise SystemExit(f"{records}: {unit.key} is of other rows than {files[name]}; give another --records")
-        found[name].append(facts)
-    return 0 if table(found) else 1
+        if facts := done.get(unit.key):
+            if facts["data"] != digest(files[name]):
+                raise SystemExit(f"{records}: {unit.key} is of other rows than {files[name]}; give another --records")
+            found[name].append(facts)
+    return 0 if tables(found) else 1
 
 
 if __name__ == "__main__":
