@@ -42,7 +42,9 @@ class StopsAt(Silent):
     def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
         yield self
 
-    def advance(self, amount: float = 1, **facts: Any) -> None:
+    def advance(self, amount: float = 1, under_way: float | None = None, **facts: Any) -> None:
+        if not amount and under_way:  # a token: too small a move
+            return
         self.left -= 1
         if self.left == 0:
             raise Stopped

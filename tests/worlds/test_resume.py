@@ -36,7 +36,9 @@ class StopsAt(Silent):
         self.task_name = name
         yield self
 
-    def advance(self, amount: float = 1, **facts: Any) -> None:
+    def advance(self, amount: float = 1, under_way: float | None = None, **facts: Any) -> None:
+        if not amount and under_way:  # a token: too small a move
+            return
         self.left -= 1
         if self.left == 0:
             raise Stopped
