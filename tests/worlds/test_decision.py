@@ -106,7 +106,7 @@ def test_sft_that_ruins_the_model_leaves_base_the_model_to_use(
     run: Run, many: dict[str, Any], spintune: Callable[..., Any], tmp_path: Path, tiny_model: Path
 ) -> None:
     out = tmp_path / "run"
-    results = run(out, data=many, sft={"learning_rate": 10.0}, spin=None, evaluation=LOSS)
+    results = run(out, data=many, sft={"learning_rate": 1.0}, spin=None, evaluation=LOSS)
     assert (results["best"]["name"], results["best"]["model"]) == ("base", str(tiny_model))
     assert final_model(out) == str(tiny_model)
     assert final_model(out, "last") == str(out / "sft/model")

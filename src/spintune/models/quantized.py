@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from spintune.errors import ModelError
 from spintune.models.architecture import auto_class, text_modules
 from spintune.typed_json import JsonObject
 
+_LIBRARY = torch.library.Library("bitsandbytes", "IMPL")  # as long as the process lives
 _MARK = "is_loaded_in_4bit"
 """Set by transformers, read by peft."""
 
@@ -108,9 +112,45 @@ def _packing(weights: Tensor) -> Any:
 
 
 def keep_layout(model: nn.Module) -> None:
-    """Keeps bitsandbytes from packing weights for inference on a CPU, in an order that has no gradients."""
-    for layer in quantized_layers(model).values():
+    """Keeps bitsandbytes from packing weights for inference on a CPU, in an order that has no gradients.
+
+    Also has it read right on a CPU what it reads wrong there; raises ModelError where torch is too old for that.
+    """
+    layers = quantized_layers(model).values()
+    for layer in layers:
         layer.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if any(
+        layer.weight.device.type == "cpu" and layer.in_features % _packing(layer.weight).blocksize for layer in layers
+    ):
+        _read_as_one_row()
+
+
+@cache
+def _read_as_one_row() -> None:
+    """Makes bitsandbytes read weights on a CPU as one long row, which they are in memory.
+
+    With AVX-512 its versions up to 0.50 take wrong scales where a block of 64 weights goes on in the next row, as in
+    layers whose inputs are not a multiple of 64.
+    """
+    import bitsandbytes.backends.cpu.ops  # noqa: F401 - registers the operator
+
+    if not hasattr(torch.library, "get_kernel"):
+        raise ModelError(
+            "lora.base: nf4: this model has layers whose inputs are not a multiple of 64, which bitsandbytes reads "
+            "wrongly on some processors; install torch 2.9 or later, with which it can be mended"
+        )
+    read = torch.library.get_kernel("bitsandbytes::dequantize_4bit", "CPU")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def as_one_row(
+        A: Tensor, absmax: Tensor, blocksize: int, quant_type: str, shape: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
+        flat: Tensor = read.call_boxed(keys, A, absmax, blocksize, quant_type, [math.prod(shape)], dtype)
+        return flat.reshape(shape)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it takes the place of another
+        _LIBRARY.impl("dequantize_4bit", as_one_row, "CPU", allow_override=True)
 
 
 def shape_of(weights: Tensor) -> torch.Size:

@@ -146,7 +146,7 @@ class Team:
         if isinstance(error, SpintuneError | KeyboardInterrupt):
             return error
         waits = isinstance(error, Exception) and _is_of_ranks(error)
-        lost = self.lifeline.wait_for_reason(2.0 if waits else 0.0)
+        lost = self.lifeline.wait_for_reason(10.0 if waits else 0.0)
         return error_of(lost, error) if lost and (waits or isinstance(error, StoppedBySignal)) else error
 
 

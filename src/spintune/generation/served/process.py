@@ -25,8 +25,7 @@ written it."""
 _END_SECONDS = 30.0
 _LAUNCHER = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+|ROLE_NAME")
 """Variables of torchrun, which vLLM would take for its own."""
-_ERROR = re.compile(r"(?:^|\] )([\w.]*(?:Error|Exception)\b.*|.*\berror: .*)")
-"""An exception at the start of a line, or behind vLLM's ``(Worker pid=8) ERROR 01-31 12:00:00 [core.py:9]``."""
+_EXCEPTION = re.compile(r"[\w.]*(?:Error|Exception)\b")
 
 
 class ServerProcess:
@@ -77,7 +76,9 @@ class ServerProcess:
     def last_words(self) -> str:
         """The last error that it printed and that names no other as its cause; else the last line."""
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [found[1] for line in lines if (found := _ERROR.search(line)) and "root cause" not in line]
+        # vLLM's begin with "(Worker pid=8) ERROR 01-31 12:00:00 [core.py:9] "
+        told = [part for line in lines if "root cause" not in line for part in (line, line.partition("] ")[2])]
+        errors = [part for part in told if _EXCEPTION.match(part) or "error: " in part]
         return one_line((errors or lines or [""])[-1])
 
     def stop(self) -> None:
