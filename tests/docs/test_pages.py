@@ -157,7 +157,7 @@ def test_recipes_are_valid(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_of_the_repository_that_pages_name_exist(page: str) -> None:
-    named = re.findall(r"\b((?:recipes|benchmarks|tests)/[\w/.-]+\.(?:py|yaml|json))", PAGES[page])
+    named = re.findall(r"\b((?:recipes|benchmarks|tests)/[\w/.-]+\.(?:py|yaml|jsonl?))", PAGES[page])
     assert [name for name in named if not (REPOSITORY / name).is_file()] == []
 
 
