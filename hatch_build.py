@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -27,7 +27,8 @@ class KernelsHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":  # its kernels are compiled where they run
             return
-        native = _compiler_module(Path(self.root) / "src" / INSIDE / "compiler.py")
+        # the file alone, since its package needs torch
+        native = SimpleNamespace(**runpy.run_path(str(Path(self.root) / "src" / INSIDE / "compiler.py")))
         compiler = os.environ.get("CXX") or "g++"
         answer = subprocess.run([compiler, "-dumpmachine"], capture_output=True, text=True, check=True)
         machine = answer.stdout.split("-")[0]
@@ -53,16 +54,6 @@ class KernelsHook(BuildHookInterface[Any]):
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         if version != "editable":
             self.folder.cleanup()
-
-
-def _compiler_module(path: Path) -> ModuleType:
-    """The module at ``path`` without its package, which needs torch."""
-    spec = importlib.util.spec_from_file_location("spintune_compiler", path)
-    assert spec is not None  # noqa: S101 - a file that ends in .py
-    assert spec.loader is not None  # noqa: S101
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _glibc(code: bytes) -> int:

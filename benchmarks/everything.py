@@ -32,8 +32,6 @@ from report import DISTURBED
 from verdicts import measured, read_accepted, table, verdict, write_accepted
 
 HERE = Path(__file__).resolve().parent
-
-
 ACCEPTED = HERE / "accepted.json"
 
 
@@ -188,8 +186,8 @@ def _goals(results: dict[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
             continue
         reached = goal.reached(value)
         summary.append({"what": goal.name, "value": value, "aim": goal.aim, "reached": reached})
-        verdict = ("reached" if reached else "not reached") if goal.aim else ""
-        lines.append(f"| {goal.name} | {value:.3g}{goal.unit} | {goal.aim} | {verdict} |")
+        said = ("reached" if reached else "not reached") if goal.aim else ""
+        lines.append(f"| {goal.name} | {value:.3g}{goal.unit} | {goal.aim} | {said} |")
     return lines, summary
 
 

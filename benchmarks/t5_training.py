@@ -289,7 +289,7 @@ def print_results(results: dict[str, Any]) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="builtin:NAME or a file that spintune reads")
+    parser.add_argument("--data", default="builtin:seeds", help="builtin:NAME or a file that spintune reads")
     parser.add_argument("--rows", type=int, default=32, help="examples of a step")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each contestant")
     parser.add_argument("--steps", type=int, default=2, help="steps of a process that count")
@@ -303,8 +303,8 @@ def main() -> int:
         roles = {"prepare": prepare, "spintune": spintune, "trainer": trainer}
         (arguments.folder / "result.json").write_text(json.dumps(roles[arguments.role](spec)))
         return 0
-    if not arguments.data or min(arguments.rows, arguments.repeats, arguments.steps) < 1:
-        parser.error("--data is needed; --rows, --repeats and --steps are at least 1")
+    if min(arguments.rows, arguments.repeats, arguments.steps) < 1:
+        parser.error("--rows, --repeats and --steps are at least 1")
     if not arguments.data.startswith("builtin:"):
         arguments.data = str(Path(arguments.data).resolve())
     with tempfile.TemporaryDirectory(prefix="spintune-benchmark-") as temporary:

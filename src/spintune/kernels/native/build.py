@@ -134,6 +134,9 @@ def _load() -> Loaded:
     wanted = os.environ.get(SWITCH, "").lower()
     if wanted in ("0", "off", "no"):
         raise NoKernelsError(f"switched off by {SWITCH}")
+    names = [target.name for target in TARGETS]
+    if wanted not in ("", "1", "on", "yes", "native", *names):
+        raise NoKernelsError(f"{SWITCH}={wanted} is none of off, native, {', '.join(names)}", unexpected=True)
     if sys.platform != "linux":
         raise NoKernelsError("compiled on Linux only")
     shipped = None if wanted == "native" else _load_shipped(wanted)
