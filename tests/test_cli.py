@@ -107,7 +107,7 @@ def test_version_and_the_short_help_are_no_errors(spintune: Spintune) -> None:
         ("sft --model m --data d sft.lr=1", "command line: unknown key sft.lr; did you mean sft.learning_rate?"),
         (
             "eval --model m --on heldout",
-            "--on heldout asks held-out examples; give --heldout FILE, or --data FILE, of which a",
+            "--on heldout needs held-out examples; give --heldout FILE, or --data FILE to hold",
         ),
         ("spin --model m --data d spin.loss=sigmoid", "spin.loss: there is no loss 'sigmoid'; did you mean logistic?"),
     ],

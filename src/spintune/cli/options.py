@@ -48,7 +48,7 @@ Words = Annotated[
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
 Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
 Heldout = Annotated[
-    str | None, typer.Option(help="Held-out examples of your own, as --data; nothing of that is held out then.")
+    str | None, typer.Option(help="Your own held-out examples, named as --data; then no part of --data is held out.")
 ]
 RunModel = Annotated[
     str | None,

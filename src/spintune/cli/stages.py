@@ -124,7 +124,7 @@ def evaluate(
     sections = {re.split("[.=]", one)[0] for one in overrides}
     if path is None and HELDOUT in (on or ()) and not (data or heldout) and "data" not in sections:
         raise RecipeError(
-            f"--on {HELDOUT} asks held-out examples; give --heldout FILE, or --data FILE, of which a part is held out"
+            f"--on {HELDOUT} needs held-out examples; give --heldout FILE, or --data FILE to hold out a part of it"
         )
     base: dict[str, object] = {"out": "runs/eval"}
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], None if path else base)
