@@ -201,26 +201,47 @@ def test_a_model_that_nobody_trained_is_expected_to_write_as_much_as_it_may() ->
 
 
 def test_answers_that_are_written_at_once_count_before_they_end(times: RunTimes, clock: Clock) -> None:
-    """20 answers of 50 tokens: 200 tokens of them after 2 s are four answers' worth, so 16 are left, and the pairs."""
+    """20 answers of 50 tokens. Reading the prompts takes 9 s; 100 tokens later, two answers' worth, time counts."""
     times.begin_stage("answers")
     task = times.begin_task("answers", 20, "answers")
+    clock.seconds += 9
+    times.advance(task, 0, under_way=20)
+    clock.seconds += 0.8
+    times.advance(task, 0, under_way=100)
+    assert times.stage_left() is None
     clock.seconds += 2
-    times.advance(task, 0, under_way=200)
+    times.advance(task, 0, under_way=300)  # 200 tokens in 2 s are four answers' worth
     assert task.done == 0
     pairs = 20 * 200 * (2 / 200) / RELATIVE_COST["generate"]
-    assert times.stage_left() == pytest.approx(16 * 0.5 + pairs)
-    clock.seconds += 1  # one ends after 30 tokens; the others have 270 together
-    times.advance(task, 1, under_way=270)
-    each = 3 / (1 + 270 / 50)
+    assert times.stage_left() == pytest.approx(14 * 0.5 + pairs)
+    clock.seconds += 1  # one ends after 30 tokens; the others have 370 together
+    times.advance(task, 1, under_way=370)
+    each = 3 / (1 + 370 / 50 - 2)
     assert task.item_seconds == pytest.approx(each)
-    assert task.left == pytest.approx((20 - 1 - 270 / 50) * each)
+    assert task.left == pytest.approx((20 - 1 - 370 / 50) * each)
+    times.advance(task, 19, under_way=0)
+    times.end_task(task)
+    assert task.item_seconds == pytest.approx((9 + 0.8 + 2 + 1) / 20)  # prompts of later answers have to be read too
+
+
+def test_answers_that_are_written_one_by_one_count_from_the_first(times: RunTimes, clock: Clock) -> None:
+    times.begin_stage("answers")
+    task = times.begin_task("answers", 20, "answers")
+    clock.seconds += 1
+    times.advance(task, 0, under_way=10)
+    clock.seconds += 3
+    times.advance(task, 1, under_way=0)
+    clock.seconds += 4
+    times.advance(task, 1, under_way=0)
+    assert task.left == pytest.approx(18 * 4)
 
 
 def test_longer_answers_than_expected_are_never_all_done(times: RunTimes, clock: Clock) -> None:
     """A tenth of the answers is left as long as none has ended."""
     times.begin_stage("answers")
     task = times.begin_task("answers", 20, "answers")
-    clock.seconds += 9
+    times.advance(task, 0, under_way=100)
+    clock.seconds += 8
     times.advance(task, 0, under_way=20 * 500)
     assert task.left == pytest.approx(1)
     times.advance(task, 20, under_way=0)

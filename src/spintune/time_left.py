@@ -21,6 +21,9 @@ RELATIVE_COST = {"score": 1.0, "train": 3.0, "generate": 3.0}
 backward of twice its arithmetic; how much slower writing is depends on model and batch, so it is a guess until then."""
 
 _NEARLY = 0.9  # of the items that are not done, at most, however much longer they are than expected
+_WARM_UP = 0.1
+"""Share of answers that are written at once before their time says how long the others take: their prompts are read in
+it. It counts when all are done."""
 _FORGET = 0.5  # of what earlier stages measured, at the end of each stage
 
 
@@ -36,6 +39,10 @@ class TimedTask:
     done: float = 0.0
     under_way: float = 0.0
     """About how many items the work on those that are not done is worth."""
+    warming_up: bool | None = None
+    """None before the first tokens."""
+    warm_up_items: float = 0.0
+    warm_up_seconds: float = 0.0
     measured: float = 0.0
     """Items that this process did."""
     seconds: float = 0.0
@@ -188,18 +195,32 @@ class RunTimes:
         before = task.done + task.under_way
         task.done += amount
         if task.work and under_way is not None:
+            if task.warming_up is None:
+                task.warming_up = not restored
             whole = max(0.0, task.total - task.done)
             task.under_way = min(under_way / task.work.tokens, _NEARLY * whole) if task.work.tokens else 0.0
         moved = task.done + task.under_way - before
         if task.work:
             task.work.done += moved
-        if not restored:
+        if task.warming_up and not restored:
+            self._warm_up(task, moved)
+        elif not restored:
             self._measure(task, moved)
+
+    @staticmethod
+    def _warm_up(task: TimedTask, moved: float) -> None:
+        """Sets the first answers' time apart, until there is enough of them or one was written by itself."""
+        task.warm_up_items += moved
+        task.warm_up_seconds += task.pending
+        task.pending = 0.0
+        enough = task.done + task.under_way >= _WARM_UP * task.total
+        task.warming_up = not (enough or (task.done and task.under_way < 1))
 
     def end_task(self, task: TimedTask) -> None:
         """Ends a task, and those that began inside of it."""
         self._tick()
-        self._measure(task, 0)
+        task.pending += task.warm_up_seconds
+        self._measure(task, task.warm_up_items)
         if task.work:
             task.work.ended = True
         if task in self.tasks:
