@@ -47,9 +47,9 @@ def _steps(run: Path) -> list[dict[str, float]]:
     return [line for line in lines if "grad_norm" in line]
 
 
-def _when_training(run: Path, ranks: Sequence[Rank]) -> None:
+def _when_training(run: Path, ranks: Sequence[Rank], steps: int = 2) -> None:
     until = time.monotonic() + 200
-    while len(_steps(run)) < 2:
+    while len(_steps(run)) < steps:
         assert time.monotonic() < until, "\n".join(rank.text for rank in ranks)
         time.sleep(0.02)
 
@@ -82,8 +82,8 @@ def test_stops_and_goes_on_with_other_ranks(world: Callable[..., Path], tmp_path
 @pytest.mark.parametrize("more", ["", "parallel: shard\n"])
 def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_path: Path, more: str) -> None:
     recipe = _recipe(world, f"killed-{len(more)}", more)
-    ranks = start_ranks(3, command(["run", str(recipe)]), tmp_path / "first")
-    _when_training(_out(recipe), ranks)
+    ranks = start_ranks(3, command(["run", str(recipe), "sft.epochs=60"]), tmp_path / "first")
+    _when_training(_out(recipe), ranks, 3)  # a checkpoint begins when the one before it is complete
     ranks[2].signal(signal.SIGKILL)
     assert wait_for(ranks, 60) == [14, 14, -signal.SIGKILL]
     (line,) = _errors(ranks)

@@ -150,7 +150,8 @@ def test_a_stopped_sweep_goes_on_and_every_run_is_that_run_alone(
 ) -> None:
     """Stopped in SFT of the first run and in self-play of the third. SFT is trained once a seed, and the results are
     those of runs alone, bit for bit."""
-    path = recipe(data={"eval_fraction": 0.5}, spin={"checkpoint_minutes": 1000.0, "epochs": 4}, sft={"epochs": 4})
+    sft, spin = {"epochs": 40, "max_steps": 60}, {"epochs": 20, "checkpoint_minutes": 1000.0}  # a signal may come late
+    path = recipe(data={"eval_fraction": 0.5}, sft=sft, spin=spin)
     words = ("sweep", path, "seed=0..1", "spin.loss=[logistic,hinge]")
     folder = tmp_path / "run-sweep"
     first, third = folder / "seed=0,spin.loss=logistic", folder / "seed=1,spin.loss=logistic"

@@ -426,6 +426,18 @@ def test_an_error_leaves_a_checkpoint_and_says_so(player, rows, tmp_path):
     assert_same_bits(weights(resumed), weights(whole))
 
 
+def test_an_error_between_two_steps_says_what_is_kept(player, rows, tmp_path):
+    """Such as one of the evaluation after a step, which the same command does again."""
+
+    def fails(report):
+        if report.step == 3:
+            raise ValueError("a library's error")
+
+    with pytest.raises(ValueError, match="a library's error") as caught:
+        run(player(), rows, [[0], [1], [2], [3]], NegativeLogLikelihood(), tmp_path, minutes=0, on_step=fails)
+    assert caught.value.__notes__ == ["the checkpoint of step 2 is kept, and the same command goes on from it"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), OSError(errno.EIO, "bad disk")])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(error, player, rows, tmp_path, monkeypatch):
     steps = [[0], [1], [2], [3]]

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from spintune.background import wait_for_all
@@ -111,7 +112,7 @@ def run_together(place: Place, recipe: Recipe, until: Stage, output: OutputOptio
                 _follow(team, lambda: follow_recipe(recipe, cache_folder(), os.environ, team))
                 return
             team.lifeline.on_lost = lambda lost: stop.ask(error_of(lost))
-            team.lifeline.on_silence = _end_at_once
+            team.lifeline.on_silence = partial(_end_at_once, team)
             team.lifeline.start()
             try:
                 results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
@@ -132,14 +133,14 @@ def _follow(team: Team, follow: Callable[[], None]) -> None:
     """The part of every rank but the first. The first one prints its error too, and decides about signals."""
     for number in signals((*STOPPING, "SIGINT")):
         signal.signal(number, lambda *_: None)  # the lifeline passes them on
-    team.lifeline.on_silence = _end_at_once
+    team.lifeline.on_silence = partial(_end_at_once, team)
     team.lifeline.start()
     try:
         follow()
     except BaseException as error:
         lost = team.explain(error)
         if lost is not error:  # the writer tells, or the lifeline where it cannot
-            _end_at_once(team.lifeline.lost or Lost(0))
+            _end_at_once(team, team.lifeline.lost or Lost(0))
         from spintune.remedies import out_of_memory
 
         named = out_of_memory(error) if is_out_of_memory(error) else error
@@ -150,16 +151,18 @@ def _follow(team: Team, follow: Callable[[], None]) -> None:
         os._exit(code)  # libraries would wait for the other ranks
 
 
-def _end_at_once(lost: Lost) -> None:
+def _end_at_once(team: Team, lost: Lost) -> None:
     """Ends a process that is held by an operation that another rank does not answer any more.
 
     A checkpoint under way is complete then, unless it needs the rank that ended.
     """
-    from spintune.ranks.team import error_of, rank_of_process
+    from spintune.ranks.team import error_of
 
     wait_for_all()
     error = error_of(lost)
-    if rank_of_process() == (1 if lost.rank == 0 else 0) and not (lost.rank == 0 and lost.code):
+    if not team.rank:
+        team.lifeline.say(ended=error.exit_code)  # the others have nothing to add
+    if team.rank == (1 if lost.rank == 0 else 0) and not (lost.rank == 0 and lost.code):
         os.write(2, f"spintune: {visible(str(error))}; the same command goes on from the last checkpoint\n".encode())
     os._exit(error.exit_code)
 

@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from spintune.portable import signals
 
@@ -130,16 +131,18 @@ class Lifeline:
             if number in signals(("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")):
                 self.say(signal=number)
 
-    def _hear(self, rank: int, message: dict[str, object]) -> None:
+    def _hear(self, rank: int, message: dict[str, Any]) -> None:
         if "signal" in message:
-            number = int(str(message["signal"]))
+            number = message["signal"]
             if number not in self._passed:  # each rank of a job gets it
                 self._passed.add(number)
                 os.kill(os.getpid(), number)
         elif "ended" in message:
-            self.ended = int(str(message["ended"]))
+            self.ended = message["ended"]
         elif "failed" in message:
-            self._lose(Lost(rank, str(message["failed"]), int(str(message["code"]))))
+            self._lose(Lost(rank, message["failed"], message["code"]))
+        elif "lost" in message:
+            self._lose(Lost(**message["lost"]))
 
     def _gone(self, rank: int) -> None:
         """A peer's socket is closed: it ended."""
@@ -150,6 +153,8 @@ class Lifeline:
     def _lose(self, lost: Lost) -> None:
         if self.lost is None and not self._over.is_set():
             self.lost = lost
+            if not self.rank:  # followers are not connected to each other
+                self.say(lost=asdict(lost))
             self.on_lost(lost)
             threading.Thread(target=self._insist, daemon=True).start()
 

@@ -188,11 +188,6 @@ def end_of_ranks() -> None:
         _team.noticed()
 
 
-def rank_of_process() -> int:
-    """The rank of this process, whether it works with the others now or not."""
-    return _team.rank if _team is not None else 0
-
-
 def commanding() -> Team | None:
     """The team, for the writer when it works alone and can call the others; None where there are no others."""
     return _team if _team is not None and not _team.calls and not _team.rank else None

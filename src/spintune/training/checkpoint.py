@@ -95,15 +95,14 @@ class Checkpoints:
         Raises StorageError for either; the newest complete checkpoint is then still there.
         """
         self.finish()
-        with self._kept_is_told():
-            self._before()
-            beside = self._copies and self._fits(model, optimizer)
-            write = partial(self._write, step, _writer(model, optimizer, beside), self._best, self.heldout)
-            if beside:
-                self._under_way = _UnderWay(step, self._best, Background(write))
-            else:
-                write()
-                self._replaced(step, self._best)
+        self._before()
+        beside = self._copies and self._fits(model, optimizer)
+        write = partial(self._write, step, _writer(model, optimizer, beside), self._best, self.heldout)
+        if beside:
+            self._under_way = _UnderWay(step, self._best, Background(write))
+        else:
+            write()
+            self._replaced(step, self._best)
         self._last = time.monotonic()
 
     def settle(self) -> None:
@@ -116,8 +115,7 @@ class Checkpoints:
         one, self._under_way = self._under_way, None
         if one is None:
             return
-        with self._kept_is_told():
-            one.work.wait()
+        one.work.wait()
         self._replaced(one.step, one.best)
 
     def _replaced(self, step: int, best: int) -> None:
@@ -126,7 +124,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def finished_on_errors(self) -> Iterator[None]:
-        """Whatever error ends the block, the checkpoint that is being written is complete then."""
+        """Whatever ends the block, the checkpoint that is being written is complete then, and the error has a note of
+        the newest one."""
         try:
             yield
         except BaseException as error:
@@ -134,10 +133,11 @@ class Checkpoints:
                 self.finish()
             except Exception as second:
                 error.add_note(f"a checkpoint could not be written ({str(second) or type(second).__name__})")
+            self.say_what_is_kept(error)
             raise
 
     def rescue(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, error: BaseException) -> None:
-        """Saves the state after ``step`` steps if it can, since ``error`` ends training, and notes it on the error."""
+        """Saves the state after ``step`` steps if it can, since ``error`` ends training; else the error has a note."""
         with contextlib.suppress(Exception):  # then that of this step is written again, or in its place
             self.finish()
         if step > self._saved:
@@ -150,17 +150,9 @@ class Checkpoints:
                 error.add_note(
                     f"no checkpoint of step {step} could be written ({str(second) or type(second).__name__})"
                 )
-        self._say_what_is_kept(error)
 
-    @contextlib.contextmanager
-    def _kept_is_told(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self._say_what_is_kept(error)
-            raise
-
-    def _say_what_is_kept(self, error: BaseException) -> None:
+    def say_what_is_kept(self, error: BaseException) -> None:
+        """Notes the newest checkpoint on an error that ends training."""
         if self._saved:
             error.add_note(f"the checkpoint of step {self._saved} is kept, and the same command goes on from it")
 
@@ -193,7 +185,7 @@ class Checkpoints:
         self.finish()  # it may name what is deleted here
         self._best = 0
         self._remove_best()  # what no checkpoint names is not needed to go on
-        with self._kept_is_told(), atomic_folder(self.folder / best_name(step)) as temporary:
+        with atomic_folder(self.folder / best_name(step)) as temporary:
             if team := sharded_team(model):
                 team.call(_sharded().write_shards, str(temporary), False)
             else:

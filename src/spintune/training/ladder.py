@@ -180,6 +180,9 @@ class _LadderStart(Checkpoints):
     def rescue(self, step: int, model: nn.Module, optimizer: object, error: BaseException) -> None:
         """A rung that was stopped runs again."""
 
+    def say_what_is_kept(self, error: BaseException) -> None:
+        """Nothing goes on from the start of a rung."""
+
 
 class _ShortRun(Generic[R]):
     """The first optimizer steps of a stage, each divided into parts, over again where the stage has too few."""

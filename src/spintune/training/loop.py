@@ -90,8 +90,8 @@ def train(
     model, optimizer = engine.model, stepper.optimizer
     done = checkpoints.restore(model, optimizer)
     stepper.take_state(done)
-    hooks.on_start(done)
     with checkpoints.finished_on_errors():
+        hooks.on_start(done)
         for step in range(done, len(batches)):
             if hooks.is_done():
                 break
