@@ -146,7 +146,7 @@ def _follow(team: Team, follow: Callable[[], None]) -> None:
         named = out_of_memory(error) if is_out_of_memory(error) else error
         text = str(named) if isinstance(named, SpintuneError) else unexpected_text(named)
         code = getattr(named, "exit_code", InternalError.exit_code)
-        team.lifeline.say(failed="; ".join([text, *getattr(named, "__notes__", [])]), code=code)
+        team.lifeline.say(error="; ".join([text, *getattr(named, "__notes__", [])]), code=code)
         wait_for_all()
         os._exit(code)  # libraries would wait for the other ranks
 

@@ -16,8 +16,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
 from spintune.portable import signals
 
@@ -37,6 +37,21 @@ class Lost:
     rank: int
     error: str | None = None
     code: int | None = None
+
+
+class _Message(TypedDict, total=False):
+    """A line between two ranks: a signal that came, the writer's end, or an end too early.
+
+    Attributes:
+        ended: the writer's exit code.
+        lost: the rank that ended with ``error`` and ``code``, if another than the one that says so.
+    """
+
+    signal: int
+    ended: int
+    error: str | None
+    code: int | None
+    lost: int
 
 
 @dataclass
@@ -73,7 +88,7 @@ class Lifeline:
             self._wakes = wakes
         threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
 
-    def say(self, **message: object) -> None:
+    def say(self, **message: Unpack[_Message]) -> None:
         """Sends a message to the peers."""
         line = json.dumps(message).encode() + b"\n"
         for peer in self.peers.values():
@@ -131,7 +146,7 @@ class Lifeline:
             if number in signals(("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")):
                 self.say(signal=number)
 
-    def _hear(self, rank: int, message: dict[str, Any]) -> None:
+    def _hear(self, rank: int, message: _Message) -> None:
         if "signal" in message:
             number = message["signal"]
             if number not in self._passed:  # each rank of a job gets it
@@ -139,10 +154,8 @@ class Lifeline:
                 os.kill(os.getpid(), number)
         elif "ended" in message:
             self.ended = message["ended"]
-        elif "failed" in message:
-            self._lose(Lost(rank, message["failed"], message["code"]))
-        elif "lost" in message:
-            self._lose(Lost(**message["lost"]))
+        elif "error" in message:
+            self._lose(Lost(message.get("lost", rank), message["error"], message["code"]))
 
     def _gone(self, rank: int) -> None:
         """A peer's socket is closed: it ended."""
@@ -154,7 +167,7 @@ class Lifeline:
         if self.lost is None and not self._over.is_set():
             self.lost = lost
             if not self.rank:  # followers are not connected to each other
-                self.say(lost=asdict(lost))
+                self.say(lost=lost.rank, error=lost.error, code=lost.code)
             self.on_lost(lost)
             threading.Thread(target=self._insist, daemon=True).start()
 
