@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
-from huggingface_hub.utils.tqdm import _get_progress_bar_context
+from huggingface_hub.utils import _xet_progress_reporting, disable_progress_bars, enable_progress_bars
+from huggingface_hub.utils.tqdm import _get_progress_bar_context, tqdm_stream_file
 from watching import Watching
 
-from spintune.downloads import conversion_shown, shown_on, shown_progress
+from spintune.downloads import conversion_shown, shown_on, shown_progress, uploads_counted
 
 
 class Counting(Watching):
@@ -66,4 +68,30 @@ def test_a_conversion_counts_its_tensors_and_writes_no_lines(capsys: Any) -> Non
     assert progress.tasks == ["converting GGUF: 3 tensors"]
     assert progress.done == {"converting GGUF": 3}
     assert conversion.tqdm is before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_an_upload_has_read_is_counted(tmp_path: Path, capsys: Any) -> None:
+    """Once: Xet has a bar of all files, one of new data and one for each file."""
+    counted: list[float] = []
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(bytes(3_000_000))
+    with uploads_counted(counted.append):
+        with tqdm_stream_file(file) as stream:
+            assert len(stream.read(1_000_000)) == 1_000_000
+            stream.read()
+        assert counted == [1.0, 2.0]
+        reporter = _xet_progress_reporting.XetUploadProgressReporter()
+        for done in (500_000, 2_000_000):
+            one = SimpleNamespace(item_name="model.safetensors", bytes_completed=done, total_bytes=2_000_000)
+            all_ = SimpleNamespace(
+                total_bytes_completed=done,
+                total_bytes=2_000_000,
+                total_bytes_completion_rate=None,
+                total_transfer_bytes_completed=done // 2,
+                total_transfer_bytes=1_000_000,
+                total_transfer_bytes_completion_rate=None,
+            )
+            reporter.update_progress(all_, {"model": one})
+    assert counted == [1.0, 2.0, 0.5, 1.5]
     assert capsys.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Shows downloads and conversions of other libraries as tasks of ours, on the same lines as all other progress."""
+"""Shows other libraries' downloads, uploads and conversions as tasks of ours, on the same lines as all progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import io
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 from tqdm.std import tqdm
@@ -15,6 +15,7 @@ from spintune.progress import Progress, ProgressTask, Silent
 
 _MEGABYTE = 1e6
 _HUB = ("huggingface_hub.utils.tqdm", "tqdm"), ("huggingface_hub._snapshot_download", "hf_tqdm")
+_UPLOADS = ("huggingface_hub.utils.tqdm", "huggingface_hub.utils._xet_progress_reporting")
 _CONVERSION = "transformers.modeling_gguf_pytorch_utils"
 
 _shown_on: Progress = Silent()
@@ -50,21 +51,55 @@ def conversion_shown() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _replaced(module: ModuleType, name: str) -> Iterator[None]:
+def uploads_counted(count: Callable[[float], None]) -> Iterator[None]:
+    """Inside, ``count`` is told the megabytes that the hub's client has read of the files that it uploads."""
+    modules = [importlib.import_module(name) for name in _UPLOADS]
+
+    class UploadBar(_Undrawn):
+        """Counts bytes. Of Xet's bars, that of all files is the one in the first place."""
+
+        def __init__(self, *arguments: object, **settings: object) -> None:
+            super().__init__(*arguments, **settings)
+            self._counts = self.unit == "B" and not settings.get("position")
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self._counts and n:
+                count(n / _MEGABYTE)
+            return None
+
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(_replaced(module, "tqdm", UploadBar))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, bar: type[tqdm] | None = None) -> Iterator[None]:
     before = getattr(module, name)
-    setattr(module, name, TaskBar)
+    setattr(module, name, bar or TaskBar)
     try:
         yield
     finally:
         setattr(module, name, before)
 
 
-class TaskBar(tqdm):
-    """A bar of tqdm that draws nothing and counts a task."""
+class _Undrawn(tqdm):
+    """A bar of tqdm that draws nothing."""
 
     def __init__(self, *arguments: object, **settings: object) -> None:
-        settings.pop("name", None)  # of the hub's own class
+        for name in ("name", "nrows"):  # of the hub's own class and of newer ones
+            settings.pop(name, None)
         super().__init__(*arguments, **{**settings, "disable": False, "file": io.StringIO(), "leave": False})
+
+    def display(self, *arguments: object, **settings: object) -> None:
+        """Draws nothing."""
+
+
+class TaskBar(_Undrawn):
+    """Counts a task of its own."""
+
+    def __init__(self, *arguments: object, **settings: object) -> None:
+        super().__init__(*arguments, **settings)
         in_bytes = self.unit == "B"
         self._scale, unit = (_MEGABYTE, "MB") if in_bytes else (1.0, "tensors" if "GGUF" in self.desc else "files")
         title = "converting GGUF" if "GGUF" in self.desc else f"downloading {self.desc.strip(' :.')}"
@@ -88,9 +123,6 @@ class TaskBar(tqdm):
         if self._task is not None:
             self._task.advance((n or 0) / self._scale)
         return None
-
-    def display(self, *arguments: object, **settings: object) -> None:
-        """Draws nothing."""
 
     def close(self) -> None:
         """Ends the task."""

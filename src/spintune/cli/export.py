@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -120,20 +121,19 @@ class _Export:
             url = None
             if not dry_run:
                 with self.progress.task(f"upload to {repo}", sum(files.values()) / 1e6, "MB") as task:
-                    url = self._upload(place, repo, private, name)
-                    task.advance(sum(files.values()) / 1e6)
+                    url = self._upload(place, repo, private, name, task.advance)
         outcome = {"model": name, "repo": repo, "private": private, "files": files, "url": url}
         lines = [f"{size:>15,}  {path}" for path, size in files.items()] if dry_run else []
         total = f"{len(files)} files, {sum(files.values()):,} bytes"
         done = f"{total}: this would go to {repo}" if url is None else f"{name} of {self.run} is at {url} ({total})"
         return outcome, "\n".join([*lines, done])
 
-    def _upload(self, place: Path, repo: str, private: bool, name: str) -> str:
+    def _upload(self, place: Path, repo: str, private: bool, name: str, count: Callable[[float], None]) -> str:
         from spintune.errors import StorageError
         from spintune.export.push import push_folder
 
         try:
-            return push_folder(place, repo, private, f"{name} of {self.run.resolve().name}")
+            return push_folder(place, repo, private, f"{name} of {self.run.resolve().name}", count)
         except StorageError as error:
             told = f"{error}; {place} is written" if self.out else str(error)
             if self.out and not private:  # a public repository would publish what is meant to be private

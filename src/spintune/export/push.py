@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from spintune.downloads import uploads_counted
 from spintune.errors import RecipeError, StorageError
 from spintune.text.words import one_line
 
@@ -49,8 +51,10 @@ def listed(folder: Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
-def push_folder(folder: Path, repo: str, private: bool, message: str) -> str:
+def push_folder(folder: Path, repo: str, private: bool, message: str, count: Callable[[float], None]) -> str:
     """Uploads a folder as one commit to a repository, which is made where there is none. Returns the commit's address.
+
+    ``count`` is told the megabytes that were sent, large files as they are read.
 
     The token is huggingface_hub's own (``hf auth login``, or HF_TOKEN), which is neither read nor shown here.
 
@@ -63,6 +67,13 @@ def push_folder(folder: Path, repo: str, private: bool, message: str) -> str:
 
     api = HfApi()
     disable_progress_bars()  # ours stay
+    left = sum(listed(folder).values()) / 1e6
+
+    def sent(megabytes: float) -> None:
+        nonlocal left
+        left -= (more := min(megabytes, left))  # a file that is sent again counts once
+        count(more)
+
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         if private and not api.repo_info(repo).private:
@@ -70,7 +81,9 @@ def push_folder(folder: Path, repo: str, private: bool, message: str) -> str:
                 f"{repo} exists and is public, which --private does not change; make it private on the hub, or take "
                 "another --repo"
             )
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        with uploads_counted(sent):
+            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        sent(left)  # small files go with the commit, and the hub may have known some
     except OfflineModeIsEnabled as error:
         raise StorageError(f"{repo}: the hub is switched off (HF_HUB_OFFLINE); unset it, or add --dry-run") from error
     except LocalTokenNotFoundError as error:
