@@ -112,12 +112,13 @@ class Run:
     def __call__(self) -> Facts:
         words = ["spin", "--model", self.model, "--data", str(self.data), "--out", str(self.out), f"seed={self.seed}"]
         command = [sys.executable, "-m", "spintune", *words, *self.overrides]
+        of = {"data": digest(self.data), "revision": revision(), "processor": processor()["name"]}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         path = self.out / "results.json"
         facts = facts_of(from_json(RunResults, json.loads(path.read_text()), path))
         for weights in self.out.rglob("*.safetensors"):  # 1 GB a run
             weights.unlink()
-        return {"data": digest(self.data), "revision": revision(), "processor": processor()["name"], **facts}
+        return {**of, **facts}
 
 
 def revision() -> str:
@@ -217,13 +218,14 @@ def main() -> int:
     }
     records = arguments.records or arguments.out / "records.jsonl"
     ledger = Ledger(records, {"model": arguments.model, "overrides": arguments.overrides})
+    for (name, _), unit in units.items():
+        if unit.key in ledger.done and ledger.done[unit.key]["data"] != digest(files[name]):
+            raise SystemExit(f"{records}: {unit.key} is of other rows than {files[name]}; give another --records")
     done = ledger.done if arguments.recorded else ledger.run([*units.values()])
     found: dict[str, list[Facts]] = {name: [] for name in files}
     for (name, _), unit in units.items():
-        if facts := done.get(unit.key):
-            if facts["data"] != digest(files[name]):
-                raise SystemExit(f"{records}: {unit.key} is of other rows than {files[name]}; give another --records")
-            found[name].append(facts)
+        if unit.key in done:
+            found[name].append(done[unit.key])
     return 0 if tables(found) else 1
 
 

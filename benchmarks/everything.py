@@ -135,13 +135,15 @@ def main() -> int:
         if (needs := SCRIPTS[name].needs) and importlib.util.find_spec(needs) is None:
             print(f"{name}: left out, {needs} is not installed", flush=True)
             continue
+        file = options.out / f"{name}.json"
+        file.unlink(missing_ok=True)  # of an earlier time
         began = time.monotonic()
         code = _run(name, options)
         minutes = (time.monotonic() - began) / 60
         print(f"{name}: {minutes:.1f} minutes{f', exit code {code}' if code else ''}", flush=True)
         if code:
             failed.append(name)
-        if (file := options.out / f"{name}.json").is_file():
+        if file.is_file():
             results[name] = json.loads(file.read_text())
     if peers := results.get("generation", {}).get("left_out"):
         print(f"generation: without {', '.join(peers)}")

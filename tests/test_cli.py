@@ -213,6 +213,13 @@ def test_held_out_examples_are_a_flag_and_their_columns_may_follow(stage: Any, t
         assert [(one.path, one.columns) for one in recipe.data.heldout] == [("my file.csv", {"prompt": "q"})]
 
 
+def test_columns_may_follow_the_files_that_eval_is_given(spintune: Spintune, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"q": "What?", "a": "That."}\n')
+    words = ["eval", "--model", "m/n", "--on", "heldout", "--heldout", str(tmp_path / "mine.jsonl"), "--dry-run"]
+    ended = spintune(*words, "data.heldout.columns={prompt: q, response: a}", "data.heldout.limit=1")
+    assert ended.code == 0, ended.err
+
+
 def test_sft_made_of_flags_finds_its_rate() -> None:
     found = [stage_recipe("sft", words, "m/n", "x.json", None)[0].sft for words in ([], ["data.eval_fraction=0"])]
     assert [section and section.learning_rate for section in found] == ["auto", SftSection().learning_rate]

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.utils
 from huggingface_hub.utils import _xet_progress_reporting, disable_progress_bars, enable_progress_bars
 from huggingface_hub.utils.tqdm import _get_progress_bar_context, tqdm_stream_file
 from watching import Watching
@@ -76,7 +77,9 @@ def test_what_an_upload_has_read_is_counted(tmp_path: Path, capsys: Any) -> None
     counted: list[float] = []
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(3_000_000))
+    disable_progress_bars()
     with uploads_counted(counted.append):
+        assert not huggingface_hub.utils.are_progress_bars_disabled()  # else Xet's client reports nothing
         with tqdm_stream_file(file) as stream:
             assert len(stream.read(1_000_000)) == 1_000_000
             stream.read()
@@ -94,4 +97,6 @@ def test_what_an_upload_has_read_is_counted(tmp_path: Path, capsys: Any) -> None
             )
             reporter.update_progress(all_, {"model": one})
     assert counted == [1.0, 2.0, 0.5, 1.5]
+    assert huggingface_hub.utils.are_progress_bars_disabled()
+    enable_progress_bars()
     assert capsys.readouterr() == ("", "")

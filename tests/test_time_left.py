@@ -224,6 +224,22 @@ def test_answers_that_are_written_at_once_count_before_they_end(times: RunTimes,
     assert task.item_seconds == pytest.approx((9 + 0.8 + 2 + 1) / 20)  # prompts of later answers have to be read too
 
 
+def test_prompts_are_read_before_answers_that_go_on_from_an_earlier_command(times: RunTimes, clock: Clock) -> None:
+    """Of 20 answers 12 are there. 1 of the 8 others, a tenth and more, is written after its prompts were read."""
+    times.begin_stage("answers")
+    task = times.begin_task("answers", 20, "answers")
+    times.advance(task, 12, restored=True, under_way=0)
+    clock.seconds += 60
+    times.advance(task, 0, under_way=10)
+    assert task.left is None
+    clock.seconds += 1
+    times.advance(task, 0, under_way=50)
+    assert task.left is None
+    clock.seconds += 2
+    times.advance(task, 0, under_way=150)  # 2 more in 2 s; 5 are left
+    assert task.left == pytest.approx(5)
+
+
 def test_answers_that_are_written_one_by_one_count_from_the_first(times: RunTimes, clock: Clock) -> None:
     times.begin_stage("answers")
     task = times.begin_task("answers", 20, "answers")

@@ -15,7 +15,11 @@ from spintune.progress import Progress, ProgressTask, Silent
 
 _MEGABYTE = 1e6
 _HUB = ("huggingface_hub.utils.tqdm", "tqdm"), ("huggingface_hub._snapshot_download", "hf_tqdm")
-_UPLOADS = ("huggingface_hub.utils.tqdm", "huggingface_hub.utils._xet_progress_reporting")
+_UPLOADS = (
+    "huggingface_hub.utils",
+    "huggingface_hub.utils.tqdm",
+    "huggingface_hub.utils._xet_progress_reporting",
+)
 _CONVERSION = "transformers.modeling_gguf_pytorch_utils"
 
 _shown_on: Progress = Silent()
@@ -36,7 +40,7 @@ def shown_on(progress: Progress) -> Iterator[None]:
     before, _shown_on = _shown_on, progress
     with contextlib.ExitStack() as stack:
         for module, name in _HUB:
-            stack.enter_context(_replaced(sys.modules[module], name))
+            stack.enter_context(_replaced(sys.modules[module], name, TaskBar))
         try:
             yield
         finally:
@@ -46,7 +50,7 @@ def shown_on(progress: Progress) -> Iterator[None]:
 @contextlib.contextmanager
 def conversion_shown() -> Iterator[None]:
     """Inside, transformers' conversion of a GGUF file is shown where downloads are, not as lines of its own."""
-    with _replaced(importlib.import_module(_CONVERSION), "tqdm"):
+    with _replaced(importlib.import_module(_CONVERSION), "tqdm", TaskBar):
         yield
 
 
@@ -54,6 +58,7 @@ def conversion_shown() -> Iterator[None]:
 def uploads_counted(count: Callable[[float], None]) -> Iterator[None]:
     """Inside, ``count`` is told the megabytes that the hub's client has read of the files that it uploads."""
     modules = [importlib.import_module(name) for name in _UPLOADS]
+    hub = modules[0]
 
     class UploadBar(_Undrawn):
         """Counts bytes. Of Xet's bars, that of all files is the one in the first place."""
@@ -68,15 +73,17 @@ def uploads_counted(count: Callable[[float], None]) -> Iterator[None]:
             return None
 
     with contextlib.ExitStack() as stack:
+        # transformers switches them off for all, and Xet's client counts nothing then
+        stack.enter_context(_replaced(hub, "are_progress_bars_disabled", lambda name=None: False))
         for module in modules:
             stack.enter_context(_replaced(module, "tqdm", UploadBar))
         yield
 
 
 @contextlib.contextmanager
-def _replaced(module: ModuleType, name: str, bar: type[tqdm] | None = None) -> Iterator[None]:
+def _replaced(module: ModuleType, name: str, by: Callable[..., object]) -> Iterator[None]:
     before = getattr(module, name)
-    setattr(module, name, bar or TaskBar)
+    setattr(module, name, by)
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ it. It counts when all are done."""
 _FORGET = 0.5  # of what earlier stages measured, at the end of each stage
 
 
-@dataclass
+@dataclass(eq=False)
 class TimedTask:
     """A task under way. Its time does not count while another one runs inside of it."""
 
@@ -37,6 +37,8 @@ class TimedTask:
     began: float
     work: _Work | None = None
     done: float = 0.0
+    restored: float = 0.0
+    """Items of them that an earlier process did."""
     under_way: float = 0.0
     """About how many items the work on those that are not done is worth."""
     warming_up: bool | None = None
@@ -194,9 +196,10 @@ class RunTimes:
         self._tick()
         before = task.done + task.under_way
         task.done += amount
+        task.restored += amount if restored else 0.0
         if task.work and under_way is not None:
-            if task.warming_up is None:
-                task.warming_up = not restored
+            if task.warming_up is None and not restored:
+                task.warming_up = True
             whole = max(0.0, task.total - task.done)
             task.under_way = min(under_way / task.work.tokens, _NEARLY * whole) if task.work.tokens else 0.0
         moved = task.done + task.under_way - before
@@ -213,11 +216,12 @@ class RunTimes:
         task.warm_up_items += moved
         task.warm_up_seconds += task.pending
         task.pending = 0.0
-        enough = task.done + task.under_way >= _WARM_UP * task.total
-        task.warming_up = not (enough or (task.done and task.under_way < 1))
+        done = task.done - task.restored
+        enough = done + task.under_way >= _WARM_UP * (task.total - task.restored)
+        task.warming_up = not (enough or (done and task.under_way < 1))
 
     def end_task(self, task: TimedTask) -> None:
-        """Ends a task, and those that began inside of it."""
+        """Ends a task. Others that began later may be under way beside it, as downloads are."""
         self._tick()
         task.pending += task.warm_up_seconds
         self._measure(task, task.warm_up_items)

@@ -231,10 +231,10 @@ def test_the_architecture_names_what_exists() -> None:
     assert broken == []
 
 
-def test_the_architecture_lists_the_rooms_in_the_order_of_imports() -> None:
+def test_the_architecture_lists_the_packages_in_the_order_of_imports() -> None:
     (contract, *_) = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    rooms = PAGES["architecture.md"].partition("## The rooms")[2].partition("\n## ")[0]
-    listed = [name for row in re.findall(r"^\| (`.*?) \|", rooms, re.M) for name in re.findall(r"`(\w+)`", row)]
+    packages = PAGES["architecture.md"].partition("## The packages")[2].partition("\n## ")[0]
+    listed = [name for row in re.findall(r"^\| (`.*?) \|", packages, re.M) for name in re.findall(r"`(\w+)`", row)]
     assert listed == [layer.removeprefix("spintune.") for layer in contract["layers"]]
 
 

@@ -12,6 +12,8 @@ from hub_server import TOKEN, Hub, hub_server
 from huggingface_hub import constants
 from model_files import FILES, write_model
 
+from spintune.export.push import push_folder
+
 
 @pytest.fixture
 def run(whole: Callable[..., Any]) -> Path:
@@ -50,6 +52,20 @@ def test_the_folder_and_its_card_are_on_the_hub(run: Path, hub: Hub, spintune: C
     assert b"library_name: transformers" in hub.files["README.md"]
     assert TOKEN not in ended.out + ended.err
     assert not list(here.iterdir())
+
+
+def test_an_upload_is_one_commit_and_says_how_far_it_is(run: Path, hub: Hub, tmp_path: Path) -> None:
+    folder, counted = tmp_path / "model", list[float]()
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(3_000_000))
+    (folder / "second.safetensors").write_bytes(b"\1" * 1_000_000)
+    (folder / "README.md").write_text("# A model\n")
+    push_folder(folder, "me/mine", False, "as it is", counted.append)
+    assert set(hub.files) == {"model.safetensors", "second.safetensors", "README.md"}
+    assert sum("/commit/" in one for one in hub.asked) == 1
+    assert len(counted) > 2
+    assert max(counted) < 3
+    assert sum(counted) == pytest.approx(4 + 10 / 1e6)
 
 
 def test_private_weights_never_go_to_a_repository_that_is_public(

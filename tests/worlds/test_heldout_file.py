@@ -52,7 +52,7 @@ def test_all_rows_of_the_file_are_held_out_and_their_prompts_are_not_trained_on(
     ]
     assert facts["dropped"] == {"duplicate": 1, "empty_answer": 1, "heldout_prompt": 2}
     assert (facts["train"], facts["heldout"], facts["read"]) == (38, 7, 49)
-    assert "2 of 40 examples are not trained on: data.heldout has their prompts" in watching.notes
+    assert "2 of 40 examples are not trained on: held-out ones have their prompts" in watching.notes
 
 
 def test_a_row_that_its_weight_repeats_is_dropped_as_often(run: Run, alpaca_file: Path, tmp_path: Path) -> None:

@@ -43,6 +43,26 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_prompt_that_one_source_holds_out_is_trained_on_in_none(run: Run, tasks: list[str], tmp_path: Path) -> None:
+    """A file of held-out examples has a prompt that the mixture draws, and the training file one that it holds out."""
+    only: dict[str, Any] = {"sft": None, "spin": None, "eval": []}
+    data = {"max_length": 256, "mixture": mixture(tasks)}
+    run(tmp_path / "alone", data={**data, "train": None, "eval_fraction": None}, **only)
+    drawn, tested = (rows(tmp_path / f"alone/data/{name}.jsonl") for name in ("train", "heldout"))
+    asked, other = (some[0]["messages"][0]["content"] for some in (drawn, tested))
+
+    def file(name: str, *prompts: str) -> str:
+        lines = [json.dumps({"prompt": prompt, "response": "none"}) + "\n" for prompt in prompts]
+        (tmp_path / name).write_text("".join(lines))
+        return str(tmp_path / name)
+
+    data |= {"train": file("train.jsonl", "Hello?", other), "heldout": file("mine.jsonl", asked), "eval_fraction": None}
+    facts = run(tmp_path / "run", data=data, **only)["data"]
+    kept = [row["messages"][0]["content"] for row in drawn if row["messages"][0]["content"] != asked]
+    assert [row["messages"][0]["content"] for row in rows(tmp_path / "run/data/train.jsonl")] == ["Hello?", *kept]
+    assert facts["dropped"]["heldout_prompt"] == len(drawn) - len(kept) + 1
+
+
 DATA: dict[str, Any] = {"train": None, "max_length": 256, "eval_fraction": 0.2}
 
 

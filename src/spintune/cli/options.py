@@ -136,7 +136,7 @@ def stage_recipe(
 
     path, overrides = recipe_and_overrides(words)
     if path:
-        flags: dict[str, object] = {"model": model, **_data_flags(data, heldout), "out": out}
+        flags: dict[str, object] = {"model": model, **data_flags(data, heldout), "out": out}
         recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides])
         need_section(recipe, path, stage)
         return recipe, stage
@@ -144,12 +144,12 @@ def stage_recipe(
         raise RecipeError(f"spintune {stage} needs a recipe, or --model and --data; see spintune {stage} --help")
     section: dict[str, object] = {}
     base = {"model": model, "out": out or f"runs/{stage}", stage: section}
-    base["data"] = {key.removeprefix("data."): one for key, one in _data_flags(data, heldout).items() if one}
+    base["data"] = {key.removeprefix("data."): one for key, one in data_flags(data, heldout).items() if one}
     section |= _measured_defaults(stage, load_recipe(None, overrides, base))
     return load_recipe(None, overrides, base), "eval"
 
 
-def _data_flags(data: str | None, heldout: str | None) -> dict[str, object]:
+def data_flags(data: str | None, heldout: str | None) -> dict[str, object]:
     """As sections, so that data.train.columns.prompt=KEY can follow."""
     return {"data.train": data and {"path": data}, "data.heldout": heldout and {"path": heldout}}
 

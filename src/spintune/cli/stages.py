@@ -20,6 +20,7 @@ from spintune.cli.options import (
     RecipeFile,
     RunOptions,
     Words,
+    data_flags,
     flags_as_overrides,
     grouped,
     need_section,
@@ -117,8 +118,7 @@ def evaluate(
     path, overrides = recipe_and_overrides(words)
     if model and (Path(model) / "recipe.json").is_file():
         model = final_model(Path(model))
-    sources = {"data.train": data, "data.heldout": heldout}
-    flags = {"model": model, **sources, "eval": on, "evaluation.limit": limit, "out": out}
+    flags = {"model": model, **data_flags(data, heldout), "eval": on, "evaluation.limit": limit, "out": out}
     if path is None and not (model and on):
         raise RecipeError("spintune eval needs a recipe, or --model and --on; see spintune eval --help")
     sections = {re.split("[.=]", one)[0] for one in overrides}

@@ -37,13 +37,18 @@ def write_answers(
                 found |= {place: Completion((), "", "length", 0.0) for place in places}
                 task.advance(len(places))
                 continue
+            ended_before = 0
+
+            def counted(ended: int, tokens: int) -> None:
+                nonlocal ended_before
+                ended_before += ended
+                task.advance(ended, under_way=tokens)
+
             stop_ids: frozenset[int] = getattr(generator, "stop_ids", frozenset())
-            count = AnswerCounter(stop_ids, budget, lambda ended, tokens: task.advance(ended, under_way=tokens))
-            sampling = Sampling(budget, temperature=0)
             together = processes() > 1  # who counts tokens writes all of them in this process
+            count = None if together else AnswerCounter(stop_ids, budget, counted)
             asked = [prompts[place] for place in places]
-            written = generator.generate(asked, sampling, on_token=None if together else count)
-            if together:
-                task.advance(len(places))
+            written = generator.generate(asked, Sampling(budget, temperature=0), on_token=count)
+            task.advance(len(places) - ended_before, under_way=0)  # some end where the model has no more positions
             found |= dict(zip(places, written, strict=True))
     return [found[place] for place in range(len(prompts))]

@@ -61,13 +61,12 @@ def push_folder(folder: Path, repo: str, private: bool, message: str, count: Cal
     Raises StorageError when the hub cannot be reached or refuses.
     """
     import httpx2
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     api = HfApi()
-    disable_progress_bars()  # ours stay
-    left = sum(listed(folder).values()) / 1e6
+    files = listed(folder)
+    left = sum(files.values()) / 1e6
 
     def sent(megabytes: float) -> None:
         nonlocal left
@@ -82,7 +81,9 @@ def push_folder(folder: Path, repo: str, private: bool, message: str, count: Cal
                 "another --repo"
             )
         with uploads_counted(sent):
-            commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+            # the client's upload_folder makes several commits of a large folder, with half a model in between
+            added = [CommitOperationAdd(name, folder / name) for name in files]
+            commit = api.create_commit(repo, added, commit_message=message)
         sent(left)  # small files go with the commit, and the hub may have known some
     except OfflineModeIsEnabled as error:
         raise StorageError(f"{repo}: the hub is switched off (HF_HUB_OFFLINE); unset it, or add --dry-run") from error

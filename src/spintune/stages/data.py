@@ -109,8 +109,7 @@ def read_data(
     dropped = collection.dropped
     if recipe.data.heldout:
         given = read_sources(heldout_sources_of(recipe), recipe.seed, progress)
-        train, heldout = _apart(collection.examples, given.examples, progress)
-        dropped = dropped + given.dropped + Counter({HELDOUT_PROMPT: len(collection.examples) - len(train)})
+        train, heldout, dropped = collection.examples, given.examples, dropped + given.dropped
         collection = Collection((*collection.sources, *given.sources))
     else:
         train, heldout = split_examples(
@@ -122,6 +121,10 @@ def read_data(
         tested = mixture.heldout(recipe.data.mixture.heldout_rows)
         train, heldout = Joined([train, mixed.examples]), Joined([heldout, [element.example() for element in tested]])
         report = mixed.report
+    if report or recipe.data.heldout:  # two sources may have a prompt in common
+        before = len(train)
+        train = _apart(train, heldout, progress)
+        dropped = dropped + Counter({HELDOUT_PROMPT: before - len(train)})
     # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
     heldout = _distinct(heldout)
     facts = DataFacts(
@@ -137,10 +140,8 @@ def read_data(
     return DataOutcome(train, heldout, facts)
 
 
-def _apart(
-    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress
-) -> tuple[Sequence[Example], Sequence[Example]]:
-    """(train, held-out) where the latter is given. Raises DataError when no training example is left."""
+def _apart(examples: Sequence[Example], heldout: Sequence[Example], progress: Progress) -> Sequence[Example]:
+    """The examples to train on. Raises DataError when none is left."""
     train = without_prompts_of(examples, heldout, progress)
     if examples and not train:
         raise DataError(
@@ -148,8 +149,8 @@ def _apart(
             "name other data, or another split of it, in one of them"
         )
     if dropped := len(examples) - len(train):
-        progress.note(f"{dropped:,} of {len(examples):,} examples are not trained on: data.heldout has their prompts")
-    return train, heldout
+        progress.note(f"{dropped:,} of {len(examples):,} examples are not trained on: held-out ones have their prompts")
+    return train
 
 
 def _distinct(examples: Sequence[Example]) -> Sequence[Example]:

@@ -14,13 +14,15 @@ from types import ModuleType
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from spintune.background import Background
 from spintune.engine.sharing import local
-from spintune.errors import RunError
+from spintune.errors import NonFiniteError, RunError
 from spintune.memory import available_memory
+from spintune.ranks.team import end_of_ranks
 from spintune.storage import atomic_folder, remove_folder
+from spintune.training.optimization import optimizer_tensors, restore_optimizer
 from spintune.training.replicas import sharded_team, share_weights
 from spintune.unfinished import (
     OPTIMIZER,
@@ -138,6 +140,7 @@ class Checkpoints:
 
     def rescue(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, error: BaseException) -> None:
         """Saves the state after ``step`` steps if it can, since ``error`` ends training; else the error has a note."""
+        end_of_ranks()
         with contextlib.suppress(Exception):  # then that of this step is written again, or in its place
             self.finish()
         if step > self._saved:
@@ -152,8 +155,8 @@ class Checkpoints:
                 )
 
     def say_what_is_kept(self, error: BaseException) -> None:
-        """Notes the newest checkpoint on an error that ends training."""
-        if self._saved:
+        """Notes the newest checkpoint on an error that ends training, unless the error comes again from there."""
+        if self._saved and not isinstance(error, NonFiniteError | RunError):
             error.add_note(f"the checkpoint of step {self._saved} is kept, and the same command goes on from it")
 
     def _write(self, step: int, write: Callable[[Path], None], best: int, heldout: HeldoutLosses | None) -> None:
@@ -166,7 +169,7 @@ class Checkpoints:
 
     def _fits(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the machine has the memory for a copy, those of its other ranks included."""
-        tensors = [*dict(_trained(model)).values(), *_optimizer_tensors(optimizer).values()]
+        tensors = [*dict(_trained(model)).values(), *optimizer_tensors(optimizer).values()]
         team = sharded_team(model)
         size = sum(local(tensor).nbytes for tensor in tensors) * (team.place.local_size if team else 1)
         free = available_memory()
@@ -241,7 +244,7 @@ class Checkpoints:
                 with torch.no_grad():
                     for name, parameter in _trained(model):
                         parameter.copy_(weights[name])
-                _restore_optimizer(optimizer, state)
+                restore_optimizer(optimizer, state)
             self._saved, self.heldout = facts.step, facts.heldout
             self._best = self._named = facts.best or 0
             return facts.step
@@ -269,7 +272,7 @@ def _writer(model: nn.Module, optimizer: torch.optim.Optimizer, copied: bool = F
             return team.call(_sharded().copy_shards)
         return lambda folder: team.call(_sharded().write_shards, str(folder), True)
     weights = {name: parameter.detach() for name, parameter in _trained(model)}
-    state = _optimizer_tensors(optimizer)
+    state = optimizer_tensors(optimizer)
     if copied:
         weights, state = ({n: t.to("cpu", copy=True) for n, t in tensors.items()} for tensors in (weights, state))
 
@@ -289,19 +292,3 @@ def _read_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{index}.{name}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -10,7 +10,6 @@ from typing import Protocol, TypeVar
 from spintune.engine.logprobs import LogProbEngine
 from spintune.memory import is_out_of_memory, release_frames
 from spintune.progress import StopRequest
-from spintune.ranks.team import end_of_ranks
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.objectives import Objective
 from spintune.training.optimization import Optimization, rate_at
@@ -83,7 +82,8 @@ def train(
         NonFiniteError: the loss or a gradient is not finite. The weights keep their values of the step before.
         RunError: the first loss or ratio after an opponent reset is not the objective's known starting value.
 
-    Whatever ends training between two updates of the weights leaves a checkpoint of the last complete step.
+    Whatever ends the computation of a step leaves a checkpoint of the one before. What fails after a step, such as an
+    evaluation, leaves the newest checkpoint: from there it is done again.
     """
     hooks = hooks or TrainingHooks()
     stepper = stepper_of(engine, objective, optimization)
@@ -106,7 +106,6 @@ def train(
                 model.zero_grad()
                 if is_out_of_memory(error):
                     release_frames(error)  # else the activations are still there when the checkpoint is written
-                end_of_ranks()
                 checkpoints.rescue(step, model, optimizer, error)
                 raise
             with hooks.stop.held():

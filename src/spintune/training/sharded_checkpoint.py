@@ -29,6 +29,7 @@ from spintune.background import Background
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharing import ENGINE, fill
 from spintune.ranks.team import Team
+from spintune.training.optimization import optimizer_tensors, restore_optimizer
 from spintune.training.replicas import OPTIMIZER
 from spintune.unfinished import OPTIMIZER as OPTIMIZER_FILE
 from spintune.unfinished import WEIGHTS
@@ -36,24 +37,6 @@ from spintune.unfinished import WEIGHTS
 _WEIGHT, _STATE = "weights.", "optimizer."
 METADATA = ".metadata"
 _GROUP, _WRITING = "checkpoint group", "checkpoint under way"
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors of an optimizer's state, by the number of the weight and their name."""
-    return {
-        f"{index}.{name}": value
-        for index, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of :func:`optimizer_tensors`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def write_shards(team: Team, folder: str, with_optimizer: bool) -> None:

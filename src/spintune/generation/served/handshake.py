@@ -80,9 +80,10 @@ async def probe_gap(replica: Replica, engine: LogProbEngine, tokenizer: PreTrain
     sampling = Sampling(_TOKENS, temperature=0)
     keys = stream_keys(prompts, 0)
     queries, given = [], []
+    vocabulary = engine.model.config.get_text_config().vocab_size
     for prompt, key in zip(prompts, keys, strict=True):
         answer = await replica.write(Order(prompt, sampling, key, _TOKENS, frozenset()))
-        if answer.logprobs is not None and answer.ids and max(answer.ids) < engine.model.config.vocab_size:
+        if answer.logprobs is not None and answer.ids and max(answer.ids) < vocabulary:
             queries.append(Query(prompt, (answer.ids,)))
             given.append(sum(answer.logprobs))
     if not queries:
