@@ -18,7 +18,7 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.errors import ServerError
 from spintune.generation.served.facts import EngineFacts
 from spintune.generation.served.handshake import OtherModelError, check_vocabulary, introduce, probe_gap
-from spintune.generation.served.process import ServerProcess, start_vllm
+from spintune.generation.served.process import ServerProcess, start_vllm, stop_all
 from spintune.generation.served.replicas import Replica, ReplicaDownError, opened
 from spintune.generation.served.wire import WIRES, WireError
 from spintune.progress import Progress
@@ -123,8 +123,7 @@ class EnginePool:
         """Ends the servers that it started; they are started again when they are needed."""
         processes, self._processes = self._processes, []
         self._replicas, self._of = [], None
-        for process in processes:
-            process.stop()
+        stop_all(processes)
 
     # ---------------------------------------------------------------------------------------------------------------
 
