@@ -28,8 +28,7 @@ from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import StepReport, TrainingHooks, train
 from spintune.training.objectives import NegativeLogLikelihood
-from spintune.training.optimization import Optimization
-from spintune.training.sharded_checkpoint import optimizer_tensors
+from spintune.training.optimization import Optimization, build_optimizer, optimizer_tensors
 
 NEVER = 1e9  # minutes
 STEPS = steps_by_rows(13, 8, 2, seed=0)
@@ -195,7 +194,7 @@ def test_shards_that_are_written_beside_later_steps(tmp_path: Path, monkeypatch:
     found = []
     for name in ("sync", "async"):
         engine = _engine()
-        optimizer = torch.optim.AdamW(engine.model.parameters())
+        optimizer = build_optimizer(engine.model, Optimization(1e-3))
         assert Checkpoints(tmp_path / name, 0).restore(engine.model, optimizer) == 1
         found.append({**_weights(engine), **optimizer_tensors(optimizer)})
     assert _far(*found) == 0

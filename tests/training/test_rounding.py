@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from spintune.errors import RunError
 from spintune.training import rounding
-from spintune.training.optimization import Optimization, build_optimizer, gradient_norm
+from spintune.training.optimization import (
+    Optimization,
+    build_optimizer,
+    gradient_norm,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from spintune.training.rounding import PiecewiseOptimizer, round_stochastically
 
 BELOW, ABOVE = 1.0, 1.0078125
@@ -146,7 +154,38 @@ def test_pieces_change_no_update(monkeypatch: pytest.MonkeyPatch) -> None:
                 group["lr"] = 1e-2 / (step + 1)
             optimizer.step()
     assert all(map(torch.equal, plain.parameters(), split.parameters()))
-    assert len(optimizers[1].state_dict()["state"]) == 10 + 1 + 4 + 1  # of 960, 40, 320 and 8 numbers
+    assert len(optimizers[1].inner.state_dict()["state"]) == 10 + 1 + 4 + 1  # of 960, 40, 320 and 8 numbers
+
+
+@pytest.mark.parametrize("name", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_checkpoint_goes_on_with_moments_elsewhere(name: Any, offload: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs short of memory adds offload and goes on: the same bits as without a stop."""
+    monkeypatch.setattr(rounding, "_PIECE", 100)
+
+    def trained(*offloads: bool) -> list[torch.Tensor]:
+        model, _ = wide_and_narrow()
+        tensors: dict[str, torch.Tensor] = {}
+        for part, here in enumerate(offloads):
+            optimizer = build_optimizer(model, Optimization(1e-2, optimizer=name, offload=here, weight_decay=0.1))
+            if tensors:
+                restore_optimizer(optimizer, tensors)
+            for step in range(2):
+                give_gradients(model, 2 * part + step)
+                optimizer.step()
+            tensors = {key: value.clone() for key, value in optimizer_tensors(optimizer).items()}
+        return [parameter.detach() for parameter in model.parameters()]
+
+    assert all(map(torch.equal, trained(offload, not offload), trained(not offload, not offload)))
+
+
+def test_moments_of_another_shape_are_refused() -> None:
+    """They were once kept in pieces; torch reads beyond the end of them."""
+    wide, _ = wide_and_narrow()
+    optimizer = build_optimizer(wide, Optimization(1e-2))
+    for key in ("0.exp_avg", "9.exp_avg"):
+        with pytest.raises(RunError, match="of another shape; delete it"):
+            restore_optimizer(optimizer, {key: torch.zeros(100)})
 
 
 def test_the_norm_of_bfloat16_gradients_is_computed_in_float32() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spintune.engine.sharing import local, whole_tensor
+from spintune.errors import RunError
 from spintune.models.quantized import require_bitsandbytes
 from spintune.recipe import SftSection, TrainingSection
 from spintune.recipe.section import OptimizerName, ScheduleName
@@ -106,7 +107,7 @@ def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim
     name, rate = optimization.optimizer, optimization.learning_rate
     if optimization.offload or any(p.dtype == torch.bfloat16 for p in parameters):
         device = torch.device("cpu") if optimization.offload else None
-        whole = name == "adafactor"  # its moments belong to rows and columns
+        whole = name in ("adafactor", "adamw8bit")  # whose moments belong to rows and columns, and to blocks
         return PiecewiseOptimizer(groups, lambda parts: _optimizer(parts, name, rate), optimization.seed, whole, device)
     return _optimizer(groups, name, rate)
 
@@ -142,6 +143,9 @@ def clip_gradients(model: nn.Module, norm: Tensor, max_norm: float) -> None:
                 local(parameter.grad).mul_(factor)
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq", "square_avg")  # of a weight's shape
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The tensors of an optimizer's state, by the number of the weight and their name."""
     return {
@@ -152,9 +156,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of :func:`optimizer_tensors`."""
+    """The reverse of :func:`optimizer_tensors`. Raises RunError for moments of other weights."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, value in tensors.items():
         index, name = key.split(".", 1)
+        if int(index) >= len(parameters) or (name in _MOMENTS and value.shape != parameters[int(index)].shape):
+            raise RunError(f"the checkpoint's {name} of weight {index} is of another shape; delete it and run again")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spintune.engine.sharing import local
 from spintune.streams import integer
 
 _PIECE = 2**24
@@ -122,18 +123,58 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
             self.inner.param_groups = groups
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the inner optimizer."""
-        return self.inner.state_dict()
+        """The state by whole parameters, as the inner optimizer would have it without pieces."""
+        content = self.inner.state_dict()
+        parts = self._numbered()
+        joined = {
+            outer: _joined([content["state"][number] for number in numbers], parameter)
+            for outer, (parameter, numbers) in parts.items()
+            if all(number in content["state"] for number in numbers)
+        }
+        return {**content, "state": joined}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues after the steps that the state has, with the random streams of the steps to come."""
-        self.inner.load_state_dict(state_dict)
+        pieces = [piece for own in self._pieces for piece in own]
+        state = {
+            number: {name: _part(value, parameter, pieces[number].place) for name, value in whole.items()}
+            for outer, (parameter, numbers) in self._numbered().items()
+            if (whole := state_dict["state"].get(outer))
+            for number in numbers
+        }
+        self.inner.load_state_dict({**self.inner.state_dict(), "state": state})
         self._steps = max((int(state["step"]) for state in self.inner.state.values()), default=0)
+
+    def _numbered(self) -> dict[int, tuple[nn.Parameter, list[int]]]:
+        """Each parameter by its number in a state, with the numbers of its pieces in the inner optimizer's."""
+        found: dict[int, tuple[nn.Parameter, list[int]]] = {}
+        pieces = [piece for own in self._pieces for piece in own]
+        for number, piece in enumerate(pieces):
+            if number == 0 or piece.parameter is not pieces[number - 1].parameter:
+                found[len(found)] = piece.parameter, []
+            found[len(found) - 1][1].append(number)
+        return found
+
+
+def _joined(states: list[dict[str, Any]], parameter: nn.Parameter) -> dict[str, Any]:
+    """The state of a parameter of the states of its pieces: moments put together, and what all share once."""
+    if len(states) == 1:
+        return states[0]
+    return {
+        name: value if value.ndim == 0 else torch.cat([one[name] for one in states]).reshape(parameter.shape)
+        for name, value in states[0].items()
+    }
+
+
+def _part(value: Any, parameter: nn.Parameter, place: slice) -> Any:
+    """The reverse of :func:`_joined`, for one piece."""
+    whole = place == slice(None) or not isinstance(value, Tensor) or value.ndim == 0
+    return value if whole else value.reshape(-1)[place]
 
 
 def _pieces(parameter: nn.Parameter, whole: bool, device: torch.device | None) -> Iterator[_Piece]:
     count = parameter.numel()
-    split = count > _PIECE and not whole and parameter.is_contiguous()
+    split = count > _PIECE and not whole and parameter.is_contiguous() and local(parameter) is parameter
     places = [slice(start, min(start + _PIECE, count)) for start in range(0, count, _PIECE)] if split else [slice(None)]
     for place in places:
         yield _Piece(parameter, place, nn.Parameter(torch.empty(0, device=device or parameter.device)))
