@@ -176,6 +176,24 @@ def test_the_short_runs_that_find_a_rate_are_expected_and_tell_the_cost_of_train
     assert not [task for one in without for task in one.tasks or () if task.unit == TRIAL_STEPS]
 
 
+def test_limits_phases_and_replay_are_expected() -> None:
+    """640 prompts: 10 steps in an epoch, and not as many as max_steps allows; five phases of 128 prompts each, of which
+    the first is written before training; 20 steps where the pairs of the iteration before are played again."""
+    values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "sft": {"max_steps": 10_000, "epochs": 1}}
+    size = DataSize(seen=640, played=640, heldout=0, prompt=30, answer=10, chooses=False, measured=False)
+
+    def items(unit: str, **spin: object) -> list[list[float]]:
+        recipe = parse_recipe({**values, "spin": {"pairs_per_step": 64, **spin}}, "test")
+        stages = expected_stages(recipe, "eval", size)
+        return [[task.items for task in one.tasks or () if task.unit == unit] for one in stages]
+
+    assert items("steps", iterations=1)[1] == [math.ceil(640 * 40 / parse_recipe(values, "test").sft.tokens_per_step)]
+    assert items("answers", iterations=1, refresh=5)[2:4] == [[128], [128] * 4]
+    assert items("pairs", iterations=1, refresh=5)[2:4] == [[128], [128] * 4]
+    assert items("steps", iterations=2, replay=1)[2:6] == [[], [10], [], [20]]
+    assert items("pairs", iterations=2, replay=1)[2:6] == [[640], [], [1280], []]
+
+
 def test_short_runs_that_were_made_before_take_no_time(times: RunTimes, clock: Clock) -> None:
     """A ladder that was finished, or copied, begins no task; the steps are those of the stage."""
     times.expect([ExpectedStage("SFT", (ExpectedTask(TRIAL_STEPS, 24, 50), ExpectedTask("steps", 10, 100)))])

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from spintune.errors import OutOfMemoryError
+from spintune.errors import OutOfMemoryError, SpintuneError
 from spintune.memory import words_of
-from spintune.recipe import Recipe
+from spintune.recipe import Recipe, parse_recipe
+from spintune.recipe.section import OptimizerName
 from spintune.typed_json import JsonObject
 
 Part = Literal["loading", "generation", "training", "scoring"]
@@ -21,6 +22,9 @@ _PARTS: dict[str, Part] = {
     "spintune.engine": "scoring",
 }
 """The part of the program that asked for memory, the first that is among the callers."""
+
+BY_MOMENTS: tuple[OptimizerName, ...] = ("adafactor", "adamw8bit", "rmsprop", "adamw")
+"""Optimizers by the memory of their moments, the least first (:func:`spintune.training.footprint.moment_bytes`)."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,16 @@ class Remedy:
 def remedies(recipe: Recipe, part: Part) -> list[tuple[Remedy, JsonObject]]:
     """What can be changed in a recipe to save memory in a part of the program, least costly first."""
     found = [(remedy, remedy.change(recipe)) for remedy in REMEDIES if part in remedy.parts]
-    return [(remedy, changed) for remedy, changed in found if changed is not None]
+    return [(remedy, changed) for remedy, changed in found if changed is not None and _is_recipe(changed)]
+
+
+def _is_recipe(values: JsonObject) -> bool:
+    """Whether a change goes with the other keys of the recipe."""
+    try:
+        parse_recipe(values, "advice")
+    except SpintuneError:
+        return False
+    return True
 
 
 def advice(part: Part, recipe: Recipe | None = None) -> str:
@@ -106,11 +119,14 @@ def _no_copy(recipe: Recipe) -> JsonObject | None:
     return {**values, **{key: {**values[key], "checkpoint_write": "sync"} for key in asked}} if asked else None
 
 
-def _optimizer(name: str) -> Callable[[Recipe], JsonObject | None]:
+def _optimizer(name: OptimizerName) -> Callable[[Recipe], JsonObject | None]:
     def change(recipe: Recipe) -> JsonObject | None:
         values = _values(recipe)
         sections = [key for key in ("sft", "spin") if getattr(recipe, key)]
-        if recipe.lora or all(getattr(recipe, key).optimizer == name for key in sections):
+        sections = [
+            key for key in sections if BY_MOMENTS.index(name) < BY_MOMENTS.index(getattr(recipe, key).optimizer)
+        ]
+        if recipe.lora or not sections:
             return None
         return {**values, **{key: {**values[key], "optimizer": name} for key in sections}}
 

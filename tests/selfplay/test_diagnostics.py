@@ -98,6 +98,12 @@ def test_a_divergence_by_hand() -> None:
     assert estimate.standard_error == pytest.approx(1 / math.sqrt(3))  # of 1, 0, 2
 
 
+def test_answers_to_one_prompt_count_once_for_the_error() -> None:
+    """Two prompts of two answers each, whose differences are 1, 3 and 5, 5: means 2 and 5, so 3.5 with error 1.5."""
+    estimate = divergence([1, 3, 5, 5], [0, 0, 0, 0], per_prompt=2)
+    assert (estimate.mean, estimate.standard_error) == (pytest.approx(3.5), pytest.approx(1.5))
+
+
 def test_a_divergence_is_that_of_the_distributions() -> None:
     """Answers in the shares in which p draws them: KL = 1/2 ln 2 + 1/4 ln 1 - 1/4 ln 2 = ln 2 / 4."""
     p, q = {"a": 1 / 2, "b": 1 / 4, "c": 1 / 4}, {"a": 1 / 4, "b": 1 / 4, "c": 1 / 2}

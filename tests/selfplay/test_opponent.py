@@ -61,9 +61,10 @@ def test_pairs_keep_exactly_what_was_written(chain_player, tmp_path):
 
 
 def test_an_answer_gets_the_room_of_max_length_and_loses_its_end_token_when_cut(chain_player, tmp_path):
-    rows = [row((3, 5), (9, STOP)), row((3, 3, 5), (9, STOP))]
+    rows = [row((3, 5), (9, STOP)), row((3, 3, 5), (9, STOP)), row((3, 3, 3, 5), (9, STOP))]
     pairs = play_with(chain_player(CHAIN), rows, tmp_path, max_length=5)
-    assert [written(pair) for pair in pairs.kept] == [[((6, 7, STOP), True)], [((6, 7), False)]]
+    assert [written(pair) for pair in pairs.kept] == [[((6, 7, STOP), True)], [((6, 7), False)], [((6,), False)]]
+    assert [pair.generated[0].text for pair in pairs.kept] == ["w6 w7", "w6 w7", "w6"]
 
 
 def test_identical_and_empty_answers_are_dropped_and_counted(chain_player, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ import torch
 from spintune import memory
 from spintune.errors import ModelError, OutOfMemoryError, TeacherError
 from spintune.memory import available_memory, is_out_of_memory, memory_errors
-from spintune.remedies import out_of_memory
+from spintune.recipe import parse_recipe
+from spintune.remedies import BY_MOMENTS, advice, out_of_memory
+from spintune.training.footprint import moment_bytes
 
 RUNS_SHORT = """
 import json, os, resource, sys
@@ -82,15 +85,25 @@ def test_a_limit_that_is_reached_is_one_line_and_a_code_of_its_own(
     command = [sys.executable, "-c", RUNS_SHORT, json.dumps(cases)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stdout.split() == ["12"] * len(cases), ended
-    for name, (_, _, advice, _) in PLACES.items():
+    for name, (_, _, told, _) in PLACES.items():
         errors = (tmp_path / f"{name}.yaml.err").read_text()
         before, _, after = errors.partition("spintune: out of memory")  # at its exit torch may lack memory, too
         assert "Traceback" not in before
         line = after.splitlines()[0]
-        assert advice in line
+        assert told in line
         if name == "training":
             assert line.endswith("the checkpoint of step 2 is kept, and the same command goes on from it")
             assert list((tmp_path / name).glob("sft/checkpoints/*/step-00000002"))
+
+
+def test_only_what_saves_memory_and_goes_with_the_recipe_is_advised() -> None:
+    sizes = [moment_bytes((1024, 1024), name) for name in BY_MOMENTS]
+    assert sizes == sorted(sizes)
+    values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "precision": "float32"}
+    for name, advised in (("adafactor", []), ("adamw8bit", ["adafactor"]), ("adamw", ["adafactor", "adamw8bit"])):
+        told = advice("training", parse_recipe({**values, "sft": {"optimizer": name}}, "test"))
+        assert re.findall(r"use optimizer: (\w+)", told) == advised
+        assert "weights: bfloat16" not in told
 
 
 @pytest.fixture

@@ -120,6 +120,18 @@ def test_the_chosen_rate_is_of_the_ladder_and_is_trained_with(found: Path) -> No
     assert not list(found.rglob("checkpoints")) + list(found.rglob("shards"))
 
 
+@pytest.mark.slow
+def test_a_rate_is_for_the_steps_of_all_phases(run: Run, auto: dict[str, Any], tmp_path: Path) -> None:
+    """The pairs of the first phase are there to try rates on; the stage has three times as many steps."""
+    spin = {**auto["spin"], "iterations": 1, "refresh": 3, "pairs_per_step": 4}
+    results = run(tmp_path / "run", **{**auto, "sft": None, "spin": spin})
+    ladder, steps = rates(tmp_path / "run", "spin/iterate-1"), results["spin"][0]["steps"]
+    losses = {rung["learning_rate"]: rung["loss"] for rung in ladder["rungs"] if rung["loss"] is not None}
+    best = min(losses, key=losses.__getitem__)
+    assert steps == math.ceil(90 / 4)
+    assert ladder["rate"] == pytest.approx(best * math.sqrt(ladder["rungs"][0]["steps"] / steps), rel=0.05)
+
+
 def test_a_run_at_the_found_rate_has_the_same_weights(
     run: Run, auto: dict[str, Any], found: Path, contents: Callable[[Path], Any], tmp_path: Path
 ) -> None:

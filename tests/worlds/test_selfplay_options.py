@@ -83,6 +83,12 @@ def test_t_spin_looks_back_to_iterate_0s_own_answers(run: Run, tmp_path: Path, t
 
 
 @pytest.mark.slow
+def test_t_spin_needs_no_held_out_examples(run: Run, tmp_path: Path) -> None:
+    run(tmp_path / "run", **SHORT, data={"eval_fraction": 0.0}, spin={"loss": "t_spin"})
+    assert all(pair["first"] for pair in pairs(tmp_path / "run", 2))
+
+
+@pytest.mark.slow
 def test_replay_adds_the_earlier_pairs_scored_by_the_current_opponent(run: Run, tmp_path: Path) -> None:
     """The paper trains on the answers of two opponents, and takes log-probabilities from the last one alone."""
     out = tmp_path / "run"

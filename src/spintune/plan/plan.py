@@ -160,7 +160,11 @@ class Planner:
                 played = self.rows.spin if spin.prompts == "unseen" else self.rows.sft
                 same = sft_calls(recipe, section, played, sharing)
                 tokens = sum(one.tokens for one in calls)
-                found.append(("spin/baseline-sft", replace(same, steps=sum(one.steps for one in calls), tokens=tokens)))
+                share = tokens / max(1, same.tokens)
+                rows, scored = round(same.rows * share), round(same.scored * share)
+                steps = sum(one.steps for one in calls)
+                more = replace(same, steps=steps, tokens=tokens, rows=rows, scored=scored)
+                found.append(("spin/baseline-sft", more))
         return found
 
     def peak(self, name: str, calls: Calls, sharded: bool) -> tuple[MemoryParts, str]:

@@ -84,13 +84,13 @@ def _grams(ids: Ids, n: int) -> Iterator[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class KlEstimate:
-    """A mean over answers and its standard error, which is None for a single answer."""
+    """A mean over answers and its standard error over prompts, which is None for a single prompt."""
 
     mean: float
     standard_error: float | None
 
 
-def divergence(player: Sequence[float], other: Sequence[float]) -> KlEstimate:
+def divergence(player: Sequence[float], other: Sequence[float], per_prompt: int = 1) -> KlEstimate:
     """Monte Carlo estimate of KL(player || other): mean of log p_player - log p_other. [nats per answer]
 
     The estimate can be below 0, unlike the divergence. The answers must be samples of the player itself: at
@@ -99,13 +99,14 @@ def divergence(player: Sequence[float], other: Sequence[float]) -> KlEstimate:
     Args:
         player: log-probabilities of the player's own answers. [nats, summed over tokens]
         other: log-probabilities of the same answers under the other model.
+        per_prompt: answers of each prompt, which follow each other. They share what is particular to it.
 
     Player -1, -2, -3 and other -2, -2, -5 differ by 1, 0, 2: mean 1, standard error 1/√3.
     Raises ValueError when there are no answers, or not equally many.
     """
     if len(player) != len(other) or not player:
         raise ValueError(f"cannot compare {len(player)} log-probabilities with {len(other)}")
-    ratio_N = np.subtract(player, other, dtype=np.float64)
+    ratio_N = np.subtract(player, other, dtype=np.float64).reshape(-1, per_prompt).mean(1)
     error = float(ratio_N.std(ddof=1)) / math.sqrt(len(ratio_N)) if len(ratio_N) > 1 else None
     return KlEstimate(float(ratio_N.mean()), error)
 

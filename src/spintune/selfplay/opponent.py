@@ -54,7 +54,7 @@ def sample_pairs(
     pairs = Spool(Pair)
     for row in rows:
         room = max_length - len(row.prompt_ids)
-        pairs.add(_pair(generator, row, [_fit(next(completions), room) for _ in range(count)], writer))
+        pairs.add(_pair(generator, row, [_fit(generator, next(completions), room) for _ in range(count)], writer))
     return pairs.records()
 
 
@@ -100,11 +100,12 @@ def _pair(generator: Generator, row: TokenRow, generated: Sequence[Answer], writ
     return Pair(row.example_id, row.prompt_ids, real, tuple(generated), writer=writer)
 
 
-def _fit(completion: Completion, room: int) -> Answer:
+def _fit(generator: Generator, completion: Completion, room: int) -> Answer:
     """The completion cut to ``room`` tokens. A cut answer has no end token."""
     fits = len(completion.ids) <= room
     complete = fits and completion.finish_reason == "stop"
-    return Answer(completion.ids[:room], completion.text, complete, sampled=completion.logprob if fits else None)
+    text = completion.text if fits else generator.decode(completion.ids[:room])
+    return Answer(completion.ids[:room], text, complete, sampled=completion.logprob if fits else None)
 
 
 def draw_writer(example_id: str, iteration: int, history: int, seed: int) -> int:

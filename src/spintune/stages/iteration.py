@@ -120,10 +120,15 @@ def _trial(sampler: AnswerSampler, player: LoadedIterate, iteration: int) -> Tri
     heldout = [pair for pair in read_records(folder / "heldout.jsonl", Pair) if pair.example_id in chosen]
     batches = batches_of(pairs, section, iteration, context.recipe.seed)
     tokens = array("q", (objective.query(pair).tokens for pair in pairs))
+    step_tokens = [sum(tokens[index] for index in step) for step in batches.steps]
+    if section.refresh != 1:  # the player writes the pairs of later phases; they are taken to be as long
+        rows = sampler.rows(player, sampler.train).rows
+        steps = len(Phases(len(rows), section, iteration, context.recipe.seed).steps)
+        step_tokens = [step_tokens[step % len(step_tokens)] for step in range(steps)]
     tried = section.model_copy(update={"learning_rate": None})
     return TrialSetting(
         batches,
-        [sum(tokens[index] for index in step) for step in batches.steps],
+        step_tokens,
         sum(map(len, batches.steps)) / len(batches),
         objective,
         _optimization(sampler, tried, player, iteration),
@@ -328,14 +333,15 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
         kl_opponent = kl_base = None
         if sampler.is_plain:
             logprobs = _logprobs(context, iterate, answers)
-            kl_opponent = kl_base = divergence(logprobs, _logprobs(context, opponent, answers))
+            negatives = sampler.section.negatives
+            kl_opponent = kl_base = divergence(logprobs, _logprobs(context, opponent, answers), negatives)
             if iteration > 1:
-                kl_base = divergence(logprobs, _logprobs(context, start, answers))
+                kl_base = divergence(logprobs, _logprobs(context, start, answers), negatives)
         facts = DiagnosisFacts(
             nll_per_token=sum(item.nll for item in likelihoods) / sum(item.tokens for item in likelihoods),
             kl_opponent=kl_opponent,
             kl_base=kl_base,
-            answers=describe([answer for pair in answers for answer in pair.generated]),
+            answers=describe([pair.generated[0] for pair in answers]),
             real=describe([pair.real for pair in answers]),
             identical_to_opponent=identical_share(_first_ids(answers), _first_ids(earlier)),
         )

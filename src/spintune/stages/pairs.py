@@ -230,7 +230,9 @@ class PairStage:
     def _first_answers(self) -> Mapping[str, Answer]:
         """Iterate 0's answer to every prompt, by example id."""
         folder = self.context.run.folder
-        files = (folder / _stage(1) / "answers.jsonl", folder / f"spin/heldout/{self.iterates[0].name}/answers.jsonl")
+        files = [folder / _stage(1) / "answers.jsonl"]
+        if self.context.heldout:
+            files.append(folder / f"spin/heldout/{self.iterates[0].name}/answers.jsonl")
         return {pair.example_id: pair.generated[0] for file in files for pair in RecordFile(file, Pair)}
 
     # Scores ----------------------------------------------------------------------------------------------------------

@@ -60,8 +60,8 @@ class TrialSetting(Generic[R, H]):
     """What a ladder tries rates on.
 
     Attributes:
-        batches: the optimizer steps of the stage.
-        step_tokens: tokens of each of them.
+        batches: optimizer steps of the stage, as far as their rows are known.
+        step_tokens: tokens of each step of the stage.
         rows_per_step: mean number of rows in one.
         optimization: of the stage, at any rate.
         heldout: rows that rungs are judged by, as many as the budget takes.
@@ -146,7 +146,12 @@ class RateSearch:
                 task.advance(len(heldout))
                 return found
 
-        start = rungs.losses(0.0, losses_now) or []
+        start = rungs.losses(0.0, losses_now)
+        if start is None:
+            raise NonFiniteError(
+                f"{self.key}: the {setting.measure} of a held-out example is not a finite number before training; "
+                "look at the held-out rows and the model, or give a rate"
+            )
         with context.progress.task(f"{self.title}: learning rate", plan.steps_left(len(rungs)), TRIAL_STEPS) as task:
 
             def advance(report: StepReport) -> None:
@@ -166,13 +171,13 @@ class RateSearch:
                 def losses_of(rate: float) -> Sequence[float] | None:
                     return rungs.losses(rate, lambda: losses_now() if ladder.train(rate) else None)
 
-                losses = climb(losses_of, start, middle, self.kept(plan, len(setting.batches)))
+                losses = climb(losses_of, start, middle, self.kept(plan, len(setting.step_tokens)))
             finally:
                 ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
         judged = len(losses) * sum(setting.heldout_tokens[: plan.heldout])
         share = (BACKWARD * trained + judged) / (setting.passes * sum(setting.step_tokens))
-        told = _Told(self, setting.measure, start, losses, plan, len(setting.batches), share)
+        told = _Told(self, setting.measure, start, losses, plan, len(setting.step_tokens), share)
         return told.facts(trained, time.monotonic() - began)
 
 

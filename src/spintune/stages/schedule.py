@@ -144,7 +144,8 @@ class _Work:
         """SFT, and measuring its model."""
         tokens = self.size.seen * (self.size.prompt + self.size.answer)
         step = min(section.tokens_per_step, tokens)
-        steps = section.max_steps or math.ceil(section.epochs * tokens / max(1.0, step))
+        steps = math.ceil(section.epochs * tokens / max(1.0, step))
+        steps = min(steps, section.max_steps or steps)
         if section.learning_rate == AUTO_RATE:
             yield from self._trials(steps * step, BACKWARD)
         yield ExpectedTask("steps", steps, step)
@@ -156,10 +157,11 @@ class _Work:
         given = bool(section.generated) and iteration == 1
         if iteration == 1 and size.heldout:  # later ones were written when their writer was measured
             yield ExpectedTask("answers", size.heldout * section.negatives, written)
+        prompts = self._phase_prompts(section, iteration)
         if not given:
-            yield ExpectedTask("answers", size.played * section.negatives / self._phases(section), written)
+            yield ExpectedTask("answers", prompts * section.negatives, written)
         pair = size.prompt + size.answer + written * section.negatives
-        yield ExpectedTask("pairs", size.played, pair)
+        yield ExpectedTask("pairs", prompts + size.played * self._replayed(section, iteration), pair)
         if size.heldout:
             yield ExpectedTask("pairs", size.heldout, pair)
 
@@ -169,6 +171,10 @@ class _Work:
         if section.finds_rate(iteration):
             yield from self._trials(steps * step, BACKWARD + 2)
         yield ExpectedTask("steps", steps, step)
+        for _ in range(1, self._phases(section)):
+            prompts, written = self._phase_prompts(section, iteration), self._written(section, trained=True)
+            yield ExpectedTask("answers", prompts * section.negatives, written)
+            yield ExpectedTask("pairs", prompts, self.size.prompt + self.size.answer + written * section.negatives)
         if self.size.heldout:
             yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section, trained=True))
         yield from self._after_training()
@@ -208,9 +214,19 @@ class _Work:
     def _phases(self, section: SpinSection) -> int:
         return section.refresh if isinstance(section.refresh, int) else 1
 
+    def _phase_prompts(self, section: SpinSection, iteration: int) -> float:
+        """Prompts of one phase of an iteration."""
+        epochs = section.in_iteration(iteration).epochs
+        return self.size.played * min(1.0, epochs / self._phases(section)) if section.refresh != 1 else self.size.played
+
+    def _replayed(self, section: SpinSection, iteration: int) -> int:
+        """How many earlier iterations' pairs are trained on again."""
+        return min(section.replay, iteration - 1)
+
     def _steps(self, section: SpinSection, iteration: int) -> tuple[int, float]:
         """Steps of an iteration, and tokens of each."""
-        pairs = self.size.played * section.in_iteration(iteration).epochs
+        epochs = section.in_iteration(iteration).epochs
+        pairs = self.size.played * (1 + self._replayed(section, iteration)) * epochs
         written = self._written(section, self._is_trained(iteration))
         pair = self.size.prompt + self.size.answer + written * section.negatives
         return math.ceil(pairs / section.pairs_per_step), min(section.pairs_per_step, pairs) * pair

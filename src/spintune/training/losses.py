@@ -15,7 +15,8 @@ ratios            SPACE, GSIL with b = 0         yes
                                                  λ > sinh 2 = 3.6, KLIEP 0.87, LSIF 0.46; Brier and hinge never have one
 likelihoods       T-SPIN                         no: it has no reference, so likely answers are pushed down. Its optimum
                                                  is p_t+1 ∝ (p_data / p_t)^(1/α), as if p_t were to be avoided
-mixture           α-SPIN, 0 < α                  no: the fixed point is p_0^c p_data^(1-c) with c = αλ / (1 + αλ)
+mixture           α-SPIN, 0 < α                  no: with the logistic loss the fixed point is p_0^c p_data^(1-c) with
+                                                 c = αλ / (1 + αλ); with the exponential one 2λ is in place of λ
 ================  =============================  ====================================================================
 
 tests/training/test_exact_world.py shows all of this with a tabular player and the real training loop.
