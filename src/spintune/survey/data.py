@@ -125,8 +125,17 @@ def spread(examples: Sequence[Example]) -> Sequence[Example]:
     return examples if step == 1 else Selection(examples, range(0, len(examples), step))
 
 
-def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, progress: Progress) -> DataSurvey:
-    """Looks at what was read. Raises DataError for examples that the chat template refuses."""
+def survey(
+    result: SourceResult,
+    keys: tuple[str, ...],
+    renderer: RowRenderer,
+    progress: Progress,
+    all_turns: RowRenderer | None = None,
+) -> DataSurvey:
+    """Looks at what was read. Raises DataError for examples that the chat template refuses.
+
+    ``all_turns`` writes conversations with earlier answers once more, as a recipe does that trains all of them.
+    """
     examples = result.examples
     sample = list(spread(examples))
     with progress.task(f"looking at {result.source.path}", len(sample), "examples") as task:
@@ -134,6 +143,9 @@ def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, p
         for start in range(0, len(sample), _BATCH):
             batch = sample[start : start + _BATCH]
             rows += renderer.rows(batch)
+            if all_turns:
+                longer = filter(_has_earlier_answers, batch)
+                all_turns.rows([unit for example in longer for unit in all_turns.units(example)])
             task.advance(len(batch))
     prompts, kinds = _count(examples, progress)
     lengths = RowLengths(tuple(len(row.prompt_ids) for row in rows), tuple(len(row.response_ids) for row in rows))
@@ -164,12 +176,16 @@ def _count(examples: Sequence[Example], progress: Progress) -> tuple[int, Counte
         for number, example in enumerate(examples, 1):
             prompts.add(digest(prompt_text(example)))
             kinds["system"] += example.messages[0].role == "system"
-            kinds["multi_turn"] += sum(one.role == "assistant" for one in example.messages) > 1
+            kinds["multi_turn"] += _has_earlier_answers(example)
             kinds["tools"] += bool(example.tools)
             if number % _STRIDE == 0:
                 task.advance(_STRIDE)
         task.advance(len(examples) % _STRIDE)
     return prompts.distinct(), kinds
+
+
+def _has_earlier_answers(example: Example) -> bool:
+    return sum(one.role == "assistant" for one in example.messages) > 1
 
 
 def near_copies(examples: Sequence[Example]) -> int:
