@@ -71,6 +71,16 @@ def test_copies_are_examples_with_nearly_the_same_words() -> None:
     assert near_copies([said("a b c d e f g", "l"), said("a b c d e f g", "m")]) == 0
 
 
+def test_copies_are_found_in_every_script() -> None:
+    """Of 12 Russian words, 11 are the same. Two Chinese texts share a number alone, two others 200 first words."""
+    russian = "а б в г д е ж з и к л"
+    assert near_copies([said(russian, "м"), said(russian, "н")]) == 1
+    assert near_copies([said("北京有2个人", "对"), said("他买了2本书", "好")]) == 0
+    ideographs = [chr(code) for code in range(0x4E00, 0x4E00 + 600)]
+    same, *others = ("".join(ideographs[n : n + 200]) for n in (0, 200, 400))
+    assert near_copies([said(same, other) for other in others]) == 1
+
+
 def test_conversations_are_also_written_with_all_turns_as_the_drafted_recipe_trains_them() -> None:
     """One of two examples has an earlier answer; the renderer of all turns makes two rows of it, and sees no other."""
     long = Example((*said("a", "b").messages, *said("c", "d").messages))

@@ -22,6 +22,7 @@ from spintune.records import Example
 from spintune.streams import DIGEST_BYTES, digest
 from spintune.text.answers import options_in
 from spintune.text.reasoning import without_reasoning
+from spintune.text.words import split_words
 from spintune.tokens.rows import RowRenderer
 
 LOOKED_AT = 2_000
@@ -190,8 +191,8 @@ def _has_earlier_answers(example: Example) -> bool:
 
 def near_copies(examples: Sequence[Example]) -> int:
     """How many examples nearly repeat an earlier one, by ROUGE-L over their first words."""
-    index = NoveltyIndex(NEAR)
-    texts = (" ".join(f"{prompt_text(one)} {one.answer}".split()[:_WORDS]) for one in examples)
+    index = NoveltyIndex(NEAR, "unicode")
+    texts = (" ".join(split_words(f"{prompt_text(one)} {one.answer}")[:_WORDS]) for one in examples)
     return sum(not found.novel for found in index.extend(texts))
 
 
