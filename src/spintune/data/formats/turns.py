@@ -159,7 +159,7 @@ def _content(turn: FileRow, key: str, result: bool = False) -> tuple[str, str]:
         isinstance(value, dict)
         and _ROLES.get(str(turn.values.get("role") or turn.values.get("from")).lower()) == "tool"
     ):
-        return json_text(value), ""
+        return json_text(value, f"{turn.where}: {turn.named(key)}"), ""
     return turn.text(key, "a text"), ""
 
 
