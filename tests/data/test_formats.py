@@ -288,6 +288,12 @@ def test_reasoning_is_kept_apart_from_the_answer(tmp_path: Path, key: str) -> No
         assert one(tmp_path, {prompt: "Hi", answer: "Hello", key: "Be polite."}).messages == (USER, THOUGHT)
 
 
+def test_reasoning_beside_a_turn_leaves_it_out_of_the_loss(tmp_path: Path) -> None:
+    answers = [CHAT[1], CHAT[0], {"role": "assistant", "content": "Bad", "train": False}]
+    found = result(tmp_path, {"prompt": "Hi", "completion": answers, "reasoning": "Be polite."})
+    assert [example.messages for example in found.examples] == [(USER, ASSISTANT)]
+
+
 def test_thinking_parts_are_reasoning(tmp_path: Path) -> None:
     parts = [{"type": "thinking", "thinking": "Be polite."}, {"type": "text", "text": "Hello"}]
     assert one(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "content": parts}]}).messages == (USER, THOUGHT)
