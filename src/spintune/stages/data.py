@@ -116,25 +116,27 @@ def read_data(
         train, heldout = split_examples(
             collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress
         )
+    # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
+    before, heldout = len(heldout), _distinct(heldout)
+    repeated = collection.repeated - (before - len(heldout))
     report = None
     if recipe.data.mixture and mixture:
         mixed = materialize(mixture, recipe.data.mixture.examples, progress)
         tested = mixture.heldout(recipe.data.mixture.heldout_rows)
-        train, heldout = Joined([train, mixed.examples]), Joined([heldout, [element.example() for element in tested]])
+        train = Joined([train, mixed.examples])
+        heldout = _distinct(Joined([heldout, [element.example() for element in tested]]))
         report = mixed.report
     all_turns = recipe.data.turns == "all"
     if report or recipe.data.heldout or all_turns:  # two sources, or two turns, may have a prompt in common
         before = len(train)
         train = _apart(train, heldout, progress, all_turns)
         dropped = dropped + Counter({HELDOUT_PROMPT: before - len(train)})
-    # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
-    heldout = _distinct(heldout)
     if all_turns:
         heldout = without_trained_turns(heldout, train, progress)
     facts = DataFacts(
         mixture=report,
         read=collection.read,
-        repeated=collection.repeated,
+        repeated=repeated,
         dropped=dict(dropped),
         train=len(train),
         heldout=len(heldout),
