@@ -126,6 +126,16 @@ class Example(_OmitDefaults):
         """The reference answer: the content of the last assistant turn."""
         return self.messages[-1].content
 
+    @property
+    def answer_places(self) -> list[int]:
+        """The places of the assistant turns to train on. One with no user or tool turn before it answers nothing."""
+        asked, places = False, []
+        for place, message in enumerate(self.messages):
+            asked = asked or message.role in ("user", "tool")
+            if asked and message.role == "assistant" and message.trained:
+                places.append(place)
+        return places
+
 
 def plain_example(messages: tuple[Message, ...], source: str) -> Example:
     """An example without tools, in a fraction of the time, as :func:`plain_message`."""

@@ -85,7 +85,7 @@ class DataFacts(OmitEmpty):
 
     Attributes:
         mixture: target and actual shares of a mixture's tasks; None (and not in the file) without a mixture.
-        repeated: rows that a source with a weight above 1 gives again.
+        repeated: rows that a source with a weight above 1 gives again, but for held-out ones, which are judged once.
         dropped: rows by the reason they were dropped for.
         trimmed: conversations that were cut after their last answer to train on.
         ignored_keys: keys that had no use, with the number of rows or turns that had them.

@@ -128,6 +128,13 @@ def test_counts_of_several_sources_add_up(tmp_path: Path) -> None:
     assert len(collection.examples) + collection.dropped.total() == collection.read == 6
 
 
+def test_held_out_rows_are_repeated_by_no_weight(tmp_path: Path) -> None:
+    """Of 10 rows three times each, 2 are held out, once: 24 + 2 = 10 + 16."""
+    data = {"train": {"path": str(lines(tmp_path, numbered(*range(10)))), "weight": 3}, "eval_fraction": 0.2}
+    facts = read_data(parse_recipe({"model": "m", "out": "o", "data": data}, "test"), None).facts
+    assert (facts.train, facts.heldout, facts.read, facts.repeated) == (24, 2, 10, 16)
+
+
 def test_a_recipe_says_what_to_do_for_all_sources_or_for_one(tmp_path: Path) -> None:
     path = str(lines(tmp_path, [ROW, b"{\n"]))
     base = {"model": "m", "out": "o"}

@@ -22,6 +22,7 @@ from data_files import ROW, answers, error, json_lines, numbered, places, read, 
 
 from spintune.data.file_rows import FileRow
 from spintune.data.formats import FORMATS, Conversation, Format, register_format
+from spintune.data.sources import Source, read_sources
 from spintune.data.tables import rows_of
 from spintune.errors import DataError, MissingExtraError
 from spintune.records import Message
@@ -312,6 +313,19 @@ def test_a_blank_workbook_is_empty(tmp_path: Path) -> None:
     assert error(path) == f"{path}: empty; give a file with at least one row"
 
 
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ("the name _xD83D_ of 2024", "the name \N{REPLACEMENT CHARACTER} of 2024"),
+        ("_xD83D__xDE00_", "\N{GRINNING FACE}"),
+    ],
+)
+def test_half_of_an_escaped_pair_is_no_character(tmp_path: Path, cell: str, text: str) -> None:
+    """U+1F600 is D83D DE00 in UTF-16. openpyxl escapes no underscore, so cells stand in the file as they are here."""
+    path = xlsx(tmp_path, data=[["question", "answer"], ["q", cell]])
+    assert answers(path) == [text]
+
+
 def test_xlsx_without_openpyxl_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = xlsx(tmp_path, data=[["question", "answer"], ["a", "1"]])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
@@ -320,6 +334,17 @@ def test_xlsx_without_openpyxl_says_what_to_install(tmp_path: Path, monkeypatch:
     assert str(caught.value) == (
         f"{path}: .xlsx files need openpyxl; pip install 'spintune[xlsx]', or save the sheet as .csv"
     )
+
+
+@pytest.mark.parametrize("value", [datetime.datetime(2024, 5, 1), b"\xff"])
+def test_tools_that_json_cannot_hold_are_the_rows_error(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "rows.parquet"
+    tool = {"name": "look", "parameters": {"since": value}}
+    good, bad = [{"prompt": "Hi", "completion": "Hello", "tools": tools} for tools in ([], [tool])]
+    path.write_bytes(parquet_of(pyarrow.Table.from_pylist([good, bad])))
+    with pytest.raises(DataError, match=r"rows\.parquet: row 2: tools 1: cannot be written as JSON \(Object of type "):
+        read_sources([Source(str(path))], 0)
+    assert read_sources([Source(str(path), on_bad_row="drop")], 0).dropped == {"wrong_type": 1}
 
 
 # --- parquet and arrow: only needed columns are decoded ---

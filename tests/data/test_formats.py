@@ -200,6 +200,12 @@ def test_a_turn_may_be_kept_out_of_the_loss(tmp_path: Path, mark: dict[str, Any]
     assert turn.messages == example.messages
 
 
+def test_an_assistant_that_speaks_first_answers_nothing(tmp_path: Path) -> None:
+    example = one(tmp_path, {"system": "Be kind.", "messages": [CHAT[1], *CHAT]})
+    assert [turn.messages for turn in turns_of_example(example)] == [example.messages]
+    assert len(example.messages) == 4
+
+
 def test_what_follows_the_last_trained_answer_is_cut_off_and_counted(tmp_path: Path) -> None:
     found = result(tmp_path, {"messages": [*CHAT, CHAT[0], {"role": "assistant", "content": "Bad", "weight": 0}]})
     assert [example.messages for example in found.examples] == [(USER, ASSISTANT)]
@@ -280,6 +286,12 @@ def test_reasoning_is_kept_apart_from_the_answer(tmp_path: Path, key: str) -> No
     assert one(tmp_path, {"messages": [CHAT[0], turn]}).messages == (USER, THOUGHT)
     for prompt, answer in (("prompt", "response"), ("question", "answer"), ("instruction", "output")):
         assert one(tmp_path, {prompt: "Hi", answer: "Hello", key: "Be polite."}).messages == (USER, THOUGHT)
+
+
+def test_reasoning_beside_a_turn_leaves_it_out_of_the_loss(tmp_path: Path) -> None:
+    answers = [CHAT[1], CHAT[0], {"role": "assistant", "content": "Bad", "train": False}]
+    found = result(tmp_path, {"prompt": "Hi", "completion": answers, "reasoning": "Be polite."})
+    assert [example.messages for example in found.examples] == [(USER, ASSISTANT)]
 
 
 def test_thinking_parts_are_reasoning(tmp_path: Path) -> None:

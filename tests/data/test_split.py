@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,7 +13,9 @@ from hypothesis import strategies as st
 
 from spintune.data.split import split_examples, split_unseen, without_prompts_of
 from spintune.errors import DataError
+from spintune.recipe import parse_recipe
 from spintune.records import Example, Message
+from spintune.stages.data import DataOutcome, read_data
 
 
 def ask(question: str, answer: str = "yes") -> Example:
@@ -114,6 +119,50 @@ def test_prompts_that_differ_in_reasoning_alone_stay_on_one_side() -> None:
     others = questions(9)
     train, held = split_examples([*(Example((*turn, Message("assistant", "d"))) for turn in turns), *others], 0.5, 7)
     assert {sum(len(example.messages) == 4 for example in side) for side in (train, held)} == {0, 9}
+
+
+def trained_prompts(examples: Sequence[Example]) -> list[tuple[str, ...]]:
+    """What is said before each answer that is trained, in conversations that begin with the user."""
+    return [
+        tuple(message.content for message in example.messages[:place])
+        for example in examples
+        for place in range(1, len(example.messages), 2)
+        if example.messages[place].trained
+    ]
+
+
+def test_with_all_turns_no_held_out_prompt_is_trained_on_and_no_trained_prompt_is_in_the_held_out_loss(
+    tmp_path: Path,
+) -> None:
+    """Half of the conversations begin as another one does, and go on."""
+    file = tmp_path / "chats.jsonl"
+    talks = [[f"a{n}", f"b{n}", f"c{n}", f"d{n}"][: 2 * turns] for n in range(20) for turns in (1, 2)]
+    rows = [
+        {"messages": [{"role": ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(talk)]}
+        for talk in talks
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(turns: str) -> DataOutcome:
+        data = {"train": str(file), "eval_fraction": 0.3, "turns": turns}
+        return read_data(parse_recipe({"model": "m", "out": "o", "data": data}, "test"), None)
+
+    last, every = read("last"), read("all")
+    examples = [example for side in (last.train, last.heldout) for example in side]
+    by_place = sorted(examples, key=lambda example: int(example.source.rpartition(":")[2]))
+    assert (list(last.train), list(last.heldout)) == tuple(map(list, split_examples(by_place, 0.3, 0)))
+    assert last.facts.dropped == {}
+
+    held = {tuple(message.content for message in example.prompt) for example in every.heldout}
+    assert held == {tuple(message.content for message in example.prompt) for example in last.heldout}
+    assert held & set(trained_prompts(last.train))
+    assert not held & set(trained_prompts(every.train))
+    assert set(trained_prompts(last.heldout)) & set(trained_prompts(every.train))
+    assert not set(trained_prompts(every.heldout)) & set(trained_prompts(every.train))
+    leaking = [row for row in last.train if held & set(trained_prompts([row]))]
+    assert list(every.train) == [row for row in last.train if row not in leaking]
+    assert every.facts.dropped == {"heldout_prompt": len(leaking)}
+    assert len(every.train) + len(every.heldout) + len(leaking) == every.facts.read == 40
 
 
 def no_question(example: Example) -> None:

@@ -93,7 +93,28 @@ def test_rows_without_an_answer_are_counted_and_nothing_else_is_lost(task: TaskO
     assert read.items[0].number == 3
 
 
+def test_a_null_and_a_key_that_a_row_lacks_are_empty_fields(task: TaskOf) -> None:
+    """The key must be in some row. A pattern and a map are for texts: an empty one is empty behind them too."""
+    rows = [{"question": "a", "why": "b", "sum": None}, {"question": "c", "sum": 1}, {"question": "d", "why": "e"}]
+    fields = {
+        "question": "question",
+        "rationale": {"from": "why", "pattern": "[a-z]"},
+        "answer": {"from": "sum", "map": {"1": "one"}},
+    }
+    read = task(rows=[*rows, {"question": "f", "why": "g", "sum": 1}], fields=fields)
+    assert dict(read.dropped) == {"empty_answer": 2, "empty_rationale": 1}
+    assert [item.fields for item in read.items] == [{"question": "f", "rationale": "g", "answer": "one"}]
+
+
 # --- files ---
+
+
+def test_an_empty_cell_drops_its_row_in_every_kind_of_file(declare: Declare, tmp_path: Path) -> None:
+    for suffix, mark in ((".tsv", "\t"), (".csv", ",")):
+        lines = (["question", "why", "sum"], ["a", "b", "1"], ["c", "d", ""])
+        (tmp_path / f"t{suffix}").write_text("".join(mark.join(line) + "\n" for line in lines))
+        (read,) = load_tasks([str(declare(file=f"t{suffix}", rows=None))]).tasks
+        assert (read.read, dict(read.dropped)) == (2, {"empty_answer": 1})
 
 
 def test_a_tsv_has_a_line_break_for_backslash_n_and_no_quoting(declare: Declare, tmp_path: Path) -> None:
@@ -243,7 +264,7 @@ def test_a_file_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
         ([{"question": "a", "why": "b"}], {}, "sums.jsonl:1: no 'sum' for field answer; the row has: question, why"),
         ([{"question": "a", "why": "b", "summ": 1}], {}, "no 'sum' for field answer; did you mean summ?"),
         ([{"question": ["a"], "why": "b", "sum": 1}], {}, "sums.jsonl:1: 'question' is a list, not a text"),
-        ([{"question": None, "why": "b", "sum": 1}], {}, "sums.jsonl:1: 'question' is null, not a text"),
+        ([{"question": None, "why": "b", "sum": 1}], {}, "task sums has no usable rows (2 read, 2 empty_question)"),
         ([], {}, "task sums has no usable rows (0 read)"),
         ([{"question": "a", "why": "b", "sum": ""}], {}, "task sums has no usable rows (2 read, 2 empty_answer)"),
         (

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spintune.data.sources import Source, SourceResult
+from spintune.progress import Silent
 from spintune.recipe import Recipe, parse_recipe
 from spintune.recipe.reading import every_key, meaning_of
 from spintune.recipe.yaml_files import parse_yaml
 from spintune.records import Example, Message
 from spintune.survey.commented import commented_yaml, yaml_value
-from spintune.survey.data import DataSurvey, RowLengths, guess_checker, likely_columns, near_copies
+from spintune.survey.data import DataSurvey, RowLengths, guess_checker, likely_columns, near_copies, survey
 from spintune.survey.draft import Choices, draft, heldout_fraction, max_length_for, sft_for, with_limit, with_lora
 from spintune.survey.told import heldout_line, reasons_for, survey_lines
+from spintune.tokens.rows import TokenRow
 from spintune.typed_json import JsonObject
 
 CHOSEN = Choices("runs/x", "m", {"path": "x.csv"}, False, None, False, None, False, 8192, False)
@@ -65,6 +69,40 @@ def test_copies_are_examples_with_nearly_the_same_words() -> None:
     long = "a b c d e f g h i j k"
     assert near_copies([said(long, "l"), said(long, "m"), said(long, "n")]) == 2
     assert near_copies([said("a b c d e f g", "l"), said("a b c d e f g", "m")]) == 0
+
+
+def test_copies_are_found_in_every_script() -> None:
+    """Of 12 Russian words, 11 are the same. Two Chinese texts share a number alone, two others 200 first words."""
+    russian = "а б в г д е ж з и к л"
+    assert near_copies([said(russian, "м"), said(russian, "н")]) == 1
+    assert near_copies([said("北京有2个人", "对"), said("他买了2本书", "好")]) == 0
+    ideographs = [chr(code) for code in range(0x4E00, 0x4E00 + 600)]
+    same, *others = ("".join(ideographs[n : n + 200]) for n in (0, 200, 400))
+    assert near_copies([said(same, other) for other in others]) == 1
+
+
+def test_conversations_are_also_written_with_all_turns_as_the_drafted_recipe_trains_them() -> None:
+    """One of two examples has an earlier answer; the renderer of all turns makes two rows of it, and sees no other."""
+    long = Example((*said("a", "b").messages, *said("c", "d").messages))
+    examples = [said("a", "b"), long]
+    result = SourceResult(Source("x.jsonl"), "chat", examples, 2, Counter())
+    all_turns = Writing()
+    survey(result, ("messages",), Writing(), Silent(), all_turns)
+    assert all_turns.written == [long, long]
+
+
+class Writing:
+    """A renderer of rows of one token each, that keeps what it wrote. Each example has two units."""
+
+    def __init__(self) -> None:
+        self.written: list[Example] = []
+
+    def units(self, example: Example) -> list[Example]:
+        return [example, example]
+
+    def rows(self, examples: Sequence[Example]) -> list[TokenRow]:
+        self.written += examples
+        return [TokenRow(example.id, (1,), (2,), None, True) for example in examples]
 
 
 def test_the_longest_columns_are_the_likely_ones() -> None:

@@ -66,6 +66,16 @@ def test_a_task_must_be_new_to_seeds_to_the_pool_and_to_its_own_reply(
     assert pool.candidates.dropped == {"not_new": 3}
 
 
+def test_a_seed_that_resembles_another_one_is_compared_with_as_well(
+    teacher_of: Callable[..., CachedTeacher], seeds: list[SeedTask]
+) -> None:
+    """ROUGE-L of the two is 0.75, as of the candidate and the second of them; of it and the first, 0.5."""
+    alike = [SeedTask("one", "a b c d"), SeedTask("other", "a b c e")]
+    pool = grow(teacher_of(lambda request: " a b f e\n10. p q r s"), [*seeds, *alike], 1, per_round=1)
+    assert [one.task.instruction for one in pool.accepted] == ["p q r s"]
+    assert pool.candidates.dropped == {"not_new": 1}
+
+
 def test_eight_tasks_are_shown_two_of_them_the_teachers_own(seeds: list[SeedTask]) -> None:
     own = [SeedTask(f"own-{n}", f"own task {n}") for n in range(30)]
     names = [task.id for task in SELF_INSTRUCT.show(random.Random(0), seeds, own)]

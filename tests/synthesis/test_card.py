@@ -56,7 +56,7 @@ NAME = "a|b\r<script>harm()</script>\n# no heading [link](http://x) &lt; ![i](x)
 
 def card_of(task: SeedTask, who: str = "who") -> str:
     examples = [GeneratedExample(task, SynthesisProvenance(who, "alpaca", (AnsweredPrompt("p", "k"),), ("s",)))]
-    removed = [RemovedExample(1, f"exam {EVIL}", 3, "a | b", "Say.")]
+    removed = [RemovedExample(1, f"exam {EVIL}", 3, "a | b", "Say.", f"exam {EVIL}:4")]
     counts = [FilterCounts("candidates", "tasks", 1, 1)]
     result = SynthesisResult(who, "alpaca", examples, counts, Usage(1, 2, 3), removed=removed, stopped=EVIL)
     return as_markdown(describe(result, [task], f"seeds {EVIL}"))
@@ -94,7 +94,7 @@ def test_the_card_is_markdown_in_which_foreign_text_stays_text(output: str) -> N
 
 
 def test_what_stays_as_it_is_in_a_cell() -> None:
-    assert "| exam \\<img src=x onerror=harm()\\> | 3 | a \\| b |" in card_of(SeedTask("t", "Say.", "", "1"))
+    assert "| exam \\<img src=x onerror=harm()\\>:4 | a \\| b |" in card_of(SeedTask("t", "Say.", "", "1"))
 
 
 def test_the_card_says_how_the_teacher_was_asked() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import doctest
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +95,37 @@ def test_what_overlaps_with_evaluation_data_is_removed(seeds: list[SeedTask], tm
     assert result.instructions == ["p0 q0 r0 s0", "t0 u0 v0 w0", "p1 q1 r1 s1"]
     assert [(one.evaluation, one.item, one.instruction) for one in result.removed] == [(str(exam), 0, "t1 u1 v1 w1")]
     assert result.counts[-1].dropped == {"in_evaluation_data": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "t1 u1 v1 w1", "output": " "},
+        {"instruction": "t1 u1 v1 w1", "output": None},
+        {"instruction": "t1 u1 v1 w1", "output": "a", "label": False},
+        {"messages": [{"role": "user", "content": "t1 u1 v1 w1"}]},
+        {"messages": [{"role": role, "content": "t1 u1 v1 w1"} for role in ("user", "assistant", "user")]},
+        {"conversations": [{"from": "human", "value": "t1 u1 v1 w1"}, {"from": "gpt", "value": "a"}]},
+    ],
+)
+def test_evaluation_prompts_are_kept_out_with_or_without_an_answer(
+    seeds: list[SeedTask], tmp_path: Path, row: dict[str, Any]
+) -> None:
+    """The third row, after two equal ones with another prompt."""
+    exam = tmp_path / "exam.jsonl"
+    line = json.dumps(row) + "\n"
+    exam.write_text(line.replace("t1 u1 v1 w1", "k l m n") * 2 + line)
+    evaluation = EvaluationTexts.read([str(exam)], 4)
+    result = synthesize(seeds, Inventor(), 4, options=SynthesisOptions(requests_per_round=2, evaluation=evaluation))
+    assert [(one.item, one.source) for one in result.removed] == [(2, f"{exam}:3")]
+
+
+def test_an_empty_cell_of_a_table_is_no_answer_either(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.csv"
+    exam.write_text("question,answer\nWho?,\nWhere?,Here\n")
+    evaluation = EvaluationTexts.read([str(exam)])
+    assert [text.strip() for text in evaluation.texts[str(exam)]] == ["Who?", "Who?", "Where?", "Where?\n\nHere"]
+    assert evaluation.sources == {str(exam): [f"{exam}:2", f"{exam}:3"]}
 
 
 def test_an_unknown_method_useless_answers_and_a_budget_without_an_example_are_errors(seeds: list[SeedTask]) -> None:

@@ -449,6 +449,16 @@ def test_attempts_that_broke_off_are_paid_from_the_budget(
     assert teacher.usage.tokens == 300
 
 
+def test_what_is_stored_as_spent_is_what_the_budget_lost(
+    serve: Any, sent: Any, chat_answer: Any, questions: Questions
+) -> None:
+    """The prompt has a ceiling of 10 + 16 + 256 = 282, and a thought of 500 may stand before an answer of 18."""
+    server = serve(lambda n, seen: sent("{", promised=10))
+    teacher, replies = teacher_at(server.url, thinking_tokens=500, max_retries=0), Replies(None)
+    answer(teacher, replies, questions(1, max_tokens=18))
+    assert replies.spent(teacher.identity) == teacher.usage == Usage(1, 282, 518)
+
+
 def test_attempts_that_broke_off_before_an_answer_are_told_with_it(
     serve: Any, sent: Any, chat_answer: Any, questions: Questions
 ) -> None:

@@ -193,6 +193,16 @@ def test_all_turns_trains_each_answer_with_its_end(family, name):
     assert not all(row.trained)
 
 
+@pytest.mark.parametrize("head", [(), (SYSTEM,)])
+def test_an_assistant_that_speaks_first_is_context(family, head):
+    tokenizer = family("chatml")
+    greeting = Message("assistant", "Hello, what can I do?")
+    (unit,) = ChatRenderer(tokenizer, turns="all").units(Example((*head, greeting, *FIRST, *SECOND)))
+    rows = [ChatRenderer(tokenizer, turns=turns).row(unit) for turns in ("all", "last")]
+    assert trained_texts(tokenizer, rows[0]) == [turn.content + ENDS["chatml"] for turn in (FIRST[1], SECOND[1])]
+    assert len({row.prompt_ids + row.response_ids for row in rows}) == 1
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_which_turns_are_trained_does_not_change_the_tokens(family, name):
     tokenizer, example = family(name), Example(CHATS["multi"])

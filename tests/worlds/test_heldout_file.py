@@ -94,7 +94,7 @@ def test_a_folder_gives_its_test_split(run: Run, tmp_path: Path) -> None:
         (None, r"^data file .*mine.jsonl does not exist; "),
         ([], r"mine.jsonl: empty; give a file with at least one row$"),
         ([{"instruction": "Say", "output": ""}], r"mine.jsonl: no examples are left \(1 empty_answer\)"),
-        (asked("Say", 3), r"^data.heldout has every prompt of data.train, so none is left to train on; name other"),
+        (asked("Say", 3), "^every training example has a held-out prompt, so none is left to train on; name other"),
         (asked("Shout", 3), r"^sft.keep: . of 3 held-out examples are .* or rows of data.heldout\)$"),
     ],
 )

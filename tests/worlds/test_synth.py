@@ -14,6 +14,7 @@ from chat_server import ChatServer, invented
 from command_server import Command
 
 from spintune.errors import RecipeError
+from spintune.recipe import Recipe, load_recipe
 from spintune.teachers.protocol import Outcome, Reply, Request
 from spintune.teachers.registry import TEACHERS, register_teacher
 
@@ -285,6 +286,20 @@ def test_the_command_alone_shows_what_was_dropped(spintune: Spintune, server: Ch
     assert "empty_output 5" in result.out
     assert "read card.md" in result.out
     assert len(rows(tmp_path / "out/synth/examples.jsonl")) == 5
+
+
+def test_the_model_of_the_command_is_the_teacher_of_a_recipe_that_has_one(
+    spintune: Spintune, recipe: Callable[..., Path], server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Recipe] = []
+    monkeypatch.setattr("spintune.cli.stages.execute", lambda found, *more: loaded.append(found))
+    for settings in (section(server), {}):
+        assert spintune("synth", recipe(synth=settings, **ALONE), "--model", "other").code == 0
+    (taught, alone), student = loaded, load_recipe(recipe(synth={}, **ALONE)).model
+    assert taught.synth
+    assert taught.synth.teacher
+    assert (taught.synth.teacher.model, taught.synth.teacher.url, taught.model) == ("other", server.url, student)
+    assert alone.model == "other" != student
 
 
 @pytest.mark.slow

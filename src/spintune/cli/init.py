@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from spintune.data.sources import Source, SourceResult
     from spintune.plan.devices import Target
     from spintune.plan.plan import RunPlan
-    from spintune.plan.shapes import ModelShape
     from spintune.progress import ExpectedStage, Progress, ProgressTask
     from spintune.survey.data import DataSurvey
-    from spintune.tokens.rows import RowRenderer
+    from spintune.tokens.rows import RowRenderer, Turns
     from spintune.typed_json import JsonObject
 
 _BUDGET = 30 * 60.0
@@ -218,32 +217,38 @@ class _Opened:
 
         result = _read(self.source, progress)
         given = _read(self.heldout, progress) if self.heldout else None
-        shared = len(result.examples) - len(without_prompts_of(result.examples, given.examples)) if given else 0
         if self.model in ALIASES:
             unpack_alias(self.model, cache_folder())
         shape = read_shape(self.model, cache_folder())
         config = load_config(self.model, cache=cache_folder()).get_text_config()
         context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        is_encoder_decoder = bool(shape.config.is_encoder_decoder)
         refused: SpintuneError | None = None
         for template in _TEMPLATES:
             try:
-                renderer = self._renderer(template, shape)
-                found = survey(result, self.keys, renderer, progress)
-                held = survey(given, self.keys, renderer, progress) if given else None
+                renderer = self._renderer(template, "last", is_encoder_decoder)
+                all_turns = None if is_encoder_decoder else self._renderer(template, "all", False)
+                found = survey(result, self.keys, renderer, progress, all_turns)
+                held = survey(given, self.keys, renderer, progress, all_turns) if given else None
             except SpintuneError as error:
                 refused = refused or error
                 continue
+            kept = result.examples
+            if given:
+                several = found.multi_turn > 0 and not is_encoder_decoder
+                kept = without_prompts_of(kept, given.examples, all_turns=several)
+            shared = len(result.examples) - len(kept)
             other = None if template == "tokenizer" else template
-            return _Seen(self, found, held, shared, other, context, bool(shape.config.is_encoder_decoder))
+            return _Seen(self, found, held, shared, other, context, is_encoder_decoder)
         raise refused or RecipeError(f"{self.model}: no template fits")
 
-    def _renderer(self, template: str, shape: ModelShape) -> RowRenderer:
+    def _renderer(self, template: str, turns: Turns, is_encoder_decoder: bool) -> RowRenderer:
         from spintune.models.loading import load_stop_ids, load_tokenizer
         from spintune.tokens.rendering import build_renderer
 
         tokenizer = load_tokenizer(self.model, cache=cache_folder())
         stops = load_stop_ids(self.model, cache=cache_folder())
-        return build_renderer(tokenizer, template, "last", bool(shape.config.is_encoder_decoder), model_stop_ids=stops)
+        return build_renderer(tokenizer, template, turns, is_encoder_decoder, model_stop_ids=stops)
 
 
 def _read(source: Source, progress: Progress) -> SourceResult:

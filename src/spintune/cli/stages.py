@@ -59,14 +59,17 @@ def synth(
     from spintune.recipe import DEFAULT_MODEL, load_recipe
 
     path, overrides = recipe_and_overrides(words)
-    flags: dict[str, object] = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out}
-    flags |= {"synth.teacher.url": url, "synth.teacher.model": model} if url else {"model": model}
+    flags = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out, "synth.teacher.url": url}
+    base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
+
+    def load(teacher: str) -> Recipe:
+        return load_recipe(path, [*flags_as_overrides({**flags, teacher: model}), *overrides], None if path else base)
+
+    recipe = load("synth.teacher.model" if url else "model")
     if path:
-        recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides])
         need_section(recipe, path, "synth")
-    else:
-        base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
-        recipe = load_recipe(None, [*flags_as_overrides(flags), *overrides], base)
+    if model and recipe.synth and recipe.synth.teacher:
+        recipe = load("synth.teacher.model")
     execute(recipe, "synth", output)
 
 

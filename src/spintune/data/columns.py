@@ -17,7 +17,6 @@ from spintune.data.formats.beside import BESIDE, LABELS, SYSTEM, TOOLS, WEIGHTS
 from spintune.data.formats.format import Format
 from spintune.data.formats.values import MEDIA, REASONING
 from spintune.errors import DataError
-from spintune.typed_json import JsonObject
 
 Columns = Mapping[str, str | None]
 
@@ -87,7 +86,7 @@ class ColumnMap:
             if key is None:
                 continue
             name = _BESIDE[target][0] if target in _BESIDE else target
-            value = row.lookup(key, f"columns.{target}") if target in _MAIN else _value(row.values, key)
+            value = row.lookup(key, f"columns.{target}") if target in _MAIN else row.find(key)
             if value is not None or target in _MAIN:
                 values[name] = value
                 names[name] = key
@@ -123,12 +122,3 @@ class ColumnMap:
     def _keeps(self, key: str) -> bool:
         """Whether a key of the row keeps its meaning."""
         return key not in self._taken and (self.format is None or key in _KNOWN)
-
-
-def _value(values: JsonObject, key: str) -> object:
-    if key in values:
-        return values[key]
-    value: object = values
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value

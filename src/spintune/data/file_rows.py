@@ -12,6 +12,7 @@ from spintune.typed_json import JsonObject
 NO_INPUT = "<noinput>"  # how text-davinci-003 wrote "this task needs no input" in the Alpaca data
 _NO_INPUTS = frozenset(("", "noinput", "no input", "none", "n/a", "null"))
 
+_ABSENT = object()
 _KINDS = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -85,14 +86,21 @@ class FileRow:
 
         Raises DataError, with a suggestion, when there is none. ``purpose`` ("field answer") says what needs the value.
         """
+        value = self.find(key, _ABSENT)
+        if value is _ABSENT:
+            close = difflib.get_close_matches(key, self.values, 1)
+            hint = f"did you mean {close[0]}?" if close else f"the row has: {', '.join(map(str, self.values))}"
+            raise DataError(f"{self.where}: no '{key}'{purpose and f' for {purpose}'}; {hint}")
+        return value
+
+    def find(self, key: str, otherwise: object = None) -> object:
+        """The value that :meth:`lookup` finds under ``key``, or ``otherwise``."""
         if key in self.values:
             return self.values[key]
         value: object = self.values
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
-                close = difflib.get_close_matches(key, self.values, 1)
-                hint = f"did you mean {close[0]}?" if close else f"the row has: {', '.join(map(str, self.values))}"
-                raise DataError(f"{self.where}: no '{key}'{purpose and f' for {purpose}'}; {hint}")
+                return otherwise
             value = value[part]
         return value
 

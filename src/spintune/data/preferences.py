@@ -37,9 +37,4 @@ def read_answers(path: str) -> dict[str, list[Example]]:
 
 def turns_of_example(example: Example) -> list[Example]:
     """One example per assistant turn that is trained: the conversation up to it."""
-    answers = [place for place, message in enumerate(example.messages) if message.role == "assistant" and place]
-    return [
-        Example(example.messages[: place + 1], example.source, example.tools)
-        for place in answers
-        if example.messages[place].trained
-    ]
+    return [Example(example.messages[: place + 1], example.source, example.tools) for place in example.answer_places]

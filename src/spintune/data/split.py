@@ -6,6 +6,7 @@ Where held-out examples are given, those with the same prompts are left out of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -114,17 +115,51 @@ def split_unseen(
 
 
 def without_prompts_of(
-    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress = _SILENT
+    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress = _SILENT, all_turns: bool = False
 ) -> Sequence[Example]:
     """The examples whose prompts no held-out example has, in input order.
+
+    With ``all_turns``, each turn that is trained has a prompt: the conversation before it.
 
     >>> rows = [Example((Message("user", q), Message("assistant", "yes"))) for q in "abc"]
     >>> [example.prompt[0].content for example in without_prompts_of(rows, rows[1:2])]
     ['a', 'c']
     """
     known = {_hash(example.prompt, 0) for example in heldout}
-    others = (_hash(example.prompt, 0) not in known for example in _told(examples, progress))
+    others = (known.isdisjoint(_trained_prompts(example, all_turns)) for example in _told(examples, progress))
     return Masked(examples, np.packbits(np.fromiter(others, bool, len(examples))))
+
+
+def without_trained_turns(
+    heldout: Sequence[Example], train: Sequence[Example], progress: Progress = _SILENT
+) -> Sequence[Example]:
+    """The held-out examples, without loss on earlier turns whose prompts are trained on.
+
+    >>> talk = [Message(role, text) for role, text in zip(["user", "assistant"] * 2, "abcd")]
+    >>> [held] = without_trained_turns([Example((*talk,))], [Example((*talk[:2],))])
+    >>> [message.trained for message in held.messages]
+    [True, False, True, True]
+    """
+    earlier = {_hash(example.messages[:place], 0) for example in heldout for place in example.answer_places[:-1]}
+    if not earlier:
+        return heldout
+    trained = {key for example in _told(train, progress) for key in _trained_prompts(example, True) if key in earlier}
+    return [_without_loss(example, trained) for example in heldout] if trained else heldout
+
+
+def _without_loss(example: Example, prompts: set[bytes]) -> Example:
+    """The example, not trained on earlier turns with one of these prompts."""
+    places = {place for place in example.answer_places[:-1] if _hash(example.messages[:place], 0) in prompts}
+    if not places:
+        return example
+    messages = [replace(one, trained=one.trained and place not in places) for place, one in enumerate(example.messages)]
+    return replace(example, messages=tuple(messages))
+
+
+def _trained_prompts(example: Example, all_turns: bool) -> list[bytes]:
+    """Hashes of the prompts that training on an example answers."""
+    earlier = [_hash(example.messages[:place], 0) for place in example.answer_places[:-1]] if all_turns else []
+    return [*earlier, _hash(example.prompt, 0)]
 
 
 def _hashes(examples: Sequence[Example], hash_of: Callable[[Example], bytes], progress: Progress) -> KeyFile:

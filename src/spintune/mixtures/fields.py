@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 
 from spintune.data.file_rows import FileRow, kind_of
 from spintune.errors import DataError
@@ -12,11 +13,14 @@ from spintune.text.expressions import first_match, groups_of_matches, without_ma
 
 
 def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
-    """The text of a field.
+    """The text of a field. One that is null, blank, or lacks its key is empty.
 
-    Raises DataError for a missing key, a value that is neither text nor number, and a pattern or map that does not fit.
+    Raises DataError for a value that is neither text nor number, and for a pattern or map that does not fit a text.
     """
-    text = _text(row.lookup(spec.from_, f"field {name}"), spec.from_, row)
+    value = row.find(spec.from_)
+    text = "" if value is None else _text(value, spec.from_, row)
+    if not text.strip():
+        return (spec.map or {}).get("", "")
     if spec.pattern is not None:
         found = first_match(spec.pattern, text, f"{row.where}: fields.{name}.pattern")
         if found is None:
@@ -33,6 +37,12 @@ def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
         known = ", ".join(spec.map)
         raise DataError(f"{row.where}: fields.{name}: map has no entry for {text!r:.60}; it has: {known}")
     return spec.map[text]
+
+
+def missing_fields(specs: Mapping[str, FieldSection], row: FileRow) -> dict[str, FieldSection]:
+    """The fields whose keys the row lacks."""
+    absent = object()
+    return {name: spec for name, spec in specs.items() if row.find(spec.from_, absent) is absent}
 
 
 def read_choice(

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import orjson
 
+from spintune.data.file_rows import FileRow
 from spintune.errors import DataError, RecipeError
-from spintune.mixtures.declarations import BUILTIN, Check, PhrasingsFile, TaskFile
-from spintune.mixtures.fields import read_choice, read_field
+from spintune.mixtures.declarations import BUILTIN, Check, FieldSection, PhrasingsFile, TaskFile
+from spintune.mixtures.fields import missing_fields, read_choice, read_field
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
 from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_file, sources_of
 from spintune.recipe.checking import read_section
@@ -56,7 +57,7 @@ class MixtureTask:
         family: kind of task, such as classification.
         check: how answers are compared, see :mod:`spintune.text.answers`.
         read: rows of the file; ``len(items) + dropped.total() == read``.
-        dropped: rows left out, by reason: empty_answer, empty_FIELD.
+        dropped: rows left out, by reason: empty_answer, empty_FIELD. A value that is null or missing is empty.
         letters: whether options are listed as A, B, C, ... only, because the rationales name those.
         options_optional: whether the question can be answered without seeing the options.
         where: its YAML file.
@@ -179,8 +180,11 @@ def _read_task(
     needed = sorted({ANSWER}.union(*(way.fields for way in phrasings)) - {OPTIONS})
     dropped: Counter[str] = Counter()
     read = 0
+    first: FileRow | None = None
+    unseen: Mapping[str, FieldSection] = declared.fields
     for row in source.rows():
         read += 1
+        first, unseen = first or row, missing_fields(unseen, row)
         fields = {field: read_field(spec, field, row) for field, spec in declared.fields.items()}
         empty = next((field for field in needed if not fields[field]), None)
         if empty is not None:
@@ -190,6 +194,9 @@ def _read_task(
         if choice is not None:
             fields[ANSWER] = options[choice]
         spool.add(TaskItem(row.number, fields, options, choice))
+    if first is not None:
+        for name, spec in unseen.items():
+            first.lookup(spec.from_, f"field {name}")  # raises: no row has it
     return MixtureTask(
         name=source.name,
         collection=declared.collection,

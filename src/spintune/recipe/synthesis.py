@@ -51,7 +51,7 @@ class DecontaminateSection(Section):
     """Removes examples that share a run of words with evaluation data."""
 
     files: list[str]
-    """Evaluation files, in any format that data.train takes."""
+    """Evaluation files, in any format that data.train takes; rows need no answer."""
     ngram: Annotated[int, Field(ge=2)] = 13
     """Length of the shared run of words. [words] Default: GPT-3's."""
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spintune.data.sources import Collection, Source, read_sources
-from spintune.data.split import TENTH, split_examples, split_unseen, without_prompts_of
+from spintune.data.split import TENTH, split_examples, split_unseen, without_prompts_of, without_trained_turns
 from spintune.data.tables import source_digest
 from spintune.errors import DataError
 from spintune.mixtures.mixture import Mixture, load_mixture
@@ -54,6 +54,7 @@ def data_stage(context: RunContext) -> DataFacts:
         "mixture": mixture and _mixture_inputs(context, mixture),
         **({"heldout": [_heldout_inputs(source) for source in heldout_sources_of(recipe)]} if given else {}),
         **_set({"on_bad_row": recipe.data.on_bad_row}),
+        **({"turns": "all"} if recipe.data.turns == "all" else {}),
         **({"unseen": _unseen_share(recipe)} if context.prompts else {}),
     }
     facts = context.run.finished("data", inputs, DataFacts)
@@ -115,22 +116,27 @@ def read_data(
         train, heldout = split_examples(
             collection.examples, recipe.data.eval_fraction, recipe.seed, recipe.data.eval_limit, progress
         )
+    # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
+    before, heldout = len(heldout), _distinct(heldout)
+    repeated = collection.repeated - (before - len(heldout))
     report = None
     if recipe.data.mixture and mixture:
         mixed = materialize(mixture, recipe.data.mixture.examples, progress)
         tested = mixture.heldout(recipe.data.mixture.heldout_rows)
-        train, heldout = Joined([train, mixed.examples]), Joined([heldout, [element.example() for element in tested]])
+        train = Joined([train, mixed.examples])
+        heldout = _distinct(Joined([heldout, [element.example() for element in tested]]))
         report = mixed.report
-    if report or recipe.data.heldout:  # two sources may have a prompt in common
+    all_turns = recipe.data.turns == "all"
+    if report or recipe.data.heldout or all_turns:  # two sources, or two turns, may have a prompt in common
         before = len(train)
-        train = _apart(train, heldout, progress)
+        train = _apart(train, heldout, progress, all_turns)
         dropped = dropped + Counter({HELDOUT_PROMPT: before - len(train)})
-    # a source with a weight above 1 repeats rows; judging one twice would only narrow the intervals
-    heldout = _distinct(heldout)
+    if all_turns:
+        heldout = without_trained_turns(heldout, train, progress)
     facts = DataFacts(
         mixture=report,
         read=collection.read,
-        repeated=collection.repeated,
+        repeated=repeated,
         dropped=dict(dropped),
         train=len(train),
         heldout=len(heldout),
@@ -140,13 +146,15 @@ def read_data(
     return DataOutcome(train, heldout, facts)
 
 
-def _apart(examples: Sequence[Example], heldout: Sequence[Example], progress: Progress) -> Sequence[Example]:
+def _apart(
+    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress, all_turns: bool
+) -> Sequence[Example]:
     """The examples to train on. Raises DataError when none is left."""
-    train = without_prompts_of(examples, heldout, progress)
+    train = without_prompts_of(examples, heldout, progress, all_turns)
     if examples and not train:
         raise DataError(
-            "data.heldout has every prompt of data.train, so none is left to train on; "
-            "name other data, or another split of it, in one of them"
+            "every training example has a held-out prompt, so none is left to train on; "
+            "name other data in data.train or data.heldout, or another split of it"
         )
     if dropped := len(examples) - len(train):
         progress.note(f"{dropped:,} of {len(examples):,} examples are not trained on: held-out ones have their prompts")

@@ -22,6 +22,7 @@ from spintune.records import Example
 from spintune.streams import DIGEST_BYTES, digest
 from spintune.text.answers import options_in
 from spintune.text.reasoning import without_reasoning
+from spintune.text.words import split_words
 from spintune.tokens.rows import RowRenderer
 
 LOOKED_AT = 2_000
@@ -125,8 +126,17 @@ def spread(examples: Sequence[Example]) -> Sequence[Example]:
     return examples if step == 1 else Selection(examples, range(0, len(examples), step))
 
 
-def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, progress: Progress) -> DataSurvey:
-    """Looks at what was read. Raises DataError for examples that the chat template refuses."""
+def survey(
+    result: SourceResult,
+    keys: tuple[str, ...],
+    renderer: RowRenderer,
+    progress: Progress,
+    all_turns: RowRenderer | None = None,
+) -> DataSurvey:
+    """Looks at what was read. Raises DataError for examples that the chat template refuses.
+
+    ``all_turns`` writes conversations with earlier answers once more, as a recipe does that trains all of them.
+    """
     examples = result.examples
     sample = list(spread(examples))
     with progress.task(f"looking at {result.source.path}", len(sample), "examples") as task:
@@ -134,6 +144,9 @@ def survey(result: SourceResult, keys: tuple[str, ...], renderer: RowRenderer, p
         for start in range(0, len(sample), _BATCH):
             batch = sample[start : start + _BATCH]
             rows += renderer.rows(batch)
+            if all_turns:
+                longer = filter(_has_earlier_answers, batch)
+                all_turns.rows([unit for example in longer for unit in all_turns.units(example)])
             task.advance(len(batch))
     prompts, kinds = _count(examples, progress)
     lengths = RowLengths(tuple(len(row.prompt_ids) for row in rows), tuple(len(row.response_ids) for row in rows))
@@ -164,7 +177,7 @@ def _count(examples: Sequence[Example], progress: Progress) -> tuple[int, Counte
         for number, example in enumerate(examples, 1):
             prompts.add(digest(prompt_text(example)))
             kinds["system"] += example.messages[0].role == "system"
-            kinds["multi_turn"] += sum(one.role == "assistant" for one in example.messages) > 1
+            kinds["multi_turn"] += _has_earlier_answers(example)
             kinds["tools"] += bool(example.tools)
             if number % _STRIDE == 0:
                 task.advance(_STRIDE)
@@ -172,10 +185,14 @@ def _count(examples: Sequence[Example], progress: Progress) -> tuple[int, Counte
     return prompts.distinct(), kinds
 
 
+def _has_earlier_answers(example: Example) -> bool:
+    return sum(one.role == "assistant" for one in example.messages) > 1
+
+
 def near_copies(examples: Sequence[Example]) -> int:
     """How many examples nearly repeat an earlier one, by ROUGE-L over their first words."""
-    index = NoveltyIndex(NEAR)
-    texts = (" ".join(f"{prompt_text(one)} {one.answer}".split()[:_WORDS]) for one in examples)
+    index = NoveltyIndex(NEAR, "unicode")
+    texts = (" ".join(split_words(f"{prompt_text(one)} {one.answer}")[:_WORDS]) for one in examples)
     return sum(not found.novel for found in index.extend(texts))
 
 

@@ -108,7 +108,8 @@ def bootstrap(
     """
     pool, rounds_without_new = BootstrapResult(), 0
     index = NoveltyIndex(rules.novelty, rules.word_rule)
-    index.extend([task.instruction for task in seeds])
+    for task in seeds:  # all of them, also one that resembles another
+        index.add(task.instruction)
     with progress.task(f"{teacher.name} writes tasks", settings.target, "tasks") as bar:
 
         def tell(new: int = 0) -> None:

@@ -204,9 +204,9 @@ def as_markdown(card: SynthesisCard) -> str:
         table([("up to", "instructions"), *similarities]),
     ]
     if card.decontaminated:
-        removed = [(one.evaluation, str(one.item), one.ngram) for one in card.decontaminated]
+        removed = [(one.source or f"{one.evaluation}: item {one.item}", one.ngram) for one in card.decontaminated]
         parts += ["## Removed for their overlap with evaluation data"]
-        parts += [table([("evaluation", "item", "shared words"), *removed])]
+        parts += [table([("evaluation item", "shared words"), *removed])]
     parts += ["## A sample", *map(_shown, card.sample)]
     return "\n\n".join(parts) + "\n"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from spintune.data.contamination import Removed, decontaminate, text_of
-from spintune.data.sources import Source, read_sources
+from spintune.data.unfiltered import all_conversations
 from spintune.errors import BudgetError, DataError, RecipeError
 from spintune.progress import Progress, Silent
 from spintune.storage import write_json_lines
@@ -36,32 +36,40 @@ class EvaluationTexts:
             because an item shorter than an n-gram is looked up whole: with the answer behind it, it would be found only
             where a teacher gave the same answer.
         ngram: length of a shared run of words.
+        sources: by file, the row of each item, as ``file:line`` or ``file: row N``; empty where nobody knows.
     """
 
     texts: Mapping[str, Sequence[str]]
     ngram: int = 13
+    sources: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, files: Sequence[str], ngram: int = 13) -> EvaluationTexts:
-        """Reads evaluation files in any format that training data may have. Raises DataError."""
-        return cls(
-            {
-                file: [
-                    text
-                    for example in read_sources([Source(file)], 0).examples
-                    for text in ("\n\n".join(message.content for message in example.prompt), text_of(example))
-                ]
-                for file in files
-            },
-            ngram,
-        )
+        """Reads evaluation files in any format that training data may have, with or without answers.
+
+        Raises DataError.
+        """
+        texts: dict[str, list[str]] = {}
+        sources: dict[str, list[str]] = {}
+        for file in files:
+            texts[file], sources[file] = [], []
+            for example in all_conversations(file):
+                texts[file] += ["\n\n".join(message.content for message in example.prompt), text_of(example)]
+                sources[file].append(example.source)
+        return cls(texts, ngram, sources)
 
 
 @dataclass(frozen=True)
 class RemovedExample(Removed):
-    """An example removed by decontamination. ``item`` counts the items of the evaluation file from 0."""
+    """An example removed by decontamination.
+
+    Attributes:
+        item: counts the items of the evaluation file from 0.
+        source: the item's row, as ``file:line`` or ``file: row N``; "" where nobody knows.
+    """
 
     instruction: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -241,9 +249,9 @@ def _decontaminate(
     step.drop("in_evaluation_data", len(gone))
     step.keep(len(examples) - len(gone))
     counts.append(step)
-    removed = [
-        # // 2: each item has two texts
-        RemovedExample(one.row, one.evaluation, one.item // 2, one.ngram, examples[one.row].task.instruction)
-        for one in overlaps
-    ]
+    removed = []
+    for one in overlaps:
+        item, instruction = one.item // 2, examples[one.row].task.instruction  # each item has two texts
+        source = evaluation.sources[one.evaluation][item] if evaluation.sources else ""
+        removed.append(RemovedExample(one.row, one.evaluation, item, one.ngram, instruction, source))
     return [one for row, one in enumerate(examples) if row not in gone], removed

@@ -177,6 +177,10 @@ class EndpointTeacher:
         """The cost at the budget's prices. [US dollars]"""
         return self._endpoint.budget.cost(self.usage).dollars
 
+    def as_sent(self, request: Request) -> Request:
+        """The request as it is sent, and charged: with the tokens of a thought."""
+        return replace(request, max_tokens=request.max_tokens + self._endpoint.thinking_tokens)
+
     def ask(self, requests: Sequence[Request]) -> Generator[tuple[int, Outcome], None, None]:
         """See :class:`spintune.teachers.protocol.Teacher`.
 
@@ -185,10 +189,8 @@ class EndpointTeacher:
 
         Raises also TeacherError when max(8, concurrency) requests in a row fail, counted over all calls.
         """
-        thinking = self._endpoint.thinking_tokens
-        longer = [replace(request, max_tokens=request.max_tokens + thinking) for request in requests]
         with event_loop() as run:
-            outcomes = self._outcomes(longer)
+            outcomes = self._outcomes([*map(self.as_sent, requests)])
             try:
                 while (found := run(_next(outcomes))) is not None:
                     yield found

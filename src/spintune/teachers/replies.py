@@ -255,7 +255,7 @@ def answer(
             key = missing[index]
             request = distinct[key]
             outcomes[key] = outcome
-            usage = usage_of(request, outcome)
+            usage = usage_of(teacher.as_sent(request) if hasattr(teacher, "as_sent") else request, outcome)
             if isinstance(outcome, Failure):
                 replies.add(identity, usage, ended=[key])
                 failures.append((key, outcome))

@@ -157,7 +157,8 @@ class ChatRenderer:
 
     def units(self, example: Example) -> list[Example]:
         """The examples to make rows of: itself, or one for each trained answer where one row cannot hold them all."""
-        if self._turns == "last" or sum(_is_trained(message) for message in example.messages) < 2:
+        places = example.answer_places
+        if self._turns == "last" or len(places) < 2:
             return [example]
         conversation = self._conversation(example)
         if (plan := self._plan_of(conversation, _answers(example, "all"))) is not None:
@@ -169,8 +170,8 @@ class ChatRenderer:
             self._told_of_splitting = True
             log.warning("%s: the chat template writes earlier turns otherwise, so each answer is a row", self._name)
         units, before = [], list[Message]()
-        for message in example.messages:
-            if _is_trained(message):
+        for place, message in enumerate(example.messages):
+            if place in places:
                 units.append(replace(example, messages=(*before, message)))
             before.append(replace(message, trained=False) if message.role == "assistant" else message)
         return units
@@ -342,19 +343,13 @@ def _refused(source: str, refusal: Exception) -> DataError | ModelError:
     return DataError(f"{where(source)}{refusal}")
 
 
-def _is_trained(message: Message) -> bool:
-    return message.role == "assistant" and message.trained
-
-
 def _answers(example: Example, turns: Turns) -> frozenset[int]:
     """The places of the answers that a row is made for: the trained ones, else the last."""
-    trained = [place for place, message in enumerate(example.messages) if _is_trained(message)]
-    return frozenset(trained if turns == "all" and trained else {len(example.messages) - 1})
+    return frozenset((example.answer_places if turns == "all" else ()) or {len(example.messages) - 1})
 
 
 def _row(example: Example, plan: _Plan, ids: Sequence[Sequence[int]], turns: Turns) -> TokenRow:
-    candidates = example.messages if turns == "all" else example.messages[-1:]
-    learns = any(message.role == "assistant" and message.trained for message in candidates)
+    learns = bool(example.answer_places) if turns == "all" else example.messages[-1].trained
     response = ids[plan.first_trained :]
     trained: tuple[bool, ...] = ()
     for span, tokens in zip(plan.spans[plan.first_trained :], response, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Literal
 
@@ -71,7 +72,7 @@ def _pair_of(row: FileRow, pairs: Pairs) -> tuple[str, str]:
 def _with_reasoning(row: FileRow, messages: list[Message]) -> list[Message]:
     if messages[-1].role == "assistant" and (reasoning := reasoning_of(row)):
         last = messages[-1]
-        messages[-1] = Message(last.role, last.content, last.reasoning or reasoning, last.tool_calls)
+        messages[-1] = replace(last, reasoning=last.reasoning or reasoning)
     return messages
 
 

@@ -18,7 +18,7 @@ def tools_of(row: FileRow, key: str) -> tuple[str, ...]:
     """The tools under ``key``, each as the JSON text of OpenAI's description. Raises DataError for what is none."""
     if is_blank(row.values.get(key)):
         return ()
-    return tuple(json_text(_tool(tool)) for tool in _objects(row, key, "a list of tools"))
+    return tuple(json_text(_tool(tool), tool.where) for tool in _objects(row, key, "a list of tools"))
 
 
 def calls_of(row: FileRow, key: str) -> tuple[ToolCall, ...]:
@@ -55,7 +55,7 @@ def _arguments(row: FileRow) -> str:
     if is_blank(value):
         return "{}"
     if isinstance(value, dict):
-        return json_text(without_nulls(value))
+        return json_text(without_nulls(value), f"{row.where}: {row.named(key)}")
     if isinstance(value, str) and isinstance(parsed(row, key, "a JSON object"), dict):
         return value
     raise row.wrong(key, "a JSON object", "write the arguments as an object with keys")

@@ -45,6 +45,12 @@ _TEXT_PARTS = (None, "text", "input_text", "output_text")
 _MEDIA_PARTS = ("image", "audio", "video", "file")
 
 
+def is_answer(turn: object) -> bool:
+    """Whether a turn as a row holds it is the assistant's."""
+    role = (turn.get("role") or turn.get("from")) if isinstance(turn, dict) else None
+    return _ROLES.get(str(role).lower()) == "assistant"
+
+
 def read_turns(row: FileRow, key: str, ignored: list[str]) -> list[Message]:
     """The turns of the list under ``key``, or of the one object there. Adds keys without a meaning to ``ignored``.
 
@@ -159,7 +165,7 @@ def _content(turn: FileRow, key: str, result: bool = False) -> tuple[str, str]:
         isinstance(value, dict)
         and _ROLES.get(str(turn.values.get("role") or turn.values.get("from")).lower()) == "tool"
     ):
-        return json_text(value), ""
+        return json_text(value, f"{turn.where}: {turn.named(key)}"), ""
     return turn.text(key, "a text"), ""
 
 

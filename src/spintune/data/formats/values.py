@@ -71,9 +71,16 @@ def parsed(row: FileRow, key: str, expected: str) -> object:
         raise row.wrong(key, expected, f"it is not valid JSON ({error.msg}, column {error.colno})") from error
 
 
-def json_text(value: object) -> str:
-    """A value as JSON text, spaced as chat templates space it."""
-    return json.dumps(value, ensure_ascii=False)
+def json_text(value: object, where: str) -> str:
+    """A value as JSON text, spaced as chat templates space it.
+
+    Raises RowError for a value that JSON has not, such as a time or bytes of a Parquet file; ``where`` begins it.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except TypeError as error:
+        message = f"{where}: cannot be written as JSON ({error}); give it as a text or delete the row"
+        raise RowError(message, "wrong_type") from error
 
 
 def without_nulls(value: object) -> object:

@@ -177,7 +177,8 @@ def _text(value: object) -> str:
     if isinstance(value, str) and "_x" in value:
         from openpyxl.utils.escape import unescape
 
-        return str(unescape(value))  # the file format writes a carriage return as _x000D_
+        text = str(unescape(value))  # the file format writes a carriage return as _x000D_
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # half a pair stands for nothing
     if isinstance(value, bool):
         return str(value).upper()
     if isinstance(value, float):
