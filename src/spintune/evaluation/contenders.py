@@ -18,6 +18,7 @@ from spintune.evaluation.selection import selects
 from spintune.metrics import BUILT_IN, answer_metrics
 from spintune.recipe.evaluation import CHECKER
 from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, iterations_of, read_manifest, read_recipe
+from spintune.text.reasoning import scored_answer, without_reasoning
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
     """The lengths of answers, and their scores against their own references or those of ``good``."""
     answers = read_answers(path)
     items = item_ids(answers)
-    texts = {item: one.answer.strip() for item, one in zip(items, answers, strict=True)}
+    texts = {item: scored_answer(one.answer).strip() for item, one in zip(items, answers, strict=True)}
     references = {item: one.reference for item, one in zip(items, answers, strict=True) if one.reference is not None}
     if good:
         item_of = {id(one): item for item, one in zip(items, answers, strict=True)}
@@ -173,7 +174,9 @@ def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
         references |= {item_of[id(one)]: other.reference or other.answer for one, other in pairs}
     measures = {"characters": MeasuredItems({item: float(len(text)) for item, text in texts.items()}, better=None)}
     for metric in answer_metrics() if references else []:
-        values = {item: metric.score(texts[item], [reference]) for item, reference in references.items()}
+        values = {
+            item: metric.score(texts[item], [without_reasoning(reference)]) for item, reference in references.items()
+        }
         measures[metric.name] = MeasuredItems(values, metric.better, metric.right_or_wrong)
     return measures
 

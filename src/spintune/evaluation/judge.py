@@ -29,6 +29,7 @@ from spintune.records import Message
 from spintune.storage import digest_json
 from spintune.teachers.cached import CachedTeacher
 from spintune.teachers.protocol import Request
+from spintune.text.reasoning import scored_answer, without_reasoning
 from spintune.typed_json import JsonObject
 
 Side = Literal["first", "second", "tie"]
@@ -60,7 +61,7 @@ class AnswerPair:
 
 
 def answer_pairs(pairs: Iterable[tuple[StoredAnswer, StoredAnswer]]) -> list[AnswerPair]:
-    """Pairs of answers to the same items, with the reference that either of them has.
+    """Pairs of answers to the same items, with the reference that either of them has, all without their reasoning.
 
     White space around an answer is removed: completions begin with it where chats do not.
     """
@@ -68,9 +69,11 @@ def answer_pairs(pairs: Iterable[tuple[StoredAnswer, StoredAnswer]]) -> list[Ans
         AnswerPair(
             id=one.id,
             prompt=one.prompt,
-            first=one.answer.strip(),
-            second=other.answer.strip(),
-            reference=one.reference if one.reference is not None else other.reference,
+            first=scored_answer(one.answer).strip(),
+            second=scored_answer(other.answer).strip(),
+            reference=next(
+                (without_reasoning(text) for text in (one.reference, other.reference) if text is not None), None
+            ),
         )
         for one, other in pairs
     ]
