@@ -184,6 +184,10 @@ def _single_model(one: Contender, measure: MeasureColumn) -> str:
     )
 
 
+def _nats(loss: float | None) -> str:
+    return "non-finite" if loss is None else f"{loss:.3f}"
+
+
 def _unjudged(run: RunFacts) -> str:
     losses = run.metrics.get("sft/heldout", [])
     told = ""
@@ -192,7 +196,7 @@ def _unjudged(run: RunFacts) -> str:
         kept = facts.kept_step if facts and facts.kept_step else losses[-1]["step"]
         end = next((row for row in losses if row["step"] == kept), losses[-1])
         told = (
-            f"SFT took the held-out loss from {losses[0]['loss']:.3f} to {end['loss']:.3f} nats a token in "
+            f"SFT took the held-out loss from {_nats(losses[0]['loss'])} to {_nats(end['loss'])} nats a token in "
             f"{end['step']:,} steps. "
         )
     if "data" not in run.stages and not run.evaluations:
