@@ -146,7 +146,8 @@ def _score_answers(pairs: Sequence[tuple[StoredAnswer, JsonObject]]) -> Evaluati
     metrics = answer_metrics()
     rows, items = [], []
     for question, row in pairs:
-        text, reference = scored_answer(row["answer"]), question.reference or question.answer
+        text = scored_answer(row["answer"])
+        reference = question.answer if question.reference is None else question.reference
         rows.append({"id": question.id, "prompt": question.prompt, "reference": reference, **row})
         scores = {metric.name: metric.score(text, [without_reasoning(reference)]) for metric in metrics}
         scores["characters"] = float(len(text.strip()))
