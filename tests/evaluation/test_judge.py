@@ -455,6 +455,16 @@ def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], Cach
     assert "gives a verdict on 0 of 4 comparisons" in str(found)
 
 
+def test_a_canary_that_the_budget_cuts_short_says_so(replies: Replies) -> None:
+    found = canary(Judge(Counting(replies, BudgetError("spent"), 7).asker, 1, Silent()), TWENTY)
+    assert (found.preferences, found.over_budget, found.finished, found.trusted) == ((0, 0, 0), 13, False, False)
+    told = "was not checked by constant nonsense to the end: its budget ended after 3 of 16 comparisons"
+    assert str(found).endswith(told)
+    # 13 of 16 comparisons are enough to tell: those of before, and of 20 more replies
+    enough = canary(Judge(Counting(replies, BudgetError("spent"), 20).asker, 1, Silent()), TWENTY)
+    assert (enough.finished, enough.trusted, len(enough.preferences)) == (True, True, 13)
+
+
 def test_the_canary_is_set_against_references_first_and_nobody_is_told(
     judge: Callable[[Opinion], CachedTeacher],
 ) -> None:

@@ -131,6 +131,11 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
 def belief(evaluation: str, canary: Canary) -> str:
     """Whether a judge can be trusted, as a sentence."""
     given, rate = len(canary.preferences), canary.rate
+    if not canary.finished:
+        return (
+            f"{evaluation}: the judge's budget ended after {given} of {canary.items} comparisons of constant nonsense "
+            "with real answers, so whether it can be trusted is not known and nothing was judged."
+        )
     distrust = "so the judge is not trusted and its verdicts do not count"
     if rate is None or (not canary.trusted and rate <= canary.limit):
         return (

@@ -295,6 +295,8 @@ def _conclusion(
     done = [setting for setting in settings if setting.by_seed]
     if len(settings) < 2:
         return None, ""
+    if len(done) == len(settings) and measure is None:
+        return None, "No setting is called best: the runs have no measure in common."
     if measure is None or len(done) < len(settings):
         return None, f"No setting is called best: {len(settings) - len(done)} of {len(settings)} have no finished run."
     sign = -1 if measures[measure].better == "lower" else 1
