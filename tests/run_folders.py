@@ -45,6 +45,31 @@ RECIPE: dict[str, Any] = {
     "judge": None,
 }
 
+MIXTURE: dict[str, Any] = {
+    "examples": 90,
+    "distinct": 80,
+    "tasks": {
+        name: {
+            "wanted": share,
+            "realised": share + 0.01,
+            "examples": 45,
+            "rows": 15,
+            "heldout": 5,
+            "passes": 3.0,
+            "read": 25,
+            "dropped": {"empty": 5},
+        }
+        for name, share in (("sums", 0.25), ("halves", 0.75))
+    },
+    "quadrants": {},
+    "exemplars": dict.fromkeys(("asked_for", "used", "over_budget", "none_other", "prompts_left_without"), 0),
+    **dict.fromkeys(("inverted", "labelled_answers", "hidden_options"), 0.0),
+    "held_out_tasks": [],
+    "absent_groups": [],
+    "files_without_rows": {},
+}
+"""What the stage data says of a mixture of two tasks."""
+
 HARDWARE = {"share_of_peak": 0.62, "best_gflops": 400.0, "joules": None}
 
 TOKENS = 10

@@ -234,7 +234,58 @@ def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_gro
                 metrics.add("sft/heldout", step, loss=1.0)
         metrics._log.close()  # and nothing else: the process is gone
     assert [place[1:] for place in places] == [("sft", 1), ("sft", 2), ("sft/heldout", 2), ("sft", 3), ("sft", 4)]
-    assert [place[0] for place in places] == [1, 2, 4, 5, 6]
+    assert [place[0] for place in places] == [1, 2, 5, 6, 7]
+
+
+def test_what_is_measured_before_training_is_sent_once_too(tmp_path: Path, register: Register) -> None:
+    places: list[tuple[int, str, int]] = []
+
+    class Keeping(SentOnce, Remembering):
+        def __init__(self, run: TrackedRun) -> None:
+            SentOnce.__init__(self, run)
+            self.heard = []
+
+        def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+            places.append((place, stage, step))
+
+    for name, kind in (("keeping", Keeping), ("late", Keeping), ("old", Keeping)):
+        register(name, kind)
+    for _ in range(2):  # killed after step 1, and begun again
+        metrics = Metrics(tmp_path, ["keeping"])
+        metrics.begin("sft", 0)
+        metrics.begin("sft/heldout", -1)
+        metrics.add("sft/heldout", 0, loss=3.0)
+        metrics.add("sft", 1, loss=1.0)
+        metrics._log.close()
+    sent = [(0, "sft/heldout", 0), (2, "sft", 1)]
+    assert places == sent
+    metrics.add("sft/heldout", 4, loss=2.0)
+    metrics.close()
+    places.clear()
+    Metrics(tmp_path, ["late"]).close()  # named by the recipe later
+    assert places == [*sent, (6, "sft/heldout", 4)]
+    # an earlier version did not send step 0, and its last place was 4 + 1
+    state = json.loads((tmp_path / "tracking.json").read_text())
+    state["trackers"]["old"] = {"sent": {"sft/heldout": 4, "sft": 1}, "open": False}
+    (tmp_path / "tracking.json").write_text(json.dumps(state))
+    places.clear()
+    metrics = Metrics(tmp_path, ["old"])
+    metrics.add("sft", 2, loss=1.0)
+    metrics.close()
+    assert places == [(7, "sft", 2)]
+
+
+def test_event_files_hold_what_was_measured_before_training(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    for _ in range(2):
+        metrics = Metrics(tmp_path, [])
+        metrics.begin("sft/heldout", -1)
+        for step in (0, 4):
+            metrics.add("sft/heldout", step, loss=3.0 - step)
+        metrics.close()
+    for _ in range(2):
+        Metrics(tmp_path, ["tensorboard"]).close()
+    assert recorded(tmp_path / "tensorboard") == {("sft/heldout", "loss", 0): 3.0, ("sft/heldout", "loss", 4): -1.0}
 
 
 def test_a_damaged_state_starts_another_run_with_a_line(

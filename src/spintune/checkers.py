@@ -45,8 +45,20 @@ T = TypeVar("T")
 
 # What checks ---------------------------------------------------------------------------------------------------------
 
-_BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
-_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
+_BOXED = re.compile(r"\\boxed\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}")
+# a minus behind a digit or a bracket is a subtraction
+_FRACTION = re.compile(
+    r"(?:(?<![\d)\]}])(?<![\d)\]}]\s)(?P<minus>-)\s*)?"
+    r"\\[dt]?frac\s*(?:\{(?P<over>-?\d+)\}|(?P<digit>\d))\s*(?:\{(?P<under>\d+)\}|(?P<last>\d))"
+)
+_GROUPING = re.compile(r"\\!|(?<=\d)\\,(?=\d{3})")
+_TIMES_TEN = re.compile(r"\\(?:times|cdot)\s*(?=10\s*\^)")
+_DEGREES = re.compile(r"\^?\{?\\(?:circ|degree)(?![a-zA-Z])\}?")
+# what may stand in a box beside a number: spacing, text, units, "about"
+_BESIDE_NUMBERS = re.compile(
+    r"\\(?:[,;:> ]|(?:quad|qquad|text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|unit|pounds|euro|approx)(?![a-zA-Z]))"
+)
+_COMMAND = re.compile(r"\\[a-zA-Z]")
 _FENCE = "```"
 
 
@@ -57,9 +69,19 @@ def number(answer: str, reference: str, prompt: str = "") -> bool:
 
 
 def _number(text: str) -> object:
-    text = _FRACTION.sub(r" \1/\2", text).replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
+    text = _FRACTION.sub(_division, text).replace("{,}", ",").replace("\\$", "$").replace("\\%", "%")
+    text = _DEGREES.sub("", _TIMES_TEN.sub("×", _GROUPING.sub("", text)))
     boxed = _BOXED.findall(text)
-    return answers.number(boxed[-1] if boxed else text)
+    if not boxed:
+        return answers.number(text)
+    inside = _BESIDE_NUMBERS.sub(" ", boxed[-1])
+    return None if _COMMAND.search(inside) else answers.number(inside)
+
+
+def _division(fraction: re.Match[str]) -> str:
+    over, under = fraction["over"] or fraction["digit"], fraction["under"] or fraction["last"]
+    negative = bool(fraction["minus"]) != over.startswith("-")
+    return f" {'-' * negative}{over.removeprefix('-')}/{under}"
 
 
 def choice(answer: str, reference: str, prompt: str) -> bool:

@@ -191,11 +191,11 @@ class _Trackers:
         for row in rows:
             stage, step = row["stage"], row["step"]
             numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, (int, float))}
-            if step <= sent.get(stage, 0):
+            if step <= sent.get(stage, -1):
                 continue
             if stage not in begun:
                 begun.add(stage)
-                self._begin(name, stage, sent.get(stage, 0))
+                self._begin(name, stage, sent.get(stage, step - 1))
             self._add(name, stage, step, numbers)
 
     def _call(self, name: str, action: Callable[[Tracker], None]) -> None:
@@ -245,7 +245,7 @@ class _Trackers:
 
 
 def _raise_to(sent: dict[str, int], stage: str, step: int) -> None:
-    sent[stage] = max(step, sent.get(stage, 0))
+    sent[stage] = max(step, sent.get(stage, step))
 
 
 # Time ----------------------------------------------------------------------------------------------------------------

@@ -164,6 +164,37 @@ def test_holm_counts_every_measure_of_every_pair_that_differs_at_all() -> None:
     assert all(one.finding is None for one in found.differences)
 
 
+def test_further_draws_are_made_where_they_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 48 models there are 1,128 pairs: those that may be significant after Holm take 4 · 1128/0.05 draws."""
+    drawn: list[int] = []
+
+    def counted(differences: list[float], draws: int = 10_000, seed: int = 0) -> float:
+        drawn.append(draws)
+        return 2 * 2.0**-16 if min(differences) > 0 or max(differences) < 0 else 0.5
+
+    monkeypatch.setattr("spintune.evaluation.comparison.random_signs", counted)
+    monkeypatch.setattr("spintune.evaluation.comparison.paired", lambda *_, **__: paired([0.0], [0.0], resamples=2))
+    kinds = {"level": [1.0] * 16, "same": [1.0] * 16, "mixed": [0.0, 2.0] * 8, "above": [3.0] * 16}
+    named = {f"{kind} {n}": {"m": MeasuredItems(by_item(values))} for kind, values in kinds.items() for n in range(12)}
+    found = compare(named)
+    pairs = 48 * 47 // 2
+    alike = 24 * 23 // 2 + 2 * (12 * 11 // 2)  # within "level" and "same" together, "mixed" and "above"
+    clear = 12 * 36  # "above" against all others
+    assert sum(one.p == 1 for one in found.differences) == alike
+    assert drawn.count(10_000) == pairs - alike
+    assert drawn.count(math.ceil(4 * pairs / 0.05)) == clear
+    assert len(drawn) == pairs - alike + clear
+
+
+def test_scores_that_happen_to_be_all_0_or_1_are_compared_as_scores() -> None:
+    zero, half = right([0] * 20), MeasuredItems(by_item([0.5] * 20))
+    assert only(compare({"a": {"f1": zero}, "b": {"f1": half}})).finding == "worse"
+    found = compare({"a": {"f1": zero}, "b": {"f1": half}, "c": {"f1": right([1] * 20)}})
+    # random signs of 20 differences of 1: 2 of 2^20, so no draw but the observed one; McNemar has 2 * (1/2)^20
+    assert {one.p for one in found.differences} == {1 / 10_001}
+    assert found.left_out == {}
+
+
 def test_models_can_be_compared_with_one_of_them() -> None:
     named = {name: {"m": shifted(0, shift)} for name, shift in (("a", 0.0), ("base", 0.1), ("c", 0.2))}
     pairs = [(one.first, one.second) for one in compare(named, against="base").differences]

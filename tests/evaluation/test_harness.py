@@ -140,6 +140,21 @@ def test_a_broken_row_is_named_with_its_line(tmp_path: Path, row: Any, message: 
         read_custom_task(written_to(tmp_path, [*QUIZ, row], MULTIPLE_CHOICE))
 
 
+def test_an_answer_whose_likelihood_is_measured_is_not_empty(tmp_path: Path) -> None:
+    task = {"kind": "loglikelihood", "prompt": "{ask}", "answer": "gold"}
+    with pytest.raises(DataError, match=r"quiz\.jsonl:2: 'gold' is an empty text, which has no likelihood"):
+        read_custom_task(written_to(tmp_path, [{"ask": "x", "gold": "y"}, {"ask": "x", "gold": ""}], task))
+    read_custom_task(written_to(tmp_path, [{"ask": "x", "gold": ""}], {**task, "kind": "generate"}))
+
+
+@pytest.mark.parametrize(("delimiter", "size"), [(" ", 4), ("", 3), ("→", 6)])
+def test_bytes_are_those_of_what_is_scored(tmp_path: Path, delimiter: str, size: int) -> None:
+    task = {"kind": "loglikelihood", "prompt": "{ask}", "answer": "gold", "delimiter": delimiter}
+    config = read_custom_task(written_to(tmp_path, [{"ask": "x", "gold": "sky"}], task)).config()
+    measured = config["process_results"]({"answers": ["sky"]}, [(-2.0, True)])
+    assert measured == {"acc": 1.0, "bits_per_byte": (-2.0, size)}
+
+
 def test_a_task_without_data_is_told_of(tmp_path: Path) -> None:
     path = written_to(tmp_path, QUIZ, MULTIPLE_CHOICE)
     (tmp_path / "quiz.jsonl").unlink()
@@ -571,7 +586,7 @@ def test_likelihood_of_answers_in_bits_a_byte(tiny_model: Path, tmp_path: Path) 
     task = {"kind": "loglikelihood", "prompt": "{ask}", "answer": "gold"}
     (result,) = run_benchmarks(pair.memory, [Benchmark(str(written_to(tmp_path, rows, task)))]).results
     scores = pair.ask("loglikelihood", [("the quick", " brown fox"), ("over the", " lazy ☃ dog")])[1]
-    bits = -sum(logprob for logprob, _ in scores) / math.log(2) / (9 + 12)  # a snowman is 3 bytes
+    bits = -sum(logprob for logprob, _ in scores) / math.log(2) / (10 + 13)  # a snowman is 3 bytes
     metric = result.metrics["bits_per_byte,none"]
     assert metric.value == pytest.approx(bits, abs=1e-9)
     assert metric.low is not None

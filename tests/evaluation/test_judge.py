@@ -358,6 +358,12 @@ def test_contests_have_the_reference_that_is_there_and_no_white_space_around_ans
     ]
 
 
+def test_reasoning_is_not_shown_to_the_judge() -> None:
+    one = StoredAnswer("1", "p", "<think>a</think> yes", "<think>b</think>true", "f:1")
+    cut = StoredAnswer("1", "p", "<think>maybe yes", None, "g:1")
+    assert answer_pairs([(one, cut)]) == [AnswerPair("1", "p", "yes", "", "true")]
+
+
 # Replies are kept ----------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +453,16 @@ def test_a_judge_without_verdicts_is_not_trusted(judge: Callable[[Opinion], Cach
     found = canary(Judge(judge(lambda _: "Hm."), 1, Silent()), TWENTY, count=4)
     assert (found.rate, found.trusted) == (None, False)
     assert "gives a verdict on 0 of 4 comparisons" in str(found)
+
+
+def test_a_canary_that_the_budget_cuts_short_says_so(replies: Replies) -> None:
+    found = canary(Judge(Counting(replies, BudgetError("spent"), 7).asker, 1, Silent()), TWENTY)
+    assert (found.preferences, found.over_budget, found.finished, found.trusted) == ((0, 0, 0), 13, False, False)
+    told = "was not checked by constant nonsense to the end: its budget ended after 3 of 16 comparisons"
+    assert str(found).endswith(told)
+    # 13 of 16 comparisons are enough to tell: those of before, and of 20 more replies
+    enough = canary(Judge(Counting(replies, BudgetError("spent"), 20).asker, 1, Silent()), TWENTY)
+    assert (enough.finished, enough.trusted, len(enough.preferences)) == (True, True, 13)
 
 
 def test_the_canary_is_set_against_references_first_and_nobody_is_told(

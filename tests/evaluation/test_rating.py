@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spintune.errors import DataError, TeacherError
+from spintune.errors import BudgetError, DataError, TeacherError
 from spintune.evaluation.judge import CANARIES, Judge
 from spintune.evaluation.rating import (
     Dialogue,
@@ -240,6 +240,21 @@ def test_a_judge_with_one_rating_for_everything_is_not_trusted(
     found = rating_canary(Judge(judge(lambda _, code: f"[[{code}:{score}]]"), 1, Silent()), [dialogue("real")])
     assert (found.rate, found.trusted) == (0.5, False)
     assert "prefers constant nonsense" in str(found)
+
+
+def test_a_canary_of_ratings_that_the_budget_cuts_short_says_so(judge: Callable[[Opinion], CachedTeacher]) -> None:
+    asked = 0
+
+    def opinion(text: str, code: str) -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 3:
+            raise BudgetError("spent")
+        return f"[[{code}:{1 if block(text, code, 'answer') in CANARIES else 6}]]"
+
+    items = [dialogue(f"real {n}", number=n) for n in range(4)]
+    found = rating_canary(Judge(judge(opinion), 1, Silent()), items)
+    assert (found.items, found.preferences, found.over_budget, found.finished) == (4, (0,), 3, False)
 
 
 def test_a_judge_that_nonsense_impresses_is_not_trusted(judge: Callable[[Opinion], CachedTeacher]) -> None:

@@ -270,6 +270,23 @@ def test_without_a_difference_of_lengths_control_changes_nothing() -> None:
     assert (found.rate.mean, found.weight) == (pytest.approx(0.75, abs=1e-4), 0)
 
 
+def test_a_constant_difference_of_lengths_explains_nothing() -> None:
+    found = length_controlled_win_rate([1.0] * 40 + [0.0] * 10, [60] * 50, [50] * 50)
+    plain = wilson(40, 50)
+    assert (found.rate.mean, found.weight) == (pytest.approx(0.8, abs=1e-3), 0)
+    assert (found.rate.low, found.rate.high) == (
+        pytest.approx(plain.low, abs=0.01),
+        pytest.approx(plain.high, abs=0.01),
+    )
+
+
+@pytest.mark.parametrize("items", [3, 10, 30])
+def test_winning_always_is_no_more_certain_than_by_wilson(items: int) -> None:
+    found = length_controlled_win_rate([1.0] * items, [7 + n % 3 for n in range(items)], [8] * items)
+    assert found.rate.low <= wilson(items, items).low
+    assert found.rate.high > 0.999
+
+
 def test_swapping_the_models_turns_the_rate_around() -> None:
     random = np.random.default_rng(7)
     lengths, others = random.integers(10, 900, 120).tolist(), random.integers(10, 500, 120).tolist()

@@ -7,8 +7,11 @@ from fractions import Fraction
 
 import pytest
 
+from spintune.evaluation.heldout import HeldoutAnswer
 from spintune.mixtures.answers import TaskRules, correct
+from spintune.mixtures.rendering import MixtureProvenance
 from spintune.mixtures.tasks import MixtureTask, TaskItem, TaskSet
+from spintune.stages.task_accuracy import _correct
 from spintune.text.answers import chosen, number
 
 
@@ -45,6 +48,22 @@ from spintune.text.answers import chosen, number
         ("", None),
         ("The answer is " + "9" * 5000, None),
         ("5/0", "5"),
+        ("1e-5", "1/100000"),
+        ("6.02e23", "602" + "0" * 21),
+        ("The answer is 6.02 × 10²³.", "602" + "0" * 21),
+        ("The answer is -2.5E+3.", "-2500"),
+        ("10^5", "100000"),
+        ("10²", "100"),
+        ("10⁻²", "1/100"),
+        ("3²/4", "9/4"),
+        ("42 m²", "42"),
+        ("The answer is 101₂", "101"),
+        ("x^2", None),
+        ("1e999999999", None),
+        ("9^999999999", None),
+        ("0^-1", None),
+        ("7e", "7"),
+        ("12e3x", "12"),
     ],
 )
 def test_the_number_of_an_answer(text: str, expected: str | None) -> None:
@@ -185,6 +204,14 @@ def test_a_number_is_compared_by_value_and_not_by_its_rationale(task: Callable[.
     assert correct(maths, target, "48 + 24 = 72.0")
     assert not correct(maths, target, "She sold 48 and then 24. The answer is 73.")
     assert not correct(maths, target, "")
+
+
+def test_accuracy_on_tasks_is_that_of_what_follows_the_reasoning(task: Callable[..., MixtureTask]) -> None:
+    where = MixtureProvenance("sums", 1, "direct", inverted=False, phrasing=0, shots=0)
+    answers = ["<think>Is it 5?</think>42", "<think>... 40 + 2 = 42", "42", "41"]
+    rows = [HeldoutAnswer(str(n), "", "42", answer, "stop", 1, 1, 1.0, {}) for n, answer in enumerate(answers)]
+    questions = dict.fromkeys("0123", (task(), where))
+    assert list(_correct(rows, questions).values()) == [True, False, True, False]
 
 
 @pytest.mark.parametrize(("name", "repeated"), [("aqua", 19), pytest.param("qasc", 7, marks=pytest.mark.slow)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import MIXTURE
 
 from spintune.errors import MissingExtraError
 from spintune.report.chromium import chromium, write_pdf, write_png
@@ -82,6 +84,17 @@ def test_examples_that_chose_the_model_are_not_counted(folder: Make) -> None:
     found = view_of(made)
     assert found.items == 40 - len(run.selection)
     assert f"{len(run.selection)} other examples served to choose" in found.judged
+
+
+@pytest.mark.parametrize(
+    ("train", "sources"), [([], "a mixture of 2 tasks"), ([{"path": "a/c.jsonl"}], "c.jsonl and a mixture of 2 tasks")]
+)
+def test_a_mixture_is_named_by_its_tasks(folder: Make, train: list[Any], sources: str) -> None:
+    made = folder(spin=None, data={"train": train, "mixture": {"tasks": ["a"]}}).data(12)
+    facts = json.loads((made.path / "data/manifest.json").read_text())["facts"]
+    made.stage("data", **facts, mixture=MIXTURE).sft().judged("base", 2.0).judged("sft", 1.0).best("sft")
+    assert f"trained on 48 examples from {sources}, to answer" in view_of(made).asked
+    assert sources in write_report([made.path]).read_text()
 
 
 @pytest.mark.parametrize("missing", ["base", "sft", "both"])

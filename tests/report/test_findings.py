@@ -281,6 +281,12 @@ def test_warnings_of_self_play_are_told(whole: Make) -> None:
 # The judge -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_judge_whose_budget_ended_is_neither_trusted_nor_distrusted() -> None:
+    said = belief("questions", Canary("wise-1", 16, (0.0, 0.0), over_budget=14))
+    assert said.startswith("questions: the judge's budget ended after 2 of 16 comparisons")
+    assert "whether it can be trusted is not known" in said
+
+
 @pytest.mark.parametrize(
     ("items", "preferences", "told"),
     [

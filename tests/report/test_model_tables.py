@@ -36,6 +36,16 @@ def test_shares_that_are_all_alike_have_wilson_s_interval(folder: Make) -> None:
     assert row.cells[0].interval == "0.0 to 27.8"  # z^2/(10 + z^2)
 
 
+def test_scores_that_are_all_0_for_one_model_are_scores(folder: Make) -> None:
+    made = folder(spin=None, data={"train": []}, eval=["quiz"]).sft()
+    made.scored("quiz", "base", {"f1": [0.5, 0.25]}).scored(
+        "quiz", "sft", {"f1": [0.0] * 2}, f1={"right_or_wrong": True}
+    )
+    board = scoreboard([read_run(made.path)])
+    assert board.groups[0].measures[0].unit == ""
+    assert [row.cells[0].mean for row in board.rows] == ["0.375", "0.000"]
+
+
 def test_measures_say_which_way_is_better_and_in_what_they_are(everything: Make) -> None:
     made = everything(eval=["ifeval", "questions", "mt-bench", "bits"])
     for model in ("base", "sft"):

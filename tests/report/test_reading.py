@@ -212,6 +212,17 @@ def test_a_folder_that_is_no_run_of_this_version_is_an_error_of_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_whose_loss_became_nan_is_reported(folder: Make, page: Make) -> None:
+    made = folder(spin=None).data().sft(losses=(3.2, float("nan")), heldout_loss=None)
+    lines = (made.path / "metrics.jsonl").read_text().replace("NaN", "null")
+    (made.path / "metrics.jsonl").write_text(lines.replace('"tokens": 500', '"tokens": null', 1))
+    assert read_run(made.path).metrics["sft/heldout"][-1]["loss"] is None
+    assert "from 3.200 to non-finite nats a token in 2 steps" in page(write_report([made.path])).text
+    made.metrics("sft", [{"step": None, "tokens": 1, "seconds": 1}])
+    with pytest.raises(RunError, match="step is no number"):
+        read_run(made.path)
+
+
 def test_a_path_that_is_no_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text(json.dumps({}))
     for path in (tmp_path / "file", tmp_path / "nowhere"):

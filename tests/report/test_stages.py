@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from run_folders import MIXTURE
 
 from spintune.report.page import render
 from spintune.report.reading import read_run
@@ -60,31 +61,6 @@ def test_the_teacher_s_funnel_comes_first(folder: Make) -> None:
     assert second.step == "reading"
     (paid,) = costs(run)
     assert (paid.did, paid.tokens, paid.seconds) == ("3 requests, $1.50", 250, {"write": 8.0})
-
-
-MIXTURE = {
-    "examples": 90,
-    "distinct": 80,
-    "tasks": {
-        name: {
-            "wanted": share,
-            "realised": share + 0.01,
-            "examples": 45,
-            "rows": 15,
-            "heldout": 5,
-            "passes": 3.0,
-            "read": 25,
-            "dropped": {"empty": 5},
-        }
-        for name, share in (("sums", 0.25), ("halves", 0.75))
-    },
-    "quadrants": {},
-    "exemplars": dict.fromkeys(("asked_for", "used", "over_budget", "none_other", "prompts_left_without"), 0),
-    **dict.fromkeys(("inverted", "labelled_answers", "hidden_options"), 0.0),
-    "held_out_tasks": [],
-    "absent_groups": [],
-    "files_without_rows": {},
-}
 
 
 def test_a_mixture_s_tasks_are_counted_by_themselves(folder: Make, page: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,12 @@ def test_a_setting_without_a_finished_run_ends_no_race() -> None:
     found = swept({("a", 0): run_results("sft", sft=1), ("a", 1): run_results("sft", sft=1), ("b", 0): None})
     assert found.conclusion == "No setting is called best: 1 of 2 have no finished run."
     assert setting_table(found).rows[0].label == "spin.loss=a"
+
+
+def test_without_a_common_measure_no_setting_is_called_best() -> None:
+    bare = replace(run_results("sft", sft=1), heldout={}, benchmarks={})
+    found = swept({("a", 0): bare, ("b", 0): bare})
+    assert (found.best, found.conclusion) == (None, "No setting is called best: the runs have no measure in common.")
 
 
 def test_seeds_alone_are_one_setting() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from spintune.errors import DataError, ModelError
 from spintune.records import Example, Message, ToolCall
-from spintune.text.reasoning import without_reasoning
+from spintune.text.reasoning import scored_answer, without_reasoning
 from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rows import render
 from spintune.tokens.turns import _tell
@@ -163,6 +163,24 @@ def test_marks_in_a_question_stay_text(make):
 )
 def test_the_answer_in_a_written_text_is_what_follows_its_reasoning(text, answer):
     assert without_reasoning(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>\na\n</think>\n\nb", "b"),
+        ("a\n</think>\n\nb", "b"),
+        (" b ", " b "),
+        ("\n<think>... 40 + 2 = 42", ""),  # cut at the limit
+        ("[THINK]a", ""),
+        ("<|channel|>analysis<|message|>a", ""),
+        ("<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>final<|message|>b", "b"),
+        ("Here are my reasoning steps: a", "Here are my reasoning steps: a"),  # plain words begin answers too
+        ("Write <think> before b.", "Write <think> before b."),
+    ],
+)
+def test_reasoning_that_has_no_end_gives_no_answer_to_score(text, answer):
+    assert scored_answer(text) == answer
 
 
 # Served and bare -------------------------------------------------------------------------------------------------

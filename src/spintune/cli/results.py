@@ -63,7 +63,9 @@ def _without_sweep_files(names: list[T]) -> list[T]:
 
 def _sweep_notes(names: list[str]) -> Iterator[str]:
     """Where runs of a sweep are compared with each other over seeds."""
-    parents = [Path(name.partition(":")[0]).resolve().parent for name in names]
+    from spintune.evaluation.contenders import named_contender
+
+    parents = [named_contender(name).path.parent for name in names]
     for sweep in dict.fromkeys(one for one in parents if parents.count(one) > 1 and (one / "sweep.json").is_file()):
         yield f"{sweep.name} is a sweep: its report.html and sweep.json compare its settings over seeds"
 

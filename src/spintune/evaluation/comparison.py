@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -39,6 +39,8 @@ POWER = 0.8
 """Probability of finding a difference of the size that ``Difference.detectable`` gives."""
 
 _DRAWS = 10_000
+_SMALL = 0.005
+"""Above this, p-values of _DRAWS draws are good enough."""
 _CHUNK = 256
 
 
@@ -144,9 +146,10 @@ def compare(
     """
     if len(named) < 2 or (against is not None and against not in named):
         raise ValueError(f"two models or more, and one of them to compare with; given: {', '.join(named)}; {against}")
+    named = _read_alike(named)
     shared, left_out = _shared_measures(named, min_items)
     pairs = list(combinations(named, 2)) if against is None else [(name, against) for name in named if name != against]
-    # the smallest p-value that this many draws can give must stay significant after Holm
+    # for small p-values: the smallest that this many draws can give must stay significant after Holm
     draws = max(_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level))
     tests = {
         (first, second, measure): _test(named[first][measure], named[second][measure], items, draws, seed)
@@ -168,6 +171,17 @@ def compare(
         ),
         notes=(*_scopes(counts, sizes), *(f"{measure} is left out: {reason}" for measure, reason in left_out.items())),
     )
+
+
+def _read_alike(named: Mapping[str, Table]) -> dict[str, Table]:
+    """Right or wrong is a measure only where it is for all: the scores of a poor model may happen to be all 0."""
+    scores = {name for table in named.values() for name, one in table.items() if not one.right_or_wrong}
+    return {
+        model: {
+            name: replace(one, right_or_wrong=one.right_or_wrong and name not in scores) for name, one in table.items()
+        }
+        for model, table in named.items()
+    }
 
 
 def _shared_measures(named: Mapping[str, Table], min_items: int) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -224,7 +238,7 @@ def _obstacle(named: Mapping[str, Table], measure: str, items: Sequence[str], mi
     if len(items) < min_items:
         counts = ", ".join(f"{name} {len(table[measure].values)}" for name, table in named.items())
         return f"{len(items)} items in common ({counts}), but a comparison needs at least {min_items}"
-    if len({(one.better, one.right_or_wrong, one.weights is None) for one in found}) > 1:
+    if len({(one.better, one.weights is None) for one in found}) > 1:
         return "not the same kind of measure for all"
     weights = [[one.weights[item] for item in items] for one in found if one.weights is not None]
     if any(other != weights[0] for other in weights[1:]):
@@ -266,19 +280,23 @@ def _test(first: MeasuredItems, second: MeasuredItems, items: Sequence[str], dra
     weight_N = np.ones(len(items)) if weights is None else np.asarray(weights, dtype=np.float64)
     difference_N = value_2N[0] - value_2N[1]
     means = value_2N.sum(1) / weight_N.sum()
+    differing = int(np.count_nonzero(difference_N))
+    difference = paired(values[0], values[1], weights, seed=seed).difference if differing else Interval(0.0, 0.0, 0.0)
     if first.right_or_wrong:
         p = mcnemar(*([value == 1 for value in side] for side in values)).p
         spread = math.sqrt(np.mean(difference_N**2))
     else:
-        p = random_signs(difference_N.tolist(), draws, seed)
+        p = random_signs(difference_N.tolist(), seed=seed) if differing else 1.0
+        if p < _SMALL and draws > _DRAWS:
+            p = random_signs(difference_N.tolist(), draws, seed)
         spread = float(np.std(difference_N - (means[0] - means[1]) * weight_N, ddof=1) / weight_N.mean())
     return _Test(
         values=(float(means[0]), float(means[1])),
-        difference=paired(values[0], values[1], weights, seed=seed).difference,
+        difference=difference,
         p=p,
         items=len(items),
         spread=spread,
-        differing=int(np.count_nonzero(difference_N)),
+        differing=differing,
         right_or_wrong=first.right_or_wrong,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from spintune.evaluation.selection import selects
 from spintune.metrics import BUILT_IN, answer_metrics
 from spintune.recipe.evaluation import CHECKER
 from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT, iterations_of, read_manifest, read_recipe
+from spintune.text.reasoning import scored_answer, without_reasoning
 
 log = logging.getLogger(__name__)
 
@@ -51,17 +53,16 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
     Raises DataError for a name that is none of these, and for a file or model without anything to compare.
     """
     good = read_answers(references) if references else []
-    files = [name for name in names if Path(name).is_file()]
-    runs = list(dict.fromkeys(name.partition(":")[0] for name in names if name not in files))
-    short = _short_names([*runs, *files])
+    named = [named_contender(name) for name in names]
+    short = _short_names(named)
+    parts = [(one, {short[one.path]: _of_file(one.path, good)} if one.is_file else _of_run(one)) for one in named]
+    files = {short[one.path] for one in named if one.is_file}
+    models = {model for one, part in parts if not one.is_file for model in part}
+    several = len({one.path for one in named if not one.is_file}) > 1
     found: dict[str, _Measured] = {}
-    for name in names:
-        if name in files:
-            found[short[name]] = _of_file(Path(name), good)
-        else:
-            folder = name.partition(":")[0]
-            prefix = "" if len(runs) == 1 else f"{short[folder]}:"
-            found |= {f"{prefix}{model}": measured for model, measured in _of_run(name).items()}
+    for one, part in parts:
+        prefix = f"{short[one.path]}:" if not one.is_file and (several or files & models) else ""
+        found |= {f"{prefix}{model}": measured for model, measured in part.items()}
     reporting = {name for name, one in found.items() if one.reporting}
     heldout = heldout_tables({name: one.heldout for name, one in found.items() if one.heldout}, reporting)
     among = {name: table["answer_tokens"].values for name, table in heldout.items()}
@@ -73,36 +74,67 @@ def tables(names: Sequence[str], references: Path | None = None) -> dict[str, Ta
 
 def selection_notes(names: Sequence[str]) -> list[str]:
     """A sentence for each run that leaves out the held-out examples by which it chose its model."""
-    runs = dict.fromkeys(Path(name.partition(":")[0]) for name in names if not Path(name).is_file())
-    counts = {run: best.selection for run in runs if (best := read_decision(run)) and best.selection}
+    runs = {one.path: one.given for one in map(named_contender, names) if not one.is_file}
+    counts = {given: best.selection for run, given in runs.items() if (best := read_decision(run)) and best.selection}
     return [
-        f"{run}: held-out measures are of the examples that report; {count} others chose the model of the run"
-        for run, count in counts.items()
+        f"{given}: held-out measures are of the examples that report; {count} others chose the model of the run"
+        for given, count in counts.items()
     ]
 
 
-def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """The name of each folder or file without its parents, or the whole path where that name is not unique."""
-    stems = {path: Path(path).stem if Path(path).is_file() else Path(path).name for path in paths}
-    return {path: stem if list(stems.values()).count(stem) == 1 else path for path, stem in stems.items()}
+@dataclass(frozen=True)
+class NamedContender:
+    """A file of answers, a run folder, or one model of a run.
+
+    Attributes:
+        given: the path as it was given.
+        path: the same, absolute.
+        model: of RUN:MODEL; None for all models of a run, and for a file.
+    """
+
+    given: str
+    path: Path
+    model: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        return self.path.is_file()
+
+
+def named_contender(name: str) -> NamedContender:
+    """What a name means. The colon of RUN:MODEL is the last one, and none where the whole name is a path."""
+    run, colon, model = name.rpartition(":")
+    if colon and not Path(name).exists() and Path(run).is_dir():
+        return NamedContender(run, _absolute(run), model or None)
+    return NamedContender(name, _absolute(name))
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - a link keeps its own name
+
+
+def _short_names(named: Sequence[NamedContender]) -> dict[Path, str]:
+    """The name of each folder or file without its parents, or the path as given where that name is not unique."""
+    stems = {one.path: one.path.stem if one.is_file else one.path.name for one in named}
+    given = {one.path: one.given for one in reversed(named)}
+    return {path: stem if list(stems.values()).count(stem) == 1 else given[path] for path, stem in stems.items()}
 
 
 # Runs ----------------------------------------------------------------------------------------------------------------
 
 
-def _of_run(name: str) -> dict[str, _Measured]:
+def _of_run(named: NamedContender) -> dict[str, _Measured]:
     """The models of a run, or the one that RUN:MODEL names."""
-    path, _, only = name.partition(":")
-    folder = Path(path)
+    folder = named.path
     if not (folder / "recipe.json").is_file():
         raise DataError(
-            f"{name}: no run folder and no file of answers; name a run, RUN:MODEL, or a file (spintune eval makes a "
-            "run of a model)"
+            f"{named.given}: no run folder and no file of answers; name a run, RUN:MODEL, or a file (spintune eval "
+            "makes a run of a model)"
         )
     found = {}
     best = read_decision(folder)
     reporting = bool(best and best.selection)
-    for model in [only] if only else _models(folder, rivals=False):
+    for model in [named.model] if named.model else _models(folder, rivals=False):
         answers = folder / "eval" / "heldout" / model / "answers.jsonl"
         heldout = answers if answers.is_file() else None
         found[model] = _Measured(_scores(folder, model), heldout, reporting, _further(folder / "eval", model))
@@ -165,15 +197,18 @@ def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
     """The lengths of answers, and their scores against their own references or those of ``good``."""
     answers = read_answers(path)
     items = item_ids(answers)
-    texts = {item: one.answer.strip() for item, one in zip(items, answers, strict=True)}
+    texts = {item: scored_answer(one.answer).strip() for item, one in zip(items, answers, strict=True)}
     references = {item: one.reference for item, one in zip(items, answers, strict=True) if one.reference is not None}
     if good:
         item_of = {id(one): item for item, one in zip(items, answers, strict=True)}
         pairs = pair_answers(answers, good).pairs
-        references |= {item_of[id(one)]: other.reference or other.answer for one, other in pairs}
+        known = {item_of[id(one)]: other.answer if other.reference is None else other.reference for one, other in pairs}
+        references = known | references
     measures = {"characters": MeasuredItems({item: float(len(text)) for item, text in texts.items()}, better=None)}
     for metric in answer_metrics() if references else []:
-        values = {item: metric.score(texts[item], [reference]) for item, reference in references.items()}
+        values = {
+            item: metric.score(texts[item], [without_reasoning(reference)]) for item, reference in references.items()
+        }
         measures[metric.name] = MeasuredItems(values, metric.better, metric.right_or_wrong)
     return measures
 

@@ -64,7 +64,7 @@ class CustomTaskFile(Section):
     """What it is, and where it comes from."""
     kind: Literal["multiple_choice", "generate", "loglikelihood"]
     """multiple_choice: which choice is likeliest; generate: what the model writes, against the answer; loglikelihood:
-    how likely the answer is, in bits per byte."""
+    how likely the answer is, with the delimiter before it, in bits per byte."""
     data: str
     """File beside this one, of any kind that is read as training data."""
     prompt: str
@@ -171,7 +171,7 @@ class CustomTask:
             kind = {
                 "doc_to_target": "target",
                 "target_delimiter": "",  # the harness scores only the target, so the delimiter is part of it
-                "process_results": _likelihood,
+                "process_results": self._likelihood(),
             }
         else:
             kind = {
@@ -205,6 +205,17 @@ class CustomTask:
             "target": guarded(self.file.delimiter + item.answers[0]),
         }
 
+    def _likelihood(self) -> Callable[[JsonObject, Sequence[tuple[float, bool]]], JsonObject]:
+        """The function that scores a document's answer, with the bytes of all that is scored: the delimiter too."""
+        delimiter = self.file.delimiter
+
+        def measure(document: JsonObject, results: Sequence[tuple[float, bool]]) -> JsonObject:
+            logprob, greedy = results[0]
+            scored = f"{delimiter}{document['answers'][0]}"
+            return {"acc": float(greedy), "bits_per_byte": (logprob, len(scored.encode()))}
+
+        return measure
+
     def _measured(self) -> Callable[[JsonObject, Sequence[str]], dict[str, float]]:
         """The function that scores the model's answer to a document."""
         extract, check = self.file.extract, self.file.check
@@ -224,11 +235,6 @@ class CustomTask:
             }
 
         return measure
-
-
-def _likelihood(document: JsonObject, results: Sequence[tuple[float, bool]]) -> JsonObject:
-    logprob, greedy = results[0]
-    return {"acc": float(greedy), "bits_per_byte": (logprob, len(document["answers"][0].encode()))}
 
 
 def read_custom_task(path: Path) -> CustomTask:
@@ -266,6 +272,8 @@ def _item(file: CustomTaskFile, prompt: Pattern, row: FileRow) -> CustomTaskItem
     place = _place(file, choices, row) if choices else 0
     said = tuple(letters) if file.say == "letter" else choices
     answers = (said[place],) if choices else _answers(row, file.answer, several=file.kind == "generate")
+    if file.kind == "loglikelihood" and not answers[0]:
+        raise DataError(f"{row.where}: '{file.answer}' is an empty text, which has no likelihood; fill it in")
     return CustomTaskItem(prompt.fill(values), said, place, answers)
 
 

@@ -20,7 +20,7 @@ from spintune.metrics import METRICS, Metric, answer_metrics
 from spintune.progress import Progress
 from spintune.recipe.evaluation import CHECKER
 from spintune.records import Completion, Example
-from spintune.text.reasoning import without_reasoning
+from spintune.text.reasoning import scored_answer, without_reasoning
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood
 from spintune.typed_json import JsonObject
@@ -111,7 +111,7 @@ def answer_heldout(
             reference_tokens=likelihood.tokens,
             nll=likelihood.nll,
             scores={
-                one.name: one.score(without_reasoning(completion.text), [without_reasoning(example.answer)])
+                one.name: one.score(scored_answer(completion.text), [without_reasoning(example.answer)])
                 for one in answer_metrics()
             },
         )
@@ -153,7 +153,7 @@ def score_further(
     """
 
     def verdict(answer: HeldoutAnswer | SampledAnswer) -> float:
-        texts = without_reasoning(answer.answer), without_reasoning(answer.reference)
+        texts = scored_answer(answer.answer), without_reasoning(answer.reference)
         return checker.verdict(*texts, answer.prompt, sources[answer.id]) if checker else 0.0
 
     drawn: dict[str, list[SampledAnswer]] = {}
@@ -177,7 +177,7 @@ def score_further(
 
 
 def _score(metric: Metric, answer: SampledAnswer) -> float:
-    return metric.score(without_reasoning(answer.answer), [without_reasoning(answer.reference)])
+    return metric.score(scored_answer(answer.answer), [without_reasoning(answer.reference)])
 
 
 def with_further(answers: Sequence[HeldoutAnswer], further: ScoreTable) -> list[HeldoutAnswer]:

@@ -27,8 +27,9 @@ from spintune.evaluation.verdicts import ParsedVerdict, code_for, read_verdict
 from spintune.progress import Progress
 from spintune.records import Message
 from spintune.storage import digest_json
-from spintune.teachers.cached import CachedTeacher
+from spintune.teachers.cached import BUDGET, CachedTeacher
 from spintune.teachers.protocol import Request
+from spintune.text.reasoning import scored_answer, without_reasoning
 from spintune.typed_json import JsonObject
 
 Side = Literal["first", "second", "tie"]
@@ -60,7 +61,7 @@ class AnswerPair:
 
 
 def answer_pairs(pairs: Iterable[tuple[StoredAnswer, StoredAnswer]]) -> list[AnswerPair]:
-    """Pairs of answers to the same items, with the reference that either of them has.
+    """Pairs of answers to the same items, with the reference that either of them has, all without their reasoning.
 
     White space around an answer is removed: completions begin with it where chats do not.
     """
@@ -68,9 +69,11 @@ def answer_pairs(pairs: Iterable[tuple[StoredAnswer, StoredAnswer]]) -> list[Ans
         AnswerPair(
             id=one.id,
             prompt=one.prompt,
-            first=one.answer.strip(),
-            second=other.answer.strip(),
-            reference=one.reference if one.reference is not None else other.reference,
+            first=scored_answer(one.answer).strip(),
+            second=scored_answer(other.answer).strip(),
+            reference=next(
+                (without_reasoning(text) for text in (one.reference, other.reference) if text is not None), None
+            ),
         )
         for one, other in pairs
     ]
@@ -313,12 +316,19 @@ class Canary:
         items: comparisons of nonsense with a real answer.
         preferences: 1 where nonsense won, 0.5 for a tie; comparisons without a verdict have none.
         limit: mean preference above which the judge is not trusted.
+        over_budget: comparisons that the judge's budget did not last for.
     """
 
     judge: str
     items: int
     preferences: tuple[float, ...]
     limit: float = CANARY_LIMIT
+    over_budget: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget lasted for enough comparisons to tell."""
+        return self.over_budget == 0 or 2 * len(self.preferences) > self.items
 
     @property
     def rate(self) -> float | None:
@@ -332,6 +342,11 @@ class Canary:
 
     def __str__(self) -> str:
         judged = len(self.preferences)
+        if not self.finished:
+            return (
+                f"{self.judge} was not checked by constant nonsense to the end: its budget ended after {judged} of "
+                f"{self.items} comparisons"
+            )
         if self.rate is None or 2 * judged <= self.items:
             found = f"gives a verdict on {judged} of {self.items} comparisons with constant nonsense"
         else:
@@ -357,5 +372,7 @@ def canary(judge: Judge, items: Sequence[AnswerPair], count: int = CANARY_ITEMS)
         AnswerPair(item.id, item.prompt, nonsense, item.first if item.reference is None else item.reference)
         for item, nonsense in zip(drawn[:count], cycle(CANARIES), strict=False)
     ]
-    preferences = tuple(p for judgement in judge_pairs(judge, pairs) if (p := judgement.preference) is not None)
-    return Canary(judge.name, len(pairs), preferences)
+    judgements = judge_pairs(judge, pairs)
+    preferences = tuple(p for judgement in judgements if (p := judgement.preference) is not None)
+    over_budget = sum(BUDGET in judgement.problems for judgement in judgements)
+    return Canary(judge.name, len(pairs), preferences, over_budget=over_budget)

@@ -20,6 +20,7 @@ from spintune.evaluation.judge_prompts import BEST, RATING, WORST, rating_prompt
 from spintune.evaluation.statistics import Interval, bootstrap
 from spintune.evaluation.verdicts import code_for
 from spintune.storage import digest_json
+from spintune.teachers.cached import BUDGET
 
 _SCORES = tuple(str(score) for score in range(WORST, BEST + 1))
 
@@ -209,4 +210,7 @@ def rating_canary(judge: Judge, dialogues: Sequence[Dialogue], count: int = CANA
         for bad, good in zip(ratings[::2], ratings[1::2], strict=True)
         if bad.score is not None and good.score is not None
     )
-    return Canary(judge.name, len(pairs) // 2, preferences)
+    over_budget = sum(
+        BUDGET in (bad.problem, good.problem) for bad, good in zip(ratings[::2], ratings[1::2], strict=True)
+    )
+    return Canary(judge.name, len(pairs) // 2, preferences, over_budget=over_budget)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,15 @@ class ScoreScale:
 
     better: Literal["higher", "lower"] | None = "higher"
     right_or_wrong: bool = False
+
+
+def common_scales(tables: Iterable[Mapping[str, ScoreScale]]) -> dict[str, ScoreScale]:
+    """How each measure of several models is read: right or wrong only where it is that for all."""
+    found: dict[str, ScoreScale] = {}
+    for scales in tables:
+        for name, scale in scales.items():
+            found[name] = ScoreScale(scale.better, scale.right_or_wrong and found.get(name, scale).right_or_wrong)
+    return found
 
 
 @dataclass(frozen=True)

@@ -204,9 +204,10 @@ def length_controlled_win_rate(
     of lengths (characters in AlpacaEval), read off at Δ = 0. Without its per-instruction difficulties, which need the
     annotations of many other models, so the numbers are not those of its leaderboard.
 
-    Both coefficients have a weak Gaussian prior of standard deviation 10, so an answer exists when one model always
-    wins or length alone decides; in ordinary data it moves the rate by less than 0.001. The interval is the sandwich
-    estimate on the log-odds (White 1982), which allows preferences that are probabilities.
+    Both coefficients have a Gaussian prior of standard deviation 10, so an answer exists when one model always wins or
+    length alone decides. The error of the log-odds is the larger of the sandwich estimate (White 1982), which allows
+    preferences that are probabilities, and the inverse curvature: the residuals that the sandwich is made of vanish
+    where one model always wins. Where all differences of length are equal, there is nothing to control for.
 
     Raises ValueError like :func:`win_rate`, and unless all three have the same length.
     """
@@ -215,8 +216,9 @@ def length_controlled_win_rate(
         raise ValueError("a length of both answers is needed for every preference")
     preference_N = np.asarray(preferences, dtype=np.float64)
     difference_N = np.asarray(lengths, dtype=np.float64) - np.asarray(other_lengths, dtype=np.float64)
-    spread = float(difference_N.std()) or 1.0  # all differences are equal: nothing to standardize
-    input_N2 = np.stack([np.ones_like(preference_N), np.tanh(difference_N / spread)], 1)
+    spread = float(difference_N.std())
+    length_N = np.tanh(difference_N / spread) if spread else np.zeros_like(difference_N)
+    input_N2 = np.stack([np.ones_like(preference_N), length_N], 1)
     weight_2 = np.zeros(2)
     for _ in range(100):
         rate_N = 1 / (1 + np.exp(-input_N2 @ weight_2))
@@ -229,7 +231,7 @@ def length_controlled_win_rate(
             break
     inverse_22 = np.linalg.inv(curvature_22)
     spread_22 = (input_N2.T * (preference_N - rate_N) ** 2) @ input_N2
-    error = math.sqrt((inverse_22 @ spread_22 @ inverse_22)[0, 0])
+    error = math.sqrt(max((inverse_22 @ spread_22 @ inverse_22)[0, 0], inverse_22[0, 0]))
     low, mean, high = (float(1 / (1 + np.exp(-(weight_2[0] + side * _Z * error)))) for side in (-1, 0, 1))
     return LengthControlled(Interval(mean, low, high), float(weight_2[1]))
 

@@ -134,6 +134,9 @@ def _after(run: RunFacts, models: dict[str, Contender]) -> Contender | None:
 def _asked(run: RunFacts, after: Contender) -> str:
     data = run.facts("data", DataFacts)
     sources = [PurePath(str(source["path"])).name for source in run.recipe["data"]["train"]]
+    if run.recipe["data"].get("mixture"):
+        tasks = len(data.mixture.tasks) if data and data.mixture else 0
+        sources.append(f"a mixture of {tasks:,} task{'s' * (tasks != 1)}" if tasks else "a mixture of tasks")
     on = f"{data.train:,} examples" if data else "examples"
     model = PurePath(str(run.recipe["model"])).name
     told = (

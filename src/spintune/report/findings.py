@@ -131,6 +131,11 @@ def comparison_notes(runs: Sequence[RunFacts]) -> str:
 def belief(evaluation: str, canary: Canary) -> str:
     """Whether a judge can be trusted, as a sentence."""
     given, rate = len(canary.preferences), canary.rate
+    if not canary.finished:
+        return (
+            f"{evaluation}: the judge's budget ended after {given} of {canary.items} comparisons of constant nonsense "
+            "with real answers, so whether it can be trusted is not known and nothing was judged."
+        )
     distrust = "so the judge is not trusted and its verdicts do not count"
     if rate is None or (not canary.trusted and rate <= canary.limit):
         return (
@@ -184,6 +189,10 @@ def _single_model(one: Contender, measure: MeasureColumn) -> str:
     )
 
 
+def _nats(loss: float | None) -> str:
+    return "non-finite" if loss is None else f"{loss:.3f}"
+
+
 def _unjudged(run: RunFacts) -> str:
     losses = run.metrics.get("sft/heldout", [])
     told = ""
@@ -192,7 +201,7 @@ def _unjudged(run: RunFacts) -> str:
         kept = facts.kept_step if facts and facts.kept_step else losses[-1]["step"]
         end = next((row for row in losses if row["step"] == kept), losses[-1])
         told = (
-            f"SFT took the held-out loss from {losses[0]['loss']:.3f} to {end['loss']:.3f} nats a token in "
+            f"SFT took the held-out loss from {_nats(losses[0]['loss'])} to {_nats(end['loss'])} nats a token in "
             f"{end['step']:,} steps. "
         )
     if "data" not in run.stages and not run.evaluations:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from spintune.evaluation.model_pairs import measured_pairs
-from spintune.evaluation.scores import ScoreScale
+from spintune.evaluation.scores import ScoreScale, common_scales
 from spintune.evaluation.statistics import Interval
 from spintune.report.facts import EvaluationResult, RunFacts
 from spintune.report.measures import (
@@ -162,7 +162,7 @@ def _groups(evaluations: Sequence[EvaluationResult]) -> list[ColumnGroup]:
     groups = []
     for name in dict.fromkeys(one.name for one in evaluations):
         tables = [table for one in evaluations if one.name == name for table in one.scores.values()]
-        scales = {key: scale for table in tables for key, scale in table.scales.items()}
+        scales = common_scales(table.scales for table in tables)
         largest = {
             key: max((abs(item.scores[key]) for one in tables for item in one.items if key in item.scores), default=0)
             for key in scales

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import TypeVar
 
 from spintune.errors import RunError
@@ -201,7 +202,9 @@ def _metrics(path: Path) -> dict[str, list[JsonObject]]:
         for key in ("step", "tokens", "seconds") if trained else ("step",):
             if key not in row:
                 raise _foreign(path, f"line {number} has no {key}")
-        if wrong := [key for key, value in row.items() if key != "stage" and not isinstance(value, int | float)]:
+        # a value that is not finite is written as null
+        allowed = {key: (int, float) if key == "step" else (int, float, NoneType) for key in row if key != "stage"}
+        if wrong := [key for key, types in allowed.items() if not isinstance(row[key], types)]:
             raise _foreign(path, f"line {number}: {wrong[0]} is no number")
         by_stage.setdefault(stage, []).append(row)
     return by_stage

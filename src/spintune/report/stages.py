@@ -173,7 +173,7 @@ def _asked(stage: str, cost: Cost, seconds: Mapping[str, float]) -> StageCost:
 
 def _training(run: RunFacts, stage: str, name: str, facts: SftFacts | IterationFacts) -> StageCost:
     steps = run.metrics.get(stage, [])
-    tokens, seconds = sum(row["tokens"] for row in steps), sum(row["seconds"] for row in steps)
+    tokens, seconds = (sum(row[key] or 0 for row in steps) for key in ("tokens", "seconds"))
     rate = tokens / seconds if seconds else None
     hardware = facts.hardware
     did = f"{len(steps):,} steps"

@@ -16,7 +16,7 @@ from spintune.data.contamination import text_of
 from spintune.errors import DataError, DeletedModelError
 from spintune.evaluation.comparison import compare
 from spintune.evaluation.model_pairs import compared_pairs, measured_pairs, start_of
-from spintune.evaluation.scores import SCORES, ScoreTable, read_scores
+from spintune.evaluation.scores import SCORES, ScoreTable, common_scales, read_scores
 from spintune.recipe import HELDOUT, HOLD_OUT, MT_BENCH, QUESTIONS
 from spintune.records import write_records
 from spintune.results import BenchmarkResults, ContaminationFacts, EvaluationResults
@@ -176,7 +176,7 @@ def _benchmarks(scores: Scores, contamination: ContaminationFacts | None) -> dic
         without = set(unclean.get(evaluation, ()))
         results[evaluation] = BenchmarkResults(
             items={name: len(one.items) for name, one in models.items()},
-            measures=next(iter(models.values())).scales,
+            measures=common_scales(one.scales for one in models.values()),
             scores={name: one.summary() for name, one in models.items()},
             clean={name: one.summary(without) for name, one in models.items()} if without else {},
         )

@@ -14,7 +14,7 @@ from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage, measured_answers
 from spintune.stages.iterates import Iterate
 from spintune.stages.task_accuracy import checker_of
-from spintune.text.reasoning import without_reasoning
+from spintune.text.reasoning import scored_answer, without_reasoning
 
 
 def metric_choice(context: RunContext) -> MetricChoice:
@@ -88,5 +88,5 @@ def _rejected(checker: Verdicts, examples: list[Example]) -> str | None:
 
 
 def _accepts(checker: Verdicts, example: Example) -> bool:
-    reference = without_reasoning(example.answer)
-    return checker.verdict(reference, reference, prompt_text(example), example.source or example.id) > 0
+    texts = scored_answer(example.answer), without_reasoning(example.answer)
+    return checker.verdict(*texts, prompt_text(example), example.source or example.id) > 0

@@ -32,7 +32,7 @@ from spintune.run_folder import BASE, BASELINE, SFT
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import LoadedIterate
 from spintune.storage import digest_file
-from spintune.text.reasoning import without_reasoning
+from spintune.text.reasoning import scored_answer, without_reasoning
 from spintune.typed_json import JsonObject, to_json
 
 
@@ -106,7 +106,7 @@ def _ifeval(section: EvaluationSection) -> Evaluation:
         completions = _answer(context, player, [[Message("user", prompt.text)] for prompt in prompts], IFEVAL)
         rows, items = [], []
         for prompt, completion in zip(prompts, completions, strict=True):
-            followed = check(prompt, without_reasoning(completion.text))
+            followed = check(prompt, scored_answer(completion.text))
             rows.append({"id": prompt.key, "prompt": prompt.text, **_answer_row(completion), **to_json(followed)})
             items.append(item_score(prompt, followed))
         return EvaluationOutcome(ScoreTable(IFEVAL_SCALES, tuple(items)), {"answers.jsonl": rows})
@@ -146,9 +146,10 @@ def _score_answers(pairs: Sequence[tuple[StoredAnswer, JsonObject]]) -> Evaluati
     metrics = answer_metrics()
     rows, items = [], []
     for question, row in pairs:
-        text, reference = row["answer"], question.reference or question.answer
+        text = scored_answer(row["answer"])
+        reference = question.answer if question.reference is None else question.reference
         rows.append({"id": question.id, "prompt": question.prompt, "reference": reference, **row})
-        scores = {metric.name: metric.score(text, [reference]) for metric in metrics}
+        scores = {metric.name: metric.score(text, [without_reasoning(reference)]) for metric in metrics}
         scores["characters"] = float(len(text.strip()))
         items.append(ItemScore(question.id, f"{question.prompt}\n\n{reference}", scores))
     scales = {metric.name: ScoreScale(metric.better, metric.right_or_wrong) for metric in metrics}
@@ -186,7 +187,7 @@ def _answer_turns(context: RunContext, player: LoadedIterate, questions: Sequenc
             conversations.append([*conversation, Message("user", questions[place].turns[turn])])
         completions = _answer(context, player, conversations, f"{MT_BENCH}, turn {turn + 1}")
         for place, completion in zip(places, completions, strict=True):
-            answers[place].append(without_reasoning(completion.text))
+            answers[place].append(scored_answer(completion.text))
     return answers
 
 

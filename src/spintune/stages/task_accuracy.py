@@ -18,6 +18,7 @@ from spintune.recipe import MixtureSection, Recipe
 from spintune.records import write_records
 from spintune.results import GroupAccuracy, TaskAccuracies
 from spintune.stages.context import RunContext
+from spintune.text.reasoning import scored_answer, without_reasoning
 
 Questions = Mapping[str, tuple[MixtureTask, MixtureProvenance]]
 """The held-out examples that a task of the mixture gave, by example id."""
@@ -97,7 +98,8 @@ def _correct(rows: Sequence[HeldoutAnswer], questions: Questions) -> Correct:
     for row in rows:
         if row.id in questions:
             task, found = questions[row.id]
-            answers[row.id] = correct(task, row.reference, row.answer, item_numbered(task, found.row))
+            texts = without_reasoning(row.reference), scored_answer(row.answer)
+            answers[row.id] = correct(task, *texts, item_numbered(task, found.row))
     return answers
 
 

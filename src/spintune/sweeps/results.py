@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Literal
 
 from spintune.evaluation.model_pairs import start_of
-from spintune.evaluation.scores import ScoreScale
+from spintune.evaluation.scores import ScoreScale, common_scales
 from spintune.evaluation.statistics import over_seeds
 from spintune.report.measures import FINISHED, LENGTH, NLL, metric_column
 from spintune.report.table import MeasureColumn
@@ -136,7 +136,7 @@ def summarize(
         metric: the measure of held-out examples by which runs compare models.
     """
     loss = _LOSS_PER_BYTE if "model" in axes else _LOSS  # tokens of other models are other tokens
-    measures = {name: scale for results in found.values() for name, scale in _scales(results, loss).items()}
+    measures = common_scales(_scales(results, loss) for results in found.values())
     settings: list[_Setting] = []
     for run in runs:
         values = {key: value for key, value in run.values.items() if key != "seed"}
@@ -295,6 +295,8 @@ def _conclusion(
     done = [setting for setting in settings if setting.by_seed]
     if len(settings) < 2:
         return None, ""
+    if len(done) == len(settings) and measure is None:
+        return None, "No setting is called best: the runs have no measure in common."
     if measure is None or len(done) < len(settings):
         return None, f"No setting is called best: {len(settings) - len(done)} of {len(settings)} have no finished run."
     sign = -1 if measures[measure].better == "lower" else 1

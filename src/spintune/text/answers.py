@@ -6,6 +6,7 @@
    right.").
 2. number: the number after the last "=" of the sentence, else the sentence's first number; in a text without an
    announcement, the last number. 1,000 = 1000.0 = $1000; 3/4 = 0.75; 1 1/2 = 1.5; a percent sign is ignored.
+   2e3 = 2 × 10^3 = 2000; 2^10 = 2¹⁰ = 1024; the 2 in m² is part of a unit.
 3. option: the option whose text the answer is or begins with, else the one whose label it begins with, else the only
    one that it contains in whole words or numbers. A longer option comes before a shorter one inside it ("not
    equivalent" before "equivalent"). Options that read the same are the same answer.
@@ -24,9 +25,11 @@ from fractions import Fraction
 
 _MARK = re.compile(r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b|####", re.IGNORECASE)
 _NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?"
+    r"(?<![\w.^])(?<!\^[-+{])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?(?=\.?\d)"
     r"(?:(?P<mixed>\d+)\s+(?=\d+\s?/\s?\d))?"
-    r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
+    r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?\^\s?\{?(?P<power>[-+]?\d+)\}?)?"
+    r"(?:(?:[eE]|\s?[*×·xX]\s?10\s?\^\s?\{?)(?P<ten>[-+]?\d+)\}?(?!\w))?"
+    r"(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
 )
 _LABEL = re.compile(
     r"^[\s\"'*]*+(?:option|choice|letter|number)?+\s*+[(\[]?(?P<label>[A-Z]|\d{1,2})"
@@ -34,9 +37,11 @@ _LABEL = re.compile(
     re.IGNORECASE,
 )
 _OPTION = re.compile(r"(?:^|(?<=\s))[(\[]?(?P<label>[A-Za-z]|\d{1,2})(?P<close>[)\].:])[ \t]+(?=\S)", re.MULTILINE)
-_DIGITS = 1000  # a model that repeats a digit forever gives no number; Python refuses to read more than 4300
+_DIGITS = 1000  # of a number and of its value; a model that repeats a digit forever gives none
 _ANNOUNCEMENTS = 20  # of an answer that are read, from the last one on
 _VULGAR = re.compile("([\u00bc-\u00be\u2150-\u215e])")
+_SUPERSCRIPT = re.compile("([\u00b2\u00b3\u00b9\u2070-\u207b]+)")
+_SUBSCRIPT = re.compile("([\u2080-\u2089]+)")
 _AROUND = string.whitespace + "\"'`*.,;:!?()[]{}"
 _AROUND_MATHS = string.whitespace + "\"'`*.,;:"  # "8!" is not 8, nor "(0, 1]" the same as "[0, 1]"
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -68,12 +73,18 @@ def number(text: str) -> Fraction | None:
 
 
 def _numbers(text: str) -> list[Fraction]:
-    text = unicodedata.normalize("NFKC", _VULGAR.sub(r" \1", text)).replace("\u2212", "-").replace("\u2044", "/")
+    # NFKC writes ½, ² and ₂ as digits, which must not join those before them
+    text = _SUBSCRIPT.sub(r"_\1", _SUPERSCRIPT.sub(r"^\1", _VULGAR.sub(r" \1", text)))
+    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-").replace("\u2044", "/")
     found = []
     for match in _NUMBER.finditer(text):
-        if len(match[0]) > _DIGITS or (match["whole"] is None and match["decimals"] is None):
+        if len(match[0]) > _DIGITS:
             continue
-        value = Fraction((match["whole"] or "0").replace(",", "") + (match["decimals"] or ""))
+        digits = (match["whole"] or "0").replace(",", "") + (match["decimals"] or "")
+        value, power, ten = Fraction(digits), int(match["power"] or 1), int(match["ten"] or 0)
+        if len(digits) * abs(power) + abs(ten) > _DIGITS or (power < 0 and not value):
+            continue
+        value = value**power * Fraction(10) ** ten
         if match["under"] and int(match["under"]):
             value /= int(match["under"])
         value += int(match["mixed"] or 0)

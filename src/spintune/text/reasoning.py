@@ -88,6 +88,16 @@ _BEHIND_ANSWER = re.compile(
 )
 
 
+def scored_answer(text: str) -> str:
+    """What is scored of a text that a model wrote: what follows its reasoning; nothing where the reasoning has no end.
+
+    >>> scored_answer("<think>Two and two.</think> Four"), scored_answer("<think>It is 4"), scored_answer("Four")
+    ('Four', '', 'Four')
+    """
+    answer = without_reasoning(text)
+    return split_reasoning(text)[1] or "" if answer == text and _OPEN.match(text) else answer
+
+
 def split_reasoning(text: str) -> tuple[str, str | None]:
     """The reasoning and the answer of a reply. The answer is None if the reasoning has no end: the reply was cut there.
 

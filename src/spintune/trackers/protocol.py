@@ -56,10 +56,13 @@ class Tracker(Protocol):
     """
 
     def begin(self, stage: str, step: int) -> None:
-        """A stage starts or resumes after ``step``. Later numbers of an earlier attempt are void: they come again."""
+        """A stage starts or resumes after ``step``, -1 before step 0.
+
+        Later numbers of an earlier attempt are void: they come again.
+        """
 
     def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers of one step, 1 and up: loss, grad_norm, learning_rate, ...
+        """Numbers of one step: loss, grad_norm, learning_rate, ...; what is measured before training has step 0.
 
         In the stages ``eval/heldout``, ``eval/ifeval`` and so on, step 1 is the first model of the run, 2 the second.
         """
@@ -81,9 +84,9 @@ class SentOnce:
         """Nothing is void: a resumed run computes the same numbers again."""
 
     def add(self, stage: str, step: int, numbers: Mapping[str, float]) -> None:
-        sent = self.run.sent
-        if step > sent.get(stage, 0):
-            self.log(sum(sent.values()) - sent.get(stage, 0) + step, stage, step, numbers)
+        if step > self.run.sent.get(stage, -1):
+            others = sum(last + 1 for name, last in self.run.sent.items() if name != stage)
+            self.log(others + step, stage, step, numbers)
 
     def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
         """Sends the numbers of a step. ``place`` grows from each call to the next, over all stages and processes."""

@@ -43,7 +43,8 @@ class Trackio(SentOnce):
     def finish(self, facts: Mapping[str, str]) -> None:
         if self.run.sent.get(OUTCOME):
             return
-        self._run.log({f"{OUTCOME}/{name}": text for name, text in facts.items()}, step=sum(self.run.sent.values()) + 1)
+        place = sum(last + 1 for last in self.run.sent.values())
+        self._run.log({f"{OUTCOME}/{name}": text for name, text in facts.items()}, step=place)
         self.run.sent[OUTCOME] = 1
 
     def close(self) -> None:
