@@ -106,6 +106,15 @@ def test_a_null_and_a_key_that_a_row_lacks_are_empty_fields(task: TaskOf) -> Non
     assert [item.fields for item in read.items] == [{"question": "f", "rationale": "g", "answer": "one"}]
 
 
+def test_a_row_without_its_options_is_dropped(task: TaskOf) -> None:
+    rows = [{"q": "a", "of": ["x", "y"], "a": "y"}, {"q": "b", "of": None, "a": "x"}, {"q": "c", "a": "x"}]
+    changes = {"fields": {"question": "q", "answer": "a"}, "options": {"from": "of"}, "check": None, "cot": None}
+    read = task(rows=rows, **changes)
+    assert (read.read, len(read.items), dict(read.dropped)) == (3, 1, {"empty_options": 2})
+    with pytest.raises(DataError, match="no 'of' for field options; the row has: q, a"):
+        task(rows=rows[2:], **changes)
+
+
 # --- files ---
 
 

@@ -39,10 +39,18 @@ def read_field(spec: FieldSection, name: str, row: FileRow) -> str:
     return spec.map[text]
 
 
-def missing_fields(specs: Mapping[str, FieldSection], row: FileRow) -> dict[str, FieldSection]:
-    """The fields whose keys the row lacks."""
+def missing_fields(keys: Mapping[str, str], row: FileRow) -> dict[str, str]:
+    """The fields, with their keys, that the row lacks."""
     absent = object()
-    return {name: spec for name, spec in specs.items() if row.find(spec.from_, absent) is absent}
+    return {name: key for name, key in keys.items() if row.find(key, absent) is absent}
+
+
+def lacks_options(spec: OptionsSection | None, row: FileRow) -> bool:
+    """Whether options are read from the row, and it has none: null, blank or no such key."""
+    if spec is None or spec.from_ is None:
+        return False
+    value = row.find(spec.from_)
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def read_choice(

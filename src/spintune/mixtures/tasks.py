@@ -15,8 +15,8 @@ import orjson
 
 from spintune.data.file_rows import FileRow
 from spintune.errors import DataError, RecipeError
-from spintune.mixtures.declarations import BUILTIN, Check, FieldSection, PhrasingsFile, TaskFile
-from spintune.mixtures.fields import missing_fields, read_choice, read_field
+from spintune.mixtures.declarations import BUILTIN, Check, PhrasingsFile, TaskFile
+from spintune.mixtures.fields import lacks_options, missing_fields, read_choice, read_field
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
 from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_file, sources_of
 from spintune.recipe.checking import read_section
@@ -181,12 +181,16 @@ def _read_task(
     dropped: Counter[str] = Counter()
     read = 0
     first: FileRow | None = None
-    unseen: Mapping[str, FieldSection] = declared.fields
+    unseen = {name: spec.from_ for name, spec in declared.fields.items()}
+    if declared.options and declared.options.from_:
+        unseen[OPTIONS] = declared.options.from_
     for row in source.rows():
         read += 1
         first, unseen = first or row, missing_fields(unseen, row)
         fields = {field: read_field(spec, field, row) for field, spec in declared.fields.items()}
         empty = next((field for field in needed if not fields[field]), None)
+        if empty is None and lacks_options(declared.options, row):
+            empty = OPTIONS
         if empty is not None:
             dropped[f"empty_{empty}"] += 1
             continue
@@ -195,8 +199,8 @@ def _read_task(
             fields[ANSWER] = options[choice]
         spool.add(TaskItem(row.number, fields, options, choice))
     if first is not None:
-        for name, spec in unseen.items():
-            first.lookup(spec.from_, f"field {name}")  # raises: no row has it
+        for name, key in unseen.items():
+            first.lookup(key, f"field {name}")  # raises: no row has it
     return MixtureTask(
         name=source.name,
         collection=declared.collection,
