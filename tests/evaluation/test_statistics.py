@@ -283,8 +283,11 @@ def test_a_constant_difference_of_lengths_explains_nothing() -> None:
 @pytest.mark.parametrize("items", [3, 10, 30])
 def test_winning_always_is_no_more_certain_than_by_wilson(items: int) -> None:
     found = length_controlled_win_rate([1.0] * items, [7 + n % 3 for n in range(items)], [8] * items)
-    assert found.rate.low <= wilson(items, items).low
-    assert found.rate.high > 0.999
+    plain = wilson(items, items)
+    assert plain.low - 0.25 < found.rate.low < plain.low
+    assert found.rate.high == plain.high == 1
+    other = length_controlled_win_rate([0.0] * items, [8] * items, [7 + n % 3 for n in range(items)])
+    assert (other.rate.low, other.rate.high) == (0, pytest.approx(1 - found.rate.low))
 
 
 def test_swapping_the_models_turns_the_rate_around() -> None:

@@ -205,9 +205,11 @@ def length_controlled_win_rate(
     annotations of many other models, so the numbers are not those of its leaderboard.
 
     Both coefficients have a Gaussian prior of standard deviation 10, so an answer exists when one model always wins or
-    length alone decides. The error of the log-odds is the larger of the sandwich estimate (White 1982), which allows
-    preferences that are probabilities, and the inverse curvature: the residuals that the sandwich is made of vanish
-    where one model always wins. Where all differences of length are equal, there is nothing to control for.
+    length alone decides. The interval is that of the same regression with one tie more at Δ = 0, which keeps it finite
+    when one model always wins, as the half counts of Haldane and Anscombe do for odds. Its error is the larger of the
+    sandwich estimate (White 1982), which allows preferences that are probabilities, and the inverse curvature: where
+    one model always wins, the residuals that the sandwich is made of vanish. Where all differences of length are equal,
+    there is nothing to control for.
 
     Raises ValueError like :func:`win_rate`, and unless all three have the same length.
     """
@@ -219,6 +221,21 @@ def length_controlled_win_rate(
     spread = float(difference_N.std())
     length_N = np.tanh(difference_N / spread) if spread else np.zeros_like(difference_N)
     input_N2 = np.stack([np.ones_like(preference_N), length_N], 1)
+    weight_2, _ = _logistic_regression(input_N2, preference_N)
+    center_2, error = _logistic_regression(np.vstack([input_N2, [1.0, 0.0]]), np.append(preference_N, 0.5))
+    low, mean, high = (
+        float(1 / (1 + np.exp(-log_odds)))
+        for log_odds in (center_2[0] - _Z * error, weight_2[0], center_2[0] + _Z * error)
+    )
+    # where one model always wins nothing speaks against 1, as in wilson()
+    low, high = min(low, mean) if any(preferences) else 0.0, max(mean, high) if min(preferences) < 1 else 1.0
+    return LengthControlled(Interval(mean, low, high), float(weight_2[1]))
+
+
+def _logistic_regression(
+    input_N2: NDArray[np.float64], preference_N: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], float]:
+    """Both coefficients, and the standard error of the first."""
     weight_2 = np.zeros(2)
     for _ in range(100):
         rate_N = 1 / (1 + np.exp(-input_N2 @ weight_2))
@@ -231,9 +248,7 @@ def length_controlled_win_rate(
             break
     inverse_22 = np.linalg.inv(curvature_22)
     spread_22 = (input_N2.T * (preference_N - rate_N) ** 2) @ input_N2
-    error = math.sqrt(max((inverse_22 @ spread_22 @ inverse_22)[0, 0], inverse_22[0, 0]))
-    low, mean, high = (float(1 / (1 + np.exp(-(weight_2[0] + side * _Z * error)))) for side in (-1, 0, 1))
-    return LengthControlled(Interval(mean, low, high), float(weight_2[1]))
+    return weight_2, math.sqrt(max((inverse_22 @ spread_22 @ inverse_22)[0, 0], inverse_22[0, 0]))
 
 
 def _check_preferences(preferences: Sequence[float]) -> None:
