@@ -14,7 +14,7 @@ from spintune.errors import RunError
 from spintune.progress import Silent
 from spintune.training.batches import steps_by_rows, steps_of_equal_tokens
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.optimization import Optimization, rate_at
+from spintune.training.optimization import Optimization, build_optimizer, rate_at
 from spintune.training.sft import HeldoutRule, SftHooks, SftOutcome, SftRows, evaluation_steps, heldout_loss, run_sft
 from spintune.unfinished import HeldoutLosses
 
@@ -167,12 +167,12 @@ def test_a_checkpoint_names_its_best_weights_which_stay_until_the_next_one(playe
     assert (facts["best"], facts["heldout"]["step"]) == (2, 2)
     model = player().model
     checkpoints = Checkpoints(tmp_path, NEVER)
-    checkpoints.restore(model, torch.optim.AdamW(model.parameters()))
+    checkpoints.restore(model, build_optimizer(model, Optimization(1e-3)))
     checkpoints.save_best(3, model)
     assert sorted(path.name for path in tmp_path.glob("best-*")) == ["best-00000002", "best-00000003"]
     checkpoints.save_best(4, model)
     assert sorted(path.name for path in tmp_path.glob("best-*")) == ["best-00000002", "best-00000004"]
-    Checkpoints(tmp_path, NEVER).restore(model, torch.optim.AdamW(model.parameters()))
+    Checkpoints(tmp_path, NEVER).restore(model, build_optimizer(model, Optimization(1e-3)))
     assert [path.name for path in tmp_path.glob("best-*")] == ["best-00000002"]
 
 

@@ -192,7 +192,9 @@ def test_answers_that_are_rows_of_their_own_choose_with_their_conversation(
     (model / "chat_template.jinja").write_text(template.replace(said, f"{otherwise} + {said}", 1))
     turns = ("user", "assistant", "user", "assistant")
     texts = [
-        ("Hello.", f"Hi, {animal}.", f"Say {animal} {count} times.", animal) for animal in ANIMALS for count in "1234"
+        (f"Hello {count} {animal}.", f"Hi, {animal}.", f"Say {animal} {count} times.", animal)
+        for animal in ANIMALS
+        for count in "1234"
     ]
     rows = [
         {"messages": [{"role": role, "content": text} for role, text in zip(turns, chat, strict=True)]}

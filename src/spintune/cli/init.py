@@ -235,8 +235,7 @@ class _Opened:
                 continue
             kept = result.examples
             if given:
-                several = found.multi_turn > 0 and not is_encoder_decoder
-                kept = without_prompts_of(kept, given.examples, all_turns=several)
+                kept = without_prompts_of(kept, given.examples)
             shared = len(result.examples) - len(kept)
             other = None if template == "tokenizer" else template
             return _Seen(self, found, held, shared, other, context, is_encoder_decoder)

@@ -14,7 +14,7 @@ import orjson
 from spintune.errors import DataError
 from spintune.number_files import KeyFile, complement
 from spintune.progress import Progress, Silent, unless_quick
-from spintune.record_files import Masked
+from spintune.record_files import LazySequence, Masked
 from spintune.records import Example, Message
 from spintune.streams import DIGEST_BYTES, digest
 
@@ -115,19 +115,40 @@ def split_unseen(
 
 
 def without_prompts_of(
-    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress = _SILENT, all_turns: bool = False
+    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress = _SILENT
 ) -> Sequence[Example]:
     """The examples whose prompts no held-out example has, in input order.
-
-    With ``all_turns``, each turn that is trained has a prompt: the conversation before it.
 
     >>> rows = [Example((Message("user", q), Message("assistant", "yes"))) for q in "abc"]
     >>> [example.prompt[0].content for example in without_prompts_of(rows, rows[1:2])]
     ['a', 'c']
     """
     known = {_hash(example.prompt, 0) for example in heldout}
-    others = (known.isdisjoint(_trained_prompts(example, all_turns)) for example in _told(examples, progress))
+    others = (_hash(example.prompt, 0) not in known for example in _told(examples, progress))
     return Masked(examples, np.packbits(np.fromiter(others, bool, len(examples))))
+
+
+class WithoutHeldoutTurns(LazySequence[Example]):
+    """Examples without loss on earlier turns that answer a held-out prompt.
+
+    >>> talk = [Message(role, text) for role, text in zip(["user", "assistant"] * 2, "abcd")]
+    >>> [kept] = WithoutHeldoutTurns([Example((*talk,))], [Example((*talk[:2],))])
+    >>> [message.trained for message in kept.messages]
+    [True, False, True, True]
+    """
+
+    def __init__(self, examples: Sequence[Example], heldout: Sequence[Example]) -> None:
+        self._examples = examples
+        self._prompts = {_hash(example.prompt, 0) for example in heldout}
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return (_without_loss(example, self._prompts) for example in self._examples)
+
+    def _item(self, position: int) -> Example:
+        return _without_loss(self._examples[position], self._prompts)
 
 
 def without_trained_turns(
@@ -143,7 +164,7 @@ def without_trained_turns(
     earlier = {_hash(example.messages[:place], 0) for example in heldout for place in example.answer_places[:-1]}
     if not earlier:
         return heldout
-    trained = {key for example in _told(train, progress) for key in _trained_prompts(example, True) if key in earlier}
+    trained = {key for example in _told(train, progress) for key in _trained_prompts(example) if key in earlier}
     return [_without_loss(example, trained) for example in heldout] if trained else heldout
 
 
@@ -156,10 +177,9 @@ def _without_loss(example: Example, prompts: set[bytes]) -> Example:
     return replace(example, messages=tuple(messages))
 
 
-def _trained_prompts(example: Example, all_turns: bool) -> list[bytes]:
-    """Hashes of the prompts that training on an example answers."""
-    earlier = [_hash(example.messages[:place], 0) for place in example.answer_places[:-1]] if all_turns else []
-    return [*earlier, _hash(example.prompt, 0)]
+def _trained_prompts(example: Example) -> list[bytes]:
+    """Hashes of the prompts that training on all turns of an example answers."""
+    return [*(_hash(example.messages[:place], 0) for place in example.answer_places[:-1]), _hash(example.prompt, 0)]
 
 
 def _hashes(examples: Sequence[Example], hash_of: Callable[[Example], bytes], progress: Progress) -> KeyFile:

@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from spintune.data.sources import Collection, Source, read_sources
-from spintune.data.split import TENTH, split_examples, split_unseen, without_prompts_of, without_trained_turns
+from spintune.data.split import (
+    TENTH,
+    WithoutHeldoutTurns,
+    split_examples,
+    split_unseen,
+    without_prompts_of,
+    without_trained_turns,
+)
 from spintune.data.tables import source_digest
 from spintune.errors import DataError
 from spintune.mixtures.mixture import Mixture, load_mixture
@@ -126,12 +133,12 @@ def read_data(
         train = Joined([train, mixed.examples])
         heldout = _distinct(Joined([heldout, [element.example() for element in tested]]))
         report = mixed.report
-    all_turns = recipe.data.turns == "all"
-    if report or recipe.data.heldout or all_turns:  # two sources, or two turns, may have a prompt in common
+    if report or recipe.data.heldout:  # two sources may have a prompt in common
         before = len(train)
-        train = _apart(train, heldout, progress, all_turns)
+        train = _apart(train, heldout, progress)
         dropped = dropped + Counter({HELDOUT_PROMPT: before - len(train)})
-    if all_turns:
+    if recipe.data.turns == "all":  # and an earlier turn may be another conversation's last
+        train = WithoutHeldoutTurns(train, heldout)
         heldout = without_trained_turns(heldout, train, progress)
     facts = DataFacts(
         mixture=report,
@@ -146,11 +153,9 @@ def read_data(
     return DataOutcome(train, heldout, facts)
 
 
-def _apart(
-    examples: Sequence[Example], heldout: Sequence[Example], progress: Progress, all_turns: bool
-) -> Sequence[Example]:
+def _apart(examples: Sequence[Example], heldout: Sequence[Example], progress: Progress) -> Sequence[Example]:
     """The examples to train on. Raises DataError when none is left."""
-    train = without_prompts_of(examples, heldout, progress, all_turns)
+    train = without_prompts_of(examples, heldout, progress)
     if examples and not train:
         raise DataError(
             "every training example has a held-out prompt, so none is left to train on; "
