@@ -47,6 +47,12 @@ def test_control_characters_are_written_out_wherever_text_is_shown(attack: str, 
         assert "\x1b[2J" not in file.getvalue()
 
 
+def test_a_name_between_colons_is_no_picture() -> None:
+    output = io.StringIO()
+    SafeConsole(file=output).print("runs/a:b: held out, :smile:")
+    assert output.getvalue() == "runs/a:b: held out, :smile:\n"
+
+
 def test_ordinary_text_and_the_consoles_own_colors_stay() -> None:
     text = "tab\tline\nübung 漢字 👩\u200d🚀 العربية"
     assert visible(text) == text

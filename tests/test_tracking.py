@@ -209,11 +209,8 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(
     assert logged(tmp_path / "metrics.jsonl") == {("sft", "loss", 1): 1.0}
 
 
-def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_growing_places(
-    tmp_path: Path, register: Register
-) -> None:
-    """The first process dies after step 3, the second after step 1 again, since the checkpoint was of the start."""
-    places: list[tuple[int, str, int]] = []
+def keeping(places: list[tuple[int, str, int]]) -> Callable[[TrackedRun], SentOnce]:
+    """A tracker that keeps what it gets in ``places``."""
 
     class Keeping(SentOnce, Remembering):
         def __init__(self, run: TrackedRun) -> None:
@@ -223,7 +220,16 @@ def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_gro
         def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
             places.append((place, stage, step))
 
-    register("keeping", Keeping)
+    return Keeping
+
+
+def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_growing_places(
+    tmp_path: Path, register: Register
+) -> None:
+    """The first process dies after step 3, the second after step 1 again, since the checkpoint was of the start."""
+    places: list[tuple[int, str, int]] = []
+
+    register("keeping", keeping(places))
     for last in (3, 1, 4):
         metrics = Metrics(tmp_path, ["keeping"])
         metrics.begin("sft", 0)
@@ -240,16 +246,8 @@ def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_gro
 def test_what_is_measured_before_training_is_sent_once_too(tmp_path: Path, register: Register) -> None:
     places: list[tuple[int, str, int]] = []
 
-    class Keeping(SentOnce, Remembering):
-        def __init__(self, run: TrackedRun) -> None:
-            SentOnce.__init__(self, run)
-            self.heard = []
-
-        def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
-            places.append((place, stage, step))
-
-    for name, kind in (("keeping", Keeping), ("late", Keeping), ("old", Keeping)):
-        register(name, kind)
+    for name in ("keeping", "late", "old"):
+        register(name, keeping(places))
     for _ in range(2):  # killed after step 1, and begun again
         metrics = Metrics(tmp_path, ["keeping"])
         metrics.begin("sft", 0)

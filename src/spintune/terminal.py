@@ -27,7 +27,12 @@ def visible(text: str) -> str:
 
 
 class SafeConsole(Console):
-    """rich's console, with control characters in texts written out. Its own colors and movements stay."""
+    """rich's console, with control characters in texts written out, and ``:b:`` as it is. Its own colors and movements
+    stay.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings, emoji=False)  # type: ignore[arg-type]
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of a renderable, as rich's console gives them."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import folder  # noqa: F401 - pytest finds it here
 
 from spintune.errors import DataError
 from spintune.evaluation.contenders import selection_notes, tables
@@ -46,14 +45,14 @@ def test_references_of_a_file_come_before_those_of_another(tmp_path: Path) -> No
     assert list(tables([str(bare)], empty)["bare"]["exact_match"].values.values()) == [0, 1]
 
 
-def test_a_file_with_the_name_of_a_model_does_not_replace_it(folder: Make, tmp_path: Path) -> None:  # noqa: F811
+def test_a_file_with_the_name_of_a_model_does_not_replace_it(folder: Make, tmp_path: Path) -> None:
     made = folder(spin=None).data().sft().judged("base", 2.0).judged("sft", 1.0)
     base = saved(tmp_path / "base.jsonl", ["yes"] * 12)
     assert list(tables([str(made.path), str(base)])) == ["run:base", "run:sft", "base"]
     assert list(tables([str(made.path)])) == ["base", "sft"]
 
 
-def test_a_run_is_one_run_however_it_is_named(folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_run_is_one_run_however_it_is_named(folder: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = folder(spin=None).data(40).sft().judged("base", 2.0).judged("sft", 1.0).best("sft", selection=True)
     monkeypatch.chdir(made.path)
     assert list(tables([".", "../run/:sft", str(made.path)])) == ["base", "sft"]
@@ -63,7 +62,7 @@ def test_a_run_is_one_run_however_it_is_named(folder: Make, monkeypatch: pytest.
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no colons in names there")
-def test_a_colon_may_be_part_of_a_name(folder: Make) -> None:  # noqa: F811
+def test_a_colon_may_be_part_of_a_name(folder: Make) -> None:
     made = folder("lr:2e-5", spin=None).data(40).sft().judged("base", 2.0).judged("sft", 1.0)
     made.best("sft", selection=True)
     assert list(tables([str(made.path)])) == ["base", "sft"]

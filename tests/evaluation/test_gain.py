@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from run_folders import Folder, folder  # noqa: F401 - pytest finds the fixture here
+from run_folders import Folder
 
 from spintune.before_after import EXCERPT, print_gain
 from spintune.evaluation.gain import Gain, gain_of
@@ -27,7 +27,7 @@ def measured(run: Folder, right: dict[str, list[bool]], **best: Any) -> Folder:
 
 
 @pytest.fixture
-def run(folder: Make) -> Folder:  # noqa: F811
+def run(folder: Make) -> Folder:
     return folder("run", spin=None, evaluation={"metric": "exact_match"}).data(40)
 
 

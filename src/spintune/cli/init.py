@@ -217,6 +217,7 @@ class _Opened:
 
         result = _read(self.source, progress)
         given = _read(self.heldout, progress) if self.heldout else None
+        shared = len(result.examples) - len(without_prompts_of(result.examples, given.examples)) if given else 0
         if self.model in ALIASES:
             unpack_alias(self.model, cache_folder())
         shape = read_shape(self.model, cache_folder())
@@ -233,10 +234,6 @@ class _Opened:
             except SpintuneError as error:
                 refused = refused or error
                 continue
-            kept = result.examples
-            if given:
-                kept = without_prompts_of(kept, given.examples)
-            shared = len(result.examples) - len(kept)
             other = None if template == "tokenizer" else template
             return _Seen(self, found, held, shared, other, context, is_encoder_decoder)
         raise refused or RecipeError(f"{self.model}: no template fits")
