@@ -204,6 +204,16 @@ def test_the_copy_that_checkpoints_are_written_from_by_hand() -> None:
     assert planned(many, parallel="shard") == (0, 8 * PROCESS + 8 * numbers)  # 6: the model twice, to save it, is more
 
 
+def test_the_baseline_reads_and_scores_as_many_rows_as_its_tokens_are() -> None:
+    """SFT reads each row ten times; more SFT has the tokens of one iteration of self-play, in the same kind of rows."""
+    calls = dict(planner({"sft": {"epochs": 10}, "spin": {"iterations": 1, "baseline": "sft"}}, CPU).trainings())
+    sft, more = calls["sft"], calls["spin/baseline-sft"]
+    assert more.tokens == calls["spin/iterate-1"].tokens
+    assert more.rows / more.tokens == pytest.approx(sft.rows / sft.tokens, rel=1e-2)
+    assert more.scored / more.tokens == pytest.approx(sft.scored / sft.tokens, rel=1e-2)
+    assert more.scored < more.tokens
+
+
 def test_keys_and_values_by_hand() -> None:
     parts = planner({"spin": {"max_new_tokens": 100}}, CPU).memory(sharded=False).generation(64, 200, 100)
     assert parts.cache == 64 * 300 * 5 * 2 * 2 * 16 * 4  # slots, tokens, layers, keys and values, heads, width, bytes
