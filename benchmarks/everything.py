@@ -7,10 +7,10 @@ and FOLDER/summary.md and summary.json. About two hours on two cores. ``--choice
 chain-of-thought data for likelihood.py, which makes up questions without it. Benchmarks that fail, or whose contestants
 computed different things, are named, and the exit code is 1.
 
-``--quick`` asks whether anything has become slower: small sizes, three runs of each, every ratio to a peer beside the
-one that was last accepted on such a machine (accepted.json; verdicts.py has the rule), and exit code 1 if one is lower
-by more than its noise. ``--accept`` writes the ratios into that file, unless other work disturbed them. A peer that is
-not installed is left out.
+``--quick`` asks whether anything has become slower: small sizes, two or three runs of each, every ratio to a peer
+beside the one that was last accepted on such a machine (accepted.json; verdicts.py has the rule), and exit code 1 if
+one is lower by more than its noise. ``--accept`` writes the ratios into that file, unless other work disturbed them.
+A peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Script:
 
 SCRIPTS = {
     "training": Script(
-        ("--rows", "8", "--pairs", "4", "--repeats", "3", "--bfloat16", "no", "--batch", "2"), "--json", needs="trl"
+        ("--rows", "8", "--pairs", "4", "--repeats", "2", "--bfloat16", "no", "--batch", "2"), "--json", needs="trl"
     ),
     "generation": Script(
-        ("--prompts", "32", "--new-tokens", "32", "--repeats", "3", "--without", "generate_batch"),
+        ("--prompts", "32", "--new-tokens", "32", "--repeats", "2", "--without", "generate_batch"),
     ),
-    "pipeline": Script(("--prompts", "4", "--new-tokens", "32", "--repeats", "3")),
+    "pipeline": Script(("--prompts", "4", "--new-tokens", "32", "--repeats", "2")),
     "likelihood": Script(
-        ("--questions", "8", "--cases", "shots", "--batches", "8", "--repeats", "3"), "--json", needs="lm_eval"
+        ("--questions", "8", "--cases", "shots", "--batches", "8", "--repeats", "2"), "--json", needs="lm_eval"
     ),
     "t5_training": Script(),
     "scaling": Script(),

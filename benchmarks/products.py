@@ -1,19 +1,16 @@
-"""The parts of a step on a CPU, torch's beside those that spintune takes: products, attention, layers, all together.
+"""The parts of a step on a CPU, torch's beside those that spintune takes: products, attention, layers.
 
     python benchmarks/products.py [--threads 1] [--repeats 3]      three minutes
 
-The step is forward and backward of supervised rows of ``builtin:seeds`` (about 1,024 tokens) under SmolLM2-135M: by
-torch alone, with oneDNN's products, and with compiled products and layers, as spintune computes; gradients are
-compared. Times are processor seconds of alternating calls, so that other work on the machine disturbs them little.
+Times are processor seconds of alternating calls, so that other work on the machine disturbs them little. What each part
+is worth in a whole step: ``kernels_worth.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from unittest import mock
 
 import torch
@@ -21,21 +18,12 @@ from machine import describe
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from spintune.data.sources import Source, read_sources
-from spintune.engine import attention, logprobs
-from spintune.engine.logprobs import LogProbEngine
-from spintune.engine.query import pack
+from spintune.engine import attention
 from spintune.generation import kv_cache as slots
-from spintune.kernels import fused, rotary
-from spintune.kernels import linear as products
 from spintune.kernels.allocator import tune_malloc
 from spintune.kernels.native import attention as native
 from spintune.kernels.native import layers as native_layers
 from spintune.kernels.native import products as native_products
-from spintune.models.loading import load_model
-from spintune.storage import cache_folder
-from spintune.tokens.chat import ChatRenderer
-from spintune.training.objectives import NegativeLogLikelihood
 
 SHAPES = ((976, 576, 1536), (976, 1536, 576), (976, 576, 576), (976, 576, 192), (627, 576, 49152))
 LENGTHS = (48, 150, 300, 800)
@@ -49,13 +37,18 @@ def compiled(x: Tensor, weight: Tensor) -> Tensor:
     return native_products.product(x, weight.t())
 
 
+def autocast(x: Tensor, weight: Tensor) -> Tensor:
+    """What autocast does with factors in float32, and with a result that the next layer takes in float32."""
+    return linear(x.bfloat16(), weight.bfloat16()).float()
+
+
+def rounded(x: Tensor, weight: Tensor) -> Tensor:
+    return native_products.product(x, weight.t(), rounded=True)
+
+
 def never(*_: object) -> bool:
     """A function, for a Mock would remember, and so keep in memory, every tensor that it is asked about."""
     return False
-
-
-def unchanged(*_: object) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
 
 
 def seconds(call: Callable[[], object], times: int) -> float:
@@ -68,67 +61,19 @@ def seconds(call: Callable[[], object], times: int) -> float:
     return (time.process_time() - began) / done
 
 
-def matrices(repeats: int) -> None:
-    print("\nProducts in float32, GFLOP/s: torch, oneDNN, compiled\n")
+def matrices(title: str, ways: Sequence[Callable[[Tensor, Tensor], Tensor]], repeats: int) -> None:
+    print(f"\n{title}\n")
     print("| rows x in x out | forward | gradient of the input | gradient of the weight |\n|---|---|---|---|")
     for rows, inside, outside in SHAPES:
         x, weight, grad = torch.randn(rows, inside), torch.randn(outside, inside), torch.randn(rows, outside)
         cells = []
         for a, b in ((x, weight), (grad, weight.t()), (grad.t(), x.t())):
-            times = {f: [] for f in (linear, onednn, compiled)}
+            times = {f: [] for f in ways}
             for f in list(times) * repeats:
                 times[f].append(seconds(lambda f=f, a=a, b=b: f(a, b), 8))
             rates = [2e-9 * rows * inside * outside / min(found) for found in times.values()]
             cells.append(", ".join(f"{rate:.0f}" for rate in rates))
         print(f"| {rows} x {inside} x {outside} | {' | '.join(cells)} |")
-
-
-@contextlib.contextmanager
-def without_compiled_layers() -> Iterator[None]:
-    """As where there is no compiler: products by oneDNN, and the rest by torch."""
-    questions = (
-        (attention, "can_attend"),
-        (slots, "can_attend"),
-        (fused, "can_compute"),
-        (products, "can_multiply"),
-        (rotary, "can_rotate"),
-    )
-    with contextlib.ExitStack() as stack:
-        for module, name in questions:
-            stack.enter_context(mock.patch.object(module, name, never))
-        yield
-
-
-def step(repeats: int) -> None:
-    loaded = load_model("smollm2-135m-instruct", cache=cache_folder(), precision="float32")
-    engine, objective = LogProbEngine(loaded.model), NegativeLogLikelihood()
-    examples = read_sources([Source("builtin:seeds")], seed=0).examples[:24]
-    rows = ChatRenderer(loaded.tokenizer).rows(examples)
-    queries = pack([objective.query(row) for row in rows], lambda query: query.tokens, 1024)[0]
-
-    def run() -> Tensor:
-        loaded.model.zero_grad()
-        (-engine(queries).sum_N.sum()).backward()
-        return torch.cat([weight.grad.flatten() for weight in loaded.model.parameters()])
-
-    def torchs() -> contextlib.AbstractContextManager[object]:
-        stack = contextlib.ExitStack()
-        stack.enter_context(without_compiled_layers())
-        stack.enter_context(mock.patch.object(logprobs, "fast_training", unchanged))
-        return stack
-
-    ways = {"torch": torchs, "oneDNN's products": without_compiled_layers, "spintune": contextlib.nullcontext}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    gradients = {}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            with way():
-                times[name].append(seconds(run, 1))
-                gradients[name] = run()
-    print(f"\nA step of {sum(query.tokens for query in queries)} tokens in float32, processor seconds:")
-    for name, found in times.items():
-        apart = (gradients[name] - gradients["torch"]).norm() / gradients["torch"].norm()
-        print(f"  {statistics.median(found):.2f}  {name}; gradient {apart.item():.1e} of its norm from torch's")
 
 
 def compare(title: str, calls: dict[str, Callable[[], object]], repeats: int) -> str:
@@ -194,7 +139,7 @@ def one_more_token(repeats: int) -> None:
                 cache.attend(layer, q, k, v, rule)
 
         def torchs() -> None:
-            with without_compiled_layers():
+            with mock.patch.object(slots, "can_attend", never):
                 layer_after_layer()
 
         times = [min(seconds(call, 2) for _ in range(repeats)) for call in (torchs, layer_after_layer)]
@@ -209,11 +154,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     tune_malloc()
     print(f"{describe()['processor']['name']}, {options.threads} threads")
-    matrices(options.repeats)
+    matrices("Products in float32, GFLOP/s: torch, oneDNN, compiled", (linear, onednn, compiled), options.repeats)
+    if native_products.can_round():
+        title = "Products in bfloat16 of float32 matrices, GFLOP/s: torch with its casts, compiled"
+        matrices(title, (autocast, rounded), options.repeats)
     attending(options.repeats)
     layers(options.repeats)
     one_more_token(options.repeats)
-    step(options.repeats)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ def test_json_progress_is_one_object_an_event() -> None:
         pass
     head = {"task": "SFT", "total": 10, "unit": "steps"}
     assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+        {**head, "done": 0},
         {**head, "done": 4, "loss": 0.5},
         {**head, "done": 10},
         {"note": "done"},

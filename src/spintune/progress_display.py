@@ -314,8 +314,10 @@ class JsonProgress:
 
     @contextlib.contextmanager
     def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:
-        """Counts a task."""
-        yield _JsonTask(self, name, total, unit)
+        """Counts a task, which is announced before anything of it is done."""
+        task = _JsonTask(self, name, total, unit)
+        self.emit({**task.event, "done": 0.0})
+        yield task
 
     def note(self, text: str) -> None:
         """Writes a note."""
@@ -329,7 +331,7 @@ class JsonProgress:
 
 class _JsonTask:
     def __init__(self, progress: JsonProgress, name: str, total: float, unit: str) -> None:
-        self._progress, self._event, self._done = progress, {"task": name, "total": total, "unit": unit}, 0.0
+        self._progress, self.event, self._done = progress, {"task": name, "total": total, "unit": unit}, 0.0
 
     def advance(
         self,
@@ -341,7 +343,7 @@ class _JsonTask:
     ) -> None:
         self._done += amount
         if amount or facts:
-            self._progress.emit({**self._event, "done": self._done, **facts})
+            self._progress.emit({**self.event, "done": self._done, **facts})
 
 
 # Words ---------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from spintune.errors import DataError
 from spintune.evaluation.comparison import (
@@ -55,15 +56,15 @@ def test_random_signs_are_the_share_of_all_signs_as_far_from_zero(differences: l
         for signs in itertools.product((-1, 1), repeat=len(differences))
     ]
     exact = sum(value >= abs(sum(differences)) for value in sums) / len(sums)
-    found = random_signs(differences, 4000)
+    (found,) = random_signs(np.array([differences], dtype=float), 4000)
     assert found == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 4000) + 1 / 4000)
 
 
 def test_random_signs_at_their_ends() -> None:
-    assert random_signs([0.0, 0.0]) == 1
-    assert random_signs([1.0] * 60, 999) == 1 / 1000
+    assert random_signs(np.zeros((1, 2))) == 1
+    assert random_signs(np.ones((1, 60)), 999) == 1 / 1000
     # 0.1 + 0.2 + 0.3 in any order of signs is as far from 0 as itself, whatever the rounding
-    assert random_signs([0.1, 0.2, 0.3], 4000) == pytest.approx(0.25, abs=0.035)
+    assert random_signs(np.array([[0.1, 0.2, 0.3]]), 4000)[0] == pytest.approx(0.25, abs=0.035)
 
 
 # One measure ---------------------------------------------------------------------------------------------------------
@@ -166,14 +167,14 @@ def test_holm_counts_every_measure_of_every_pair_that_differs_at_all() -> None:
 
 def test_further_draws_are_made_where_they_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 48 models there are 1,128 pairs: those that may be significant after Holm take 4 · 1128/0.05 draws."""
-    drawn: list[int] = []
+    drawn: dict[int, int] = {}
 
-    def counted(differences: list[float], draws: int = 10_000, seed: int = 0) -> float:
-        drawn.append(draws)
-        return 2 * 2.0**-16 if min(differences) > 0 or max(differences) < 0 else 0.5
+    def counted(difference_PN: NDArray[np.float64], draws: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
+        drawn[draws] = len(difference_PN)
+        same, clear = (difference_PN == 0).all(1), np.abs(difference_PN.sum(1)) == np.abs(difference_PN).sum(1)
+        return np.where(same, 1.0, np.where(clear, 2 * 2.0**-16, 0.5))
 
     monkeypatch.setattr("spintune.evaluation.comparison.random_signs", counted)
-    monkeypatch.setattr("spintune.evaluation.comparison.paired", lambda *_, **__: paired([0.0], [0.0], resamples=2))
     kinds = {"level": [1.0] * 16, "same": [1.0] * 16, "mixed": [0.0, 2.0] * 8, "above": [3.0] * 16}
     named = {f"{kind} {n}": {"m": MeasuredItems(by_item(values))} for kind, values in kinds.items() for n in range(12)}
     found = compare(named)
@@ -181,9 +182,7 @@ def test_further_draws_are_made_where_they_can_matter(monkeypatch: pytest.Monkey
     alike = 24 * 23 // 2 + 2 * (12 * 11 // 2)  # within "level" and "same" together, "mixed" and "above"
     clear = 12 * 36  # "above" against all others
     assert sum(one.p == 1 for one in found.differences) == alike
-    assert drawn.count(10_000) == pairs - alike
-    assert drawn.count(math.ceil(4 * pairs / 0.05)) == clear
-    assert len(drawn) == pairs - alike + clear
+    assert drawn == {10_000: pairs, math.ceil(4 * pairs / 0.05): clear}
 
 
 def test_scores_that_happen_to_be_all_0_or_1_are_compared_as_scores() -> None:

@@ -226,7 +226,7 @@ def test_without_a_compiler_the_reason_is_said(tmp_path: Path) -> None:
     assert reason(tmp_path, CXX="no-such-compiler") == "there is no C++ compiler (no-such-compiler); install g++"
     assert reason(tmp_path, SPINTUNE_KERNELS="off") == "switched off by SPINTUNE_KERNELS"
     assert reason(tmp_path, SPINTUNE_KERNELS="avx9").startswith(
-        "SPINTUNE_KERNELS=avx9 is none of off, native, avx512-bf16"
+        "SPINTUNE_KERNELS=avx9 is none of off, native, amx, avx512-bf16"
     )
     broken = tmp_path / "compiler"
     broken.write_text("#!/bin/sh\n[ $1 = --version ] && exit\necho 'x.cpp:1: error: no' >&2\nexit 1\n")

@@ -47,7 +47,8 @@ def origin(folder: Path, machine: str, features: str, wanted: str = "") -> str |
     ("machine", "features", "expected"),
     [
         ("x86_64", f"{AVX512} avx512_bf16", "shipped for AVX-512 with bfloat16"),
-        ("x86_64", f"{AVX512} avx512_bf16 amx_bf16", "shipped for AVX-512"),  # torch has faster products there
+        ("x86_64", f"{AVX512} avx512_bf16 amx_bf16 amx_tile", "shipped for AVX-512 with matrix units"),
+        ("x86_64", f"{AVX512} avx512_bf16 amx_tile", "shipped for AVX-512 with bfloat16"),
         ("x86_64", AVX512, "shipped for AVX-512"),
         ("x86_64", AVX512.replace("avx512vl", ""), "shipped for AVX2"),
         ("x86_64", AVX2.replace("fma", "fma4"), None),
@@ -119,7 +120,7 @@ def check_arithmetic(compiler: str, library: Path, *runner: str) -> int:
 def test_each_library_of_the_wheel_computes_as_in_double(wheel: Path, tmp_path: Path) -> None:
     assert wheel.name.endswith("_x86_64.whl")
     libraries = unpacked_libraries(wheel, tmp_path)
-    assert libraries.keys() == {"avx512-bf16", "avx512", "avx2"}
+    assert libraries.keys() == {"amx", "avx512-bf16", "avx512", "avx2"}
     for target in TARGETS:
         if target.runs_on("x86_64", processor_features()):
             floats = check_arithmetic("g++", libraries[target.name])

@@ -27,9 +27,10 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spintune.errors import DataError
-from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, paired
+from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, resampled_means
 from spintune.streams import numpy_stream
 
 MIN_ITEMS = 10
@@ -151,11 +152,11 @@ def compare(
     pairs = list(combinations(named, 2)) if against is None else [(name, against) for name in named if name != against]
     # for small p-values: the smallest that this many draws can give must stay significant after Holm
     draws = max(_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level))
-    tests = {
-        (first, second, measure): _test(named[first][measure], named[second][measure], items, draws, seed)
-        for first, second in pairs
+    found = {
+        measure: _tests({name: table[measure] for name, table in named.items()}, pairs, items, draws, seed)
         for measure, items in shared.items()
     }
+    tests = {(*pair, measure): found[measure][pair] for pair in pairs for measure in shared}
     differences = _differences(named, tests, level)
     counts = {measure: len(items) for measure, items in shared.items()}
     sizes = {name: {measure: len(table[measure].values) for measure in shared} for name, table in named.items()}
@@ -273,49 +274,55 @@ class _Test:
         return found if found < 1 else None
 
 
-def _test(first: MeasuredItems, second: MeasuredItems, items: Sequence[str], draws: int, seed: int) -> _Test:
-    values = [[measure.values[item] for item in items] for measure in (first, second)]
-    weights = None if first.weights is None else [first.weights[item] for item in items]
-    value_2N = np.asarray(values, dtype=np.float64)
+def _tests(
+    measured: Mapping[str, MeasuredItems], pairs: Sequence[tuple[str, str]], items: Sequence[str], draws: int, seed: int
+) -> dict[tuple[str, str], _Test]:
+    """The tests of one measure for pairs of models. Samples and signs are drawn once and serve all pairs."""
+    some = next(iter(measured.values()))
+    values = {name: np.array([one.values[item] for item in items]) for name, one in measured.items()}
+    weights = None if some.weights is None else [some.weights[item] for item in items]
     weight_N = np.ones(len(items)) if weights is None else np.asarray(weights, dtype=np.float64)
-    difference_N = value_2N[0] - value_2N[1]
-    means = value_2N.sum(1) / weight_N.sum()
-    differing = int(np.count_nonzero(difference_N))
-    difference = paired(values[0], values[1], weights, seed=seed).difference if differing else Interval(0.0, 0.0, 0.0)
-    if first.right_or_wrong:
-        p = mcnemar(*([value == 1 for value in side] for side in values)).p
-        spread = math.sqrt(np.mean(difference_N**2))
+    difference_PN = np.stack([values[first] - values[second] for first, second in pairs])
+    low_P, high_P = np.quantile(resampled_means(difference_PN, weights, _DRAWS, seed), [0.025, 0.975], axis=0)
+    if some.right_or_wrong:
+        p_P = np.array([mcnemar(*((values[name] == 1).tolist() for name in pair)).p for pair in pairs])
+        spread_P = np.sqrt(np.mean(difference_PN**2, 1))
     else:
-        p = random_signs(difference_N.tolist(), seed=seed) if differing else 1.0
-        if p < _SMALL and draws > _DRAWS:
-            p = random_signs(difference_N.tolist(), draws, seed)
-        spread = float(np.std(difference_N - (means[0] - means[1]) * weight_N, ddof=1) / weight_N.mean())
-    return _Test(
-        values=(float(means[0]), float(means[1])),
-        difference=difference,
-        p=p,
-        items=len(items),
-        spread=spread,
-        differing=differing,
-        right_or_wrong=first.right_or_wrong,
-    )
+        p_P = random_signs(difference_PN, seed=seed)
+        small_P = p_P < _SMALL
+        if draws > _DRAWS and small_P.any():
+            p_P[small_P] = random_signs(difference_PN[small_P], draws, seed)
+        mean_P1 = difference_PN.sum(1, keepdims=True) / weight_N.sum()
+        spread_P = np.std(difference_PN - mean_P1 * weight_N, axis=1, ddof=1) / weight_N.mean()
+    means = {name: float(value_N.sum() / weight_N.sum()) for name, value_N in values.items()}
+    return {
+        (first, second): _Test(
+            values=(means[first], means[second]),
+            difference=Interval(float(difference_N.sum() / weight_N.sum()), float(low_P[at]), float(high_P[at])),
+            p=float(p_P[at]),
+            items=len(items),
+            spread=float(spread_P[at]),
+            differing=int(np.count_nonzero(difference_N)),
+            right_or_wrong=some.right_or_wrong,
+        )
+        for at, ((first, second), difference_N) in enumerate(zip(pairs, difference_PN, strict=True))
+    }
 
 
-def random_signs(differences: Sequence[float], draws: int = _DRAWS, seed: int = 0) -> float:
-    """Two-sided p-value of a paired randomization test (Fisher 1935, section 21) of the sum of differences.
+def random_signs(difference_PN: NDArray[np.float64], draws: int = _DRAWS, seed: int = 0) -> NDArray[np.float64]:
+    """Two-sided p-values ``[P]`` of paired randomization tests (Fisher 1935, section 21) of sums of differences.
 
-    The share of random signs with which the sum is as far from 0, the observed one among them: (1 + count)/(1 + draws).
-    For many draws and differences 1, 1, 1 that is 2/8.
+    The share of random signs with which a sum is as far from 0, the observed one among them: (1 + count)/(1 + draws).
+    For many draws and differences 1, 1, 1 that is 2/8, and 1 for differences of 0.
     """
-    difference_N = np.asarray(differences, dtype=np.float64)
-    size = np.abs(difference_N).sum()
-    observed = abs(difference_N.sum()) - 1e-9 * size  # equal sums in another order differ by rounding
+    size_P = np.abs(difference_PN).sum(1)
+    observed_P = np.abs(difference_PN.sum(1)) - 1e-9 * size_P  # equal sums in another order differ by rounding
     random = numpy_stream(seed)
-    count = 0
+    count_P = np.zeros(len(difference_PN))
     for start in range(0, draws, _CHUNK):
-        sign_RN = random.integers(2, size=(min(_CHUNK, draws - start), len(difference_N))) * 2 - 1
-        count += int(np.count_nonzero(np.abs(sign_RN @ difference_N) >= observed))
-    return (1 + count) / (1 + draws)
+        sign_RN = random.integers(2, size=(min(_CHUNK, draws - start), difference_PN.shape[1])) * 2.0 - 1.0
+        count_P += np.count_nonzero(np.abs(sign_RN @ difference_PN.T) >= observed_P, axis=0)
+    return (1 + count_P) / (1 + draws)
 
 
 def _finding(

@@ -55,16 +55,27 @@ def bootstrap(
 
 
 def resampled_means(
-    values: Sequence[float], weights: Sequence[float] | None, resamples: int, seed: int
+    values: Sequence[float] | NDArray[np.float64], weights: Sequence[float] | None, resamples: int, seed: int
 ) -> NDArray[np.float64]:
-    """The mean (with weights the ratio of sums) of each of ``resamples`` samples of items, drawn with replacement."""
-    value_N = np.asarray(values, dtype=np.float64)
-    weight_N = np.ones_like(value_N) if weights is None else np.asarray(weights, dtype=np.float64)
+    """The mean (with weights the ratio of sums) of each of ``resamples`` samples of items, drawn with replacement.
+
+    Args:
+        values: of N items, ``[N]``, or several of each, ``[P, N]``, which share the samples.
+
+    Returns ``[resamples]`` or ``[resamples, P]``.
+    """
+    value_PN = np.asarray(values, dtype=np.float64)
+    items = value_PN.shape[-1]
+    weight_N = np.ones(items) if weights is None else np.asarray(weights, dtype=np.float64)
     random = numpy_stream(seed)
-    ratios = np.empty(resamples)
+    ratios = np.empty((resamples, *value_PN.shape[:-1]))
     for start in range(0, resamples, 256):
-        picks = random.integers(len(value_N), size=(min(256, resamples - start), len(value_N)))
-        ratios[start : start + len(picks)] = value_N[picks].sum(1) / weight_N[picks].sum(1)
+        picks_RN = random.integers(items, size=(min(256, resamples - start), items))
+        rows = len(picks_RN)
+        places = picks_RN + items * np.arange(rows)[:, None]
+        count_RN = np.bincount(places.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)
+        weight_R = count_RN @ weight_N
+        ratios[start : start + rows] = ((value_PN @ count_RN.T) / weight_R).T
     return ratios
 
 

@@ -151,8 +151,7 @@ def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
     machine, features = platform.machine(), processor_features()
     named = [target for target in TARGETS if target.name == wanted]
     for target in named or TARGETS:
-        slower = target.better_without & set(features.split()) and not named
-        if slower or not target.runs_on(machine, features):
+        if not target.runs_on(machine, features):
             continue
         file = folder / target.file
         try:

@@ -37,8 +37,6 @@ class ProcessorTarget(NamedTuple):
     flags: tuple[str, ...]
     needs: frozenset[str]
     """Names of features in /proc/cpuinfo without which the library would kill the process."""
-    better_without: frozenset[str] = frozenset()
-    """Features of processors that do better with the next target."""
 
     @property
     def file(self) -> str:
@@ -57,14 +55,19 @@ _V3 = frozenset(
 )
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 TARGETS = (
-    # bfloat16 products are left to torch where it has matrix units for them, see rounds() in products.cpp
+    ProcessorTarget(
+        "amx",
+        "AVX-512 with matrix units",
+        "x86_64",
+        ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        _V4 | {"avx512_bf16", "amx_tile", "amx_bf16"},
+    ),
     ProcessorTarget(
         "avx512-bf16",
         "AVX-512 with bfloat16",
         "x86_64",
         ("-march=x86-64-v4", "-mavx512bf16"),
         _V4 | {"avx512_bf16"},
-        frozenset({"amx_bf16"}),
     ),
     ProcessorTarget("avx512", "AVX-512", "x86_64", ("-march=x86-64-v4",), _V4),
     ProcessorTarget("avx2", "AVX2", "x86_64", ("-march=x86-64-v3",), _V3),

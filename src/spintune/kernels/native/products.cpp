@@ -1,7 +1,8 @@
 // Matrix products of linear layers, forward and backward. Called by products.py.
 //
 // Everything is float32. A product may round its factors to bfloat16 and still sum in float32, which is twice as fast
-// where the processor multiplies bfloat16. Two rounded numbers that are neighbors in a sum then form one word of a panel.
+// where the processor multiplies vectors of bfloat16, and many times where it has matrix units. Two rounded numbers that
+// are neighbors in a sum then form one word of a panel.
 //
 // The loops follow K. Goto and R. van de Geijn, Anatomy of high-performance matrix multiplication (ACM TOMS 34, 2008):
 // a tile of the result in registers, the right side packed into panels in the cache.
@@ -16,6 +17,11 @@
 #include <immintrin.h>
 #elif defined(__aarch64__)
 #include <arm_neon.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <cstdint>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 struct Matrix {  // element (i, j) is at i * row + j * column; row or column is 1
@@ -230,13 +236,135 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
         }
 }
 
+#if defined(__AMX_BF16__)
+// Matrix units (AMX) multiply two registers of 16 rows of 16 words. Four registers hold sums, of 32 rows and 32 columns.
+
+constexpr long SIDE = 16, SQUARE = SIDE * SIDE;  // words
+
+// Whether the system lends the registers to this process. It does so when asked, since Linux 5.16.
+bool have_units() {
+    static const bool lent = !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
+    return lent;
+}
+
+// This thread's registers, in their full size, until the end of the block.
+struct Registers {
+    Registers() {
+        alignas(64) struct {
+            std::uint8_t palette = 1, start = 0, none[14] = {};
+            std::uint16_t bytes[16] = {};
+            std::uint8_t rows[16] = {};
+        } shape;
+        for (int i = 0; i < 8; i++) shape.bytes[i] = 4 * SIDE, shape.rows[i] = SIDE;
+        _tile_loadconfig(&shape);
+    }
+    ~Registers() { _tile_release(); }
+    Registers(const Registers &) = delete;
+};
+
+// Packs 16 rows of the left side, square by square, with zeros beyond the last number of a sum.
+void pack_squares(Matrix a, long rows, long inner, float *to) {
+    for (long k = 0; k < inner; k += 2 * SIDE, to += SQUARE) {
+        const Matrix from = a.from(0, k);
+        const bool whole = inner - k >= 2 * SIDE;
+        if (whole && a.column == 1)
+            for (long i = 0; i < rows; i++) store(to + i * SIDE, Rounded::line(from.at + i * a.row));
+        else if (whole && rows == SIDE)
+            transpose_lines([&](long w, long i) {
+                const float *at = from.from(i, 2 * w).at;
+                return Rounded::words(load(at), load(at + a.column));
+            }, SIDE, SIDE, to, SIDE);
+        else
+            for (long i = 0; i < rows; i++)
+                for (long w = 0; w < SIDE; w++)
+                    to[i * SIDE + w] = 2 * w < inner - k ? word_of<Rounded>({from.from(i, 0).at, a.column, a.row}, w, 0, inner - k) : 0.0f;
+    }
+}
+
+// c (16 DOWN rows, 16 RIGHT columns) = a b, or += a b: `squares` of the left side at `a` and, below them, at `below`.
+template <int DOWN, int RIGHT>
+void squares(long count, const float *a, const float *below, const float *b, float *c, long ldc, bool add) {
+    if (add) {
+        _tile_loadd(0, c, 4 * ldc);
+        if constexpr (RIGHT > 1) _tile_loadd(1, c + SIDE, 4 * ldc);
+        if constexpr (DOWN > 1) _tile_loadd(2, c + SIDE * ldc, 4 * ldc);
+        if constexpr (DOWN > 1 && RIGHT > 1) _tile_loadd(3, c + SIDE * ldc + SIDE, 4 * ldc);
+    } else {
+        _tile_zero(0);
+        if constexpr (RIGHT > 1) _tile_zero(1);
+        if constexpr (DOWN > 1) _tile_zero(2);
+        if constexpr (DOWN > 1 && RIGHT > 1) _tile_zero(3);
+    }
+    for (long k = 0; k < count; k++, a += SQUARE, below += SQUARE, b += RIGHT * SQUARE) {
+        _tile_loadd(4, a, 4 * SIDE);
+        _tile_loadd(6, b, 4 * SIDE * RIGHT);
+        _tile_dpbf16ps(0, 4, 6);
+        if constexpr (RIGHT > 1) _tile_loadd(7, b + SIDE, 4 * SIDE * RIGHT);
+        if constexpr (RIGHT > 1) _tile_dpbf16ps(1, 4, 7);
+        if constexpr (DOWN > 1) _tile_loadd(5, below, 4 * SIDE);
+        if constexpr (DOWN > 1) _tile_dpbf16ps(2, 5, 6);
+        if constexpr (DOWN > 1 && RIGHT > 1) _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, 4 * ldc);
+    if constexpr (RIGHT > 1) _tile_stored(1, c + SIDE, 4 * ldc);
+    if constexpr (DOWN > 1) _tile_stored(2, c + SIDE * ldc, 4 * ldc);
+    if constexpr (DOWN > 1 && RIGHT > 1) _tile_stored(3, c + SIDE * ldc + SIDE, 4 * ldc);
+}
+
+// The same for up to 32 rows and columns. Partial squares go through a copy.
+void corner(long rows, long columns, long count, const float *a, const float *b, float *c, long ldc, bool add) {
+    const bool tall = rows > SIDE, wide = columns > SIDE;
+    const float *below = a + count * SQUARE;
+    float copy[4 * SQUARE];
+    const bool whole = rows == (tall ? 2 : 1) * SIDE && columns == (wide ? 2 : 1) * SIDE;
+    float *to = whole ? c : copy;
+    const long ldt = whole ? ldc : 2 * SIDE;
+    if (!whole && add)
+        for (long i = 0; i < rows; i++) std::memcpy(copy + i * ldt, c + i * ldc, 4 * columns);
+    if (tall && wide) squares<2, 2>(count, a, below, b, to, ldt, add);
+    else if (tall) squares<2, 1>(count, a, below, b, to, ldt, add);
+    else if (wide) squares<1, 2>(count, a, below, b, to, ldt, add);
+    else squares<1, 1>(count, a, below, b, to, ldt, add);
+    if (!whole)
+        for (long i = 0; i < rows; i++) std::memcpy(c + i * ldc, copy + i * ldt, 4 * columns);
+}
+
+// One thread's share by the matrix units.
+void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
+    const Registers registers;
+    const long most = parts(parts(K, 2 * SIDE), parts(K, 2 * INNER));  // squares in a row of the left side at a time
+    const long chunk = std::max(1l, THIRD / (most * 2 * SQUARE)) * 2 * SIDE, narrow = std::max(1l, SECOND / (most * 2 * SQUARE)) * 2 * SIDE;
+    const Scratch right(std::min(chunk, (N + 2 * SIDE - 1) / (2 * SIDE) * 2 * SIDE) * most * SIDE), left(ROWS * most * SIDE);
+    for (long k = 0; k < K; k += most * 2 * SIDE)
+        for (long n0 = 0; n0 < N; n0 += chunk) {
+            const long inner = std::min(most * 2 * SIDE, K - k), count = parts(inner, 2 * SIDE), width = std::min(chunk, N - n0);
+            for (long n = 0; n < width; n += 2 * SIDE) {
+                const long columns = std::min(2 * SIDE, width - n), words = parts(inner, 2), wide = up(columns);
+                float *to = right.at + n * count * SIDE;
+                pack_panel<Rounded>(b.from(k, n0 + n), inner, columns, to);
+                std::memset(to + words * wide, 0, 4 * (count * SIDE - words) * wide);
+            }
+            for (long m0 = 0; m0 < M; m0 += ROWS) {
+                const long rows = std::min(ROWS, M - m0);
+                for (long m = 0; m < rows; m += SIDE)
+                    pack_squares(a.from(m0 + m, k), std::min(SIDE, rows - m), inner, left.at + m * count * SIDE);
+                for (long begin = 0; begin < width; begin += narrow)
+                    for (long m = 0; m < rows; m += 2 * SIDE)
+                        for (long n = begin; n < std::min(width, begin + narrow); n += 2 * SIDE)
+                            corner(std::min(2 * SIDE, rows - m), std::min(2 * SIDE, width - n), count, left.at + m * count * SIDE,
+                                   right.at + n * count * SIDE, c + (m0 + m) * ldc + n0 + n, ldc, k > 0);
+            }
+        }
+}
+#endif
+
 }  // namespace
 
 extern "C" {
 
-// Whether the processor multiplies bfloat16 at twice the rate. Not where it has matrix units, which torch's products use.
+// Whether products of bfloat16 are faster than those of float32.
 int rounds() {
-#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+#if defined(__AVX512BF16__)
     return 1;
 #else
     return 0;
@@ -249,6 +377,11 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
              long b_column, float *c, bool rounded, int most) {
     const int threads = team(0.03 * (M + 16) * N * K, most);  // 16: packing the right side
     const Matrix a{a_at, a_row, a_column}, b{b_at, b_row, b_column};
+#if defined(__AMX_BF16__)
+    const bool units = rounded && have_units();
+#else
+    const bool units = false;
+#endif
     const long tall = parts(M, TALL), wide = parts(N, PANEL);
     // the grid of threads whose largest share takes least time, including what each thread packs for itself
     long across = 1;
@@ -256,7 +389,7 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
     for (long grid = 1; grid <= threads; grid++) {
         if (threads % grid) continue;
         const double rows = parts(tall, threads / grid) * TALL, columns = parts(wide, grid) * PANEL;
-        const double cost = rows * columns + 16 * columns + (a_column == 1 && !rounded ? 0 : 8 * rows);
+        const double cost = rows * columns + (units ? 140 : 16) * columns + (units ? 70 : a_column == 1 && !rounded ? 0 : 8) * rows;
         if (cost < least) least = cost, across = grid;
     }
     const long down = threads / across;
@@ -267,6 +400,12 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
         const long rows = std::min(M, tall * (i + 1) / down * TALL) - m;
         const long columns = std::min(N, wide * (j + 1) / across * PANEL) - n;
         if (rows <= 0 || columns <= 0) continue;
+#if defined(__AMX_BF16__)
+        if (units) {
+            share_of_units(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
+            continue;
+        }
+#endif
 #if defined(__AVX512BF16__)
         if (rounded) {
             share<Rounded>(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);

@@ -18,7 +18,7 @@ def can_multiply(*tensors: Tensor) -> bool:
 
 
 def can_round() -> bool:
-    """Whether the processor multiplies bfloat16 vectors faster. Matrix units are left to torch."""
+    """Whether the processor multiplies bfloat16, by vectors or by matrix units."""
     return kernels() is not None and _rounds()
 
 
