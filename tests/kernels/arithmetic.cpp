@@ -32,6 +32,9 @@ int rounds();
 long query_chunk();
 long norm_chunks(long rows);
 void product(long, long, long, const float *, long, long, const float *, long, long, float *, bool, int);
+long packed_floats(long, long);
+void pack_right(long, long, const float *, long, long, float *, int);
+void product_of_packed(long, long, long, const float *, long, const float *, float *, int);
 void rms_norm(const float *, const float *, long, long, float, float *, float *, int);
 void rms_norm_backward(const float *, const float *, const float *, const float *, long, long, float *, float *, float *, int);
 void swiglu(const float *, const float *, long, float *, int);
@@ -86,6 +89,12 @@ static void products(bool round) {
             product(M, N, K, a.data(), ar, ac, b.data(), br, bc, c.data(), round, 1);
             product(M, N, K, a.data(), ar, ac, b.data(), br, bc, other.data(), round, 3);
             product(1, N, K, a.data() + (M - 1) * ar, ar, ac, b.data(), br, bc, row.data(), round, 1);
+            if (!left && !round) {
+                Floats packed(packed_floats(N, K)), same(M * N, NAN);
+                pack_right(N, K, b.data(), br, bc, packed.data(), 2);
+                product_of_packed(M, N, K, a.data(), ar, packed.data(), same.data(), 3);
+                for (long i = 0; i < M * N; i++) near("product of a packed side", same[i], c[i], 0);
+            }
             for (long i = 0; i < M; i++)
                 for (long j = 0; j < N; j++) {
                     double exact = 0, terms = 0;

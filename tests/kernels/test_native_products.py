@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from spintune.kernels.native.products import can_round, product
+from spintune.kernels.native.products import can_round, pack_right, product, product_of_packed
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -58,7 +58,31 @@ def test_rounded_to_bfloat16_first(rows: int, columns: int, inner: int, left: st
     agrees(product(a, b, rounded=True), a.bfloat16(), b.bfloat16())
 
 
+@given(rows=lengths, columns=lengths, inner=lengths, left=ways, right=ways)
+@example(rows=9, columns=50, inner=2500, left="rows", right="columns")  # sums in three parts
+@example(rows=200, columns=500, inner=300, left="part of more rows", right="rows")  # more rows than are taken at once
+def test_a_packed_side_makes_the_same_bits(rows: int, columns: int, inner: int, left: str, right: str) -> None:
+    a, b = drawn(rows, inner, left), drawn(inner, columns, right, 1)
+    packed = pack_right(b)
+    assert torch.equal(product_of_packed(a, packed), product(a, b))
+    assert packed.panels.isfinite().all()  # what fills up a vector is read as well
+
+
+def test_threads_share_a_packed_side_by_its_panels() -> None:
+    a, b = drawn(9, 100, "rows"), drawn(100, 250, "columns", 1)
+    before, packed, results = torch.get_num_threads(), pack_right(b), []
+    try:
+        for threads in (1, 2, 3, 64):
+            torch.set_num_threads(threads)
+            results.append(product_of_packed(a, packed))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, product(a, b)) for result in results)
+
+
 def test_no_terms_are_a_sum_of_zero() -> None:
+    assert torch.equal(product_of_packed(torch.ones(3, 0), pack_right(torch.ones(0, 20))), torch.zeros(3, 20))
+    assert product_of_packed(torch.ones(0, 5), pack_right(torch.ones(5, 20))).shape == (0, 20)
     assert torch.equal(product(torch.ones(3, 0), torch.ones(0, 20)), torch.zeros(3, 20))
     assert product(torch.ones(0, 5), torch.ones(5, 20)).shape == (0, 20)
 

@@ -1,9 +1,9 @@
 """Faster layers for the length of a call, in inference and in training; above all the products of linear layers.
 
 torch hands float32 products to MKL, which uses half of the vector width on AMD processors: 108 GFLOP/s per core on an
-EPYC (Zen 5), where oneDNN, which torch includes too, reaches 250. Products of few rows gain most from weights in
-oneDNN's own order: 8 rows run at 188 GFLOP/s with it and at 101 without. Training uses our compiled products
-(``native``) where available: the head's are faster, no factor is copied first, and in bfloat16 sums stay in float32.
+EPYC (Zen 5), where oneDNN, which torch includes too, reaches 250. Our compiled products (``native``) are used where
+available: in training no factor is copied first, and in bfloat16 sums stay in float32; in inference weights are packed
+once, and fetched from memory while sums are made. Products of few rows gain most by that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,14 @@ from transformers.pytorch_utils import Conv1D
 from spintune.kernels.fused import Forward, fused_layers, patched_forwards, tied_lookup
 from spintune.kernels.native.build import kernels, rehearsing
 from spintune.kernels.native.layers import Recompute, recompute_of
-from spintune.kernels.native.products import can_multiply, can_round, product
+from spintune.kernels.native.products import (
+    PackedRight,
+    can_multiply,
+    can_round,
+    pack_right,
+    product,
+    product_of_packed,
+)
 from spintune.kernels.rotary import fast_rotation
 
 Linear: TypeAlias = nn.Linear | Conv1D
@@ -31,14 +38,15 @@ Linear: TypeAlias = nn.Linear | Conv1D
 def inference_kernels(
     model: nn.Module, autocast: torch.dtype | None, copy_bytes: int, compiled: bool = False
 ) -> Iterator[None]:
-    """Runs linear layers of ``model`` on a CPU in oneDNN, and other layers compiled (:mod:`.fused`), inside a block.
+    """Runs linear layers of ``model`` on a CPU with weights in the best order, others compiled (:mod:`.fused`).
 
     There are no gradients, and weights must not change. On a GPU, linear layers get weights in ``autocast``'s type,
     which autocast itself would convert again for every token.
 
     Args:
         autocast: type of the products, float32 or bfloat16; None for the weights' own.
-        copy_bytes: weights are reordered for oneDNN if the copies fit into this; otherwise they are used as they are.
+        copy_bytes: weights are packed, or reordered by oneDNN, if the copies fit into this; otherwise they are used as
+            they are.
         compiled: see :func:`.fused.fused_layers`.
     """
     layers = [layer for layer in linear_layers(model) if _can_run(layer, autocast) or _is_rounded(layer, autocast)]
@@ -85,11 +93,21 @@ def _product(layer: Linear, autocast: torch.dtype | None, reorder: bool) -> Forw
     bias = None if layer.bias is None else layer.bias.detach().to(dtype)
     if weight.device.type != "cpu":
         return lambda x: nn.functional.linear(x.to(dtype), weight, bias)
+    if reorder and can_multiply(weight):
+        return _of_packed(pack_right(weight.t()), bias)
     if reorder:
         weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
 
     def forward(x: Tensor) -> Tensor:
         return _onednn(x.to(dtype), weight, bias)
+
+    return forward
+
+
+def _of_packed(weight: PackedRight, bias: Tensor | None) -> Forward:
+    def forward(x: Tensor) -> Tensor:
+        y = product_of_packed(_rows(x.to(torch.float32)), weight).view(*x.shape[:-1], weight.columns)
+        return y if bias is None else y.add_(bias)
 
     return forward
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.cpp", "products.cpp")]
-HEADER = Path(__file__).with_name("vectors.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("vectors.h", "tiles.h", "matrix_units.h")]
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-exceptions", "-fPIC")
 SHIPPED = Path(__file__).with_name("shipped")
 """Where a wheel holds its libraries."""
@@ -78,7 +78,7 @@ TARGETS = (
 
 def sources() -> list[str]:
     """The text of all C++ files."""
-    return [file.read_text() for file in (*SOURCES, HEADER)]
+    return [file.read_text() for file in (*SOURCES, *HEADERS)]
 
 
 def digest(*parts: str) -> str:

@@ -28,12 +28,16 @@ def can_compute(*tensors: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """``weight * x / sqrt(mean(x²) + epsilon)`` over the last dimension (arXiv 1910.07467, equation 4)."""
     x, weight = x.contiguous(), weight.contiguous()
+    if not torch.is_grad_enabled():  # a Function costs more than a few rows do
+        return _norm(x, weight, epsilon)[0]
     return _made_of(_RmsNorm.apply(x, weight, epsilon), lambda x, w: _norm(x, w, epsilon)[0], x, weight)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """``gate * sigmoid(gate) * up`` (arXiv 2002.05202, equation 6)."""
     gate, up = gate.contiguous(), up.contiguous()
+    if not torch.is_grad_enabled():
+        return _gate(gate, up)
     return _made_of(_SwiGlu.apply(gate, up), _gate, gate, up)
 
 
@@ -50,7 +54,10 @@ def can_rotate(x: Tensor, cosine: Tensor) -> bool:
 
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary position embedding (arXiv 2104.09864, equation 34) of ``[1, H, T, D]``, pairs being (i, i + D / 2)."""
-    return _Rotation.apply(x, cosine.contiguous(), sine.contiguous())
+    cosine, sine = cosine.contiguous(), sine.contiguous()
+    if not torch.is_grad_enabled():
+        return _rotated(x, cosine, sine, False)
+    return _Rotation.apply(x, cosine, sine)
 
 
 class Recompute(NamedTuple):

@@ -1,216 +1,26 @@
 // Matrix products of linear layers, forward and backward. Called by products.py.
 //
-// Everything is float32. A product may round its factors to bfloat16 and still sum in float32, which is twice as fast
-// where the processor multiplies vectors of bfloat16, and many times where it has matrix units. Two rounded numbers that
-// are neighbors in a sum then form one word of a panel.
-//
 // The loops follow K. Goto and R. van de Geijn, Anatomy of high-performance matrix multiplication (ACM TOMS 34, 2008):
-// a tile of the result in registers, the right side packed into panels in the cache.
+// a tile of the result in registers, the right side packed into panels in the cache. A right side that stays the same for
+// many products, as weights do while a model writes, is packed once for all of them.
 
-#include <algorithm>
-#include <cstring>
-#include <utility>
-
-#include "vectors.h"
-
-#if defined(__AVX512BF16__) || defined(__FMA__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-#if defined(__AMX_BF16__)
-#include <cstdint>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-struct Matrix {  // element (i, j) is at i * row + j * column; row or column is 1
-    const float *at;
-    long row, column;
-    Matrix from(long i, long j) const { return {at + i * row + j * column, row, column}; }
-};
+#include "matrix_units.h"
+#include "tiles.h"
 
 namespace {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int TALL = 8, ACROSS = 3;  // rows of a tile and vectors per row: its sums fill the registers
-#else
-constexpr int TALL = 6, ACROSS = 2;
-#endif
-constexpr long PANEL = ACROSS * VEC;
 constexpr long INNER = 1024;                     // terms of a sum between two visits to the result
 constexpr long SECOND = 160'000, THIRD = 1'500'000; // floats per thread in second- and third-level caches
 constexpr long ROWS = 16 * TALL;                 // rows of the left side that are packed together
-constexpr long AHEAD = 8;                        // lines prefetched before they are packed
 
-constexpr long parts(long whole, long most) { return (whole + most - 1) / most; }
-
-// How a product multiplies: what a word of a panel holds, and how a word of each side adds to sums.
-struct Exact {
-    static constexpr int NUMBERS = 1;  // per word
-    // Explicitly fused where the processor can. Compilers fuse in some tiles and round twice in others (GCC for Zen, to
-    // shorten dependency chains), and a row's bits would then depend on the number of rows in its tile.
-    static vec add(vec total, float a, vec b) {
-#if defined(__AVX512F__)
-        return (vec)_mm512_fmadd_ps(_mm512_set1_ps(a), (__m512)b, (__m512)total);
-#elif defined(__FMA__)
-        return (vec)_mm256_fmadd_ps(_mm256_set1_ps(a), (__m256)b, (__m256)total);
-#elif defined(__aarch64__)
-        return (vec)vfmaq_n_f32((float32x4_t)total, (float32x4_t)b, a);
-#else
-        return total + a * b;
-#endif
-    }
-    static vec words(vec x, vec) { return x; }
-    static vec line(const float *at) { return load(at); }
-};
-
-#if defined(__AVX512BF16__)
-struct Rounded {
-    static constexpr int NUMBERS = 2;
-    static vec add(vec total, float a, vec b) {
-        return _mm512_dpbf16_ps(total, (__m512bh)_mm512_set1_ps(a), (__m512bh)(b));
-    }
-    // Words of numbers and of their successors in the sum.
-    static vec words(vec x, vec next) {
-        const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
-        const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(next));
-        return (vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-    }
-    // Words of numbers that are side by side in memory.
-    static vec line(const float *at) { return (vec)_mm512_cvtne2ps_pbh(load(at + VEC), load(at)); }
-};
-#endif
-
-template <class Way> float word(float x, float next) {
-    vec one{}, other{};
-    one[0] = x, other[0] = next;
-    return Way::words(one, other)[0];
-}
-
-// c (M rows of V vectors) = a b, or += a b, where b is a packed panel and rows of `a` are packed or `row` words apart. I
-// is 0 to M V - 1. The loop is unrolled by hand, because compilers keep an array in registers only without a loop.
-template <class Way, int M, int V, bool PACKED, int... I>
-void tile(const float *a, long row, long words, const float *b, float *c, long ldc, bool add,
-          std::integer_sequence<int, I...>) {
-    vec total[M * V];
-    ((total[I] = vec{}), ...);
-    (__builtin_prefetch(c + I / V * ldc + I % V * VEC, 1), ...);  // the result is not in the cache: prefetched meanwhile
-    for (long k = 0; k < words; k++, b += V * VEC)
-        ((total[I] = Way::add(total[I], PACKED ? a[I / V + k * TALL] : a[I / V * row + k], load(b + I % V * VEC))), ...);
-    if (add) ((total[I] += load(c + I / V * ldc + I % V * VEC)), ...);
-    (store(c + I / V * ldc + I % V * VEC, total[I]), ...);
-}
-
-struct Left {  // rows of words, packed or `row` apart
-    const float *at;
-    long row;
-    bool packed;
-    Left below(long rows) const { return {at + (packed ? rows : rows * row), row, packed}; }
-};
-
-template <class Way, int M, int V> void tile_of(Left a, long words, const float *b, float *c, long ldc, bool add) {
-    constexpr std::make_integer_sequence<int, M * V> all{};
-    if (a.packed) tile<Way, M, V, true>(a.at, 0, words, b, c, ldc, add, all);
-    else tile<Way, M, V, false>(a.at, a.row, words, b, c, ldc, add, all);
-}
-
-template <class Way, int M, int V> void fewer(long rows, Left a, long words, const float *b, float *c, long ldc, bool add) {
-    if constexpr (M > 0) {
-        if (rows >= M) {
-            tile_of<Way, M, V>(a, words, b, c, ldc, add);
-            rows -= M, a = a.below(M), c += M * ldc;
-        }
-        fewer<Way, M / 2, V>(rows, a, words, b, c, ldc, add);
-    }
-}
-
-template <class Way, int V> void tile_rows(long rows, Left a, long words, const float *b, float *c, long ldc, bool add) {
-    if (rows == TALL) tile_of<Way, TALL, V>(a, words, b, c, ldc, add);
-    else fewer<Way, 4, V>(rows, a, words, b, c, ldc, add);
-}
-
-// Up to TALL rows times a packed panel of `columns` columns. A partial last vector goes through a copy.
-template <class Way>
-void tiles(long rows, long columns, Left a, long words, const float *b, float *c, long ldc, bool add) {
-    if (columns == PANEL) return tile_rows<Way, ACROSS>(rows, a, words, b, c, ldc, add);
-    const long wide = up(columns);
-    float copy[TALL * PANEL];
-    float *to = wide == columns ? c : copy;
-    const long ldt = wide == columns ? ldc : PANEL;
-    if (to == copy && add)
-        for (long i = 0; i < rows; i++) std::memcpy(copy + i * PANEL, c + i * ldc, 4 * columns);
-    if (wide == VEC) tile_rows<Way, 1>(rows, a, words, b, to, ldt, add);
-    else if (wide == 2 * VEC) tile_rows<Way, 2>(rows, a, words, b, to, ldt, add);
-    else tile_rows<Way, ACROSS>(rows, a, words, b, to, ldt, add);
-    if (to == copy)
-        for (long i = 0; i < rows; i++) std::memcpy(c + i * ldc, copy + i * PANEL, 4 * columns);
-}
-
-// Word `w` of column j, zero beyond the last number.
-template <class Way> float word_of(Matrix b, long w, long j, long inner) {
-    const long k = w * Way::NUMBERS;
-    return word<Way>(b.from(k, j).at[0], Way::NUMBERS > 1 && k + 1 < inner ? b.from(k + 1, j).at[0] : 0.0f);
-}
-
-// Packs a panel of the right side word by word, with zeros up to a whole vector.
-template <class Way> void pack_panel(Matrix b, long inner, long columns, float *to) {
-    constexpr long STEP = Way::NUMBERS;
-    const long words = parts(inner, STEP), wide = up(columns), whole = columns / VEC * VEC;
-    if (b.column == 1) {
-        for (long w = 0, k = 0; w < words; w++, k += STEP)
-            for (long j = 0; j < whole; j += VEC) {
-                const vec next = STEP > 1 && k + 1 < inner ? load(b.at + (k + 1) * b.row + j) : vec{};
-                store(to + w * wide + j, Way::words(load(b.at + k * b.row + j), next));
-            }
-    } else {
-        const long filled = inner / (STEP * VEC) * VEC;
-        const auto line = [&](long j, long w) { return Way::line(b.at + j * b.column + w * STEP); };
-        transpose_lines(line, whole, filled, to, wide);
-        for (long w = filled; w < words; w++)
-            for (long j = 0; j < whole; j++) to[w * wide + j] = word_of<Way>(b, w, j, inner);
-    }
-    for (long w = 0; w < words && whole < wide; w++)
-        for (long j = whole; j < wide; j++) to[w * wide + j] = j < columns ? word_of<Way>(b, w, j, inner) : 0.0f;
-}
-
-// Packs rows of the left side as the tiles read them: word by word if rows are contiguous; if columns are, TALL rows
-// column by column, and then the next TALL.
-template <class Way> Left pack_rows(Matrix a, long rows, long inner, float *to) {
-    constexpr long STEP = Way::NUMBERS;
-    const long words = parts(inner, STEP), whole = rows / TALL;
-    if (a.column == 1) {
-        const long filled = inner / (STEP * VEC) * VEC;
-        for (long i = 0; i < rows; i++) {
-            for (long w = 0; w < filled; w += VEC) store(to + i * words + w, Way::line(a.at + i * a.row + w * STEP));
-            const Matrix row{a.at + i * a.row, a.column, a.row};
-            for (long w = filled; w < words; w++) to[i * words + w] = word_of<Way>(row, w, 0, inner);
-        }
-        return {to, words, false};
-    }
-    for (long w = 0, k = 0; w < words; w++, k += STEP) {
-        const float *from = a.from(0, k).at, *next = STEP > 1 && k + 1 < inner ? a.from(0, k + 1).at : nullptr;
-        for (long i = 0; i < rows; i += 16) __builtin_prefetch(from + AHEAD * a.column + i);
-        long p = 0;
-        if constexpr (STEP == 1)
-            for (; p < whole; p++) std::memcpy(to + (p * words + w) * TALL, from + p * TALL, 4 * TALL);
-        else
-            for (; p + VEC / TALL <= whole; p += VEC / TALL) {
-                const vec line = Way::words(load(from + p * TALL), next ? load(next + p * TALL) : vec{});
-                for (int i = 0; i < VEC / TALL; i++)
-                    std::memcpy(to + ((p + i) * words + w) * TALL, reinterpret_cast<const float *>(&line) + i * TALL, 4 * TALL);
-            }
-        for (long i = p * TALL; i < rows; i++)
-            to[(i / TALL * words + w) * TALL + i % TALL] = word<Way>(from[i], next ? next[i] : 0.0f);
-    }
-    return {to, 0, true};
-}
+// Words of a sum between two visits to the result.
+long depth(long words) { return parts(words, parts(words, INNER)); }
 
 // One thread's share: c (M, N) = a (M, K) b (K, N).
 template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     constexpr long STEP = Way::NUMBERS;
     const bool as_it_is = STEP == 1 && a.column == 1;
-    const long deep = parts(parts(K, STEP), parts(parts(K, STEP), INNER));  // words
+    const long deep = depth(parts(K, STEP));
     const long most = std::max(1l, (as_it_is ? SECOND : THIRD) / (deep * PANEL));
     const long chunk = parts(parts(N, PANEL), parts(parts(N, PANEL), most)) * PANEL;
     const long narrow = std::max(1l, SECOND / (deep * PANEL)) * PANEL, block = as_it_is ? M : ROWS;
@@ -237,98 +47,6 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
 }
 
 #if defined(__AMX_BF16__)
-// Matrix units (AMX) multiply two registers of 16 rows of 16 words. Four registers hold sums, of 32 rows and 32 columns.
-
-constexpr long SIDE = 16, SQUARE = SIDE * SIDE;  // words
-
-// Whether the system lends the registers to this process. It does so when asked, since Linux 5.16.
-bool have_units() {
-    static const bool lent = !syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XFEATURE_XTILEDATA */);
-    return lent;
-}
-
-// This thread's registers, in their full size, until the end of the block.
-struct Registers {
-    Registers() {
-        alignas(64) struct {
-            std::uint8_t palette = 1, start = 0, none[14] = {};
-            std::uint16_t bytes[16] = {};
-            std::uint8_t rows[16] = {};
-        } shape;
-        for (int i = 0; i < 8; i++) shape.bytes[i] = 4 * SIDE, shape.rows[i] = SIDE;
-        _tile_loadconfig(&shape);
-    }
-    ~Registers() { _tile_release(); }
-    Registers(const Registers &) = delete;
-};
-
-// Packs 16 rows of the left side, square by square, with zeros beyond the last number of a sum.
-void pack_squares(Matrix a, long rows, long inner, float *to) {
-    for (long k = 0; k < inner; k += 2 * SIDE, to += SQUARE) {
-        const Matrix from = a.from(0, k);
-        const bool whole = inner - k >= 2 * SIDE;
-        if (whole && a.column == 1)
-            for (long i = 0; i < rows; i++) store(to + i * SIDE, Rounded::line(from.at + i * a.row));
-        else if (whole && rows == SIDE)
-            transpose_lines([&](long w, long i) {
-                const float *at = from.from(i, 2 * w).at;
-                return Rounded::words(load(at), load(at + a.column));
-            }, SIDE, SIDE, to, SIDE);
-        else
-            for (long i = 0; i < rows; i++)
-                for (long w = 0; w < SIDE; w++)
-                    to[i * SIDE + w] = 2 * w < inner - k ? word_of<Rounded>({from.from(i, 0).at, a.column, a.row}, w, 0, inner - k) : 0.0f;
-    }
-}
-
-// c (16 DOWN rows, 16 RIGHT columns) = a b, or += a b: `squares` of the left side at `a` and, below them, at `below`.
-template <int DOWN, int RIGHT>
-void squares(long count, const float *a, const float *below, const float *b, float *c, long ldc, bool add) {
-    if (add) {
-        _tile_loadd(0, c, 4 * ldc);
-        if constexpr (RIGHT > 1) _tile_loadd(1, c + SIDE, 4 * ldc);
-        if constexpr (DOWN > 1) _tile_loadd(2, c + SIDE * ldc, 4 * ldc);
-        if constexpr (DOWN > 1 && RIGHT > 1) _tile_loadd(3, c + SIDE * ldc + SIDE, 4 * ldc);
-    } else {
-        _tile_zero(0);
-        if constexpr (RIGHT > 1) _tile_zero(1);
-        if constexpr (DOWN > 1) _tile_zero(2);
-        if constexpr (DOWN > 1 && RIGHT > 1) _tile_zero(3);
-    }
-    for (long k = 0; k < count; k++, a += SQUARE, below += SQUARE, b += RIGHT * SQUARE) {
-        _tile_loadd(4, a, 4 * SIDE);
-        _tile_loadd(6, b, 4 * SIDE * RIGHT);
-        _tile_dpbf16ps(0, 4, 6);
-        if constexpr (RIGHT > 1) _tile_loadd(7, b + SIDE, 4 * SIDE * RIGHT);
-        if constexpr (RIGHT > 1) _tile_dpbf16ps(1, 4, 7);
-        if constexpr (DOWN > 1) _tile_loadd(5, below, 4 * SIDE);
-        if constexpr (DOWN > 1) _tile_dpbf16ps(2, 5, 6);
-        if constexpr (DOWN > 1 && RIGHT > 1) _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, c, 4 * ldc);
-    if constexpr (RIGHT > 1) _tile_stored(1, c + SIDE, 4 * ldc);
-    if constexpr (DOWN > 1) _tile_stored(2, c + SIDE * ldc, 4 * ldc);
-    if constexpr (DOWN > 1 && RIGHT > 1) _tile_stored(3, c + SIDE * ldc + SIDE, 4 * ldc);
-}
-
-// The same for up to 32 rows and columns. Partial squares go through a copy.
-void corner(long rows, long columns, long count, const float *a, const float *b, float *c, long ldc, bool add) {
-    const bool tall = rows > SIDE, wide = columns > SIDE;
-    const float *below = a + count * SQUARE;
-    float copy[4 * SQUARE];
-    const bool whole = rows == (tall ? 2 : 1) * SIDE && columns == (wide ? 2 : 1) * SIDE;
-    float *to = whole ? c : copy;
-    const long ldt = whole ? ldc : 2 * SIDE;
-    if (!whole && add)
-        for (long i = 0; i < rows; i++) std::memcpy(copy + i * ldt, c + i * ldc, 4 * columns);
-    if (tall && wide) squares<2, 2>(count, a, below, b, to, ldt, add);
-    else if (tall) squares<2, 1>(count, a, below, b, to, ldt, add);
-    else if (wide) squares<1, 2>(count, a, below, b, to, ldt, add);
-    else squares<1, 1>(count, a, below, b, to, ldt, add);
-    if (!whole)
-        for (long i = 0; i < rows; i++) std::memcpy(c + i * ldc, copy + i * ldt, 4 * columns);
-}
-
 // One thread's share by the matrix units.
 void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     const Registers registers;
@@ -357,6 +75,32 @@ void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long l
         }
 }
 #endif
+
+// Columns of a packed right side: the last panel is filled up to a whole vector.
+long filled(long N) { return N / PANEL * PANEL + up(N % PANEL); }
+
+// One thread's share of a product with a packed right side: columns `first` to `last`, which are whole panels. While rows
+// meet one panel, they fetch a part of the next one each.
+void share_of_packed(long M, long N, long K, Matrix a, const float *right, long first, long last, float *c) {
+    const long deep = depth(K);
+    for (long k = 0; k < K; k += deep) {
+        const long words = std::min(deep, K - k);
+        for (long m0 = 0; m0 < M; m0 += ROWS) {
+            const long rows = std::min(ROWS, M - m0), lines = parts(words * ACROSS, parts(rows, TALL));
+            for (long n = first; n < last; n += PANEL) {
+                const float *b = right + k * filled(N) + n * words, *next = b + PANEL * words;
+                const long columns = std::min(PANEL, N - n), fetched = n + PANEL < last ? std::min(lines, words) : 0;
+                for (long m = 0; m < rows; m += TALL, next += lines * VEC) {
+                    const Left x{a.from(m0 + m, k).at, a.row, false};
+                    float *to = c + (m0 + m) * N + n;
+                    if (rows - m >= TALL && columns == PANEL)
+                        tile_of<Exact, TALL, ACROSS>(x, words, b, to, N, k > 0, {next, fetched});
+                    else tiles<Exact>(std::min<long>(TALL, rows - m), columns, x, words, b, to, N, k > 0);
+                }
+            }
+        }
+    }
+}
 
 }  // namespace
 
@@ -414,5 +158,30 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
 #endif
         share<Exact>(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
     }
+}
+
+// Number of floats of a packed right side (K, N).
+long packed_floats(long N, long K) { return K * filled(N); }
+
+// Packs a right side for product_of_packed().
+void pack_right(long N, long K, const float *b_at, long b_row, long b_column, float *to, int most) {
+    const Matrix b{b_at, b_row, b_column};
+    const long deep = depth(K);
+    for (long k = 0; k < K; k += deep) {
+        const long words = std::min(deep, K - k);
+#pragma omp parallel for num_threads(team(0.5 * N * words, most)) schedule(static)
+        for (long n = 0; n < N; n += PANEL)
+            pack_panel<Exact>(b.from(k, n), words, std::min(PANEL, N - n), to + k * filled(N) + n * words);
+    }
+}
+
+// As product(), with the same bits, for rows of `a` that are contiguous and a right side of pack_right().
+void product_of_packed(long M, long N, long K, const float *a_at, long a_row, const float *right, float *c, int most) {
+    const int threads = team(0.03 * M * N * K, most);
+    const Matrix a{a_at, a_row, 1};
+    const long panels = parts(N, PANEL);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long t = 0; t < threads; t++)
+        share_of_packed(M, N, K, a, right, panels * t / threads * PANEL, std::min(N, panels * (t + 1) / threads * PANEL), c);
 }
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -43,7 +43,48 @@ def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
     if rehearsing():
         return result
     sides = [number for side in (left, right) for number in (side.data_ptr(), *side.stride())]
-    _function()(rows, columns, inner, *sides, result.data_ptr(), rounded, torch.get_num_threads())
+    _functions().product(rows, columns, inner, *sides, result.data_ptr(), rounded, torch.get_num_threads())
+    return result
+
+
+@dataclass(frozen=True)
+class PackedRight:
+    """A right side of products that stays the same, in the order in which they read it.
+
+    Attributes:
+        panels: all numbers once more, with zeros up to whole vectors.
+    """
+
+    panels: Tensor
+    inner: int
+    columns: int
+
+
+def pack_right(right_KN: Tensor) -> PackedRight:
+    """Packs a float32 matrix on a CPU for :func:`product_of_packed`."""
+    right = _aligned(right_KN)
+    inner, columns = right.shape
+    packed = PackedRight(torch.empty(_functions().packed_floats(columns, inner)), inner, columns)
+    if inner and not rehearsing():
+        sizes = columns, inner, right.data_ptr(), *right.stride()
+        _functions().pack_right(*sizes, packed.panels.data_ptr(), torch.get_num_threads())
+    return packed
+
+
+def product_of_packed(left_MK: Tensor, right: PackedRight) -> Tensor:
+    """Like :func:`product`, with the same bits, for a right side that is packed already.
+
+    With few rows the right side comes from memory, and it is fetched while the sums are made.
+    """
+    left = left_MK if left_MK.stride(1) == 1 else left_MK.contiguous()
+    rows = len(left)
+    if not right.inner or not right.columns:
+        return torch.zeros(rows, right.columns)
+    result = torch.empty(rows, right.columns)
+    if not rehearsing():
+        sides = left.data_ptr(), left.stride(0), right.panels.data_ptr()
+        sizes = rows, right.columns, right.inner
+        _functions().product_of_packed(*sizes, *sides, result.data_ptr(), torch.get_num_threads())
     return result
 
 
@@ -53,11 +94,14 @@ def _aligned(side: Tensor) -> Tensor:
 
 
 @cache
-def _function() -> Callable[..., None]:
-    function = require().product
-    pointer, number = ctypes.c_void_p, ctypes.c_long
-    function.argtypes = [
-        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool, ctypes.c_int,
-    ]  # fmt: skip
-    function.restype = None
-    return function
+def _functions() -> ctypes.CDLL:
+    library = require()
+    pointer, number, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    side = [pointer, number, number]
+    library.product.argtypes = [*3 * [number], *side, *side, pointer, ctypes.c_bool, threads]
+    library.pack_right.argtypes = [number, number, *side, pointer, threads]
+    library.product_of_packed.argtypes = [*3 * [number], pointer, number, pointer, pointer, threads]
+    for function in (library.product, library.pack_right, library.product_of_packed):
+        function.restype = None
+    library.packed_floats.argtypes, library.packed_floats.restype = [number, number], number
+    return library
