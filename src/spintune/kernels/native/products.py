@@ -97,9 +97,10 @@ def _aligned(side: Tensor) -> Tensor:
 def _functions() -> ctypes.CDLL:
     library = require()
     pointer, number, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    side = [pointer, number, number]
-    library.product.argtypes = [*3 * [number], *side, *side, pointer, ctypes.c_bool, threads]
-    library.pack_right.argtypes = [number, number, *side, pointer, threads]
+    library.product.argtypes = [
+        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool, threads,
+    ]  # fmt: skip
+    library.pack_right.argtypes = [number, number, pointer, number, number, pointer, threads]
     library.product_of_packed.argtypes = [*3 * [number], pointer, number, pointer, pointer, threads]
     for function in (library.product, library.pack_right, library.product_of_packed):
         function.restype = None
