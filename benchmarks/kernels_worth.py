@@ -55,7 +55,7 @@ class Kernel:
 KERNELS = (
     Kernel("nothing", "", ()),
     Kernel("products of linear layers", "torch's", ((linear, "_can_train"), (linear, "_can_run"))),
-    Kernel("the same, our own", "oneDNN's", ((linear, "can_multiply"),)),
+    Kernel("the same, our own", "oneDNN's; in bfloat16 torch's", ((linear, "can_multiply"),)),
     Kernel("attention of packed rows", "torch's fused", ((packing, "can_attend"),), ("step",)),
     Kernel("attention of slots", "torch's products", ((kv_cache, "can_attend"),), ("answers",)),
     Kernel("norms", "the model's own", ((fused, "_rms_norm_parts"),)),

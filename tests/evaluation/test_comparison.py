@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -167,10 +168,10 @@ def test_holm_counts_every_measure_of_every_pair_that_differs_at_all() -> None:
 
 def test_further_draws_are_made_where_they_can_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 48 models there are 1,128 pairs: those that may be significant after Holm take 4 · 1128/0.05 draws."""
-    drawn: dict[int, int] = {}
+    drawn: Counter[int] = Counter()
 
     def counted(difference_PN: NDArray[np.float64], draws: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
-        drawn[draws] = len(difference_PN)
+        drawn[draws] += len(difference_PN)
         same, clear = (difference_PN == 0).all(1), np.abs(difference_PN.sum(1)) == np.abs(difference_PN).sum(1)
         return np.where(same, 1.0, np.where(clear, 2 * 2.0**-16, 0.5))
 

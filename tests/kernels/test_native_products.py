@@ -68,7 +68,7 @@ def test_a_packed_side_makes_the_same_bits(rows: int, columns: int, inner: int, 
     assert packed.panels.isfinite().all()  # what fills up a vector is read as well
 
 
-def test_threads_share_a_packed_side_by_its_panels() -> None:
+def test_threads_share_out_panels_and_rows_of_a_packed_product() -> None:
     a, b = drawn(9, 100, "rows"), drawn(100, 250, "columns", 1)
     before, packed, results = torch.get_num_threads(), pack_right(b), []
     try:
@@ -78,6 +78,17 @@ def test_threads_share_a_packed_side_by_its_panels() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, product(a, b)) for result in results)
+
+
+def test_results_are_float32_whatever_torchs_default_is() -> None:
+    a, b = drawn(9, 20, "rows"), drawn(20, 30, "rows", 1)
+    expected = product(a, b)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = product(a, b), product_of_packed(a, pack_right(b))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, expected) for one in found)
 
 
 def test_no_terms_are_a_sum_of_zero() -> None:

@@ -259,9 +259,9 @@ class LogProbEngine:
         """Faster layers; none over shards, whose weights are other tensors before a layer is called."""
         if self.is_sharded:
             return contextlib.nullcontext()
-        device = self.model.device.type  # a model is also computed in float32, to be compared with
-        autocast = self.autocast if torch.is_autocast_enabled(device) else None
-        return training_kernels(module, autocast, self.compiled)
+        # a model with autocast is also computed in float32, to be compared with
+        rounded = self.autocast is not None and torch.is_autocast_enabled(self.model.device.type)
+        return training_kernels(module, self.autocast if rounded else None, self.compiled)
 
     @contextlib.contextmanager
     def _layer_context(self, layer: nn.Module) -> Iterator[None]:

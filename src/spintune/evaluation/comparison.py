@@ -152,10 +152,11 @@ def compare(
     pairs = list(combinations(named, 2)) if against is None else [(name, against) for name in named if name != against]
     # for small p-values: the smallest that this many draws can give must stay significant after Holm
     draws = max(_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level))
-    found = {
-        measure: _tests({name: table[measure] for name, table in named.items()}, pairs, items, draws, seed)
-        for measure, items in shared.items()
-    }
+    found: dict[str, dict[tuple[str, str], _Test]] = {measure: {} for measure in shared}
+    for measure, items in shared.items():
+        measured = {name: table[measure] for name, table in named.items()}
+        for at in range(0, len(pairs), _CHUNK):  # a few at a time, for memory
+            found[measure] |= _tests(measured, pairs[at : at + _CHUNK], items, draws, seed)
     tests = {(*pair, measure): found[measure][pair] for pair in pairs for measure in shared}
     differences = _differences(named, tests, level)
     counts = {measure: len(items) for measure, items in shared.items()}
@@ -279,10 +280,11 @@ def _tests(
 ) -> dict[tuple[str, str], _Test]:
     """The tests of one measure for pairs of models. Samples and signs are drawn once and serve all pairs."""
     some = next(iter(measured.values()))
-    values = {name: np.array([one.values[item] for item in items]) for name, one in measured.items()}
+    values = {name: np.array([one.values[item] for item in items], dtype=np.float64) for name, one in measured.items()}
     weights = None if some.weights is None else [some.weights[item] for item in items]
     weight_N = np.ones(len(items)) if weights is None else np.asarray(weights, dtype=np.float64)
     difference_PN = np.stack([values[first] - values[second] for first, second in pairs])
+    mean_P = difference_PN.sum(1) / weight_N.sum()
     low_P, high_P = np.quantile(resampled_means(difference_PN, weights, _DRAWS, seed), [0.025, 0.975], axis=0)
     if some.right_or_wrong:
         p_P = np.array([mcnemar(*((values[name] == 1).tolist() for name in pair)).p for pair in pairs])
@@ -292,20 +294,20 @@ def _tests(
         small_P = p_P < _SMALL
         if draws > _DRAWS and small_P.any():
             p_P[small_P] = random_signs(difference_PN[small_P], draws, seed)
-        mean_P1 = difference_PN.sum(1, keepdims=True) / weight_N.sum()
-        spread_P = np.std(difference_PN - mean_P1 * weight_N, axis=1, ddof=1) / weight_N.mean()
+        spread_P = np.std(difference_PN - mean_P[:, None] * weight_N, axis=1, ddof=1) / weight_N.mean()
+    low_P, high_P = np.minimum(low_P, mean_P), np.maximum(high_P, mean_P)  # equal differences, but for rounding
     means = {name: float(value_N.sum() / weight_N.sum()) for name, value_N in values.items()}
     return {
         (first, second): _Test(
             values=(means[first], means[second]),
-            difference=Interval(float(difference_N.sum() / weight_N.sum()), float(low_P[at]), float(high_P[at])),
+            difference=Interval(float(mean_P[at]), float(low_P[at]), float(high_P[at])),
             p=float(p_P[at]),
             items=len(items),
             spread=float(spread_P[at]),
-            differing=int(np.count_nonzero(difference_N)),
+            differing=int(np.count_nonzero(difference_PN[at])),
             right_or_wrong=some.right_or_wrong,
         )
-        for at, ((first, second), difference_N) in enumerate(zip(pairs, difference_PN, strict=True))
+        for at, (first, second) in enumerate(pairs)
     }
 
 

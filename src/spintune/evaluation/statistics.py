@@ -69,8 +69,9 @@ def resampled_means(
     weight_N = np.ones(items) if weights is None else np.asarray(weights, dtype=np.float64)
     random = numpy_stream(seed)
     ratios = np.empty((resamples, *value_PN.shape[:-1]))
-    for start in range(0, resamples, 256):
-        picks_RN = random.integers(items, size=(min(256, resamples - start), items))
+    at_once = max(1, min(256, 2**22 // max(1, items)))
+    for start in range(0, resamples, at_once):
+        picks_RN = random.integers(items, size=(min(at_once, resamples - start), items))
         rows = len(picks_RN)
         places = picks_RN + items * np.arange(rows)[:, None]
         count_RN = np.bincount(places.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)

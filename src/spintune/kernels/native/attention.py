@@ -114,7 +114,7 @@ def attend_slots(
             ``lengths`` tokens that a slot holds (int64, ``[B]``).
     """
     inputs = [_rows_last(x.float()) for x in (q, k, v, *before)]
-    out = torch.empty(q.shape[2], q.shape[1], q.shape[3])
+    out = inputs[0].new_empty(q.shape[2], q.shape[1], q.shape[3])
     shape, lengths = _shape(q, k, scale, window), lengths.contiguous()
     _library().attend_slots(
         *map(_rows, inputs), before[0].shape[2], *map(_pointer, stores), stores[0].shape[2], _pointer(lengths),
@@ -141,7 +141,7 @@ class _Attention(torch.autograd.Function):
         plan: AttentionPlan = ctx.plan
         grad, shape = _rows_last(grads[0]), _shape(q, k, ctx.scale, ctx.window)
         grad_q = torch.empty_like(out_THD)
-        grad_k, grad_v = (torch.zeros(len(out_THD), k.shape[1], k.shape[3]) for _ in range(2))
+        grad_k, grad_v = (out_THD.new_zeros(len(out_THD), k.shape[1], k.shape[3]) for _ in range(2))
         if not rehearsing():
             _library().attend_segments_backward(
                 _rows(q), _rows(k), _rows(v), _pointer(plan.segments), _pointer(plan.bounds), len(plan.bounds) - 1,
@@ -159,7 +159,7 @@ def _forward(
     heads, tokens, width = q.shape[1:]
     if plan.tokens != tokens:
         raise ValueError(f"a plan for {plan.tokens} tokens does not fit {tokens}")
-    out, lse, shape = torch.empty(tokens, heads, width), torch.empty(heads, tokens), _shape(q, k, scale, window)
+    out, lse, shape = q.new_empty(tokens, heads, width), q.new_empty(heads, tokens), _shape(q, k, scale, window)
     if rehearsing():
         return out, lse
     _library().attend_segments(

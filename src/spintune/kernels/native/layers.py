@@ -94,7 +94,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
         sizes = len(inverse), x.shape[-1]
-        parts = torch.zeros(_library().norm_chunks(sizes[0]), sizes[1])
+        parts = x.new_zeros(_library().norm_chunks(sizes[0]), sizes[1])
         _call("rms_norm_backward", x, weight, inverse, grads[0].contiguous(), *sizes, parts, grad_x, grad_weight)
         return grad_x, grad_weight, None
 
@@ -131,7 +131,7 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
     x = x if x.stride(3) == 1 else x.contiguous()
     _, heads, tokens, width = x.shape
     # tokens first in memory, and no view, so that autograd lets the caller change it in place
-    y = torch.empty_strided(x.shape, (x.numel(), width, heads * width, 1))
+    y = x.new_empty_strided(x.shape, (x.numel(), width, heads * width, 1))
     _call("rotate", x, x.stride(2), x.stride(1), cosine, sine, tokens, heads, width, back, y)
     return y
 
@@ -139,7 +139,7 @@ def _rotated(x: Tensor, cosine: Tensor, sine: Tensor, back: bool) -> Tensor:
 def _norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
     """The normalized rows, and the factor of each."""
     rows = x.numel() // x.shape[-1]
-    y, inverse = torch.empty_like(x), torch.empty(rows)
+    y, inverse = torch.empty_like(x), x.new_empty(rows)
     _call("rms_norm", x, weight, rows, x.shape[-1], ctypes.c_float(epsilon), y, inverse)
     return y, inverse
 

@@ -6,7 +6,8 @@
 
 #include "tiles.h"
 
-#if defined(__AMX_BF16__)
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#define MATRIX_UNITS
 #include <cstdint>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,6 +22,9 @@ bool have_units() {
     return lent;
 }
 
+// Memory holds what was stored so far. GCC's own functions of matrix units do not say which memory they read.
+inline void written() { asm volatile("" ::: "memory"); }
+
 // This thread's registers, in their full size, until the end of the block.
 struct Registers {
     Registers() {
@@ -30,6 +34,7 @@ struct Registers {
             std::uint8_t rows[16] = {};
         } shape;
         for (int i = 0; i < 8; i++) shape.bytes[i] = 4 * SIDE, shape.rows[i] = SIDE;
+        written();
         _tile_loadconfig(&shape);
     }
     ~Registers() { _tile_release(); }
@@ -58,6 +63,7 @@ void pack_squares(Matrix a, long rows, long inner, float *to) {
 // c (16 DOWN rows, 16 RIGHT columns) = a b, or += a b: `squares` of the left side at `a` and, below them, at `below`.
 template <int DOWN, int RIGHT>
 void squares(long count, const float *a, const float *below, const float *b, float *c, long ldc, bool add) {
+    written();
     if (add) {
         _tile_loadd(0, c, 4 * ldc);
         if constexpr (RIGHT > 1) _tile_loadd(1, c + SIDE, 4 * ldc);

@@ -46,7 +46,7 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
         }
 }
 
-#if defined(__AMX_BF16__)
+#if defined(MATRIX_UNITS)
 // One thread's share by the matrix units.
 void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     const Registers registers;
@@ -121,7 +121,7 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
              long b_column, float *c, bool rounded, int most) {
     const int threads = team(0.03 * (M + 16) * N * K, most);  // 16: packing the right side
     const Matrix a{a_at, a_row, a_column}, b{b_at, b_row, b_column};
-#if defined(__AMX_BF16__)
+#if defined(MATRIX_UNITS)
     const bool units = rounded && have_units();
 #else
     const bool units = false;
@@ -144,7 +144,7 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
         const long rows = std::min(M, tall * (i + 1) / down * TALL) - m;
         const long columns = std::min(N, wide * (j + 1) / across * PANEL) - n;
         if (rows <= 0 || columns <= 0) continue;
-#if defined(__AMX_BF16__)
+#if defined(MATRIX_UNITS)
         if (units) {
             share_of_units(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
             continue;
@@ -179,9 +179,14 @@ void pack_right(long N, long K, const float *b_at, long b_row, long b_column, fl
 void product_of_packed(long M, long N, long K, const float *a_at, long a_row, const float *right, float *c, int most) {
     const int threads = team(0.03 * M * N * K, most);
     const Matrix a{a_at, a_row, 1};
-    const long panels = parts(N, PANEL);
+    const long panels = parts(N, PANEL), tall = parts(M, TALL);
+    const long across = std::min<long>(threads, panels), down = std::max(1l, threads / across);
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long t = 0; t < threads; t++)
-        share_of_packed(M, N, K, a, right, panels * t / threads * PANEL, std::min(N, panels * (t + 1) / threads * PANEL), c);
+    for (long t = 0; t < across * down; t++) {
+        const long i = t / across, j = t % across, m = tall * i / down * TALL;
+        const long rows = std::min(M, tall * (i + 1) / down * TALL) - m;
+        const long first = panels * j / across * PANEL, last = std::min(N, panels * (j + 1) / across * PANEL);
+        if (rows > 0) share_of_packed(rows, N, K, a.from(m, 0), right, first, last, c + m * N);
+    }
 }
 }

@@ -38,8 +38,8 @@ def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
     left, right = _aligned(left_MK), _aligned(right_KN)
     (rows, inner), columns = left.shape, right.shape[1]
     if not inner:
-        return torch.zeros(rows, columns)
-    result = torch.empty(rows, columns)
+        return left.new_zeros(rows, columns)
+    result = left.new_empty(rows, columns)
     if rehearsing():
         return result
     sides = [number for side in (left, right) for number in (side.data_ptr(), *side.stride())]
@@ -64,7 +64,7 @@ def pack_right(right_KN: Tensor) -> PackedRight:
     """Packs a float32 matrix on a CPU for :func:`product_of_packed`."""
     right = _aligned(right_KN)
     inner, columns = right.shape
-    packed = PackedRight(torch.empty(_functions().packed_floats(columns, inner)), inner, columns)
+    packed = PackedRight(right.new_empty(_functions().packed_floats(columns, inner)), inner, columns)
     if inner and not rehearsing():
         sizes = columns, inner, right.data_ptr(), *right.stride()
         _functions().pack_right(*sizes, packed.panels.data_ptr(), torch.get_num_threads())
@@ -79,8 +79,8 @@ def product_of_packed(left_MK: Tensor, right: PackedRight) -> Tensor:
     left = left_MK if left_MK.stride(1) == 1 else left_MK.contiguous()
     rows = len(left)
     if not right.inner or not right.columns:
-        return torch.zeros(rows, right.columns)
-    result = torch.empty(rows, right.columns)
+        return left.new_zeros(rows, right.columns)
+    result = left.new_empty(rows, right.columns)
     if not rehearsing():
         sides = left.data_ptr(), left.stride(0), right.panels.data_ptr()
         sizes = rows, right.columns, right.inner
