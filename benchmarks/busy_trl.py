@@ -1,6 +1,6 @@
 """What a training step loses beside other work, and under a quota of processor time: spintune's, and TRL's beside it.
 
-    python benchmarks/busy_trl.py [--busy 0,1,2] [--quota 1.0] [--repeats 2]      twelve minutes on 2 cores
+    python benchmarks/busy_trl.py [--busy 1,2] [--quota 1.0] [--repeats 2]      twelve minutes on 2 cores
 
 Runs training.py (SFT, 8 rows, float32, TRL at batch size 2) alone, beside busy processes, and in a control group with a
 quota where one can be made. Beside each time is what it is of the fair one: over the time alone, times the share of the
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from busy import busy, quota
@@ -45,10 +46,25 @@ def steps(repeats: int, cgroup: str = "") -> dict[str, float]:
     return {name: statistics.median(second for run in runs[name] for second in run["seconds"]) for name in CONTESTANTS}
 
 
+def numbers(kind: type) -> Callable[[str], list[float]]:
+    """Reads numbers above 0 between commas; of nothing, none."""
+
+    def read(text: str) -> list[float]:
+        found = [kind(part) for part in text.split(",") if part]
+        if min(found, default=1) <= 0:
+            raise ValueError
+        return found
+
+    read.__name__ = "numbers above 0"
+    return read
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--busy", default="0,1,2", help="numbers of busy processes; 0 comes first")
-    parser.add_argument("--quota", default="1.0", help="numbers of cores")
+    parser.add_argument(
+        "--busy", type=numbers(int), default=[1, 2], help="busy processes, such as 1,2; alone comes first"
+    )
+    parser.add_argument("--quota", type=numbers(float), default=[1.0], help="cores, such as 1.0,1.5")
     parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     cores = threads()
@@ -62,10 +78,10 @@ def main() -> None:
         print(f"| {situation} | {' | '.join(cells)} | {ratio:.2f} x as fast |", flush=True)
 
     row("alone", alone, 1.0)
-    for count in (int(text) for text in options.busy.split(",") if int(text)):
+    for count in options.busy:
         with busy(count):
             row(f"beside {count}", steps(options.repeats), min(1.0, cores / (cores + count)))
-    for limit in map(float, filter(None, options.quota.split(","))):
+    for limit in options.quota:
         with quota(limit) as group:
             if group is None:
                 print("\nno quota was measured: control groups cannot be made here")

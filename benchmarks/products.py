@@ -46,6 +46,25 @@ def rounded(x: Tensor, weight: Tensor) -> Tensor:
     return native_products.product(x, weight.t(), rounded=True)
 
 
+def few_rows(repeats: int) -> None:
+    print("\nAll products of one token for some running answers, ms: torch, oneDNN with weights in its order, packed\n")
+    print("| rows | torch | oneDNN | packed |\n|---|---|---|---|")
+    shapes = 30 * [(576, 576), (192, 576), (192, 576), (576, 576), (1536, 576), (1536, 576), (576, 1536)]
+    weights = [torch.rand(shape) - 0.5 for shape in [*shapes, (49152, 576)]]
+    reordered = [torch.ops.mkldnn._reorder_linear_weight(weight) for weight in weights]
+    packed = [native_products.pack_right(weight.t()) for weight in weights]
+    for rows in (1, 8, 32, 64, 128):
+        inputs = {width: torch.rand(rows, width) for width in (576, 1536)}
+        x = [inputs[weight.shape[1]] for weight in weights]
+        ways = (
+            lambda x=x: [linear(*pair) for pair in zip(x, weights, strict=True)],
+            lambda x=x: [onednn(*pair) for pair in zip(x, reordered, strict=True)],
+            lambda x=x: [native_products.product_of_packed(*pair) for pair in zip(x, packed, strict=True)],
+        )
+        times = [[seconds(way, 2) for way in ways] for _ in range(repeats)]
+        print(f"| {rows} | {' | '.join(f'{1000 * min(found):.1f}' for found in zip(*times, strict=True))} |")
+
+
 def never(*_: object) -> bool:
     """A function, for a Mock would remember, and so keep in memory, every tensor that it is asked about."""
     return False
@@ -158,6 +177,7 @@ def main() -> None:
     if native_products.can_round():
         title = "Products in bfloat16 of float32 matrices, GFLOP/s: torch with its casts, compiled"
         matrices(title, (autocast, rounded), options.repeats)
+    few_rows(options.repeats)
     attending(options.repeats)
     layers(options.repeats)
     one_more_token(options.repeats)

@@ -42,7 +42,8 @@ POWER = 0.8
 _DRAWS = 10_000
 _SMALL = 0.005
 """Above this, p-values of _DRAWS draws are good enough."""
-_CHUNK = 256
+_AT_ONCE = 256
+"""Pairs of models, and draws, that are in memory together."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +156,8 @@ def compare(
     found: dict[str, dict[tuple[str, str], _Test]] = {measure: {} for measure in shared}
     for measure, items in shared.items():
         measured = {name: table[measure] for name, table in named.items()}
-        for at in range(0, len(pairs), _CHUNK):  # a few at a time, for memory
-            found[measure] |= _tests(measured, pairs[at : at + _CHUNK], items, draws, seed)
+        for at in range(0, len(pairs), _AT_ONCE):
+            found[measure] |= _tests(measured, pairs[at : at + _AT_ONCE], items, draws, seed)
     tests = {(*pair, measure): found[measure][pair] for pair in pairs for measure in shared}
     differences = _differences(named, tests, level)
     counts = {measure: len(items) for measure, items in shared.items()}
@@ -321,8 +322,8 @@ def random_signs(difference_PN: NDArray[np.float64], draws: int = _DRAWS, seed: 
     observed_P = np.abs(difference_PN.sum(1)) - 1e-9 * size_P  # equal sums in another order differ by rounding
     random = numpy_stream(seed)
     count_P = np.zeros(len(difference_PN))
-    for start in range(0, draws, _CHUNK):
-        sign_RN = random.integers(2, size=(min(_CHUNK, draws - start), difference_PN.shape[1])) * 2.0 - 1.0
+    for start in range(0, draws, _AT_ONCE):
+        sign_RN = random.integers(2, size=(min(_AT_ONCE, draws - start), difference_PN.shape[1])) * 2.0 - 1.0
         count_P += np.count_nonzero(np.abs(sign_RN @ difference_PN.T) >= observed_P, axis=0)
     return (1 + count_P) / (1 + draws)
 

@@ -69,7 +69,7 @@ def resampled_means(
     weight_N = np.ones(items) if weights is None else np.asarray(weights, dtype=np.float64)
     random = numpy_stream(seed)
     ratios = np.empty((resamples, *value_PN.shape[:-1]))
-    at_once = max(1, min(256, 2**22 // max(1, items)))
+    at_once = max(1, min(256, 2**22 // items))
     for start in range(0, resamples, at_once):
         picks_RN = random.integers(items, size=(min(at_once, resamples - start), items))
         rows = len(picks_RN)

@@ -15,6 +15,7 @@
 namespace {
 
 constexpr long SIDE = 16, SQUARE = SIDE * SIDE;  // words
+constexpr long CORNER = 2 * SIDE;                // rows and columns of the sums that registers hold
 
 // Whether the system lends the registers to this process. It does so when asked, since Linux 5.16.
 bool have_units() {
@@ -95,10 +96,10 @@ void squares(long count, const float *a, const float *below, const float *b, flo
 void corner(long rows, long columns, long count, const float *a, const float *b, float *c, long ldc, bool add) {
     const bool tall = rows > SIDE, wide = columns > SIDE;
     const float *below = a + count * SQUARE;
-    float copy[4 * SQUARE];
+    float copy[CORNER * CORNER];
     const bool whole = rows == (tall ? 2 : 1) * SIDE && columns == (wide ? 2 : 1) * SIDE;
     float *to = whole ? c : copy;
-    const long ldt = whole ? ldc : 2 * SIDE;
+    const long ldt = whole ? ldc : CORNER;
     if (!whole && add)
         for (long i = 0; i < rows; i++) std::memcpy(copy + i * ldt, c + i * ldc, 4 * columns);
     if (tall && wide) squares<2, 2>(count, a, below, b, to, ldt, add);

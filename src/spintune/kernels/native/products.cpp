@@ -51,13 +51,15 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
 void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     const Registers registers;
     const long most = parts(parts(K, 2 * SIDE), parts(K, 2 * INNER));  // squares in a row of the left side at a time
-    const long chunk = std::max(1l, THIRD / (most * 2 * SQUARE)) * 2 * SIDE, narrow = std::max(1l, SECOND / (most * 2 * SQUARE)) * 2 * SIDE;
-    const Scratch right(std::min(chunk, (N + 2 * SIDE - 1) / (2 * SIDE) * 2 * SIDE) * most * SIDE), left(ROWS * most * SIDE);
+    const long floats = most * CORNER * SIDE;                          // of a panel: the columns of a corner
+    const long chunk = std::min(parts(N, CORNER), std::max(1l, THIRD / floats)) * CORNER;
+    const long narrow = std::max(1l, SECOND / floats) * CORNER;
+    const Scratch right(chunk * most * SIDE), left(ROWS * most * SIDE);
     for (long k = 0; k < K; k += most * 2 * SIDE)
         for (long n0 = 0; n0 < N; n0 += chunk) {
             const long inner = std::min(most * 2 * SIDE, K - k), count = parts(inner, 2 * SIDE), width = std::min(chunk, N - n0);
-            for (long n = 0; n < width; n += 2 * SIDE) {
-                const long columns = std::min(2 * SIDE, width - n), words = parts(inner, 2), wide = up(columns);
+            for (long n = 0; n < width; n += CORNER) {
+                const long columns = std::min(CORNER, width - n), words = parts(inner, 2), wide = up(columns);
                 float *to = right.at + n * count * SIDE;
                 pack_panel<Rounded>(b.from(k, n0 + n), inner, columns, to);
                 std::memset(to + words * wide, 0, 4 * (count * SIDE - words) * wide);
@@ -67,9 +69,9 @@ void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long l
                 for (long m = 0; m < rows; m += SIDE)
                     pack_squares(a.from(m0 + m, k), std::min(SIDE, rows - m), inner, left.at + m * count * SIDE);
                 for (long begin = 0; begin < width; begin += narrow)
-                    for (long m = 0; m < rows; m += 2 * SIDE)
-                        for (long n = begin; n < std::min(width, begin + narrow); n += 2 * SIDE)
-                            corner(std::min(2 * SIDE, rows - m), std::min(2 * SIDE, width - n), count, left.at + m * count * SIDE,
+                    for (long m = 0; m < rows; m += CORNER)
+                        for (long n = begin; n < std::min(width, begin + narrow); n += CORNER)
+                            corner(std::min(CORNER, rows - m), std::min(CORNER, width - n), count, left.at + m * count * SIDE,
                                    right.at + n * count * SIDE, c + (m0 + m) * ldc + n0 + n, ldc, k > 0);
             }
         }
