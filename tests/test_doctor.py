@@ -53,6 +53,10 @@ def test_engines_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_layers_that_are_not_compiled_are_told_of(spintune: Spintune, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPINTUNE_KERNELS", "off")
     assert "ok    kernels: torch's own layers, slower: switched off by SPINTUNE_KERNELS\n" in spintune("doctor").out
+    monkeypatch.setenv("SPINTUNE_KERNELS", "avx9")
+    found = spintune("doctor")
+    assert found.code == 1
+    assert "torch's own layers, slower: SPINTUNE_KERNELS=avx9 is none of off, native, " in found.out
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])

@@ -156,10 +156,9 @@ def _hardware() -> list[DoctorFinding]:
     number = f"{threads.number} thread{'s' * (threads.number > 1)} ({threads.reason})"
     findings = [DoctorFinding("processor", f"{number}, {_gemm_rate(torch.float32):.0f} GFLOP/s float32")]
     try:
-        kernels = origin()
+        findings.append(DoctorFinding("kernels", origin()))
     except NoKernelsError as error:
-        kernels = f"torch's own layers, slower: {error}"
-    findings.append(DoctorFinding("kernels", kernels))
+        findings.append(DoctorFinding("kernels", f"torch's own layers, slower: {error}", fine=not error.unexpected))
     if hasattr(os, "sysconf"):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
         findings.append(DoctorFinding("memory", f"{memory:.0f} GiB", memory >= 4))
