@@ -384,6 +384,21 @@ def test_a_held_out_turn_is_never_a_training_prompt_and_weights_count_for_turns(
     assert len(trained) == 2 * 6 + 2  # each last turn twice; the shared beginning of one conversation, twice
 
 
+def test_self_play_on_every_turn_leaves_out_what_a_held_out_conversation_ends_with(run: Run, tmp_path: Path) -> None:
+    """SFT trains on last turns alone, so that nothing but self-play could train on the held-out prompt."""
+    beginning = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "hi"}]
+    ends = [
+        [{"role": "user", "content": f"Say {word}."}, {"role": "assistant", "content": word}] for word in ("fox", "dog")
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"messages": beginning + end}) + "\n" for end in ends))
+    (tmp_path / "heldout.jsonl").write_text(json.dumps({"messages": beginning}) + "\n")
+    data = {"train": str(tmp_path / "train.jsonl"), "heldout": str(tmp_path / "heldout.jsonl"), "eval_fraction": None}
+    out = tmp_path / "run"
+    run(out, **SHORT, data=data, spin={"iterations": 1, "turns": "all"})
+    assert [pair["real"]["text"] for pair in pairs(out, 1, "answers")] == ["fox", "dog"]
+    assert [pair["real"]["text"] for pair in rows(out / "spin/heldout/base/answers.jsonl")] == ["hi"]
+
+
 # In and out ----------------------------------------------------------------------------------------------------------
 
 

@@ -240,6 +240,11 @@ class Recipe(Section):
             return self.model_copy(update={"evaluation": evaluation.model_copy(update={"checker": TASKS})})
         return self
 
+    @property
+    def learns_every_turn(self) -> bool:
+        """Whether SFT or self-play trains on earlier answers of a conversation too."""
+        return "all" in (self.data.turns, self.spin and self.spin.turns)
+
     def _problems(self) -> Iterator[str]:
         judged = HELDOUT in self.eval and self.data.heldout is None
         if not self.data.train and self.data.mixture is None and (self.sft or self.spin or judged):

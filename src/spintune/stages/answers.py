@@ -71,7 +71,7 @@ class AnswerSampler:
         examples: Sequence[Example] = self.context.played
         if self.section.turns == "all":
             examples = _every_turn(examples)
-        if self.section.prompts == "unseen" and "all" in (self.section.turns, self.context.recipe.data.turns):
+        if self.section.prompts == "unseen" and self.context.recipe.learns_every_turn:
             seen = {turn.prompt for turn in _every_turn(self.context.seen)}
             unseen = [place for place, example in enumerate(examples) if example.prompt not in seen]
             if not unseen:

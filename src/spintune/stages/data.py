@@ -61,7 +61,7 @@ def data_stage(context: RunContext) -> DataFacts:
         "mixture": mixture and _mixture_inputs(context, mixture),
         **({"heldout": [_heldout_inputs(source) for source in heldout_sources_of(recipe)]} if given else {}),
         **_set({"on_bad_row": recipe.data.on_bad_row}),
-        **({"turns": "all"} if recipe.data.turns == "all" else {}),
+        **({"turns": "all"} if recipe.learns_every_turn else {}),
         **({"unseen": _unseen_share(recipe)} if context.prompts else {}),
     }
     facts = context.run.finished("data", inputs, DataFacts)
@@ -137,7 +137,7 @@ def read_data(
         before = len(train)
         train = _apart(train, heldout, progress)
         dropped = dropped + Counter({HELDOUT_PROMPT: before - len(train)})
-    if recipe.data.turns == "all":  # and an earlier turn may be another conversation's last
+    if recipe.learns_every_turn:  # and an earlier turn may be another conversation's last
         train = WithoutHeldoutTurns(train, heldout)
         heldout = without_trained_turns(heldout, train, progress)
     facts = DataFacts(
