@@ -106,6 +106,11 @@ def test_what_overlaps_with_evaluation_data_is_removed(seeds: list[SeedTask], tm
         {"messages": [{"role": "user", "content": "t1 u1 v1 w1"}]},
         {"messages": [{"role": role, "content": "t1 u1 v1 w1"} for role in ("user", "assistant", "user")]},
         {"conversations": [{"from": "human", "value": "t1 u1 v1 w1"}, {"from": "gpt", "value": "a"}]},
+        {"instruction": "t1 u1 v1 w1"},
+        {"key": 1, "prompt": "t1 u1 v1 w1", "instruction_id_list": ["no_comma"], "kwargs": [{}]},
+        {"question_id": 81, "category": "writing", "turns": ["t1 u1 v1 w1", "Again."]},
+        {"question": "t1 u1 v1 w1", "choices": ["u1 v1", "w1"], "answer": 1},
+        {"text": "t1 u1 v1 w1"},
     ],
 )
 def test_evaluation_prompts_are_kept_out_with_or_without_an_answer(
@@ -126,6 +131,13 @@ def test_an_empty_cell_of_a_table_is_no_answer_either(tmp_path: Path) -> None:
     evaluation = EvaluationTexts.read([str(exam)])
     assert [text.strip() for text in evaluation.texts[str(exam)]] == ["Who?", "Who?", "Where?", "Where?\n\nHere"]
     assert evaluation.sources == {str(exam): [f"{exam}:2", f"{exam}:3"]}
+
+
+def test_an_evaluation_row_without_text_is_named(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"text": "Who?"}\n{"text": " ", "label": 1}\n')
+    with pytest.raises(DataError, match=r"exam.jsonl:2: holds no text; delete the row"):
+        EvaluationTexts.read([str(exam)])
 
 
 def test_an_unknown_method_useless_answers_and_a_budget_without_an_example_are_errors(seeds: list[SeedTask]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from spintune.data.contamination import Removed, decontaminate, text_of
-from spintune.data.unfiltered import all_conversations
+from spintune.data.contamination import Removed, decontaminate
+from spintune.data.evaluation_items import evaluation_items
 from spintune.errors import BudgetError, DataError, RecipeError
 from spintune.progress import Progress, Silent
 from spintune.storage import write_json_lines
@@ -45,17 +45,14 @@ class EvaluationTexts:
 
     @classmethod
     def read(cls, files: Sequence[str], ngram: int = 13) -> EvaluationTexts:
-        """Reads evaluation files in any format that training data may have, with or without answers.
-
-        Raises DataError.
-        """
+        """Reads evaluation files of any format, with or without answers. Raises DataError."""
         texts: dict[str, list[str]] = {}
         sources: dict[str, list[str]] = {}
         for file in files:
             texts[file], sources[file] = [], []
-            for example in all_conversations(file):
-                texts[file] += ["\n\n".join(message.content for message in example.prompt), text_of(example)]
-                sources[file].append(example.source)
+            for item in evaluation_items(file):
+                texts[file] += [item.prompt, item.text]
+                sources[file].append(item.where)
         return cls(texts, ngram, sources)
 
 
