@@ -108,13 +108,13 @@ def _pieces() -> tuple[dict[str, Callable[[], object]], int]:
     from spintune.engine.query import Query
     from spintune.generation.batch import BatchGenerator
     from spintune.generation.sampling import Sampling
-    from spintune.kernels.allocator import tune_malloc
+    from spintune.kernels.allocator import reuse_memory
 
     with contextlib.suppress(ImportError):  # an older version, for comparison
         from spintune.threads import follow_quota
 
         follow_quota()
-    tune_malloc()
+    reuse_memory()
     torch.manual_seed(0)
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
     config = LlamaConfig(

@@ -32,7 +32,7 @@ from spintune.generation import kv_cache
 from spintune.generation.build import build_generator
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.kernels import fused, linear, rotary
-from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.allocator import reuse_memory
 from spintune.models.loading import load_model
 from spintune.storage import cache_folder
 from spintune.tokens.chat import ChatRenderer
@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=6)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tune_malloc()
+    reuse_memory()
     print(f"{describe()['processor']['name']}, {options.threads} threads, {options.precision}")
     everything = KERNELS[0]
     for name, work in works(options.precision).items():

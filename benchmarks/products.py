@@ -20,7 +20,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from spintune.engine import attention
 from spintune.generation import kv_cache as slots
-from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.allocator import reuse_memory
 from spintune.kernels.native import attention as native
 from spintune.kernels.native import layers as native_layers
 from spintune.kernels.native import products as native_products
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tune_malloc()
+    reuse_memory()
     print(f"{describe()['processor']['name']}, {options.threads} threads")
     matrices("Products in float32, GFLOP/s: torch, oneDNN, compiled", (linear, onednn, compiled), options.repeats)
     if native_products.can_round():

@@ -25,7 +25,7 @@ from workload import ModelShape, PreferencePair, Workload, step_operations
 
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import pack
-from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.allocator import reuse_memory
 from spintune.records import Answer, Pair
 from spintune.training.objectives import SelfPlay
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(threads())
-    tune_malloc()
+    reuse_memory()
     precision = "bfloat16" if options.bfloat16 else "float32"
     autocast = torch.bfloat16 if options.bfloat16 else None
     middle = Point()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import re
 import traceback
@@ -72,23 +71,6 @@ def available_memory() -> int | None:
         found.append(int(match[1]) * 1024)
     found += _left_in_groups()
     return min(found, default=None)
-
-
-def reusable_memory() -> int:
-    """Bytes that this process freed and its heap keeps (:func:`spintune.kernels.allocator.tune_malloc`)."""
-    try:
-        mallinfo = ctypes.CDLL(None).mallinfo2
-    except (OSError, AttributeError, TypeError):  # not glibc, or an old one; the last on Windows
-        return 0
-    mallinfo.restype = _MallInfo
-    return int(mallinfo().fordblks)
-
-
-class _MallInfo(ctypes.Structure):
-    """glibc's ``struct mallinfo2``: ten sizes. The ninth, ``fordblks``, counts the bytes of free blocks."""
-
-    _fields_ = [*((f"other_{place}", ctypes.c_size_t) for place in range(8)), ("fordblks", ctypes.c_size_t)]
-    _fields_ += [("keepcost", ctypes.c_size_t)]
 
 
 _NAMES = (  # limit, use, and what of it can be dropped; version 2 and 1

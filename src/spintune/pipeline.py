@@ -20,6 +20,7 @@ from spintune.data.preferences import read_answers
 from spintune.data.tables import open_tables
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
+from spintune.kernels.allocator import give_back_memory
 from spintune.memory import memory_errors
 from spintune.models.loading import (
     autocast_type,
@@ -99,6 +100,7 @@ def run_recipe(
             metrics.finish(evaluation_numbers(results), outcome_facts(results))
         finally:
             metrics.close()
+            give_back_memory()  # of a process that goes on: a sweep, a notebook
         _write_results(run.folder / "results.json", results)
     return results
 

@@ -18,8 +18,7 @@ from spintune.generation.kv_cache import GROUP
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import shared_length
 from spintune.generation.sampling import Sampling
-from spintune.kernels.allocator import tune_malloc
-from spintune.memory import reusable_memory
+from spintune.kernels.allocator import kept_memory, reuse_memory
 
 NEW = 12
 # ragged, one of a single token, one longer than the window of 5
@@ -202,12 +201,12 @@ def test_little_memory_runs_fewer_slots_and_writes_the_same(generator, caplog):
 
 
 def test_memory_that_the_heap_keeps_counts_as_free():
-    """A block that was freed is not given back to the system once malloc is tuned, and serves the next cache."""
-    tune_malloc()
+    """A block that was freed is not given back to the system, and serves the next cache."""
+    reuse_memory()
     block = torch.ones(50_000_000)
-    before = reusable_memory()
+    before = kept_memory()
     del block
-    assert reusable_memory() - before > 150_000_000
+    assert kept_memory() - before > 150_000_000
 
 
 def test_repeated_prompts_get_different_streams(generator):

@@ -36,7 +36,7 @@ from spintune.engine.recompute import recomputed
 from spintune.engine.rotary import LengthDependentRotary
 from spintune.engine.sharing import score_runs
 from spintune.errors import ModelError
-from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.allocator import reuse_memory
 from spintune.kernels.fused import patched_forwards
 from spintune.kernels.linear import training_kernels
 
@@ -219,7 +219,7 @@ class LogProbEngine:
         self, parts: Sequence[Sequence[Query]], done: Callable[[int], None] = lambda _: None
     ) -> list[list[list[float]]]:
         """Like :meth:`score` for several sequences, none of which changes a bit of another's scores."""
-        tune_malloc()
+        reuse_memory()
         runs = [run for part in parts for run in pack(part, lambda q: q.tokens, self.tokens_per_forward)]
         scores = iter(score_runs(self, runs, _sums_of, done))
         return [[next(scores) for _ in part] for part in parts]
@@ -229,7 +229,7 @@ class LogProbEngine:
         self, queries: Sequence[Query], done: Callable[[int], None] = lambda _: None
     ) -> list[list[tuple[float, bool]]]:
         """Like :meth:`score`; with each log-probability, whether greedy decoding would choose the scored tokens."""
-        tune_malloc()
+        reuse_memory()
         runs = pack(queries, lambda q: q.tokens, self.tokens_per_forward)
         return score_runs(self, runs, _greedy_sums_of, done)
 

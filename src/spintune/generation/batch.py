@@ -33,9 +33,9 @@ from spintune.generation.protocol import (
     tell_of_positions,
 )
 from spintune.generation.sampling import Sampling, choose, penalize
-from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.allocator import kept_memory, reuse_memory
 from spintune.kernels.linear import inference_kernels
-from spintune.memory import available_memory, reusable_memory
+from spintune.memory import available_memory
 from spintune.records import Completion
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def free_memory(device: torch.device) -> int | None:
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
     available = available_memory()
-    return None if available is None else available + reusable_memory()
+    return None if available is None else available + kept_memory()
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class BatchGenerator:
         if not prompts or sampling.max_new_tokens < 1:
             return [Completion((), "", "length", 0.0) for _ in prompts]
         sequences = new_sequences(self.model, prompts, sampling, keys)
-        tune_malloc()
+        reuse_memory()
         # a single row gains nothing from reordered weights
         copy_bytes = self.limits.cache_bytes(self.model.device) // 2 if len(prompts) > 1 else 0
         finished: dict[int, Completion] = {}

@@ -21,7 +21,7 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query, pack
 from spintune.engine.sharing import ENGINE, team_of, whole
 from spintune.errors import NonFiniteError, RunError
-from spintune.kernels.allocator import tune_malloc
+from spintune.kernels.allocator import reuse_memory
 from spintune.models.lora import dropout, has_dropout
 from spintune.ranks.dealing import deal, waiting_share
 from spintune.ranks.team import Team, shared
@@ -62,7 +62,7 @@ class Stepper(Generic[R]):
     """
 
     def __init__(self, engine: LogProbEngine, objective: Objective[R], optimization: Optimization) -> None:
-        tune_malloc()
+        reuse_memory()
         if engine.is_sharded:  # shares are where they are updated
             optimization = replace(optimization, offload=False)
         self._engine, self._objective, self._optimization = engine, objective, optimization

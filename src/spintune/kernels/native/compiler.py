@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.cpp", "products.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attention.cpp", "layers.cpp", "pool.cpp", "products.cpp")]
 HEADERS = [Path(__file__).with_name(name) for name in ("vectors.h", "tiles.h", "matrix_units.h")]
 FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-fno-math-errno", "-fno-exceptions", "-fPIC")
 SHIPPED = Path(__file__).with_name("shipped")

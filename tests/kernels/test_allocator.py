@@ -1,0 +1,125 @@
+"""Memory of large tensors: what is freed is used again, nothing is handed out twice, and torch notices nothing."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from spintune.kernels.allocator import give_back_memory, kept_memory, reuse_memory
+from spintune.kernels.native.build import require
+
+MEGABYTE = 2**18  # floats
+
+
+@pytest.fixture(autouse=True)
+def pool(compiled: None) -> None:
+    assert reuse_memory()
+
+
+def is_pooled(tensor: torch.Tensor) -> bool:
+    return bool(require().pool_holds(ctypes.c_void_p(tensor.data_ptr())))
+
+
+def test_large_tensors_are_in_the_pool_and_small_ones_are_not() -> None:
+    assert is_pooled(torch.empty(8192))
+    assert not is_pooled(torch.empty(8000))
+    assert torch.empty(100_001).data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize("floats", [8192, 100_000, 1_234_567])
+def test_a_piece_that_was_freed_between_two_others_serves_the_next_tensor_of_its_size(floats: int) -> None:
+    """Which it does not with glibc: a search for an aligned block wants a longer piece."""
+    tensors = [torch.empty(floats) for _ in range(9)]
+    freed = {tensors[place].data_ptr() for place in (1, 4, 7)}
+    del tensors[7], tensors[4], tensors[1]
+    new = [torch.empty(floats) for _ in range(3)]
+    assert {tensor.data_ptr() for tensor in new} == freed
+
+
+def test_free_neighbours_become_one_piece() -> None:
+    low, middle, high, _guard = (torch.empty(MEGABYTE) for _ in range(4))
+    place = low.data_ptr()
+    assert high.data_ptr() - place == 2 * 4 * MEGABYTE
+    del low, high, middle
+    assert torch.empty(3 * MEGABYTE).data_ptr() == place
+
+
+def test_no_tensor_gets_memory_of_another_in_many_threads() -> None:
+    """Each tensor is filled with a number of its own, and still holds it when it goes."""
+    wrong = []
+
+    def work(seed: int) -> None:
+        draw, live = random.Random(seed), list[tuple[torch.Tensor, float]]()
+        for number in range(2000):
+            if live and draw.random() < 0.5:
+                tensor, value = live.pop(draw.randrange(len(live)))
+                if not bool((tensor == value).all()):
+                    wrong.append(seed)
+            else:
+                value = float(seed * 10_000 + number)
+                live.append((torch.full((int(10 ** draw.uniform(3.5, 5.3)),), value), value))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_is_freed_is_kept_until_it_is_given_back() -> None:
+    tensor = torch.ones(64 * MEGABYTE)
+    before, held = kept_memory(), resident()
+    del tensor
+    assert kept_memory() - before == pytest.approx(64 * 2**20, abs=2**16)  # glibc's own comes and goes
+    assert resident() > held - 2**20
+    give_back_memory()
+    assert kept_memory() <= before
+    assert resident() < held - 60 * 2**20
+    assert torch.ones(64 * MEGABYTE).sum() == 64 * MEGABYTE
+
+
+def resident() -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    assert found
+    return int(found[1]) * 1024
+
+
+def test_more_than_there_is_is_an_error_of_torch_and_of_nobody_else() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate memory: you tried to allocate 70368744177664 bytes"):
+        torch.empty(1 << 44)
+
+
+def test_a_forked_process_has_a_pool_of_its_own() -> None:
+    tensor = torch.ones(MEGABYTE)
+    child = os.fork()
+    if not child:
+        tensor.zero_()
+        os._exit(int(is_pooled(torch.ones(MEGABYTE)) and tensor.sum() == 0))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+    assert tensor.sum() == MEGABYTE
+
+
+@pytest.mark.parametrize("switch", [{"SPINTUNE_POOL": "off"}, {"SPINTUNE_KERNELS": "off"}])
+def test_it_can_be_switched_off(switch: dict[str, str]) -> None:
+    """Then what glibc keeps still counts."""
+    code = """
+import torch
+from spintune.kernels.allocator import give_back_memory, kept_memory, reuse_memory
+assert not reuse_memory()
+tensor = torch.ones(2**24)
+before = kept_memory()
+del tensor
+assert kept_memory() - before > 6e7
+give_back_memory()
+"""
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **switch}, check=True)
