@@ -26,6 +26,7 @@ from spintune.engine.thresholds import lowered, thresholds
 from spintune.errors import ModelError
 from spintune.generation.protocol import Generator, OnToken, Prompt
 from spintune.generation.sampling import Sampling
+from spintune.kernels.allocator import give_back_memory
 from spintune.memory import is_out_of_memory
 from spintune.records import Completion
 
@@ -125,6 +126,7 @@ class CheckedGenerator:
                 plain = _logprobs(engine, prompts, texts)
             with in_float32(model) if narrow else contextlib.nullcontext():
                 exact = _logprobs(engine, prompts, texts) if narrow else plain
+        give_back_memory()  # of a copy of the weights
         found = torch.tensor([completion.logprob for completion in written], dtype=exact.dtype)
         allowed = 2 * (plain - exact).abs().max() + (_ROUNDING if narrow else TOLERANCE)
         worst = float((found - exact).abs().max())

@@ -31,11 +31,10 @@ _HEAD_BYTES = 512 * 2**20
 _SHARE_OF_FREE = 0.6
 """What :class:`spintune.engine.sharded.ShardedModel` lets all weights take of a GPU's free memory."""
 
-_HEAP = 1.6
-"""Freed pieces of a CPU's heap beside the activations of a call, as a share of these. The heap never shrinks
-(:mod:`spintune.kernels.allocator`), and gradients lie between the pieces, so that calls of other sizes fit into few of
-them. Measured in whole runs of 12 and 135 million weights: 0.7 to 1.7; 0.1 where all calls are of one
-size; more with adapters or recomputed layers (docs/lab/plan.md)."""
+_HEAP = 0.3
+"""Freed pieces that a CPU's pool keeps (:mod:`spintune.kernels.allocator`), and small tensors beside it, as a share of the
+activations of a call. Measured in whole runs of 12 and 135 million weights: 0.3 to 0.5, and 0.9 where layers are
+recomputed, which have few (docs/lab/plan.md)."""
 
 _GUESSED_WIDTHS = 34
 """Numbers that a layer keeps of each token, in widths of the model, where no rehearsal is possible (arXiv 2205.05198,
@@ -54,7 +53,7 @@ class MemoryParts:
         gathered: weights and gradients of the layers at work, whole, where all else is sharded; of all layers while
             answers are written, if they fit.
         snapshot: the copy of weights and moments that a checkpoint is written from, where that is the same memory.
-        heap: freed pieces that a CPU's heap keeps, where calls of another size cannot use them.
+        heap: freed pieces that a CPU's pool keeps, where calls of another size cannot use them.
         context: what Python and its libraries hold on the device.
     """
 

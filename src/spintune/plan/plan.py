@@ -172,12 +172,12 @@ class Planner:
         plan = self.memory(sharded)
         section = (self.recipe.spin if name.startswith("spin/iterate") else self.recipe.sft) or SftSection()
         training, how = plan.training(section, calls)
-        written = self._longest_answer if self.recipe.spin else 0
-        sizes = self.rows.spin if name.startswith("spin/iterate") else self.rows.sft
         if name.startswith("spin/iterate"):
+            written, sizes = self._longest_answer if self.recipe.spin else 0, self.rows.spin
             prompts = sizes.rows * (self.recipe.spin.negatives if self.recipe.spin else 1)
             return larger(training, plan.generation(prompts, max(sizes.prompts), written)), how
-        return training, how
+        # a few short texts, by which the generator is checked
+        return larger(training, plan.generation(2, 1, 1)), how
 
     def stages(self, needs: Operations, rates: Rates | None) -> list[StagePlan]:
         """Every stage that computes, in order."""
