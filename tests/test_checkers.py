@@ -70,6 +70,18 @@ def right(setting: checkers.CheckerSetting, answer: str, reference: str, prompt:
         (r"\boxed{2^{10}}", "1024", True),
         (r"\boxed{3 \times 10^{-5}}", "3e-5", True),
         (r"\boxed{3 \times 5}", "5", False),
+        ("#### Step 1: Add\n3 + 4 = 7\n\nSo she has 7 apples.", "7", True),
+        ("### Solution\n#### Step 2: total\nThe total is 3 + 4 = **7**.", "7", True),
+        ("#### Final Answer\n\n7", "7", True),
+        ("The answer is 7.\n\n#### 2. Why?\nBecause.", "7", True),
+        ("The answer is 7.\n##### 3\nBecause.", "7", True),
+        ("3 + 4 = 7\n#### 7 apples\n", "7", True),
+        ("#### **$1,234**\nShe had 2 before.", "1234", True),
+        ("The answer is - 5", "-5", True),
+        ("Answer: \u2212 $5 and 3", "-5", True),
+        ("x = - 5", "-5", True),
+        ("10 - 5", "5", True),
+        ("Answer:\n- 5 apples", "5", True),  # a list
     ],
 )
 def test_number(answer: str, reference: str, expected: bool) -> None:
@@ -119,6 +131,8 @@ LETTERED = "What falls from clouds?\nA) rain\nB) bricks\nC) no rain at all\nAnsw
         ("four", "B", "A) one\nB) two\n\nWhat then?\nA) three\nB) four", True),  # the last options are asked about
         ("B. Paris", "B", "No options here.", True),
         ("Paris", "B", "No options here.", False),
+        ("The answer is **B**.", "B", "No options here.", True),
+        ("Answer: C major", "Answer: C minor", "No options here.", False),
         ("Positive.", "positive", "How is the mood?", True),
         ("negative", "positive", "How is the mood?", False),
         ("", "", "How is the mood?", False),
@@ -126,6 +140,24 @@ LETTERED = "What falls from clouds?\nA) rain\nB) bricks\nC) no rain at all\nAnsw
 )
 def test_choice(answer: str, reference: str, prompt: str, expected: bool) -> None:
     assert right("choice", answer, reference, prompt) is expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("**B**", "The answer is **B**.", "**Answer:** **B**", "**Answer: B**", "Answer: `B`", 'Answer: "B"', "_B_"),
+        *("$B$", r"\boxed{B}", r"The answer is $\boxed{\text{B}}$.", r"\(B\)", "“B”", "#### B\nSure.", "(**B**) it is"),
+        *("The answer is B!", "The answer is B; no other.", "The answer is B because it snows.", "Answer: B is right"),
+    ],
+)
+def test_a_letter_counts_whatever_it_is_marked_with(answer: str) -> None:
+    assert right("choice", answer, "B", "Which is cold?\nA) fire\nB) winter\nC) tea\nD) a dog")
+
+
+@pytest.mark.parametrize("answer", ["A dog", "The answer is A dog.", "$1", "B vitamins"])
+def test_a_word_and_a_price_are_no_label(answer: str) -> None:
+    assert not right("choice", answer, "A", "Which barks?\nA) cat\nB) hound\nC) tea\nD) fox")
+    assert not right("choice", answer, "B", "Which barks?\nA) cat\nB) hound\nC) tea\nD) fox")
 
 
 @pytest.mark.parametrize(
@@ -140,6 +172,16 @@ def test_choice(answer: str, reference: str, prompt: str, expected: bool) -> Non
         ("{'a': 1}", '{"a": 1}', False),
         ("[" * 100_000, "[]", False),
         ("NaN", "NaN", False),
+        ('{"a": "```"}', '{"a": "```"}', True),
+        ('{"a": "x```json\\n1```y"}', '{"a": "x```json\\n1```y"}', True),
+        ('```json\n{"a": "use ```"}\n```', '{"a": "use ```"}', True),
+        ('Run\n```bash\nls\n```\nand get\n```json\n{"a": 1}\n```', '{"a": 1}', True),
+        ('```json\n{"a": 1}\n```\nwhich is\n```\n[2]\n```', '{"a": 1}', True),
+        ('```json\n{"a": 0}\n```\nNo:\n```json\n{"a": 1}\n```', '{"a": 1}', True),
+        ('```json {"a": 1}```', '{"a": 1}', True),
+        ("```true```", "true", True),
+        ('\ufeff{"a": 1}', '{"a": 1}', True),
+        ('```json\n{"a": 1}', '{"a": 1}', False),
     ],
 )
 def test_json(answer: str, reference: str, expected: bool) -> None:
@@ -170,6 +212,16 @@ def test_json_is_equal_as_values_are_however_it_is_laid_out(one: object, other: 
         ("It has 15 legs", "5", False),
         ("", "x", False),
         ("anything", "...", True),
+        ("The answer is -5.", "-5", True),
+        ("\u22125 degrees", "-5", True),
+        ("5 degrees", "-5", False),
+        ("10-5", "-5", False),
+        ("It is C.", "C++", False),
+        ("In C++, of course", "C++", True),
+        ("grade A", "A+", False),
+        ("about .5 litres", ".5", True),
+        ("It grew by 10%.", '"10%".', True),
+        ("It grew by 10 km.", "10%", False),
     ],
 )
 def test_contains(answer: str, reference: str, expected: bool) -> None:

@@ -9,6 +9,7 @@ or offer the function as an entry point of a package, in the group ``spintune.ch
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import signal
@@ -59,7 +60,13 @@ _BESIDE_NUMBERS = re.compile(
     r"\\(?:[,;:> ]|(?:quad|qquad|text(?:bf|it|rm|normal)?|math(?:bf|it|rm)|mbox|unit|pounds|euro|approx)(?![a-zA-Z]))"
 )
 _COMMAND = re.compile(r"\\[a-zA-Z]")
-_FENCE = "```"
+_AROUND = string.whitespace + "\"'`*()[]{}“”‘’«»"
+_ENDS = ".,;:!?。！？"
+# a block that ends where no fence follows is none; it is matched all the same, so that time grows as the text does
+_BLOCKS = [
+    re.compile(r"```(?P<kind>[a-z][\w+-]*(?=\s))?(?P<inside>.*?)(?:(?P<closed>" + close + r")|\Z)", re.I | re.M | re.S)
+    for close in (r"^[ \t]*```", "```")  # a string in the block may hold a fence, but does not begin a line
+]
 
 
 def number(answer: str, reference: str, prompt: str = "") -> bool:
@@ -103,11 +110,13 @@ def choice(answer: str, reference: str, prompt: str) -> bool:
 
 
 def contains(answer: str, reference: str, prompt: str = "") -> bool:
-    """Whether the answer holds the reference in whole words, up to case, white space and punctuation around it."""
-    around = string.whitespace + string.punctuation
-    expected = answers.plain_text(reference, around)
-    found = re.search(answers.whole_words(expected), answers.plain_text(answer, "")) if expected else None
-    return found is not None
+    """Whether the answer holds the reference in whole words, up to case and white space.
+
+    Quotes and sentence marks around the reference do not count; its signs do, as in -5, C++ and 10%.
+    """
+    expected, given = (answers.plain_text(text, "").replace("\u2212", "-") for text in (reference, answer))
+    expected = expected.lstrip(_AROUND).rstrip(_AROUND + _ENDS)
+    return bool(expected) and re.search(answers.whole_words(expected), given) is not None
 
 
 def same_json(answer: str, reference: str, prompt: str = "") -> bool:
@@ -119,10 +128,19 @@ def same_json(answer: str, reference: str, prompt: str = "") -> bool:
 
 
 def _json(text: str) -> object:
-    _, opened, rest = text.partition(_FENCE)
-    _, named, inside = rest.partition("\n")
-    block, closed, _ = inside.partition(_FENCE)
-    return orjson.loads(block if opened and named and closed else text)
+    """The value of the whole text, else of a fenced block: the last one called json that is JSON, else the last one.
+
+    Raises ValueError where there is none.
+    """
+    text = text.strip(string.whitespace + "\ufeff")
+    with contextlib.suppress(ValueError):
+        return orjson.loads(text)
+    for pattern in _BLOCKS:
+        blocks = [block for block in pattern.finditer(text) if block["closed"]]
+        for block in sorted(blocks, key=lambda block: (block["kind"] or "").lower() == "json")[::-1]:
+            with contextlib.suppress(ValueError):
+                return orjson.loads(block["inside"])
+    raise ValueError("no JSON")
 
 
 def _same_value(one: object, other: object) -> bool:

@@ -1,15 +1,17 @@
 """What a text gives as its answer: a number, one of several options, or a text to compare.
 
 1. An answer is announced by "answer is", "answer:" and the like (also "final answer:", "the correct answer is"), or by
-   "####" as in GSM8K. It extends from the last announcement to the end of the line. A text without an announcement is
+   "####" as in GSM8K, where a number or a letter alone follows or the text ends on that line; other "####" begin a
+   heading. It extends from the last announcement to the end of the line. A text without an announcement is
    the answer as a whole. If nothing can be read there, the announcement before counts ("... is 7. That answer is
    right.").
 2. number: the number after the last "=" of the sentence, else the sentence's first number; in a text without an
    announcement, the last number. 1,000 = 1000.0 = $1000; 3/4 = 0.75; 1 1/2 = 1.5; a percent sign is ignored.
    2e3 = 2 × 10^3 = 2000; 2^10 = 2¹⁰ = 1024; the 2 in m² is part of a unit.
-3. option: the option whose text the answer is or begins with, else the one whose label it begins with, else the only
-   one that it contains in whole words or numbers. A longer option comes before a shorter one inside it ("not
-   equivalent" before "equivalent"). Options that read the same are the same answer.
+3. option: the option whose text the answer is or begins with, else the one whose label it begins with (emphasis, quotes
+   and LaTeX around it do not matter), else the only one that it contains in whole words or numbers. A longer option
+   comes before a shorter one inside it ("not equivalent" before "equivalent"). Options that read the same are the same
+   answer.
 4. text: equal up to case, punctuation, articles and white space (SQuAD's normalization, Rajpurkar et al. 2016); more
    sentences may follow.
 """
@@ -23,7 +25,12 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
-_MARK = re.compile(r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b|####", re.IGNORECASE)
+_MARK = re.compile(
+    r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b"
+    r"|(?<!#)####(?!#)(?=[^#\n\w]*+(?:\d(?:[^#\n\w]|\d)*+|[A-Z][^#\n\w]*+)(?:\n|\Z)|[^#\n]*+\s*+\Z)",
+    re.IGNORECASE,
+)
+_SIGN_APART = re.compile(r"(?:(?<=\bis[ \t])|(?<=[:=#][ \t])|(?<=[:=]))[-\u2212][ \t]+(?=[$€£¥₹]?\.?\d)", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w.^])(?<!\^[-+{])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?(?=\.?\d)"
     r"(?:(?P<mixed>\d+)\s+(?=\d+\s?/\s?\d))?"
@@ -31,11 +38,13 @@ _NUMBER = re.compile(
     r"(?:(?:[eE]|\s?[*×·xX]\s?10\s?\^\s?\{?)(?P<ten>[-+]?\d+)\}?(?!\w))?"
     r"(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
 )
+_OPENING = r"(?:[\s\"'“‘«*_`(\[]|\$(?=\\|\w{1,2}\$)|\\[(\[]|\\(?:boxed|(?:text|math)(?:bf|rm)?)\{)*+"
 _LABEL = re.compile(
-    r"^[\s\"'*]*+(?:option|choice|letter|number)?+\s*+[(\[]?(?P<label>[A-Z]|\d{1,2})"
-    r"(?:[)\]]|[.:,](?!\d)|\s*+$|\s++[-–—]\s)",
+    rf"^{_OPENING}(?:option|choice|letter|number)?+{_OPENING}(?P<label>[A-Z]|\d{{1,2}})[\"'”’»*_`$}}]*+"
+    r"(?:\\?[)\]]|[.:,;!](?!\d)|\s*+$|\s++[-–—]\s|(?-i:(?<=[A-Z])\s++(?:as|because|since)\b))",
     re.IGNORECASE,
 )
+_LETTER = re.compile(rf"^{_OPENING}(?P<label>[B-HJ-Z])\s")  # A and I may be words
 _OPTION = re.compile(r"(?:^|(?<=\s))[(\[]?(?P<label>[A-Za-z]|\d{1,2})(?P<close>[)\].:])[ \t]+(?=\S)", re.MULTILINE)
 _DIGITS = 1000  # of a number and of its value; a model that repeats a digit forever gives none
 _ANNOUNCEMENTS = 20  # of an answer that are read, from the last one on
@@ -62,6 +71,7 @@ def number(text: str) -> Fraction | None:
     >>> number("3 bags of 4 and 2 more: the answer is 3 * 4 + 2 = 14 apples.")
     Fraction(14, 1)
     """
+    text = _SIGN_APART.sub("-", text)
     if not _MARK.search(text):
         return next(reversed(_numbers(text)), None)
     for answer in announced_answers(text):
@@ -98,10 +108,12 @@ def chosen(text: str, options: Sequence[str]) -> int | None:
     >>> chosen("The answer is (B).", ["rain", "snow"]), chosen("snow, I think", ["rain", "snow"])
     (1, 1)
     """
-    return next((place for answer in announced_answers(text) if (place := _named(answer, options)) is not None), None)
+    announced = bool(_MARK.search(text))
+    named = (_named(answer, options, announced) for answer in announced_answers(text))
+    return next((place for place in named if place is not None), None)
 
 
-def _named(text: str, options: Sequence[str]) -> int | None:
+def _named(text: str, options: Sequence[str], announced: bool) -> int | None:
     around = characters_around(options)
     answer, plain = plain_text(text, around), [plain_text(option, around) for option in options]
     if answer in plain:
@@ -110,7 +122,7 @@ def _named(text: str, options: Sequence[str]) -> int | None:
     for place in by_length:
         if re.match(whole_words(plain[place]), answer):
             return place
-    label = _LABEL.match(text)
+    label = _LABEL.match(text) or (_LETTER.match(text) if announced else None)
     if label and 0 <= (place := _place(label["label"])) < len(options):
         return place
     named, rest = [], answer

@@ -1,6 +1,7 @@
 """ROUGE-L (Lin 2004): the longest sequence of words that two texts share.
 
-The score equals that of the ``rouge_score`` package (0.1.2, no stemming) to the last bit, on words by its rule.
+On ASCII texts the score equals that of the ``rouge_score`` package (0.1.2, no stemming) to the last bit. That package
+drops all other letters, so it gives 0 for two equal texts in Russian; here they are words as well.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ def rouge_l(prediction: str, reference: str) -> float:
 
     "the cat sat" against "the cat" has a longest common subsequence of 2 words, precision 2/3, recall 2/2, F = 0.8.
 
-    Words beyond the first :data:`MAX_WORDS` of a text do not count.
+    Words are those of :func:`~spintune.text.words.split_words`, of any script; those beyond the first :data:`MAX_WORDS`
+    of a text do not count.
 
     Raises TypeError for anything but texts; :func:`rouge_l_tokens` scores lists of words.
     """
     if not (isinstance(prediction, str) and isinstance(reference, str)):
         raise TypeError("rouge_l scores two texts; use rouge_l_tokens for lists of words")
-    return rouge_l_tokens(split_words(prediction, "reference"), split_words(reference, "reference"))
+    return rouge_l_tokens(split_words(prediction), split_words(reference))
 
 
 def rouge_l_tokens(prediction: Sequence[str], reference: Sequence[str]) -> float:
