@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spintune.evaluation.selection import selection_of
-from spintune.evaluation.statistics import bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap, verdict_difference
 from spintune.records import Example, Message, write_records
 from spintune.text.rouge import rouge_l
 
@@ -296,7 +296,7 @@ class Folder:
         }
         differences = {
             f"{name} - {start}": {
-                key: asdict(bootstrap([a - b for a, b in zip(values, rows[start][key][0], strict=True)], weights))
+                key: asdict(_difference(values, rows[start][key][0], weights))
                 for key, (values, weights) in measures.items()
             }
             for name, measures in rows.items()
@@ -553,3 +553,8 @@ def page() -> Callable[[str | Path], Page]:
         return read
 
     return read
+
+
+def _difference(one: Sequence[float], other: Sequence[float], weights: Sequence[float] | None) -> Interval:
+    gaps = [a - b for a, b in zip(one, other, strict=True)]
+    return verdict_difference(gaps) if {*one, *other} <= {0, 1} else bootstrap(gaps, weights)

@@ -37,12 +37,24 @@ def test_saved_answers_are_scored_without_their_reasoning(tmp_path: Path) -> Non
 
 def test_references_of_a_file_come_before_those_of_another(tmp_path: Path) -> None:
     good = saved(tmp_path / "good.jsonl", ["yes"] * 2)
-    rows = [{"prompt": f"Question {n}?", "answer": text} for n, text in enumerate(["yes", ""])]
-    (tmp_path / "own.jsonl").write_text("".join(json.dumps({**row, "reference": ""}) + "\n" for row in rows))
-    assert list(tables([str(tmp_path / "own.jsonl")], good)["own"]["exact_match"].values.values()) == [0, 1]
-    empty = saved(tmp_path / "empty.jsonl", ["yes"] * 2, reference="")
+    own = saved(tmp_path / "own.jsonl", ["yes", "no"], reference="no")
+    assert list(tables([str(own)], good)["own"]["exact_match"].values.values()) == [0, 1]
+
+
+def test_an_empty_reference_is_none(tmp_path: Path) -> None:
+    """Neither one's own, nor that of a file of references, nor the answer of a question; an empty answer meets none."""
+    good = saved(tmp_path / "good.jsonl", ["yes"] * 2)
+    own = saved(tmp_path / "own.jsonl", ["yes", ""], reference=" ")
+    assert list(tables([str(own)], good)["own"]["exact_match"].values.values()) == [1, 0]
+    assert list(tables([str(own)])["own"]) == ["characters"]
+    empty = saved(tmp_path / "empty.jsonl", ["yes", ""], reference="")
     bare = saved(tmp_path / "bare.jsonl", ["yes", ""])
-    assert list(tables([str(bare)], empty)["bare"]["exact_match"].values.values()) == [0, 1]
+    assert list(tables([str(bare)], empty)["bare"]["exact_match"].values.values()) == [1]
+    section = {"questions": str(empty), "rivals": [str(bare)]}
+    recipe = Recipe.model_validate({"model": "m", "out": "o", "eval": ["questions"], "evaluation": section})
+    scores = evaluations_of(recipe)[0].rivals["bare"].scores
+    assert isinstance(scores, ScoreTable)
+    assert [item.scores.get("exact_match") for item in scores.items] == [1, None]
 
 
 def test_a_file_with_the_name_of_a_model_does_not_replace_it(folder: Make, tmp_path: Path) -> None:

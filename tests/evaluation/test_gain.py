@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -47,13 +48,14 @@ def test_the_gain_is_the_difference_of_the_shares_that_are_right(run: Folder) ->
 
 
 def test_only_examples_that_report_count_and_are_shown(run: Folder) -> None:
-    """The examples that chose are all right, those that report all wrong."""
+    """The examples that chose are all right, those that report all wrong: as many as 1.96²/(22 + 1.96²) may differ."""
     chose = [selects(one.prompt[-1].content) for one in run.examples]
     measured(run, {"base": [False] * 40, "sft": chose}, selection=True)
     gain = gain_of(run.path)
     assert gain is not None
     assert f"Of {chose.count(False)} held-out prompts, sft answers 0 % right" in gain.sentence
-    assert "+0 points (95 % interval +0 to +0), too little to tell from chance." in gain.sentence
+    assert chose.count(False) == 22
+    assert "+0 points (95 % interval -15 to +15), too little to tell from chance." in gain.sentence
     first = [one.prompt[-1].content for one, chooses in zip(run.examples, chose, strict=True) if not chooses][:3]
     assert [one.prompt for one in gain.shown] == first
     assert not any(one.right for one in gain.shown)
@@ -67,6 +69,43 @@ def test_a_run_that_gained_nothing_says_so(run: Folder) -> None:
     assert gain is not None
     assert gain.after == "sft"
     assert "so it got worse. Nothing was gained, so base stays the model to use." in gain.sentence
+
+
+def test_base_is_kept_without_a_word_against_the_interval(run: Folder) -> None:
+    """Of the 22 prompts that report 11 become right, of those that choose none; base was never right."""
+    chose = [selects(one.prompt[-1].content) for one in run.examples]
+    better = [not chooses and n % 2 == 0 for n, chooses in enumerate(chose)]
+    measured(run, {"base": [False] * 40, "sft": better})
+    facts = {"mean": 0.5, "difference": {"mean": 0.0, "low": 0.0, "high": 0.0}, "loss": 2.0}
+    candidates = [{"name": name, **facts} for name in ("base", "sft")]
+    run.best("base", metric="exact_match", selection=True, candidates=candidates)
+    gain = gain_of(run.path)
+    assert gain is not None
+    assert gain.sentence.endswith(
+        "). The examples that chose could not tell them apart, so base stays the model to use, though these prompts "
+        "favour sft."
+    )
+
+
+def test_few_prompts_have_no_interval(folder: Make) -> None:
+    run = folder("few", spin=None, evaluation={"metric": "exact_match"}).data(1)
+    measured(run, {"base": [False], "sft": [True]})
+    gain = gain_of(run.path)
+    assert gain is not None
+    assert gain.sentence.endswith("base 0 %: +100 points, too few prompts to tell from chance.")
+
+
+def test_a_verdict_on_drawn_answers_does_not_stand_beside_greedy_ones(run: Folder) -> None:
+    measured(run, {"base": [True] * 40, "sft": [False] * 40})
+    for name, drawn in (("base", 0), ("sft", 1)):
+        path = run.path / f"eval/heldout/{name}/answers.jsonl"
+        rows = [{**json.loads(line), "exact_match@T1": drawn} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run.best("sft", metric="sampled:exact_match")
+    gain = gain_of(run.path)
+    assert gain is not None
+    assert "sft answers 100 % right by exact match of answers at temperature 1, and base 0 %" in gain.sentence
+    assert {(one.was_right, one.right) for one in gain.shown} == {(None, None)}
 
 
 def test_a_metric_that_is_no_verdict_is_told_as_a_number(run: Folder) -> None:

@@ -61,7 +61,10 @@ def test_a_comparison_is_paired_by_item() -> None:
     assert difference.high - difference.low < 0.2 * (alone.high - alone.low)
     reverse = heldout_differences(better, worse)["nll_per_token"]
     assert reverse.mean == pytest.approx(-difference.mean)
-    assert heldout_differences(worse, worse)["exact_match"] == Interval(0, 0, 0)
+    same = heldout_differences(worse, worse)
+    assert same["nll_per_token"] == Interval(0, 0, 0)
+    bound = 1.959964**2 / (60 + 1.959964**2)  # of 60 that differ nowhere, by Wilson's interval
+    assert (same["exact_match"].low, same["exact_match"].high) == pytest.approx((-bound, bound))
 
 
 def test_other_items_or_another_order_cannot_be_compared() -> None:

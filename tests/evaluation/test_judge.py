@@ -358,6 +358,12 @@ def test_contests_have_the_reference_that_is_there_and_no_white_space_around_ans
     ]
 
 
+def test_an_empty_reference_is_none_and_hides_no_other() -> None:
+    bare = StoredAnswer("1", "p", "yes", "<think>b</think> ", "f:1")
+    other = StoredAnswer("1", "p", "no", "true", "g:1")
+    assert [pair.reference for pair in answer_pairs([(bare, other), (bare, bare)])] == ["true", None]
+
+
 def test_reasoning_is_not_shown_to_the_judge() -> None:
     one = StoredAnswer("1", "p", "<think>a</think> yes", "<think>b</think>true", "f:1")
     cut = StoredAnswer("1", "p", "<think>maybe yes", None, "g:1")

@@ -21,6 +21,7 @@ from spintune.evaluation.statistics import (
     over_seeds,
     paired,
     t_quantile,
+    verdict_difference,
     wilson,
     win_rate,
 )
@@ -90,6 +91,15 @@ def test_the_interval_is_the_bootstrap_of_the_differences() -> None:
     assert (found.difference.low, found.difference.high) == (expected.low, expected.high)
     tokens = random.integers(1, 9, 60).tolist()
     assert paired(first, second, tokens, 500, 3).difference.low == bootstrap(differences, tokens, 500, 3).low
+
+
+def test_differences_of_verdicts_that_are_all_equal_have_a_width() -> None:
+    """With s = 1.96²/(10 + 1.96²) = 0.27753 of the others unlike these: 1 - 2 s, and s on either side of 0."""
+    assert verdict_difference([1.0] * 10) == Interval(1, pytest.approx(0.44493, abs=1e-5), 1)
+    assert verdict_difference([-1.0] * 10) == Interval(-1, -1, pytest.approx(-0.44493, abs=1e-5))
+    same = verdict_difference([0.0] * 10)
+    assert same == Interval(0, pytest.approx(-0.27753, abs=1e-5), pytest.approx(0.27753, abs=1e-5))
+    assert verdict_difference([1.0, 0.0] * 10) == bootstrap([1.0, 0.0] * 10)
 
 
 def test_p_values_of_the_bootstrap_by_hand() -> None:

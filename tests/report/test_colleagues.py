@@ -63,6 +63,45 @@ def test_no_difference_is_called_none(folder: Make) -> None:
     assert "Training did not help" in found.advice
 
 
+def test_the_advice_does_not_contradict_the_interval(folder: Make) -> None:
+    made = folder(spin=None).data(40).sft().judged("base", [12.0, 13.0] * 20).judged("sft", [10.0, 12.0] * 20)
+    assert view_of(made.best("base", selection=True)).advice == (
+        "The examples that served to choose could not tell the two apart, so the model from before training stays the "
+        "one to use, though these examples favour the trained one."
+    )
+
+
+def test_one_example_is_too_few_to_tell(folder: Make) -> None:
+    made = folder(spin=None, evaluation={"metric": "exact_match"}).data(1).sft()
+    found = view_of(made.judged("base", 1.0, ["no"]).judged("sft", 1.0, ["word 0"]).best("base", metric="exact_match"))
+    assert found.gained == (
+        "On 1 example that was not trained on, the share of answers equal to the human ones was 0 % before and 100 % "
+        "after, too few examples to tell from chance."
+    )
+    assert found.advice == "The model from before training stays the one to use."
+
+
+def test_where_all_became_right_the_interval_has_a_width(folder: Make) -> None:
+    """Of 12 the share of others is at most 1.96²/(12 + 1.96²) = 24.2 %, each of which may differ by 200 points."""
+    made = folder(spin=None, evaluation={"metric": "exact_match"}).data(12).sft()
+    made.judged("base", 1.0, ["no"] * 12).judged("sft", 1.0, [f"word {n}" for n in range(12)])
+    assert "by 52 to 100 points" in view_of(made.best("sft", metric="exact_match")).gained
+
+
+def test_greedy_answers_are_judged_themselves_where_drawn_ones_decide(folder: Make) -> None:
+    """Each greedy answer of sft is right and each drawn one wrong; of base the other way round."""
+    made = folder(spin=None, evaluation={"metric": "sampled:exact_match"}).data(12).sft()
+    made.judged("base", 1.0, ["no"] * 12).judged("sft", 1.0, [f"word {n}" for n in range(12)])
+    for name, drawn in (("base", 1), ("sft", 0)):
+        path = made.path / f"eval/heldout/{name}/answers.jsonl"
+        rows = [{**json.loads(line), "exact_match@T1": drawn} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = view_of(made.best("sft", metric="sampled:exact_match"))
+    assert {case.words for case in found.cases} == {"became right"}
+    assert "the share of answers drawn at random equal to the human ones fell from 100 % to 0 %" in found.gained
+    assert "; the share of answers equal to the human ones rose from 0 % to 100 %" in found.gained
+
+
 def test_answers_that_are_right_or_wrong_are_counted_so(folder: Make) -> None:
     made = folder(spin=None, evaluation={"metric": "exact_match"}).data(10).sft()
     made.judged("base", 1.0, ["no"] * 9 + ["word 9"]).judged("sft", 1.0, [f"word {n}" for n in range(8)] + ["no", "no"])

@@ -202,8 +202,8 @@ def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
     if good:
         item_of = {id(one): item for item, one in zip(items, answers, strict=True)}
         pairs = pair_answers(answers, good).pairs
-        known = {item_of[id(one)]: other.answer if other.reference is None else other.reference for one, other in pairs}
-        references = known | references
+        known = {item_of[id(one)]: other.reference or other.answer for one, other in pairs}
+        references = {item: text for item, text in known.items() if text.strip()} | references
     measures = {"characters": MeasuredItems({item: float(len(text)) for item, text in texts.items()}, better=None)}
     for metric in answer_metrics() if references else []:
         values = {

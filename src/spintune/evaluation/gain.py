@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spintune.evaluation.answers import answered_models
+from spintune.evaluation.comparison import MIN_ITEMS
 from spintune.evaluation.decision import BestModel, read_decision, title_of
 from spintune.evaluation.heldout import HeldoutAnswer, heldout_differences, summarize_heldout, with_further
 from spintune.evaluation.metric_choice import better_of, choose_metric, measure_of
@@ -16,7 +17,7 @@ from spintune.evaluation.scores import MEASURES_FOLDER, read_scores
 from spintune.evaluation.selection import selects
 from spintune.evaluation.statistics import Interval
 from spintune.metrics import NLL
-from spintune.recipe.evaluation import AUTO, CHECKER
+from spintune.recipe.evaluation import AUTO, CHECKER, SAMPLED
 from spintune.records import Example, read_records
 from spintune.run_folder import BASE, BASELINE, MANIFEST, read_recipe
 
@@ -26,7 +27,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class AnswersBeside:
-    """One prompt, answered before and after; ``right`` and ``was_right`` are None where the metric is no verdict."""
+    """One prompt, answered before and after; ``right`` and ``was_right`` are None where the metric gives none."""
 
     prompt: str
     before: str
@@ -69,7 +70,7 @@ def gain_of(run: Path) -> Gain | None:
     measured = _Measured(metric, first, second)
     prompts = {example.id: example for example in read_records(run / "data" / "heldout.jsonl", Example)}
     shown = tuple(measured.beside(place, prompts) for place in range(min(SHOWN, len(ids))))
-    return Gain(BASE, after, measured.sentence(after, best.name), shown)
+    return Gain(BASE, after, measured.sentence(after, best), shown)
 
 
 def _trained(run: Path, best: BestModel) -> str | None:
@@ -121,32 +122,57 @@ class _Measured:
         old, new = self.before[place], self.after[place]
         example = prompts.get(old.id)
         prompt = example.prompt[-1].content if example else old.prompt
-        verdicts = [bool(one.scores[self.measure]) for one in (old, new)] if self.is_verdict else [None, None]
+        is_shown = self.is_verdict and not self.metric.startswith(SAMPLED)  # greedy answers are shown
+        verdicts = [bool(one.scores[self.measure]) for one in (old, new)] if is_shown else [None, None]
         return AnswersBeside(prompt, old.answer, new.answer, *verdicts)
 
-    def sentence(self, after: str, chosen: str) -> str:
+    def sentence(self, after: str, best: BestModel) -> str:
         """How much was gained, and how sure that is."""
         gap = heldout_differences(self.after, self.before)[self.measure]
         old, new = (summarize_heldout(answers)[self.measure].mean for answers in (self.before, self.after))
         on = f"{len(self.before)} held-out prompt{'s' * (len(self.before) > 1)}"
-        told = f"{gap_text(gap, self.is_verdict)}{self._doubt(gap)}."
-        kept = "" if chosen != BASE else f" Nothing was gained, so {BASE} stays the model to use."
+        told = f"{self._told(gap)}.{self._kept(gap, after, best)}"
         if self.is_verdict:
             how = " by the checker" if self.measure == CHECKER else f" by {title_of(self.metric)}"
-            return f"Of {on}, {after} answers {100 * new:.0f} % right{how}, and {BASE} {100 * old:.0f} %: {told}{kept}"
+            return f"Of {on}, {after} answers {100 * new:.0f} % right{how}, and {BASE} {100 * old:.0f} %: {told}"
         title = title_of(self.metric) + (" (nats a token)" if self.metric == NLL.name else "")
         title = title[:1].upper() + title[1:]
-        return f"{title} on {on}: {new:.3f} of {after}, {old:.3f} of {BASE}: {told}{kept}"
+        return f"{title} on {on}: {new:.3f} of {after}, {old:.3f} of {BASE}: {told}"
 
-    def _doubt(self, gap: Interval) -> str:
+    @property
+    def _are_few(self) -> bool:
+        return len(self.before) < MIN_ITEMS
+
+    def _told(self, gap: Interval) -> str:
+        if self._are_few:
+            return f"{amount_text(gap.mean, self.is_verdict)}, too few prompts to tell from chance"
+        told = gap_text(gap, self.is_verdict)
         if gap.low <= 0 <= gap.high:
-            return ", too little to tell from chance"
-        is_better = (gap.mean > 0) == (better_of(self.metric) == "higher")
-        return "" if is_better else ", so it got worse"
+            return f"{told}, too little to tell from chance"
+        return told if self._is_better(gap) else f"{told}, so it got worse"
+
+    def _is_better(self, gap: Interval) -> bool:
+        """Whether all of the interval is on the better side."""
+        return gap.low > 0 if better_of(self.metric) == "higher" else gap.high < 0
+
+    def _kept(self, gap: Interval, after: str, best: BestModel) -> str:
+        """Why the model from before training stays the one to use, where it does."""
+        if best.name != BASE:
+            return ""
+        if self._are_few:
+            return f" {BASE} stays the model to use."
+        if not self._is_better(gap):
+            return f" Nothing was gained, so {BASE} stays the model to use."
+        chose = "The examples that chose could not tell them apart, so " if best.selection else ""
+        return f" {chose}{BASE} stays the model to use, though these prompts favour {after}."
 
 
 def gap_text(gap: Interval, in_points: bool) -> str:
     """A difference with its 95 % interval, in percentage points or as it is."""
-    if in_points:
-        return f"{100 * gap.mean:+.0f} points (95 % interval {100 * gap.low:+.0f} to {100 * gap.high:+.0f})"
-    return f"{gap.mean:+.3f} (95 % interval {gap.low:+.3f} to {gap.high:+.3f})"
+    low, high = (f"{100 * end:+.0f}" if in_points else f"{end:+.3f}" for end in (gap.low, gap.high))
+    return f"{amount_text(gap.mean, in_points)} (95 % interval {low} to {high})"
+
+
+def amount_text(mean: float, in_points: bool) -> str:
+    """A difference in percentage points or as it is."""
+    return f"{100 * mean:+.0f} points" if in_points else f"{mean:+.3f}"

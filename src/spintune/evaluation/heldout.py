@@ -14,7 +14,7 @@ from spintune.evaluation.generate_answers import write_answers
 from spintune.evaluation.metric_choice import AT_TEMPERATURE_1
 from spintune.evaluation.scores import HeldoutLikelihood, ItemScore, ScoreScale, ScoreTable
 from spintune.evaluation.selection import prompt_text
-from spintune.evaluation.statistics import Interval, bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap, verdict_difference
 from spintune.generation.protocol import Generator
 from spintune.metrics import METRICS, Metric, answer_metrics
 from spintune.progress import Progress
@@ -223,11 +223,16 @@ def heldout_differences(first: Sequence[HeldoutAnswer], second: Sequence[Heldout
         raise ValueError("a paired comparison needs the same items in the same order")
     nll = [a.nll - b.nll for a, b in zip(first, second, strict=True)]
     both = [name for name in _measures(first) if name in _measures(second)]
-    pairs = {name: zip(_values(first, name), _values(second, name), strict=True) for name in both}
+    pairs = {name: list(zip(_values(first, name), _values(second, name), strict=True)) for name in both}
     return {
         **{name: bootstrap(nll, _units(first, name)) for name in _LIKELIHOODS},
-        **{name: bootstrap([a - b for a, b in values]) for name, values in pairs.items()},
+        **{name: _difference(values) for name, values in pairs.items()},
     }
+
+
+def _difference(pairs: Sequence[tuple[float, float]]) -> Interval:
+    are_verdicts = all(value in (0, 1) for pair in pairs for value in pair)
+    return (verdict_difference if are_verdicts else bootstrap)([one - other for one, other in pairs])
 
 
 def _measures(answers: Sequence[HeldoutAnswer]) -> list[str]:

@@ -72,7 +72,7 @@ def answer_pairs(pairs: Iterable[tuple[StoredAnswer, StoredAnswer]]) -> list[Ans
             first=scored_answer(one.answer).strip(),
             second=scored_answer(other.answer).strip(),
             reference=next(
-                (without_reasoning(text) for text in (one.reference, other.reference) if text is not None), None
+                filter(str.strip, (without_reasoning(text) for text in (one.reference, other.reference) if text)), None
             ),
         )
         for one, other in pairs

@@ -79,7 +79,7 @@ def _question(row: FileRow) -> Question:
     references += [""] * (len(turns) - len(references))
     category = row.text("category", "a category") if "category" in row.values else ""
     # "" in the file: only the other turn has a reference
-    return Question(str(number), category, tuple(turns), tuple(text or None for text in references))
+    return Question(str(number), category, tuple(turns), tuple(text if text.strip() else None for text in references))
 
 
 def _texts(row: FileRow, key: str) -> list[str]:

@@ -54,6 +54,22 @@ def bootstrap(
     return Interval(float(mean), float(low), float(high))
 
 
+def verdict_difference(differences: Sequence[float]) -> Interval:
+    """The mean of paired differences of right (1) and wrong (0) answers, with its 95 % interval: the bootstrap's.
+
+    Where all are equal the bootstrap's has no width. There the share of other items is at most that of Wilson's
+    interval for none of n, s = z²/(n + z²), and they differ by up to 1 or -1: 10 of 10 that became right give 1 - 2 s =
+    0.444 to 1, and 10 that stayed as they were -0.278 to 0.278.
+
+    Raises ValueError without items.
+    """
+    found = bootstrap(differences)
+    if min(differences) < max(differences):
+        return found
+    share = wilson(0, len(differences)).high
+    return Interval(found.mean, found.mean - share * (found.mean + 1), found.mean + share * (1 - found.mean))
+
+
 def resampled_means(
     values: Sequence[float] | NDArray[np.float64], weights: Sequence[float] | None, resamples: int, seed: int
 ) -> NDArray[np.float64]:

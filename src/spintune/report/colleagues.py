@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-from spintune.evaluation.comparison import listed
+from spintune.evaluation.comparison import MIN_ITEMS, listed
+from spintune.evaluation.metric_choice import AT_TEMPERATURE_1
 from spintune.evaluation.statistics import Interval
 from spintune.recipe.evaluation import CHECKER
 from spintune.report.facts import ReportedAnswer, RunFacts
@@ -21,6 +22,7 @@ from spintune.report.measures import (
     estimate,
     main_measure,
     measured,
+    metric_column,
     negative,
 )
 from spintune.report.table import MeasureColumn
@@ -94,7 +96,7 @@ def plain_view(run: RunFacts) -> PlainView | None:
     if after is None:
         return None
     main = main_measure(run)
-    by_answer = ROUGE_L if main is NLL else main
+    by_answer = _by_answer(main)
     ids = measured(before, by_answer)
     if not ids or measured(after, by_answer) != ids:
         return None
@@ -103,21 +105,27 @@ def plain_view(run: RunFacts) -> PlainView | None:
     changes = {id: sign * (new[id].scores[by_answer.key] - old[id].scores[by_answer.key]) for id in ids}
     better, worse = (sum(way * change > 0 for change in changes.values()) for way in (1, -1))
     right = main is not NLL and all(one.scores[by_answer.key] in (0, 1) for id in ids for one in (old[id], new[id]))
-    measures = [by_answer] if main is not NLL or measured(after, NLL) != measured(before, NLL) else [NLL, by_answer]
+    comparable = bool(measured(before, main)) and measured(after, main) == measured(before, main)
+    measures = [main, by_answer] if comparable and main != by_answer else [by_answer]
     return PlainView(
         asked=_asked(run, after),
-        gained=f"On {len(ids):,} examples that were not trained on, "
+        gained=f"On {_examples(len(ids))} not trained on, "
         + "; ".join(_gained(before, after, measure) for measure in measures)
         + ".",
-        advice=_advice(run, after),
+        advice=_advice(run, before, after, measures[0]),
         judged=_judged(run, by_answer, len(ids)),
         counts=_counts(better, len(ids) - better - worse, worse, _RIGHT if right else _CLOSER),
         better=better,
         same=len(ids) - better - worse,
         worse=worse,
         rule=_rule(len(ids)),
-        cases=tuple(_cases(run, before, after, changes, right)),
+        cases=tuple(_cases(run, before, after, changes, by_answer if right else None)),
     )
+
+
+def _by_answer(main: MeasureColumn) -> MeasureColumn:
+    """What judges the greedy answers, which are shown: the measure itself, but for the loss and drawn answers."""
+    return ROUGE_L if main is NLL else metric_column(main.key.removesuffix(AT_TEMPERATURE_1))
 
 
 def _after(run: RunFacts, models: dict[str, Contender]) -> Contender | None:
@@ -154,19 +162,31 @@ def _gained(before: Contender, after: Contender, measure: MeasureColumn) -> str:
     gap = difference(after, before, measure, ids)
     old, new = (estimate(one, measure, ids).mean for one in (before, after))
     if measure is NLL:
-        return _likelier(negative(gap))
+        return _likelier(negative(gap), len(ids))
     digits = next((one for one in (0, 1, 2) if _amount(old, measure, one) != _amount(new, measure, one)), 3)
     was, now = (_amount(value, measure, digits) for value in (old, new))
+    if len(ids) < MIN_ITEMS:
+        return f"{_what(measure)} was {was} before and {now} after, too few examples to tell from chance"
     if gap.low <= 0 <= gap.high:
         return f"{_what(measure)} cannot be told from what it was: {was} before and {now} after, which may be chance"
-    good = "" if (gap.mean < 0) == (measure.better == "lower") else ", which is worse"
     went = "fell" if gap.mean < 0 else "rose"
+    good = "" if _is_better(gap, measure) else ", which is worse"
     return f"{_what(measure)} {went} from {was} to {now}{good} ({_certainty(gap, measure, digits)})"
 
 
-def _likelier(gain: Interval) -> str:
+def _is_better(gap: Interval, measure: MeasureColumn) -> bool:
+    """Whether all of the interval is on the better side."""
+    return gap.high < 0 if measure.better == "lower" else gap.low > 0
+
+
+def _likelier(gain: Interval, items: int) -> str:
     """``gain`` is in nats a token: 0.3 makes each piece of an answer 1.35 times as likely."""
     mean, low, high = (math.exp(value) for value in (gain.mean, gain.low, gain.high))
+    if items < MIN_ITEMS:
+        return (
+            f"the trained model finds each piece of the human answers {mean:.2f} times as likely as before, too few "
+            "examples to tell from chance"
+        )
     if gain.low <= 0 <= gain.high:
         return f"human answers did not become more or less likely beyond chance ({low:.2f} to {high:.2f} times)"
     return (
@@ -176,38 +196,51 @@ def _likelier(gain: Interval) -> str:
 
 
 def _what(measure: MeasureColumn) -> str:
-    if measure == ROUGE_L:
-        return "the likeness to the human answers"
+    drawn = " drawn at random" * measure.key.endswith(AT_TEMPERATURE_1)
+    greedy = _by_answer(measure)
+    if greedy == ROUGE_L:
+        return f"the likeness of answers{drawn} to the human ones" if drawn else "the likeness to the human answers"
     if measure.factor == 100:
-        return f"the share of answers {'equal to the human ones' if measure.key == 'exact_match' else 'that are right'}"
+        which = "equal to the human ones" if greedy.key == "exact_match" else "that are right"
+        return f"the share of answers{drawn} {which}"
     return measure.title
 
 
 def _amount(value: float, measure: MeasureColumn, digits: int) -> str:
-    if measure == ROUGE_L:
+    if _by_answer(measure) == ROUGE_L:
         return f"{100 * value:.{digits}f} of 100"
     return f"{100 * value:.{digits}f} %" if measure.factor == 100 else f"{value:.{digits + 1}f}"
 
 
 def _certainty(gap: Interval, measure: MeasureColumn, digits: int) -> str:
-    in_points = measure == ROUGE_L or measure.factor == 100
+    in_points = _by_answer(measure) == ROUGE_L or measure.factor == 100
     low, high = sorted((abs(gap.low), abs(gap.high)))
     if in_points:
         return f"with 95 % certainty by {100 * low:.{digits}f} to {100 * high:.{digits}f} points"
     return f"with 95 % certainty by {low:.{digits + 1}f} to {high:.{digits + 1}f}"
 
 
-def _advice(run: RunFacts, after: Contender) -> str:
+def _advice(run: RunFacts, before: Contender, after: Contender, measure: MeasureColumn) -> str:
     if run.best is None:
         return f"The trained model is called {after.label} in this run, which is not finished."
-    if run.best.name == BASE:
+    if run.best.name != BASE:
+        return f"The trained model, called {after.label} in this run, is the one to use."
+    ids = measured(before, measure)
+    if len(ids) < MIN_ITEMS:
+        return "The model from before training stays the one to use."
+    if not _is_better(difference(after, before, measure, ids), measure):
         return "Training did not help, so the model from before it stays the one to use."
-    return f"The trained model, called {after.label} in this run, is the one to use."
+    chose = "The examples that served to choose could not tell the two apart, so the" if run.selection else "The"
+    return f"{chose} model from before training stays the one to use, though these examples favour the trained one."
 
 
 def _counts(better: int, same: int, worse: int, words: dict[Verdict, str]) -> str:
     told = zip((better, same, worse), words.values(), strict=True)
     return f"Of {better + same + worse:,} answers, {listed([f'{count:,} {word}' for count, word in told])}."
+
+
+def _examples(items: int) -> str:
+    return f"{items:,} example that was" if items == 1 else f"{items:,} examples that were"
 
 
 def _judged(run: RunFacts, measure: MeasureColumn, items: int) -> str:
@@ -223,8 +256,9 @@ def _judged(run: RunFacts, measure: MeasureColumn, items: int) -> str:
         else ""
     )
     return (
-        f"{items:,} examples that were not trained on were answered by the model before and after training, and each "
-        f"answer was compared {how}.{chose} This measures closeness to the human answers, not whether they are true."
+        f"{_examples(items)} not trained on {'was' if items == 1 else 'were'} answered by the model before and after "
+        f"training, and each answer was compared {how}.{chose} This measures closeness to the human answers, not "
+        "whether they are true."
     )
 
 
@@ -250,17 +284,17 @@ def quarters(count: int) -> list[int]:
 
 
 def _cases(
-    run: RunFacts, before: Contender, after: Contender, changes: dict[str, float], right: bool
+    run: RunFacts, before: Contender, after: Contender, changes: dict[str, float], verdict_by: MeasureColumn | None
 ) -> Iterator[Case]:
-    """``right``: whether every answer is right or wrong."""
+    """``verdict_by`` is None where answers are more or less close, and not right or wrong."""
     prompts = {example.id: example for example in run.heldout}
     order = sorted(changes, key=lambda id: -changes[id])  # stable: equal ones stay in the order of the data
     for place in quarters(len(order)):
         id = order[place]
         verdict: Verdict = "better" if changes[id] > 0 else "worse" if changes[id] < 0 else "same"
         words = {**_CLOSER, "better": "closer"}[verdict]
-        if right:
-            was_right = bool(before.model.judged[id].scores[main_measure(run).key])
+        if verdict_by:
+            was_right = bool(before.model.judged[id].scores[verdict_by.key])
             words = _RIGHT[verdict] if verdict != "same" else "still right" if was_right else "still wrong"
         yield Case(
             f"place {place + 1:,} of {len(order):,}",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from spintune.evaluation.metric_choice import AT_TEMPERATURE_1, choose_metric, measure_of
-from spintune.evaluation.statistics import Interval, bootstrap
+from spintune.evaluation.statistics import Interval, bootstrap, verdict_difference
 from spintune.metrics import METRICS
 from spintune.recipe.evaluation import CHECKER
 from spintune.report.facts import ModelFacts, RunFacts
@@ -117,7 +117,8 @@ def difference(one: Contender, other: Contender, measure: MeasureColumn, ids: Se
         known = results.get(f"{one.model.name} - {other.model.name}", {}).get(measure.key)
         reverse = results.get(f"{other.model.name} - {one.model.name}", {}).get(measure.key)
         known = known or (negative(reverse) if reverse else None)
-    return interval_of(values, _weights(one, measure, ids), known)
+    found = interval_of(values, _weights(one, measure, ids), known)
+    return verdict_difference(values) if measure.factor == 100 and found.low == found.high else found
 
 
 def interval_of(values: Sequence[float], weights: Sequence[float] | None, known: Interval | None) -> Interval:

@@ -142,17 +142,19 @@ def _questions(section: EvaluationSection) -> Evaluation:
 
 
 def _score_answers(pairs: Sequence[tuple[StoredAnswer, JsonObject]]) -> EvaluationOutcome:
-    """Scores answers against the reference of each question, or the answer that its writers gave."""
+    """Scores answers against the reference of each question, or its writers' answer, where they are not empty."""
     metrics = answer_metrics()
     rows, items = [], []
     for question, row in pairs:
         text = scored_answer(row["answer"])
-        reference = question.answer if question.reference is None else question.reference
+        reference = question.reference or question.answer
         rows.append({"id": question.id, "prompt": question.prompt, "reference": reference, **row})
-        scores = {metric.name: metric.score(text, [without_reasoning(reference)]) for metric in metrics}
+        references = [without_reasoning(reference)] if reference.strip() else []
+        scores = {metric.name: metric.score(text, references) for metric in metrics if references}
         scores["characters"] = float(len(text.strip()))
         items.append(ItemScore(question.id, f"{question.prompt}\n\n{reference}", scores))
-    scales = {metric.name: ScoreScale(metric.better, metric.right_or_wrong) for metric in metrics}
+    scored = [metric for metric in metrics if any(metric.name in item.scores for item in items)]
+    scales = {metric.name: ScoreScale(metric.better, metric.right_or_wrong) for metric in scored}
     scales["characters"] = ScoreScale(better=None)
     return EvaluationOutcome(ScoreTable(scales, tuple(items)), {"answers.jsonl": rows})
 
