@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from spintune.before_after import print_gain
-from spintune.evaluation.comparison import HEADER, Comparison, Difference, headline, listed, table_rows
+from spintune.evaluation.comparison import HEADER, Comparison, Difference, listed, table_rows
 from spintune.evaluation.decision import better_models, title_of
+from spintune.evaluation.headline import headline
 from spintune.evaluation.statistics import Interval
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement

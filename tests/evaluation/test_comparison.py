@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import asdict, astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from spintune.evaluation.comparison import (
     Difference,
     MeasuredItems,
     compare,
-    headline,
-    random_signs,
     table_rows,
 )
 from spintune.evaluation.contenders import heldout_tables
+from spintune.evaluation.headline import headline
+from spintune.evaluation.random_signs import random_signs
 from spintune.evaluation.statistics import bootstrap, paired
 from spintune.typed_json import to_json
 
@@ -57,15 +57,18 @@ def test_random_signs_are_the_share_of_all_signs_as_far_from_zero(differences: l
         for signs in itertools.product((-1, 1), repeat=len(differences))
     ]
     exact = sum(value >= abs(sum(differences)) for value in sums) / len(sums)
-    (found,) = random_signs(np.array([differences], dtype=float), 4000)
+    (found,) = random_signs(np.array([[0] * len(differences), differences], dtype=float), np.array([[1, 0]]), 4000)
     assert found == pytest.approx(exact, abs=5 * math.sqrt(exact * (1 - exact) / 4000) + 1 / 4000)
 
 
 def test_random_signs_at_their_ends() -> None:
-    assert random_signs(np.zeros((1, 2))) == 1
-    assert random_signs(np.ones((1, 60)), 999) == 1 / 1000
+    pair = np.array([[0, 1]])
+    assert random_signs(np.zeros((2, 2)), pair) == 1
+    assert random_signs(np.stack([np.full(60, 3.0), np.full(60, 2.0)]), pair, 999) == 1 / 1000
     # 0.1 + 0.2 + 0.3 in any order of signs is as far from 0 as itself, whatever the rounding
-    assert random_signs(np.array([[0.1, 0.2, 0.3]]), 4000)[0] == pytest.approx(0.25, abs=0.035)
+    several = np.array([[0.4, 0.1, 0.7], [0.5, 0.3, 0.4], [0.5, 0.3, 0.4]])
+    assert random_signs(several, np.array([[0, 1], [1, 2], [2, 0]]), 4000) == pytest.approx([1, 1, 1], abs=0.035)
+    assert random_signs(np.array([[0.1, 0.2, 0.3], [0, 0, 0]]), pair, 4000)[0] == pytest.approx(0.25, abs=0.035)
 
 
 # One measure ---------------------------------------------------------------------------------------------------------
@@ -94,7 +97,8 @@ def test_a_ratio_of_sums_by_hand() -> None:
     found = only(compare({"a": {"nll": measures[0]}, "b": {"nll": measures[1]}}))
     assert found.values == pytest.approx((first.sum() / tokens.sum(), second.sum() / tokens.sum()))
     difference = (first - second).tolist()
-    assert found.difference == paired(first.tolist(), second.tolist(), tokens.tolist()).difference
+    expected = paired(first.tolist(), second.tolist(), tokens.tolist()).difference
+    assert astuple(found.difference) == pytest.approx(astuple(expected), rel=1e-12)
     assert found.difference.low == pytest.approx(bootstrap(difference, tokens.tolist(), 10_000).low)
     assert found.finding == "better"
     # the delta method: a ratio r = Σd/Σw has the standard error sd(d − r·w)/(√n·w̄)
@@ -170,7 +174,10 @@ def test_further_draws_are_made_where_they_can_matter(monkeypatch: pytest.Monkey
     """Of 48 models there are 1,128 pairs: those that may be significant after Holm take 4 · 1128/0.05 draws."""
     drawn: Counter[int] = Counter()
 
-    def counted(difference_PN: NDArray[np.float64], draws: int = 10_000, seed: int = 0) -> NDArray[np.float64]:
+    def counted(
+        value_MN: NDArray[np.float64], place_P2: NDArray[np.int64], draws: int = 10_000, seed: int = 0
+    ) -> NDArray[np.float64]:
+        difference_PN = value_MN[place_P2[:, 0]] - value_MN[place_P2[:, 1]]
         drawn[draws] += len(difference_PN)
         same, clear = (difference_PN == 0).all(1), np.abs(difference_PN.sum(1)) == np.abs(difference_PN).sum(1)
         return np.where(same, 1.0, np.where(clear, 2 * 2.0**-16, 0.5))
@@ -465,3 +472,21 @@ def test_the_headline_names_who_is_better_than_whom() -> None:
     assert headline(compare(lengths)) == "base is different from last and last is different from sft"
     alike = dict.fromkeys(("a", "b", "c"), named["sft"])
     assert headline(compare(alike)) == "a, b and c cannot be told apart with 40 items"
+    assert headline(compare(alike, against="c")) == "a and b cannot be told apart from c with 40 items"
+    # last is right as often as twin and longer: they are different, and not equal
+    pairs = {"base": measures(2, 1), "last": measures(20, 9), "twin": measures(20, 1), "sft": measures(38, 1)}
+    assert headline(compare({name: pairs[name] for name in ("base", "last", "twin")})) == (
+        "last and twin are better than base on 4 of 5 measures; last is different from twin"
+    )
+    # only pairs with base were tested
+    assert headline(compare({name: pairs[name] for name in ("base", "twin", "sft")}, against="base")) == (
+        "twin and sft are better than base on 4 of 5 measures"
+    )
+
+
+def test_more_comparisons_than_draws_can_weigh_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6 pairs the smallest p-value of 100 draws, 1/101, is 6/101 after Holm, above 0.05; of 3 pairs it is below."""
+    monkeypatch.setattr("spintune.evaluation.comparison.MAX_DRAWS", 100)
+    named = {f"m{n}": {"s": MeasuredItems(by_item([float(n)] * 20))} for n in range(4)}
+    assert [note[:40] for note in compare(named).notes] == ["6 comparisons are too many for scores to"]
+    assert not compare(named, against="m0").notes

@@ -21,7 +21,7 @@ comparisons after Holm, the signs in 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spintune.errors import DataError
+from spintune.evaluation.random_signs import MAX_DRAWS, SOME_DRAWS, random_signs
 from spintune.evaluation.statistics import Interval, holm, mcnemar, minimum_detectable_difference, resampled_means
-from spintune.streams import numpy_stream
 
 MIN_ITEMS = 10
 """Fewer items are not compared. Even six that all favor one model are only just significant."""
@@ -39,11 +39,8 @@ MIN_ITEMS = 10
 POWER = 0.8
 """Probability of finding a difference of the size that ``Difference.detectable`` gives."""
 
-_DRAWS = 10_000
 _SMALL = 0.005
-"""Above this, p-values of _DRAWS draws are good enough."""
-_AT_ONCE = 256
-"""Pairs of models, and draws, that are in memory together."""
+"""Above this, p-values of SOME_DRAWS draws are good enough."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +149,11 @@ def compare(
     shared, left_out = _shared_measures(named, min_items)
     pairs = list(combinations(named, 2)) if against is None else [(name, against) for name in named if name != against]
     # for small p-values: the smallest that this many draws can give must stay significant after Holm
-    draws = max(_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level))
-    found: dict[str, dict[tuple[str, str], _Test]] = {measure: {} for measure in shared}
-    for measure, items in shared.items():
-        measured = {name: table[measure] for name, table in named.items()}
-        for at in range(0, len(pairs), _AT_ONCE):
-            found[measure] |= _tests(measured, pairs[at : at + _AT_ONCE], items, draws, seed)
+    draws = min(MAX_DRAWS, max(SOME_DRAWS, math.ceil(4 * len(pairs) * len(shared) / level)))
+    found = {
+        measure: _tests({name: table[measure] for name, table in named.items()}, pairs, items, draws, seed)
+        for measure, items in shared.items()
+    }
     tests = {(*pair, measure): found[measure][pair] for pair in pairs for measure in shared}
     differences = _differences(named, tests, level)
     counts = {measure: len(items) for measure, items in shared.items()}
@@ -172,7 +168,11 @@ def compare(
         conclusions=tuple(
             _conclusion([one for one in differences if (one.first, one.second) == pair]) for pair in pairs
         ),
-        notes=(*_scopes(counts, sizes), *(f"{measure} is left out: {reason}" for measure, reason in left_out.items())),
+        notes=(
+            *_scopes(counts, sizes),
+            *(f"{measure} is left out: {reason}" for measure, reason in left_out.items()),
+            *_too_many(len(tests), level),
+        ),
     )
 
 
@@ -281,51 +281,46 @@ def _tests(
 ) -> dict[tuple[str, str], _Test]:
     """The tests of one measure for pairs of models. Samples and signs are drawn once and serve all pairs."""
     some = next(iter(measured.values()))
-    values = {name: np.array([one.values[item] for item in items], dtype=np.float64) for name, one in measured.items()}
+    value_MN = np.array([[one.values[item] for item in items] for one in measured.values()], dtype=np.float64)
     weights = None if some.weights is None else [some.weights[item] for item in items]
     weight_N = np.ones(len(items)) if weights is None else np.asarray(weights, dtype=np.float64)
-    difference_PN = np.stack([values[first] - values[second] for first, second in pairs])
-    mean_P = difference_PN.sum(1) / weight_N.sum()
-    low_P, high_P = np.quantile(resampled_means(difference_PN, weights, _DRAWS, seed), [0.025, 0.975], axis=0)
-    if some.right_or_wrong:
-        p_P = np.array([mcnemar(*((values[name] == 1).tolist() for name in pair)).p for pair in pairs])
-        spread_P = np.sqrt(np.mean(difference_PN**2, 1))
-    else:
-        p_P = random_signs(difference_PN, seed=seed)
-        small_P = p_P < _SMALL
-        if draws > _DRAWS and small_P.any():
-            p_P[small_P] = random_signs(difference_PN[small_P], draws, seed)
-        spread_P = np.std(difference_PN - mean_P[:, None] * weight_N, axis=1, ddof=1) / weight_N.mean()
-    low_P, high_P = np.minimum(low_P, mean_P), np.maximum(high_P, mean_P)  # equal differences, but for rounding
-    means = {name: float(value_N.sum() / weight_N.sum()) for name, value_N in values.items()}
-    return {
-        (first, second): _Test(
-            values=(means[first], means[second]),
-            difference=Interval(float(mean_P[at]), float(low_P[at]), float(high_P[at])),
-            p=float(p_P[at]),
+    mean_M = value_MN.sum(1) / weight_N.sum()
+    mean_MR = np.ascontiguousarray(resampled_means(value_MN, weights, SOME_DRAWS, seed).T)
+    place = {name: number for number, name in enumerate(measured)}
+    place_P2 = np.array([[place[first], place[second]] for first, second in pairs])
+    p_P = _p_values(value_MN, place_P2, some.right_or_wrong, draws, seed)
+    tests = {}
+    for pair, (one, other), p in zip(pairs, place_P2, p_P, strict=True):
+        difference_N = value_MN[one] - value_MN[other]
+        mean = float(difference_N.sum() / weight_N.sum())
+        gap_R = mean_MR[one] - mean_MR[other] if difference_N.any() else np.zeros(1)
+        low, high = np.quantile(gap_R, [0.025, 0.975])
+        center = 0.0 if some.right_or_wrong else mean
+        error_N = difference_N - center * weight_N
+        freedom = len(items) - (0 if some.right_or_wrong else 1)
+        tests[pair] = _Test(
+            values=(float(mean_M[one]), float(mean_M[other])),
+            difference=Interval(mean, min(float(low), mean), max(float(high), mean)),  # equal ones, but for rounding
+            p=float(p),
             items=len(items),
-            spread=float(spread_P[at]),
-            differing=int(np.count_nonzero(difference_PN[at])),
+            spread=math.sqrt(float(error_N @ error_N) / freedom) / float(weight_N.mean()),
+            differing=int(np.count_nonzero(difference_N)),
             right_or_wrong=some.right_or_wrong,
         )
-        for at, (first, second) in enumerate(pairs)
-    }
+    return tests
 
 
-def random_signs(difference_PN: NDArray[np.float64], draws: int = _DRAWS, seed: int = 0) -> NDArray[np.float64]:
-    """Two-sided p-values ``[P]`` of paired randomization tests (Fisher 1935, section 21) of sums of differences.
-
-    The share of random signs with which a sum is as far from 0, the observed one among them: (1 + count)/(1 + draws).
-    For many draws and differences 1, 1, 1 that is 2/8, and 1 for differences of 0.
-    """
-    size_P = np.abs(difference_PN).sum(1)
-    observed_P = np.abs(difference_PN.sum(1)) - 1e-9 * size_P  # equal sums in another order differ by rounding
-    random = numpy_stream(seed)
-    count_P = np.zeros(len(difference_PN))
-    for start in range(0, draws, _AT_ONCE):
-        sign_RN = random.integers(2, size=(min(_AT_ONCE, draws - start), difference_PN.shape[1])) * 2.0 - 1.0
-        count_P += np.count_nonzero(np.abs(sign_RN @ difference_PN.T) >= observed_P, axis=0)
-    return (1 + count_P) / (1 + draws)
+def _p_values(
+    value_MN: NDArray[np.float64], place_P2: NDArray[np.int64], right_or_wrong: bool, draws: int, seed: int
+) -> NDArray[np.float64]:
+    if right_or_wrong:
+        verdicts = (value_MN == 1).tolist()
+        return np.array([mcnemar(verdicts[one], verdicts[other]).p for one, other in place_P2])
+    p_P = random_signs(value_MN, place_P2, seed=seed)
+    small_P = p_P < _SMALL
+    if draws > SOME_DRAWS and small_P.any():
+        p_P[small_P] = random_signs(value_MN, place_P2[small_P], draws, seed)
+    return p_P
 
 
 def _finding(
@@ -358,52 +353,6 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         )
         for one in comparison.differences
     ]
-
-
-def headline(comparison: Comparison) -> str:
-    """What a comparison found, in one sentence: about two models all of it, about more the findings alone."""
-    if len(comparison.conclusions) == 1:
-        return comparison.conclusions[0]
-    found = [one for one in comparison.differences if one.finding]
-    if not found:
-        counts = sorted({one.items for one in comparison.differences})
-        items = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        return f"{listed(comparison.names)} cannot be told apart with {items} items"
-    won = _who_is_better(found)
-    if not won:
-        pairs = dict.fromkeys(f"{one.first} is different from {one.second}" for one in found)
-        return listed(list(pairs))
-    level = [names for names in combinations(comparison.names, 2) if not {names, names[::-1]} & won.keys()]
-    told = [f"{listed([f'{one} and {other}' for one, other in level])} cannot be told apart"] if level else []
-    total = len(comparison.items)
-    return "; ".join([*_sentences(won, total), *(told if len(level) <= _LISTED else [])])
-
-
-_LISTED = 3
-"""Measures or pairs of models up to which a sentence names them."""
-
-
-def _who_is_better(found: Sequence[Difference]) -> dict[tuple[str, str], tuple[str, ...]]:
-    """By (better, worse) model: the measures that say so. Those of which neither direction is better are left out."""
-    won: dict[tuple[str, str], tuple[str, ...]] = {}
-    for one in found:
-        names = (one.first, one.second) if one.finding == "better" else (one.second, one.first)
-        if one.finding != "different":
-            won[names] = (*won.get(names, ()), one.measure)
-    return won
-
-
-def _sentences(won: Mapping[tuple[str, str], tuple[str, ...]], total: int) -> Iterator[str]:
-    """Models that are better than the same ones on as many measures share a phrase."""
-    by_winner: dict[tuple[str, str], list[str]] = {}
-    for (better, worse), measures in won.items():
-        on = listed(list(measures)) if len(measures) <= _LISTED else f"{len(measures)} of {total} measures"
-        by_winner.setdefault((better, on), []).append(worse)
-    together: dict[tuple[str, str], list[str]] = {}
-    for (better, on), worse_ones in by_winner.items():
-        together.setdefault((listed(worse_ones), on), []).append(better)
-    for (worse, on), winners in together.items():
-        yield f"{listed(winners)} {'are' if len(winners) > 1 else 'is'} better than {worse} on {on}"
 
 
 def _conclusion(found: Sequence[Difference]) -> str:
@@ -442,6 +391,14 @@ def _scopes(items: Mapping[str, int], sizes: Mapping[str, Mapping[str, int]]) ->
             counts = listed([f"{name} has {size[measure]}" for name, size in sizes.items()])
             scopes.setdefault(f"the {count} items that all have ({counts})", []).append(measure)
     return [f"{listed(measures)}: compared on {scope}" for scope, measures in scopes.items()]
+
+
+def _too_many(tests: int, level: float) -> list[str]:
+    if tests <= level * MAX_DRAWS:
+        return []
+    return [
+        f"{tests:,} comparisons are too many for scores to differ significantly: name fewer models, or use --against"
+    ]
 
 
 def listed(names: Sequence[str]) -> str:
