@@ -85,6 +85,27 @@ def test_rows_become_prompts_and_choices_and_their_braces_stay(tmp_path: Path) -
     assert second.choices == ("{% if %}", "the dog", "the quick fox")
 
 
+@pytest.mark.parametrize(
+    ("choices", "cell", "place"),
+    [(["no", "yes"], "1", 1), (["no", "yes"], "1.0", 1), (["no", "yes"], " 0", 0), (["1", "0"], "0", 1)],
+)
+def test_places_in_a_csv_file_are_read_unless_they_are_choices(
+    tmp_path: Path, choices: list[str], cell: str, place: int
+) -> None:
+    (tmp_path / "quiz.csv").write_text(f"question,right\nWho barks?,{cell}\n")
+    task = {**MULTIPLE_CHOICE, "task": "quiz", "data": "quiz.csv", "choices": choices}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(task))
+    assert read_custom_task(tmp_path / "quiz.yaml").items[0].place == place
+
+
+def test_a_place_in_a_csv_file_beyond_the_choices_is_named(tmp_path: Path) -> None:
+    (tmp_path / "quiz.csv").write_text("question,right\nWho barks?,2\n")
+    task = {**MULTIPLE_CHOICE, "task": "quiz", "data": "quiz.csv", "choices": ["no", "yes"]}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(task))
+    with pytest.raises(DataError, match="'right' is 2, but places go from 0 to 1"):
+        read_custom_task(tmp_path / "quiz.yaml")
+
+
 def test_choices_can_be_listed_and_answered_by_letter_and_named_by_labels(tmp_path: Path) -> None:
     row = {"stem": "Who barks?", "choices": {"text": ["fox", "dog"], "label": ["1", "2"]}, "key": "2"}
     task = {

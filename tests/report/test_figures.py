@@ -88,6 +88,14 @@ def test_nothing_to_draw_is_no_figure() -> None:
     assert draw("Loss", "nats", [Series("a", []), Series("b", [(1, math.nan)])]) is None
 
 
+@pytest.mark.parametrize("value", [1.0, -1.0, 1e9, 1e-9])
+def test_values_that_are_equal_but_for_rounding_are_drawn_as_equal(value: float) -> None:
+    figure = draw("Loss", "", [Series("a", [(1, value), (2, math.nextafter(value, 2e9))])])
+    assert figure
+    ((_, y0), (_, y1)) = places(figure)
+    assert y0 == y1
+
+
 def test_a_single_step_is_a_dot() -> None:
     figure = draw("Loss", "nats", [Series("a", [(1, 2.0)])])
     assert figure

@@ -15,6 +15,7 @@ braces in a user's data stay as they are.
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -279,11 +280,11 @@ def _item(file: CustomTaskFile, prompt: Pattern, row: FileRow) -> CustomTaskItem
 
 def _place(file: CustomTaskFile, choices: Sequence[str], row: FileRow) -> int:
     """Index of the right choice: a number itself, or the index of a label, or without labels of the choice's text."""
-    value = _value(row, file.answer)
-    if isinstance(value, int) and not isinstance(value, bool) and not file.labels:
-        if 0 <= value < len(choices):
-            return value
-        raise DataError(f"{row.where}: '{file.answer}' is {value}, but places go from 0 to {len(choices) - 1}")
+    place = None if file.labels else _whole_number(_value(row, file.answer), choices)
+    if place is not None:
+        if 0 <= place < len(choices):
+            return place
+        raise DataError(f"{row.where}: '{file.answer}' is {place}, but places go from 0 to {len(choices) - 1}")
     names = _texts(file.labels, row, "the labels") if file.labels else tuple(choices)
     if len(names) != len(choices):
         raise DataError(f"{row.where}: {len(names)} labels for {len(choices)} choices; give one each")
@@ -292,6 +293,14 @@ def _place(file: CustomTaskFile, choices: Sequence[str], row: FileRow) -> int:
         found = "several of" if wanted in names else "none of"
         raise DataError(f"{row.where}: '{file.answer}' is {wanted!r:.60}, {found} {', '.join(names)!r:.200}")
     return names.index(wanted)
+
+
+def _whole_number(value: object, choices: Sequence[str]) -> int | None:
+    """The number that a value is, or is written as in CSV ("1", "1.0") where no choice has that text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = str(value).strip() if isinstance(value, str | float) else ""
+    return int(text.partition(".")[0]) if text not in choices and re.fullmatch(r"[0-9]{1,9}(\.0+)?", text) else None
 
 
 def _answers(row: FileRow, key: str, several: bool) -> tuple[str, ...]:

@@ -253,7 +253,9 @@ def ticks(low: float, high: float, about: int, whole: bool = False) -> list[floa
     >>> ticks(0.61, 0.69, 4)
     [0.6, 0.62, 0.64, 0.66, 0.68, 0.7]
     """
-    span = high - low or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    # of values that are equal but for rounding, ticks would be equal too
+    span = high - low if high - low > 1e-9 * size else size or 1.0
     power = 10.0 ** math.floor(math.log10(span / about))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor * about >= span * 0.999)
     if whole:
