@@ -155,6 +155,27 @@ def test_one_place_may_be_named_in_several_ways(tmp_path: Path, monkeypatch: pyt
         RunFolder(recipe(tmp_path / "run", model="models/other")).__enter__()
 
 
+def test_files_keep_the_names_that_the_folder_knows_them_by(tmp_path: Path) -> None:
+    """What stages write names the rows it is from, so another name of a file would change all that follows."""
+    for name in ("rows.json", "answers.jsonl", "other.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    first, second = (
+        recipe(
+            tmp_path / "run",
+            data={"train": [f"{place}/rows.json"], "heldout": f"{place}/other.json"},
+            spin={"generated": f"{place}/answers.jsonl"},
+        )
+        for place in (tmp_path, tmp_path / "link")
+    )
+    with RunFolder(first) as run:
+        finish(run)
+    assert RunFolder(second).as_bound() == first
+    for _ in range(2):
+        with RunFolder(second) as run:
+            assert run.recipe == first
+
+
 def test_a_limit_of_held_out_examples_that_none_reaches_may_change(tmp_path: Path) -> None:
     """One that is reached decides which examples are trained on, so that a finished run would be made again."""
 

@@ -85,6 +85,7 @@ def run_recipe(
     """
     evaluations = check_recipe(recipe, until)
     with memory_errors(lambda error: out_of_memory(error, recipe)), _folder_of(recipe) as run:
+        recipe = run.recipe
         metrics = Metrics(run.folder, recipe.tracking, recipe.identity())
         try:
             stop = stop or StopRequest()
@@ -124,7 +125,8 @@ def _engines(context: RunContext) -> Iterator[None]:
 def follow_recipe(recipe: Recipe, cache: Path, environment: Mapping[str, str], team: Team) -> None:
     """Takes part in a run as another rank than the first, until the run is over."""
     nothing = cast(Metrics, None)  # the first rank logs
-    enroll(team, RunContext(recipe, _folder_of(recipe), cache, Silent(), nothing, environment))
+    run = _folder_of(recipe)
+    enroll(team, RunContext(run.as_bound(), run, cache, Silent(), nothing, environment))
     team.follow()
 
 

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Protocol, TypeVar, overload
+from typing import Protocol, TypeVar, cast, overload
+
+from pydantic import BaseModel
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe
@@ -159,6 +161,8 @@ class RunFolder:
         meaning: what a ``precision`` means on this machine; two that mean the same make no other recipe.
 
     Attributes:
+        recipe: the recipe; inside the context with the names that the folder's own recipe has for the same files, so
+            that what a stage reads and writes does not depend on how a file is named.
         siblings: other runs, whose finished stages may be used; None for a run by itself.
     """
 
@@ -204,9 +208,15 @@ class RunFolder:
 
     def _bind_to_recipe(self) -> None:
         """Writes the recipe into an unused folder, or checks that the folder belongs to this recipe."""
+        earlier = self.check() or {}
+        self.recipe = _with_names_of(earlier, self.recipe)
         identity = self.recipe.identity()
-        _tell_rounding(self.folder, self.check() or {}, identity)
+        _tell_rounding(self.folder, earlier, identity)
         write_json_if_changed(self.folder / "recipe.json", {"spintune": __version__, "recipe": identity})
+
+    def as_bound(self) -> Recipe:
+        """The recipe as another process that holds this folder has it, see :attr:`recipe`."""
+        return _with_names_of(self.check() or {}, self.recipe)
 
     def _changes(self, earlier: JsonObject, now: JsonObject) -> list[str]:
         """What differs between the recipe of this folder and the one here, and may not."""
@@ -327,7 +337,7 @@ _FREE = {
 }
 """Settings by section that a run folder is not bound to. ``RunFolder._changes`` looks at some of them otherwise."""
 
-_PLACES = ("model", "path", "generated")
+_PLACES = ("model", "path", "generated", "folder")
 """Keys that may name a file or folder, which has many names."""
 
 
@@ -383,6 +393,20 @@ def _differences(earlier: object, now: object, prefix: str = "") -> list[str]:
         return [line for place, pair in pairs for line in _differences(*pair, f"{prefix}.{place}")]
     same = earlier == now or (prefix.rpartition(".")[2] in _PLACES and same_place(earlier, now))
     return [] if same else [_told(prefix.lstrip("."), earlier, now)]
+
+
+def _with_names_of(earlier: object, now: T, key: str = "") -> T:
+    """``now`` with the names that ``earlier``, plain values of such a recipe, has for the same files and folders."""
+    changed: object = now
+    if isinstance(now, BaseModel) and isinstance(earlier, dict):
+        inner = {name: (value, _with_names_of(earlier.get(name), value, name)) for name, value in now}
+        update = {name: new for name, (old, new) in inner.items() if new is not old}
+        changed = now.model_copy(update=update) if update else now
+    elif isinstance(now, list) and isinstance(earlier, list) and len(now) == len(earlier):
+        changed = [_with_names_of(*pair) for pair in zip(earlier, now, strict=True)]
+    elif key in _PLACES and earlier != now and same_place(earlier, now):
+        changed = earlier
+    return cast(T, changed)
 
 
 def same_place(one: object, other: object) -> bool:

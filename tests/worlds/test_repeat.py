@@ -115,13 +115,14 @@ def test_a_finished_run_verifies_and_one_that_was_damaged_unseen_is_mended_by_de
 
 
 def test_what_changes_no_result_runs_nothing_again(
-    run: Run, values: Callable[..., dict[str, Any]], copied: Path, tiny_model: Path
+    run: Run, values: Callable[..., dict[str, Any]], copied: Path, tiny_model: Path, alpaca_file: Path, tmp_path: Path
 ) -> None:
-    """Also not the baseline; and a model folder may get a README and be named in another way."""
+    """Also not the baseline; and a model folder may get a README, and it and the data be named in another way."""
     few = {"spin": {"iterations": 1, "baseline": "sft"}}
     run(copied, **few)
     before = times(copied)
     (tiny_model / "README.md").write_text("mine")
+    (tmp_path / "link.json").symlink_to(alpaca_file)
     try:
         run(
             copied,
@@ -129,7 +130,7 @@ def test_what_changes_no_result_runs_nothing_again(
             precision="float32",
             tokens_per_forward=512,
             recompute=0.5,
-            data={"eval_limit": 999},
+            data={"eval_limit": 999, "train": str(tmp_path / "link.json")},
             sft={"checkpoint_minutes": 5.0, "checkpoint_write": "async", "samples": 1},
             spin={**few["spin"], "checkpoint_minutes": 5.0, "checkpoint_write": "async"},
         )
