@@ -25,6 +25,7 @@ import orjson
 from spintune import portable
 from spintune.errors import RunError, StorageError
 from spintune.portable import sync
+from spintune.progress import ProgressTask
 
 if TYPE_CHECKING:
     from spintune.typed_json import JsonObject
@@ -314,10 +315,16 @@ def digest_json(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+def digest_file(path: Path, task: ProgressTask | None = None) -> str:
+    """SHA-256 of a file's bytes. A task advances by megabytes, for a file that may be large."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        if task is None:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        sha = hashlib.sha256()
+        while block := file.read(1 << 20):
+            sha.update(block)
+            task.advance(len(block) / 1e6)
+    return sha.hexdigest()
 
 
 def remove_folder(folder: Path) -> None:

@@ -5,7 +5,6 @@ A start of a run looks at sizes and times only, since reading all weights would 
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from spintune.progress import Progress, ProgressTask
 from spintune.results import RunResults
 from spintune.run_folder import MANIFEST, Manifest, check_is_run, read_manifest, read_recipe
 from spintune.run_models import LOADED, read_best
-from spintune.storage import is_note, is_temporary, read_json
+from spintune.storage import digest_file, is_note, is_temporary, read_json
 from spintune.typed_json import from_json
 from spintune.unfinished import check_shard, read_checkpoint
 
@@ -176,7 +175,7 @@ class _Check:
                 self._problem(path, "changed", "is a link, and the run wrote none")
             elif not path.is_file():
                 self._problem(path, "missing", "is gone; the next start makes it again")
-            elif path.stat().st_size != written.bytes or _digest(path, task) != written.sha256:
+            elif path.stat().st_size != written.bytes or digest_file(path, task) != written.sha256:
                 self._problem(path, "changed", "is not what the run wrote; delete it, and the next start makes it anew")
             else:
                 whole += 1
@@ -222,13 +221,3 @@ class _Check:
         """Whether a model would be loaded with this file."""
         inside = path.relative_to(stage).parts[0] in _MODELS
         return inside and path.suffix.lower() in LOADED and not is_note(path.name)
-
-
-def _digest(path: Path, task: ProgressTask) -> str:
-    """SHA-256 of a file that may be large."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            sha.update(block)
-            task.advance(len(block) / 1e6)
-    return sha.hexdigest()

@@ -14,6 +14,7 @@ from models.gguf_files import tiny_gguf
 
 from spintune.errors import ModelError
 from spintune.models import converted as conversion
+from spintune.models import digests
 from spintune.models.loading import (
     _read_model,
     _read_tokenizer,
@@ -66,7 +67,7 @@ def test_a_file_is_read_once_and_told_of(
     caplog.clear()
     monkeypatch.setattr("transformers.modeling_gguf_pytorch_utils.load_gguf_checkpoint", None)
     monkeypatch.setattr("gguf.GGUFReader", None)
-    monkeypatch.setattr(conversion, "digest_file", None)
+    monkeypatch.setattr(digests, "digest_file", None)
     load_model(str(gguf), cache=tmp_path)
     assert caplog.text == ""
 
@@ -85,7 +86,7 @@ def test_another_file_another_version_and_a_copy_are_told_apart(
     monkeypatch.setattr(conversion, "version", lambda package: "99")
     third, _ = locate_model(str(gguf), tmp_path)
     assert len({first, second, third}) == 3
-    assert model_identity(str(gguf), tmp_path) == identity  # by name, size and time, as for every local file
+    assert model_identity(str(gguf), tmp_path) != identity == model_identity(str(moved), tmp_path)
 
 
 def test_where_nothing_can_be_kept_the_file_is_read_as_it_is(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import spintune
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.query import Query
 from spintune.errors import ModelError
+from spintune.models import digests
 from spintune.models.loading import (
     check_template_options,
     load_model,
@@ -170,14 +172,30 @@ def test_hub_ids_may_carry_a_revision(tmp_path):
     assert locate_model("owner/name@v1.0", tmp_path) == ("owner/name", {"revision": "v1.0"})
 
 
-def test_the_identity_changes_with_the_weights(tiny_model, tmp_path):
-    folder = tmp_path / "model"
+def test_the_identity_is_that_of_the_contents_wherever_they_lie(tiny_model, tmp_path, monkeypatch):
+    folder, moved = tmp_path / "model", tmp_path / "elsewhere" / "other name"
     shutil.copytree(tiny_model, folder)
     before = model_identity(str(folder), tmp_path)
+    monkeypatch.setattr(digests, "digest_file", None)  # a file that did not change is not read again
     assert model_identity(str(folder), tmp_path) == before
-    with (folder / "model.safetensors").open("ab") as file:
-        file.write(b"x")
-    assert model_identity(str(folder), tmp_path) != before
+    monkeypatch.undo()
+    for file in folder.iterdir():
+        os.utime(file, ns=(0, 0))
+    assert model_identity(str(folder), tmp_path) == before
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert model_identity(str(moved), tmp_path) == before
+    weights = moved / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(0, 0))  # neither size nor time tells
+    assert model_identity(str(moved), tmp_path) != before
+    weights.write_bytes(content)
+    (moved / "tokenizer.json").rename(moved / "other.json")
+    assert model_identity(str(moved), tmp_path) != before
+    (tmp_path / "file").touch()  # where nothing can be kept
+    shutil.copytree(tiny_model, folder)
+    assert model_identity(str(folder), tmp_path / "file") == before
 
 
 @pytest.mark.slow

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from spintune.cached_folders import own_room, require_own, shrink
-from spintune.errors import RunError, StorageError
+from spintune.cached_folders import shrink
+from spintune.errors import StorageError
+from spintune.models.digests import model_digest
 from spintune.models.files import one_line, quiet_transformers
 from spintune.models.gguf_tokenizer import known_difference, tell_of_difference
 from spintune.models.kept import kept_model
-from spintune.storage import digest_file, digest_json, read_json, storage_errors, write_json
+from spintune.storage import digest_json, read_json, write_json
 from spintune.typed_json import JsonObject
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def converted(path: Path, cache: Path, write: Callable[[Path, Path], PreTrainedT
         return None
     room = cache / "gguf"
     try:
-        digest = _digest(path, cache / "gguf-digests")
+        digest = model_digest(path, cache)
         source: JsonObject = {"sha256": digest, "format": _FORMAT, "versions": _versions()}
         name = f"{digest[:16]}-{digest_json(source)[:8]}"
         folder = kept_model(room, name, source, lambda folder: _convert(path, folder, write))
@@ -67,25 +68,6 @@ def converted(path: Path, cache: Path, write: Callable[[Path, Path], PreTrainedT
 def _versions() -> JsonObject:
     """Versions of what reads GGUF files. Another one may read a file otherwise."""
     return {name: version(name) for name in ("gguf", "tokenizers", "transformers")}
-
-
-def _digest(path: Path, room: Path) -> str:
-    """SHA-256 of a file, kept in ``room`` as long as size, times and inode stay."""
-    facts = path.stat()
-    now = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
-    with storage_errors(room):
-        kept = own_room(room) / f"{digest_json(str(path.resolve()))[:32]}.json"
-    try:
-        require_own(kept.lstat(), kept)
-        found = read_json(kept)
-        if found["file"] == now:
-            return str(found["sha256"])
-    except (OSError, RunError, LookupError, TypeError):
-        pass
-    digest = digest_file(path)
-    with contextlib.suppress(StorageError):
-        write_json(kept, {"file": now, "sha256": digest})
-    return digest
 
 
 def _convert(path: Path, folder: Path, write: Callable[[Path, Path], PreTrainedTokenizerBase]) -> None:

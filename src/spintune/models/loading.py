@@ -36,6 +36,7 @@ from spintune.models.architecture import (
 )
 from spintune.models.checks import check_files
 from spintune.models.converted import converted
+from spintune.models.digests import model_digest
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import known_difference, split_digits, tell_of_difference
 from spintune.models.kept import kept_model
@@ -378,10 +379,9 @@ def _nearest_folder(path: Path) -> str:
 
 
 def model_identity(name: str, cache: Path) -> str:
-    """A digest that changes when the model does: of an alias's weights, a folder's or file's listing, or a hub id.
+    """A digest that changes when the model does: of an alias's weights, a folder's or file's contents, or a hub id.
 
-    Local weights count by name, size and modification time, so that large files need not be read. Files that nobody
-    loads, such as README.md, do not count.
+    Where a local model is does not count, nor do files that nobody loads, such as README.md.
     Raises ModelError when there is no such model.
     """
     if name in ALIASES:
@@ -394,10 +394,10 @@ def model_identity(name: str, cache: Path) -> str:
     folder = Path(location)
     if not folder.is_dir():
         return digest_json([location, arguments])
-    files = [folder / arguments["gguf_file"]] if arguments else sorted(folder.iterdir())
-    read = [file for file in files if file.is_file() and not is_note(file.name)]
-    listing = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in read]
-    return digest_json([str(folder.resolve()), listing])
+    if arguments:
+        return model_digest(folder / arguments["gguf_file"], cache)
+    read = [file for file in sorted(folder.iterdir()) if file.is_file() and not is_note(file.name)]
+    return digest_json([(file.name, model_digest(file, cache)) for file in read])
 
 
 def unpack_alias(name: str, cache: Path) -> Path:
