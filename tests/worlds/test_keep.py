@@ -12,10 +12,12 @@ import pytest
 from command_server import Command
 from watching import Watching
 
-from spintune.errors import DeletedModelError, ModelError, RecipeError
+from spintune.errors import DeletedModelError, ModelError, RecipeError, RunError
+from spintune.evaluation.decision import BestModel
 from spintune.export.model import export_model
 from spintune.progress import Silent
 from spintune.run_models import final_model
+from spintune.stages import decision, selfplay
 from spintune.verification import verify_run
 
 Run = Callable[..., dict[str, Any]]
@@ -87,6 +89,37 @@ def test_a_finished_run_frees_space_and_says_what_is_gone(
     assert [note[:11] for note in quiet.notes if note.startswith("iteration")] == ["iteration 3"]
     run(tmp_path / "straight", spin={"iterations": 3})
     assert comparable(contents(out), {gone}) == comparable(contents(tmp_path / "straight"), {gone})
+
+
+def test_a_finished_run_keeps_the_model_that_it_has_chosen(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule may choose iterate 1 of three iterates and iterate 2 of two."""
+    best_of = {0: "sft", 1: "iterate-1", 2: "iterate-2", 3: "iterate-1"}
+
+    def decide_model(context: Any, models: Any, deleted: Any) -> BestModel:
+        name = best_of[sum(model.name.startswith("iterate") for model in models)]
+        assert name not in deleted
+        place = f"spin/{name}/model" if name != "sft" else "sft/model"
+        return BestModel(name, place, "of a test", selection=0)
+
+    for module in (decision, selfplay):
+        monkeypatch.setattr(module, "decide_model", decide_model)
+    spin = {"iterations": 3, "max_new_tokens": 4}
+    run(tmp_path / "run", spin=spin, eval=[])
+    run(tmp_path / "run", spin={**spin, "keep": "best"}, eval=[])
+    assert models(tmp_path / "run") == {"iterate-1", "iterate-3"}
+    assert final_model(tmp_path / "run").endswith("iterate-1/model")
+
+
+def test_lost_sampled_answers_of_a_deleted_iterate_are_named(run: Run, tmp_path: Path) -> None:
+    out, changes = tmp_path / "run", {"spin": {"keep": "best", "learning_rate": 1e-7}, "evaluation": {"samples": 1}}
+    run(out, **changes)
+    assert models(out) == {"iterate-2"}
+    lost = out / "eval/heldout-sampled/iterate-1/answers.jsonl"
+    lost.unlink()
+    with pytest.raises(RunError, match=f"{lost}: is gone or damaged, and iterate-1, .* was deleted"):
+        run(out, **changes)
 
 
 def test_what_a_deleted_iterate_was_needed_for_is_made_again_as_the_line_says(

@@ -87,7 +87,7 @@ def sampled_stage(context: RunContext, iterate: Iterate) -> list[SampledAnswer]:
     longest = _longest(context)
     inputs = context.heldout_inputs(iterate, max_new_tokens=longest, samples=samples)
     if context.run.finished(stage, inputs) is None:
-        model = context.load(iterate)
+        model = context.load(iterate, stage, inputs)
         examples, rows = _rows_that_fit(context, model.renderer("last"))
         prompts = [row.prompt_ids for row in rows for _ in range(samples)]
         sampling = Sampling(longest, seed=int(digest_json([SAMPLED_FOLDER, context.recipe.seed])[:12], 16))

@@ -16,9 +16,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spintune.errors import DeletedModelError
+from spintune.errors import DeletedModelError, RunError
 from spintune.recipe import SpinSection
 from spintune.results import IterationResults, TrainingResults
+from spintune.run_models import read_best
 from spintune.stages.answers import AnswerSampler
 from spintune.stages.context import RunContext
 from spintune.stages.decision import decide_model, measure_for_decision, write_decision
@@ -113,6 +114,10 @@ class _SelfPlay:
         with contextlib.suppress(DeletedModelError):  # it was deleted before this evaluation was asked for
             self.evaluate(self.iterates[-1])
         needed = {self.best, *(iterate.name for iterate in self.iterates[-self.section.history :])}
+        # a repeated run has decided among all its models already, and need not have chosen one of those on the way
+        with contextlib.suppress(RunError):  # damaged: it is written anew
+            if self.section.keep == "best" and (decided := read_best(self.context.run.folder)):
+                needed.add(decided.name)
         for iterate in self.iterates[1:]:
             if iterate.name in needed:
                 continue
