@@ -54,7 +54,7 @@ from spintune.stages.schedule import DataSize, data_size, expected_stages
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
-from spintune.storage import read_json, write_json_if_changed
+from spintune.storage import digest_json, read_json, write_json_if_changed
 from spintune.tracking import Metrics
 from spintune.typed_json import JsonObject, from_json, to_json
 
@@ -98,6 +98,8 @@ def run_recipe(
                 context.progress.note(place)
             with _engines(context):
                 results = _run_stages(context, until, evaluations)
+            if until == "eval":
+                results = replace(results, recipe=digest_json(recipe.identity()))
             metrics.finish(evaluation_numbers(results), outcome_facts(results))
         finally:
             metrics.close()
@@ -237,7 +239,7 @@ def _write_results(path: Path, results: RunResults) -> None:
     """Writes results.json. If all else is unchanged, it keeps what an earlier command found in later stages."""
     found = to_json(results)
     known = _known_results(path)
-    if all(known.get(key) == value for key, value in found.items() if key != "models"):
+    if all(known.get(key) == value for key, value in found.items() if key not in ("models", "recipe")):
         kept = {name: place for name, place in known.get("models", {}).items() if Path(place).exists()}
         models = {**kept, **found.get("models", {})}
         found = {**known, **found}

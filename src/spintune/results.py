@@ -427,9 +427,11 @@ class RunResults(EvaluationResults, TrainingResults, OmitEmpty):
         conclusions: what all evaluations together say, as sentences.
         failed: evaluations that could not be done.
         models: by name: a folder, or what the recipe calls the model.
+        recipe: digest of the recipe whose run came to its end; None in a run that went on to a part only.
     """
 
     models: dict[str, str] = field(default_factory=dict)
+    recipe: str | None = None
 
     def keeps_empty(self, field: str) -> bool:
         """``stopped``, ``differences`` and ``conclusions`` are in the file whenever what they are about is."""

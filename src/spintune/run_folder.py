@@ -209,14 +209,14 @@ class RunFolder:
     def _bind_to_recipe(self) -> None:
         """Writes the recipe into an unused folder, or checks that the folder belongs to this recipe."""
         earlier = self.check() or {}
-        self.recipe = _with_names_of(earlier, self.recipe)
+        self.recipe = with_names_of(earlier, self.recipe)
         identity = self.recipe.identity()
         _tell_rounding(self.folder, earlier, identity)
         write_json_if_changed(self.folder / "recipe.json", {"spintune": __version__, "recipe": identity})
 
     def as_bound(self) -> Recipe:
         """The recipe as another process that holds this folder has it, see :attr:`recipe`."""
-        return _with_names_of(self.check() or {}, self.recipe)
+        return with_names_of(self.check() or {}, self.recipe)
 
     def _changes(self, earlier: JsonObject, now: JsonObject) -> list[str]:
         """What differs between the recipe of this folder and the one here, and may not."""
@@ -395,15 +395,15 @@ def _differences(earlier: object, now: object, prefix: str = "") -> list[str]:
     return [] if same else [_told(prefix.lstrip("."), earlier, now)]
 
 
-def _with_names_of(earlier: object, now: T, key: str = "") -> T:
+def with_names_of(earlier: object, now: T, key: str = "") -> T:
     """``now`` with the names that ``earlier``, plain values of such a recipe, has for the same files and folders."""
     changed: object = now
     if isinstance(now, BaseModel) and isinstance(earlier, dict):
-        inner = {name: (value, _with_names_of(earlier.get(name), value, name)) for name, value in now}
+        inner = {name: (value, with_names_of(earlier.get(name), value, name)) for name, value in now}
         update = {name: new for name, (old, new) in inner.items() if new is not old}
         changed = now.model_copy(update=update) if update else now
     elif isinstance(now, list) and isinstance(earlier, list) and len(now) == len(earlier):
-        changed = [_with_names_of(*pair) for pair in zip(earlier, now, strict=True)]
+        changed = [with_names_of(*pair) for pair in zip(earlier, now, strict=True)]
     elif key in _PLACES and earlier != now and same_place(earlier, now):
         changed = earlier
     return cast(T, changed)

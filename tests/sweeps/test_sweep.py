@@ -23,7 +23,10 @@ import spintune as spintune_in_python
 from spintune.pipeline import run_recipe
 from spintune.progress import Silent
 from spintune.recipe import load_recipe, losses
+from spintune.run_folder import RunFolder
+from spintune.sweeps.execution import _results as finished_results
 from spintune.sweeps.execution import read_sweep
+from spintune.sweeps.plan import PlannedRun
 from spintune.verification import verify_run
 
 Spintune = Callable[..., Any]
@@ -142,6 +145,25 @@ def stop_when(process: Command, moment: Callable[[], bool]) -> tuple[int, str]:
         time.sleep(0.005)
     process.signal(signal.SIGTERM)
     return process.wait(), process.err
+
+
+def test_results_of_another_recipe_do_not_finish_a_run(recipe: Write, tmp_path: Path, cache: Path) -> None:
+    """A start binds the folder to its recipe; what it finds out is there at its end."""
+
+    def planned(*changes: str) -> PlannedRun:
+        found = load_recipe(recipe(**ONLY_SFT), [f"out={tmp_path / 'run'}", *changes])
+        return PlannedRun("run", {}, found)
+
+    before, now = planned(), planned("eval=[heldout]")
+    results = run_recipe(before.recipe, cache, Silent())
+    assert finished_results(before) == results
+    with RunFolder(now.recipe):
+        assert finished_results(now) is None
+    run_recipe(now.recipe, cache, Silent(), until="sft")
+    assert finished_results(now) is None
+    found = run_recipe(now.recipe, cache, Silent())
+    (tmp_path / "link").symlink_to(now.recipe.data.train[0].path)
+    assert finished_results(planned("eval=[heldout]", f"data.train={{path: {tmp_path / 'link'}, limit: 20}}")) == found
 
 
 @pytest.mark.slow

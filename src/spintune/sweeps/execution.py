@@ -25,8 +25,15 @@ from spintune.portable import wait_for_lock
 from spintune.progress import Progress, StopRequest
 from spintune.records import Example, read_records
 from spintune.results import RunResults
-from spintune.run_folder import read_recipe
-from spintune.storage import open_unlinked, read_json, remove_abandoned, storage_errors, write_json_if_changed
+from spintune.run_folder import read_recipe, with_names_of
+from spintune.storage import (
+    digest_json,
+    open_unlinked,
+    read_json,
+    remove_abandoned,
+    storage_errors,
+    write_json_if_changed,
+)
 from spintune.sweeps.page import write_page
 from spintune.sweeps.plan import PlannedRun, SweepPlan
 from spintune.sweeps.results import RunState, SweepResults, SweptRun, summarize
@@ -156,9 +163,11 @@ def _known_failures(path: Path) -> dict[str, str]:
 def _results(run: PlannedRun) -> RunResults | None:
     """What a run found; None unless it has ended with this recipe."""
     path = run.folder / "results.json"
-    if not path.is_file() or read_recipe(run.folder).recipe != to_json(run.recipe.identity()):
+    if not path.is_file():
         return None
-    return from_json(RunResults, read_json(path), path)
+    recipe = with_names_of(read_recipe(run.folder).recipe, run.recipe)
+    results = from_json(RunResults, read_json(path), path)
+    return results if results.recipe == digest_json(recipe.identity()) else None
 
 
 @contextlib.contextmanager
