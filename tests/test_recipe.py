@@ -119,6 +119,7 @@ def test_a_recipe_is_frozen() -> None:
         ({"sft": {"schedule": "constant", "min_lr_rate": 0.1}}, "sft: min_lr_rate would do nothing with schedule: con"),
         ({"sft": {"keep": "best"}, "data": {"train": "x", "eval_fraction": 0.0}}, "sft.keep would do nothing without"),
         ({"sft": {"patience": 2, "epochs": 3.0}}, "sft: patience: 2 would do nothing with 3 evaluations, of which the"),
+        ({"spin": {"iterations": 2, "stop": {"patience": 2}}}, "spin: stop.patience: 2 would do nothing with 2"),
         ({"sft": {"patience": 1}}, "sft: patience: 1 would do nothing with 1 evaluation, of which the first may be"),
         ({"spin": {"prompts": "unseen"}}, "spin.prompts: unseen needs an sft section, which sees the other prompts"),
         ({"sft": {}, "spin": {"unseen_share": 0.3}}, "spin: unseen_share would do nothing here: it needs prompts: uns"),

@@ -42,7 +42,7 @@ from spintune.stages import schedule
 from spintune.stages.answer_length import settle_answer_length
 from spintune.stages.context import RunContext
 from spintune.stages.data import data_stage
-from spintune.stages.decision import final_decision, is_unmeasured, measure_for_decision
+from spintune.stages.decision import check_patience, final_decision, is_unmeasured, measure_for_decision
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.followers import compare_ranks, enroll
@@ -199,6 +199,8 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     if recipe.sft or (recipe.spin and until != "sft"):
         with context.progress.stage(schedule.MEASURE):
             measure_for_decision(context, base)
+            if until != "sft":
+                check_patience(context, base)
     if recipe.sft:
         with context.progress.stage(schedule.SFT_TRAINING):
             iterate, sft = sft_stage(context, recipe.sft, base)

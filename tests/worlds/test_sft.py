@@ -173,6 +173,16 @@ def test_a_choice_that_was_asked_for_and_cannot_be_made_is_an_error(overfit: Run
         overfit(tmp_path, data={"eval_fraction": 0.2}, sft={key: "best" if key == "keep" else 1})
 
 
+def test_patience_of_self_play_with_too_few_to_choose_by_is_an_error_before_sft(overfit: Run, tmp_path: Path) -> None:
+    spin = {"iterations": 2, "max_new_tokens": 8, "stop": {"patience": 1}}
+    line = r"^spin.stop.patience: \d+ of {} held-out examples are there to choose by, and 20 are needed"
+    with pytest.raises(DataError, match=line.format(15)):
+        overfit(tmp_path / "few", data={"eval_fraction": 0.2}, spin=spin)
+    with pytest.raises(DataError, match=line.format(r"\d+")):
+        overfit(tmp_path / "long", data={"max_length": 24}, spin=spin)
+    assert not list(tmp_path.glob("*/sft"))
+
+
 def test_training_that_does_not_help_at_all_is_told(overfit: Run, tmp_path: Path) -> None:
     watching = Watching()
     overfit(tmp_path, watching, sft={"learning_rate": 1.0, "epochs": 2.0})

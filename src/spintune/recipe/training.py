@@ -291,6 +291,11 @@ class SpinSection(TrainingSection):
             yield "greedy answers to one prompt are all the same; set temperature above 0 or negatives to 1"
         if self.keep == "last" and self.stop.patience is not None:
             yield "with keep: last the newest iterate counts as the best one; leave out stop.patience"
+        if self.stop.patience is not None and self.stop.patience >= self.iterations:
+            yield (
+                f"stop.patience: {self.stop.patience} would do nothing with {self.iterations} "
+                f"iteration{'s' * (self.iterations > 1)}; leave it out, or raise iterations"
+            )
 
     def _unused(self) -> Iterator[str]:
         uses = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from spintune.errors import DeletedModelError
+from spintune.errors import DataError, DeletedModelError
 from spintune.evaluation.decision import BEST, OLD_BEST, BestModel, Candidate, decide
 from spintune.evaluation.metric_choice import better_of
 from spintune.evaluation.model_pairs import simplest_first
@@ -27,6 +27,14 @@ def measure_for_decision(context: RunContext, iterate: Iterate) -> None:
     if not _unmeasured(context):
         decision_scores(context, iterate)
         decision_losses(context, iterate)
+
+
+def check_patience(context: RunContext, base: Iterate) -> None:
+    """Raises DataError where ``spin.stop.patience`` asks for better models and too few examples can choose one."""
+    if context.recipe.spin and context.recipe.spin.stop.patience is not None:
+        reason = context.cannot_choose or too_few(len(decision_scores(context, base)), len(context.heldout))
+        if reason:
+            raise DataError(f"spin.stop.patience: {reason}")
 
 
 def decide_model(context: RunContext, models: Sequence[Iterate], deleted: Collection[str]) -> BestModel:
