@@ -131,6 +131,23 @@ def test_plain_sources_and_a_mixture_stand_beside_each_other(
     assert (found["train"], found["heldout"], found["read"]) == (40 + 40, 1 + from_tasks, 41)
 
 
+def test_another_rule_of_a_task_judges_the_same_answers_again(run: Run, tasks: list[str], tmp_path: Path) -> None:
+    out, changes = tmp_path / "run", {"data": {**DATA, "mixture": mixture(tasks)}, "sft": None, "spin": None}
+
+    def inputs() -> dict[str, str]:
+        stages = ("heldout", "heldout-measures", "tasks")
+        return {stage: json.loads((out / f"eval/{stage}/base/manifest.json").read_text())["inputs"] for stage in stages}
+
+    run(out, **changes)
+    before = inputs()
+    run(out, **changes)
+    assert inputs() == before
+    task = Path(tasks[0])
+    task.write_text(task.read_text().replace("check: number", "check: text"))
+    run(out, **changes)
+    assert {stage for stage, digest in inputs().items() if digest != before[stage]} == {"heldout-measures", "tasks"}
+
+
 def test_the_command_shows_tasks_and_shares(
     spintune: Spintune, values: Callable[..., dict[str, Any]], tasks: list[str], tmp_path: Path
 ) -> None:

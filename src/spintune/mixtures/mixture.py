@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 from spintune import streams
 from spintune.data.split import split_examples
@@ -29,7 +28,7 @@ from spintune.mixtures.rendering import (
 )
 from spintune.mixtures.selectors import select
 from spintune.mixtures.shares import MixturePlan, load_preset, plan
-from spintune.mixtures.tasks import MixtureTask, TaskItem, item_numbered, load_tasks
+from spintune.mixtures.tasks import MixtureTask, TaskItem, item_numbered, load_section
 from spintune.recipe.mixture import MixtureSection, QuadrantName, WeighingSection
 from spintune.record_files import LazySequence
 from spintune.records import Example, Message
@@ -301,7 +300,7 @@ def load_mixture(
 
     Raises RecipeError or DataError, one line with file and key for each thing that is wrong.
     """
-    found = load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None)
+    found = load_section(section)
     preset = load_preset(section.preset) if section.preset else None
     own, base, default = section, preset or section, Prompting()
     limit = max_length * 3 // 4

@@ -20,6 +20,7 @@ from spintune.mixtures.fields import lacks_options, missing_fields, read_choice,
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
 from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_file, sources_of
 from spintune.recipe.checking import read_section
+from spintune.recipe.mixture import MixtureSection
 from spintune.record_files import Spool
 
 _RECENT = 4096  # rows in memory, of all tasks
@@ -124,6 +125,11 @@ class TaskSet:
 
     tasks: tuple[MixtureTask, ...]
     unusable: Mapping[str, str]
+
+
+def load_section(section: MixtureSection) -> TaskSet:
+    """The tasks that a recipe's mixture names, see :func:`load_tasks`."""
+    return load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None)
 
 
 def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:

@@ -17,6 +17,7 @@ from spintune.evaluation.selection import selection_of, too_few
 from spintune.generation.build import find_paths
 from spintune.generation.protocol import Generator
 from spintune.generation.served.facts import EngineFacts
+from spintune.mixtures.tasks import load_section
 from spintune.models.loading import LoadedModel, default_device, load_model, locate_model, model_identity
 from spintune.models.lora import load_adapter, new_adapter, save_adapter
 from spintune.models.packaged import ALIASES
@@ -132,6 +133,12 @@ class RunContext:
     def heldout(self) -> list[Example]:
         """The held-out examples."""
         return read_records(self.heldout_file, Example)
+
+    @cached_property
+    def task_digests(self) -> list[str]:
+        """What decides prompts, targets and right answers of the mixture's tasks."""
+        mixture = self.recipe.data.mixture
+        return [task.digest for task in load_section(mixture).tasks] if mixture else []
 
     @cached_property
     def selection(self) -> list[Example]:

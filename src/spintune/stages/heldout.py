@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spintune.checkers import TASKS
 from spintune.errors import DataError
 from spintune.evaluation.heldout import (
     HeldoutAnswer,
@@ -29,7 +30,6 @@ from spintune.evaluation.scores import MEASURES_FOLDER, SCORES, HeldoutLikelihoo
 from spintune.generation.sampling import Sampling, stream_keys
 from spintune.generation.sharing import generate_parts
 from spintune.metrics import metric_inputs
-from spintune.recipe import EvaluationSection
 from spintune.records import Completion, Example, read_records, write_records
 from spintune.results import EvaluationResults, LikelihoodCounts
 from spintune.selfplay.shards import Shards
@@ -122,7 +122,7 @@ def measured_answers(context: RunContext, iterate: Iterate) -> list[HeldoutAnswe
     digests = [context.run.digest(f"eval/heldout/{iterate.name}")]
     if sampled:
         digests.append(context.run.digest(f"eval/{SAMPLED_FOLDER}/{iterate.name}"))
-    inputs = {"answers": digests, "checker": _checker_inputs(section), **metric_inputs()}
+    inputs = {"answers": digests, "checker": _checker_inputs(context), **metric_inputs()}
     if context.run.finished(stage, inputs) is None:
         checker = checker_of(context.recipe)
         sources = {example.id: example.source or example.id for example in context.heldout}
@@ -132,11 +132,11 @@ def measured_answers(context: RunContext, iterate: Iterate) -> list[HeldoutAnswe
     return with_further(answers, read_scores(path.parent))
 
 
-def _checker_inputs(section: EvaluationSection) -> JsonObject:
+def _checker_inputs(context: RunContext) -> JsonObject:
     """What a checker's verdicts depend on."""
-    setting = section.checker
+    setting = context.recipe.evaluation.checker
     schema = digest_file(Path(setting["json"])) if isinstance(setting, dict) and "json" in setting else None
-    return {"checker": setting, "schema": schema}
+    return {"checker": setting, "schema": schema, **({"tasks": context.task_digests} if setting == TASKS else {})}
 
 
 def _longest(context: RunContext) -> int:

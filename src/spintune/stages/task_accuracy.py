@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from spintune.checkers import TASKS, Verdicts, build_checker
 from spintune.evaluation.heldout import HeldoutAnswer
@@ -13,7 +12,7 @@ from spintune.evaluation.statistics import bootstrap
 from spintune.mixtures.answers import TaskRules, correct
 from spintune.mixtures.rendering import MixtureProvenance, provenance
 from spintune.mixtures.selectors import select
-from spintune.mixtures.tasks import MixtureTask, item_numbered, load_tasks
+from spintune.mixtures.tasks import MixtureTask, item_numbered, load_section
 from spintune.recipe import MixtureSection, Recipe
 from spintune.records import write_records
 from spintune.results import GroupAccuracy, TaskAccuracies
@@ -34,12 +33,8 @@ def checker_of(recipe: Recipe) -> Verdicts | None:
     """The checker of a run's answers, if it has one."""
     setting, mixture = recipe.evaluation.checker, recipe.data.mixture
     if setting == TASKS and mixture:
-        return TaskRules(_tasks(mixture))
+        return TaskRules(load_section(mixture).tasks)
     return build_checker(setting) if setting is not None else None
-
-
-def _tasks(section: MixtureSection) -> Sequence[MixtureTask]:
-    return load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None).tasks
 
 
 def judge_tasks(
@@ -50,7 +45,7 @@ def judge_tasks(
     An answer is correct by the rules of :func:`spintune.mixtures.answers.correct`. Each model's answers are also scored
     in eval/tasks/MODEL, for comparisons.
     """
-    loaded = _tasks(section)
+    loaded = load_section(section).tasks
     tasks = {task.name: task for task in loaded}
     held_out = {task.name for task in select(section.held_out, loaded, "data.mixture.held_out")}
     questions = {
@@ -108,7 +103,8 @@ def _write_scores(
 ) -> None:
     """Scores a model's answers, one measure per quadrant."""
     stage = f"eval/tasks/{name}"
-    inputs = {"answers": context.run.digest(f"eval/heldout/{name}"), "quadrants": quadrants}
+    answered = context.run.digest(f"eval/heldout/{name}")
+    inputs = {"answers": answered, "quadrants": quadrants, "tasks": context.task_digests}
     if context.run.finished(stage, inputs) is None:
         items = tuple(ItemScore(id, texts[id], {quadrants[id]: float(right)}) for id, right in answers.items())
         scales = dict.fromkeys(sorted(set(quadrants.values())), ScoreScale(right_or_wrong=True))
