@@ -18,7 +18,7 @@ from spintune.evaluation.selection import selection_of
 from spintune.progress import Silent
 from spintune.records import Example, read_records
 from spintune.stages.iterates import Iterate
-from spintune.stages.rates import RateSearch
+from spintune.stages.rates import RateSearch, _Rungs
 from spintune.training.ladder_plan import LadderPlan
 
 Run = Callable[..., dict[str, Any]]
@@ -224,3 +224,18 @@ def test_only_sft_takes_a_higher_rate_than_the_best_of_its_rungs(auto: dict[str,
     sft, spin = (RateSearch(context, f"{section}.learning_rate", "", "", start, {}) for section in ("sft", "spin"))
     assert [sft.kept(plan, steps) for steps in (4, 18, 100)] == [1, 1, 0.5]
     assert spin.kept(plan, 100) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b'{"records":1}', b"\xff\xfe", None])
+def test_a_damaged_rung_is_told_and_tried_again(
+    tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rungs = _Rungs(tmp_path, "tag")
+    assert rungs.losses(1e-4, lambda: [1.5, 2.5]) == [1.5, 2.5]
+    assert rungs.losses(1e-4, lambda: []) == [1.5, 2.5]  # read
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes().replace(b"1.5", b"1.4") if content is None else content)
+    assert rungs.losses(1e-4, lambda: [3.0]) == [3.0]
+    assert f"{path}: damaged" in caplog.text
+    assert caplog.text.count("this rate is tried again") == 1
+    assert rungs.losses(1e-4, lambda: []) == [3.0]

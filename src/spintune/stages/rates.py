@@ -14,6 +14,7 @@ takes the usual rate for the model's size, and says so.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from spintune.errors import NonFiniteError
+from spintune.errors import NonFiniteError, RunError
 from spintune.evaluation.selection import MIN_SELECTION, too_few
 from spintune.models.quantized import count_of
 from spintune.progress import TRIAL_STEPS
@@ -50,6 +51,8 @@ from spintune.training.optimization import Optimization
 from spintune.training.rate_facts import RateFacts, RungFacts
 from spintune.typed_json import JsonObject, from_json, to_json
 from spintune.unfinished import check_shard, write_shard
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 H = TypeVar("H")
@@ -277,7 +280,10 @@ class _Rungs:
         """The losses at a rate, read or computed; None where they are not finite. Rate 0 is the start."""
         path = self._folder / f"{self._tag}-{rate:.1e}.jsonl"
         if path.is_file():
-            return from_json(_RungLosses, orjson.loads(check_shard(path, 1)), path).losses
+            try:
+                return from_json(_RungLosses, orjson.loads(check_shard(path, 1)), path).losses
+            except (RunError, OSError) as error:
+                log.warning("%s; this rate is tried again", error)
         found = compute()
         if found is not None and not all(map(math.isfinite, found)):
             found = None
