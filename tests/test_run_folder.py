@@ -206,9 +206,67 @@ def test_a_folder_in_which_only_data_was_read_may_be_taken_over(tmp_path: Path) 
         finish(run, stage="data")
     with RunFolder(recipe(tmp_path, seed=3)):
         assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["seed"] == 3
-    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "base").mkdir()
     with pytest.raises(RunError, match="another recipe"), RunFolder(recipe(tmp_path, seed=4)):
         pass
+
+
+def test_a_folder_in_which_a_teacher_wrote_and_trackers_began_may_be_taken_over(tmp_path: Path) -> None:
+    """Its replies stay. Without a recipe, a folder with such names is somebody's own."""
+    for name in ("synth", "tensorboard", "wandb"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match="no run of spintune"):
+        RunFolder(recipe(tmp_path)).__enter__()
+    for name in ("synth", "tensorboard", "wandb"):
+        (tmp_path / name).rmdir()
+    with RunFolder(recipe(tmp_path)) as run:
+        finish(run, stage="synth")
+        finish(run, stage="data")
+        for name in ("metrics.jsonl", "results.json", "tracking.json", "tensorboard/sft/events", "wandb/run/x"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+    with RunFolder(recipe(tmp_path, seed=3)) as run:
+        assert json.loads((tmp_path / "recipe.json").read_text())["recipe"]["seed"] == 3
+        assert run.finished("synth", {"x": 1}) == {"rows": 3}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "now", "refused"),
+    [
+        ({"iterations": 2, "lambda": [0.1, 0.2]}, {"iterations": 3, "lambda": [0.1, 0.2, 0.3]}, None),
+        ({"iterations": 3, "lambda": [0.1, 0.2, 0.3]}, {"iterations": 2, "lambda": [0.1, 0.2]}, None),
+        ({"iterations": 2, "epochs": 1.0}, {"iterations": 3, "epochs": [1.0, 1.0, 2.0]}, None),
+        ({"iterations": 2, "loss": ["hinge", "hinge"]}, {"iterations": 2, "loss": "hinge"}, None),
+        ({"iterations": 1, "learning_rate": "auto"}, {"iterations": 2, "learning_rate": ["auto", 1e-5]}, None),
+        # a rate for all is looked for once
+        (
+            {"iterations": 2, "learning_rate": "auto"},
+            {"iterations": 2, "learning_rate": ["auto", "auto"]},
+            r"spin.learning_rate 'auto' there, \['auto', 'auto'\] here",
+        ),
+        (
+            {"iterations": 2, "lambda": [0.1, 0.2]},
+            {"iterations": 3, "lambda": [0.1, 0.3, 0.3]},
+            r"spin.lambda.1 0.2 there, 0.3 here",
+        ),
+        (
+            {"iterations": 2, "lambda": 0.1},
+            {"iterations": 3, "lambda": [0.1, 0.3, 0.3]},
+            r"spin.lambda 0.1 there, \[0.1, 0.3\] here",
+        ),
+    ],
+)
+def test_values_of_iterations_that_both_recipes_have_must_agree(
+    tmp_path: Path, earlier: dict[str, Any], now: dict[str, Any], refused: str | None
+) -> None:
+    with RunFolder(recipe(tmp_path, spin=earlier)) as run:
+        finish(run)
+    if refused:
+        with pytest.raises(RunError, match=refused):
+            RunFolder(recipe(tmp_path, spin=now)).__enter__()
+    else:
+        with RunFolder(recipe(tmp_path, spin=now)):
+            pass
 
 
 def test_unfinished_files_are_removed_on_entry_but_not_from_under_another_process(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from pydantic import BaseModel
 
 from spintune.errors import RunError
 from spintune.recipe import Recipe
+from spintune.recipe.section import AUTO_RATE
+from spintune.recipe.training import PER_ITERATION
 from spintune.run_lock import RunLock
 from spintune.storage import (
     digest_file,
@@ -43,8 +45,11 @@ MANIFEST = "manifest.json"
 BASE, SFT, BASELINE = "base", "sft", "sft-more"
 """Names of models in a run: the recipe's own, after SFT, and after further SFT instead of self-play."""
 
-_REPLACEABLE = {"run.lock", "recipe.json", "report.html", "data"}
-"""A folder with nothing else in it may be given to another recipe: nothing was trained yet."""
+_UNREAD = {"run.lock", "recipe.json", "report.html", "data"}
+"""What a run may leave that has not read its data: a folder with other things in it, and no recipe, is somebody's."""
+
+_UNTRAINED = {*_UNREAD, "metrics.jsonl", "results.json", "synth", "tensorboard", "tracking.json", "wandb"}
+"""A run folder with nothing else in it may be given to another recipe, which may use a teacher's replies again."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +205,7 @@ class RunFolder:
         earlier = read_recipe(self.folder).recipe
         # a key that the version before did not have is None there and here
         if changes := self._changes(earlier, self.recipe.identity()):
-            if not {entry.name for entry in self.folder.iterdir()} <= _REPLACEABLE:
+            if not {entry.name for entry in self.folder.iterdir()} <= _UNTRAINED:
                 told = f"a run of another recipe ({'; '.join(changes)})"
                 raise RunError(f"{self.folder} holds {told}; choose another out= or delete it")
             return None
@@ -220,7 +225,8 @@ class RunFolder:
 
     def _changes(self, earlier: JsonObject, now: JsonObject) -> list[str]:
         """What differs between the recipe of this folder and the one here, and may not."""
-        found = _differences(_fixed_settings(earlier), _fixed_settings(now))
+        both = min(iterations_of(earlier), iterations_of(now))
+        found = _differences(_fixed_settings(earlier, both), _fixed_settings(now, both))
         if self._meaning(str(earlier.get("precision"))) != self._meaning(str(now["precision"])):
             found.append(_told("precision", earlier.get("precision"), now["precision"]))
         before, here = (recipe["data"].get("eval_limit") if _has_data(recipe) else None for recipe in (earlier, now))
@@ -323,7 +329,7 @@ def _check_is_not_foreign(folder: Path) -> None:
     if (
         "recipe.json" not in names
         and not (folder / "data" / MANIFEST).is_file()
-        and (foreign := sorted(names - _REPLACEABLE))
+        and (foreign := sorted(names - _UNREAD))
     ):
         raise RunError(f"{folder} is not empty and no run of spintune (it has {foreign[0]}); choose another out=")
 
@@ -341,13 +347,23 @@ _PLACES = ("model", "path", "generated", "folder")
 """Keys that may name a file or folder, which has many names."""
 
 
-def _fixed_settings(recipe: JsonObject) -> JsonObject:
-    """The settings that a run folder is bound to."""
+def _fixed_settings(recipe: JsonObject, iterations: int) -> JsonObject:
+    """The settings that a run folder is bound to, in so many iterations of self-play."""
     fixed = {key: value for key, value in recipe.items() if key not in _FREE[""]}
     for section, free in _FREE.items():
         if isinstance(values := fixed.get(section), dict):
             fixed[section] = {key: value for key, value in values.items() if key not in free}
+    if isinstance(spin := fixed.get("spin"), dict):
+        fixed["spin"] = spin | {key: _until(iterations, spin.get(key)) for key in PER_ITERATION}
     return fixed
+
+
+def _until(iterations: int, value: object) -> object:
+    """A value for each iteration, or one for all; of ``auto`` for all, a rate is looked for in the first alone."""
+    if not isinstance(value, list):
+        return value
+    first, *others = value[:iterations] or [None]
+    return [first, *others] if others and (first == AUTO_RATE or any(one != first for one in others)) else first
 
 
 def _has_data(recipe: JsonObject) -> bool:

@@ -132,7 +132,7 @@ def test_what_changes_no_result_runs_nothing_again(
             recompute=0.5,
             data={"eval_limit": 999, "train": str(tmp_path / "link.json")},
             sft={"checkpoint_minutes": 5.0, "checkpoint_write": "async", "samples": 1},
-            spin={**few["spin"], "checkpoint_minutes": 5.0, "checkpoint_write": "async"},
+            spin={**few["spin"], "checkpoint_minutes": 5.0, "checkpoint_write": "async", "learning_rate": [1e-3]},
         )
     finally:
         (tiny_model / "README.md").unlink()

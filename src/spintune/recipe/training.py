@@ -150,6 +150,10 @@ class IterationSettings:
     epochs: float
 
 
+PER_ITERATION = ("lambda", "loss", "learning_rate", "epochs")
+"""Keys of the spin section that take a list with a value for each iteration."""
+
+
 class SpinSection(TrainingSection):
     """Self-play fine-tuning (SPIN, arXiv 2401.01335)."""
 
@@ -265,8 +269,8 @@ class SpinSection(TrainingSection):
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
-        schedules = {"lambda": self.lambda_, "loss": self.loss, "learning_rate": self.learning_rate}
-        for key, value in {**schedules, "epochs": self.epochs}.items():
+        for key in PER_ITERATION:
+            value = getattr(self, "lambda_" if key == "lambda" else key)
             if isinstance(value, list) and len(value) != self.iterations:
                 yield f"{key} lists {len(value)} values for {self.iterations} iterations; give one for each"
         yield from self._unused()
