@@ -95,6 +95,23 @@ def test_every_curve_of_a_whole_run_is_there(whole: Make, page: Make) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("spin", "begins_at_ln_2"),
+    [
+        ({}, True),
+        ({"loss": ["logistic", "logistic"]}, True),
+        ({"loss": ["logistic", "hinge"]}, False),
+        ({"loss": "hinge"}, False),
+        ({"gamma": 0.5}, False),
+        ({"reference_mixture": 0.5}, False),  # from iteration 2 on the mixture is no player
+    ],
+)
+def test_ln_2_is_marked_where_every_iteration_begins_there(
+    whole: Make, page: Make, spin: dict[str, Any], begins_at_ln_2: bool
+) -> None:
+    assert ("Dashed: ln 2" in page(write_report([whole(spin=spin).path])).text) == begins_at_ln_2
+
+
 def test_the_curve_of_sft_marks_the_step_that_was_kept(folder: Make, page: Make) -> None:
     note = "Step 2 was kept: it has the least loss on the 25 held-out examples that choose."
     chosen = {"losses": (3.2, 2.5, 2.75), "planned_steps": 5, "kept_step": 2}

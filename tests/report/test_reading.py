@@ -155,6 +155,16 @@ def test_samples_during_sft_are_the_first_and_last_model_s(folder: Make) -> None
     assert run.model("sft").during[wanted].texts == ("after 5",)
 
 
+def test_samples_of_sft_are_those_of_the_step_that_it_kept(folder: Make) -> None:
+    made = folder(spin=None).data(2).sft(planned_steps=5, kept_step=3)
+    rows = [
+        {"stage": "sft", "step": step, "prompt": "Say word 1.", "reference": "word 1", "answer": f"after {step}"}
+        for step in (0, 3, 5)
+    ]
+    made.lines("sft/samples.jsonl", rows)
+    assert read_run(made.path).model("sft").during[made.examples[1].id].texts == ("after 3",)
+
+
 def test_a_line_that_is_still_being_written_is_left_out(folder: Make) -> None:
     made = folder().data().sft(steps=5)
     with (made.path / "metrics.jsonl").open("a") as file:

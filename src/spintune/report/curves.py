@@ -110,7 +110,9 @@ def _steps(run: RunFacts) -> list[Figure | None]:
         return draw(title, unit, [*lines, *dots], parts=parts, level=level, note=note)
 
     spin = run.recipe["spin"] or {}
-    equal = spin.get("loss") == "logistic" and not spin["gamma"]
+    loss = spin.get("loss")
+    every = loss if isinstance(loss, list) else [loss]
+    equal = set(every) == {"logistic"} and not spin.get("gamma") and not spin.get("reference_mixture")
     ln_2 = "Dashed: ln 2, the loss of a player that equals its opponent." if equal else ""
     pairs = "share of pairs with a margin above 0"
     return [

@@ -152,7 +152,7 @@ def _read(folder: Path) -> RunFacts:
         metrics={stage: rows for stage, rows in _metrics(folder / "metrics.jsonl").items() if number_of(stage) <= last},
         heldout=heldout,
         selection=frozenset(example.id for example in selection_of(heldout)) if splits else frozenset(),
-        models=tuple(_model(folder, name, recipe, examples) for name in _names(recipe, stages)),
+        models=tuple(_model(folder, name, recipe, examples, stages.get(SFT)) for name in _names(recipe, stages)),
         best=best,
         results=_record(results, RunResults) if results.is_file() else RunResults(),
         evaluations=(),
@@ -213,7 +213,9 @@ def _metrics(path: Path) -> dict[str, list[JsonObject]]:
 # Models -------------------------------------------------------------------------------------------------------------
 
 
-def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, Example]) -> ModelFacts:
+def _model(
+    folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, Example], sft: object | None
+) -> ModelFacts:
     """``examples`` are the held-out ones by id. Measurements on others are of earlier data, and are left out."""
 
     def rows(stage: str, file: str) -> list[JsonObject]:
@@ -230,6 +232,7 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
         return found if all(row["id"] in examples for row in found) else []
 
     further = _further(folder, name, recipe)
+    kept = sft.kept_step if isinstance(sft, SftFacts) else None
     return ModelFacts(
         name=name,
         place=str(recipe["model"]) if name == BASE else f"{stage_of(name)}/model",
@@ -261,7 +264,7 @@ def _model(folder: Path, name: str, recipe: JsonObject, examples: Mapping[str, E
             if row["example_id"] in examples
             for answer in row["generated"][:1]
         },
-        during=_during(folder / "sft" / "samples.jsonl", name, examples),
+        during=_during(folder / "sft" / "samples.jsonl", name, examples, kept),
     )
 
 
@@ -274,10 +277,14 @@ def _further(folder: Path, name: str, recipe: JsonObject) -> dict[str, dict[str,
     return {item.id: item.scores for item in read_scores(stage).items}
 
 
-def _during(path: Path, name: str, examples: Mapping[str, Example]) -> Answers:
-    """Answers among SFT's samples: those of step 0 are the recipe's model's, those of the last step SFT's."""
+def _during(path: Path, name: str, examples: Mapping[str, Example], kept: int | None) -> Answers:
+    """Answers among SFT's samples: those of step 0 are the recipe's model's, those of the kept step SFT's.
+
+    ``kept`` is that step; None where all are kept, for the last one.
+    """
     rows = read_json_lines(path) if name in (BASE, SFT) and path.is_file() else []
-    step = rows[-1]["step"] if rows and name == SFT else 0
+    last = rows[-1]["step"] if rows else 0
+    step = 0 if name == BASE else last if kept is None else kept
     # the samples name no example, but show its prompt and reference
     ids = {(example.prompt[-1].content, example.answer): id for id, example in examples.items()}
     keyed = [(ids.get((row["prompt"], row["reference"])), row) for row in rows if row["step"] == step]
