@@ -143,6 +143,16 @@ def test_a_context_comes_before_the_first_question_of_a_chat(tmp_path: Path) -> 
     assert [message.content for message in found.messages] == ["Be brief.", "C\n\nHi", "Hello", "Hi", "Hello"]
 
 
+def test_a_context_comes_before_the_history(tmp_path: Path) -> None:
+    found = one(tmp_path, {"context": "C", "history": [["a", "b"]], "question": "Hi", "answer": "Hello"})
+    assert found.messages == (Message("user", "C\n\na"), EARLIER[1], USER, ASSISTANT)
+
+
+@pytest.mark.parametrize(("prompt", "answer"), [("inputs", "targets"), ("problem", "solution"), ("input", "output")])
+def test_a_stop_token_of_another_tokenizer_is_cut_off_every_answer(tmp_path: Path, prompt: str, answer: str) -> None:
+    assert one(tmp_path, {prompt: "Hi", answer: "Hello<|endoftext|>"}).messages == (USER, ASSISTANT)
+
+
 @pytest.mark.parametrize(
     ("beside", "expected"),
     [
@@ -153,7 +163,10 @@ def test_a_context_comes_before_the_first_question_of_a_chat(tmp_path: Path) -> 
         ({"system": "a", "system_prompt": "b"}, "'system' and 'system_prompt' differ; keep one, or leave one out with"),
         ({"context": {"title": "x"}}, "'context' is an object, not a text; name another key, or leave it out, with"),
         ({"label": 0}, "'label' is a number, not a boolean; write true or false if it says whether the answer is good"),
-        ({"weight": 0.5}, "'weight' is a number, not 0 or 1; a weight of 0.5 cannot be used; columns: {weight: null}"),
+        ({"weight": 0.5}, "'weight' is a number, not 0 or 1; 0.5 cannot be used; write true or false, or leave it out"
+         " with columns: {weight: null}"),
+        ({"weight": "0,0"}, "'weight' is a text, not 0 or 1; '0,0' cannot be used"),
+        ({"train": "Oslo to Bergen"}, "'train' is a text, not 0 or 1; 'Oslo to Bergen' cannot be used"),
         ({"images": ["a.png"]}, "'images' holds more than text, and models are trained on text alone; delete the row"),
         ({"image": {"bytes": "x"}}, "'image' holds more than text"),
         ({"audios": ["a.wav"]}, "'audios' holds more than text"),
@@ -162,8 +175,9 @@ def test_a_context_comes_before_the_first_question_of_a_chat(tmp_path: Path) -> 
         ({"tools": [{"description": "x"}]}, "tools 1: a row without a name ('name' is missing)"),
         ({"tools": ["x"]}, "'tools' is a text, not a list of tools; it is not valid JSON"),
         ({"thinking": "One way.", "reasoning": "Another way."}, "'thinking' and 'reasoning' hold different reasoning"),
+        ({"reasoning": ["One.", "Two."]}, "'reasoning' is a list, not a text; give it as one text"),
     ],
-)
+)  # fmt: skip
 def test_a_key_with_a_meaning_and_no_usable_value_is_one_line(
     tmp_path: Path, beside: dict[str, Any], expected: str
 ) -> None:
@@ -191,7 +205,8 @@ def test_a_label_that_is_a_topic_is_an_ignored_key(tmp_path: Path) -> None:
     assert (len(found.examples), found.ignored) == (1, {"label": 1})
 
 
-@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}, {"loss": False}, {"weight": "0"}])
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"weight": 0.0}, {"loss": False}, {"weight": "0"},
+                                  {"train": "no"}, {"loss": "Off"}])  # fmt: skip
 def test_a_turn_may_be_kept_out_of_the_loss(tmp_path: Path, mark: dict[str, Any]) -> None:
     bad = {"role": "assistant", "content": "Bad", **mark}
     example = one(tmp_path, {"messages": [CHAT[0], bad, *CHAT]})
@@ -206,28 +221,43 @@ def test_an_assistant_that_speaks_first_answers_nothing(tmp_path: Path) -> None:
     assert len(example.messages) == 4
 
 
+def test_a_greeting_before_untrained_answers_leaves_nothing_to_train_on(tmp_path: Path) -> None:
+    found = result(tmp_path, {"messages": [CHAT[1], CHAT[0], {**CHAT[1], "train": False}]})
+    assert (found.read, found.dropped) == (1, {"untrained": 1})
+
+
+def test_a_greeting_alone_is_no_answer(tmp_path: Path) -> None:
+    assert error(tmp_path, {"messages": [CHAT[1], CHAT[0]]}) == (
+        "rows.jsonl:1: a row without an answer (its last turn is the user's); "
+        "end it with an assistant turn or delete the row"
+    )
+    assert "a row without a prompt (no user turn)" in error(tmp_path, {"messages": [CHAT[1]]})
+
+
 def test_what_follows_the_last_trained_answer_is_cut_off_and_counted(tmp_path: Path) -> None:
     found = result(tmp_path, {"messages": [*CHAT, CHAT[0], {"role": "assistant", "content": "Bad", "weight": 0}]})
     assert [example.messages for example in found.examples] == [(USER, ASSISTANT)]
     assert found.trimmed == 1
 
 
-@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}])
+@pytest.mark.parametrize("mark", [{"train": False}, {"weight": 0}, {"train": "off"}])
 def test_a_row_without_an_answer_to_train_on_is_dropped_and_counted(tmp_path: Path, mark: dict[str, Any]) -> None:
     assert result(tmp_path, {"prompt": "Hi", "completion": "Hello", **mark}).dropped == {"untrained": 1}
     assert result(tmp_path, {"messages": [CHAT[0], {**CHAT[1], **mark}]}).dropped == {"untrained": 1}
 
 
-@pytest.mark.parametrize("mark", [{"train": True}, {"weight": 1}, {"weight": None}])
+@pytest.mark.parametrize("mark", [{"train": True}, {"weight": 1}, {"weight": None}, {"train": "yes"}, {"weight": ""}])
 def test_a_weight_of_one_is_an_ordinary_turn(tmp_path: Path, mark: dict[str, Any]) -> None:
     ordinary = one(tmp_path, {"messages": CHAT})
     marked = one(tmp_path, {"messages": [CHAT[0], {**CHAT[1], **mark}], **mark})
     assert marked.id == ordinary.id
 
 
-def test_a_turn_cannot_weigh_half(tmp_path: Path) -> None:
-    assert error(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "weight": 0.5}]}).startswith(
-        "rows.jsonl:1: messages 2: 'weight' is a number, not 0 or 1; a weight of 0.5 cannot be used"
+@pytest.mark.parametrize("key", ["weight", "loss", "train"])
+def test_a_turn_cannot_weigh_half(tmp_path: Path, key: str) -> None:
+    assert error(tmp_path, {"messages": [CHAT[0], {**CHAT[1], key: 0.5}]}) == (
+        f"rows.jsonl:1: messages 2: '{key}' is a number, not 0 or 1; 0.5 cannot be used; write true or false, or leave "
+        "it out"
     )
 
 
@@ -299,8 +329,15 @@ def test_thinking_parts_are_reasoning(tmp_path: Path) -> None:
     assert one(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "content": parts}]}).messages == (USER, THOUGHT)
 
 
-def test_a_reasoning_switch_is_no_reasoning(tmp_path: Path) -> None:
-    assert one(tmp_path, {"prompt": "Hi", "response": "Hello", "reasoning": "on"}).messages == (USER, ASSISTANT)
+@pytest.mark.parametrize("setting", ["on", "Off", "high", "none", True, False, "", None, []])
+def test_a_reasoning_setting_is_no_reasoning(tmp_path: Path, setting: Any) -> None:
+    assert one(tmp_path, {"prompt": "Hi", "response": "Hello", "reasoning": setting}).messages == (USER, ASSISTANT)
+
+
+@pytest.mark.parametrize("text", ["因为二加二等于四，所以答案是四。", "12*4=48", "Politeness."])
+def test_reasoning_may_be_without_spaces(tmp_path: Path, text: str) -> None:
+    found = one(tmp_path, {"question": "Hi", "answer": "Hello", "reasoning": text})
+    assert found.messages == (USER, Message("assistant", "Hello", reasoning=text))
 
 
 # --- tools ---
@@ -328,6 +365,22 @@ def test_tool_calls_and_results_are_turns(tmp_path: Path, call: dict[str, Any]) 
         turn = {"role": "assistant", "content": None, "tool_calls": calls}
         found = result(tmp_path, {"messages": [CHAT[0], turn, *ANSWERED]})
         assert (found.examples[0].messages, found.ignored) == (CALLED, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"id": 1}, '{"id": 1}'),
+        ([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}], '[{"id": 1, "text": "a"}, {"id": 2, "text": "b"}]'),
+        ([{"type": "hotel", "name": "Ritz"}], '[{"type": "hotel", "name": "Ritz"}]'),
+        ([1, 2], "[1, 2]"),
+        ([{"type": "text", "text": "Ra"}, {"type": "text", "text": "in."}], "Rain."),
+        ([{"text": "Ra", "type": None}, "in."], "Rain."),
+    ],
+)
+def test_a_tool_may_return_json_or_parts_of_a_text(tmp_path: Path, content: Any, expected: str) -> None:
+    row = {"messages": [CHAT[0], {"role": "tool", "content": content}, CHAT[1]]}
+    assert one(tmp_path, row).messages[1].content == expected
 
 
 def test_a_call_stands_beside_a_text_and_without_arguments(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import shutil
@@ -73,8 +74,36 @@ def test_a_folder_whose_names_tell_splits_gives_one_of_them(tmp_path: Path) -> N
     told = "reads 2 of 4 files (split train), not dev.jsonl, test-00000-of-00001.jsonl"
     assert notes.lines == [f"{tmp_path}: {told}"]
     assert (answers(tmp_path, split="test"), answers(tmp_path, split="validation")) == (["3"], ["4"])
-    expected = f"{tmp_path}: has no files of split other; set split to one of: test, train, validation"
+    assert answers(tmp_path, split="dev") == ["4"]
+    expected = f"{tmp_path}: has no files of split other; set split to one of: dev, test, train"
     assert error(tmp_path, split="other") == expected
+
+
+def test_a_split_is_the_whole_name_before_the_number_of_a_shard(tmp_path: Path) -> None:
+    names = ("train_sft-00000-of-00002", "train_sft-00001-of-00002-a09b74b3ef9c3b56", "train_gen-00000-of-00001",
+             "test_sft-00000-of-00001")  # fmt: skip
+    write_files(tmp_path, {f"data/{name}.jsonl": lines(number) for number, name in enumerate(names)})
+    assert answers(tmp_path, split="train_sft") == ["0", "1"]
+    assert answers(tmp_path, split="train-gen") == ["2"]
+    assert answers(tmp_path, split="test") == ["3"]
+    assert error(tmp_path, split="train") == (
+        f"{tmp_path}: has several splits train; set split to one of: train_gen, train_sft, or give a pattern"
+    )
+    write_files(tmp_path, {"data/train-00000-of-00001.jsonl.gz": gzip.compress(lines(4))})
+    assert answers(tmp_path, split="train") == ["4"]
+
+
+def test_a_split_in_several_folders_is_several_data_sets(tmp_path: Path) -> None:
+    for number, name in enumerate(("main", "socratic")):
+        shards = [f"{name}/{split}-00000-of-00001.jsonl" for split in ("train", "test")]
+        write_files(tmp_path, dict.fromkeys(shards, lines(number)))
+    assert error(tmp_path) == (
+        f"{tmp_path}: has split train in several folders (main, socratic); give one of them, or a pattern"
+    )
+    assert answers(tmp_path / "socratic") == ["1"]
+    assert answers(f"{tmp_path}/*/train*") == ["0", "1"]
+    write_files(tmp_path / "parts", {"train/a.jsonl": lines(1), "train/b/c.jsonl": lines(2), "train-2.jsonl": lines(3)})
+    assert answers(tmp_path / "parts") == ["1", "2", "3"]
 
 
 def test_a_folder_above_does_not_tell_the_split(tmp_path: Path) -> None:

@@ -526,6 +526,40 @@ def test_a_prompt_is_never_cut_and_a_response_at_its_end(row, max_length, max_re
     assert fit(row, max_length, max_response) == expected
 
 
+TWO = (True,) * 6 + (False,) * 8 + (True,) * 5  # answers of 6 and 5 tokens, and a user turn of 8
+
+
+@pytest.mark.parametrize(
+    ("max_length", "max_response", "max_prompt", "trained"),
+    [
+        (1000, 10, None, TWO),
+        (1000, 6, None, TWO),
+        (1000, 5, None, (True,) * 5 + (False,) * 9 + (True,) * 5),
+        (1000, 2, None, (True,) * 2 + (False,) * 12 + (True,) * 2),
+        (1000, None, 18, TWO),  # the second prompt: 4 + 6 + 8
+        (1000, None, 17, (True,) * 6),
+        (22, 4, None, (True,) * 4 + (False,) * 10 + (True,) * 4),
+        (15, 4, None, (True,) * 4),
+    ],
+)
+def test_each_answer_of_a_conversation_has_its_own_limits(max_length, max_response, max_prompt, trained):
+    row = row_of(4, len(TWO), TWO)
+    cut = fit(row, max_length, max_response, max_prompt)
+    assert (cut.response_ids, cut.trained) == (row.response_ids[: len(trained)], trained)
+    assert cut.complete == (trained == TWO)
+
+
+def test_a_row_of_all_answers_is_cut_as_rows_of_each(family):
+    messages = (*FIRST, Message("user", "sea " * 9), Message("assistant", "fox " * 30))
+    whole = ChatRenderer(family("chatml"), turns="all").row(Example(messages))
+    each = ChatRenderer(family("chatml"))
+    for max_response, max_prompt in ((4, None), (1, None), (None, len(each.prompt(messages[:3])) - 1), (7, 99)):
+        rows = [fit(each.row(Example(part)), 1000, max_response, max_prompt) for part in (messages[:2], messages)]
+        answers = [id for row in rows if isinstance(row, TokenRow) for id in row.response_ids]
+        cut = fit(whole, 1000, max_response, max_prompt)
+        assert answers == [id for id, learned in zip(cut.response_ids, cut.trained, strict=True) if learned]
+
+
 def test_a_cut_response_has_no_end_of_turn(family):
     renderer = ChatRenderer(family("chatml"))
     row = renderer.row(Example(FIRST))

@@ -42,7 +42,8 @@ class TokenRow:
         prompt_ids: everything up to the first trained token.
         response_ids: from the first trained token to the last.
         mask: for each response token, whether it is in the loss; None where all are, as for a single trained turn.
-        complete: False when the response was cut: it then lacks its last end-of-turn token.
+        complete: False when trained tokens were left out because of a limit. A single answer then lacks its
+            end-of-turn token; a conversation may end with an earlier answer, which is whole.
     """
 
     example_id: str
@@ -139,23 +140,41 @@ class RenderedRows:
 def fit(
     row: TokenRow, max_length: int, max_response: int | None = None, max_prompt: int | None = None
 ) -> TokenRow | str:
-    """The row within ``max_length`` tokens, its response within ``max_response``, or the reason to drop it.
+    """The row within ``max_length`` tokens, each of its answers within ``max_response``, or the reason to drop it.
 
     A prompt is never cut: a row is ``prompt_too_long`` when its prompt leaves no space for a response or has more than
-    ``max_prompt`` tokens. A response is cut at its end, through its last trained token, and is then not complete. The
-    reason is ``nothing_to_train`` when no trained token is left.
+    ``max_prompt`` tokens. A response is cut at its end, through its last trained token, and is then not complete. Of an
+    earlier answer that is too long the rest stays as context, and a later answer behind more than ``max_prompt`` tokens
+    is not trained. The reason is ``nothing_to_train`` when no trained token is left.
     """
     max_len = max_length - len(row.prompt_ids)
     if max_len <= 0 or (max_prompt is not None and len(row.prompt_ids) > max_prompt):
         return PROMPT_TOO_LONG
+    if not any(row.trained):
+        return NOTHING_TO_TRAIN
     limit = max_len if max_response is None else min(max_len, max_response)
-    if len(row.response_ids) <= limit:
-        return row if any(row.trained) else NOTHING_TO_TRAIN
-    trained = row.trained[:limit]
+    one_prompt = row.mask is None or max_prompt is None or row.tokens <= max_prompt
+    if one_prompt and len(row.response_ids) <= limit:  # most rows
+        return row
+    trained = _within(row.trained[:max_len], len(row.prompt_ids), max_response, max_prompt)
     kept = max((place + 1 for place, in_loss in enumerate(trained) if in_loss), default=0)
     if kept == 0:
         return NOTHING_TO_TRAIN
-    return replace(row, response_ids=row.response_ids[:kept], mask=trained[:kept], complete=False)
+    if sum(trained) == sum(row.trained):
+        return row
+    return replace(row, response_ids=row.response_ids[:kept], mask=tuple(trained[:kept]), complete=False)
+
+
+def _within(trained: tuple[bool, ...], prompt: int, max_response: int | None, max_prompt: int | None) -> list[bool]:
+    """Which tokens are trained where each stretch of trained ones is an answer to the tokens before it."""
+    kept, begin = list(trained), 0
+    for place, in_loss in enumerate(trained):
+        if not in_loss:
+            begin = place + 1
+            continue
+        fits = max_response is None or place - begin < max_response
+        kept[place] = fits and (max_prompt is None or prompt + begin <= max_prompt)
+    return kept
 
 
 def render(

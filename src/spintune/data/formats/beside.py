@@ -48,7 +48,7 @@ def complete(
     if not BESIDE.isdisjoint(row.values):
         ignored = list(ignored)
         refuse_media(row, MEDIA)
-        messages = _with_system(row, [*_history(row, ignored), *_with_context(row, messages, context)])
+        messages = _with_system(row, _with_context(row, [*_history(row, ignored), *messages], context))
         tools = tuple(tool for key in TOOLS for tool in tools_of(row, key))
         negative = _is_negative(row, ignored)
         if False in [trained(row, key) for key in WEIGHTS]:
@@ -64,7 +64,14 @@ def _cut(
     asked = messages[0].role == "user" or (len(messages) > 1 and messages[1].role == "user")
     if asked and last.role == "assistant" and last.trained:  # most rows
         return RowConversation(messages, tools, "negative_label" if negative else "", False, ignored)
-    answers = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    roles = [message.role for message in messages]
+    first = next((place for place, role in enumerate(roles) if role in ("user", "tool")), None)
+    if first is None and "assistant" in roles:
+        raise RowError(
+            f"{row.where}: a row without a prompt (no user turn); add one or delete the row", "missing_prompt"
+        )
+    # an assistant that speaks first answers nothing
+    answers = [place for place, role in enumerate(roles) if role == "assistant" and place > (first or 0)]
     if not answers:
         raise RowError(
             f"{row.where}: a row without an answer (its last turn is the {messages[-1].role}'s); "
@@ -73,10 +80,6 @@ def _cut(
         )
     to_train = [place for place in answers if messages[place].trained]
     kept = messages[: (to_train or answers)[-1] + 1]
-    if all(message.role not in ("user", "tool") for message in kept):
-        raise RowError(
-            f"{row.where}: a row without a prompt (no user turn); add one or delete the row", "missing_prompt"
-        )
     unused = "negative_label" if negative else "" if to_train else "untrained"
     return RowConversation(kept, tools, unused, len(kept) < len(messages), ignored)
 

@@ -98,10 +98,10 @@ def _qa(row: FileRow) -> Iterator[RowConversation]:
 
 
 def _prompt(row: FileRow) -> Iterator[RowConversation]:
-    for key in ("completion", "response"):  # written there as the stop token of another tokenizer
-        value = row.values.get(key)
-        if type(value) is str and value.endswith(_END_OF_TEXT):
-            row = FileRow({**row.values, key: value.removesuffix(_END_OF_TEXT)}, row.where, row.number, row.names)
+    key = _pair_of(row, _PROMPT)[1]
+    value = row.values.get(key)
+    if type(value) is str and value.endswith(_END_OF_TEXT):  # written there as the stop token of another tokenizer
+        row = FileRow({**row.values, key: value.removesuffix(_END_OF_TEXT)}, row.where, row.number, row.names)
     return _pair(row, _PROMPT)
 
 

@@ -12,12 +12,12 @@ from spintune.data.formats.values import (
     MEDIA,
     REASONING,
     is_blank,
-    is_number,
     json_text,
     media_error,
     reasoning_of,
     refuse_media,
     switch,
+    without_nulls,
 )
 from spintune.errors import RowError
 from spintune.records import ROLES, Message, Role, ToolCall, plain_message
@@ -35,6 +35,7 @@ _PLAIN = {name: role for name, role in _ROLES.items() if role != "tool"}
 
 _COMMON = frozenset(("role", "from", "content", "value", "text", *MEDIA))
 _TRAINED = ("train", "weight", "loss")
+_WORDS = {"yes": True, "on": True, "no": False, "off": False}
 _READ: dict[Role, frozenset[str]] = {
     "system": _COMMON,
     "user": _COMMON,
@@ -104,7 +105,7 @@ def _add(messages: list[Message], turn: FileRow, key: str, ignored: list[str]) -
     elif role == "tool":
         call_id = turn.values.get("tool_call_id") or turn.values.get("call_id") or ""
         tool = turn.values.get("name") or ""
-        messages.append(Message(role, _content(turn, text_key, result=True)[0], call_id=str(call_id), name=str(tool)))
+        messages.append(Message(role, _result(turn, text_key), call_id=str(call_id), name=str(tool)))
     else:
         messages.append(Message(role, _content(turn, text_key)[0]))
 
@@ -145,27 +146,41 @@ def _assistant(turn: FileRow, text_key: str) -> Message:
 def trained(row: FileRow, key: str) -> bool | None:
     """What ``train``, ``weight`` or ``loss`` says about training on a turn or row; None where it says nothing.
 
-    Raises DataError for a weight that is neither 0 nor 1.
+    Raises DataError for a value that says neither.
     """
     value = row.values.get(key)
-    if value is None or (found := switch(value)) is not None:
-        return None if value is None else found
-    if key == "weight" and is_number(value):
-        raise row.wrong(key, "0 or 1", f"a weight of {value} cannot be used; columns: {{weight: null}} leaves it out")
-    return None
+    if is_blank(value):
+        return None
+    found = _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
+    if found is None and (found := switch(value)) is None:
+        how = " with columns: {weight: null}" if row.number else ""  # which renames keys of rows, not of turns
+        raise row.wrong(key, "0 or 1", f"{value!r:.40} cannot be used; write true or false, or leave it out{how}")
+    return found
 
 
-def _content(turn: FileRow, key: str, result: bool = False) -> tuple[str, str]:
-    """The text of a turn, and the reasoning that its parts hold. A tool's ``result`` may be an object."""
+def _result(turn: FileRow, key: str) -> str:
+    """What a tool returned: a text or parts of one, or an object or a list as JSON."""
+    value = turn.values.get(key)
+    if isinstance(value, dict) or (isinstance(value, list) and not all(map(_is_part, value))):
+        return json_text(value, f"{turn.where}: {turn.named(key)}")
+    return _content(turn, key)[0]
+
+
+def _is_part(item: object) -> bool:
+    if not isinstance(item, dict):
+        return isinstance(item, str)
+    kind = item.get("type")
+    if kind is None:
+        return item.keys() >= {"text"} and without_nulls(item) == {"text": item["text"]}
+    return isinstance(kind, str) and (kind in _TEXT_PARTS or any(name in kind for name in _MEDIA_PARTS))
+
+
+def _content(turn: FileRow, key: str) -> tuple[str, str]:
+    """The text of a turn, and the reasoning that its parts hold."""
     value = turn.values.get(key)
     if isinstance(value, list) and value:
         parts = list(_parts(turn, key, value))
         return "".join(text for text, _ in parts), "".join(thought for _, thought in parts)
-    if (
-        isinstance(value, dict)
-        and _ROLES.get(str(turn.values.get("role") or turn.values.get("from")).lower()) == "tool"
-    ):
-        return json_text(value, f"{turn.where}: {turn.named(key)}"), ""
     return turn.text(key, "a text"), ""
 
 

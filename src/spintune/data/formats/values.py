@@ -18,6 +18,9 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 """Keys of what is no text."""
 
 _ON, _OFF = ("true", "1", "1.0"), ("false", "0", "0.0")
+_REASONING_SETTINGS = frozenset((*_ON, *_OFF, "on", "off", "yes", "no", "none", "null", "auto", "default", "enabled",
+                                 "disabled", "minimal", "low", "medium", "high", "xhigh", "max"))  # fmt: skip
+"""Values of a reasoning key that set how a model was asked to think."""
 
 
 def is_blank(value: object) -> bool:
@@ -33,15 +36,6 @@ def switch(value: object) -> bool | None:
         return None
     text = str(value).strip().lower()
     return True if text in _ON else False if text in _OFF else None
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number, or a number as text."""
-    try:
-        float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False
-    return not isinstance(value, bool)
 
 
 def refuse_media(row: FileRow, keys: Iterable[str]) -> None:
@@ -93,16 +87,20 @@ def without_nulls(value: object) -> object:
 def reasoning_of(row: FileRow) -> str:
     """The reasoning under one of the keys :data:`REASONING`; "" where there is none.
 
-    A single word ("on", "high") is a switch of the data set and no reasoning. Raises DataError when two keys differ.
+    A boolean or a setting such as "on" or "high" is none. Raises DataError when two keys differ, and for other values
+    than text.
     """
     if _REASONING.isdisjoint(row.values):
         return ""
-    found = {key: row.text(key, "reasoning") for key in REASONING if _holds_text(row.values.get(key))}
+    found = {key: row.text(key, "reasoning") for key in REASONING if not _is_setting(row.values.get(key))}
     if len(set(found.values())) > 1:
         names = " and ".join(f"'{row.named(key)}'" for key in found)
         raise RowError(f"{row.where}: {names} hold different reasoning; keep one of them", "two_reasonings")
     return next(iter(found.values()), "")
 
 
-def _holds_text(value: object) -> bool:
-    return isinstance(value, str) and len(value.split()) > 1
+def _is_setting(value: object) -> bool:
+    """Whether a value under a reasoning key says nothing, or only how a model was asked to think."""
+    if isinstance(value, str):
+        return not (text := value.strip()) or text.lower() in _REASONING_SETTINGS
+    return isinstance(value, bool) or is_blank(value)

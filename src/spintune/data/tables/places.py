@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from spintune.data.tables.content import COMPRESSIONS, kind_and_compression
@@ -26,6 +27,7 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}.*")  # and a digest, in files of older versions of the hub
 _LISTED = 5  # names in a message
 
 Note = Callable[[str], None]
@@ -56,19 +58,36 @@ def files_of_pattern(path: str, note: Note) -> list[Path]:
 def files_of_folder(path: str, split: str, note: Note) -> list[Path]:
     """The data files in a folder and below, by name; where names tell splits, those of one split.
 
-    Raises DataError when there are none.
+    Raises DataError when there are none, or those of several splits or folders that the split may mean.
     """
     folder = Path(path).expanduser()
     files = [file for file in _files_below(folder) if not _is_hidden(file.relative_to(folder))]
     chosen = _data_files(path, files)
-    splits = {file: _split_of(file.relative_to(folder)) for file in chosen}
-    known = sorted({name for name in splits.values() if name})
-    if known:
-        chosen = [file for file in chosen if splits[file] == _SPLIT_OF.get(split, split)]
-    if not chosen:
-        raise DataError(f"{path}: has no files of split {split}; set split to one of: {', '.join(known)}")
-    _tell(path, chosen, files, f" (split {split})" if known else "", note)
+    splits = {file: found for file in chosen if (found := _split_of(file.relative_to(folder)))}
+    if splits:
+        chosen = _files_of_split(path, split, splits)
+    _tell(path, chosen, files, f" (split {split})" if splits else "", note)
     return chosen
+
+
+def _files_of_split(path: str, split: str, splits: dict[Path, _Split]) -> list[Path]:
+    """The files of one split, in one folder: those of exactly this name, else those whose name holds such a word."""
+    name = "_".join(_words(split))
+    chosen = {file: found for file, found in splits.items() if found.name == name} or {
+        file: found for file, found in splits.items() if found.meaning == _SPLIT_OF.get(split)
+    }
+    names = sorted({found.name for found in (chosen or splits).values()})
+    if not chosen:
+        raise DataError(f"{path}: has no files of split {split}; set split to one of: {', '.join(names)}")
+    if len(names) > 1:
+        raise DataError(
+            f"{path}: has several splits {split}; set split to one of: {', '.join(names)}, or give a pattern"
+        )
+    folders = sorted({found.folder for found in chosen.values()})
+    if len(folders) > 1:
+        listed = ", ".join(folders[:_LISTED]) + (", ..." if len(folders) > _LISTED else "")
+        raise DataError(f"{path}: has split {split} in several folders ({listed}); give one of them, or a pattern")
+    return list(chosen)
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -98,7 +117,24 @@ def _names(files: Iterable[Path]) -> str:
     return ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
 
 
-def _split_of(path: Path) -> str | None:
-    """The split that a word in the path names: "test" for ``data/test-00000-of-00001.parquet``."""
-    words = re.split(r"[-._ 0-9/]+", path.as_posix().lower())
-    return next((_SPLIT_OF[word] for word in reversed(words) if word in _SPLIT_OF), None)
+@dataclass(frozen=True)
+class _Split:
+    """Which split a path tells: "train_sft" in "data", a kind of "train", for ``data/train_sft-00000-of-00002.csv``."""
+
+    folder: str
+    name: str
+    meaning: str
+
+
+def _split_of(path: Path) -> _Split | None:
+    """The split that the last word of this kind in a path names, in the file's name or a folder's."""
+    name = path.name.lower().removesuffix("".join(kind_and_compression(path.name)))
+    for place, part in reversed([*enumerate([*path.parts[:-1], _SHARD.sub("", name)])]):
+        words = _words(part)
+        if word := next((word for word in reversed(words) if word in _SPLIT_OF), None):
+            return _Split("/".join(path.parts[:place]) or ".", "_".join(words), _SPLIT_OF[word])
+    return None
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-._ 0-9]+", name.lower()) if word]
