@@ -27,6 +27,7 @@ from spintune.selfplay.spin import default_rate
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 LEAST: dict[str, Any] = {"out": "o", "model": "m", "data": {"train": "x.json"}}
+MIXTURE: dict[str, Any] = {"tasks": ["a"], "examples": 9}
 
 
 def parsed(**changes: Any) -> Recipe:
@@ -147,9 +148,15 @@ def test_a_recipe_is_frozen() -> None:
         ),
         ({"data": {"train": "x", "heldout": "y", "eval_limit": 9}}, "data: eval_limit would do nothing beside heldout"),
         (
-            {"data": {"mixture": {"tasks": ["a"], "examples": 9}, "heldout": "y"}},
+            {"data": {"mixture": MIXTURE, "heldout": "y"}},
             "data: heldout is in place of a part of train, and a mixture holds out of its own tasks",
         ),
+        (
+            {"data": {"mixture": MIXTURE, "eval_limit": 9}},
+            "data: eval_limit would do nothing for a mixture; leave it out",
+        ),
+        ({"data": {"mixture": MIXTURE, "turns": "all"}}, "data: turns: all would do nothing for a mixture, whose"),
+        ({"data": {"mixture": MIXTURE}, "spin": {"turns": "all"}}, "spin.turns: all would do nothing for a mixture"),
         (
             {"sft": {"learning_rate": -1}},
             "sft.learning_rate: Input should be greater than 0, or 'auto' (given: -1)",

@@ -15,7 +15,7 @@ from spintune.data.split import split_examples, split_unseen, without_prompts_of
 from spintune.errors import DataError
 from spintune.recipe import parse_recipe
 from spintune.records import Example, Message
-from spintune.stages.data import DataOutcome, read_data
+from spintune.stages.data import DataOutcome, heldout_sources_of, read_data
 
 
 def ask(question: str, answer: str = "yes") -> Example:
@@ -205,3 +205,26 @@ def test_prompts_that_ask_the_same_are_seen_together() -> None:
     numbers = [{example.prompt[0].content.split()[-1] for example in side} for side in (seen, unseen)]
     assert (len(numbers[0]), len(numbers[1])) == (10, 10)
     assert not numbers[0] & numbers[1]
+
+
+NAMED = {"prompt": "q", "response": "a"}
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "expected"),
+    [
+        ({"format": "alpaca"}, {}, ("alpaca", None)),
+        ({"format": "alpaca"}, {"columns": NAMED}, ("auto", NAMED)),
+        ({"format": "alpaca"}, {"columns": {"label": None}}, ("alpaca", {"label": None})),
+        ({"columns": NAMED}, {"format": "alpaca"}, ("alpaca", None)),
+        ({"columns": NAMED}, {"format": "prompt"}, ("prompt", NAMED)),
+        ({"columns": {"label": None}}, {"format": "alpaca"}, ("alpaca", {"label": None})),
+        ({}, {"format": "alpaca", "columns": NAMED}, ("alpaca", NAMED)),  # an error of the user's own
+    ],
+)
+def test_held_out_rows_are_read_as_training_rows_where_they_do_not_say_otherwise(
+    train: dict[str, object], heldout: dict[str, object], expected: tuple[str, object]
+) -> None:
+    data = {"train": {"path": "x", **train}, "heldout": {"path": "y", **heldout}}
+    (source,) = heldout_sources_of(parse_recipe({"model": "m", "out": "o", "data": data}, "test"))
+    assert (source.format, source.columns) == expected

@@ -87,6 +87,14 @@ def test_a_cap_uses_that_many_rows_and_no_others(additions: TaskOf) -> None:
     assert len({element.row for element in first(mixture, 80)}) == 8
 
 
+def test_a_cap_that_leaves_no_exemplar_leaves_no_few_shot_prompts(additions: TaskOf) -> None:
+    with pytest.raises(RecipeError, match="few_direct has a share and no task for it"):
+        Mixture([additions(50)], 3, weighing(cap=1, quadrants={"few_direct": 1.0}))
+    mixture = Mixture([additions(50)], 3, weighing(cap=1))
+    assert mixture.plan.tasks[0].quadrants == {"zero_direct": 0.5, "zero_cot": 0.5}
+    assert {element.shots for element in first(mixture, 20)} == {0}
+
+
 def test_a_task_with_weight_zero_never_comes(additions: TaskOf) -> None:
     mixture = Mixture([additions(5, n) for n in "abc"], 3, weighing(weights={"a": 0.0, "b": 1.0, "c": 0.0}))
     assert {element.task for element in first(mixture, 100)} == {"b"}
@@ -359,6 +367,8 @@ def test_settings_go_before_the_presets_which_go_before_the_defaults(declare: Ca
         ({"preset": "flan2022", "weights": {"a": 1.0}}, "a preset has groups of its own"),
         ({"groups": {"x": {"tasks": ["a"], "groups": {}}}}, "groups"),
         ({"weights": {}}, "weights is empty; leave it out or fill it in"),
+        ({"weights": {"a": 1.0}, "temperature": 2.0}, "temperature would do nothing beside weights, which are fixed"),
+        ({"groups": {"x": {"share": 1.0, "weights": {"a": 1.0}, "rate_maximum": 9}}}, "rate_maximum would do nothing"),
         ({"groups": {"x": {"taks": ["a"]}}}, "unknown key groups.x.taks; did you mean groups.x.tasks?"),
     ],
 )
@@ -366,6 +376,12 @@ def test_wrong_settings_are_one_clear_line(settings: dict[str, Any], expected: s
     with pytest.raises(RecipeError) as caught:
         section(**{"tasks": "builtin:gsm8k", "examples": 1, **settings})
     assert expected in str(caught.value)
+
+
+def test_a_group_with_fixed_weights_may_be_weighted_by_its_rates() -> None:
+    made = section(tasks="builtin:gsm8k", examples=1, groups={"x": {"weights": {"a": 1.0}, "rate_maximum": 9}})
+    assert made.groups is not None
+    assert made.groups["x"].rate_maximum == 9
 
 
 def test_settings_without_tasks_say_what_is_missing() -> None:

@@ -182,7 +182,7 @@ def test_a_quadrant_that_no_task_has_is_an_error(news: TaskOf) -> None:
         planned([news(4)], [4], {"quadrants": {"zero_direct": 1.0, "few_cot": 0.1}})
     assert str(caught.value) == (
         "quadrants: few_cot has a share and no task for it; set it to 0, or add a task with rationales "
-        "and more than one row"
+        "and more than one row within its cap"
     )
 
 

@@ -126,7 +126,17 @@ def test_an_empty_cell_drops_its_row_in_every_kind_of_file(declare: Declare, tmp
         assert (read.read, dict(read.dropped)) == (2, {"empty_answer": 1})
 
 
-def test_a_tsv_has_a_line_break_for_backslash_n_and_no_quoting(declare: Declare, tmp_path: Path) -> None:
+def test_a_tsv_with_a_header_is_read_as_anywhere_else(declare: Declare, tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('question\tsum\twhy\n"Who ""is""\nthat?"\tC:\\new\tso\n')
+    ((item,), tsv) = (load_tasks([str(declare(file="t.tsv", check="text"))]).tasks[0].items, tmp_path / "t.tsv")
+    assert (item.fields["question"], item.answer) == ('Who "is"\nthat?', "C:\\new")
+    tsv.rename(tmp_path / "t.csv")
+    assert problem(declare(file="t.csv", columns=["question", "sum", "why"]), DataError) == (
+        f"{tmp_path}/t.csv: columns in a task name those of a .tsv file; leave them out"
+    )
+
+
+def test_a_tsv_with_columns_has_a_line_break_for_backslash_n_and_no_quoting(declare: Declare, tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('"Who?\\nWho else?"\t"me\twhy\r\n\nB\tyou\tso\n')
     path = declare(file="t.tsv", columns=["question", "sum", "why"], check="text")
     first, second = load_tasks([str(path)]).tasks[0].items
@@ -301,7 +311,25 @@ def test_a_file_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
 def test_wrong_data_is_one_line_with_file_and_row(
     declare: Declare, rows: list[dict[str, Any]], changes: dict[str, Any], expected: str
 ) -> None:
-    assert expected in problem(declare(rows=rows * 2, **changes), DataError)
+    with pytest.raises(DataError) as caught:
+        load_tasks([str(declare(rows=rows * 2, **changes))])
+    assert expected in str(caught.value).splitlines()[0]
+
+
+def test_rows_that_cannot_be_read_are_all_counted_and_on_request_dropped(declare: Declare, tmp_path: Path) -> None:
+    path = declare()
+    file = tmp_path / "sums.jsonl"
+    good = file.read_text().splitlines()
+    file.write_text("\n".join([*good, "{", '{"question": ["a"], "why": "b", "sum": 1}']))
+    with pytest.raises(DataError) as caught:
+        load_tasks([str(path)])
+    first, second = str(caught.value).splitlines()
+    assert first.startswith(f"{file}:11: not valid JSON (")
+    assert first.endswith("(the first of 2 bad rows of 12; on_bad_row: drop leaves them out)")
+    assert second.startswith(f"{file}:12: 'question' is a list, not a text")
+    (read,) = load_tasks([str(path)], on_bad_row="drop").tasks
+    assert (read.read, len(read.items), read.dropped["invalid_json"]) == (12, 10, 1)
+    assert sum(read.dropped.values()) == 2
 
 
 def test_a_declared_field_must_be_in_the_data_even_if_no_phrasing_uses_it(declare: Declare) -> None:

@@ -193,6 +193,13 @@ def test_inspect_counts_what_does_not_fit(spintune: Spintune, recipe: Callable[.
     assert given["rows"] + given["held_out"] + sum(given["dropped"].values()) == given["read"]
 
 
+def test_inspect_counts_what_a_weight_repeats(
+    spintune: Spintune, recipe: Callable[..., Path], alpaca_file: Path
+) -> None:
+    found = json.loads(spintune("inspect", recipe(), f"data.train={{path: {alpaca_file}, weight: 2}}", "--json").out)
+    assert (found["read"], found["repeated"], found["rows"], found["dropped"]) == (40, 40, 80, {})
+
+
 def test_inspect_tells_what_was_cut_off_and_what_had_no_use(
     spintune: Spintune, recipe: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from spintune.recipe import load_recipe
+from spintune.stages.data import mixture_of, read_data
+
 Run = Callable[..., dict[str, Any]]
 Spintune = Callable[..., Any]
 
@@ -164,8 +167,11 @@ def test_the_command_shows_tasks_and_shares(
     assert "sums" in mixed.out
     plain = json.loads(spintune("mix", str(recipe), "--json").out)
     assert plain["examples"] == 40
-    inspected = spintune("inspect", str(recipe))
-    assert inspected.code == 0, inspected.err
+    loaded = load_recipe(recipe)
+    trained = read_data(loaded, mixture_of(loaded, tmp_path)).train
+    inspected = json.loads(spintune("inspect", str(recipe), "--rows", "40", "--json").out)
+    assert [row["example_id"] for row in inspected["shown"]] == [example.id for example in trained]
+    assert (inspected["read"], inspected["repeated"], inspected["mixed"], inspected["rows"]) == (0, 0, 40, 40)
 
 
 @pytest.mark.parametrize(

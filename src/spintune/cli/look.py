@@ -48,7 +48,7 @@ def inspect(
     data = recipe.data.model_copy(update={"eval_fraction": 0.0})  # every row, in the order of the files
     whole = recipe.model_copy(update={"data": data})
     with open_progress(json) as progress:
-        found = read_data(whole, mixture_of(whole, cache_folder()), progress)
+        found = read_data(whole, mixture_of(recipe, cache_folder()), progress)  # what is held out decides its draws
         longest = (data.max_length, data.max_target_length, progress, data.max_input_length)
         rendered = render(found.train, renderer, *longest)
         held = render(found.heldout, renderer, *longest) if data.heldout else None
@@ -79,7 +79,7 @@ def inspect(
 
 
 def _row_facts(read: DataFacts, rendered: RenderedRows, held: RenderedRows | None) -> dict[str, object]:
-    """How many rows and tokens a recipe trains on, and what was left out.
+    """How many rows and tokens a recipe trains on, and what was left out: kept + dropped = read + repeated + mixed.
 
     Args:
         held: the held-out rows that the recipe gives.
@@ -87,6 +87,8 @@ def _row_facts(read: DataFacts, rendered: RenderedRows, held: RenderedRows | Non
     lengths = sorted(row.tokens for row in rendered.rows)
     return {
         "read": read.read,
+        "repeated": read.repeated,
+        **({"mixed": read.mixture.examples} if read.mixture else {}),
         "dropped": {**read.dropped, **(rendered.dropped + (held.dropped if held else Counter()))},
         "cut_after_last_answer": read.trimmed or 0,
         "ignored_keys": read.ignored_keys,

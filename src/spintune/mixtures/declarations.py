@@ -94,7 +94,9 @@ class TaskFile(Section):
     subfolder: str | None = Field(None, description="Subfolder to search for files, if it exists.")
     hub: str | None = Field(None, description="Hub id owner/name[@revision] instead of a file.")
     split: str = Field("train", description="Split of a hub data set.")
-    columns: list[str] | None = Field(None, description="Names of a .tsv file's columns; default: its first line.")
+    columns: list[str] | None = Field(
+        None, description="Names of the columns of a .tsv file as Flan writes it: no header, no quotes, \\n in a line."
+    )
     fields: dict[str, FieldSection] = Field(description="Fields of phrasings, each with its key of the row.")
     options: OptionsSection | None = Field(None, description="Answers to choose from.")
     check: Check | None = Field(

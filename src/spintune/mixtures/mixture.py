@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from spintune import streams
+from spintune.data.bad_rows import OnBadRow
 from spintune.data.split import split_examples
 from spintune.errors import DataError, RecipeError
 from spintune.mixtures.interleaving import Interleaving, walk
@@ -144,12 +145,19 @@ class Mixture:
         self.pools = [_pool(task, task.name not in out, eval_fraction, seed) for task in tasks]
         self.training = [pool for pool in self.pools if pool.trained]
         rows = {pool.task.name: len(pool.train) for pool in self.training}
-        supported = {pool.task.name: pool.quadrants for pool in self.training}
-        self.plan: MixturePlan = plan(trained, rows, supported, weighing or WeighingSection(), overall)
+
+        def planned() -> MixturePlan:
+            supported = {pool.task.name: pool.quadrants for pool in self.training}
+            return plan(trained, rows, supported, weighing or WeighingSection(), overall)
+
+        self.plan = planned()
+        capped = [share.cap is not None and share.cap < rows[share.task] for share in self.plan.tasks]
         self.training = [
             replace(pool, train=pool.train[: share.cap])
             for pool, share in zip(self.training, self.plan.tasks, strict=True)
         ]
+        if any(capped):  # fewer rows may leave no exemplars
+            self.plan = planned()
         # one cell for each quadrant of each task; those of a task are neighbors
         cells = [
             (place, quadrant, part)
@@ -290,6 +298,7 @@ def load_mixture(
     eval_fraction: float,
     max_length: int,
     count_tokens: Callable[[str], int],
+    on_bad_row: OnBadRow = "stop",
 ) -> Mixture:
     """The mixture of a recipe.
 
@@ -297,10 +306,11 @@ def load_mixture(
         eval_fraction: share of each task's distinct questions that is held out.
         max_length: maximum number of tokens of prompt and response together.
         count_tokens: gives the number of tokens of a text.
+        on_bad_row: what to do about rows of tasks that cannot be read.
 
     Raises RecipeError or DataError, one line with file and key for each thing that is wrong.
     """
-    found = load_section(section)
+    found = load_section(section, on_bad_row)
     preset = load_preset(section.preset) if section.preset else None
     own, base, default = section, preset or section, Prompting()
     limit = max_length * 3 // 4

@@ -131,7 +131,7 @@ def _parts(
     for key, share in given.items():
         if share and not any(key in supported[name] for name, part in tasks.items() if part):
             what = "with rationales" if key.endswith("_cot") else "with phrasings under direct"
-            more = " and more than one row" if key.startswith("few") else ""
+            more = " and more than one row within its cap" if key.startswith("few") else ""
             raise RecipeError(
                 f"quadrants: {key} has a share and no task for it; set it to 0, or add a task {what}{more}"
             )

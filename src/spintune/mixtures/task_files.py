@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spintune.data.file_rows import FileRow
-from spintune.data.tables import rows_of
-from spintune.errors import DataError, RecipeError
+from spintune.data.tables import rows_or_errors
+from spintune.errors import DataError, RecipeError, RowError
 from spintune.mixtures.declarations import BUILTIN, TaskFile
 
 BUILTIN_PREFIX = "builtin:"
@@ -27,13 +27,18 @@ class TaskSource:
     split: str = "train"
     columns: tuple[str, ...] | None = None
 
-    def rows(self) -> Iterator[FileRow]:
-        """Its rows; none for an empty file. Raises DataError for a file that cannot be read."""
+    def rows(self) -> Iterator[FileRow | RowError]:
+        """Its rows, or the errors of those that cannot be read; none for an empty file.
+
+        Raises DataError for a file that cannot be read.
+        """
         file = Path(self.path)
-        if file.suffix.lower() == ".tsv":
-            yield from _tsv_rows(file, self.columns)
+        if self.columns is not None:
+            if file.suffix.lower() != ".tsv":
+                raise DataError(f"{self.path}: columns in a task name those of a .tsv file; leave them out")
+            yield from _flan_rows(file, self.columns)
         elif not file.is_file() or not _is_blank(file):
-            yield from rows_of(self.path, self.split)
+            yield from rows_or_errors(self.path, self.split)
 
 
 def _is_blank(file: Path) -> bool:
@@ -101,21 +106,19 @@ def _find_all(pattern: str, subfolder: str | None, path: Path, folders: list[Pat
     raise DataError(f"{path}: no files {pattern} in {', '.join(map(str, folders))}; set folder to where they are")
 
 
-def _tsv_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[FileRow]:
-    """Tab-separated rows as the Flan collection writes them: no quoting, a literal ``\\n`` for a line break."""
-    names = columns
+def _flan_rows(path: Path, names: tuple[str, ...]) -> Iterator[FileRow | RowError]:
+    """Tab-separated rows as Flan writes them: no header, no quoting, a literal ``\\n`` for a line break."""
     for number, line in enumerate(_text_lines(path), 1):
         if not line.strip():
             continue
         values = line.split("\t")
-        if names is None:
-            names = tuple(values)
-            continue
         if len(values) != len(names):
-            raise DataError(
+            yield RowError(
                 f"{path}:{number}: {len(values)} columns where {len(names)} are named ({', '.join(names)}); "
-                "fix the row, or columns in the task"
+                "fix the row, or columns in the task",
+                "wrong_columns",
             )
+            continue
         cells = {name: value.replace("\\n", "\n") for name, value in zip(names, values, strict=True)}
         yield FileRow(cells, f"{path}:{number}", number)
 

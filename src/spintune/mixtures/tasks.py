@@ -13,12 +13,14 @@ from pathlib import Path
 
 import orjson
 
+from spintune.data.bad_rows import BadRows, OnBadRow
 from spintune.data.file_rows import FileRow
-from spintune.errors import DataError, RecipeError
+from spintune.errors import DataError, RecipeError, RowError
 from spintune.mixtures.declarations import BUILTIN, Check, PhrasingsFile, TaskFile
 from spintune.mixtures.fields import lacks_options, missing_fields, read_choice, read_field
 from spintune.mixtures.phrasings import ANSWER, OPTIONS, RATIONALE, Kind, Phrasing, phrasing, unknown_field
 from spintune.mixtures.task_files import BUILTIN_PREFIX, TaskSource, builtin_file, sources_of
+from spintune.progress import Silent
 from spintune.recipe.checking import read_section
 from spintune.recipe.mixture import MixtureSection
 from spintune.record_files import Spool
@@ -58,7 +60,8 @@ class MixtureTask:
         family: kind of task, such as classification.
         check: how answers are compared, see :mod:`spintune.text.answers`.
         read: rows of the file; ``len(items) + dropped.total() == read``.
-        dropped: rows left out, by reason: empty_answer, empty_FIELD. A value that is null or missing is empty.
+        dropped: rows left out, by reason: empty_answer, empty_FIELD, and those that cannot be read, by theirs. A value
+            that is null or missing is empty.
         letters: whether options are listed as A, B, C, ... only, because the rationales name those.
         options_optional: whether the question can be answered without seeing the options.
         where: its YAML file.
@@ -127,20 +130,20 @@ class TaskSet:
     unusable: Mapping[str, str]
 
 
-def load_section(section: MixtureSection) -> TaskSet:
+def load_section(section: MixtureSection, on_bad_row: OnBadRow = "stop") -> TaskSet:
     """The tasks that a recipe's mixture names, see :func:`load_tasks`."""
-    return load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None)
+    return load_tasks(section.tasks, Path(section.folder).expanduser() if section.folder else None, on_bad_row)
 
 
-def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
+def load_tasks(names: Sequence[str], folder: Path | None = None, on_bad_row: OnBadRow = "stop") -> TaskSet:
     """Reads tasks: ``builtin:NAME`` or the path of a YAML file each.
 
     A task's file is searched beside its YAML file (not for built-in ones), then in ``folder`` and its direct
     subfolders.
 
     Raises RecipeError for a wrong declaration and for a name that occurs twice; DataError, with the row, for data that
-    lacks a field, and for a task without a usable row. In a folder of tasks a file without a usable row is left out
-    and reported.
+    lacks a field, for rows that cannot be read, which ``on_bad_row`` "drop" drops and counts instead, and for a task
+    without a usable row. In a folder of tasks a file without a usable row is left out and reported.
     """
     tasks: dict[str, MixtureTask] = {}
     unusable: dict[str, str] = {}
@@ -155,7 +158,7 @@ def load_tasks(names: Sequence[str], folder: Path | None = None) -> TaskSet:
                 other = tasks[source.name].where if source.name in tasks else "a file without usable rows"
                 raise RecipeError(f"{path}: name: there is already a task {source.name} ({other}); rename one")
             begin = len(items)
-            task = _read_task(declared, phrasings, source, str(path), items)
+            task = _read_task(declared, phrasings, source, str(path), items, on_bad_row)
             if len(items) > begin:
                 tasks[task.name] = task
                 places[task.name] = slice(begin, len(items))
@@ -180,11 +183,17 @@ def _row_counts(task: MixtureTask) -> str:
 
 
 def _read_task(
-    declared: TaskFile, phrasings: tuple[Phrasing, ...], source: TaskSource, where: str, spool: Spool[TaskItem]
+    declared: TaskFile,
+    phrasings: tuple[Phrasing, ...],
+    source: TaskSource,
+    where: str,
+    spool: Spool[TaskItem],
+    on_bad_row: OnBadRow,
 ) -> MixtureTask:
     """A task without its rows, which ``spool`` collects."""
     needed = sorted({ANSWER}.union(*(way.fields for way in phrasings)) - {OPTIONS})
     dropped: Counter[str] = Counter()
+    bad = BadRows(source.path)
     read = 0
     first: FileRow | None = None
     unseen = {name: spec.from_ for name, spec in declared.fields.items()}
@@ -192,21 +201,23 @@ def _read_task(
         unseen[OPTIONS] = declared.options.from_
     for row in source.rows():
         read += 1
-        first, unseen = first or row, missing_fields(unseen, row)
-        fields = {field: read_field(spec, field, row) for field, spec in declared.fields.items()}
-        empty = next((field for field in needed if not fields[field]), None)
-        if empty is None and lacks_options(declared.options, row):
-            empty = OPTIONS
-        if empty is not None:
-            dropped[f"empty_{empty}"] += 1
+        if isinstance(row, RowError):
+            bad.add(row)
             continue
-        options, choice = read_choice(declared.options, declared.fields[ANSWER], fields[ANSWER], row)
-        if choice is not None:
-            fields[ANSWER] = options[choice]
-        spool.add(TaskItem(row.number, fields, options, choice))
+        first, unseen = first or row, missing_fields(unseen, row)
+        try:
+            item = _read_item(declared, needed, row)
+        except DataError as error:
+            bad.add(error)
+            continue
+        if isinstance(item, TaskItem):
+            spool.add(item)
+        else:
+            dropped[item] += 1
     if first is not None:
         for name, key in unseen.items():
             first.lookup(key, f"field {name}")  # raises: no row has it
+    bad.settle(read, on_bad_row, Silent())
     return MixtureTask(
         name=source.name,
         collection=declared.collection,
@@ -216,11 +227,25 @@ def _read_task(
         phrasings=phrasings,
         items=(),
         read=read,
-        dropped=dict(dropped),
+        dropped=dict(dropped + bad.dropped),
         letters=declared.options is not None and declared.options.labels == "letters",
         options_optional=declared.options is not None and declared.options.optional,
         where=where,
     )
+
+
+def _read_item(declared: TaskFile, needed: Sequence[str], row: FileRow) -> TaskItem | str:
+    """A row's fields, options and answer, or the reason to drop it. Raises DataError for one that cannot be read."""
+    fields = {field: read_field(spec, field, row) for field, spec in declared.fields.items()}
+    empty = next((field for field in needed if not fields[field]), None)
+    if empty is None and lacks_options(declared.options, row):
+        empty = OPTIONS
+    if empty is not None:
+        return f"empty_{empty}"
+    options, choice = read_choice(declared.options, declared.fields[ANSWER], fields[ANSWER], row)
+    if choice is not None:
+        fields[ANSWER] = options[choice]
+    return TaskItem(row.number, fields, options, choice)
 
 
 def _phrasings(declared: TaskFile, path: Path) -> tuple[Phrasing, ...]:

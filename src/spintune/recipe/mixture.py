@@ -55,6 +55,14 @@ class WeighingSection(Section):
         for name in ("groups", "weights"):
             if getattr(self, name) == {}:
                 yield f"{name} is empty; leave it out or fill it in"
+        for name in ("rate_maximum", "temperature"):
+            if self.weights is not None and self._has_own_weight and getattr(self, name) is not None:
+                yield f"{name} would do nothing beside weights, which are fixed; leave one of them out"
+
+    @property
+    def _has_own_weight(self) -> bool:
+        """Whether the rates of its tasks do not decide how it is weighted itself."""
+        return True
 
 
 class GroupSection(WeighingSection):
@@ -71,6 +79,10 @@ class GroupSection(WeighingSection):
             yield "give either tasks or groups"
         if self.tasks == []:
             yield "tasks is empty; leave it out or fill it in"
+
+    @property
+    def _has_own_weight(self) -> bool:
+        return self.share is not None
 
 
 class PromptingSection(WeighingSection):

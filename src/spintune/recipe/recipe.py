@@ -151,6 +151,11 @@ class DataSection(Section):
         return "give shorter ones in data.heldout" if self.heldout else "set data.eval_fraction to 0"
 
     def _problems(self) -> Iterator[str]:
+        if self.mixture and not self.train:
+            if self.eval_limit != _EVAL_LIMIT:
+                yield "eval_limit would do nothing for a mixture; leave it out, or set mixture.heldout_rows"
+            if self.turns == "all":
+                yield "turns: all would do nothing for a mixture, whose examples have one answer; leave it out"
         if self.heldout is None:
             return
         if self.mixture and not self.train:
@@ -257,6 +262,8 @@ class Recipe(Section):
             for key in ("eval_every", "patience", "keep"):
                 if getattr(self.sft, key) not in (None, "last"):
                     yield f"sft.{key} would do nothing without held-out examples; {HOLD_OUT}"
+        if self.spin and self.spin.turns == "all" and self.data.mixture and not self.data.train:
+            yield "spin.turns: all would do nothing for a mixture, whose examples have one answer; leave it out"
         if self.spin and self.spin.prompts and not self.sft:
             yield f"spin.prompts: {self.spin.prompts} needs an sft section, which sees the other prompts; add sft: {{}}"
         if self.generate and self.generate.is_served:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from spintune.data.columns import ColumnMap
+from spintune.data.formats import AUTO
 from spintune.data.sources import Collection, Source, read_sources
 from spintune.data.split import (
     TENTH,
@@ -185,7 +187,7 @@ def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
 
     longest = data.max_input_length or data.max_length
     fraction = TENTH if data.eval_fraction is None else data.eval_fraction  # of each task
-    return load_mixture(data.mixture, recipe.seed, fraction, longest, count_tokens)
+    return load_mixture(data.mixture, recipe.seed, fraction, longest, count_tokens, data.on_bad_row or "stop")
 
 
 def _set(settings: JsonObject) -> JsonObject:
@@ -205,14 +207,26 @@ def sources_of(recipe: Recipe) -> list[Source]:
 
 
 def heldout_sources_of(recipe: Recipe) -> list[Source]:
-    """The recipe's sources of held-out examples. Unsaid, format and columns are those that training sources share."""
+    """The recipe's sources of held-out examples. Unsaid, format and columns are those that training sources share.
+
+    Columns that decide a format take the place of a shared format, and a format that of columns that decide another.
+    """
     shared: JsonObject = {}
     for key in ("format", "columns"):
         values = [getattr(section, key) for section in recipe.data.train]
         if values and all(value == values[0] for value in values):
             shared[key] = values[0]
     default = {"on_bad_row": recipe.data.on_bad_row or "stop", **shared}
-    return [Source(**{**default, "split": one.split, **_given(one)}) for one in recipe.data.heldout or ()]
+    sources = []
+    for one in recipe.data.heldout or ():
+        given = _given(one)
+        source = Source(**{**default, "split": one.split, **given})
+        decided = ColumnMap(source.columns or {}).format
+        if decided and source.format not in (AUTO, decided):
+            source = replace(source, format=AUTO) if "format" not in given else source
+            source = replace(source, columns=None) if "columns" not in given else source
+        sources.append(source)
+    return sources
 
 
 def _given(section: HeldoutSection) -> JsonObject:

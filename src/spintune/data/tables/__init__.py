@@ -5,7 +5,15 @@
     a path --places--> files --content--> bytes --json_rows, cells, arrow_rows--> RowTable --> rows with their places
 """
 
-from spintune.data.tables.opening import empty_source, is_builtin, line_rows, open_tables, rows_of, source_digest
+from spintune.data.tables.opening import (
+    empty_source,
+    is_builtin,
+    line_rows,
+    open_tables,
+    rows_of,
+    rows_or_errors,
+    source_digest,
+)
 from spintune.data.tables.table import Numbered, RowTable, TableOpener
 
 __all__ = [
@@ -17,5 +25,6 @@ __all__ = [
     "line_rows",
     "open_tables",
     "rows_of",
+    "rows_or_errors",
     "source_digest",
 ]

@@ -18,7 +18,7 @@ from spintune.data.tables.hub import HUB_ID, hub_table, is_saved, refuse_address
 from spintune.data.tables.json_rows import json_table, lines_table
 from spintune.data.tables.places import FILE_SUFFIXES, KINDS, Note, files_of_folder, files_of_pattern, is_pattern
 from spintune.data.tables.table import RowTable, TableOpener, either
-from spintune.errors import DataError
+from spintune.errors import DataError, RowError
 from spintune.hub import missing_path
 from spintune.storage import digest_file, digest_json
 
@@ -94,12 +94,23 @@ def rows_of(path: str | Path, split: str = "train") -> Iterator[FileRow]:
 
     Raises DataError for a source that cannot be read or is empty, and for the first damaged row.
     """
+    for row in rows_or_errors(path, split):
+        if isinstance(row, RowError):
+            raise row
+        yield row
+
+
+def rows_or_errors(path: str | Path, split: str = "train") -> Iterator[FileRow | RowError]:
+    """As :func:`rows_of`, with the error in place of each damaged row."""
     empty = True
     for open_table in open_tables(str(path), split):
         table = open_table()
         for number, value in table.rows(None):
             empty = False
-            yield table.row(number, value)
+            try:
+                yield table.row(number, value)
+            except RowError as error:
+                yield error
     if empty:
         raise empty_source(str(path))
 
