@@ -575,6 +575,10 @@ def test_columns_name_what_no_format_foresees(tmp_path: Path) -> None:
         ({"question": "Hi", "answer": "Hello", "label": 0, "images": ["x"]}, {"label": None, "images": None},
          (USER, ASSISTANT)),
         ({"question": "Hi", "answer": "Hello", "cot": "Be polite."}, {"reasoning": "cot"}, (USER, THOUGHT)),
+        ({"customer": "Hi", "completion": "Hello"}, {"prompt": "customer"}, (USER, ASSISTANT)),
+        ({"customer": "Hi", "answer": "Hello"}, {"prompt": "customer"}, (USER, ASSISTANT)),
+        ({"question": "Hi", "reply": "Hello"}, {"response": "reply"}, (USER, ASSISTANT)),
+        ({"question": "Hi", "good": "Hello", "bad": "No"}, {"chosen": "good", "rejected": "bad"}, (USER, ASSISTANT)),
     ],
 )  # fmt: skip
 def test_columns_map_to_every_part(
@@ -596,6 +600,7 @@ def test_columns_map_to_every_part(
         ({"prompt": None}, "rows.jsonl: columns.prompt is null; name the key that holds it, or leave it out"),
         ({"images": "x"}, "rows.jsonl: columns.images can only be null"),
         ({"messages": "m", "prompt": "question"}, "rows.jsonl: columns maps messages and prompt; "),
+        ({"response": "question"}, "rows.jsonl:1: columns name no prompt; the row has: question, answer"),
         ({"prompt": "question", "response": "n"}, "rows.jsonl:1: 'n' is a number, not a text; quote it"),
     ],
 )  # fmt: skip

@@ -66,19 +66,28 @@ def test_a_choice_is_proposed_where_prompts_offer_it() -> None:
 
 def test_copies_are_examples_with_nearly_the_same_words() -> None:
     """Of 12 words, 11 are the same in order: 2·11 / 24 = 0.917, above 0.9; of 8, 7 are: 0.875."""
-    long = "a b c d e f g h i j k"
-    assert near_copies([said(long, "l"), said(long, "m"), said(long, "n")]) == 2
-    assert near_copies([said("a b c d e f g", "l"), said("a b c d e f g", "m")]) == 0
+    long, other = "a b c d e f g h i j k", said("z", "y")
+    assert near_copies([said(long, "l"), said(long, "m"), said(long, "n"), other]) == 2
+    assert near_copies([said("a b c d e f g", "l"), said("a b c d e f g", "m"), other]) == 0
+
+
+def test_instructions_that_all_examples_share_make_no_copies() -> None:
+    rules = "Answer in French. " * 60
+    asked = [("the sea", "la mer"), ("a dog", "un chien"), ("a dog!", "un chien")]
+    in_turns = [said(f"{rules}{question}", answer) for question, answer in asked]
+    apart = [Example((Message("system", rules), *said(question, answer).messages)) for question, answer in asked]
+    assert near_copies(in_turns) == near_copies(apart) == 1
+    assert near_copies(apart[:1]) == near_copies([]) == 0
 
 
 def test_copies_are_found_in_every_script() -> None:
     """Of 12 Russian words, 11 are the same. Two Chinese texts share a number alone, two others 200 first words."""
     russian = "а б в г д е ж з и к л"
-    assert near_copies([said(russian, "м"), said(russian, "н")]) == 1
+    assert near_copies([said(russian, "м"), said(russian, "н"), said("да", "нет")]) == 1
     assert near_copies([said("北京有2个人", "对"), said("他买了2本书", "好")]) == 0
     ideographs = [chr(code) for code in range(0x4E00, 0x4E00 + 600)]
     same, *others = ("".join(ideographs[n : n + 200]) for n in (0, 200, 400))
-    assert near_copies([said(same, other) for other in others]) == 1
+    assert near_copies([*[said(same, other) for other in others], said("a", "b")]) == 1
 
 
 def test_conversations_are_also_written_with_all_turns_as_the_drafted_recipe_trains_them() -> None:

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from spintune.errors import DataError, ModelError
-from spintune.records import Example, Message
+from spintune.records import Example, Message, ToolCall
 from spintune.tokens.chat import ChatRenderer
 from spintune.tokens.rendering import build_renderer
 from spintune.tokens.rows import PROMPT_TOO_LONG, fit, render
@@ -81,6 +81,13 @@ def test_the_prompt_of_a_row_is_what_generation_reads(renderer):
     row = renderer.row(Example(messages))
     assert row.prompt_ids == renderer.prompt(messages[:-1])
     assert row.response_ids == renderer.row(example("anything", "fox fox")).response_ids
+
+
+def test_a_prompt_with_a_tool_is_refused_as_a_row_is(renderer):
+    called = (*ask("Hi"), Message("assistant", "", tool_calls=(ToolCall("now", "{}"),)), Message("tool", "12:00"))
+    for messages, tools in ((called, ()), (called[:2], ()), (ask("Hi"), ('{"type": "function"}',))):
+        with pytest.raises(DataError, match="a text-to-text model has no form for tools; use a chat model"):
+            renderer.prompt(messages, tools)
 
 
 def test_generation_stops_where_training_ends(renderer):

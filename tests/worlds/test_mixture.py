@@ -172,6 +172,11 @@ def test_the_command_shows_tasks_and_shares(
     inspected = json.loads(spintune("inspect", str(recipe), "--rows", "40", "--json").out)
     assert [row["example_id"] for row in inspected["shown"]] == [example.id for example in trained]
     assert (inspected["read"], inspected["repeated"], inspected["mixed"], inspected["rows"]) == (0, 0, 40, 40)
+    file = Path(tasks[0]).with_suffix(".jsonl")
+    file.write_text(file.read_text() + "\n{")
+    assert f"{file}:25: not valid JSON" in spintune("mix", str(recipe)).err
+    dropped = spintune("mix", str(recipe), "data.on_bad_row=drop")
+    assert dropped.code == 0, dropped.err
 
 
 @pytest.mark.parametrize(

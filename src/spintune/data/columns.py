@@ -16,7 +16,7 @@ from spintune.data.file_rows import FileRow
 from spintune.data.formats.beside import BESIDE, LABELS, SYSTEM, TOOLS, WEIGHTS
 from spintune.data.formats.format import Format
 from spintune.data.formats.values import MEDIA, REASONING
-from spintune.errors import DataError
+from spintune.errors import DataError, RowError
 
 Columns = Mapping[str, str | None]
 
@@ -34,6 +34,12 @@ _BESIDE: dict[str, tuple[str, ...]] = {
     "images": MEDIA,
 }
 """What stands beside it, with the keys that are read as such without a mapping."""
+
+_OTHER_NAMES = {
+    "prompt": ("query", "question", "instruction", "inputs", "problem", "input"),
+    "response": ("completion", "answer", "output", "targets", "solution"),
+}
+"""What formats call a prompt and a response, for a mapping that names only one of the two."""
 
 _KNOWN = BESIDE.union(REASONING, _MAIN)
 
@@ -90,18 +96,27 @@ class ColumnMap:
             if value is not None or target in _MAIN:
                 values[name] = value
                 names[name] = key
+        for target, keys in self._left_open(row.values).items():
+            if len(keys) == 1:
+                values[target], names[target] = row.values[keys[0]], keys[0]
+            elif self.format == "prompt":
+                listed = ", ".join(map(str, row.values))
+                reason = "missing_prompt" if target == "prompt" else "missing_answer"
+                raise RowError(f"{row.where}: columns name no {target}; the row has: {listed}", reason)
         return FileRow(values, row.where, row.number, names)
 
     def keys(self, format: Format) -> frozenset[str] | None:
         """The keys of a file's rows that may be read; None when the format does not say."""
-        return None if format.all_keys is None else format.all_keys.union(roots_of(self.columns))
+        return None if format.all_keys is None else format.all_keys.union(roots_of(self.columns), *self._open.values())
 
-    def ignored(self, keys: Iterable[str], format: Format) -> list[str]:
+    def ignored(self, keys: Collection[str], format: Format) -> list[str]:
         """Keys of a row that neither the mapping nor the format has a use for."""
         kept = [key for key in keys if self._keeps(key)]
         names = [_BESIDE[target][0] if target in _BESIDE else target for target, key in self.columns.items() if key]
         unused = format.ignored([*kept, *names])
-        return [key for key in keys if key in unused or (key not in kept and key not in self._taken)]
+        found = {key for others in self._left_open(keys).values() if len(others) == 1 for key in others}
+        used = self._taken | found
+        return [key for key in keys if key in unused or (key not in kept and key not in used)]
 
     def check(self, path: str, mapped: Collection[str], keys: Iterable[str]) -> None:
         """Raises DataError when a key was in no row; ``mapped`` are the names that had a value, ``keys`` those seen."""
@@ -112,6 +127,23 @@ class ColumnMap:
                 close = difflib.get_close_matches(key, known, 1)
                 advice = f"did you mean {close[0]}?" if close else f"the rows have: {', '.join(known)}"
                 raise DataError(f"{path}: no row has '{key}' for columns.{target}; {advice}")
+
+    @cached_property
+    def _open(self) -> dict[str, tuple[str, ...]]:
+        """The other names of a prompt and a response that the mapping does not name."""
+        targets = {"prompt": ("prompt", "response"), "preference": ("prompt",)}.get(self.format or "", ())
+        mapped = self.columns.values()
+        return {
+            target: tuple(key for key in _OTHER_NAMES[target] if key not in mapped)
+            for target in targets
+            if target not in self.columns
+        }
+
+    def _left_open(self, keys: Collection[str]) -> dict[str, list[str]]:
+        """The keys of a row that may be the prompt or the response, where neither the mapping nor the row names one."""
+        return {
+            target: [key for key in names if key in keys] for target, names in self._open.items() if target not in keys
+        }
 
     @cached_property
     def _taken(self) -> frozenset[str]:

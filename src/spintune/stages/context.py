@@ -138,7 +138,7 @@ class RunContext:
     def task_digests(self) -> list[str]:
         """What decides prompts, targets and right answers of the mixture's tasks."""
         mixture = self.recipe.data.mixture
-        return [task.digest for task in load_section(mixture).tasks] if mixture else []
+        return [task.digest for task in load_section(mixture, self.recipe.data.on_bad_row or "stop").tasks] if mixture else []
 
     @cached_property
     def selection(self) -> list[Example]:

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from spintune.checkers import choice, number, same_json
 from spintune.data.novelty import NoveltyIndex
@@ -190,10 +191,15 @@ def _has_earlier_answers(example: Example) -> bool:
 
 
 def near_copies(examples: Sequence[Example]) -> int:
-    """How many examples nearly repeat an earlier one, by ROUGE-L over their first words."""
+    """How many examples nearly repeat an earlier one, by ROUGE-L over their first words.
+
+    System messages, and words that all examples begin with, are instructions of the whole data and do not count.
+    """
     index = NoveltyIndex(NEAR, "unicode")
-    texts = (" ".join(split_words(f"{prompt_text(one)} {one.answer}")[:_WORDS]) for one in examples)
-    return sum(not found.novel for found in index.extend(texts))
+    turns = [[turn.content for turn in one.messages if turn.role != "system"] for one in examples]
+    words = [split_words("\n".join(contents)) for contents in turns]
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
+    return sum(not found.novel for found in index.extend(" ".join(one[shared : shared + _WORDS]) for one in words))
 
 
 def languages(examples: Sequence[Example]) -> Counter[str]:

@@ -89,8 +89,12 @@ class Seq2SeqRenderer:
         self.stop_ids = frozenset(self.end_ids)
 
     def prompt(self, messages: Sequence[Message], tools: tuple[str, ...] = ()) -> tuple[int, ...]:
-        """The ids that the encoder reads. Equal to ``row(example).prompt_ids`` of the example they begin."""
+        """The ids that the encoder reads. Equal to ``row(example).prompt_ids`` of the example they begin.
+
+        Raises DataError for tools.
+        """
         check_roles(messages, "")
+        _refuse_tools(messages, tools, "")
         return self._encode([flatten(messages)])[0]
 
     def row(self, example: Example) -> TokenRow:
@@ -136,13 +140,17 @@ def _check(example: Example) -> None:
     check_roles(example.messages, example.source)
     if len(example.messages) < 2 or example.messages[-1].role != "assistant":
         raise DataError(f"{where(example.source)}the conversation does not end with an answer to something")
-    if example.tools or any(message.role == "tool" or message.tool_calls for message in example.messages):
-        raise DataError(f"{where(example.source)}a text-to-text model has no form for tools; use a chat model")
+    _refuse_tools(example.messages, example.tools, example.source)
     if example.messages[-1].reasoning:
         raise DataError(
             f"{where(example.source)}a text-to-text model writes no reasoning apart; put it into the content, or leave "
             "it out"
         )
+
+
+def _refuse_tools(messages: Sequence[Message], tools: tuple[str, ...], source: str) -> None:
+    if tools or any(message.role == "tool" or message.tool_calls for message in messages):
+        raise DataError(f"{where(source)}a text-to-text model has no form for tools; use a chat model")
 
 
 def _controls(tokenizer: PreTrainedTokenizerBase) -> list[str]:
