@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from spintune.errors import ModelError, RunError
@@ -120,6 +121,28 @@ def written_files(run: Path, stage: str, part: str = "model") -> dict[str, FileF
 
 def check_inside_run(model: str) -> None:
     """Checks a model folder that a run wrote as :func:`written_files` does; other names and folders pass."""
+    for run, stage, part in _places_in_runs(model):
+        written_files(run, stage, part)
+
+
+def training_files(model: str) -> dict[Path, Path]:
+    """The rows that a model was trained on, by the run that trained on them: that of its folder, and those before.
+
+    Empty for models that no run on this machine wrote.
+    """
+    found: dict[Path, Path] = {}
+    while place := next(_places_in_runs(str(Path(model).expanduser().resolve())), None):
+        run, stage, _ = place
+        if run in found:
+            break
+        seen = run / "data/seen.jsonl"
+        found[run] = seen if stage == _STAGES[SFT] and seen.is_file() else run / "data/train.jsonl"
+        model = str(read_recipe(run).recipe.get("model"))
+    return {run: file for run, file in found.items() if file.is_file()}
+
+
+def _places_in_runs(model: str) -> Iterator[tuple[Path, str, str]]:
+    """Run, stage and part of a model folder that a run wrote; nothing for other names and folders."""
     given = Path(model).expanduser()
     for path in dict.fromkeys((Path(os.path.abspath(given)), given.resolve())):  # noqa: PTH100 - links stay
         stage = path.parent
@@ -127,7 +150,7 @@ def check_inside_run(model: str) -> None:
             continue
         for run in stage.parents:
             if (run / "recipe.json").is_file():
-                written_files(run, str(stage.relative_to(run)), path.name)
+                yield run, str(stage.relative_to(run)), path.name
                 break
 
 

@@ -187,3 +187,31 @@ def test_without_training_the_file_is_all_that_is_needed(run: Run, tmp_path: Pat
     assert (results["data"]["train"], results["data"]["heldout"]) == (0, 2)
     answered = (tmp_path / "run/eval/heldout/base/answers.jsonl").read_text().splitlines()
     assert [json.loads(line)["reference"] for line in answered] == [row["output"] for row in asked("Say", 2)]
+
+
+def test_held_out_prompts_that_the_model_was_trained_on_are_counted(run: Run, tmp_path: Path) -> None:
+    """Of 40 prompts 8 are held out, and later 16: the same 8, and 8 that the first run and the second trained on."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    quick: dict[str, Any] = {"spin": None, "eval": []}
+    run(first, **quick)
+    run(second, **quick, model=str(first / "sft/model"))
+
+    def told(name: str, model: Path, **data: Any) -> list[str]:
+        watching = Watching()
+        run(tmp_path / name, watching, model=str(model / "sft/model"), data=data, **ONLY_DATA)
+        return [note for note in watching.notes if "flatters" in note]
+
+    assert told("same", first) == []
+    assert told("file", first, eval_fraction=None, heldout=str(first / "data/heldout.jsonl")) == []
+    (note,) = told("more", first, eval_fraction=0.4)
+    assert note.startswith(f"8 of 16 held-out examples have prompts that {first}/sft/model was trained on")
+    assert f"data.heldout={first}/data/heldout.jsonl" in note
+    assert len(told("both", second, eval_fraction=0.4)) == 2
+
+
+def test_of_a_run_with_self_play_on_unseen_prompts_sft_knows_the_seen_ones(run: Run, tmp_path: Path) -> None:
+    watching = Watching()
+    run(tmp_path / "first", spin={"prompts": "unseen", "iterations": 1}, eval=[])
+    data = {"heldout": str(tmp_path / "first/data/unseen.jsonl"), "eval_fraction": None}
+    run(tmp_path / "second", watching, model=str(tmp_path / "first/sft/model"), data=data, **ONLY_DATA)
+    assert [note for note in watching.notes if "flatters" in note] == []

@@ -25,9 +25,10 @@ from spintune.mixtures.report import materialize
 from spintune.models.loading import load_tokenizer
 from spintune.progress import Progress, Silent, unless_quick
 from spintune.recipe import SYNTH, HeldoutSection, Recipe
-from spintune.record_files import Joined, Selection
+from spintune.record_files import Joined, RecordFile, Selection
 from spintune.records import Example, write_records
 from spintune.results import DataFacts
+from spintune.run_models import training_files
 from spintune.stages.context import RunContext
 from spintune.stages.synth import examples_file
 from spintune.typed_json import JsonObject
@@ -82,7 +83,20 @@ def data_stage(context: RunContext) -> DataFacts:
             facts = replace(facts, seen=len(seen), unseen=len(unseen))
             context.progress.note(f"{facts.training}; self-play plays on those {_PLAYED[context.prompts]}")
         context.run.finish("data", inputs, files, facts)
+        _warn_of_trained_prompts(context)
     return facts
+
+
+def _warn_of_trained_prompts(context: RunContext) -> None:
+    """Says how many held-out prompts the recipe's model was trained on, where a run on this machine trained it."""
+    for run, file in training_files(context.recipe.model).items():
+        fresh = without_prompts_of(context.heldout, RecordFile(file, Example))
+        if known := len(context.heldout) - len(fresh):
+            context.progress.note(
+                f"{known:,} of {len(context.heldout):,} held-out examples have prompts that {context.recipe.model} was "
+                f"trained on, which flatters it; hold out what its run did: data.heldout={run}/data/heldout.jsonl, "
+                "or the same seed and data.eval_fraction"
+            )
 
 
 def _write(path: Path, examples: Sequence[Example], progress: Progress) -> None:
