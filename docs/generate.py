@@ -24,7 +24,7 @@ from spintune import errors
 from spintune.cli import app
 from spintune.recipe import Recipe
 from spintune.recipe.checking import section_in
-from spintune.recipe.other_names import OTHER_NAMES
+from spintune.recipe.other_names import COUNTS, OTHER_NAMES
 
 EXTEND = "how-to/extend"
 """Pages in this folder join the navigation by themselves."""
@@ -44,8 +44,7 @@ $ spintune run recipes/quickstart.yaml spin.iterations=1 out=runs/one
 OTHER_NAMES_INTRO = """## Names in other tools { #names-in-other-tools }
 
 What TRL, transformers, LLaMA-Factory, axolotl and torchtune call a key. A recipe with a name from there is answered
-with ours. Some count otherwise: `tokens_per_step` counts the tokens of a whole optimizer step and not the rows of a
-batch; `warmup` is a share."""
+with ours, and with what ours counts where that is something else."""
 
 COMMANDS_INTRO = """# Commands
 
@@ -94,8 +93,11 @@ def recipe_page() -> str:
             + (f"{markdown(intro)}\n\n" if intro else "")
             + keys_table(section, path)
         )
-    names = ((f"`{ours}`", ", ".join(f"`{other}`" for other in others)) for ours, others in OTHER_NAMES.items())
-    parts.append(f"{OTHER_NAMES_INTRO}\n\n{table(('here', 'elsewhere'), names)}")
+    names = (
+        (f"`{ours}`", ", ".join(f"`{other}`" for other in others), COUNTS.get(ours, ""))
+        for ours, others in OTHER_NAMES.items()
+    )
+    parts.append(f"{OTHER_NAMES_INTRO}\n\n{table(('here', 'elsewhere', 'ours'), names)}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -102,6 +102,10 @@ def test_version_and_the_short_help_are_no_errors(spintune: Spintune) -> None:
             "sft --learning-rate 1e-4",
             "spintune sft has no option --learning-rate; write sft.learning_rate=VALUE (or spin.learning_rate)",
         ),
+        (
+            "sft --batch-size 4",
+            "write sft.tokens_per_step=VALUE (or spin.pairs_per_step). It counts tokens of a whole step",
+        ),
         ("spin --beta 1", "spintune spin has no option --beta; write spin.lambda=VALUE"),
         ("run r.yaml --sft.lr=1", "spintune run has no option --sft.lr; write sft.learning_rate=VALUE"),
         ("sft --model m --data d sft.lr=1", "command line: unknown key sft.lr; did you mean sft.learning_rate?"),

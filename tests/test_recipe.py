@@ -232,6 +232,9 @@ def test_every_mistake_is_told_at_once() -> None:
     [
         ({"sft": {"lerning_rate": 1}}, "unknown key sft.lerning_rate; did you mean sft.learning_rate?"),
         ({"spin": {"lamda": 1}}, "unknown key spin.lamda; did you mean spin.lambda?"),
+        ({"sft": {"batch_size": 4}}, "sft.tokens_per_step? It counts tokens of a whole step, without accumulation"),
+        ({"spin": {"gradient_accumulation_steps": 4}}, "did you mean spin.pairs_per_step? It counts pairs of a whole"),
+        ({"sft": {"warmup_steps": 100}}, "did you mean sft.warmup? It is a share of the steps"),
         ({"modle": "m"}, "unknown key modle; did you mean model?"),
         ({"max_length": 9}, "unknown key max_length; did you mean data.max_length?"),
         ({"iterations": 9}, "unknown key iterations; did you mean spin.iterations?"),

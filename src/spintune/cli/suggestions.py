@@ -64,7 +64,10 @@ def unknown_option(option: str, command: str, options: Sequence[str]) -> str:
     name = visible(option)
     told = f"spintune {command} has no option {name}" if command else f"spintune has no option {name}"
     if keys := _keys(option, command):
-        return f"{told}; write {keys[0]}=VALUE" + (f" (or {', '.join(keys[1:3])})" if keys[1:] else "")
+        from spintune.recipe.other_names import counted
+
+        others = f" (or {', '.join(keys[1:3])})" if keys[1:] else ""
+        return ". ".join(filter(None, (f"{told}; write {keys[0]}=VALUE{others}", counted(keys[0]))))
     if close := difflib.get_close_matches(option, options, 1):
         return f"{told}; did you mean {close[0]}?"
     return f"{told}; see spintune {command} --help".replace("  ", " ")

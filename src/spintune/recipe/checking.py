@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from spintune.errors import RecipeError
-from spintune.recipe.other_names import nearest
+from spintune.recipe.other_names import counted, nearest
 from spintune.recipe.section import Section
 from spintune.recipe.yaml_files import read_yaml
 
@@ -128,4 +128,4 @@ def _suggestion(location: tuple[int | str, ...], root: type[BaseModel], elsewher
     full = [".".join((*map(str, location[:-1]), close))] if close else []
     # at the top a key of a section is more likely forgotten its section than misspelled
     found = [*elsewhere(key), *full] if len(location) == 1 else [*full, *elsewhere(key)]
-    return f"did you mean {found[0]}?" if found else f"known here: {', '.join(keys)}"
+    return f"did you mean {found[0]}? {counted(found[0])}".rstrip() if found else f"known here: {', '.join(keys)}"
