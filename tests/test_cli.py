@@ -163,10 +163,17 @@ def test_a_misspelled_run_or_file_is_not_asked_of_the_hub(
     assert "data data/trian does not exist: the folder data has no trian; did you mean data/train?" in result.err
 
 
+def test_what_a_command_does_fits_into_its_line_of_the_list(spintune: Spintune, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = spintune("--help").out.partition("Commands:")[2].strip().splitlines()
+    assert [line.split()[0] for line in listed] == list(_COMMANDS)
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+
+
 def test_a_dry_run_lists_the_stages_and_writes_nothing(spintune: Spintune, tmp_path: Path) -> None:
-    recipe = tmp_path / "r.yaml"
+    recipe, data = tmp_path / "r.yaml", "builtin:seeds"
     recipe.write_text(
-        f"{{out: {tmp_path}/out, model: m/n, data: {{train: x.json}}, sft: {{}}, spin: {{baseline: sft}}}}"
+        f"{{out: {tmp_path}/out, model: m/n, data: {{train: {data}}}, sft: {{}}, spin: {{baseline: sft}}}}"
     )
     result = spintune("run", recipe, "--dry-run", "--json")
     assert result.code == 0, result.err
@@ -182,6 +189,25 @@ def test_a_dry_run_lists_the_stages_and_writes_nothing(spintune: Spintune, tmp_p
     assert told[1].split() == ["1", "data", "finished"]
     assert told[3].split() == ["3", "SFT", "begun,", "checkpoint", "of", "step", "12"]
     assert told[4].endswith("to do")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("--model m/n --data x.jsonl", errors.DataError.exit_code, "data file x.jsonl does not exist; check the path"),
+        ("--model m.gguf --data builtin:seeds", errors.ModelError.exit_code, "model file m.gguf does not exist"),
+        ("--model ./m --data builtin:seeds", errors.ModelError.exit_code, "no model './m': there is no such folder"),
+        ("--model smollm --data builtin:seeds", errors.ModelError.exit_code, "no model 'smollm': it is no alias"),
+    ],
+)
+def test_a_dry_run_looks_whether_model_and_data_are_there(
+    spintune: Spintune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, code: int, told: str
+) -> None:
+    monkeypatch.setattr("spintune.hub.unreachable", lambda: pytest.fail("the hub was asked"))
+    monkeypatch.chdir(tmp_path)
+    result = spintune("sft", *words.split(), "--dry-run")
+    assert (result.code, result.err.count("\n")) == (code, 1)
+    assert told in result.err
 
 
 @pytest.mark.parametrize(

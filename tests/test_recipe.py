@@ -299,6 +299,21 @@ def test_overrides_reach_every_level_and_beat_the_file(tmp_path: Path) -> None:
     assert loaded(tmp_path, text, "out=a=b").out == "a=b"
 
 
+@pytest.mark.parametrize("written", ["a.json", "[a.json]", "{path: a.json, limit: 9}", "[{path: a.json, limit: 9}]"])
+def test_the_keys_of_a_source_that_is_alone_can_be_overridden(tmp_path: Path, written: str) -> None:
+    text = f"out: o\nmodel: m\nsft: {{}}\ndata: {{train: {written}}}"
+    data = loaded(tmp_path, text, "data.train.limit=2", "data.heldout.path=h").data
+    assert [(one.path, one.limit) for one in data.train] == [("a.json", 2)]
+    assert data.heldout is not None
+    assert [one.path for one in data.heldout] == ["h"]
+
+
+def test_of_several_sources_an_override_names_all(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"data\.train has 2 sources; give all of them") as caught:
+        loaded(tmp_path, "data: {train: [a, b]}", "data.train.limit=2")
+    assert "'data.train=[{path: rows.jsonl, limit: 2}, more.jsonl]'" in str(caught.value)
+
+
 def test_a_base_is_not_changed_by_overrides() -> None:
     base = {**LEAST, "spin": {}}
     load_recipe(None, ["spin.top_k=3", "data.max_length=9"], base)

@@ -17,7 +17,6 @@ from typing import Literal, cast
 
 from spintune.checkers import TASKS, build_checker
 from spintune.data.preferences import read_answers
-from spintune.data.tables import open_tables
 from spintune.errors import ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
 from spintune.kernels.allocator import give_back_memory
@@ -32,10 +31,10 @@ from spintune.models.loading import (
 from spintune.models.quantized import require_bitsandbytes
 from spintune.progress import Progress, Silent, StoppableProgress, StopRequest
 from spintune.ranks.team import Team, commanding, processes
-from spintune.recipe import SYNTH, Recipe
+from spintune.recipe import Recipe
 from spintune.remedies import out_of_memory
 from spintune.results import EvaluationResults, RunResults, TrainingResults
-from spintune.run_folder import BASE, MANIFEST, RunFolder
+from spintune.run_folder import BASE, RunFolder
 from spintune.run_models import check_inside_run
 from spintune.sibling_runs import SiblingRuns
 from spintune.stages import schedule
@@ -50,7 +49,7 @@ from spintune.stages.iterates import Iterate
 from spintune.stages.measure import check_measure
 from spintune.stages.outcome import evaluation_numbers, outcome_facts
 from spintune.stages.registry import Evaluation, evaluations_of
-from spintune.stages.schedule import DataSize, data_size, expected_stages
+from spintune.stages.schedule import DataSize, check_data_files, data_size, expected_stages
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
@@ -149,10 +148,7 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     if recipe.generator and recipe.generator not in GENERATORS:
         raise RecipeError(f"generator: {GENERATORS.unknown(recipe.generator)}")
     # files are read before training starts, so that a mistake in one shows at once
-    if not (Path(recipe.out) / "data" / MANIFEST).is_file():
-        for source in (*recipe.data.train, *(recipe.data.heldout or ())):
-            if source.path != SYNTH:
-                open_tables(source.path, source.split, source.config)
+    check_data_files(recipe)
     if recipe.spin and recipe.spin.generated:
         read_answers(recipe.spin.generated)
     if recipe.evaluation.checker not in (None, TASKS):

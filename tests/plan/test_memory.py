@@ -161,6 +161,14 @@ def planner(recipe: dict[str, Any], target: Target, config: dict[str, Any] = DEC
 CPU = Target(False, None, 1, 10**12, 0.35, False)
 
 
+def test_stated_rows_are_cut_as_a_run_cuts_them_and_the_plan_says_so() -> None:
+    recipe = {"out": "o", "model": "m", "data": {"train": "x", "max_length": 256, "eval_fraction": 0.1}, "sft": {}}
+    planned = [assumed_rows(load_recipe(None, [], recipe), 400, tokens) for tokens in (600, 256)]
+    told = ["400 rows of 600 tokens as you say, cut to data.max_length 256", "400 rows of 256 tokens as you say"]
+    assert [one.how for one in planned] == told
+    assert {length for one in planned for length in one.sft.lengths} == {256}
+
+
 def test_adapters_and_optimizers_take_what_arithmetic_says() -> None:
     full = planner({"sft": {}}, CPU)
     numbers = sum(p.numel() for p in real_model(CASES["sft of 128 tokens"]).parameters())

@@ -19,7 +19,7 @@ from spintune.cli.plan import plan
 from spintune.cli.recipes import recipes
 from spintune.cli.results import compare, pairs, report
 from spintune.cli.stages import evaluate, run, sft, spin, synth
-from spintune.cli.start import SpintuneGroup, start
+from spintune.cli.start import IN_A_LINE, SpintuneGroup, start
 from spintune.cli.suggestions import unknown_option
 from spintune.cli.sweep import sweep
 from spintune.cli.unexpected import shows_itself, unexpected_text
@@ -58,7 +58,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "schema": schema,
 }
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, short_help=IN_A_LINE[_name])(_command)
 
 
 def main() -> None:

@@ -14,11 +14,16 @@ State = Literal["finished", "begun", "to do"]
 
 
 def show_stages(recipe: Recipe, until: str, as_json: bool) -> None:
-    """Lists the stages of a recipe. Raises RunError where its folder belongs to another recipe."""
+    """Lists the stages of a recipe.
+
+    Raises RunError where its folder belongs to another recipe, ModelError or DataError where its model or data are
+    paths that lead nowhere.
+    """
     from spintune.run_folder import RunFolder
     from spintune.stages.schedule import expected_stages, folder_of
 
     RunFolder(recipe, lambda precision: precision).check()
+    check_paths(recipe)
     out = Path(recipe.out)
     found = []
     for stage in expected_stages(recipe, until):
@@ -33,6 +38,15 @@ def show_stages(recipe: Recipe, until: str, as_json: bool) -> None:
         newest = f", checkpoint of step {one['step']}" if "step" in one else ""
         print(f"{number:4}  {one['name']!s:{width}}  {one['state']}{newest}")
     print("A finished stage runs again if its model, data or settings have changed since.")
+
+
+def check_paths(recipe: Recipe) -> None:
+    """Raises ModelError or DataError where a recipe's model or data are paths that lead nowhere; asks no hub."""
+    from spintune.models.names import check_name
+    from spintune.stages.schedule import check_data_files
+
+    check_name(recipe.model)
+    check_data_files(recipe)
 
 
 def _state(out: Path, folder: str | None) -> tuple[State, int | None]:

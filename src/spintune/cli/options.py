@@ -48,7 +48,8 @@ Words = Annotated[
 Model = Annotated[str | None, typer.Option(help="Alias, local folder, GGUF file, or hub id[@revision].")]
 Data = Annotated[str | None, typer.Option(help="builtin:NAME, a local file, or a hub id.")]
 Heldout = Annotated[
-    str | None, typer.Option(help="Your own held-out examples, named as --data; then no part of --data is held out.")
+    str | None,
+    typer.Option(help="Your own held-out examples, named as the data is; then no part of the data is held out."),
 ]
 RunModel = Annotated[
     str | None,
@@ -59,9 +60,9 @@ RunModel = Annotated[
 ]
 Gpus = Annotated[
     int | None,
-    typer.Option("--gpus", help="Work on so many GPUs of this machine, a process on each; see also torchrun.", min=1),
+    typer.Option("--gpus", help="Use this many GPUs, one process each; for several nodes use torchrun.", min=1),
 ]
-Processes = Annotated[int | None, typer.Option("--processes", help="The same with processes on the CPU.", min=1)]
+Processes = Annotated[int | None, typer.Option("--processes", help="Use this many processes on the CPU.", min=1)]
 Out = Annotated[str | None, typer.Option(help="The run folder.")]
 
 

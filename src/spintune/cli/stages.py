@@ -107,7 +107,7 @@ def evaluate(
     heldout: Heldout = None,
     on: Annotated[
         list[str] | None,
-        typer.Option(help="ifeval, questions, heldout, spin-paper, a task of lm-evaluation-harness or a YAML file."),
+        typer.Option(help="ifeval, questions, mt-bench, heldout, spin-paper, a task of lm-eval or FILE.yaml."),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Ask only the first items of each.", min=1)] = None,
     out: Out = None,

@@ -10,30 +10,37 @@ from typer.core import TyperGroup
 from spintune.cli.suggestions import unknown_command
 from spintune.version import __version__
 
-SHORT_HELP = """\
-spintune: instruction tuning and self-play from one recipe and one command
-
-Begin   spintune init FILE                      look at data, write a recipe
-Train   spintune run RECIPE.yaml                all stages; again, it goes on
-        spintune sft --model MODEL --data FILE  fine-tune on your own data
-        spintune spin --model MODEL --data FILE self-play
-        spintune sweep RECIPE.yaml seed=0..4    many seeds and settings
-        spintune synth                          a teacher writes data
-Look    spintune plan RECIPE.yaml               time, memory and disk of a run
-        spintune inspect RECIPE.yaml            the very tokens of training
-        spintune mix RECIPE.yaml                a mixture of tasks
-        spintune watch RUN                      the same page while it goes on
-        spintune report RUN                     one page about a run
-        spintune compare RUN RUN                which model is better
-        spintune eval --model MODEL --on TASK   benchmarks
-        spintune verify RUN                     whether all files are whole
-Use     spintune chat RUN                       talk to the chosen model
-        spintune export RUN FOLDER              a folder to serve or upload
-        spintune pairs RUN FILE                 preference data for others
-Help    spintune recipes                        recipes to run or to copy
-        spintune doctor                         what is installed, or wrong
-        spintune schema                         a schema of recipes
-        spintune COMMAND --help                 all that a command takes"""
+_COMMANDS = (
+    ("Begin", "init FILE", "look at data, write a recipe"),
+    ("Train", "run RECIPE.yaml", "all stages; again, it goes on"),
+    ("", "sft --model MODEL --data FILE", "fine-tune on your own data"),
+    ("", "spin --model MODEL --data FILE", "self-play"),
+    ("", "sweep RECIPE.yaml seed=0..4", "many seeds and settings"),
+    ("", "synth", "a teacher writes data"),
+    ("Look", "plan RECIPE.yaml", "time, memory and disk of a run"),
+    ("", "inspect RECIPE.yaml", "the very tokens of training"),
+    ("", "mix RECIPE.yaml", "a mixture of tasks"),
+    ("", "watch RUN", "a run in the browser, live"),
+    ("", "report RUN", "one page about a run"),
+    ("", "compare RUN RUN", "which model is better"),
+    ("", "eval --model MODEL --on TASK", "benchmarks and own tasks"),
+    ("", "verify RUN", "whether all files are whole"),
+    ("Use", "chat RUN", "talk to the chosen model"),
+    ("", "export RUN FOLDER", "a folder to serve or upload"),
+    ("", "pairs RUN FILE", "preference data for others"),
+    ("Help", "recipes", "recipes to run or to copy"),
+    ("", "doctor", "what is installed, or wrong"),
+    ("", "schema", "a schema of recipes"),
+    ("", "COMMAND --help", "all that a command takes"),
+)
+SHORT_HELP = "\n".join(
+    (
+        "spintune: instruction tuning and self-play from one recipe and one command\n",
+        *(f"{group:8}spintune {usage:31}{told}" for group, usage, told in _COMMANDS),
+    )
+)
+IN_A_LINE = {usage.split()[0]: f"{told[0].upper()}{told[1:]}." for _, usage, told in _COMMANDS[:-1]}
+"""By command: what it does, in so few words that a list of commands has room for them."""
 
 
 class SpintuneGroup(TyperGroup):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spintune.cli.dry_run import check_paths
 from spintune.cli.options import Json, Quiet, RecipeFile, print_json, print_outcome
 from spintune.storage import cache_folder
 
@@ -124,6 +125,8 @@ def _show_plan(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool) -> 
     from spintune.sweeps.sharing import shared_with
 
     listed = []
+    for run in runs:
+        check_paths(run.recipe)
     for place, (run, shared) in enumerate(zip(plan.runs, shared_with([run.recipe for run in plan.runs]), strict=True)):
         if run in runs:
             copies = {part: plan.runs[other].name for part, other in shared.items() if other != place}

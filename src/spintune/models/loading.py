@@ -25,7 +25,7 @@ from transformers import (
 
 from spintune.downloads import conversion_shown, shown_progress
 from spintune.errors import ModelError, SpintuneError, StorageError, is_panic
-from spintune.hub import is_kept, only_if_reachable, refuse_missing_path
+from spintune.hub import is_kept, only_if_reachable
 from spintune.models.architecture import (
     auto_class,
     drop_marks,
@@ -40,6 +40,7 @@ from spintune.models.digests import model_digest
 from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import known_difference, split_digits, tell_of_difference
 from spintune.models.kept import kept_model
+from spintune.models.names import check_name
 from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.quantized import keep_layout, nf4_arguments
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
@@ -346,36 +347,18 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
 
     Raises ModelError when there is no such model.
     """
+    check_name(name)
     path = Path(name).expanduser()
     if name in ALIASES:
         return str(unpack_alias(name, cache)), {}
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"model file {name} does not exist")
         with _refusals(f"model {name!r}"):
             folder = converted(path, cache, _write_gguf)
         return (str(folder), {}) if folder else (str(path.parent), {"gguf_file": path.name})
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise ModelError(f"model folder {name} has no config.json; name a Hugging Face model folder")
         return str(path), {}
-    owner, _, rest = name.partition("/")
-    if owner and rest and "/" not in rest and not name.startswith((".", "~")):
-        refuse_missing_path(name)
-        repository, _, revision = name.partition("@")
-        return repository, {"revision": revision} if revision else {}
-    if rest:
-        raise ModelError(f"no model {name!r}: there is no such folder{_nearest_folder(path)}")
-    raise ModelError(
-        f"no model {name!r}: it is no alias ({', '.join(ALIASES)}), no folder, no .gguf file and no hub id (owner/name)"
-    )
-
-
-def _nearest_folder(path: Path) -> str:
-    """The part of a path that is there, in words."""
-    there = next((parent for parent in path.parents if parent.is_dir()), Path())
-    missing = path.relative_to(there).parts[0] if path.is_relative_to(there) else path.name
-    return f"; {there.absolute()} has no {missing}, check the path"
+    repository, _, revision = name.partition("@")
+    return repository, {"revision": revision} if revision else {}
 
 
 def model_identity(name: str, cache: Path) -> str:

@@ -79,11 +79,12 @@ class PlannedRows:
 
 def assumed_rows(recipe: Recipe, rows: int, tokens: int) -> PlannedRows:
     """Rows that the user states, with ``tokens`` each, a third of them of the prompt."""
-    tokens = min(tokens, recipe.data.max_length)
+    stated, tokens = tokens, min(tokens, recipe.data.max_length)
     held = _heldout(recipe, rows)
     trained = rows if recipe.data.heldout else rows - held
     shape = RowSizes((tokens // 3 or 1,) * 8, (tokens - (tokens // 3 or 1),) * 8, trained / 8)
-    how = f"{rows:,} rows of {tokens:,} tokens, as you say"
+    cut = f", cut to data.max_length {tokens:,}" if tokens < stated else ""
+    how = f"{rows:,} rows of {stated:,} tokens as you say{cut}"
     return PlannedRows(_part(recipe, "sft", shape), _part(recipe, "spin", shape), held, how, False)
 
 

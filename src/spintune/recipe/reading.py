@@ -18,6 +18,8 @@ from spintune.recipe.recipe import Recipe, SourceSection
 from spintune.recipe.yaml_files import parse_yaml, read_yaml
 from spintune.typed_json import JsonObject
 
+_SOURCES = ("data.train", "data.heldout")
+
 
 def load_recipe(path: Path | None, overrides: list[str] | None = None, base: JsonObject | None = None) -> Recipe:
     """Reads a recipe file, or starts from ``base``, and applies ``key.path=value`` overrides with values in YAML.
@@ -142,10 +144,24 @@ def _apply(values: JsonObject, override: str) -> None:
     if not separator or not all(parts):
         raise RecipeError(f"override {override!r} is not of the form key.path=value")
     target = values
-    for part in parts[:-1]:
-        if target.get(part) is None:
-            target[part] = {}
-        if not isinstance(target[part], dict):
+    for depth, part in enumerate(parts[:-1], 1):
+        section = _only_source(target.get(part), override) if ".".join(parts[:depth]) in _SOURCES else target.get(part)
+        if section is not None and not isinstance(section, dict):
             raise RecipeError(f"override {override!r}: {part} is not a section")
-        target[part] = target = dict(target[part])
+        target[part] = target = dict(section or {})
     target[parts[-1]] = parse_yaml(text, f"override {key}")
+
+
+def _only_source(sources: object, override: str) -> object:
+    """A source of data that is named alone, as a section. Raises RecipeError where there are several."""
+    if isinstance(sources, str):
+        return {"path": sources}
+    if not isinstance(sources, list) or not sources:
+        return sources
+    if len(sources) > 1:
+        key = ".".join(override.partition("=")[0].split(".")[:2])
+        raise RecipeError(
+            f"override {override!r}: {key} has {len(sources)} sources; give all of them, such as "
+            f"'{key}=[{{path: rows.jsonl, limit: 2}}, more.jsonl]'"
+        )
+    return _only_source(sources[0], override)

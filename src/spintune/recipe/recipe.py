@@ -57,9 +57,9 @@ class _AnySource(Section):
     """What sources of training and of held-out examples have."""
 
     path: str
-    """builtin:NAME, a data file (.json, .jsonl, .ndjson, .csv, .tsv, .xlsx, .parquet, .arrow or .feather, also with .gz
-    or .zst), a folder or pattern of such files (data/*.jsonl), a folder of save_to_disk, a hub id (owner/name), or
-    synth, the output of the synth section."""
+    """builtin:NAME, a data file (.json, .jsonl, .ndjson, .csv, .tsv, .xlsx, .parquet, .arrow or .feather, also with
+    .gz, .zst, .bz2 or .xz), a folder or pattern of such files (data/*.jsonl), a folder of save_to_disk, a hub id
+    (owner/name), or synth, the output of the synth section."""
     format: Annotated[str, known_in(FORMATS, AUTO)] = Field(
         AUTO, description=f"Row format: {', '.join(one.name for one in BUILTIN_FORMATS)}; auto decides by the keys."
     )

@@ -10,13 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
+from spintune.data.tables import open_tables
 from spintune.evaluation.selection import prompt_text
 from spintune.progress import TRIAL_STEPS, ExpectedStage, ExpectedTask
-from spintune.recipe import HELDOUT, Recipe, SftSection, SpinSection
+from spintune.recipe import HELDOUT, SYNTH, Recipe, SftSection, SpinSection
 from spintune.recipe.section import AUTO_RATE
 from spintune.records import Example
+from spintune.run_folder import MANIFEST
 from spintune.training.ladder_plan import BACKWARD, MIN_STEPS, SHARE, USUAL_RUNGS
 
 WRITE, DATA, MEASURE, SFT_TRAINING, BASELINE_TRAINING, EVALUATION = (
@@ -30,6 +33,15 @@ WRITE, DATA, MEASURE, SFT_TRAINING, BASELINE_TRAINING, EVALUATION = (
 _CHARACTERS = 4  # of a token
 _TEMPLATE = 12  # tokens that a chat template adds to a prompt
 _SAMPLE = 200  # examples whose length is looked at
+
+
+def check_data_files(recipe: Recipe) -> None:
+    """Raises DataError where a source is not there; not for a run that has read all of them, and without a network."""
+    if (Path(recipe.out) / "data" / MANIFEST).is_file():
+        return
+    for source in (*recipe.data.train, *(recipe.data.heldout or ())):
+        if source.path != SYNTH:
+            open_tables(source.path, source.split, source.config)
 
 
 def answers_of(iteration: int) -> str:
