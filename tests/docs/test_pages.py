@@ -201,6 +201,17 @@ def test_the_names_of_other_tools_are_printed(generate: ModuleType) -> None:
     assert "| `tokens_per_step` | `batch_size`, `per_device_train_batch_size`," in table
 
 
+def test_the_readme_counts_families_as_their_table_does() -> None:
+    paths: dict[str, set[str]] = {}
+    for family, path in re.findall(r"^\| `(.+?)` \| [^|]* \| (.+?) \|", PAGES["reference/families.md"], re.M):
+        paths.setdefault(family, set()).add(path)
+    best = [next(path for path in ("packed", "one at a time", "refused") if path in found) for found in paths.values()]
+    told = "{} compute many rows at once, {} one at a time".format(*map(best.count, ("packed", "one at a time")))
+    readme = " ".join(BESIDE["README.md"].split())
+    assert f"[{len(best)} families]" in readme
+    assert f"{told} (slower), and {best.count('refused')} are refused" in readme
+
+
 def test_every_page_is_in_the_navigation(all_pages: dict[str, str], generate: ModuleType) -> None:
     navigation = (REPOSITORY / "mkdocs.yml").read_text().partition("\nnav:")[2]
     added = [page for page in all_pages if page.startswith(generate.EXTEND)]
