@@ -1,6 +1,7 @@
-"""Reference pages that are printed from the code while the site is built, so they cannot go stale.
+"""Reference pages that are printed from the code.
 
-A hook of mkdocs: see ``hooks`` in mkdocs.yml. Without mkdocs, ``pages()`` gives the same Markdown by path.
+``python docs/generate.py`` writes those that can be read without the site; a test says when that is due. The page on
+Python consists of directives for mkdocstrings: a hook of mkdocs (``hooks`` in mkdocs.yml) adds it to the site.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from spintune.recipe.other_names import COUNTS, OTHER_NAMES
 
 EXTEND = "how-to/extend"
 """Pages in this folder join the navigation by themselves."""
+
+ONLY_IN_THE_SITE = "reference/python.md"
 
 RECIPE_INTRO = """# Recipe keys
 
@@ -68,7 +71,7 @@ def pages() -> dict[str, str]:
         "reference/recipe.md": recipe_page(),
         "reference/commands.md": commands_page(),
         "reference/exit-codes.md": exit_codes_page(),
-        "reference/python.md": python_page(),
+        ONLY_IN_THE_SITE: python_page(),
     }
 
 
@@ -355,9 +358,14 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the generated pages to the site."""
+    """Adds the page on Python to the site."""
     from mkdocs.structure.files import File
 
-    for path, content in pages().items():
-        files.append(File.generated(config, path, content=content))
+    files.append(File.generated(config, ONLY_IN_THE_SITE, content=python_page()))
     return files
+
+
+if __name__ == "__main__":
+    for place, text in pages().items():
+        if place != ONLY_IN_THE_SITE:
+            Path(__file__).with_name("reference").joinpath(Path(place).name).write_text(text)

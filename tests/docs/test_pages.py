@@ -87,6 +87,12 @@ def all_pages(generate: ModuleType) -> dict[str, str]:
 # What is printed from the code --------------------------------------------------------------------------------------
 
 
+def test_the_printed_pages_are_what_the_code_prints(generate: ModuleType) -> None:
+    printed = {path: text for path, text in generate.pages().items() if path != generate.ONLY_IN_THE_SITE}
+    assert len(printed) == 3
+    assert [path for path, text in printed.items() if PAGES.get(path) != text] == [], "run python docs/generate.py"
+
+
 def test_every_recipe_key_is_in_the_reference(all_pages: dict[str, str]) -> None:
     from spintune.recipe import recipe_schema
 
