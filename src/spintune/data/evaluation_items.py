@@ -35,8 +35,9 @@ class EvaluationItem:
 def evaluation_items(path: str) -> Iterator[EvaluationItem]:
     """Every item of a source, in its order.
 
-    Rows in a format of training data give their conversations, where an answer may be null or missing. Any other row
-    is one item: its longest text is the prompt. Raises DataError for a source without rows, and for a row without text.
+    Rows in a format of training data give their conversations, where an answer may be null, missing or a number. Any
+    other row is one item: its longest text is the prompt. Raises DataError for a source without rows, for a row without
+    text, and for the first row that cannot be read.
     """
     empty = True
     for open_table in open_tables(path, "train"):
@@ -63,12 +64,8 @@ def _reader(path: str, table: str, head: list[FileRow]) -> RowReader | None:
 
 def _items(row: FileRow, reader: RowReader | None) -> list[EvaluationItem]:
     if reader:
-        try:
-            found = reader.conversations(_answered(row, reader.format))
-        except DataError:  # such as a choice by number: {question, choices, answer: 2}
-            pass
-        else:
-            return [_item(Example(one.messages, row.where, one.tools)) for one in found]
+        found = reader.conversations(_answered(row, reader.format))
+        return [_item(Example(one.messages, row.where, one.tools)) for one in found]
     texts = list(_texts(row.values))
     if not texts:
         raise DataError(f"{row.where}: holds no text; delete the row")
@@ -81,9 +78,10 @@ def _item(example: Example) -> EvaluationItem:
 
 
 def _answered(row: FileRow, format: Format) -> FileRow:
-    """The row, with an empty answer where it has none."""
+    """The row, with an empty answer where it has none, and a number, such as that of a choice, as a text."""
     keys = max(format.keys, key=lambda keys: sum(row.values.get(key) is not None for key in keys))
     values = {**row.values, **{key: "" for key in keys if row.values.get(key) is None}}
+    values |= {key: str(values[key]) for key in keys[1:] if isinstance(values[key], int | float)}
     turns = values[keys[0]] if len(keys) == 1 else None
     if isinstance(turns, list) and turns and not is_answer(turns[-1]):
         values[keys[0]] = [*turns, {"role": "assistant", "content": ""}]

@@ -32,8 +32,8 @@ _SHARE_OF_FREE = 0.6
 """What :class:`spintune.engine.sharded.ShardedModel` lets all weights take of a GPU's free memory."""
 
 _HEAP = 0.3
-"""Freed pieces that a CPU's pool keeps (:mod:`spintune.kernels.allocator`), and small tensors beside it, as a share of the
-activations of a call. Measured in whole runs of 12 and 135 million weights: 0.3 to 0.5, and 0.9 where layers are
+"""Freed pieces that a CPU's pool keeps (:mod:`spintune.kernels.allocator`), and small tensors beside it, as a share of
+the activations of a call. Measured in whole runs of 12 and 135 million weights: 0.3 to 0.5, and 0.9 where layers are
 recomputed, which have few (docs/lab/plan.md)."""
 
 _GUESSED_WIDTHS = 34

@@ -137,8 +137,9 @@ class RunContext:
     @cached_property
     def task_digests(self) -> list[str]:
         """What decides prompts, targets and right answers of the mixture's tasks."""
-        mixture = self.recipe.data.mixture
-        return [task.digest for task in load_section(mixture, self.recipe.data.on_bad_row or "stop").tasks] if mixture else []
+        data = self.recipe.data
+        found = load_section(data.mixture, data.on_bad_row or "stop").tasks if data.mixture else ()
+        return [task.digest for task in found]
 
     @cached_property
     def selection(self) -> list[Example]:
