@@ -111,6 +111,14 @@ def test_what_overlaps_with_evaluation_data_is_removed(seeds: list[SeedTask], tm
         {"question_id": 81, "category": "writing", "turns": ["t1 u1 v1 w1", "Again."]},
         {"question": "t1 u1 v1 w1", "choices": ["u1 v1", "w1"], "answer": 1},
         {"text": "t1 u1 v1 w1"},
+        {"id": "squad/validation/5733be284776f41900661182/1", "query": "t1 u1 v1 w1"},
+        {
+            "context": "A long text about something else altogether.",
+            "question": "t1 u1 v1 w1",
+            "answers": {"text": ["a"]},
+        },
+        {"question": "t1 u1 v1 w1", "answer": ["a", "b"]},
+        {"question": "t1 u1 v1 w1", "answer": {"value": "a", "aliases": ["b"]}},
     ],
 )
 def test_evaluation_prompts_are_kept_out_with_or_without_an_answer(
@@ -131,6 +139,21 @@ def test_an_empty_cell_of_a_table_is_no_answer_either(tmp_path: Path) -> None:
     evaluation = EvaluationTexts.read([str(exam)])
     assert [text.strip() for text in evaluation.texts[str(exam)]] == ["Who?", "Who?", "Where?", "Where?\n\nHere"]
     assert evaluation.sources == {str(exam): [f"{exam}:2", f"{exam}:3"]}
+
+
+def test_rows_of_another_shape_than_the_first_ones_are_items_too(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    first = '{"question": "Who?", "answer": "I"}\n' * 10
+    exam.write_text(first + '{"prompt": "Who won the cup?"}\n{"question": null, "answer": "Nobody"}\n')
+    texts = EvaluationTexts.read([str(exam)]).texts[str(exam)]
+    assert texts[:2] == ["Who?", "Who?\n\nI"]
+    assert texts[20:] == ["Who won the cup?", "Who won the cup?", "Nobody", "Nobody"]
+
+
+def test_choices_belong_to_the_text_of_an_evaluation_item(tmp_path: Path) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"question": "Who?", "choices": ["I", "You"], "answer": 1}\n')
+    assert EvaluationTexts.read([str(exam)]).texts[str(exam)] == ["Who?", "Who?\n\nI\n\nYou"]
 
 
 def test_an_evaluation_row_without_text_is_named(tmp_path: Path) -> None:

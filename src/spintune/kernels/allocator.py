@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import logging
 import os
 from functools import cache
 
-from spintune.kernels.native.build import kernels
+from spintune.kernels.native.build import kernels, require
+
+log = logging.getLogger(__name__)
 
 SWITCH = "SPINTUNE_POOL"
 """off, no or 0: tensors are left to torch's own memory."""
@@ -16,21 +20,36 @@ SWITCH = "SPINTUNE_POOL"
 def reuse_memory() -> bool:
     """Takes the memory of large tensors from a pool of ours, from now on; says whether that is so.
 
-    Without compiled code, or where the system or torch does not let us, glibc keeps what was freed. That saves page
-    faults (2.2 million in two steps of SmolLM2-135M on 2 cores, 0.6 million so), but holes between tensors are lost.
+    Where there is none (:func:`why_no_pool`), glibc keeps what was freed. That saves page faults (2.2 million in two
+    steps of SmolLM2-135M on 2 cores, 0.6 million so), but holes between tensors are lost. Call it when computing begins
+    and not before: with a single heap of glibc, a tokenizer's threads take twice as long.
     """
-    library = kernels()
-    if library is None or os.environ.get(SWITCH, "").lower() in ("0", "off", "no") or not library.pool_begin():
+    reason = why_no_pool() or ("" if require().pool_begin() else "torch or the system does not let us")
+    if reason:
+        log.info("tensors are in torch's own memory: %s", reason)
         _tune_glibc()
-        return False
-    library.pool_kept.restype = ctypes.c_size_t
-    return True
+    return not reason
+
+
+def why_no_pool() -> str | None:
+    """Why tensors cannot be in the pool, as far as is known before it begins; None if nothing speaks against it."""
+    if os.environ.get(SWITCH, "").lower() in ("0", "off", "no"):
+        return f"switched off by {SWITCH}"
+    if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
+        return "THP_MEM_ALLOC_ENABLE asks torch for huge pages of its own"
+    if kernels() is None:
+        return "there is no compiled code here"
+    if not require().pool_can_begin():
+        return "this torch has another allocator"  # on Arm, and where it is built so
+    return None
 
 
 def kept_memory() -> int:
     """Bytes that this process freed and still holds."""
-    library = kernels()
-    pooled = int(library.pool_kept()) if library and reuse_memory() else 0
+    library, pooled = kernels(), 0
+    if library is not None:
+        library.pool_kept.restype = ctypes.c_size_t
+        pooled = int(library.pool_kept())
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except (OSError, AttributeError, TypeError):  # not glibc, or an old one; the last on Windows
@@ -41,9 +60,13 @@ def kept_memory() -> int:
 
 def give_back_memory() -> None:
     """Returns what was freed to the system."""
-    library = kernels()
-    if library and reuse_memory():
-        library.pool_give_back()
+    if reuse_memory.cache_info().currsize == 0:
+        return  # nothing was computed
+    if reuse_memory():
+        require().pool_give_back()
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc; the last on Windows
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tune_glibc() -> None:

@@ -14,6 +14,7 @@ from spintune.engine.query import Query
 from spintune.engine.rotary import layers_of
 from spintune.generation.batch import GenerationLimits, fitting_slots
 from spintune.generation.decoder import cache_width
+from spintune.kernels.allocator import why_no_pool
 from spintune.kernels.linear import linear_layers
 from spintune.models.quantized import bytes_of, pack_on_meta
 from spintune.plan.calls import Calls
@@ -31,10 +32,10 @@ _HEAD_BYTES = 512 * 2**20
 _SHARE_OF_FREE = 0.6
 """What :class:`spintune.engine.sharded.ShardedModel` lets all weights take of a GPU's free memory."""
 
-_HEAP = 0.3
-"""Freed pieces that a CPU's pool keeps (:mod:`spintune.kernels.allocator`), and small tensors beside it, as a share of
-the activations of a call. Measured in whole runs of 12 and 135 million weights: 0.3 to 0.5, and 0.9 where layers are
-recomputed, which have few (docs/lab/plan.md)."""
+_POOLED, _UNPOOLED = 0.5, 1.6
+"""Freed pieces that a CPU keeps, and small tensors, as a share of the activations of a call: in the pool of
+:mod:`spintune.kernels.allocator`, and without it. Measured in whole runs of 12 and 135 million weights: 0.3 to 0.5, and
+0.9 where layers are recomputed, which have few; without the pool 0.7 to 1.7, and more with adapters."""
 
 _GUESSED_WIDTHS = 34
 """Numbers that a layer keeps of each token, in widths of the model, where no rehearsal is possible (arXiv 2205.05198,
@@ -53,7 +54,7 @@ class MemoryParts:
         gathered: weights and gradients of the layers at work, whole, where all else is sharded; of all layers while
             answers are written, if they fit.
         snapshot: the copy of weights and moments that a checkpoint is written from, where that is the same memory.
-        heap: freed pieces that a CPU's pool keeps, where calls of another size cannot use them.
+        heap: freed pieces that a CPU keeps, where calls of another size cannot use them.
         context: what Python and its libraries hold on the device.
     """
 
@@ -155,16 +156,19 @@ class MemoryPlan:
             logits,
             gathered=self._gathered() if self.sharded else 0,
             snapshot=copied * kept.checkpoint,
-            heap=0 if self.target.on_gpu else round(_HEAP * new),
+            heap=0 if self.target.on_gpu else round((_UNPOOLED if why_no_pool() else _POOLED) * new),
             context=self.target.context,
         )
         return parts, how
 
-    def generation(self, prompts: int, longest_prompt: int, longest_answer: int, moments: int = 0) -> MemoryParts:
+    def generation(
+        self, prompts: int, longest_prompt: int, longest_answer: int, moments: int = 0, checks: bool = False
+    ) -> MemoryParts:
         """The parts while answers are written.
 
         Args:
             moments: bytes that are kept meanwhile, as in the middle of training.
+            checks: the texts by which a generator is checked are written in the type of the weights.
         """
         limits = GenerationLimits()
         most = limits.cache_bytes(torch.device("cpu")) if not self.target.on_gpu else (self.target.memory or 0) // 4
@@ -174,7 +178,7 @@ class MemoryPlan:
         if not self.shape.config.is_encoder_decoder:
             per_slot = self.cache_width * (longest_prompt + longest_answer) * self.dtype.itemsize
             cache = fitting_slots(slots, per_slot, most or per_slot * slots) * per_slot
-        products = (self.autocast or self.dtype).itemsize
+        products = (self.dtype if checks else self.autocast or self.dtype).itemsize
         copied = sum(layer.weight.numel() * products for layer in linear_layers(self.model))
         rounds = not self.target.on_gpu or self.dtype != (self.autocast or self.dtype)
         copies = copied if rounds and copied <= most // 2 and prompts > 1 and not self.sharded else 0

@@ -177,7 +177,7 @@ class Planner:
             prompts = sizes.rows * (self.recipe.spin.negatives if self.recipe.spin else 1)
             return larger(training, plan.generation(prompts, max(sizes.prompts), written)), how
         # a few short texts, by which the generator is checked
-        return larger(training, plan.generation(2, 1, 1)), how
+        return larger(training, plan.generation(2, 1, 1, checks=True)), how
 
     def stages(self, needs: Operations, rates: Rates | None) -> list[StagePlan]:
         """Every stage that computes, in order."""

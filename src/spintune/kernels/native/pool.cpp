@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <set>
@@ -29,8 +29,7 @@ namespace {
 
 constexpr size_t LEAST = 32 << 10;
 constexpr size_t ALIGNMENT = 64;       // what torch asks for
-constexpr size_t GROWTH = 32 << 20;    // the range is made readable in such steps; a multiple of a huge page
-constexpr size_t HUGE_PAGE = 2 << 20;
+constexpr size_t GROWTH = 32 << 20;    // the range is made readable in such steps
 
 #if defined(__aarch64__)
 constexpr unsigned CALLED = R_AARCH64_JUMP_SLOT, NAMED = R_AARCH64_GLOB_DAT;
@@ -44,23 +43,24 @@ size_t page_bytes() { return size_t(sysconf(_SC_PAGESIZE)); }
 
 class Pool {
  public:
-  // Reserves addresses, which costs nothing until they are used. False where the system refuses.
+  // Reserves addresses, which costs nothing until they are used: for twice the memory of the machine, or for less where the
+  // process may have no more of them. False where the system refuses.
   bool reserve() {
     const size_t memory = size_t(sysconf(_SC_PHYS_PAGES)) * page_bytes();
-    size_ = rounded_up(2 * memory, GROWTH);
-    void* found = mmap(nullptr, size_ + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (found == MAP_FAILED) return false;
-    begin_ = reinterpret_cast<char*>(rounded_up(reinterpret_cast<size_t>(found), HUGE_PAGE));
-    madvise(begin_, size_, MADV_HUGEPAGE);  // fewer page faults, where the system has huge pages
-    top_ = touched_ = readable_ = begin_;
-    return true;
+    for (size_ = rounded_up(2 * memory, GROWTH); size_ >= memory / 4; size_ = rounded_up(size_ / 2, GROWTH)) {
+      // not MAP_NORESERVE: then the system would also grant what it does not have, and kill the process later
+      void* found = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (found == MAP_FAILED) continue;
+      begin_ = top_ = touched_ = readable_ = static_cast<char*>(found);
+      return true;
+    }
+    return false;
   }
 
   bool holds(const void* place) const { return place >= begin_ && place < begin_ + size_; }
 
   // A piece of `size` bytes; null where there is no room for it.
   void* take(size_t size) {
-    size = rounded_up(size, ALIGNMENT);
     std::lock_guard<std::mutex> lock(mutex);
     char* place = top_;
     const auto fit = free_.lower_bound({size, nullptr});
@@ -69,13 +69,13 @@ class Pool {
       place = found;
       free_.erase(fit);
       if (whole > size) {
-        pieces_[place + size] = {whole - size, false, pieces_[place].dropped};
+        pieces_[place + size] = {whole - size, false};
         free_.insert({whole - size, place + size});
       }
     } else if (!extend(size)) {
       return nullptr;
     }
-    pieces_[place] = {size, true, false};
+    pieces_[place] = {size, true};
     return place;
   }
 
@@ -94,21 +94,18 @@ class Pool {
     }
   }
 
-  // Bytes that were used and are free now, which the process still holds.
+  // Bytes of free pieces that the process still holds.
   size_t kept() {
     std::lock_guard<std::mutex> lock(mutex);
-    size_t bytes = touched_ - top_;
-    for (const auto& [size, place] : free_) bytes += pieces_[place].dropped ? 0 : size;
+    size_t bytes = held(top_, touched_);
+    for (const auto& [size, place] : free_) bytes += held(place, place + size);
     return bytes;
   }
 
   // Returns the pages of free pieces to the system.
   void give_back() {
     std::lock_guard<std::mutex> lock(mutex);
-    for (const auto& [size, place] : free_) {
-      drop(place, place + size);
-      pieces_[place].dropped = true;
-    }
+    for (const auto& [size, place] : free_) drop(place, place + size);
     drop(top_, touched_);
     touched_ = top_;
   }
@@ -118,7 +115,7 @@ class Pool {
  private:
   struct Piece {
     size_t size;
-    bool used, dropped;  // whether a tensor has it; whether its pages went back to the system
+    bool used;
   };
   using Pieces = std::map<char*, Piece>;
 
@@ -127,7 +124,6 @@ class Pool {
     free_.erase({piece->second.size, piece->first});
     free_.erase({next->second.size, next->first});
     piece->second.size += next->second.size;
-    piece->second.dropped &= next->second.dropped;
     pieces_.erase(next);
     return piece;
   }
@@ -144,10 +140,29 @@ class Pool {
     return true;
   }
 
-  static void drop(char* from, char* to) {
+  // The whole pages between two places.
+  static std::pair<char*, size_t> pages(char* from, char* to) {
     const size_t first = rounded_up(reinterpret_cast<size_t>(from), page_bytes());
     const size_t last = reinterpret_cast<size_t>(to) / page_bytes() * page_bytes();
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+    return {reinterpret_cast<char*>(first), first < last ? last - first : 0};
+  }
+
+  static void drop(char* from, char* to) {
+    const auto [place, size] = pages(from, to);
+    if (size) madvise(place, size, MADV_DONTNEED);
+  }
+
+  static size_t held(char* from, char* to) {
+    auto [place, left] = pages(from, to);
+    unsigned char in_memory[1024];
+    size_t count = 0;
+    while (left) {
+      const size_t part = std::min(left, sizeof in_memory * page_bytes());
+      if (mincore(place, part, in_memory)) return 0;
+      for (size_t page = 0; page < part / page_bytes(); ++page) count += in_memory[page] & 1;
+      place += part, left -= part;
+    }
+    return count * page_bytes();
   }
 
   Pieces pieces_;                             // all below top_, one behind the other
@@ -160,7 +175,7 @@ Pool* pool;  // never destroyed: tensors may outlive everything else
 
 int take(void** result, size_t alignment, size_t size) {
   if (size >= LEAST && alignment <= ALIGNMENT) {
-    if (void* place = pool->take(size)) {
+    if (void* place = pool->take(rounded_up(size, ALIGNMENT))) {
       *result = place;
       return 0;
     }
@@ -188,13 +203,19 @@ class Table {
       std::map<ElfW(Sxword), size_t> facts;
       const auto* entry = reinterpret_cast<const ElfW(Dyn)*>(start);
       for (; entry->d_tag != DT_NULL; ++entry) facts[entry->d_tag] = entry->d_un.d_val;
+      for (const auto tag : {DT_JMPREL, DT_RELA, DT_SYMTAB, DT_STRTAB}) {
+        if (facts[tag] && facts[tag] < info.dlpi_addr) facts[tag] += info.dlpi_addr;  // not every loader has added it
+      }
       read(info.dlpi_addr, facts, facts[DT_JMPREL], facts[DT_PLTRELSZ]);
       read(info.dlpi_addr, facts, facts[DT_RELA], facts[DT_RELASZ]);
     }
   }
 
-  // Whether it has both functions, and the system lets us write there.
-  bool opens() const { return !takers_.empty() && !givers_.empty() && open(takers_) && open(givers_); }
+  // Whether it has both functions.
+  bool is_there() const { return !takers_.empty() && !givers_.empty(); }
+
+  // Whether the system lets us write there.
+  bool opens() const { return open(takers_) && open(givers_); }
 
   void put(void* taker, void* giver) const {
     put(givers_, giver);  // before any piece can be given
@@ -249,6 +270,13 @@ int read_if_torch(dl_phdr_info* info, size_t, void* table) {
 
 }  // namespace
 
+// Whether this torch gets its memory as `pool_begin` expects.
+extern "C" int pool_can_begin() {
+  Table table;
+  dl_iterate_phdr(read_if_torch, &table);
+  return table.is_there();
+}
+
 // From now on large tensors are in the pool. 0 where the system or this torch does not let them.
 extern "C" int pool_begin() {
   static std::mutex once;
@@ -256,8 +284,8 @@ extern "C" int pool_begin() {
   if (pool) return 1;
   Table table;
   dl_iterate_phdr(read_if_torch, &table);
-  auto* made = new Pool;
-  if (!table.opens() || !made->reserve()) return 0;
+  static Pool* const made = new Pool;
+  if (!table.is_there() || !made->reserve() || !table.opens()) return 0;
   pool = made;
   pthread_atfork([] { pool->mutex.lock(); }, [] { pool->mutex.unlock(); }, [] { pool->mutex.unlock(); });
   table.put(reinterpret_cast<void*>(take), reinterpret_cast<void*>(give));
