@@ -198,6 +198,29 @@ def test_the_identity_is_that_of_the_contents_wherever_they_lie(tiny_model, tmp_
     assert model_identity(str(folder), tmp_path / "file") == before
 
 
+def test_the_identity_is_that_of_the_files_that_are_loaded(tiny_model, tmp_path):
+    """What a training run leaves beside a model, and weights in a format that is not read, do not count."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    before = model_identity(str(folder), tmp_path)
+    left = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "all_results.json")
+    for name in (*left, "training_args.bin", "pytorch_model.bin", "model.onnx", "model-Q4.gguf", "README.md"):
+        (folder / name).write_text("{}")
+    assert model_identity(str(folder), tmp_path) == before
+    for name in ("chat_template.jinja", "vocab.txt", "extra.model", "model-00002.safetensors", "code.py"):
+        (folder / name).write_text("{}")
+        assert model_identity(str(folder), tmp_path) != before
+        (folder / name).unlink()
+    (folder / "model.safetensors").unlink()  # pytorch_model.bin is loaded
+    bare = model_identity(str(folder), tmp_path)
+    (folder / "pytorch_model.bin").write_text("{ }")
+    assert model_identity(str(folder), tmp_path) != bare
+    (folder / "model.safetensors.index.json").write_text("{}")
+    indexed = model_identity(str(folder), tmp_path)
+    (folder / "pytorch_model.bin").unlink()
+    assert model_identity(str(folder), tmp_path) == indexed
+
+
 @pytest.mark.slow
 def test_the_alias_packs_and_scores_as_transformers_does(smollm2, cache):
     (alias,) = ALIASES

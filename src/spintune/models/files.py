@@ -13,9 +13,14 @@ from huggingface_hub import model_info, try_to_load_from_cache
 from transformers.utils import cached_file, logging
 
 from spintune.errors import ModelError
+from spintune.storage import is_note
 from spintune.typed_json import JsonObject
 
 GENERATION_CONFIG = "generation_config.json"
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_SETTINGS = (".json", ".jinja", ".py", ".txt", ".model", ".spm", ".tiktoken", ".vocab", ".bpe", ".codes")
+"""Kinds of files with a config, a chat template, code or a vocabulary."""
+_OF_TRAINING = ("trainer_state.json", "*_results.json")  # what transformers' Trainer writes beside a model
 
 
 def read_file(location: str, arguments: Mapping[str, str], name: str) -> JsonObject | None:
@@ -67,6 +72,24 @@ def _listing(repository: str, revision: str | None) -> frozenset[str] | None:
         return frozenset(file.rfilename for file in found)
     except Exception:  # offline, no such repository, no access: loading says so
         return None
+
+
+def loaded_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide what is loaded, by name: settings, vocabulary and one format of weights.
+
+    As transformers does, safetensors are read before pytorch_model.bin. What a training run left beside them, such as
+    optimizer.pt, is not read.
+    """
+    weights = ["*.safetensors"]
+    if not any((folder / name).is_file() for name in _SAFETENSORS):
+        weights.append("pytorch_model*.bin")
+
+    def is_loaded(file: Path) -> bool:
+        if is_note(file.name) or any(file.match(pattern) for pattern in _OF_TRAINING):
+            return False
+        return file.suffix in _SETTINGS or any(file.match(pattern) for pattern in weights)
+
+    return [file for file in sorted(folder.iterdir()) if is_loaded(file) and file.is_file()]
 
 
 def end_ids(settings: object) -> frozenset[int]:

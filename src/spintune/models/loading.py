@@ -37,7 +37,7 @@ from spintune.models.architecture import (
 from spintune.models.checks import check_files
 from spintune.models.converted import converted
 from spintune.models.digests import model_digest
-from spintune.models.files import GENERATION_CONFIG, end_ids, one_line, quiet_transformers, read_file
+from spintune.models.files import GENERATION_CONFIG, end_ids, loaded_files, one_line, quiet_transformers, read_file
 from spintune.models.gguf_tokenizer import known_difference, split_digits, tell_of_difference
 from spintune.models.kept import kept_model
 from spintune.models.names import check_name
@@ -45,7 +45,7 @@ from spintune.models.packaged import ALIASES, fetch_packaged
 from spintune.models.quantized import keep_layout, nf4_arguments
 from spintune.models.saving import SourceFiles, read_source_files, rehearse_saving, save_folder
 from spintune.models.unread import UnreadWeights, few_layers, unread_model
-from spintune.storage import digest_json, is_note
+from spintune.storage import digest_json
 from spintune.threads import follow_quota
 from spintune.tokens.rendering import build_renderer, check_embeddings
 from spintune.tokens.rows import RowRenderer, Turns
@@ -364,7 +364,7 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
 def model_identity(name: str, cache: Path) -> str:
     """A digest that changes when the model does: of an alias's weights, a folder's or file's contents, or a hub id.
 
-    Where a local model is does not count, nor do files that nobody loads, such as README.md.
+    Where a local model is does not count, nor do files that are not loaded, such as README.md or optimizer.pt.
     Raises ModelError when there is no such model.
     """
     if name in ALIASES:
@@ -379,8 +379,7 @@ def model_identity(name: str, cache: Path) -> str:
         return digest_json([location, arguments])
     if arguments:
         return model_digest(folder / arguments["gguf_file"], cache)
-    read = [file for file in sorted(folder.iterdir()) if file.is_file() and not is_note(file.name)]
-    return digest_json([(file.name, model_digest(file, cache)) for file in read])
+    return digest_json([(file.name, model_digest(file, cache)) for file in loaded_files(folder)])
 
 
 def unpack_alias(name: str, cache: Path) -> Path:
