@@ -175,7 +175,8 @@ def test_a_stop_token_of_another_tokenizer_is_cut_off_every_answer(tmp_path: Pat
         ({"tools": [{"description": "x"}]}, "tools 1: a row without a name ('name' is missing)"),
         ({"tools": ["x"]}, "'tools' is a text, not a list of tools; it is not valid JSON"),
         ({"thinking": "One way.", "reasoning": "Another way."}, "'thinking' and 'reasoning' hold different reasoning"),
-        ({"reasoning": ["One.", "Two."]}, "'reasoning' is a list, not a text; give it as one text"),
+        ({"reasoning": ["One.", "Two."]}, "'reasoning' is a list, not a text; give it as one text, or remove"),
+        ({"thinking": {"text": "One."}}, "'thinking' is an object, not a text; give it as one text, or remove the key"),
     ],
 )  # fmt: skip
 def test_a_key_with_a_meaning_and_no_usable_value_is_one_line(
@@ -329,9 +330,17 @@ def test_thinking_parts_are_reasoning(tmp_path: Path) -> None:
     assert one(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "content": parts}]}).messages == (USER, THOUGHT)
 
 
-@pytest.mark.parametrize("setting", ["on", "Off", "high", "none", True, False, "", None, []])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("on", "Off", "high", "none", "adaptive", "unknown", "extended", True, False, "", None, []),
+        *(0, 1, 1024, -1, 0.5, "0", "1024", " -1 "),
+        *({"type": "enabled", "budget_tokens": 1024}, {"effort": "high", "summary": None}, {"max_tokens": "2000"}),
+    ],
+)
 def test_a_reasoning_setting_is_no_reasoning(tmp_path: Path, setting: Any) -> None:
     assert one(tmp_path, {"prompt": "Hi", "response": "Hello", "reasoning": setting}).messages == (USER, ASSISTANT)
+    assert one(tmp_path, {"messages": [CHAT[0], {**CHAT[1], "thinking": setting}]}).messages == (USER, ASSISTANT)
 
 
 @pytest.mark.parametrize("text", ["因为二加二等于四，所以答案是四。", "12*4=48", "Politeness."])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 
 import orjson
@@ -19,8 +20,10 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 _ON, _OFF = ("true", "1", "1.0"), ("false", "0", "0.0")
 _REASONING_SETTINGS = frozenset((*_ON, *_OFF, "on", "off", "yes", "no", "none", "null", "auto", "default", "enabled",
-                                 "disabled", "minimal", "low", "medium", "high", "xhigh", "max"))  # fmt: skip
+                                 "disabled", "adaptive", "extended", "unknown", "minimal", "low", "medium", "high",
+                                 "xhigh", "max", "concise", "detailed", "summarized", "omitted"))  # fmt: skip
 """Values of a reasoning key that set how a model was asked to think."""
+_NUMBER = re.compile(r"[+-]?[0-9][0-9.,_]*")  # of tokens to think, or a share
 
 
 def is_blank(value: object) -> bool:
@@ -87,20 +90,29 @@ def without_nulls(value: object) -> object:
 def reasoning_of(row: FileRow) -> str:
     """The reasoning under one of the keys :data:`REASONING`; "" where there is none.
 
-    A boolean or a setting such as "on" or "high" is none. Raises DataError when two keys differ, and for other values
-    than text.
+    A boolean, a number, a setting such as "on" or "high", or an object of them is none. Raises DataError when two keys
+    differ, and for other values than text.
     """
     if _REASONING.isdisjoint(row.values):
         return ""
-    found = {key: row.text(key, "reasoning") for key in REASONING if not _is_setting(row.values.get(key))}
+    found = {key: _reasoning_text(row, key) for key in REASONING if not _is_setting(row.values.get(key))}
     if len(set(found.values())) > 1:
         names = " and ".join(f"'{row.named(key)}'" for key in found)
         raise RowError(f"{row.where}: {names} hold different reasoning; keep one of them", "two_reasonings")
     return next(iter(found.values()), "")
 
 
+def _reasoning_text(row: FileRow, key: str) -> str:
+    if isinstance(value := row.values[key], str):
+        return value
+    raise row.wrong(key, "a text", "give it as one text, or remove the key if it holds settings")
+
+
 def _is_setting(value: object) -> bool:
     """Whether a value under a reasoning key says nothing, or only how a model was asked to think."""
     if isinstance(value, str):
-        return not (text := value.strip()) or text.lower() in _REASONING_SETTINGS
-    return isinstance(value, bool) or is_blank(value)
+        text = value.strip()
+        return not text or text.lower() in _REASONING_SETTINGS or _NUMBER.fullmatch(text) is not None
+    if isinstance(value, dict):
+        return all(map(_is_setting, value.values()))
+    return isinstance(value, int | float) or is_blank(value)
