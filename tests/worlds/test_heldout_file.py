@@ -209,6 +209,23 @@ def test_held_out_prompts_that_the_model_was_trained_on_are_counted(run: Run, tm
     assert len(told("both", second, eval_fraction=0.4)) == 2
 
 
+def test_a_damaged_run_that_trained_the_model_is_a_note(run: Run, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    run(first, spin=None, eval=[])
+
+    def notes(name: str, **data: Any) -> list[str]:
+        watching = Watching()
+        run(tmp_path / name, watching, model=str(first / "sft/model"), data=data, **ONLY_DATA)
+        return [note for note in watching.notes if "was trained on held-out prompts" in note]
+
+    for damaged in ("data/train.jsonl", "recipe.json"):
+        (first / damaged).write_text("{\n")
+        (note,) = notes(f"after {damaged[:4]}")
+        assert damaged in note
+        assert "\n" not in note
+    assert notes("none held out", eval_fraction=0) == []
+
+
 def test_of_a_run_with_self_play_on_unseen_prompts_sft_knows_the_seen_ones(run: Run, tmp_path: Path) -> None:
     watching = Watching()
     run(tmp_path / "first", spin={"prompts": "unseen", "iterations": 1}, eval=[])

@@ -123,7 +123,7 @@ def without_prompts_of(
     >>> [example.prompt[0].content for example in without_prompts_of(rows, rows[1:2])]
     ['a', 'c']
     """
-    known = {_hash(example.prompt, 0) for example in heldout}
+    known = {_hash(example.prompt, 0) for example in _told(heldout, progress)}
     others = (_hash(example.prompt, 0) not in known for example in _told(examples, progress))
     return Masked(examples, np.packbits(np.fromiter(others, bool, len(examples))))
 

@@ -19,7 +19,7 @@ from spintune.data.split import (
     without_trained_turns,
 )
 from spintune.data.tables import source_digest
-from spintune.errors import DataError
+from spintune.errors import DataError, SpintuneError
 from spintune.mixtures.mixture import Mixture, load_mixture
 from spintune.mixtures.report import materialize
 from spintune.models.loading import load_tokenizer
@@ -83,14 +83,22 @@ def data_stage(context: RunContext) -> DataFacts:
             facts = replace(facts, seen=len(seen), unseen=len(unseen))
             context.progress.note(f"{facts.training}; self-play plays on those {_PLAYED[context.prompts]}")
         context.run.finish("data", inputs, files, facts)
-        _warn_of_trained_prompts(context)
+        if facts.heldout:
+            _warn_of_trained_prompts(context)
     return facts
 
 
 def _warn_of_trained_prompts(context: RunContext) -> None:
     """Says how many held-out prompts the recipe's model was trained on, where a run on this machine trained it."""
+    try:
+        _count_trained_prompts(context)
+    except (SpintuneError, OSError) as error:  # in files of another run, which this one can do without
+        context.progress.note(f"whether {context.recipe.model} was trained on held-out prompts is not known: {error}")
+
+
+def _count_trained_prompts(context: RunContext) -> None:
     for run, file in training_files(context.recipe.model).items():
-        fresh = without_prompts_of(context.heldout, RecordFile(file, Example))
+        fresh = without_prompts_of(context.heldout, RecordFile(file, Example), context.progress)
         if known := len(context.heldout) - len(fresh):
             context.progress.note(
                 f"{known:,} of {len(context.heldout):,} held-out examples have prompts that {context.recipe.model} was "
