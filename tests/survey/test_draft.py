@@ -80,6 +80,14 @@ def test_instructions_that_all_examples_share_make_no_copies() -> None:
     assert near_copies(apart[:1]) == near_copies([]) == 0
 
 
+def test_identical_examples_are_copies() -> None:
+    """Of five alike, four repeat the first, whether answers have words or not. A prompt may have several answers."""
+    assert near_copies([said("Is an owl a bird?", "Yes, it is.")] * 5) == 4
+    assert near_copies([said("Is an owl a bird?", "!")] * 5) == 4
+    assert near_copies([said("Name a bird.", bird) for bird in ("An owl.", "A heron.", "The red kite")]) == 0
+    assert near_copies([said("Name a bird.", bird) for bird in ("owl", "heron", "kite", "heron")]) == 1
+
+
 def test_copies_are_found_in_every_script() -> None:
     """Of 12 Russian words, 11 are the same. Two Chinese texts share a number alone, two others 200 first words."""
     russian = "а б в г д е ж з и к л"

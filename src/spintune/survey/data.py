@@ -193,13 +193,16 @@ def _has_earlier_answers(example: Example) -> bool:
 def near_copies(examples: Sequence[Example]) -> int:
     """How many examples nearly repeat an earlier one, by ROUGE-L over their first words.
 
-    System messages, and words that all examples begin with, are instructions of the whole data and do not count.
+    System messages, and words that all prompts begin with, are instructions of the whole data and do not count. The
+    last word of the shortest prompt does.
     """
     index = NoveltyIndex(NEAR, "unicode")
-    turns = [[turn.content for turn in one.messages if turn.role != "system"] for one in examples]
-    words = [split_words("\n".join(contents)) for contents in turns]
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
-    return sum(not found.novel for found in index.extend(" ".join(one[shared : shared + _WORDS]) for one in words))
+    turns = [[turn.content for turn in one.prompt if turn.role != "system"] for one in examples]
+    prompts = [split_words("\n".join(contents)) for contents in turns]
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*prompts, strict=False)))
+    shared = max(0, min([alike, *(len(one) - 1 for one in prompts)]))
+    words = ([*prompt[shared:], *split_words(one.answer)] for prompt, one in zip(prompts, examples, strict=True))
+    return sum(not found.novel for found in index.extend(" ".join(one[:_WORDS]) for one in words))
 
 
 def languages(examples: Sequence[Example]) -> Counter[str]:
