@@ -77,7 +77,20 @@ def right(setting: checkers.CheckerSetting, answer: str, reference: str, prompt:
         ("The answer is 7.\n##### 3\nBecause.", "7", True),
         ("3 + 4 = 7\n#### 7 apples\n", "7", True),
         ("#### **$1,234**\nShe had 2 before.", "1234", True),
-        ("The answer is - 5", "-5", True),
+        ("#### 72 dollars\n\nQuestion: 8 men", "72", True),
+        ("#### 72 more apples.\nHope that helps with 3 things", "72", True),
+        ("#### x = 72\nbye 3", "72", True),
+        ("#### 5e3\nok 7", "5000", True),
+        ("x\n#### 72 ####", "72", True),
+        ("x\n#### 72 ####\nbye 3", "72", True),
+        ("#### **72** km/h\nbye 3", "72", True),
+        ("#### 2nd step\n3 + 4 = 7", "7", True),
+        ("#### 2 Results\n3 + 4 = 7", "7", True),
+        ("The final answer is - 72.", "72", True),  # a dash
+        ("Answer: - 72 apples", "72", True),
+        ("ratio 3:- 4", "4", True),
+        ("**Answer:** - 72", "72", True),
+        ("x =- 5", "-5", True),
         ("Answer: \u2212 $5 and 3", "-5", True),
         ("x = - 5", "-5", True),
         ("10 - 5", "5", True),
@@ -132,6 +145,7 @@ LETTERED = "What falls from clouds?\nA) rain\nB) bricks\nC) no rain at all\nAnsw
         ("B. Paris", "B", "No options here.", True),
         ("Paris", "B", "No options here.", False),
         ("The answer is **B**.", "B", "No options here.", True),
+        ("The answer is B, C.", "B", "No options here.", False),
         ("Answer: C major", "Answer: C minor", "No options here.", False),
         ("Positive.", "positive", "How is the mood?", True),
         ("negative", "positive", "How is the mood?", False),
@@ -148,10 +162,23 @@ def test_choice(answer: str, reference: str, prompt: str, expected: bool) -> Non
         *("**B**", "The answer is **B**.", "**Answer:** **B**", "**Answer: B**", "Answer: `B`", 'Answer: "B"', "_B_"),
         *("$B$", r"\boxed{B}", r"The answer is $\boxed{\text{B}}$.", r"\(B\)", "“B”", "#### B\nSure.", "(**B**) it is"),
         *("The answer is B!", "The answer is B; no other.", "The answer is B because it snows.", "Answer: B is right"),
+        *("The answer is **B** because it falls", "The answer is **B** is right", "#### B ####", "(B) C is none"),
     ],
 )
 def test_a_letter_counts_whatever_it_is_marked_with(answer: str) -> None:
     assert right("choice", answer, "B", "Which is cold?\nA) fire\nB) winter\nC) tea\nD) a dog")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("The answer is B or C.", "The answer is C and D.", "Answer: B / C", "Answer: B, C", "(B) or (C)", "B, and C"),
+        *("The answer is **B** or **C**.", "The answer is B is wrong", "Answer: B but maybe C", "Answer: B isn't hot"),
+    ],
+)
+@pytest.mark.parametrize("reference", ["B", "winter", "C"])
+def test_letters_that_are_hedged_choose_none(answer: str, reference: str) -> None:
+    assert not right("choice", answer, reference, "Which is cold?\nA) fire\nB) winter\nC) tea\nD) a dog")
 
 
 @pytest.mark.parametrize("answer", ["A dog", "The answer is A dog.", "$1", "B vitamins"])
@@ -222,6 +249,17 @@ def test_json_is_equal_as_values_are_however_it_is_laid_out(one: object, other: 
         ("about .5 litres", ".5", True),
         ("It grew by 10%.", '"10%".', True),
         ("It grew by 10 km.", "10%", False),
+        ("It grew by 10 %.", "10%", True),
+        ("5%", "5 %", True),
+        ("At 20 °C", "20°C", True),
+        ("it costs 5 dollars", "$5", True),
+        ("it costs $ 5", "$5", True),
+        ("it costs 5 €", "5€", True),
+        ("it costs €5", "$5", False),
+        ("it costs $15", "$5", False),
+        ("a loss of -$5", "$5", False),
+        ("x is 5", "+5", True),
+        ("x is -5", "+5", False),
     ],
 )
 def test_contains(answer: str, reference: str, expected: bool) -> None:

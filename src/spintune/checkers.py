@@ -61,6 +61,9 @@ _BESIDE_NUMBERS = re.compile(
 )
 _COMMAND = re.compile(r"\\[a-zA-Z]")
 _AROUND = string.whitespace + "\"'`*()[]{}“”‘’«»"
+_CURRENCIES = "$€£¥₹"
+_SIGN_BEFORE = re.compile(rf"(?:\+|(?P<currency>[{_CURRENCIES}])\s?)(?=\.?\d)")
+_SPACE_BEFORE_SIGN = re.compile(rf"(?<=\d)(?:\\ )?(?=\\?[%°{_CURRENCIES}])")  # of an escaped text
 _ENDS = ".,;:!?。！？"
 # a block that ends where no fence follows is none; it is matched all the same, so that time grows as the text does
 _BLOCKS = [
@@ -112,11 +115,20 @@ def choice(answer: str, reference: str, prompt: str) -> bool:
 def contains(answer: str, reference: str, prompt: str = "") -> bool:
     """Whether the answer holds the reference in whole words, up to case and white space.
 
-    Quotes and sentence marks around the reference do not count; its signs do, as in -5, C++ and 10%.
+    Quotes and sentence marks around the reference do not count; its signs do, as in -5, C++ and 10%. Before a number
+    "+" does not count, and a currency sign may be missing; white space beside a sign does not matter.
     """
     expected, given = (answers.plain_text(text, "").replace("\u2212", "-") for text in (reference, answer))
     expected = expected.lstrip(_AROUND).rstrip(_AROUND + _ENDS)
-    return bool(expected) and re.search(answers.whole_words(expected), given) is not None
+    return bool(expected) and re.search(_spellings(expected), given) is not None
+
+
+def _spellings(expected: str) -> str:
+    sign = _SIGN_BEFORE.match(expected)
+    currency = sign["currency"] if sign else None
+    words = _SPACE_BEFORE_SIGN.sub(r"\\s?", answers.whole_words(expected[sign.end() if sign else 0 :]))
+    missing = rf"(?<![{_CURRENCIES}])(?<![{_CURRENCIES}]\s)"
+    return rf"(?:(?<!-){re.escape(currency)}\s?|{missing}){words}" if currency else words
 
 
 def same_json(answer: str, reference: str, prompt: str = "") -> bool:

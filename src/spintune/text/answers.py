@@ -1,17 +1,17 @@
 """What a text gives as its answer: a number, one of several options, or a text to compare.
 
 1. An answer is announced by "answer is", "answer:" and the like (also "final answer:", "the correct answer is"), or by
-   "####" as in GSM8K, where a number or a letter alone follows or the text ends on that line; other "####" begin a
-   heading. It extends from the last announcement to the end of the line. A text without an announcement is
-   the answer as a whole. If nothing can be read there, the announcement before counts ("... is 7. That answer is
-   right.").
+   "####" as in GSM8K, where a number with up to two words of a unit, an equation, or a letter alone follows, or the
+   text ends on that line; other "####" begin a heading. It extends from the last announcement to the end of the line.
+   A text without an announcement is the answer as a whole. If nothing can be read there, the announcement before
+   counts ("... is 7. That answer is right.").
 2. number: the number after the last "=" of the sentence, else the sentence's first number; in a text without an
    announcement, the last number. 1,000 = 1000.0 = $1000; 3/4 = 0.75; 1 1/2 = 1.5; a percent sign is ignored.
    2e3 = 2 × 10^3 = 2000; 2^10 = 2¹⁰ = 1024; the 2 in m² is part of a unit.
 3. option: the option whose text the answer is or begins with, else the one whose label it begins with (emphasis, quotes
-   and LaTeX around it do not matter), else the only one that it contains in whole words or numbers. A longer option
-   comes before a shorter one inside it ("not equivalent" before "equivalent"). Options that read the same are the same
-   answer.
+   and LaTeX around it do not matter; "B or C" chooses none), else the only one that it contains in whole words or
+   numbers. A longer option comes before a shorter one inside it ("not equivalent" before "equivalent"). Options that
+   read the same are the same answer.
 4. text: equal up to case, punctuation, articles and white space (SQuAD's normalization, Rajpurkar et al. 2016); more
    sentences may follow.
 """
@@ -25,12 +25,21 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
+_CLOSED = r"(?:#++[^\S\n]*+)?+(?:\n|\Z)"
+_UNIT = r"(?!(?-i:[A-Z][a-z]))[^\W\d_][\w/^]*+"  # a capital begins a heading
 _MARK = re.compile(
     r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b"
-    r"|(?<!#)####(?!#)(?=[^#\n\w]*+(?:\d(?:[^#\n\w]|\d)*+|[A-Z][^#\n\w]*+)(?:\n|\Z)|[^#\n]*+\s*+\Z)",
+    r"|(?<!#)####(?!#)(?:"
+    rf"(?=(?:[^#\n]*=)?+[^#\n\w]*+\d(?:[^#\n\w]|\d|(?<=\d)e(?=[-+]?\d))*+{_CLOSED})"
+    r"|(?=(?:[^#\n]*=)?+[^#\n\w]*+(?!\d[\d.]*\s*[.:)–—-]\s|\d++(?:st|nd|rd|th)\b)\d(?:[^#\n\w]|\d)*+"
+    rf"{_UNIT}(?:[ \t]++{_UNIT})?+[^#\n\w:?]*+{_CLOSED})"
+    rf"|(?=[^#\n\w]*+[A-Z][^#\n\w]*+{_CLOSED})|(?=[^#\n\w]*+\w[^#\n]*+(?:#++\s*+|\s*+)\Z))",
     re.IGNORECASE,
 )
-_SIGN_APART = re.compile(r"(?:(?<=\bis[ \t])|(?<=[:=#][ \t])|(?<=[:=]))[-\u2212][ \t]+(?=[$€£¥₹]?\.?\d)", re.IGNORECASE)
+_SIGN_APART = re.compile(  # a hyphen after "is" or ":" may be a dash
+    r"(?:(?<==)|(?<==[ \t])|(?:(?<=:)|(?<=[:#][ \t])|(?<=\bis[ \t]))(?=\u2212))[-\u2212][ \t]+(?=[$€£¥₹]?\.?\d)",
+    re.IGNORECASE,
+)
 _NUMBER = re.compile(
     r"(?<![\w.^])(?<!\^[-+{])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?(?=\.?\d)"
     r"(?:(?P<mixed>\d+)\s+(?=\d+\s?/\s?\d))?"
@@ -39,12 +48,18 @@ _NUMBER = re.compile(
     r"(?:\s?/\s?(?P<under>\d+)(?![\d/]))?"
 )
 _OPENING = r"(?:[\s\"'“‘«*_`(\[]|\$(?=\\|\w{1,2}\$)|\\[(\[]|\\(?:boxed|(?:text|math)(?:bf|rm)?)\{)*+"
+_CLOSING = r"[\"'”’»*_`$}]*+"
+_ONE_ALONE = (  # "B or C" and "B, C" choose none
+    rf"(?!\\?[)\]]?{_CLOSING}\s*+(?:,\s*+(?:or\b|and\b)?|[/&]|or\b|and\b){_OPENING}(?-i:[A-HJ-Z])(?!\w))"
+)
 _LABEL = re.compile(
-    rf"^{_OPENING}(?:option|choice|letter|number)?+{_OPENING}(?P<label>[A-Z]|\d{{1,2}})[\"'”’»*_`$}}]*+"
-    r"(?:\\?[)\]]|[.:,;!](?!\d)|\s*+$|\s++[-–—]\s|(?-i:(?<=[A-Z])\s++(?:as|because|since)\b))",
+    rf"^{_OPENING}(?:option|choice|letter|number)?+{_OPENING}(?P<label>(?-i:(?P<capital>[A-Z]))|[A-Z]|\d{{1,2}})"
+    rf"{_CLOSING}{_ONE_ALONE}"
+    r"(?:\\?[)\]]|[.:,;!](?!\d)|\s*+$|\s++[-–—]\s|(?(capital)(?-i:\s++(?:as|because|since)\b)|(?!)))",
     re.IGNORECASE,
 )
-_LETTER = re.compile(rf"^{_OPENING}(?P<label>[B-HJ-Z])\s")  # A and I may be words
+_LETTER = re.compile(rf"^{_OPENING}(?P<label>[B-HJ-Z]){_CLOSING}{_ONE_ALONE}\s(?P<rest>.*)")  # A and I may be words
+_DENIED = re.compile(r"\b(?:not|wrong|incorrect|false)\b|n['’]t\b", re.IGNORECASE)
 _OPTION = re.compile(r"(?:^|(?<=\s))[(\[]?(?P<label>[A-Za-z]|\d{1,2})(?P<close>[)\].:])[ \t]+(?=\S)", re.MULTILINE)
 _DIGITS = 1000  # of a number and of its value; a model that repeats a digit forever gives none
 _ANNOUNCEMENTS = 20  # of an answer that are read, from the last one on
@@ -60,9 +75,8 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def announced_answers(text: str) -> list[str]:
     """The announced answers of a text, the last one first; the whole text if none is announced."""
     ends = [mark.end() for mark in _MARK.finditer(text)][-_ANNOUNCEMENTS:]
-    return [text[end:].lstrip(string.whitespace + ":*").split("\n", 1)[0].strip() for end in reversed(ends)] or [
-        text.strip()
-    ]
+    lines = [text[end:].lstrip(string.whitespace + ":*").split("\n", 1)[0].strip() for end in reversed(ends)]
+    return [re.sub(r"(?<=\s)#+$", "", line).rstrip() for line in lines] or [text.strip()]
 
 
 def number(text: str) -> Fraction | None:
@@ -75,11 +89,15 @@ def number(text: str) -> Fraction | None:
     if not _MARK.search(text):
         return next(reversed(_numbers(text)), None)
     for answer in announced_answers(text):
-        sentence = re.split(r"[.;!?](?=\s|$)", answer, maxsplit=1)[0]
+        sentence = _sentence(answer)
         numbers = _numbers(sentence.rpartition("=")[2]) or _numbers(sentence) or _numbers(answer)
         if numbers:
             return numbers[0]
     return None
+
+
+def _sentence(text: str) -> str:
+    return re.split(r"[.;!?](?=\s|$)", text, maxsplit=1)[0]
 
 
 def _numbers(text: str) -> list[Fraction]:
@@ -122,7 +140,7 @@ def _named(text: str, options: Sequence[str], announced: bool) -> int | None:
     for place in by_length:
         if re.match(whole_words(plain[place]), answer):
             return place
-    label = _LABEL.match(text) or (_LETTER.match(text) if announced else None)
+    label = _LABEL.match(text) or (_bare_letter(text, len(options)) if announced else None)
     if label and 0 <= (place := _place(label["label"])) < len(options):
         return place
     named, rest = [], answer
@@ -132,6 +150,16 @@ def _named(text: str, options: Sequence[str], announced: bool) -> int | None:
             named.append(place)
             rest = re.sub(whole, "\n", rest)
     return named[0] if len(named) == 1 else None
+
+
+def _bare_letter(text: str, options: int) -> re.Match[str] | None:
+    """The letter that a text begins with, if its sentence neither names another option nor denies anything."""
+    letter = _LETTER.match(text)
+    if letter is None:
+        return None
+    sentence = _sentence(letter["rest"])
+    others = set(string.ascii_uppercase[:options]) - {letter["label"]}
+    return None if others & set(re.findall(r"\w+", sentence)) or _DENIED.search(sentence) else letter
 
 
 def _place(label: str) -> int:
