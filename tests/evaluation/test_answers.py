@@ -41,6 +41,7 @@ def test_a_row_may_call_its_parts_by_several_names(tmp_path: Path) -> None:
         {"instruction": "i", "input": "<noinput>", "answer": "Alpaca's word for no input"},
         {"question_id": 7, "question": "q", "completion": "c"},
         {"id": 8, "output": "only an id"},
+        {"prompt": "e", "answer": "a", "reference": "", "target": "t"},
     )
     answers = read_answers(path)
     assert texts(answers) == [
@@ -50,9 +51,10 @@ def test_a_row_may_call_its_parts_by_several_names(tmp_path: Path) -> None:
         ("i", "Alpaca's word for no input", None),
         ("q", "c", None),
         ("", "only an id", None),
+        ("e", "a", "t"),
     ]
-    assert [one.id for one in answers if one.prompt not in ("i", "i\n\nx")] == ["k", "7", "8"]
-    assert [one.where for one in answers] == [f"{path}:{line}" for line in range(1, 7)]
+    assert [one.id for one in answers if one.prompt not in ("i", "i\n\nx", "e")] == ["k", "7", "8"]
+    assert [one.where for one in answers] == [f"{path}:{line}" for line in range(1, 8)]
 
 
 def test_one_list_of_rows_is_read_too(tmp_path: Path) -> None:

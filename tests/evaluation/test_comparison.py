@@ -247,6 +247,11 @@ def test_too_few_common_items_are_an_error_with_counts() -> None:
         compare(named, min_items=6)
 
 
+def test_one_common_item_is_compared() -> None:
+    found = only(compare({"a": {"s": MeasuredItems({"i": 0.5})}, "b": {"s": MeasuredItems({"i": 0.25})}}, min_items=1))
+    assert (found.items, found.values, found.p) == (1, (0.5, 0.25), 1)
+
+
 def test_what_cannot_be_compared_is_left_out_with_the_reason() -> None:
     weights = by_item([2] * 20)
     a = {

@@ -98,6 +98,15 @@ def test_places_in_a_csv_file_are_read_unless_they_are_choices(
     assert read_custom_task(tmp_path / "quiz.yaml").items[0].place == place
 
 
+@pytest.mark.parametrize("choices", [["3", "4", "6", "7", "8", "9"], ["1/2", "0.25", "$7", "-3", "10%", "none"]])
+def test_a_number_beside_choices_that_are_numbers_is_no_place(tmp_path: Path, choices: list[str]) -> None:
+    (tmp_path / "quiz.csv").write_text("question,right\nHow many?,5\n")
+    task = {**MULTIPLE_CHOICE, "task": "quiz", "data": "quiz.csv", "choices": choices}
+    (tmp_path / "quiz.yaml").write_text(json.dumps(task))
+    with pytest.raises(DataError, match=r"quiz\.csv:2: 'right' is '5', none of"):
+        read_custom_task(tmp_path / "quiz.yaml")
+
+
 def test_a_place_in_a_csv_file_beyond_the_choices_is_named(tmp_path: Path) -> None:
     (tmp_path / "quiz.csv").write_text("question,right\nWho barks?,2\n")
     task = {**MULTIPLE_CHOICE, "task": "quiz", "data": "quiz.csv", "choices": ["no", "yes"]}

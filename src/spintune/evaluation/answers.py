@@ -7,7 +7,7 @@ id          ``id`` or ``question_id``, a text or a number; may be missing where 
 prompt      ``instruction`` with an optional ``input``, else ``prompt`` or ``question``; may be missing where there is
             an id
 answer      ``answer``, else ``output``, else ``response``, else ``completion``; it may be empty, not missing
-reference   ``reference``, else ``target``; may be missing or empty, which both mean that there is none
+reference   ``reference``, else ``target``: the first with text; without one there is no reference
 instances   rows of Self-Instruct (``instruction``, ``instances: [{input, output}]``): the outputs are the answers, so
             the people who wrote an evaluation set can be compared with models
 ==========  =========================================================================================================
@@ -89,13 +89,12 @@ def _answers(row: FileRow) -> Iterator[StoredAnswer]:
     if not name and not prompt.strip():
         raise DataError(f"{row.where}: a row without a prompt and without an id; give one of them")
     key = next((key for key in _ANSWERS if key in row.values), _ANSWERS[0])
-    key_of_reference = _key_in(row, _REFERENCES)
-    reference = row.text(key_of_reference, "a reference") if key_of_reference else ""
+    references = (row.text(key, "a reference") for key in _REFERENCES if row.values.get(key) is not None)
     yield StoredAnswer(
         id=name or _id_of(prompt),
         prompt=prompt,
         answer=row.text(key, "an answer"),
-        reference=reference if reference.strip() else None,
+        reference=next((reference for reference in references if reference.strip()), None),
         where=row.where,
     )
 

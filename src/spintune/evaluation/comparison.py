@@ -297,7 +297,7 @@ def _tests(
         low, high = np.quantile(gap_R, [0.025, 0.975])
         center = 0.0 if some.right_or_wrong else mean
         error_N = difference_N - center * weight_N
-        freedom = len(items) - (0 if some.right_or_wrong else 1)
+        freedom = max(1, len(items) - (0 if some.right_or_wrong else 1))
         tests[pair] = _Test(
             values=(float(mean_M[one]), float(mean_M[other])),
             difference=Interval(mean, min(float(low), mean), max(float(high), mean)),  # equal ones, but for rounding

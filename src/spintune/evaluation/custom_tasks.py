@@ -47,6 +47,8 @@ _ONLY = {
 """Settings that belong to one kind of task."""
 
 
+_NUMERAL = re.compile(r"\s*[-+\u2212]?[$€£]?[0-9.,/]*[0-9]\s*%?\s*")
+
 _METRIC_KEYS = ("metric", "higher_is_better", "aggregation")
 _METRICS = {
     "multiple_choice": (("acc", True, "mean"), ("acc_norm", True, "mean")),
@@ -296,11 +298,13 @@ def _place(file: CustomTaskFile, choices: Sequence[str], row: FileRow) -> int:
 
 
 def _whole_number(value: object, choices: Sequence[str]) -> int | None:
-    """The number that a value is, or is written as in CSV ("1", "1.0") where no choice has that text."""
+    """The number that a value is, or is written as in CSV ("1", "1.0") where no choice is a number itself."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = str(value).strip() if isinstance(value, str | float) else ""
-    return int(text.partition(".")[0]) if text not in choices and re.fullmatch(r"[0-9]{1,9}(\.0+)?", text) else None
+    if not re.fullmatch(r"[0-9]{1,9}(\.0+)?", text) or any(map(_NUMERAL.fullmatch, choices)):
+        return None
+    return int(text.partition(".")[0])
 
 
 def _answers(row: FileRow, key: str, several: bool) -> tuple[str, ...]:
