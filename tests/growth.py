@@ -1,8 +1,8 @@
 """Runs work on repetitive texts and compares its processor time on a text with that on a longer one.
 
-Time of this thread's processor, not of the clock, wide margins, and three tries, since a virtual machine counts what its
-host took away: a busy machine changes no verdict. Work that takes more than ``GUARD`` seconds is stopped by a signal,
-which Python's regular expressions look for while they match.
+Time of this thread's processor, not of the clock, wide margins, and three tries, since a virtual machine counts what
+its host took away: a busy machine changes no verdict. Work that takes more than ``GUARD`` seconds is stopped by a
+signal, which Python's regular expressions look for while they match.
 """
 
 from __future__ import annotations
