@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from spintune.kernels.allocator import give_back_memory, kept_memory, reuse_memory, why_no_pool
+from spintune.kernels.native import build
 from spintune.kernels.native.build import require
 
 MEGABYTE = 2**18  # floats
@@ -151,3 +153,26 @@ give_back_memory()
 assert resident() < held - 6e7
 """
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **switch}, check=True)
+
+
+LIBRARY = """
+#include <stdlib.h>
+void *alloc_cpu(unsigned long size) { void *place; return posix_memalign(&place, 64, size) ? 0 : place; }
+void free_cpu(void *place) { free(place); }
+void (*deleter)(void *) = free;
+"""
+
+
+def test_a_table_that_the_loader_has_closed_or_not_filled_yet_is_served(tmp_path: Path) -> None:
+    """Libraries like torch's, linked in three ways: all addresses known and read-only at once, or each at its first
+    call, or in a page that is never closed."""
+    compiler, native = shutil.which("g++") or pytest.skip("no g++"), Path(build.__file__).parent
+    host, source = tmp_path / "host", tmp_path / "library.c"
+    source.write_text(LIBRARY)
+    own = [str(Path(__file__).with_name("table.cpp")), str(native / "pool.cpp")]
+    subprocess.run([compiler, "-std=c++17", "-O1", *own, "-o", str(host), "-ldl", "-lpthread"], check=True)
+    for link in ("-Wl,-z,relro,-z,now", "-Wl,-z,relro,-z,lazy", "-Wl,-z,norelro,-z,lazy"):
+        library = tmp_path / "libc10.so"
+        subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", link, str(source), "-o", str(library)], check=True)
+        said = subprocess.run([str(host), str(library)], capture_output=True, text=True, check=True).stdout
+        assert said.split() == ["1", "0", "1"], link

@@ -220,6 +220,8 @@ class Table {
   void put(void* taker, void* giver) const {
     put(givers_, giver);  // before any piece can be given
     put(takers_, taker);
+    close(givers_);  // all slots may be on one page
+    close(takers_);
   }
 
  private:
@@ -236,8 +238,12 @@ class Table {
     return true;
   }
 
-  void put(const Slots& slots, void* function) const {
+  static void put(const Slots& slots, void* function) {
     for (void** slot : slots) __atomic_store_n(slot, function, __ATOMIC_SEQ_CST);
+  }
+
+  // Pages that the loader made read-only become so again.
+  void close(const Slots& slots) const {
     for (void** slot : slots) {
       const size_t page = reinterpret_cast<size_t>(page_of(slot));
       const bool closed = page >= read_only_begin_ / page_bytes() * page_bytes() && page + page_bytes() <= read_only_end_;
