@@ -61,9 +61,8 @@ _BESIDE_NUMBERS = re.compile(
 )
 _COMMAND = re.compile(r"\\[a-zA-Z]")
 _AROUND = string.whitespace + "\"'`*()[]{}“”‘’«»"
-_CURRENCIES = "$€£¥₹"
-_SIGN_BEFORE = re.compile(rf"(?:\+|(?P<currency>[{_CURRENCIES}])\s?)(?=\.?\d)")
-_SPACE_BEFORE_SIGN = re.compile(rf"(?<=\d)(?:\\ )?(?=\\?[%°{_CURRENCIES}])")  # of an escaped text
+_SIGN_BEFORE = re.compile(rf"(?:\+|(?P<currency>[{answers.CURRENCIES}])\s?)(?=\.?\d)")
+_SPACE_BEFORE_SIGN = re.compile(rf"(?<=\d)(?:\\ )?(?=\\?[%°{answers.CURRENCIES}])")  # of an escaped text
 _ENDS = ".,;:!?。！？"
 # a block that ends where no fence follows is none; it is matched all the same, so that time grows as the text does
 _BLOCKS = [
@@ -127,7 +126,7 @@ def _spellings(expected: str) -> str:
     sign = _SIGN_BEFORE.match(expected)
     currency = sign["currency"] if sign else None
     words = _SPACE_BEFORE_SIGN.sub(r"\\s?", answers.whole_words(expected[sign.end() if sign else 0 :]))
-    missing = rf"(?<![{_CURRENCIES}])(?<![{_CURRENCIES}]\s)"
+    missing = rf"(?<![{answers.CURRENCIES}])(?<![{answers.CURRENCIES}]\s)"
     return rf"(?:(?<!-){re.escape(currency)}\s?|{missing}){words}" if currency else words
 
 

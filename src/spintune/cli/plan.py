@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="Plan for this many GPUs; --gpu for times. Default: this machine.", min=1)
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="Plan for this many GPUs. Default: this machine.", min=1)] = None,
     gpu: Annotated[str | None, typer.Option(help="Their kind, such as h100, a100-80gb or rtx-4090.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of each device, such as 80GB. Default: the GPU's.")] = None,
     share: Annotated[

@@ -35,7 +35,7 @@ _BESIDE: dict[str, tuple[str, ...]] = {
 }
 """What stands beside it, with the keys that are read as such without a mapping."""
 
-_OTHER_NAMES = {
+OTHER_NAMES = {
     "prompt": ("query", "question", "instruction", "inputs", "problem", "input"),
     "response": ("completion", "answer", "output", "targets", "solution"),
 }
@@ -134,7 +134,7 @@ class ColumnMap:
         targets = {"prompt": ("prompt", "response"), "preference": ("prompt",)}.get(self.format or "", ())
         mapped = self.columns.values()
         return {
-            target: tuple(key for key in _OTHER_NAMES[target] if key not in mapped)
+            target: tuple(key for key in OTHER_NAMES[target] if key not in mapped)
             for target in targets
             if target not in self.columns
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spintune.data.columns import OTHER_NAMES
 from spintune.data.contamination import text_of
 from spintune.data.file_rows import FileRow
 from spintune.data.formats import AUTO, Format, RowConversation
@@ -15,8 +16,8 @@ from spintune.errors import DataError
 from spintune.records import Example
 
 _HEAD = 10  # rows whose keys decide the format
-_QUESTIONS = ("question", "query", "prompt", "instruction", "problem", "input", "turns")
-"""Keys that hold what is asked, the likeliest first."""
+_QUESTIONS = ("prompt", *OTHER_NAMES["prompt"], "turns")
+"""Keys that hold what is asked."""
 
 
 @dataclass(frozen=True)

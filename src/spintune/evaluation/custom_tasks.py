@@ -34,7 +34,7 @@ from spintune.recipe import Section
 from spintune.recipe.checking import read_section
 from spintune.recipe.section import Count, TaskName, WholeNumber
 from spintune.storage import digest_json
-from spintune.text.answers import number
+from spintune.text.answers import CURRENCIES, number
 from spintune.text.expressions import last_match
 from spintune.typed_json import JsonObject
 
@@ -47,7 +47,7 @@ _ONLY = {
 """Settings that belong to one kind of task."""
 
 
-_NUMERAL = re.compile(r"\s*[-+\u2212]?[$€£]?[0-9.,/]*[0-9]\s*%?\s*")
+_NUMERAL = re.compile(rf"\s*[-+\u2212]?[{CURRENCIES}]?[0-9.,/]*[0-9]\s*%?\s*")
 
 _METRIC_KEYS = ("metric", "higher_is_better", "aggregation")
 _METRICS = {

@@ -15,7 +15,7 @@ from typing import Literal
 from spintune.checkers import TASKS, CheckerSetting
 from spintune.metrics import EXACT_MATCH, METRICS, NLL, ROUGE_L
 from spintune.recipe.evaluation import AUTO, CHECKER, SAMPLED
-from spintune.text.answers import announced_answers
+from spintune.text.answers import CURRENCIES, announced_answers
 from spintune.text.reasoning import without_reasoning
 from spintune.text.words import split_words
 
@@ -29,7 +29,7 @@ the 59 that classify or answer briefly, and at most 0.31 in the others (benchmar
 AT_TEMPERATURE_1 = "@T1"
 """After the name of a metric: the mean score of answers that were drawn at temperature 1."""
 
-FINAL_NUMBER = re.compile(r"####\s*[-+$€£]?[\d.,/]+(?:\s*%)?\s*$")
+FINAL_NUMBER = re.compile(rf"####\s*[-+{CURRENCIES}]?[\d.,/]+(?:\s*%)?\s*$")
 """How GSM8K ends an answer with its number."""
 
 

@@ -141,6 +141,11 @@ class DataSection(Section):
     """What to do about rows that cannot be read: stop, naming the first ten, or drop and count them. Default: stop."""
 
     @property
+    def bad_row_policy(self) -> OnBadRow:
+        """What is done about rows that cannot be read, unless a source says otherwise."""
+        return self.on_bad_row or "stop"
+
+    @property
     def holds_nothing_out(self) -> bool:
         """Whether the recipe says that no example is held out."""
         return self.eval_fraction == 0 and self.heldout is None

@@ -138,7 +138,7 @@ class RunContext:
     def task_digests(self) -> list[str]:
         """What decides prompts, targets and right answers of the mixture's tasks."""
         data = self.recipe.data
-        found = load_section(data.mixture, data.on_bad_row or "stop").tasks if data.mixture else ()
+        found = load_section(data.mixture, data.bad_row_policy).tasks if data.mixture else ()
         return [task.digest for task in found]
 
     @cached_property

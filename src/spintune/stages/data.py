@@ -209,7 +209,7 @@ def mixture_of(recipe: Recipe, cache: Path) -> Mixture | None:
 
     longest = data.max_input_length or data.max_length
     fraction = TENTH if data.eval_fraction is None else data.eval_fraction  # of each task
-    return load_mixture(data.mixture, recipe.seed, fraction, longest, count_tokens, data.on_bad_row or "stop")
+    return load_mixture(data.mixture, recipe.seed, fraction, longest, count_tokens, data.bad_row_policy)
 
 
 def _set(settings: JsonObject) -> JsonObject:
@@ -220,7 +220,7 @@ def _set(settings: JsonObject) -> JsonObject:
 def sources_of(recipe: Recipe) -> list[Source]:
     """The recipe's sources; the one called ``synth`` is the file that the synth stage writes."""
     generated = str(examples_file(Path(recipe.out)))
-    default = {"on_bad_row": recipe.data.on_bad_row or "stop"}
+    default = {"on_bad_row": recipe.data.bad_row_policy}
     sources = [
         Source(**{**default, **section.model_dump(exclude_none=True), "columns": section.columns})
         for section in recipe.data.train
@@ -238,7 +238,7 @@ def heldout_sources_of(recipe: Recipe) -> list[Source]:
         values = [getattr(section, key) for section in recipe.data.train]
         if values and all(value == values[0] for value in values):
             shared[key] = values[0]
-    default = {"on_bad_row": recipe.data.on_bad_row or "stop", **shared}
+    default = {"on_bad_row": recipe.data.bad_row_policy, **shared}
     sources = []
     for one in recipe.data.heldout or ():
         given = _given(one)

@@ -33,7 +33,7 @@ def checker_of(recipe: Recipe) -> Verdicts | None:
     """The checker of a run's answers, if it has one."""
     setting, mixture = recipe.evaluation.checker, recipe.data.mixture
     if setting == TASKS and mixture:
-        return TaskRules(load_section(mixture, recipe.data.on_bad_row or "stop").tasks)
+        return TaskRules(load_section(mixture, recipe.data.bad_row_policy).tasks)
     return build_checker(setting) if setting is not None else None
 
 
@@ -45,7 +45,7 @@ def judge_tasks(
     An answer is correct by the rules of :func:`spintune.mixtures.answers.correct`. Each model's answers are also scored
     in eval/tasks/MODEL, for comparisons.
     """
-    loaded = load_section(section, context.recipe.data.on_bad_row or "stop").tasks
+    loaded = load_section(section, context.recipe.data.bad_row_policy).tasks
     tasks = {task.name: task for task in loaded}
     held_out = {task.name for task in select(section.held_out, loaded, "data.mixture.held_out")}
     questions = {

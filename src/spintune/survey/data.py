@@ -21,7 +21,7 @@ from spintune.progress import Progress, unless_quick
 from spintune.record_files import Selection
 from spintune.records import Example
 from spintune.streams import DIGEST_BYTES, digest
-from spintune.text.answers import options_in
+from spintune.text.answers import CURRENCIES, options_in
 from spintune.text.reasoning import without_reasoning
 from spintune.text.words import split_words
 from spintune.tokens.rows import RowRenderer
@@ -228,7 +228,7 @@ def guess_checker(examples: Sequence[Example]) -> str | None:
 def _forms(prompt: str, answer: str) -> Iterator[str]:
     if answer[:1] in ("{", "[") and same_json(answer, answer):
         yield "json"
-    bare = answer.strip("+-$€£%. ").replace(",", "").replace("/", "").replace(".", "")
+    bare = answer.strip(f"+-{CURRENCIES}%. ").replace(",", "").replace("/", "").replace(".", "")
     if number(answer, answer) and (bare.isdecimal() or FINAL_NUMBER.search(answer)):
         yield "number"
     if options_in(prompt) and choice(answer, answer, prompt):

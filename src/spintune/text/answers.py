@@ -25,23 +25,27 @@ import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 
-_CLOSED = r"(?:#++[^\S\n]*+)?+(?:\n|\Z)"
+CURRENCIES = "$€£¥₹"
+_LINE_ENDS = r"(?:#++[^\S\n]*+)?+(?:\n|\Z)"  # a closed heading ends with its marks
 _UNIT = r"(?!(?-i:[A-Z][a-z]))[^\W\d_][\w/^]*+"  # a capital begins a heading
+_ANNOUNCED = r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b"
+_AFTER_MARKS = (  # what makes "####" announce an answer
+    rf"(?:[^#\n]*=)?+[^#\n\w]*+\d(?:[^#\n\w]|\d|(?<=\d)e(?=[-+]?\d))*+{_LINE_ENDS}",  # 72, x = 72, 5e3
+    r"(?:[^#\n]*=)?+[^#\n\w]*+(?!\d[\d.]*\s*[.:)–—-]\s|\d++(?:st|nd|rd|th)\b)\d(?:[^#\n\w]|\d)*+"
+    rf"{_UNIT}(?:[ \t]++{_UNIT})?+[^#\n\w:?]*+{_LINE_ENDS}",  # 72 dollars, but not "2. Why", "2nd step"
+    rf"[^#\n\w]*+[A-Z][^#\n\w]*+{_LINE_ENDS}",  # B
+    r"[^#\n\w]*+\w[^#\n]*+(?:#++\s*+|\s*+)\Z",  # anything, where the text ends with it
+)
 _MARK = re.compile(
-    r"\banswers?+\b\s*+(?:(?:is|are)\s*+)?+[:=]|\banswers?+\s++(?:is|are)\b"
-    r"|(?<!#)####(?!#)(?:"
-    rf"(?=(?:[^#\n]*=)?+[^#\n\w]*+\d(?:[^#\n\w]|\d|(?<=\d)e(?=[-+]?\d))*+{_CLOSED})"
-    r"|(?=(?:[^#\n]*=)?+[^#\n\w]*+(?!\d[\d.]*\s*[.:)–—-]\s|\d++(?:st|nd|rd|th)\b)\d(?:[^#\n\w]|\d)*+"
-    rf"{_UNIT}(?:[ \t]++{_UNIT})?+[^#\n\w:?]*+{_CLOSED})"
-    rf"|(?=[^#\n\w]*+[A-Z][^#\n\w]*+{_CLOSED})|(?=[^#\n\w]*+\w[^#\n]*+(?:#++\s*+|\s*+)\Z))",
-    re.IGNORECASE,
+    rf"{_ANNOUNCED}|(?<!#)####(?!#)(?:{'|'.join(f'(?={part})' for part in _AFTER_MARKS)})", re.IGNORECASE
 )
 _SIGN_APART = re.compile(  # a hyphen after "is" or ":" may be a dash
-    r"(?:(?<==)|(?<==[ \t])|(?:(?<=:)|(?<=[:#][ \t])|(?<=\bis[ \t]))(?=\u2212))[-\u2212][ \t]+(?=[$€£¥₹]?\.?\d)",
+    r"(?:(?<==)|(?<==[ \t])|(?:(?<=:)|(?<=[:#][ \t])|(?<=\bis[ \t]))(?=\u2212))[-\u2212][ \t]+"
+    rf"(?=[{CURRENCIES}]?\.?\d)",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(
-    r"(?<![\w.^])(?<!\^[-+{])(?P<sign>[-+])?(?:[$€£¥₹]\s?)?(?P<inner>-)?(?=\.?\d)"
+    rf"(?<![\w.^])(?<!\^[-+{{])(?P<sign>[-+])?(?:[{CURRENCIES}]\s?)?(?P<inner>-)?(?=\.?\d)"
     r"(?:(?P<mixed>\d+)\s+(?=\d+\s?/\s?\d))?"
     r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<decimals>\.\d+)?(?:\s?\^\s?\{?(?P<power>[-+]?\d+)\}?)?"
     r"(?:(?:[eE]|\s?[*×·xX]\s?10\s?\^\s?\{?)(?P<ten>[-+]?\d+)\}?(?!\w))?"
