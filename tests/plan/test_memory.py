@@ -295,3 +295,21 @@ def test_commands(spintune: Callable[..., Ended], tmp_path: Path) -> None:
     ended = spintune("plan", recipe)
     assert ended.code == 4
     assert "has no num_hidden_layers" in ended.err
+
+
+def test_the_check_of_a_generator_copies_the_weights_in_their_own_type() -> None:
+    """Answers are written in the type of the products, the check's texts in float32."""
+    memory = planner({"precision": "bfloat16", "sft": {}}, CPU).memory(False)
+    linear = 5 * (2 * 128 * 128 + 2 * 128 * 32 + 3 * 128 * 320) + 640 * 128
+    assert memory.generation(2, 1, 1).copies == 2 * linear
+    assert memory.generation(2, 1, 1, checks=True).copies == 4 * linear
+
+
+def test_with_an_adapter_and_few_tokens_the_check_of_a_generator_is_the_most() -> None:
+    recipe = {"sft": {"tokens_per_step": 16}, "tokens_per_forward": 16, "lora": {"rank": 1}}
+    made = planner(recipe, CPU, {**DECODER, "hidden_size": 512, "intermediate_size": 2048})
+    made = replace(made, rows=assumed_rows(made.recipe, 40, 4))
+    ((name, calls),) = made.trainings()
+    parts, _ = made.peak(name, calls, False)
+    assert parts.copies > 4 * 5 * 3 * 512 * 2048
+    assert parts.total > made.memory(False).training(SftSection(), calls)[0].total
