@@ -155,7 +155,7 @@ def _print_files(
     console.sentence(f"It is {place}; everything else is in {folder}.")
     if not advice:
         return
-    if best.metric is None:
+    if best.metric is None and not (results.heldout or results.benchmarks or results.judge):
         console.sentence("How good it is was not measured: hold out more examples, or name evaluations in eval.")
     console.sentence("Next:")
     console.sentence(f"  spintune chat {folder}    talk to it")

@@ -61,6 +61,7 @@ def test_the_tables_show_the_numbers_of_the_results(
     brief = spintune("run", recipe()).out
     assert "answered before and after training" in brief
     assert "too few prompts to tell from chance" in " ".join(brief.split())
+    assert "was not measured" not in brief  # although nothing chose a model by it
     assert "The same command with --details prints the tables" in brief
     assert " iterate-1 " not in brief
     result = spintune("run", recipe(), "--details")
@@ -133,7 +134,9 @@ def test_a_flag_is_taken_literally_beside_a_recipe(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     changes = {"sft": {"max_steps": 1}, "spin": None, "data": {"eval_fraction": 0.0}}
-    assert spintune("sft", recipe(**changes), "--out", name).code == 0
+    result = spintune("sft", recipe(**changes), "--out", name)
+    assert result.code == 0
+    assert "How good it is was not measured: hold out more examples" in " ".join(result.out.split())
     assert (tmp_path / name / "sft" / "model").is_dir()
 
 
