@@ -163,7 +163,7 @@ def test_a_stop_token_of_another_tokenizer_is_cut_off_every_answer(tmp_path: Pat
         ({"system": "a", "system_prompt": "b"}, "'system' and 'system_prompt' differ; keep one, or leave one out with"),
         ({"context": {"title": "x"}}, "'context' is an object, not a text; name another key, or leave it out, with"),
         ({"label": 0}, "'label' is a number, not a boolean; write true or false if it says whether the answer is good"),
-        ({"weight": 0.5}, "'weight' is a number, not 0 or 1; 0.5 cannot be used; write true or false, or leave it out"
+        ({"weight": 0.5}, "'weight' is a number, not 0 or 1; 0.5 cannot be used; write 1 or 0, or leave it out"
          " with columns: {weight: null}"),
         ({"weight": "0,0"}, "'weight' is a text, not 0 or 1; '0,0' cannot be used"),
         ({"train": "Oslo to Bergen"}, "'train' is a text, not 0 or 1; 'Oslo to Bergen' cannot be used"),
@@ -257,8 +257,7 @@ def test_a_weight_of_one_is_an_ordinary_turn(tmp_path: Path, mark: dict[str, Any
 @pytest.mark.parametrize("key", ["weight", "loss", "train"])
 def test_a_turn_cannot_weigh_half(tmp_path: Path, key: str) -> None:
     assert error(tmp_path, {"messages": [CHAT[0], {**CHAT[1], key: 0.5}]}) == (
-        f"rows.jsonl:1: messages 2: '{key}' is a number, not 0 or 1; 0.5 cannot be used; write true or false, or leave "
-        "it out"
+        f"rows.jsonl:1: messages 2: '{key}' is a number, not 0 or 1; 0.5 cannot be used; write 1 or 0, or leave it out"
     )
 
 

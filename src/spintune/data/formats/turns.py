@@ -154,7 +154,7 @@ def trained(row: FileRow, key: str) -> bool | None:
     found = _WORDS.get(value.strip().lower()) if isinstance(value, str) else None
     if found is None and (found := switch(value)) is None:
         how = " with columns: {weight: null}" if row.number else ""  # which renames keys of rows, not of turns
-        raise row.wrong(key, "0 or 1", f"{value!r:.40} cannot be used; write true or false, or leave it out{how}")
+        raise row.wrong(key, "0 or 1", f"{value!r:.40} cannot be used; write 1 or 0, or leave it out{how}")
     return found
 
 
