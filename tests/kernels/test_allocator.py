@@ -155,6 +155,19 @@ assert resident() < held - 6e7
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **switch}, check=True)
 
 
+def test_where_addresses_are_limited_they_are_left_to_others() -> None:
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**35, 2**35))
+import torch
+from spintune.kernels.allocator import reuse_memory, why_no_pool
+assert "ulimit -v" in why_no_pool()
+assert not reuse_memory()
+assert torch.ones(2**24).sum() == 2**24
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 LIBRARY = """
 #include <stdlib.h>
 void *alloc_cpu(unsigned long size) { void *place; return posix_memalign(&place, 64, size) ? 0 : place; }

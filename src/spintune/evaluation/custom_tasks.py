@@ -47,7 +47,7 @@ _ONLY = {
 """Settings that belong to one kind of task."""
 
 
-_NUMERAL = re.compile(rf"\s*[-+\u2212]?[{CURRENCIES}]?[0-9.,/]*[0-9]\s*%?\s*")
+_NUMERAL = re.compile(rf"\s*[-+\u2212]?[{CURRENCIES}]?[0-9.,/]*[0-9](?:\s*%)?\s*")
 
 _METRIC_KEYS = ("metric", "higher_is_better", "aggregation")
 _METRICS = {

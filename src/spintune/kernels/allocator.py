@@ -37,6 +37,8 @@ def why_no_pool() -> str | None:
         return f"switched off by {SWITCH}"
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return "THP_MEM_ALLOC_ENABLE asks torch for huge pages of its own"
+    if _addresses_are_limited():
+        return "this process may have only so many addresses (ulimit -v)"  # the range would take them from all others
     if kernels() is None:
         return "there is no compiled code here"
     if not require().pool_can_begin():
@@ -67,6 +69,14 @@ def give_back_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc; the last on Windows
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _addresses_are_limited() -> bool:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _tune_glibc() -> None:
