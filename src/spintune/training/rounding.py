@@ -168,8 +168,9 @@ def _joined(states: list[dict[str, Any]], parameter: nn.Parameter) -> dict[str, 
 
 def _part(value: Any, parameter: nn.Parameter, place: slice) -> Any:
     """The reverse of :func:`_joined`, for one piece."""
-    whole = place == slice(None) or not isinstance(value, Tensor) or value.ndim == 0
-    return value if whole else value.reshape(-1)[place]
+    if not isinstance(value, Tensor) or place == slice(None):
+        return value
+    return value.reshape(-1)[place] if value.ndim else value.clone()  # a piece counts its own steps, in place
 
 
 def _pieces(parameter: nn.Parameter, whole: bool, device: torch.device | None) -> Iterator[_Piece]:
