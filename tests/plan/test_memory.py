@@ -212,6 +212,29 @@ def test_the_copy_that_checkpoints_are_written_from_by_hand() -> None:
     assert planned(many, parallel="shard") == (0, 8 * PROCESS + 8 * numbers)  # 6: the model twice, to save it, is more
 
 
+def test_a_plan_shards_where_a_run_does_so_by_itself() -> None:
+    """By hand: 16 bytes a weight in float32 with AdamW's moments, of which a GPU may hold three quarters."""
+    kept = 16 * sum(p.numel() for p in real_model(CASES["sft of 128 tokens"]).parameters())
+    small, large = (Target(True, None, 8, round(kept / share), 0.35, False) for share in (0.76, 0.74))
+
+    def sharded(target: Target, **more: Any) -> bool:
+        return planner({"sft": {}, **more}, target).is_sharded
+
+    assert sharded(small)
+    assert not sharded(large)  # activations may be too much for it; then the plan offers to shard
+    assert sharded(large, parallel="shard")
+    assert not sharded(small, parallel="replicate")
+    assert not sharded(replace(small, gpus=1))
+    assert not sharded(replace(small, on_gpu=False))
+    for whole in ({"sft": {"optimizer": "adafactor"}}, {"weights": "bfloat16"}, {"lora": {"base": "nf4"}}):
+        tiny = replace(small, memory=10**6)
+        assert not sharded(tiny, **whole)
+        assert not any("shard" in offer.change for offer in planner({"sft": {}, **whole}, tiny).offers())
+        assert not any(
+            "shard" in offer.change for offer in planner({"sft": {}, **whole}, replace(tiny, gpus=1)).offers()
+        )
+
+
 def test_the_baseline_reads_and_scores_as_many_rows_as_its_tokens_are() -> None:
     """SFT reads each row ten times; more SFT has the tokens of one iteration of self-play, in the same kind of rows."""
     calls = dict(planner({"sft": {"epochs": 10}, "spin": {"iterations": 1, "baseline": "sft"}}, CPU).trainings())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,11 +27,12 @@ from transformers import (
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.sharded import shard_model, whole_weights
 from spintune.engine.sharing import ENGINE
-from spintune.errors import ModelError
+from spintune.errors import ModelError, RecipeError
 from spintune.models.lora import new_adapter
 from spintune.ranks.team import Team
-from spintune.recipe import LoraSection
+from spintune.recipe import LoraSection, parse_recipe
 from spintune.records import Answer, Pair
+from spintune.stages import followers
 from spintune.tokens.rows import TokenRow
 from spintune.training.objectives import NegativeLogLikelihood, Objective, SelfPlay
 from spintune.training.optimization import Optimization
@@ -206,3 +208,26 @@ def test_refuses_shards_of_a_model_that_cannot_be_packed() -> None:
     assert not engine.packed
     with pytest.raises(ModelError, match=r"parallel: shard .* replicate"):
         shard_model(engine, Team.__new__(Team), 1)
+
+
+def test_only_what_can_be_sharded_is_sharded_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, of which there is none here, that is too small for a model or large enough."""
+    gpu = SimpleNamespace(total_memory=1000)
+    monkeypatch.setattr(followers, "default_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4)).eval()
+    llama = _llama()
+
+    def shards(model: PreTrainedModel, **more: object) -> bool:
+        recipe = parse_recipe({"out": "o", "model": "m", "data": {"train": "x"}, "sft": {}, **more}, "test")
+        loaded: Any = SimpleNamespace(loaded=SimpleNamespace(model=model), engine=LogProbEngine(model))
+        return followers.shards(recipe, loaded)
+
+    assert shards(llama)
+    assert not shards(mamba)
+    for more in ({"sft": {"optimizer": "adamw8bit"}}, {"weights": "bfloat16"}, {"lora": {"base": "nf4"}}):
+        assert not shards(llama, **more)
+        with pytest.raises(RecipeError, match="parallel: shard does not go with"):
+            shards(llama, parallel="shard", **more)
+    gpu.total_memory = 10**9
+    assert not shards(llama)

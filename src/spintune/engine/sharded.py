@@ -117,19 +117,12 @@ class ShardedModel(nn.Module):
 
 
 def check_parallel(recipe: Recipe, size: int) -> None:
-    """Refuses what cannot be sharded. Raises RecipeError."""
+    """Raises RecipeError for a number of ranks among which weights cannot be divided."""
     copies = recipe.copies or 1
     if size == 1:
         raise RecipeError("parallel: shard needs several processes; start it with --gpus, torchrun or srun")
     if size % copies or size == copies:
         raise RecipeError(f"copies: {size} ranks cannot hold {copies} sharded copies; give a smaller divisor of {size}")
-    optimizers = {section.optimizer for section in (recipe.sft, recipe.spin) if section}
-    if refused := sorted(optimizers - {"adamw", "rmsprop"}):
-        raise RecipeError(f"parallel: shard works with adamw and rmsprop; {refused[0]} needs whole weights")
-    if recipe.weights == "bfloat16" and not recipe.lora:
-        raise RecipeError("parallel: shard trains float32 weights; leave out weights, or use replicate")
-    if recipe.lora and recipe.lora.base:
-        raise RecipeError("parallel: shard cannot divide a 4-bit base; leave out lora.base, or use replicate")
 
 
 def shard_model(

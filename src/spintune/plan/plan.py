@@ -19,7 +19,7 @@ from spintune.recipe import Recipe, SftSection
 from spintune.recipe.reading import parse_recipe
 from spintune.remedies import Remedy, remedies
 from spintune.stages.needs import DiskNeeds, disk_needs
-from spintune.training.footprint import TrainingFootprint, footprint
+from spintune.training.footprint import TrainingFootprint, footprint, outgrows_gpu
 
 _PER_NODE = 8
 
@@ -135,12 +135,14 @@ class Planner:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether the run shares weights among its devices: as the recipe says, else where they fit no other way."""
-        wanted = getattr(self.recipe, "parallel", "auto")
-        if self.target.gpus == 1 or wanted == "replicate":
+        """Whether the run shares weights among its devices: as the recipe says, else where a run does so by itself."""
+        recipe, target = self.recipe, self.target
+        if target.gpus == 1 or recipe.parallel not in (None, "auto"):
+            return target.gpus > 1 and recipe.parallel == "shard"
+        if not target.on_gpu or recipe.needs_whole_weights:
             return False
-        limit = self.target.memory
-        return wanted == "shard" or limit is None or self.needed(sharded=False) > limit
+        optimizers = [section.optimizer for section in (recipe.sft, recipe.spin) if section]
+        return target.memory is None or outgrows_gpu(self.memory(False).model, optimizers, target.memory)
 
     def needed(self, sharded: bool) -> int:
         """Bytes of a device in the stage that needs the most."""
@@ -248,9 +250,11 @@ class Planner:
             return None
 
     def _more_devices(self, limit: int) -> list[Offer]:
+        if not self.target.on_gpu or self.recipe.needs_whole_weights:
+            return []
         for gpus in (2, 4, 8, 16, 32, 64, 128):
             wider = replace(self, target=replace(self.target, gpus=gpus))
-            if self.target.on_gpu and (size := wider.needed(sharded=True)) <= limit:
+            if (size := wider.needed(sharded=True)) <= limit:
                 return [Offer(f"{gpus} GPUs with parallel: shard", size)]
         return []
 

@@ -289,7 +289,19 @@ class Recipe(Section):
                 if AUTO_RATE in (rate if isinstance(rate, list) else [rate]):
                     yield f"{key}.learning_rate: auto needs held-out examples; {HOLD_OUT}"
 
+    @property
+    def needs_whole_weights(self) -> str | None:
+        """A setting that does not go with weights that are divided among devices; None if all do."""
+        for key, section in (("sft", self.sft), ("spin", self.spin)):
+            if section and section.optimizer not in ("adamw", "rmsprop"):
+                return f"{key}.optimizer: {section.optimizer}"
+        if self.lora:
+            return f"lora.base: {self.lora.base}" if self.lora.base else None
+        return "weights: bfloat16" if self.weights == "bfloat16" else None
+
     def _memory_problems(self) -> Iterator[str]:
+        if self.parallel == "shard" and self.needs_whole_weights:
+            yield f"parallel: shard does not go with {self.needs_whole_weights}; leave one of them out"
         if self.copies and self.parallel != "shard":
             yield "copies works only with parallel: shard; leave it out"
         trains = bool(self.sft or self.spin)

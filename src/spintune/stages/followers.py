@@ -20,14 +20,11 @@ from spintune.recipe import Recipe
 from spintune.run_folder import RunFolder
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json
-from spintune.training.footprint import footprint
+from spintune.training.footprint import outgrows_gpu
 from spintune.typed_json import JsonObject
 from spintune.version import __version__
 
 CONTEXT = "context"
-
-_SHARE_OF_GPU = 0.75
-"""What weights, gradients and moments may take of a GPU before they are sharded; activations need the rest."""
 
 _SEEN_SECONDS = 10.0
 """What a network file system has to show a new file to other machines."""
@@ -121,17 +118,19 @@ def _may_shard(recipe: Recipe, iterate: Iterate) -> bool:
     """Whether a model is not read before it is known what part of it this rank needs."""
     if recipe.lora and recipe.lora.dora and not iterate.adapter:
         return False  # new adapters measure the weights that they belong to
-    return recipe.parallel == "shard" or (recipe.parallel in (None, "auto") and default_device().type == "cuda")
+    may = recipe.parallel in (None, "auto") and recipe.needs_whole_weights is None and default_device().type == "cuda"
+    return recipe.parallel == "shard" or may
 
 
 def shards(recipe: Recipe, loaded: LoadedIterate) -> bool:
     """Whether the ranks divide a model among them. By itself only one whose training does not fit a GPU."""
-    choice, device = recipe.parallel or "auto", default_device()
+    device = default_device()
+    if recipe.parallel not in (None, "auto"):
+        return recipe.parallel == "shard"
+    if device.type != "cuda" or recipe.needs_whole_weights or not loaded.engine.packed:
+        return False
     optimizers = [section.optimizer for section in (recipe.sft, recipe.spin) if section]
-    if choice != "auto" or device.type != "cuda" or not optimizers:
-        return choice == "shard"
-    most = max(footprint(loaded.loaded.model, optimizer).total for optimizer in optimizers)
-    return most > _SHARE_OF_GPU * torch.cuda.get_device_properties(device).total_memory
+    return outgrows_gpu(loaded.loaded.model, optimizers, torch.cuda.get_device_properties(device).total_memory)
 
 
 def whole_player(player: LoadedIterate, read: Callable[[], LoadedIterate]) -> LoadedIterate:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from spintune.models.quantized import bytes_of
 from spintune.recipe.section import OptimizerName
+
+_SHARE_OF_GPU = 0.75
+"""What weights, gradients and moments may take of a GPU before they are sharded; activations need the rest."""
 
 _BLOCK = 256
 """Moments of 8 bits that share a scale."""
@@ -45,6 +49,12 @@ def footprint(model: nn.Module, optimizer: OptimizerName = "adamw") -> TrainingF
         gradients=gradients,
         moments=sum(moment_bytes(tuple(p.shape), optimizer) for p in trained),
     )
+
+
+def outgrows_gpu(model: nn.Module, optimizers: Iterable[OptimizerName], memory: float) -> bool:
+    """Whether a model is to be sharded among GPUs of so many bytes, to be trained by each of these optimizers."""
+    most = max((footprint(model, optimizer).total for optimizer in optimizers), default=0)
+    return most > _SHARE_OF_GPU * memory
 
 
 def moment_bytes(shape: tuple[int, ...], optimizer: OptimizerName) -> int:
