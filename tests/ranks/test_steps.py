@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shutil
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +25,7 @@ from spintune.errors import ModelError, RecipeError, StorageError
 from spintune.pipeline import check_recipe
 from spintune.ranks.team import Team
 from spintune.recipe import parse_recipe
+from spintune.stages.followers import forget_model
 from spintune.tokens.rows import TokenRow
 from spintune.training.batches import Batches, steps_by_rows
 from spintune.training.checkpoint import Checkpoints
@@ -38,14 +41,15 @@ class StoppedError(Exception):
     pass
 
 
-class Told(NegativeLogLikelihood):
-    """The loss of SFT, which notes the rows that this process computed, in their order."""
+COMPUTED: list[str] = []
+"""Rows that this process computed, in their order."""
 
-    def __init__(self) -> None:
-        self.rows: list[str] = []
+
+class Told(NegativeLogLikelihood):
+    """The loss of SFT, which notes its rows."""
 
     def __call__(self, rows, logprobs):  # type: ignore[no-untyped-def]
-        self.rows += [row.example_id for row in rows]
+        COMPUTED.extend(row.example_id for row in rows)
         return super().__call__(rows, logprobs)
 
 
@@ -64,6 +68,7 @@ def _rows() -> list[TokenRow]:
 
 
 def _hold(team: Team, shard: bool) -> LogProbEngine:
+    COMPUTED.clear()
     engine = _engine()
     if shard:
         shard_model(engine, team, 1)
@@ -91,8 +96,7 @@ def _weights(engine: LogProbEngine) -> dict[str, torch.Tensor]:
 
 
 def _seen(team: Team) -> list[list[str]]:
-    stepper = team.objects["stepper"]
-    return team.gather(cast(Told, stepper._objective).rows)  # type: ignore[attr-defined]
+    return team.gather(COMPUTED)
 
 
 def _far(mine: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -107,11 +111,12 @@ def test_last_steps_are_short() -> None:
 @pytest.mark.slow
 def test_eight_by_one_is_four_by_two_is_two_by_four(tmp_path: Path) -> None:
     """Of eight rows in a step, 8 ranks compute one each, 4 two each, 2 four each, and one process all, a call each."""
-    engine, objective = _engine(), Told()
-    reports = _train(engine, tmp_path / "one", objective)
+    engine = _engine()
+    COMPUTED.clear()
+    reports = _train(engine, tmp_path / "one", Told())
     expected = _weights(engine)
     rows = [str(row) for step in STEPS for row in step]
-    assert objective.rows == rows
+    assert rows == COMPUTED
 
     def write(team: Team) -> None:
         engine = team.call(_hold, False)
@@ -130,6 +135,28 @@ def test_eight_by_one_is_four_by_two_is_two_by_four(tmp_path: Path) -> None:
         assert [tokens for _, tokens in found["steps"]] == [report.tokens for report in reports]
         assert [loss for loss, _ in found["steps"]] == pytest.approx([report.loss for report in reports], abs=2e-6)
         assert _far(found["weights"], expected) < 2e-6, size
+
+
+def _kept(team: Team) -> list[list[str]]:
+    return team.gather(list(team.objects))
+
+
+def _forgets(team: Team) -> list[bool]:
+    model = weakref.ref(cast(LogProbEngine, team.objects[ENGINE]).model)
+    forget_model(team)
+    gc.collect()
+    return team.gather(model() is None)
+
+
+@pytest.mark.parametrize("shard", [False, True])
+def test_moments_go_after_training_and_the_model_before_the_next_one(tmp_path: Path, shard: bool) -> None:
+    def write(team: Team) -> None:
+        _train(team.call(_hold, shard), tmp_path / "checkpoints", NegativeLogLikelihood(), until=2)
+        for names in team.call(_kept):
+            assert not {"stepper", "optimizer"} & set(names)
+        assert team.call(_forgets) == [True, True]
+
+    on_ranks(2, write, tmp_path / "logs")
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from spintune.record_files import RecordFile
 from spintune.records import Example, read_records
 from spintune.run_folder import BASE, Inputs, RunFolder
 from spintune.run_models import written_files
-from spintune.stages.followers import load_on_ranks, whole_player
+from spintune.stages.followers import forget_model, load_on_ranks, whole_player
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.lengths import check_input_length, check_row_length
 from spintune.stages.metering import Meter
@@ -220,6 +220,8 @@ class RunContext:
         """A model from outside the run, such as a judge, with its own chat template, in place of the previous one."""
 
         def read(iterate: Iterate) -> LoadedIterate:
+            if team := commanding():
+                team.call(forget_model)
             loaded = load_model(name, cache=self.cache, precision=self.recipe.precision)
             engine = LogProbEngine(loaded.model, loaded.autocast, tokens_per_forward=self.recipe.tokens_per_forward)
             guest = LoadedIterate(iterate, loaded, "tokenizer", engine, generator=self.recipe.generator)

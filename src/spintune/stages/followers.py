@@ -21,6 +21,7 @@ from spintune.run_folder import RunFolder
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json
 from spintune.training.footprint import outgrows_gpu
+from spintune.training.stepping import end_steps
 from spintune.typed_json import JsonObject
 from spintune.version import __version__
 
@@ -92,8 +93,7 @@ def _sees(team: Team, path: str) -> list[bool]:
 def load_on_ranks(team: Team, iterate: Iterate) -> LoadedIterate:
     """Every rank reads an iterate, in place of the one that it holds."""
     context = cast(RankContext, team.objects[CONTEXT])
-    for name in (ENGINE, GENERATOR):
-        team.objects.pop(name, None)
+    forget_model(team)
     loaded = context.read_here(iterate, unread=_may_shard(context.recipe, iterate))
     unread = loaded.loaded.unread
     if shards(context.recipe, loaded):
@@ -112,6 +112,13 @@ def load_on_ranks(team: Team, iterate: Iterate) -> LoadedIterate:
     team.objects[ENGINE], team.objects[GENERATOR] = loaded.engine, loaded.generator
     loaded.generator = SharedGenerator(loaded.generator, loaded.engine)
     return loaded
+
+
+def forget_model(team: Team) -> None:
+    """This rank lets go of the model that it holds, so that there is room for another."""
+    end_steps(team)  # of a training that failed
+    for name in (ENGINE, GENERATOR):
+        team.objects.pop(name, None)
 
 
 def _may_shard(recipe: Recipe, iterate: Iterate) -> bool:

@@ -119,3 +119,4 @@ def train(
                     checkpoints.save(step + 1, model, optimizer)
         with hooks.stop.held():
             checkpoints.finish()
+    stepper.end()

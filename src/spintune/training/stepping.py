@@ -97,6 +97,9 @@ class Stepper(Generic[R]):
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def end(self) -> None:
+        """No step follows: ranks that keep the moments of this training let go of them."""
+
     def _gradients(self, batch: Sequence[R], step: int, opponent_reset: bool) -> Measured:
         engine, optimization = self._engine, self._optimization
         known = _known_start(batch, self._objective) if opponent_reset else None
@@ -223,6 +226,9 @@ class _TeamStepper(Stepper[R]):
     def update(self, rate: float) -> None:
         self._team.call(_update, rate)
 
+    def end(self) -> None:
+        self._team.call(end_steps)
+
 
 def _own(team: Team) -> Stepper[R]:
     """The stepper of this rank."""
@@ -255,6 +261,12 @@ def _finite_gradients(team: Team, batch: Sequence[R], step: int, opponent_reset:
 def _update(team: Team, rate: float) -> None:
     own: Stepper[object] = _own(team)
     own.update(rate)
+
+
+def end_steps(team: Team) -> None:
+    """On every rank: forgets the training that was, and with it its model and moments."""
+    team.objects.pop(_STEPPER, None)
+    team.objects.pop(OPTIMIZER, None)
 
 
 def _known_start(batch: Sequence[R], objective: Objective[R]) -> Measured | None:
