@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from itertools import chain
 
 import pytest
@@ -85,6 +86,27 @@ def test_all_linear_leaves_out_what_fused_kernels_read_past_an_adapter(build):
     targets = find_targets(build("mamba", dtype=torch.float32), "all-linear")
     assert isinstance(targets.modules, list)
     assert {name.rpartition(".")[2] for name in targets.modules} == {"in_proj", "x_proj", "dt_proj"}
+
+
+def test_all_linear_leaves_out_layers_that_share_weights(caplog):
+    """Zamba2 has one transformer in several places: adapters of each place would all be merged into the one."""
+    model = tiny_model("zamba2")
+    weights = Counter(module.weight.data_ptr() for module in model.modules() if isinstance(module, torch.nn.Linear))
+    assert max(weights.values()) > 1
+    with caplog.at_level("WARNING", "spintune"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = new_adapter(model, LoraSection(rank=2), "key")
+    assert any("share weights" in record.getMessage() for record in caplog.records)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+        ids = torch.arange(3, 13)[None]
+        before = adapted(input_ids=ids, use_cache=False).logits
+        assert merge(adapted)(input_ids=ids, use_cache=False).logits.allclose(before, atol=1e-4)
+    with pytest.raises(ModelError, match="shares its weights"):
+        find_targets(tiny_model("zamba2"), ["q_proj"])
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "llama", "qwen2_moe", "t5"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import logging
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -12,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 from spintune.errors import ModelError
 from spintune.models.architecture import is_multimodal, text_modules
 from spintune.text.expressions import check_expression, matches_whole
+
+log = logging.getLogger(__name__)
 
 _FUSED_OUTPUTS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Models whose kernels read the weights of ``out_proj`` past an adapter; peft refuses to adapt it there."""
@@ -35,14 +39,16 @@ def find_targets(model: PreTrainedModel, targets: str | list[str]) -> LoraTarget
 
     Raises ModelError when a target names nothing, or a layer that shares its weights.
     """
-    modules, experts = text_modules(model), expert_tensors(model)
+    modules, experts, tied = text_modules(model), expert_tensors(model), _tied_layers(model)
     if targets == "all-linear":
         left_out = {"out_proj"} if model.config.model_type in _FUSED_OUTPUTS else set()
-        if not experts and not left_out and not is_multimodal(model.config):
-            return LoraTargets("all-linear")
         head = model.get_output_embeddings()
         linear = [name for name, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-        layers = [name for name in linear if name.rpartition(".")[2] not in left_out]
+        if shared := [name for name in linear if name in tied]:
+            log.warning("lora.targets: all-linear leaves out %d layers that share weights: %s", len(shared), shared[0])
+        elif not experts and not left_out and not is_multimodal(model.config):
+            return LoraTargets("all-linear")
+        layers = [name for name in linear if name.rpartition(".")[2] not in left_out and name not in tied]
         return LoraTargets(layers, experts)
     if isinstance(targets, str) and any(name.split(".")[-1] == targets for name in (*modules, *experts)):
         targets = [targets]
@@ -57,7 +63,8 @@ def find_targets(model: PreTrainedModel, targets: str | list[str]) -> LoraTarget
         raise ModelError(
             f"lora.targets: no layer {', '.join(missing) or 'is named'}; known: {', '.join(sorted(known))}"
         )
-    _refuse_tied(model, layers)
+    if shared := [name for name in layers if name in tied]:
+        raise ModelError(f"lora.targets: {shared[0]} shares its weights with another layer and cannot be adapted alone")
     explicit = tensors or is_multimodal(model.config)
     return LoraTargets(layers if explicit else targets, tensors)
 
@@ -85,8 +92,12 @@ def _by_pattern(target: str) -> Callable[[str], bool]:
     return lambda name: matches_whole(target, name, "lora.targets")
 
 
-def _refuse_tied(model: PreTrainedModel, layers: Collection[str]) -> None:
-    ties = getattr(model, "all_tied_weights_keys", None) or {}
-    tied = {name.rpartition(".")[0] for pair in dict(ties).items() for name in pair}
-    if shared := sorted(tied & set(layers)):
-        raise ModelError(f"lora.targets: {shared[0]} shares its weights with another layer and cannot be adapted alone")
+def _tied_layers(model: PreTrainedModel) -> set[str]:
+    """Layers with a weight that another one has, too: an adapter of each would be merged into the one weight."""
+    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    names = defaultdict[int, list[str]](list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    tied = {name for pair in ties.items() for name in pair}
+    tied.update(name for shared in names.values() if len(shared) > 1 for name in shared)
+    return {name.rpartition(".")[0] for name in tied}
