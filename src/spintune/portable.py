@@ -132,3 +132,8 @@ def peak_memory() -> int:
 def signals(names: Iterable[str]) -> list[signal.Signals]:
     """The signals of these names that the system has."""
     return [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+
+
+def has_limited_addresses() -> bool:
+    """Whether this process may only have so many addresses of memory (``ulimit -v``)."""
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY

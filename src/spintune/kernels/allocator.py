@@ -9,6 +9,7 @@ import os
 from functools import cache
 
 from spintune.kernels.native.build import kernels, require
+from spintune.portable import has_limited_addresses
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def why_no_pool() -> str | None:
         return f"switched off by {SWITCH}"
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return "THP_MEM_ALLOC_ENABLE asks torch for huge pages of its own"
-    if _addresses_are_limited():
+    if has_limited_addresses():
         return "this process may have only so many addresses (ulimit -v)"  # the range would take them from all others
     if kernels() is None:
         return "there is no compiled code here"
@@ -69,14 +70,6 @@ def give_back_memory() -> None:
         return
     with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc; the last on Windows
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _addresses_are_limited() -> bool:
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return False
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def _tune_glibc() -> None:
