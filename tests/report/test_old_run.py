@@ -17,7 +17,7 @@ import pytest
 from spintune.errors import RunError
 from spintune.export.card import model_card
 from spintune.export.model import export_model
-from spintune.export.pairs import export_pairs
+from spintune.export.pairs import ExportedPairs, export_pairs
 from spintune.report.page import write_report
 from spintune.report.reading import read_run
 from spintune.run_models import final_model
@@ -91,7 +91,7 @@ def test_its_card_and_its_model_are_exported(old: Path, tmp_path: Path) -> None:
 
 
 def test_its_pairs_are_exported(old: Path, tmp_path: Path) -> None:
-    assert export_pairs(old, tmp_path / "pairs.jsonl") == (1, 5)
+    assert export_pairs(old, tmp_path / "pairs.jsonl") == ExportedPairs(1, 5, 0)
     (row,) = map(json.loads, (tmp_path / "pairs.jsonl").read_text().splitlines())
     assert (row["prompt"], row["chosen"]) == ("Say fox 1 times.", "fox")
 

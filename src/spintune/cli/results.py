@@ -95,13 +95,21 @@ def report(
 
 def pairs(
     run: Annotated[Path, typer.Argument(help="A run folder with self-play in it.")],
-    out: Annotated[Path, typer.Argument(help="The file to write, JSON lines of prompt, chosen and rejected.")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="The file to write, JSON lines of prompt, chosen and rejected; it must not exist yet."),
+    ],
     iteration: Annotated[int | None, typer.Option(help="Only this iteration; all by default.", min=1)] = None,
     json: Json = False,
 ) -> None:
     """Write a run's pairs of real and generated answers as preference data, for TRL, LLaMA-Factory and others."""
     from spintune.export.pairs import export_pairs
 
-    count, cut = export_pairs(run, out, iteration)
-    text = f"{count} pairs in {out}" + (f"; {cut} skipped, whose generated answer was cut" if cut else "")
-    print_outcome({"pairs": count, "left_out": cut, "file": str(out)}, text, json)
+    found = export_pairs(run, out, iteration)
+    text = f"{found.written} pairs in {out}"
+    if found.cut:
+        text += f"; {found.cut} skipped, whose generated answer was cut"
+    if found.unreadable:
+        text += f"; {found.unreadable} skipped, whose reasoning or calls of tools cannot be told from the content"
+    left_out = {"left_out": found.cut + found.unreadable, "unreadable": found.unreadable}
+    print_outcome({"pairs": found.written, **left_out, "file": str(out)}, text, json)
