@@ -142,6 +142,14 @@ def operand(word: str, variables: dict[str, Any], dot: Any) -> Any:
     return found
 
 
+_WHOLE, _REAL = r"-?\d+", r"\d+(\.\d+)?"
+_PARAMETERS = {
+    **dict.fromkeys(("top_k", "repeat_last_n", "num_ctx"), _WHOLE),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "repeat_penalty"), _REAL),
+    "stop": '".+"',
+}
+
+
 def read_modelfile(text: str) -> list[tuple[str, str]]:
     """Instructions and values. Fails on what Ollama's grammar does not have."""
     found: list[tuple[str, str]] = []
@@ -161,6 +169,5 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
     for name, content in found:
         if name == "PARAMETER":
             key, _, given = content.partition(" ")
-            assert key in {"temperature", "top_p", "top_k", "stop", "num_ctx"}, key
-            assert re.fullmatch(r'".+"', given) if key == "stop" else float(given) >= 0
+            assert re.fullmatch(_PARAMETERS[key], given), content
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,9 @@ from spintune.errors import MissingExtraError, ModelError, RunError, StorageErro
 from spintune.export.card import CardFields
 from spintune.export.gguf.checking import can_check, check_gguf
 from spintune.export.gguf.quantizing import PROGRAM
-from spintune.export.ollama import export_ollama
+from spintune.export.ollama import build_modelfile, export_ollama, ollama_name
 from spintune.export.packed import conversations_of, export_gguf
+from spintune.export.source import export_source
 from spintune.progress import Silent
 from spintune.report.reading import read_run
 
@@ -143,7 +145,8 @@ def test_ollama_gets_a_modelfile_that_writes_the_trained_prompts(run: Path, tmp_
     assert said["FROM"] == "./model-q8_0.gguf"
     assert said["LICENSE"] == "apache-2.0"
     assert ("PARAMETER", 'stop "<|im_end|>"') in instructions
-    assert ("PARAMETER", "temperature 0.7") in instructions
+    sampling = [text for name, text in instructions if name == "PARAMETER" and not text.startswith("stop")]
+    assert sampling == ["temperature 0.7", "top_p 1", "top_k 0", "min_p 0", "repeat_penalty 1"]
     assert "SYSTEM" not in said
     tokenizer = AutoTokenizer.from_pretrained(run / "sft/model")
     messages = [
@@ -154,6 +157,47 @@ def test_ollama_gets_a_modelfile_that_writes_the_trained_prompts(run: Path, tmp_
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert render_go(said["TEMPLATE"], messages) == expected
     assert "were rounded to q8_0" in (tmp_path / "out/README.md").read_text()
+
+
+def test_the_card_of_an_ollama_folder_tells_how_it_is_used(run: Path, tmp_path: Path) -> None:
+    export_ollama(run, tmp_path / "My model", "sft", dtype="f32", check=False)
+    card = (tmp_path / "My model/README.md").read_text()
+    assert "\n```sh\nollama create my-model -f Modelfile\nollama run my-model\n```\n" in card
+    assert "library_name: gguf\n" in card
+    assert not any(words in card for words in ("pipeline(", "```python", "rounded to", "byte for byte"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [("Run 1/2-ollama", "2-ollama"), ("a b(c)é", "a-b-c-"), (".-x", "x"), ("é", "model"), ("n" * 90, "n" * 80)],
+)
+def test_ollama_takes_the_names_that_are_printed(folder: str, name: str) -> None:
+    """Up to 80 letters, digits, _, . and -, of which the first is none of the last two."""
+    assert ollama_name(Path(folder)) == name
+
+
+def test_the_printed_command_names_the_written_file(run: Path, spintune: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "it's mine"
+    ended = spintune("export", run, out, "--to", "ollama", "--model", "sft", "--no-check")
+    words = shlex.split(ended.out.splitlines()[-1])
+    assert words == ["ollama", "create", "it-s-mine", "-f", str(out / "Modelfile")]
+    assert (out / "Modelfile").is_file()
+
+
+def test_sampling_is_that_of_the_models_configuration(run: Path, tiny: Path) -> None:
+    """Ollama reads top_k and repeat_last_n as integers: no point and no exponent."""
+    settings = {"temperature": 0.15, "top_p": 0.95, "top_k": 1_000_000, "min_p": 0.05, "repetition_penalty": 1.05}
+    files = {file.name: file.read_bytes() for file in tiny.iterdir()}
+    write_model(run, "sft", {**files, "generation_config.json": json.dumps(settings).encode()})
+    found = build_modelfile(export_source(run, "sft"), "model.gguf", None).parameters
+    assert [one for one in found if one[0] != "stop"] == [
+        ("temperature", "0.15"),
+        ("top_p", "0.95"),
+        ("top_k", "1000000"),
+        ("min_p", "0.05"),
+        ("repeat_penalty", "1.05"),
+        ("repeat_last_n", "-1"),
+    ]
 
 
 def test_the_system_message_of_the_data_is_the_modelfiles(whole: Callable[..., Any], tmp_path: Path) -> None:

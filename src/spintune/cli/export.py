@@ -143,7 +143,7 @@ class _Export:
     def packed(self, ollama: bool, check: bool) -> tuple[dict[str, object], str]:
         """A GGUF file, or a folder with one for Ollama."""
         from spintune.cli.execution import quiet_libraries
-        from spintune.export.ollama import export_ollama
+        from spintune.export.ollama import export_ollama, ollama_name
         from spintune.export.packed import export_gguf, gguf_type
 
         quiet_libraries()
@@ -154,7 +154,7 @@ class _Export:
         outcome = {"model": made.model, "place": str(made.place), "type": kind, "check": _facts(made.check)}
         text = f"{made.model} of {self.run} is in {made.place} ({kind}); {_told(made.check, check)}"
         if ollama:
-            text += f"\nollama create {made.place.name.lower()} -f {made.place / 'Modelfile'}"
+            text += f"\nollama create {ollama_name(made.place)} -f {quote(str(made.place / 'Modelfile'))}"
         return outcome, text
 
     def _place(self, end: str) -> Path:

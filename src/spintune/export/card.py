@@ -61,6 +61,7 @@ def model_card(
     rounded: str | None = None,
     fields: CardFields = CardFields(),
     adapter: bool = False,
+    ollama: str | None = None,
 ) -> str:
     """The text of README.md for the model ``name`` of a run.
 
@@ -71,6 +72,7 @@ def model_card(
         checked: whether the files beside it were compared with what the run wrote; the card then says so.
         rounded: the type to which the weights beside it were rounded since, if they were.
         adapter: it stands beside an adapter, and not a whole model.
+        ollama: it stands beside a Modelfile and a GGUF file, and Ollama may call the model so.
 
     Raises ModelError when the run has no such model, or when it is the recipe's own, which has a card already.
     """
@@ -81,6 +83,7 @@ def model_card(
     number = int(name.removeprefix("iterate-")) if name.startswith("iterate-") else 0
     losses = run.recipe["spin"]["loss"] if number else ""
     config = run.folder / run.model(name).place / "config.json"
+    header = _header(run, name, fields, "gguf" if ollama else "peft" if adapter else "transformers")
     text = (
         _environment()
         .get_template("card.md")
@@ -90,9 +93,10 @@ def model_card(
             checked=checked,
             rounded=rounded,
             adapter=adapter,
+            ollama=ollama,
             license=fields.license,
             version=__version__,
-            header=Markdown(yaml.safe_dump(_header(run, name, fields, adapter), sort_keys=False, allow_unicode=True)),
+            header=Markdown(yaml.safe_dump(header, sort_keys=False, allow_unicode=True)),
             iteration=number,
             loss=losses[number - 1] if isinstance(losses, list) else losses,
             found=finding(run),
@@ -109,8 +113,8 @@ def model_card(
     return text + "\n"
 
 
-def _header(run: RunFacts, name: str, fields: CardFields, adapter: bool) -> JsonObject:
-    header: JsonObject = {"license": fields.license or "unknown", "library_name": "peft" if adapter else "transformers"}
+def _header(run: RunFacts, name: str, fields: CardFields, library: str) -> JsonObject:
+    header: JsonObject = {"license": fields.license or "unknown", "library_name": library}
     if fields.languages:
         header["language"] = list(fields.languages)
     if base := base_model_id(str(run.recipe["model"])):

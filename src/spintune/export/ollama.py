@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,15 @@ from spintune.progress import Progress, Silent
 from spintune.report.facts import RunFacts
 from spintune.storage import atomic_folder, read_json
 
-_TEMPERATURE = 0.7
-"""Of models whose generation_config.json names none."""
-_SAMPLING = ("temperature", "top_p", "top_k")
+_SAMPLING = {
+    "temperature": ("temperature", 0.7),
+    "top_p": ("top_p", 1),
+    "top_k": ("top_k", 0),
+    "min_p": ("min_p", 0),
+    "repeat_penalty": ("repetition_penalty", 1),
+}
+"""Parameters with their keys in generation_config.json, and their values where it names none. All but the temperature
+are off then, since Ollama's own defaults change answers (top_k 40, top_p 0.9, repeat_penalty 1.1)."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +82,24 @@ def export_ollama(
     refuse_existing(out)
     file = f"model-{kind}.gguf"
     modelfile = build_modelfile(source, file, fields.license)
-    card = model_card(source.run, source.name, True, kind, fields)
+    rounded = None if kind == "f32" else kind
+    card = model_card(source.run, source.name, rounded=rounded, fields=fields, ollama=ollama_name(out))
     prepare(source, kind, progress)
     with atomic_folder(out) as partial:
         found = write_checked(source, partial / file, kind, progress, fields, check)
         (partial / "Modelfile").write_text(str(modelfile), encoding="utf-8")
         (partial / "README.md").write_text(card, encoding="utf-8")
     return GgufExport(source.name, out, kind, found)
+
+
+def ollama_name(folder: Path) -> str:
+    """A name for the model of a folder, of what Ollama has in names: up to 80 letters, digits, ``_``, ``.`` and ``-``.
+
+    >>> ollama_name(Path("runs/My model (2)"))
+    'my-model-2-'
+    """
+    name = re.sub(r"[^a-z0-9_.-]+", "-", folder.name.lower())
+    return name.lstrip(".-")[:80] or "model"
 
 
 def build_modelfile(source: ExportSource, file: str, license: str | None) -> Modelfile:
@@ -91,11 +109,19 @@ def build_modelfile(source: ExportSource, file: str, license: str | None) -> Mod
     texts = template_texts(tokenizer)
     stops = sorted(stop_ids(source.folder, tokenizer.eos_token_id))
     settings = read_json(path) if (path := source.folder / GENERATION_CONFIG).is_file() else {}
-    sampling = {key: settings[key] for key in _SAMPLING if settings.get(key) is not None}
-    values = [(key, f"{value:g}") for key, value in ({"temperature": _TEMPERATURE} | sampling).items()]
+    found = {name: settings.get(key) for name, (key, _) in _SAMPLING.items()}
+    sampling = {name: _SAMPLING[name][1] if value is None else value for name, value in found.items()}
+    if sampling["repeat_penalty"] != 1:
+        sampling["repeat_last_n"] = -1  # the whole context, as in transformers; Ollama looks at 64 tokens
+    values = [(name, _number(value)) for name, value in sampling.items()]
     values += [("stop", f'"{tokenizer.convert_ids_to_tokens(id)}"') for id in stops]
     system = usual_system(source.run) if texts.before_system is not None else None
     return Modelfile(file, texts.go(), tuple(values), system or texts.default_system, license)
+
+
+def _number(value: float) -> str:
+    """A number as Ollama reads it: of a whole one, neither point nor exponent."""
+    return str(int(value)) if float(value).is_integer() else repr(value)
 
 
 def template_texts(tokenizer: PreTrainedTokenizerBase) -> TurnTexts:
