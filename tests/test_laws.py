@@ -176,6 +176,19 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     assert not left, "these files stand in circles, or lead to one"
 
 
+def test_what_other_programs_print_need_not_be_text() -> None:
+    """``text=True`` raises UnicodeDecodeError at the first byte that is none, and loses what the program did."""
+    calls = [(name, node) for name, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    strict = [
+        f"{name}:{call.lineno}"
+        for name, call in calls
+        if ast.unparse(call.func).startswith("subprocess.")
+        and {one.arg for one in call.keywords} & {"text", "encoding", "universal_newlines"}
+        and "errors" not in {one.arg for one in call.keywords}
+    ]
+    assert strict == []
+
+
 def test_any_stands_at_borders_alone() -> None:
     """``Any`` is for JSON, YAML and the objects of libraries without types; a module that needs it has a reason."""
     found = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -291,6 +292,18 @@ def test_k_quants_are_written_by_llama_quantize_where_it_is_there(run: Path, tmp
         pytest.skip(f"there is no {PROGRAM} on the PATH")
     export(run, tmp_path / "model.gguf", "q4_0", check=False)
     assert "Q4_0" in {one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+
+
+def test_what_llama_quantize_prints_need_not_be_text(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cuts metadata by bytes, also within a character."""
+    program = tmp_path / PROGRAM
+    program.write_text('#!/bin/sh\nprintf "general.name str = caf\\303..."\ncp "$1" "$2"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    export(run, tmp_path / "model.gguf", "q4_0", check=False)
+    assert (tmp_path / "model.gguf").is_file()
 
 
 def test_the_digest_of_an_export_is_the_same_twice(run: Path, tmp_path: Path) -> None:

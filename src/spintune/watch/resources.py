@@ -85,7 +85,8 @@ def gpus() -> tuple[Gpu, ...]:
         told = subprocess.run(
             [command, f"--query-gpu={_QUERY}", "--format=csv,noheader,nounits"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=5,
         )
     except (OSError, subprocess.SubprocessError):

@@ -47,7 +47,9 @@ def quantize_file(source: Path, target: Path, kind: str, progress: Progress) -> 
 
 
 def _by_program(program: str, source: Path, target: Path, kind: str) -> None:
-    done = subprocess.run([program, str(source), str(target), kind.upper()], capture_output=True, text=True)
+    done = subprocess.run(
+        [program, str(source), str(target), kind.upper()], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode or not target.is_file():
         lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise ModelError(f"{PROGRAM} could not write {kind} ({(lines or ['it gave no reason'])[-1]}); not exported")

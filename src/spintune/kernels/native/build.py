@@ -189,7 +189,9 @@ def _load_compiled() -> ctypes.CDLL:
 
 def _key(compiler: str) -> str:
     """Digest of everything that determines the code: source, flags, compiler, processor (machines may share a home)."""
-    answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [compiler, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     machine = platform.machine(), processor_features()
     return digest(*sources(), *FLAGS, *_FLAGS, compiler, answer.stdout, *machine)
 

@@ -108,7 +108,9 @@ def compile_library(compiler: str, flags: tuple[str, ...], folder: Path) -> Path
     ]
     for command in (*commands, [compiler, "-shared", "-s", "-Wl,--as-needed", *compiled, "-o", str(linked)]):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LIMIT)
+            done = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=_LIMIT
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise NoKernelsError(f"{compiler} does not run ({error})", unexpected=True) from error
         if done.returncode:
