@@ -90,6 +90,7 @@ def test_every_damaged_file_is_mended_or_named(
     draw, out = random.Random(seed), tmp_path / "run"
     for folder in (out, tmp_path / "model"):
         shutil.rmtree(folder, ignore_errors=True)
+    (tmp_path / "pairs.jsonl").unlink(missing_ok=True)
     shutil.copytree(finished, out)
     files = sorted(path for path in out.rglob("*") if path.suffix in (".json", ".jsonl") and "model" not in path.parts)
     path = draw.choice(files)
