@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from spintune.cli.questions import Questions
+
 Spintune = Callable[..., Any]
 ROWS = 70
 
@@ -213,6 +215,18 @@ def session(words: list[str], answers: dict[str, str], folder: Path) -> tuple[in
             place = at + len(waiting.pop(0)[0])
     os.close(master)
     return process.wait(), screen
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [("", "Frage"), ("Frage", "Frage"), ("FRAGE", "Frage"), ("frage", "frage"), ("antwort", "Antwort")],
+)
+def test_an_answer_is_the_choice_as_it_is_spelled(monkeypatch: pytest.MonkeyPatch, typed: str, taken: str) -> None:
+    monkeypatch.setattr("builtins.input", lambda question: typed)
+    questions = Questions(asks=True, accepts=False)
+    assert questions.text("Column", "Frage", "--prompt", ["Frage", "frage", "Antwort"]) == taken
+    monkeypatch.setattr("builtins.input", lambda question: "YES")
+    assert questions.agrees("Sure?", False, "--yes")
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ class Questions:
                 given = input(visible(f"{question}{shown}: ")).strip() or default
             except EOFError:
                 raise RecipeError(f"{question}: the input ended; give {flag}") from None
-            if given and (not choices or given.lower() in choices):
+            if given and (not choices or (given := _among(choices, given))):
                 return given
             print(f"  one of: {', '.join(choices)}" if choices else "  please give one")
         raise RecipeError(f"{question}: no answer could be used; give {flag}")
@@ -50,3 +50,9 @@ class Questions:
         """Yes or no."""
         answer = self.text(f"{question} (y/n)", "y" if default else "n", flag, ("y", "n", "yes", "no"))
         return answer[0].lower() == "y"
+
+
+def _among(choices: Sequence[str], given: str) -> str | None:
+    """The choice that was given, as it is spelled; capitals count only where choices differ in nothing else."""
+    alike = [choice for choice in choices if choice.casefold() == given.casefold()]
+    return given if given in alike else next(iter(alike), None)
