@@ -257,6 +257,29 @@ def test_a_connection_that_breaks_in_the_answer_is_disconnected(serve: Any, sent
     assert (outcome.reason, outcome.lost) == ("disconnected", 1)
 
 
+def test_headers_may_hold_any_bytes(serve: Any, sent: Any, chat_answer: Any, questions: Questions) -> None:
+    """As the names of organizations and proxies do. HTTP's own charset is ISO-8859-1."""
+    server = serve(lambda n, seen: sent(chat_answer("yes"), headers={"X-Organization": "Café"}))
+    teacher = teacher_at(server.url, max_retries=5)
+    assert outcomes_of(teacher, questions(1)) == [Reply("yes", "stop", 7, 3)]
+    assert len(server.received) == 1
+    assert teacher.usage == Usage(1, 7, 3)
+
+
+def test_whatever_fails_after_an_answer_counts_as_charged(
+    serve: Any, questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(body: bytes) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr("spintune.teachers.transport.hidden_error", fails)
+    teacher = teacher_at(serve().url)
+    (request,) = questions(1)
+    with pytest.raises(RuntimeError, match="nobody foresaw this"):
+        list(teacher.ask([request]))
+    assert teacher.usage.tokens == request.ceiling.prompt_tokens + request.max_tokens
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("status", [200, 400])
 def test_a_huge_answer_is_not_read_to_its_end(

@@ -17,9 +17,9 @@ import orjson
 from pydantic import SecretStr
 
 from spintune.errors import TeacherError
-from spintune.teachers.addresses import CheckedNetwork, IpAddress, forbidden_host
+from spintune.teachers.addresses import CheckedNetwork, ForbiddenAddressError, IpAddress, forbidden_host
 from spintune.teachers.budget import LedgerCall
-from spintune.teachers.wire import hidden_error
+from spintune.teachers.wire import HiddenError, hidden_error
 from spintune.version import __version__
 
 BODY_LIMIT = 4_000_000
@@ -88,24 +88,32 @@ class AuthTransport(httpx2.AsyncBaseTransport):
         try:
             async with asyncio.timeout(self._seconds):
                 response, body = await self._exchange(request)
-        except _REFUSED_CONNECTIONS:
+            hidden = hidden_error(body) if response.status_code == 200 else None
+            answer = self._answer(response, body, hidden, request)
+        except (*_REFUSED_CONNECTIONS, ForbiddenAddressError):
             raise
         except TimeoutError as error:
             call.lose()
             raise httpx2.ReadTimeout("no complete answer in time", request=request) from error
-        except (httpx2.RequestError, TooLargeError):
+        except Exception:  # whatever it is, the server may have answered
             call.lose()
             raise
+        if hidden and hidden.charged:
+            call.lose()
+        return answer
+
+    def _answer(
+        self, response: httpx2.Response, body: bytes, hidden: HiddenError | None, request: httpx2.Request
+    ) -> httpx2.Response:
+        """The response as the client gets it: without the key, and with the status of an error in its body."""
         status = response.status_code
-        if status == 200 and (hidden := hidden_error(body)):
-            if hidden.charged:
-                call.lose()
+        if hidden:
             status, body = hidden.status, orjson.dumps({"error": hidden.error})
-        headers = {
-            name: self._hide(value.encode()).decode()
-            for name, value in response.headers.items()
-            if name not in ("content-encoding", "content-length", "transfer-encoding")
-        }
+        headers = [
+            (name, self._hide(value))
+            for name, value in response.headers.raw
+            if name.lower() not in (b"content-encoding", b"content-length", b"transfer-encoding")
+        ]
         return httpx2.Response(status, headers=headers, content=self._hide(body), request=request)
 
     async def _exchange(self, request: httpx2.Request) -> tuple[httpx2.Response, bytes]:
