@@ -11,6 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, cast
@@ -82,8 +83,10 @@ def run_recipe(
 
     Raises SpintuneError for every problem that the user can solve.
     """
-    evaluations = check_recipe(recipe, until)
-    with memory_errors(lambda error: out_of_memory(error, recipe)), _folder_of(recipe) as run:
+    told = partial(out_of_memory, recipe=recipe)
+    with memory_errors(told):
+        evaluations = check_recipe(recipe, until)
+    with memory_errors(told), _folder_of(recipe) as run:
         recipe = run.recipe
         metrics = Metrics(run.folder, recipe.tracking, recipe.identity())
         try:

@@ -16,6 +16,8 @@ import torch
 from spintune import memory
 from spintune.errors import ModelError, OutOfMemoryError, TeacherError
 from spintune.memory import available_memory, is_out_of_memory, memory_errors
+from spintune.pipeline import run_recipe
+from spintune.progress import Silent
 from spintune.recipe import parse_recipe
 from spintune.remedies import BY_MOMENTS, advice, out_of_memory
 from spintune.training.footprint import moment_bytes
@@ -94,6 +96,19 @@ def test_a_limit_that_is_reached_is_one_line_and_a_code_of_its_own(
         if name == "training":
             assert line.endswith("the checkpoint of step 2 is kept, and the same command goes on from it")
             assert list((tmp_path / name).glob("sft/checkpoints/*/step-00000002"))
+
+
+def test_memory_may_run_out_before_the_first_stage(
+    values: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep takes what is none of our errors for one that nobody foresaw."""
+
+    def fails(recipe: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("spintune.pipeline.check_data_files", fails)
+    with pytest.raises(OutOfMemoryError):
+        run_recipe(parse_recipe(values(tmp_path / "run"), "test"), tmp_path, Silent())
 
 
 def test_only_what_saves_memory_and_goes_with_the_recipe_is_advised() -> None:
