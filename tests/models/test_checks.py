@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from spintune.errors import ModelError
 from spintune.models import files
-from spintune.models.loading import check_model, load_model
+from spintune.models.loading import check_model, load_model, load_tokenizer
 
 
 @pytest.fixture
@@ -172,6 +172,26 @@ def test_a_download_that_stopped_is_one_line(keep, folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
     refusal(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "model.gguf"])
+def test_what_git_lfs_did_not_fetch_says_how_to_fetch_it(file, folder):
+    """A pointer as git-lfs writes it, for a vocabulary that 130 bytes could not hold."""
+    with_config(folder, vocab_size=151_936, hidden_size=896)
+    digest = "fdf756fa7fcbe7404d5c60e26bff1a0c8b8aa1f72ced49e7dd0210fe288fb7fe"
+    text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{digest}\nsize 988097824\n"
+    (folder / file).write_text(text)
+    named = folder / file if file.endswith(".gguf") else folder
+    for check in (check_model, load_model, load_tokenizer):
+        told = refusal(named, check)
+        assert told.endswith(f"{file} is a pointer of git-lfs, not the file itself; run git lfs pull in its folder")
+
+
+def test_weights_too_small_for_their_config_are_incomplete_or_of_another_model(folder):
+    with_config(folder, vocab_size=151_936, hidden_size=896)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert refusal(folder).endswith("its weights are incomplete, or config.json belongs to another model")
 
 
 def test_a_shard_that_is_absent_is_one_line(folder):

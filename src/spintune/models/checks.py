@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -23,6 +23,8 @@ _SIZES = ("vocab_size", "hidden_size", "d_model", "n_embd", "intermediate_size",
 _WIDTHS = ("hidden_size", "d_model", "n_embd")
 _MOST_LAYERS = 2_000
 _ANY_SIZE = 100_000_000  # numbers that any machine can hold
+_POINTER, _POINTER_SIZE = b"version https://git-lfs.github.com/spec/", 1024
+"""How a pointer of git-lfs begins, and the size that it is smaller than, by its specification. [bytes]"""
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "model.safetensors.index.json")
 
 
@@ -64,8 +66,18 @@ def _refuse_oversized(name: str, config: JsonObject, location: str) -> None:
             if key in _SIZES and numbers and value * max(width, 1) > max(numbers, _ANY_SIZE):
                 raise ModelError(
                     f"model {name!r}: in its config.json {key} is {value:,}, more than all its weights have numbers "
-                    "for; config.json belongs to another model"
+                    "for; its weights are incomplete, or config.json belongs to another model"
                 )
+
+
+def refuse_pointers(name: str, files: Iterable[Path]) -> None:
+    """Refuses what git-lfs leaves in place of large files that it has not fetched. Raises ModelError."""
+    for file in files:
+        if file.is_file() and file.stat().st_size < _POINTER_SIZE and file.read_bytes().startswith(_POINTER):
+            raise ModelError(
+                f"model {name!r}: {file.name} is a pointer of git-lfs, not the file itself; "
+                "run git lfs pull in its folder"
+            )
 
 
 def _refuse_adapter(name: str, location: str, arguments: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ from spintune.models.architecture import (
     record_untied_head,
     shortened,
 )
-from spintune.models.checks import check_files
+from spintune.models.checks import check_files, refuse_pointers
 from spintune.models.converted import converted
 from spintune.models.digests import model_digest
 from spintune.models.files import GENERATION_CONFIG, end_ids, loaded_files, one_line, quiet_transformers, read_file
@@ -345,7 +345,7 @@ def load_stop_ids(name: str, *, cache: Path) -> frozenset[int]:
 def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
     """Resolves a model name to the location and extra arguments that ``from_pretrained`` takes.
 
-    Raises ModelError when there is no such model.
+    Raises ModelError when there is no such model, or git-lfs has not fetched it.
     """
     check_name(name)
     path = Path(name).expanduser()
@@ -353,9 +353,12 @@ def locate_model(name: str, cache: Path) -> tuple[str, dict[str, str]]:
         return str(unpack_alias(name, cache)), {}
     if path.suffix == ".gguf":
         with _refusals(f"model {name!r}"):
+            refuse_pointers(name, [path])
             folder = converted(path, cache, _write_gguf)
         return (str(folder), {}) if folder else (str(path.parent), {"gguf_file": path.name})
     if path.is_dir():
+        with _refusals(f"model {name!r}"):
+            refuse_pointers(name, loaded_files(path))
         return str(path), {}
     repository, _, revision = name.partition("@")
     return repository, {"revision": revision} if revision else {}
