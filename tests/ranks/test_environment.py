@@ -47,7 +47,15 @@ def test_launchers_agree() -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("a", "a"), ("a,b", "a"), ("gpu[07,09-11]", "gpu07"), ("n[1-2]-ib,login", "n1-ib"), ("x[003]", "x003")],
+    [
+        ("a", "a"),
+        ("a,b", "a"),
+        ("gpu[07,09-11]", "gpu07"),
+        ("n[1-2]-ib,login", "n1-ib"),
+        ("x[003]", "x003"),
+        ("r[1-2]n[1-4],s[3-4]", "r1n1"),
+        ("r[01,03-07]n[2]-ib,login", "r01n2-ib"),
+    ],
 )
 def test_first_node(nodes: str, first: str) -> None:
     place = place_of({**SRUN, "SLURM_STEP_NODELIST": nodes})
@@ -64,3 +72,31 @@ def test_jobs_have_ports_of_their_own() -> None:
 def test_refuses_a_place_that_cannot_be(wrong: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match="torchrun"):
         place_of({**TORCHRUN, **wrong})
+
+
+def test_a_container_with_one_process_is_alone() -> None:
+    """What Kubeflow gives the only replica of a PyTorchJob."""
+    job = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "run-master-0", "MASTER_PORT": "23456"}
+    assert place_of(job) is None
+    with pytest.raises(RecipeError, match="no LOCAL_RANK") as refused:
+        place_of({**job, "WORLD_SIZE": "2"})
+    assert not str(refused.value).startswith("torchrun")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "node", "local_size"),
+    [("1,2", 0, 1), ("1,2", 1, 2), ("2,1", 1, 1), ("4(x2),3", 0, 4), ("4(x2),3", 1, 4), ("4(x2),3", 2, 3), ("8", 0, 8)],
+)
+def test_nodes_may_have_unequal_numbers_of_tasks(tasks: str, node: int, local_size: int) -> None:
+    """The last task of each node."""
+    place = place_of(
+        {
+            **SRUN,
+            "SLURM_STEP_NUM_TASKS": "16",
+            "SLURM_STEP_TASKS_PER_NODE": tasks,
+            "SLURM_NODEID": str(node),
+            "SLURM_LOCALID": str(local_size - 1),
+        }
+    )
+    assert place is not None
+    assert (place.local_rank, place.local_size) == (local_size - 1, local_size)

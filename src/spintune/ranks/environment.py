@@ -38,18 +38,25 @@ class Place:
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
-    """The place that torchrun or srun gave this process; None for one that was started alone.
+    """The place that torchrun or srun gave this process; None for one that is alone.
 
     Raises RecipeError for a place that cannot be.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
+        if environment["WORLD_SIZE"] == "1":
+            return None
+        if "LOCAL_RANK" not in environment:
+            raise RecipeError(
+                "the environment has RANK and WORLD_SIZE but no LOCAL_RANK, the number of this process on its node; "
+                "start the run with torchrun on each node, or unset RANK and WORLD_SIZE for one process"
+            )
         names, launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"), "torchrun"
     elif environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
         names, launcher = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"), "srun"
     else:
         return None
     rank, size, local_rank = (_number(environment, name, launcher) for name in names[:3])
-    local_size = _number(environment, names[3], launcher) if names[3] in environment else size
+    local_size = _local_size(environment, names[3], launcher) if names[3] in environment else size
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
         raise RecipeError(
             f"{launcher}: rank {rank} of {size}, {local_rank} of {local_size} on its node, cannot be; look at "
@@ -65,17 +72,26 @@ def place_of(environment: Mapping[str, str]) -> Place | None:
 
 
 def _number(environment: Mapping[str, str], name: str, launcher: str) -> int:
-    """A number; of slurm's tasks on each node, such as ``4(x2),3``, the first."""
     found = re.match(r"\d+", environment.get(name, ""))
     if not found:
         raise RecipeError(f"{launcher}: the environment has no number {name}; start the ranks with torchrun or srun")
     return int(found[0])
 
 
+def _local_size(environment: Mapping[str, str], name: str, launcher: str) -> int:
+    """How many ranks this node has. Slurm lists all nodes: ``4(x2),3`` stands for 4, 4 and 3 tasks."""
+    node, end = int(environment.get("SLURM_NODEID") or 0), 0
+    for count, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", environment[name]):
+        end += int(nodes or 1)
+        if node < end:
+            return int(count)
+    return _number(environment, name, launcher)
+
+
 def _first_node(nodes: str) -> str:
-    """The first of slurm's compressed list of nodes: ``gpu[03-05,11],login`` gives ``gpu03``."""
-    found = re.match(r"([^\[,]*)(?:\[([^\],-]++)[^\]]*+\]([^,]*))?", nodes)
-    return "".join(part or "" for part in found.groups()) if found else ""
+    """The first of slurm's compressed list of nodes: ``rack[1-2]gpu[03-05,11],login`` gives ``rack1gpu03``."""
+    first = re.match(r"(?:[^\[,]|\[[^\]]*+\])*+", nodes)
+    return re.sub(r"\[([^\],-]++)[^\]]*+\]", r"\1", first[0]) if first else ""
 
 
 def _port_of_job(environment: Mapping[str, str]) -> int:
