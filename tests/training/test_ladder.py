@@ -90,6 +90,21 @@ def test_a_search_that_never_turns_ends_and_has_its_best_at_the_end() -> None:
     assert least(losses) == max(losses)
 
 
+def test_where_training_breaks_the_search_goes_down() -> None:
+    """From 1e-2 by decades to the first rate at which it does not break, and on to 3.2e-5, the best."""
+    tried: list[float] = []
+
+    def losses_of(rate: float) -> list[float] | None:
+        tried.append(rate)
+        return valley(3.2e-5)(rate)
+
+    climb(losses_of, START_LOSSES, 1e-2, kept=1)
+    assert tried[:3] == [1e-2, 1e-3, 1e-4]
+    tried.clear()
+    climb(lambda rate: tried.append(rate), START_LOSSES, 1e-2, kept=1)
+    assert tried == sorted(tried, reverse=True)
+
+
 def test_no_rate_is_tried_that_replaces_the_weights_in_a_few_steps() -> None:
     losses = climb(lambda rate: [-rate, -rate], [0.0, 0.0], 3.2e-2, kept=0.5)
     assert max(losses) == 0.1

@@ -147,13 +147,15 @@ def climb(
     while len(losses) < MAX_RUNGS - 2:
         best = least(losses)
         gap = _Gap.between(losses[best], start)
-        # where a rate changes nothing that can be told, lower ones change nothing either
-        steps = (2,) if abs(gap.mean) <= gap.error else (2, -2)
+        # where training broke, higher rates break it too; where a rate changes nothing that can be told, neither do
+        # lower ones
+        steps = (-2,) if losses[best] is None else (2,) if abs(gap.mean) <= gap.error else (2, -2)
         beside = [rate for step in steps if (rate := _beside(best, step)) not in losses and rate <= MAX_RATE]
         if not beside:
             break
         look(beside[0])
-    look(_beside(choose(losses, start, kept), 1))
+    if losses[best := choose(losses, start, kept)] is not None:
+        look(_beside(best, 1))
     if (chosen := choose(losses, start, kept)) == least(losses):
         look(_beside(chosen, -1))
     return dict(sorted(losses.items()))
