@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 JOIN_MINUTES = 10.0
 """How long the first rank waits for the last one."""
 
@@ -212,8 +214,8 @@ def _join(place: Place) -> Team:
     import torch
     from torch import distributed
 
-    if place.on_one_node:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if place.on_one_node and (loopback := _LOOPBACK.get(sys.platform)):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
     os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.size), "LOCAL_RANK": str(place.local_rank)}
     os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
     on_gpus = torch.cuda.is_available()
