@@ -255,7 +255,7 @@ def exit_codes() -> dict[int, str]:
     """What each exit code means, from the errors themselves."""
     kinds = [one for _, one in inspect.getmembers(errors, inspect.isclass) if hasattr(one, "exit_code")]
     known = {one.exit_code: f"`{one.__name__}`: {' '.join((inspect.getdoc(one) or '').split())}" for one in kinds}
-    return {0: "Done.", **dict(sorted(known.items())), 130: "Stopped by Ctrl-C. The same command goes on from there."}
+    return {0: "Done.", **dict(sorted(known.items()))}
 
 
 def exit_codes_page() -> str:

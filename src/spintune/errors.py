@@ -126,3 +126,9 @@ class StoppedBySignal(BaseException):
     and the same command goes on from there."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class Interrupted(StoppedBySignal):
+    """Ctrl-C. A run or a sweep that it stopped goes on with the same command."""
+
+    exit_code = 130  # 128 + SIGINT, as shells count

@@ -24,7 +24,7 @@ from spintune.cli.suggestions import unknown_option
 from spintune.cli.sweep import sweep
 from spintune.cli.unexpected import shows_itself, unexpected_text
 from spintune.cli.watch import watch
-from spintune.errors import InternalError, OutOfMemoryError, SpintuneError, StoppedBySignal
+from spintune.errors import InternalError, Interrupted, OutOfMemoryError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
 
 app = typer.Typer(
@@ -77,15 +77,15 @@ def _main() -> None:
     except StoppedBySignal as stop:
         _fail(_with_notes(stop) if _notes(stop) else f"{stop}; the same command continues", stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = Interrupted.exit_code
     except BaseException as error:
         if (code := _usage_code(error)) is not None:
             _fail(_usage_text(error), code)
         if shows_itself(error):
             raise
         _fail("; ".join([unexpected_text(error), *_notes(error)]), InternalError.exit_code)
-    if code == 130:
-        _fail("stopped; the same command continues", code)
+    if code == Interrupted.exit_code:
+        _fail("stopped", code)
     sys.exit(code)
 
 

@@ -16,7 +16,7 @@ from spintune.background import wait_for_all
 from spintune.cli.options import OutputOptions, print_json
 from spintune.cli.signals import STOPPING, stop_on_signals
 from spintune.cli.unexpected import unexpected_text
-from spintune.errors import InternalError, SpintuneError
+from spintune.errors import InternalError, Interrupted, SpintuneError
 from spintune.hub import refuse_missing_path
 from spintune.memory import is_out_of_memory
 from spintune.portable import signals
@@ -41,6 +41,8 @@ def prepared(as_json: bool, quiet: bool = False, no_progress: bool = False) -> I
     Args:
         quiet: shows nothing but errors, for a rank beside the one that shows.
         no_progress: shows warnings and errors alone, as the user asks for by --quiet.
+
+    Raises Interrupted for Ctrl-C.
     """
     from spintune.downloads import shown_on
     from spintune.progress import Silent
@@ -48,7 +50,7 @@ def prepared(as_json: bool, quiet: bool = False, no_progress: bool = False) -> I
     from spintune.terminal import SafeFormatter
 
     shown = contextlib.nullcontext(Silent()) if quiet else open_progress(as_json, no_progress)
-    with stop_on_signals() as stop, shown as progress, shown_on(progress):
+    with _interruptible(), stop_on_signals() as stop, shown as progress, shown_on(progress):
         handler = logging.StreamHandler()
         handler.setFormatter(SafeFormatter("%(name)s: %(message)s"))
         logging.basicConfig(level=logging.ERROR if quiet else logging.WARNING, handlers=[handler])
@@ -58,6 +60,15 @@ def prepared(as_json: bool, quiet: bool = False, no_progress: bool = False) -> I
 
         quiet_libraries()
         yield stop, progress
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C inside says that the same command continues, which is not true of every command."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped") from error
 
 
 def execute(
