@@ -243,6 +243,88 @@ def test_after_a_kill_a_tracker_that_keeps_everything_gets_each_step_once_at_gro
     assert [place[0] for place in places] == [1, 2, 5, 6, 7]
 
 
+def trained(folder: Path, name: str, inputs: Mapping[str, str], shift: float, killed: bool = False) -> None:
+    """A process that trains stages of two steps on these inputs, and measures a model."""
+    metrics = Metrics(folder, [name])
+    for stage, digest in inputs.items():
+        metrics.trains(stage, digest)
+        metrics.begin(stage, 0)
+        for step in (1, 2):
+            metrics.add(stage, step, loss=step + shift)
+    if killed:
+        metrics._log.close()
+        return
+    metrics.finish({"heldout": {"sft": {"rouge_l": shift}}}, {"model": "sft"})
+    metrics.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_stage_that_is_trained_on_other_inputs_is_another_run_where_numbers_cannot_be_taken_back(
+    tmp_path: Path, register: Register, caplog: pytest.LogCaptureFixture, killed: bool
+) -> None:
+    got: dict[str, dict[tuple[str, int], float]] = {}
+
+    class Keeping(SentOnce, Remembering):
+        def __init__(self, run: TrackedRun) -> None:
+            SentOnce.__init__(self, run)
+            self.heard = []
+
+        def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+            assert (stage, step) not in got.setdefault(self.run.id, {})
+            got[self.run.id][stage, step] = next(iter(numbers.values()))
+
+    register("keeping", Keeping)
+    trained(tmp_path, "keeping", {"other": "x", "sft": "a", "spin/iterate-1": "b"}, 0.0)
+    trained(tmp_path, "keeping", {"sft": "a"}, 0.0)  # its folder was deleted: the same numbers
+    first = json.loads((tmp_path / "tracking.json").read_text())["id"]
+    assert list(got) == [first]
+    before = dict(got[first])
+    if killed:
+        trained(tmp_path, "keeping", {"sft": "c"}, 0.5, killed=True)
+        trained(tmp_path, "keeping", {"spin/iterate-1": "d"}, 0.5)
+    else:
+        trained(tmp_path, "keeping", {"sft": "c", "spin/iterate-1": "d"}, 0.5)
+    assert got == {
+        first: before,
+        f"{first}-1": {
+            ("other", 1): 1.0,
+            ("other", 2): 2.0,
+            ("sft", 1): 1.5,
+            ("sft", 2): 2.5,
+            ("spin/iterate-1", 1): 1.5,
+            ("spin/iterate-1", 2): 2.5,
+            ("eval/heldout", 1): 0.5,
+        },
+    }
+    (told,) = [record.message for record in caplog.records]
+    assert told == (
+        "tracking: keeping cannot take numbers back, and sft is trained on other inputs; what follows is another run "
+        f"there, {first}-1"
+    )
+
+
+def test_a_tracker_that_was_left_out_while_a_stage_was_trained_again_has_another_run(
+    tmp_path: Path, register: Register
+) -> None:
+    made, _ = register("remembering", Remembering), register("other", Remembering)
+    trained(tmp_path, "remembering", {"sft": "a"}, 0.0)
+    trained(tmp_path, "other", {"sft": "c"}, 0.5)
+    trained(tmp_path, "remembering", {}, 0.5)
+    assert [one.run.id.removeprefix(made[0].run.id) for one in made] == ["", "-1"]
+    assert [("sft", step, {"loss": step + 0.5}) for step in (1, 2)] == made[1].heard[1:3]
+
+
+def test_event_files_hold_a_stage_as_it_was_trained_last(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    for digest, shift in (("a", 0.0), ("c", 0.5)):
+        trained(tmp_path, "tensorboard", {"sft": digest}, shift)
+    assert recorded(tmp_path / "tensorboard") == {
+        ("sft", "loss", 1): 1.5,
+        ("sft", "loss", 2): 2.5,
+        ("eval/heldout", "rouge_l", 1): 0.5,
+    }
+
+
 def test_what_is_measured_before_training_is_sent_once_too(tmp_path: Path, register: Register) -> None:
     places: list[tuple[int, str, int]] = []
 

@@ -84,6 +84,7 @@ class SiblingRuns:
                         yield sibling, manifest
 
     def _copy(self, sibling: Path, stage: str, manifest: Manifest) -> None:
+        self.metrics.trains(stage, manifest.inputs)
         self._copy_metrics(sibling, stage)
         source, target = sibling / stage, self.run / stage
         parts: dict[str, dict[PurePosixPath, FileFacts]] = defaultdict(dict)

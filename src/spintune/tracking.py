@@ -15,7 +15,7 @@ from spintune.run_folder import MANIFEST
 from spintune.step_log import StepLog
 from spintune.storage import read_json, read_json_lines, write_json_if_changed
 from spintune.text.words import one_line
-from spintune.trackers import TRACKERS, TrackedRun, Tracker
+from spintune.trackers import OUTCOME, TRACKERS, SentOnce, TrackedRun, Tracker
 from spintune.typed_json import JsonObject, from_json, to_json
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,11 @@ class Metrics:
             )
         self._log.mend()
         self._trackers = _Trackers(folder, tracking, recipe or {}, self._log.path) if tracking else None
+
+    def trains(self, stage: str, inputs: str) -> None:
+        """The stage is trained, or copied, for inputs of this digest. Trackers forget its numbers for other inputs."""
+        if self._trackers:
+            self._trackers.trains(stage, inputs)
 
     def begin(self, stage: str, step: int) -> None:
         """The stage starts or resumes after ``step``: later entries of an earlier attempt are dropped."""
@@ -107,43 +112,47 @@ class _TrackerState:
     Attributes:
         sent: the last step of each stage.
         open: a process sends to it, or was killed while it did; then it also has what metrics.jsonl has.
+        restarts: how often it was given another run, because a stage was trained on other inputs.
+        held: stages of metrics.jsonl that may be trained again too, so that it gets them with the end of the run.
     """
 
     sent: dict[str, int] = field(default_factory=dict)
     open: bool = False
+    restarts: int = 0
+    held: list[str] = field(default_factory=list)
 
 
 @dataclass
 class _TrackingState:
-    """``tracking.json``: under which id trackers know the run, and what each has."""
+    """``tracking.json``: under which id trackers know the run, what each has, and the digest of each stage's inputs."""
 
     id: str
     trackers: dict[str, _TrackerState] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 class _Trackers:
     """The trackers of one run. One that fails is told in a line and left; the next start sends what it missed."""
 
     def __init__(self, folder: Path, names: Sequence[str], recipe: Mapping[str, object], numbers: Path) -> None:
+        self._folder, self._recipe, self._numbers = folder, recipe, numbers
         self._path = folder / STATE
         is_new = not self._path.exists()
         self._state = self._read()
-        rows = read_json_lines(numbers) if numbers.is_file() else []
+        rows = self._rows()
         self._open: dict[str, Tracker] = {}
-        sweep = folder.resolve().parent
-        group = sweep.name if (sweep / "sweep.json").is_file() else None
         states = {name: self._state.trackers.setdefault(name, _TrackerState()) for name in names}
         killed = {name: state.open for name, state in states.items()}
         for state in states.values():
             for row in rows if state.open else ():
-                _raise_to(state.sent, row["stage"], row["step"])
+                if row["stage"] not in state.held:
+                    _raise_to(state.sent, row["stage"], row["step"])
             state.open = True
         self._write()  # before a tracker makes a run of this id
         try:
-            for name, state in states.items():
+            for name in states:
                 with self._guarded(name):
-                    run = TrackedRun(folder, self._state.id, group, recipe, state.sent, killed[name])
-                    self._open[name] = TRACKERS[name](run)
+                    self._start(name, killed[name])
         except MissingExtraError:
             self.close()
             if is_new:
@@ -160,11 +169,20 @@ class _Trackers:
             log.warning("%s; trackers show what follows as another run", error)
         return _TrackingState(secrets.token_hex(6))
 
+    def _rows(self) -> Sequence[JsonObject]:
+        return read_json_lines(self._numbers) if self._numbers.is_file() else []
+
     def _write(self) -> None:
         try:
             write_json_if_changed(self._path, to_json(self._state))
         except StorageError as error:  # no reason to end a run
             log.warning("%s", error)
+
+    def _start(self, name: str, was_killed: bool) -> None:
+        state, sweep = self._state.trackers[name], self._folder.resolve().parent
+        group = sweep.name if (sweep / "sweep.json").is_file() else None
+        id = f"{self._state.id}-{state.restarts}" if state.restarts else self._state.id
+        self._open[name] = TRACKERS[name](TrackedRun(self._folder, id, group, self._recipe, state.sent, was_killed))
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -184,14 +202,49 @@ class _Trackers:
             self._state.trackers[name].open = False
             self._write()
 
+    def trains(self, stage: str, inputs: str) -> None:
+        known = self._state.inputs.get(stage, inputs)
+        self._state.inputs[stage] = inputs
+        if known != inputs:
+            for name in self._state.trackers:
+                self._forget(name, stage)
+        self._write()
+
+    def _forget(self, name: str, stage: str) -> None:
+        """Has a tracker forget a stage, and what was measured after it. One that cannot gets another run."""
+        state = self._state.trackers[name]
+        old = [one for one in state.sent if f"{one}/".startswith(f"{stage}/")]
+        if not old:
+            return
+        if name in self._open and not isinstance(self._open[name], SentOnce):
+            for one in [*old, *(one for one in state.sent if one == OUTCOME or one.startswith("eval/"))]:
+                del state.sent[one]
+            return
+        self._call(name, lambda one: one.close())
+        state.sent.clear()
+        state.restarts += 1
+        state.held = list(dict.fromkeys(row["stage"] for row in self._rows()))
+        if self._open.pop(name, None) is None:
+            return
+        log.warning(
+            "tracking: %s cannot take numbers back, and %s is trained on other inputs; what follows is another run "
+            "there, %s-%d",
+            name,
+            stage,
+            self._state.id,
+            state.restarts,
+        )
+        with self._guarded(name):
+            self._start(name, was_killed=False)
+
     def _catch_up(self, name: str, rows: Iterable[JsonObject]) -> None:
         """Sends what metrics.jsonl has and the tracker lacks, such as one that the recipe did not name before."""
         begun: set[str] = set()
-        sent = self._state.trackers[name].sent
+        sent, held = self._state.trackers[name].sent, frozenset(self._state.trackers[name].held)
         for row in rows:
             stage, step = row["stage"], row["step"]
             numbers = {key: value for key, value in row.items() if key != "step" and isinstance(value, (int, float))}
-            if step <= sent.get(stage, -1):
+            if stage in held or step <= sent.get(stage, -1):
                 continue
             if stage not in begun:
                 begun.add(stage)
@@ -204,6 +257,9 @@ class _Trackers:
                 action(self._open[name])
 
     def _begin(self, name: str, stage: str, step: int) -> None:
+        if stage in (held := self._state.trackers[name].held):
+            held.remove(stage)
+            self._write()
         self._call(name, lambda one: one.begin(stage, step))
 
     def _add(self, name: str, stage: str, step: int, numbers: Mapping[str, float]) -> None:
@@ -225,6 +281,10 @@ class _Trackers:
         return [f"numbers also go to {name}: {where}" for name, where in told.items() if where]
 
     def finish(self, evaluations: Mapping[str, Mapping[str, Mapping[str, float]]], facts: Mapping[str, str]) -> None:
+        for name in list(self._open):
+            if held := self._state.trackers[name].held:
+                held.clear()
+                self._catch_up(name, self._rows())
         for evaluation, models in evaluations.items():
             stage = f"eval/{evaluation}"
             for name in list(self._open):

@@ -418,14 +418,14 @@ class RunContext:
     # Training --------------------------------------------------------------------------------------------------------
 
     def checkpoints(self, stage: str, inputs: Inputs, section: SftSection | SpinSection, *logs: StepLog) -> Checkpoints:
-        """The checkpoints of a stage for these inputs. Those that a stopped run left for other inputs are deleted.
+        """The checkpoints of a stage for these inputs. Those for other inputs are deleted, and trackers forget theirs.
 
         Args:
             logs: of the stage, beside the metrics: a checkpoint is saved after the lines of its steps.
         """
         self.release_engines()
-        folder = self.run.folder / stage / "checkpoints"
-        tag = digest_json(inputs)[:12]
+        self.metrics.trains(stage, digest := digest_json(inputs))
+        folder, tag = self.run.folder / stage / "checkpoints", digest[:12]
         for other in folder.glob("*"):
             if other.name != tag:
                 remove_folder(other)

@@ -4,6 +4,7 @@ A tracker's package is imported only when the recipe names it, and none calls ho
 """
 
 from spintune.trackers.protocol import (
+    OUTCOME,
     TRACKERS,
     SentOnce,
     TrackedRun,
@@ -12,4 +13,4 @@ from spintune.trackers.protocol import (
     register_tracker,
 )
 
-__all__ = ["TRACKERS", "SentOnce", "TrackedRun", "Tracker", "TrackerFactory", "register_tracker"]
+__all__ = ["OUTCOME", "TRACKERS", "SentOnce", "TrackedRun", "Tracker", "TrackerFactory", "register_tracker"]

@@ -22,7 +22,8 @@ class TrackedRun:
 
     Attributes:
         folder: of the run.
-        id: stays the same when the run is stopped and goes on, or its folder is moved.
+        id: stays the same when the run is stopped and goes on, or its folder is moved. A :class:`SentOnce` gets another
+            one when a stage is trained on other inputs.
         group: the sweep that the run belongs to; None without one.
         recipe: the resolved recipe as plain JSON.
         sent: the last step of each stage that this tracker has, also from earlier processes. A tracker that cannot take

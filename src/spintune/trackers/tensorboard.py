@@ -33,7 +33,7 @@ class TensorBoard:
     def finish(self, facts: Mapping[str, str]) -> None:
         if self._sent.get(OUTCOME):
             return
-        with self._open(str(self._folder)) as writer:
+        with self._open(str(self._folder), purge_step=0) as writer:  # a decision about other weights is void
             writer.add_text("recipe", f"```\n{json.dumps(self._recipe, indent=2)}\n```", 0)
             for name, text in facts.items():
                 writer.add_text(name, text, 0)
