@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from command_server import Command
 
 from spintune.progress import Silent
 from spintune.selfplay import shards
+from spintune.trackers import TRACKERS, SentOnce, register_tracker
 
 
 class Stopped(BaseException):
@@ -135,6 +136,35 @@ def test_a_checkpoint_of_other_data_is_not_used(
     run(tmp_path / "straight", **changes)
     assert contents(tmp_path / "mended") == contents(tmp_path / "straight")
     no_leftovers(tmp_path / "mended")
+
+
+def test_trackers_get_the_numbers_of_other_data(run: Callable[..., Any], alpaca_file: Path, tmp_path: Path) -> None:
+    """Those that cannot take numbers back show another run."""
+    kept: dict[str, dict[tuple[str, int], float]] = {}
+
+    class Keeping(SentOnce):
+        def log(self, place: int, stage: str, step: int, numbers: Mapping[str, float]) -> None:
+            kept.setdefault(self.run.id, {})[stage, step] = next(iter(numbers.values()))
+
+        def finish(self, facts: Mapping[str, str]) -> None: ...
+
+        def close(self) -> None: ...
+
+    data = tmp_path / "data.json"
+    rows = json.loads(alpaca_file.read_text())
+    changes = {"sft": {"max_steps": 2}, "spin": None, "eval": [], "tracking": ["keeping"]}
+    register_tracker("keeping", Keeping)
+    try:
+        for count in (30, 20):
+            data.write_text(json.dumps(rows[:count]))
+            run(tmp_path / "run", data={"train": str(data)}, **changes)
+    finally:
+        TRACKERS.unregister("keeping")
+    first, second = kept.values()
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    losses = {(line["stage"], line["step"]): line["loss"] for line in lines}
+    assert second == losses
+    assert first["sft", 1] != second["sft", 1]
 
 
 def test_logs_are_on_disk_before_the_checkpoints_and_manifests_that_cover_them(
