@@ -27,15 +27,20 @@ from self_play.ledger import Facts, Ledger, Unit
 from spintune.evaluation.answers import read_answers
 from spintune.evaluation.ifeval.prompts import read_prompts
 from spintune.evaluation.ifeval.scoring import check
+from spintune.recipe.measured import LOSS
 from spintune.records import Example
 from spintune.text.rouge import rouge_l
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "SFT": {"sft": {"schedule": "linear", "tokens_per_step": 1024, "samples": 0}},
     "SPIN λ=0.1": {"spin": {"pairs_per_step": 16}},
-    "SPIN λ=1": {"spin": {"pairs_per_step": 16, "lambda": 1.0}},
+    "SPIN λ=1, γ=3": {"spin": {"pairs_per_step": 16, **LOSS}},
 }
-RATES = (3e-6, 1e-5, 3e-5)
+"""SFT, SPIN as in the paper, and what spintune writes into recipes."""
+
+RATES = {"SFT": (3e-5, 1e-4, 3e-4), "SPIN λ=0.1": (1e-5, 3e-5, 1e-4), "SPIN λ=1, γ=3": (1e-5, 3e-5, 1e-4)}
+"""Half a decade to each side of the best of a finer grid on these rows (docs/lab/learning-rates.md)."""
+
 BASE = "base"
 MEASURES = {
     "ifeval": "IFEval, strict",
@@ -57,7 +62,7 @@ def add_transfer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=int, default=100, help="of IFEval and of the questions, each")
     parser.add_argument("--texts", type=int, default=60)
     parser.add_argument("--max-new-tokens", type=int, default=192, help="of measured answers")
-    parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")], default=list(RATES))
+    parser.add_argument("--precision", default="float32", help="of training; all is measured in float32")
 
 
 class Transfer:
@@ -80,13 +85,13 @@ class Transfer:
     def run(self) -> None:
         """Everything that is missing, then the tables and the figure."""
         given = vars(self.arguments)
-        keys = ("model", "rows", "heldout", "prompts", "texts", "max_new_tokens")
+        keys = ("model", "rows", "heldout", "prompts", "texts", "max_new_tokens", "precision")
         settings = {name: str(given[name]) for name in keys} | {"methods": METHODS}
         ledger = Ledger(self.out / "transfer.jsonl", settings)
         units = [Unit(BASE, partial(self.measure, self.arguments.model))]
         for seed in self.seeds:
-            for rate in self.arguments.rates:
-                units += [Unit(_key(seed, name, rate), partial(self.trial, seed, name, rate)) for name in METHODS]
+            for name, rates in RATES.items():
+                units += [Unit(_key(seed, name, rate), partial(self.trial, seed, name, rate)) for rate in rates]
         found = ledger.run(units)
         print("\n".join(self.tables(found)))
         path = self.out / "transfer.svg"
@@ -107,7 +112,7 @@ class Transfer:
                 "model": self.arguments.model,
                 "out": str(folder),
                 "seed": seed,
-                "precision": "float32",
+                "precision": self.arguments.precision,
                 "data": {"train": [str(rows)], "eval_fraction": 0.0, "max_length": 512},
                 "eval": [],
                 section: {**values, **tokens, "learning_rate": rate},
@@ -149,8 +154,8 @@ class Transfer:
         lines.append(f"| method | rate | {' | '.join(MEASURES.values())} |")
         lines.append("|---" * (2 + len(MEASURES)) + "|")
         lines.append(f"| {BASE} | | {' | '.join(f'{found[BASE][measure]:.4f}' for measure in MEASURES)} |")
-        for name in METHODS:
-            for rate in self.arguments.rates:
+        for name, rates in RATES.items():
+            for rate in rates:
                 cells = [str(self.gain(found, name, rate, measure)) for measure in MEASURES]
                 lines.append(f"| {name} | {rate:g} | {' | '.join(cells)} |")
         first, *others = METHODS
@@ -160,15 +165,15 @@ class Transfer:
         lines.append(f"| method | rates | {' | '.join(MEASURES.values())} |")
         lines.append("|---" * (2 + len(MEASURES)) + "|")
         for name in others:
-            rates = Counter(f"{self.chosen(found, seed, name)[0]:g}" for seed in self.seeds)
+            picks = Counter(f"{self.chosen(found, seed, name)[0]:g}" for seed in self.seeds)
             cells = [str(self.beside(found, name, first, measure)) for measure in MEASURES]
-            picked = "; ".join(f"{rate} ({count})" for rate, count in rates.most_common())
+            picked = "; ".join(f"{rate} ({count})" for rate, count in picks.most_common())
             lines.append(f"| {name} | {picked} | {' | '.join(cells)} |")
         return lines
 
     def chosen(self, found: Mapping[str, Facts], seed: int, name: str) -> tuple[float, Facts]:
         """The rate at which the half of the held-out rows that chooses is likeliest, and what it led to."""
-        trials = {rate: found[_key(seed, name, rate)] for rate in self.arguments.rates}
+        trials = {rate: found[_key(seed, name, rate)] for rate in RATES[name]}
         return min(trials.items(), key=lambda trial: trial[1]["selection"])
 
     def beside(self, found: Mapping[str, Facts], name: str, other: str, measure: str) -> Interval:
@@ -181,15 +186,13 @@ class Transfer:
         return Interval.of([found[_key(seed, name, rate)][measure] - found[BASE][measure] for seed in self.seeds])
 
     def panels(self, found: Mapping[str, Facts]) -> list[Panel]:
-        """One panel a measure: a curve a method over rates."""
-        names = [f"{rate:g}" for rate in self.arguments.rates]
+        """One panel a measure: a curve a method over its rates, the lowest first."""
+        names = ["low", "middle", "high"]
         shown = []
         for measure, title in MEASURES.items():
             lines = {
-                name: [
-                    found[BASE][measure] + self.gain(found, name, rate, measure).mean for rate in self.arguments.rates
-                ]
-                for name in METHODS
+                name: [found[BASE][measure] + self.gain(found, name, rate, measure).mean for rate in rates]
+                for name, rates in RATES.items()
             }
             shown.append(Panel(title, lines, names, found[BASE][measure], unit=""))
         return shown
