@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,3 +117,16 @@ def test_on_a_gpu_offload_changes_no_result_beyond_rounding(run: Run, tmp_path: 
     plain, other = (load_file(tmp_path / name / "sft/model/model.safetensors") for name in ("plain", "offloaded"))
     for name, tensor in plain.items():
         torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_adapters_print_no_notices_of_packages_that_are_not_needed() -> None:
+    """bitsandbytes, which peft imports, misses a package for 4-bit products on CPUs."""
+    pytest.importorskip("bitsandbytes")
+    code = (
+        "from spintune.cli.execution import quiet_libraries; quiet_libraries(); import logging; logging.basicConfig()"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{code}; import bitsandbytes"], capture_output=True, text=True, check=True
+    )
+    assert ended.stderr == ""

@@ -179,14 +179,17 @@ def _end_at_once(team: Team, lost: Lost) -> None:
 
 
 def quiet_libraries() -> None:
-    """Switches off the progress bars and notices of transformers; ours stay."""
+    """Switches off the progress bars and notices of transformers and bitsandbytes; ours stay."""
     import warnings
 
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(
+        logging.ERROR
+    )  # it misses a package for 4-bit products wherever peft imports it
 
 
 @contextlib.contextmanager
