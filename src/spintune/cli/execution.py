@@ -189,7 +189,7 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(
         logging.ERROR
-    )  # it misses a package for 4-bit products wherever peft imports it
+    )  # it warns wherever peft imports it
 
 
 @contextlib.contextmanager

@@ -97,8 +97,8 @@ def spin(
 ) -> None:
     """Self-play fine-tuning: a recipe up to its spin stage, or --model and --data alone.
 
-    In our experiments further SFT on the same answers gained as much or more (docs/lab/self-play-map.md). By flags alone
-    both are trained and compared, and the run says which model to use.
+    In our experiments further SFT on the same answers gained as much or more (docs/lab/self-play-map.md). By flags
+    alone both are trained and compared, and the run says which model to use.
     """
     _do(*stage_recipe("spin", words, model, data, out, heldout), options)
 
