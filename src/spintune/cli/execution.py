@@ -187,9 +187,7 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("bitsandbytes").setLevel(
-        logging.ERROR
-    )  # it warns wherever peft imports it
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns wherever peft imports it
 
 
 @contextlib.contextmanager
