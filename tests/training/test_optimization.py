@@ -260,7 +260,7 @@ def listed_by_tokens(tokens: list[int], per_step: int, epochs: float, seed: int)
             room -= tokens[index]
         per_epoch.append(steps)
     last = per_epoch[-1]
-    kept = last[: max(1, round((epochs - len(per_epoch) + 1) * len(last)))]
+    kept = last[: max(1, round((epochs - (len(per_epoch) - 1)) * len(last)))]
     return [step for steps in [*per_epoch[:-1], kept] for step in steps]
 
 
