@@ -102,7 +102,7 @@ class Transfer:
         """Trains by one method at one rate, measures, and deletes the weights."""
         folder = self.out / "transfer" / _key(seed, name, rate).replace(" ", "-").replace(",", "")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        rows = folder.with_suffix(".jsonl")
+        rows = folder.parent / f"{folder.name}.jsonl"
         picked = np.random.default_rng([seed, 2]).permutation(len(self.pool))[: self.arguments.rows]
         rows.write_text("".join(_row(self.pool[index]) for index in picked))
         (section, values), *_ = METHODS[name].items()
