@@ -170,6 +170,10 @@ def test_a_recipe_is_frozen() -> None:
             {"sft": {}, "weights": "bfloat16", "lora": {"between": "merge"}},
             "lora.between: merge would round the merged",
         ),
+        (
+            {"sft": {}, "spin": {"optimizer": "muon"}, "lora": {}},
+            "spin.optimizer: muon makes the update of a whole matrix orthogonal, and lora trains two factors",
+        ),
         ({"sft": {}, "weights": "bfloat16", "precision": "float32"}, "weights: bfloat16 are multiplied in bfloat16"),
         ({"weights": "bfloat16"}, "weights would do nothing here: it needs sft or spin"),
         ({"offload": "optimizer"}, "offload would do nothing here: it needs sft or spin"),

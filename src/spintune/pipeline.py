@@ -56,6 +56,7 @@ from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
 from spintune.storage import digest_json, read_json, write_json_if_changed
 from spintune.tracking import Metrics
+from spintune.training.muon import check_muon
 from spintune.typed_json import JsonObject, from_json, to_json
 
 log = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ def check_recipe(recipe: Recipe, until: Stage = "eval") -> list[Evaluation]:
     for name, section in (("sft", recipe.sft), ("spin", recipe.spin)):
         if section and section.optimizer == "adamw8bit":
             require_bitsandbytes(f"{name}.optimizer: adamw8bit")
+        if section and section.optimizer == "muon":
+            check_muon(f"{name}.optimizer: muon", default_device())
     if recipe.lora and recipe.lora.base:
         require_bitsandbytes("lora.base: nf4")
     if recipe.generator and recipe.generator not in GENERATORS:

@@ -23,7 +23,7 @@ _PARTS: dict[str, Part] = {
 }
 """The part of the program that asked for memory, the first that is among the callers."""
 
-BY_MOMENTS: tuple[OptimizerName, ...] = ("adafactor", "adamw8bit", "rmsprop", "adamw")
+BY_MOMENTS: tuple[OptimizerName, ...] = ("adafactor", "adamw8bit", "rmsprop", "muon", "adamw")
 """Optimizers by the memory of their moments, the least first (:func:`spintune.training.footprint.moment_bytes`)."""
 
 

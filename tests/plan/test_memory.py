@@ -104,7 +104,7 @@ def test_a_rehearsal_is_within_15_percent_of_what_torch_takes(
     assert moments == pytest.approx(2 * sum(p.numel() * 4 for p in trained), rel=0.02)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "muon", "adafactor"])
 def test_updates_take_what_is_said_for_their_length(
     optimizer: OptimizerName, peak: Callable[[Callable[[], object]], int]
 ) -> None:
@@ -177,6 +177,8 @@ def test_adapters_and_optimizers_take_what_arithmetic_says() -> None:
     assert (kept.weights, kept.gradients, kept.moments) == (4 * numbers, 4 * numbers, 8 * numbers)
     assert plan.kept("rmsprop").moments == 4 * numbers
     assert plan.kept("adafactor").moments < 0.1 * kept.moments
+    others = 640 * 128 + (2 * 5 + 1) * 128  # embeddings, which are the head, too, and norms
+    assert plan.kept("muon").moments == 4 * (numbers - others) + 8 * others
     adapters = planner({"sft": {}, "lora": {"rank": 4, "targets": ["q_proj"]}}, CPU).memory(sharded=False)
     assert adapters.kept("adamw").gradients == 5 * 4 * 4 * (128 + 128)  # layers, bytes, rank, in and out
     gpu = Target(True, None, 1, 10**12, 0.35, False)

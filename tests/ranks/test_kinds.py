@@ -31,6 +31,7 @@ from spintune.errors import ModelError, RecipeError
 from spintune.models.lora import new_adapter
 from spintune.ranks.team import Team
 from spintune.recipe import LoraSection, parse_recipe
+from spintune.recipe.section import OptimizerName
 from spintune.records import Answer, Pair
 from spintune.stages import followers
 from spintune.tokens.rows import TokenRow
@@ -68,6 +69,7 @@ class Kind:
     objective: Objective[Any] = SFT
     lora: LoraSection | None = None
     dtype: torch.dtype = torch.float32
+    optimizer: OptimizerName = "adamw"
     replay: float = 1.0
     modes: tuple[str, ...] = ("replicate", "shard")
 
@@ -82,6 +84,7 @@ KINDS = {
     "experts": Kind(_experts),
     "experts lora": Kind(_experts, lora=LoraSection(rank=4)),
     "bfloat16": Kind(dtype=torch.bfloat16, modes=("replicate",)),
+    "muon": Kind(optimizer="muon", modes=("replicate",)),
     "logistic, replay": Kind(objective=SelfPlay(), replay=0.25),
     "ipo": Kind(objective=SelfPlay("ipo", gamma=0.2)),
     "gsil": Kind(objective=SelfPlay("gsil_brier", 0.01, length_normalize=True)),
@@ -125,7 +128,7 @@ def _rows(kind: Kind) -> list[Any]:
 
 def _train(engine: LogProbEngine, kind: Kind) -> dict[str, Any]:
     """Loss, facts and norm of each step."""
-    stepper = stepper_of(engine, kind.objective, Optimization(1e-3, optimizer="adamw"))
+    stepper = stepper_of(engine, kind.objective, Optimization(1e-3, optimizer=kind.optimizer))
     rows, found = _rows(kind), []
     for step in range(STEPS):
         measured, norm = stepper.finite_gradients(rows[step:], step, False)

@@ -272,6 +272,7 @@ def test_offload_is_refused_without_a_gpu(tmp_path: Path) -> None:
         ({"copies": 3}, 4, "4 ranks cannot hold 3"),
         ({"copies": 4}, 4, "4 ranks cannot hold 4"),
         ({"sft": {"optimizer": "adafactor"}}, 2, r"shard does not go with sft\.optimizer: adafactor"),
+        ({"spin": {"optimizer": "muon"}}, 2, r"shard does not go with spin\.optimizer: muon"),
         ({"spin": {"optimizer": "adamw8bit"}}, 2, r"shard does not go with spin\.optimizer: adamw8bit"),
         ({"weights": "bfloat16"}, 2, "shard does not go with weights: bfloat16"),
         ({"lora": {"base": "nf4"}}, 2, r"shard does not go with lora\.base: nf4"),

@@ -258,7 +258,9 @@ def stop_at(step):
 SCHEDULE = {"schedule": "cosine", "warmup": 0.3, "weight_decay": 0.1}
 
 
-@pytest.mark.parametrize(("optimizer", "copies"), [("adamw", True), ("adafactor", False), ("rmsprop", False)])
+@pytest.mark.parametrize(
+    ("optimizer", "copies"), [("adamw", True), ("adafactor", False), ("rmsprop", False), ("muon", True)]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(optimizer, copies, player, rows, tmp_path):
     settings = {**SCHEDULE, "optimizer": optimizer}
     steps = steps_by_rows(len(rows), 3, 2, seed=1)

@@ -96,7 +96,7 @@ def give_gradients(model: nn.Module, step: int) -> None:
         parameter.grad = drawn.to(parameter.dtype)
 
 
-@pytest.mark.parametrize("name", ["adamw", "rmsprop", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "muon", "adafactor"])
 def test_the_update_is_that_of_float32_weights(name: str) -> None:
     """One step from equal weights ends at one of the two bfloat16 numbers around what float32 gives."""
     wide, narrow = wide_and_narrow()
@@ -119,7 +119,7 @@ def test_moments_stay_in_float32() -> None:
     assert [parameter.dtype for parameter in narrow.parameters()] == [torch.bfloat16] * 4
 
 
-@pytest.mark.parametrize("name", ["adamw", "rmsprop", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", "rmsprop", "muon", "adafactor"])
 def test_a_resumed_optimizer_gives_the_same_bits(name: str) -> None:
     def trained(stop: int | None) -> list[torch.Tensor]:
         _, model = wide_and_narrow()

@@ -115,10 +115,12 @@ def test_only_what_saves_memory_and_goes_with_the_recipe_is_advised() -> None:
     sizes = [moment_bytes((1024, 1024), name) for name in BY_MOMENTS]
     assert sizes == sorted(sizes)
     values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "precision": "float32"}
-    for name, advised in (("adafactor", []), ("adamw8bit", ["adafactor"]), ("adamw", ["adafactor", "adamw8bit"])):
+    both = ["adafactor", "adamw8bit"]
+    for name, advised in (("adafactor", []), ("adamw8bit", ["adafactor"]), ("adamw", both), ("muon", both)):
         told = advice("training", parse_recipe({**values, "sft": {"optimizer": name}}, "test"))
         assert re.findall(r"use optimizer: (\w+)", told) == advised
         assert "weights: bfloat16" not in told
+        assert ("use lora" in told) == (name != "muon")
 
 
 @pytest.fixture

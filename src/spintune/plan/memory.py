@@ -25,6 +25,7 @@ from spintune.recipe import Recipe
 from spintune.recipe.section import OptimizerName
 from spintune.recipe.training import TrainingSection
 from spintune.training.footprint import TrainingFootprint, footprint
+from spintune.training.muon import hidden_matrices
 
 _HEAD_BYTES = 512 * 2**20
 """What :class:`spintune.engine.logprobs.LogProbEngine` computes of the logits at once."""
@@ -256,6 +257,8 @@ def step_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
     trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
     if optimizer == "rmsprop":  # the square roots of all moments at once
         return sum(trained)
+    if optimizer == "muon":  # the momentum, its copies in bfloat16, and products of their shorter side
+        return max((8 * p.numel() + 4 * min(p.shape) ** 2 for p in hidden_matrices(model)), default=0)
     return 3 * max(trained, default=0) if optimizer == "adafactor" else 0  # of one matrix after the other
 
 

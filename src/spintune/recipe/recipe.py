@@ -304,6 +304,12 @@ class Recipe(Section):
             yield f"parallel: shard does not go with {self.needs_whole_weights}; leave one of them out"
         if self.copies and self.parallel != "shard":
             yield "copies works only with parallel: shard; leave it out"
+        for key, section in (("sft", self.sft), ("spin", self.spin)):
+            if self.lora and section and section.optimizer == "muon":
+                yield (
+                    f"{key}.optimizer: muon makes the update of a whole matrix orthogonal, and lora trains two factors "
+                    "of it; take adamw, or leave lora out"
+                )
         trains = bool(self.sft or self.spin)
         for key in ("weights", "offload"):
             if getattr(self, key) and not trains:

@@ -14,7 +14,7 @@ from spintune.plugins import Table
 from spintune.text.words import one_line
 
 ScheduleName = Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"]
-OptimizerName = Literal["adamw", "adamw8bit", "rmsprop", "adafactor"]
+OptimizerName = Literal["adamw", "adamw8bit", "muon", "rmsprop", "adafactor"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -52,8 +52,9 @@ class TrainingSection(Section):
 
     schedule: ScheduleName
     optimizer: OptimizerName = "adamw"
-    """adamw; adamw8bit, with moments of 8 bits (needs bitsandbytes); rmsprop with torch's defaults, as in the SPIN
-    scripts; or adafactor, as for FLAN-T5 (which used learning_rate 5e-4, schedule constant, warmup 0)."""
+    """adamw; adamw8bit, with moments of 8 bits (needs bitsandbytes); muon for the matrices of hidden layers, with adamw
+    for the rest (needs torch 2.9); rmsprop with torch's defaults, as in the SPIN scripts; or adafactor, as for FLAN-T5
+    (which used learning_rate 5e-4, schedule constant, warmup 0)."""
     warmup: Share = 0.1
     """Share of the steps over which the learning rate rises from 0. [share] Default: SPIN paper, appendix B."""
     min_lr_rate: ShareBelowOne | None = None

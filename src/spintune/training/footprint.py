@@ -10,6 +10,7 @@ from torch import nn
 
 from spintune.models.quantized import bytes_of
 from spintune.recipe.section import OptimizerName
+from spintune.training.muon import hidden_matrices
 
 _SHARE_OF_GPU = 0.75
 """What weights, gradients and moments may take of a GPU before they are sharded; activations need the rest."""
@@ -44,10 +45,11 @@ def footprint(model: nn.Module, optimizer: OptimizerName = "adamw") -> TrainingF
     """What training the parameters of ``model`` that want gradients takes. The model may be on the meta device."""
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in trained)
+    others = set(trained) - hidden_matrices(model) if optimizer == "muon" else set()
     return TrainingFootprint(
         weights=sum(map(bytes_of, model.parameters())),
         gradients=gradients,
-        moments=sum(moment_bytes(tuple(p.shape), optimizer) for p in trained),
+        moments=sum(moment_bytes(tuple(p.shape), "adamw" if p in others else optimizer) for p in trained),
     )
 
 
@@ -58,11 +60,14 @@ def outgrows_gpu(model: nn.Module, optimizers: Iterable[OptimizerName], memory: 
 
 
 def moment_bytes(shape: tuple[int, ...], optimizer: OptimizerName) -> int:
-    """Bytes of the moments of a parameter. They are float32 but for adamw8bit, whatever the type of the weights."""
+    """Bytes of the moments of a parameter, a hidden matrix for muon, which leaves all others to adamw.
+
+    They are float32 but for adamw8bit, whatever the type of the weights.
+    """
     count = math.prod(shape)
     if optimizer == "adafactor":  # a row and a column for each matrix
         return 4 * (count // shape[-1] + count // shape[-2] if len(shape) >= 2 else count)
-    if optimizer == "rmsprop":
+    if optimizer in ("rmsprop", "muon"):
         return 4 * count
     if optimizer == "adamw8bit" and count >= _SMALL:
         return 2 * (count + 4 * -(-count // _BLOCK))

@@ -15,6 +15,7 @@ from spintune.recipe import SftSection, TrainingSection
 from spintune.recipe.section import OptimizerName, ScheduleName
 from spintune.recipe.training import DECAY
 from spintune.training.adafactor import Adafactor
+from spintune.training.muon import Muon, hidden_matrices, require_muon
 from spintune.training.rounding import ParameterGroup, PiecewiseOptimizer
 
 
@@ -91,7 +92,7 @@ def rate_at(step: int, total: int, optimization: Optimization) -> float:
 
 
 def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), RMSProp with torch's defaults as in the SPIN scripts, or Adafactor as for T5.
+    """AdamW (arXiv 1711.05101), RMSProp with torch's defaults as in the SPIN scripts, Muon, or Adafactor as for T5.
 
     Weight decay applies to matrices only, not to norms and biases. Frozen parameters are skipped. Weights in bfloat16
     are updated in float32 and rounded stochastically (:mod:`spintune.training.rounding`).
@@ -99,12 +100,14 @@ def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim
     Raises ModelError when the optimizer needs a library that is not installed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    name, rate, decay = optimization.optimizer, optimization.learning_rate, optimization.weight_decay
+    hidden = hidden_matrices(model) if name == "muon" else set()
     groups: list[ParameterGroup] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": optimization.weight_decay},
+        {"params": [p for p in parameters if p in hidden], "weight_decay": decay, "hidden": True},
+        {"params": [p for p in parameters if p.ndim >= 2 and p not in hidden], "weight_decay": decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    name, rate = optimization.optimizer, optimization.learning_rate
     if optimization.offload or any(p.dtype == torch.bfloat16 for p in parameters):
         device = torch.device("cpu") if optimization.offload else None
         whole = name in ("adafactor", "adamw8bit")  # whose moments belong to rows and columns, and to blocks
@@ -115,6 +118,9 @@ def build_optimizer(model: nn.Module, optimization: Optimization) -> torch.optim
 def _optimizer(groups: list[ParameterGroup], name: OptimizerName, rate: float) -> torch.optim.Optimizer:
     if name == "adafactor":
         return Adafactor(groups, lr=rate)
+    if name == "muon":
+        require_muon("optimizer: muon")
+        return Muon(groups, lr=rate)
     if name == "rmsprop":
         return torch.optim.RMSprop(groups, lr=rate, foreach=True)
     if name == "adamw8bit":
@@ -143,7 +149,7 @@ def clip_gradients(model: nn.Module, norm: Tensor, max_norm: float) -> None:
                 local(parameter.grad).mul_(factor)
 
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "square_avg")  # of a weight's shape
+_MOMENTS = ("exp_avg", "exp_avg_sq", "square_avg", "momentum_buffer")  # of a weight's shape
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

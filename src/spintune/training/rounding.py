@@ -79,10 +79,10 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
     optimizer. Nothing else is kept between two steps.
 
     Args:
-        groups: parameter groups.
+        groups: parameter groups. One with ``hidden: True`` holds matrices that its optimizer looks at as a whole.
         make: makes the inner optimizer of parameter groups.
         seed: of the rounding.
-        whole: the inner optimizer looks at a matrix as a whole, so that pieces are whole parameters.
+        whole: the inner optimizer looks at all matrices as a whole, so that pieces are whole parameters.
         device: where moments are kept and updates computed; None: with the weights.
     """
 
@@ -96,7 +96,8 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {})
         self._pieces = [
-            [piece for parameter in group["params"] for piece in _pieces(parameter, whole, device)] for group in groups
+            [p for own in group["params"] for p in _pieces(own, whole or group.get("hidden", False), device)]
+            for group in groups
         ]
         parts = [{**group, "params": [p.wide for p in own]} for group, own in zip(groups, self._pieces, strict=True)]
         self.inner = make(parts)
@@ -143,7 +144,7 @@ class PiecewiseOptimizer(torch.optim.Optimizer):
             for number in numbers
         }
         self.inner.load_state_dict({**self.inner.state_dict(), "state": state})
-        self._steps = max((int(state["step"]) for state in self.inner.state.values()), default=0)
+        self._steps = max((int(state.get("step", 0)) for state in self.inner.state.values()), default=0)
 
     def _numbered(self) -> dict[int, tuple[nn.Parameter, list[int]]]:
         """Each parameter by its number in a state, with the numbers of its pieces in the inner optimizer's."""
@@ -178,4 +179,5 @@ def _pieces(parameter: nn.Parameter, whole: bool, device: torch.device | None) -
     split = count > _PIECE and not whole and parameter.is_contiguous() and local(parameter) is parameter
     places = [slice(start, min(start + _PIECE, count)) for start in range(0, count, _PIECE)] if split else [slice(None)]
     for place in places:
-        yield _Piece(parameter, place, nn.Parameter(torch.empty(0, device=device or parameter.device)))
+        empty = torch.empty([0] * parameter.ndim, device=device or parameter.device)  # Muon asks for two dimensions
+        yield _Piece(parameter, place, nn.Parameter(empty))
