@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -224,3 +226,15 @@ def test_answers_that_are_rows_of_their_own_choose_with_their_conversation(
     assert sft["chosen_by"] == sum(map(selects, prompts)) >= 20
     samples = [json.loads(line) for line in (out / "sft/samples.jsonl").read_text().splitlines()]
     assert [row["reference"] for row in samples[:2]] == [heldout[0][1]["content"], heldout[0][3]["content"]]
+
+
+def test_muon_trains_both_stages(run: Run, tmp_path: Path) -> None:
+    """SFT lowers its loss, and self-play starts at ln 2 and gets below it."""
+    section = {"optimizer": "muon", "checkpoint_minutes": 1e6}
+    sft = {**section, "learning_rate": 1e-2, "epochs": 2.0, "samples": 0}
+    run(tmp_path, eval=[], sft=sft, spin={**section, "iterations": 1})
+    losses = [row["loss"] for row in rows_of(tmp_path, "sft")]
+    assert fmean(losses[-3:]) < 0.8 * fmean(losses[:3])
+    losses = [row["loss"] for row in rows_of(tmp_path, "spin/iterate-1")]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert losses[-1] < losses[0]
