@@ -123,6 +123,38 @@ def test_the_run_is_two_lines_at_any_width(clock: list[float], width: int) -> No
         assert re.match({80: "━{4}─{10}  ", 120: "━{7}─{21}  "}[width], lines[1])
 
 
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_the_newest_held_out_loss_stands_beside_the_stage(clock: list[float], width: int) -> None:
+    progress, file = live(width)
+    progress.expect(STAGES)
+    with progress.stage("SFT"), progress.task("SFT", 100, "steps") as task:
+        clock[0] += 50
+        task.advance(25, loss=0.25, held_out=0.30125, tokens_per_s=1234.5)
+        first, second = drawn(progress, file)
+    assert first.startswith("stage 2 of 3: SFT")
+    assert max(len(first.rstrip()), len(second.rstrip())) <= width
+    if width == 30:
+        assert "held-out" not in first  # a part of a number would be a wrong one
+    else:
+        assert first.split("  ")[0] == "stage 2 of 3: SFT, held-out 0.301"
+        assert "loss 0.25  1,234 tokens/s" in second
+
+
+def test_a_finished_training_tells_the_held_out_loss_before_and_after(clock: list[float]) -> None:
+    """In a log: at most a line a minute, whatever was measured between."""
+    stream = io.StringIO()
+    progress = LineProgress(stream)
+    progress.expect(STAGES[1:])
+    with progress.stage("SFT"), progress.task("SFT", 100, "steps") as task:
+        for step in range(100):
+            clock[0] += 0.9
+            task.advance(1, loss=0.5, held_out=6.2 - step / 20, tokens_per_s=5.0)
+        task.advance(0, held_out=(6.1791, 1.2))
+    _, minute, end = stream.getvalue().splitlines()
+    assert minute.endswith("loss 0.5  held-out 2.9  5 tokens/s")
+    assert end == "stage 1 of 2, SFT: 100 steps in 1:30 min, held-out 6.18 to 1.2"
+
+
 def test_a_terminal_without_unicode_gets_plain_signs(clock: list[float]) -> None:
     progress, file = live(80, "ascii")
     with progress.task("verify", 10, "MB") as task:

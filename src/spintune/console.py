@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 from rich import box
 from rich.table import Table
@@ -158,12 +159,19 @@ def _print_files(
     if best.metric is None and not (results.heldout or results.benchmarks or results.judge):
         console.sentence("How good it is was not measured: hold out more examples, or name evaluations in eval.")
     console.sentence("Next:")
-    console.sentence(f"  spintune chat {folder}    talk to it")
-    console.sentence(f"  spintune report {folder}    read all about the run on one page")
-    if best.name != BASE:
-        console.sentence(f"  spintune export {folder} FOLDER    take it to transformers, vLLM or the hub")
+    for command, purpose in _next_commands(quote(folder), exports=best.name != BASE):
+        console.print(f"  {command}\n      {purpose}", soft_wrap=True)  # a wrapped command cannot be copied
     if tables:
         console.sentence("The same command with --details prints the tables of all models; it repeats nothing.")
+
+
+def _next_commands(folder: str, exports: bool) -> Iterator[tuple[str, str]]:
+    """What to type after a run, and what for."""
+    yield f"spintune chat {folder}", "talk to it"
+    yield f"spintune report {folder}", "read all about the run on one page"
+    if exports:
+        yield f"spintune export {folder} FOLDER", "take it to transformers, vLLM or the hub"
+        yield f"spintune export {folder} --to ollama", "take it to Ollama; --to gguf: one file for llama.cpp"
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------

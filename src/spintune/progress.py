@@ -55,7 +55,7 @@ class ProgressTask(Protocol):
             restored: an earlier command did them, so they say nothing about how long the others take.
             under_way: of units that are worked on at once, the tokens that are done of those that are not: a task
                 of sixty answers has none for long, and is far by then. None leaves it as it was.
-            facts: what is shown beside the bar, such as the loss.
+            facts: what is shown beside the bar, such as the loss; a pair is what it was before and is after.
         """
 
 

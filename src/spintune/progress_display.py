@@ -29,6 +29,8 @@ _REFRESHES = 4  # a second
 _BAR = 14  # columns, where there is room
 PROMISE_AFTER = 5.0
 """Measured work after which a line says how long the whole run takes. [s]"""
+_SELDOM = ("held_out",)
+"""Facts that stay for many steps; on a terminal they stand beside the stage."""
 _SHORTEST_PROMISED = 30.0  # seconds
 _SHORTEST_KEPT = 2.0
 """A task outside of a run's stages that took less leaves no line in a log. [s]"""
@@ -70,7 +72,7 @@ class _Board:
     def __init__(self) -> None:
         self.times = RunTimes()
         self.lock = threading.RLock()
-        self.facts = ""
+        self.facts: Mapping[str, object] = {}
         self._summary = _Summary()
         self._idle: list[tuple[int, str]] = []
         self._promised = False
@@ -110,7 +112,7 @@ class _Board:
         with self.lock:
             self._tell_idle()
             timed = self.times.begin_task(name, total, unit)
-            self.facts = ""
+            self.facts = {}
         task = _Task(self, timed)
         try:
             yield task
@@ -120,7 +122,7 @@ class _Board:
                 longest = self._summary.task
                 if self.times.stage and (longest is None or timed.seconds >= longest.seconds):
                     self._summary = _Summary(timed, task.last)
-                self.facts = ""
+                self.facts = {}
         self.ended(timed, task.last)
 
     def note(self, text: str) -> None:
@@ -174,8 +176,8 @@ class _Task:
         with self._board.lock:
             self._board.times.advance(self._timed, amount, restored, under_way)
             if facts:
-                self._board.facts = _facts(facts)
-                self.last = _facts({name: value for name, value in facts.items() if not name.endswith("_s")})
+                self._board.facts = facts
+                self.last = "  ".join(_facts({name: facts[name] for name in facts if not name.endswith("_s")}))
             self._board.promise()
         self._board.advanced()
 
@@ -211,6 +213,8 @@ class LiveProgress(_Board):
     def _run_line(self, width: int) -> Text:
         times = self.times
         stage = f"stage {times.number} of {times.count}: {times.stage}"
+        for fact in _facts({name: self.facts[name] for name in _SELDOM if name in self.facts}):
+            stage += f", {fact}" if len(stage) + len(fact) + 2 <= width else ""
         left = times.run_left()
         forms = [run_text(left), run_text(left).removesuffix(" in all"), ""] if left else [""]
         right = next(form for form in forms if len(stage) + len(form) + 2 <= width or not form)
@@ -221,12 +225,13 @@ class LiveProgress(_Board):
         times = self.times
         share = times.share_done() if times.stage else (task.done / task.total if task.has_end else None)
         left = times.stage_left() if times.stage else task.left
+        facts = _facts({name: self.facts[name] for name in self.facts if not (times.stage and name in _SELDOM)})
         pieces = [
             f"{min(share, 1):4.0%}".replace("%", " %") if share is not None else "",
             _count(task),
             f"{about_text(left)} left" if left is not None else "",
-            self.facts,
-            _rate(task) if "/s" not in self.facts else "",
+            *facts,
+            _rate(task) if not any("/s" in fact for fact in facts) else "",
         ]
         if not times.stage:
             pieces.insert(0, task.name)
@@ -238,7 +243,7 @@ class LiveProgress(_Board):
             line.append(self._full * full, style="green").append(self._empty * (bar - full) + "  ", style="dim")
         for piece in pieces:
             if piece and len(line) + len(piece) <= width:  # what does not fit is left out whole
-                line.append(piece + "  ", style="dim" if piece == self.facts else "")
+                line.append(piece + "  ", style="dim" if piece in facts else "")
         line.rstrip()
         return line
 
@@ -281,7 +286,7 @@ class LineProgress(_Board):
             f"stage {times.number} of {times.count}, {times.stage}: {_count(task)}",
             f"{about_text(stage)} left" if stage is not None else "",
             run_text(run) if run else "",
-            self.facts,
+            "  ".join(_facts(self.facts)),
         ]
         return ", ".join(part for part in parts if part)
 
@@ -349,14 +354,19 @@ class _JsonTask:
 # Words ---------------------------------------------------------------------------------------------------------------
 
 
-def _facts(facts: Mapping[str, object]) -> str:
-    return "  ".join(map(_fact, facts, facts.values()))
+def _facts(facts: Mapping[str, object]) -> list[str]:
+    return list(map(_fact, facts, facts.values()))
 
 
 def _fact(name: str, value: object) -> str:
     if name.endswith("_per_s") and isinstance(value, float):
         return f"{value:,.0f} {name.removesuffix('_per_s')}/s"
-    return f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+    told = " to ".join(map(_number, value)) if isinstance(value, tuple) else _number(value)
+    return f"{name.replace('_', '-')} {told}"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _count(task: TimedTask) -> str:

@@ -98,6 +98,23 @@ def test_the_weights_of_the_least_held_out_loss_are_kept(player, rows, tmp_path)
     assert heldout_loss(engine, rows[HELDOUT]) == trained.losses[best]
 
 
+def test_progress_has_the_newest_held_out_loss_and_at_the_end_that_before_and_after(player, rows, tmp_path):
+    shown: list[dict[str, object]] = []
+    measured: dict[int, float] = {}
+
+    class Facts:
+        def advance(self, amount: float = 1, safe: bool = True, restored: bool = False, **facts: object) -> None:
+            shown.append(facts)
+
+    data = SftRows(rows[TRAINED], STEPS[:6], rows[HELDOUT], [])
+    hooks = SftHooks(on_evaluation=lambda step, loss, answers: measured.update({step: loss}))
+    outcome = run_sft(player(), NoAnswers(), data, BEST, RATE, Checkpoints(tmp_path, NEVER), Facts(), hooks)
+    _, *steps, end = shown
+    before = [max(done for done in measured if done < step) for step in range(1, 7)]
+    assert [facts["held_out"] for facts in steps] == [measured[step] for step in before]
+    assert end == {"held_out": (measured[0], measured[outcome.kept])}
+
+
 def test_without_that_rule_the_last_weights_are_kept_and_no_others_are_written(player, rows, tmp_path):
     engine = player()
     trained = sft(engine, rows, tmp_path, HeldoutRule(1 / 3))

@@ -98,7 +98,10 @@ def test_the_terminal_ends_with_the_decision(
     best = json.loads((out / "best.json").read_text())
     assert f"The model to use is sft: {best['why']}." in told
     assert f"It is {out}/sft/model; everything else is in {out}." in told
-    assert told[told.index("Next:") + 1] == f"  spintune chat {out}    talk to it"
+    assert told[told.index("Next:") + 1 :][:2] == [f"  spintune chat {out}", "      talk to it"]
+    following = [line.replace(str(out), "runs/support") for line in told[told.index("Next:") + 1 :]]
+    assert "  spintune export runs/support --to ollama" in following
+    assert max(map(len, following[:8])) <= 60
     assert f"{best['selection']} others chose the model" in "\n".join(told)
 
 

@@ -94,7 +94,7 @@ def test_the_best_step_is_kept_by_the_examples_that_choose_and_is_told(overfit: 
     assert mean(chosen) == pytest.approx(best["loss"], rel=1e-5)
     assert abs(mean(reported) - best["loss"]) > 1e-4
     assert sft["chosen_by"] == len(chosen) >= 20
-    (line,) = [note for note in watching.notes if "keeps" in note]
+    (line,) = [note for note in watching.notes if "held-out loss" in note]  # and none for each evaluation
     assert line == (
         f"SFT keeps step {best['step']} of {steps}, with the least held-out loss: {best['loss']:.4f} nats per token "
         f"there, {heldout[-1]['loss']:.4f} at step {steps}"

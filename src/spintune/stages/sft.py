@@ -309,7 +309,6 @@ class _Evaluations:
         """Logs one evaluation."""
         stage, context = self._training.stage, self._context
         context.metrics.add(f"{stage}/heldout", step, loss=loss)
-        context.progress.note(f"{self._training.title} step {step}: held-out loss {loss:.4f} nats per token")
         for example, answer in zip(self._examples, answers, strict=True):
             prompt = example.prompt[-1].content
             self._samples.append(stage, step, prompt=prompt, reference=example.answer, answer=answer)

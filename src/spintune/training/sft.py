@@ -118,7 +118,10 @@ def run_sft(
     task: ProgressTask,
     hooks: SftHooks,
 ) -> SftOutcome:
-    """Trains the engine's model in place; ``task`` counts optimizer steps."""
+    """Trains the engine's model in place.
+
+    ``task`` counts optimizer steps; it shows the newest held-out loss, and at the end that before and that after.
+    """
     evaluated = evaluation_steps(rows.steps, len(rows.train), rule.every)
     last, reached = len(rows.steps), 0
 
@@ -146,7 +149,9 @@ def run_sft(
         nonlocal reached
         reached = step.step
         hooks.on_step(step)
-        task.advance(1, loss=step.loss, tokens_per_s=step.tokens / step.seconds)
+        newest = checkpoints.heldout.last if checkpoints.heldout else None
+        measured = {} if newest is None else {"held_out": newest}
+        task.advance(1, loss=step.loss, **measured, tokens_per_s=step.tokens / step.seconds)
         if step.step in evaluated:
             evaluate(step.step)
 
@@ -161,7 +166,10 @@ def run_sft(
     kept = losses.step if losses and losses.step and rule.keep_best else reached
     if kept < reached:
         checkpoints.load_best(engine.model)
-    return SftOutcome(reached, kept, losses)
+    outcome = SftOutcome(reached, kept, losses)
+    if losses and losses.start is not None and outcome.loss is not None:
+        task.advance(0, safe=False, held_out=(losses.start, outcome.loss))
+    return outcome
 
 
 def evaluation_steps(steps: Sequence[Sequence[int]], rows: int, every: float) -> set[int]:
