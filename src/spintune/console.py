@@ -159,19 +159,15 @@ def _print_files(
     if best.metric is None and not (results.heldout or results.benchmarks or results.judge):
         console.sentence("How good it is was not measured: hold out more examples, or name evaluations in eval.")
     console.sentence("Next:")
-    for command, purpose in _next_commands(quote(folder), exports=best.name != BASE):
-        console.print(f"  {command}\n      {purpose}", soft_wrap=True)  # a wrapped command cannot be copied
+    shown = quote(folder)
+    commands = {f"chat {shown}": "talk to it", f"report {shown}": "read all about the run on one page"}
+    if best.name != BASE:
+        commands[f"export {shown} FOLDER"] = "take it to transformers, vLLM or the hub"
+        commands[f"export {shown} --to ollama"] = "take it to Ollama; --to gguf: one file for llama.cpp"
+    for command, purpose in commands.items():
+        console.print(f"  spintune {command}\n      {purpose}", soft_wrap=True)  # a broken command cannot be copied
     if tables:
         console.sentence("The same command with --details prints the tables of all models; it repeats nothing.")
-
-
-def _next_commands(folder: str, exports: bool) -> Iterator[tuple[str, str]]:
-    """What to type after a run, and what for."""
-    yield f"spintune chat {folder}", "talk to it"
-    yield f"spintune report {folder}", "read all about the run on one page"
-    if exports:
-        yield f"spintune export {folder} FOLDER", "take it to transformers, vLLM or the hub"
-        yield f"spintune export {folder} --to ollama", "take it to Ollama; --to gguf: one file for llama.cpp"
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------

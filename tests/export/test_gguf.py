@@ -24,7 +24,8 @@ from transformers import AutoTokenizer
 from spintune.api import load
 from spintune.errors import MissingExtraError, ModelError, RunError, StorageError
 from spintune.export.card import CardFields
-from spintune.export.gguf.checking import can_check, check_gguf
+from spintune.export.gguf import checking
+from spintune.export.gguf.checking import can_check, check_gguf, swap_divergence
 from spintune.export.gguf.quantizing import PROGRAM
 from spintune.export.ollama import build_modelfile, export_ollama, ollama_name
 from spintune.export.packed import conversations_of, export_gguf
@@ -214,6 +215,62 @@ def test_the_system_message_of_the_data_is_the_modelfiles(whole: Callable[..., A
 
     assert usual_system(replace(facts, heldout=shared)) == "Be kind."
     assert usual_system(replace(facts, heldout=(*shared, *facts.heldout))) is None
+
+
+def test_the_least_divergence_that_swaps_two_tokens() -> None:
+    """By hand: probabilities 0.5 and 0.25 meet at 0.375, 0.5 ln 4/3 + 0.25 ln 2/3 nats away. By search among the
+    distributions in which the second is as likely as the first, no other is nearer.
+    """
+    first = np.log(np.array([[0.5, 0.25, 0.25], [0.4, 0.2, 0.4], [0.9, 0.1, 0.0 + 1e-12]], np.float32))
+    assert swap_divergence(first[:1], [0], np.array([1])) == pytest.approx(0.0424746, rel=1e-5)
+    assert swap_divergence(first[:2], [0, 0], np.array([1, 2])) == pytest.approx(0.0424746, rel=1e-5)  # a tie is free
+    assert swap_divergence(first[2:], [0], np.array([2])) == pytest.approx(0.9 * np.log(2), rel=1e-5)
+    p = np.array([0.5, 0.3, 0.2])
+    both = np.linspace(0.01, 0.49, 4801)
+    nearest = min((p * np.log(p / np.array([q, q, 1 - 2 * q]))).sum() for q in both)
+    assert swap_divergence(np.log(p)[None], [0], np.array([1])) == pytest.approx(nearest, abs=1e-7)
+
+
+class SameTokens:
+    """A stand-in for llama.cpp that cuts texts as a tokenizer does."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def tokenize(self, text: bytes, add_bos: bool, special: bool) -> list[int]:
+        return list(self._tokenizer(text.decode(), add_special_tokens=False)["input_ids"])
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "gap", "refused"),
+    [("f32", 0.02, False), ("f32", 0.05, True), ("f16", 0.05, False), ("f16", 0.12, True), ("bf16", 0.12, False)],
+)
+def test_another_greedy_answer_is_refused_unless_its_token_is_nearly_as_likely(
+    run: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, kind: str, gap: float, refused: bool
+) -> None:
+    """Of 200 places the file swaps two tokens at one, whose logits are g apart: the mean divergence is g²/400, far
+    below every bound, but the swap needs g²/8 there: 0.00005, 0.0003 and 0.0018 nats. bf16 may answer otherwise.
+    """
+    model = np.log(np.tile([0.9, 0.1 - 1e-6, 1e-6], (200, 1)))
+    model[7] = np.log([1 / (1 + np.exp(-gap)) - 1e-6, 1 / (1 + np.exp(gap)), 1e-6])
+    file = model.copy()
+    file[7] = model[7][[1, 0, 2]]
+    answered = checking._Answered("Hi.", (1,), (0,) * 200, model)
+    monkeypatch.setattr(checking, "_answers", lambda *arguments: [answered])
+    monkeypatch.setattr(checking, "_open", lambda *arguments: SameTokens(tiny))
+    monkeypatch.setattr(checking, "_ends", lambda *arguments: True)
+    monkeypatch.setattr(checking, "_logprobs", lambda *arguments: file)
+    asked = conversations_of(read_run(run))
+    if refused:
+        with pytest.raises(ModelError, match=rf"a greedy answer differs from the model's, .*{kind} explains"):
+            check_gguf(Path("model.gguf"), tiny, kind, asked, Silent())
+    else:
+        found = check_gguf(Path("model.gguf"), tiny, kind, asked, Silent())
+        assert (found.same_text, found.tokens) == (0, 200)
+        assert found.divergence == pytest.approx(gap**2 / 400, rel=0.01)
 
 
 # With llama.cpp ------------------------------------------------------------------------------------------------------

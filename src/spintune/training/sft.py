@@ -151,7 +151,8 @@ def run_sft(
         hooks.on_step(step)
         newest = checkpoints.heldout.last if checkpoints.heldout else None
         measured = {} if newest is None else {"held_out": newest}
-        task.advance(1, loss=step.loss, **measured, tokens_per_s=step.tokens / step.seconds)
+        speed = step.tokens / step.seconds
+        task.advance(1, loss=step.loss, **measured, tokens_per_s=speed)  # type: ignore[arg-type]  # it is held_out alone
         if step.step in evaluated:
             evaluate(step.step)
 

@@ -32,6 +32,8 @@ MAX_DIVERGENCE = {"f32": 1e-4, "f16": 1e-3, "bf16": 1e-2, "q8_0": 5e-2}
 
 Ten times or more what docs/how-to/export.md measures of a small model; a tensor in a wrong order is nats away.
 """
+_SAME_ANSWERS = ("f32", "f16")
+"""Types whose greedy answers must be the model's, but for tokens that are nearly equally likely."""
 MAX_PROMPTS = 8
 _ANSWER = 32  # tokens
 _LONGEST = 512  # tokens of a prompt
@@ -98,7 +100,7 @@ def check_gguf(
         kind: its type, which says how much it may differ.
         conversations: prompts to answer.
 
-    Raises ModelError for a file that differs too much, or whose tokens or stops are others.
+    Raises ModelError for a file that differs too much, or whose tokens, stops or greedy answers are others.
     """
     with progress.task("check in llama.cpp", 2 * len(conversations), "prompts") as task:
         loaded = load_model(str(folder), cache=cache_folder(), precision="float32", device=torch.device("cpu"))
@@ -118,22 +120,54 @@ def check_gguf(
         if missing := [id for id in stops if not _ends(model, id)]:
             raise ModelError(f"llama.cpp does not stop at the tokens {missing} as the model does; not exported")
         divergences: list[float] = []
+        swaps: list[float] = []
         same = 0
         for one in answered:
             logprobs = _logprobs(model, one)
             kl = (np.exp(one.logprobs) * (one.logprobs - logprobs)).sum(1)
             divergences.extend(float(value) for value in kl)
+            swaps.append(swap_divergence(one.logprobs, one.answer, logprobs.argmax(1)))
             same += bool((logprobs.argmax(1) == np.array(one.answer)).all())
             task.advance()
         model.close()
     found_check = GgufCheck(len(answered), same, len(divergences), float(np.mean(divergences)), max(divergences))
+    _refuse_difference(found_check, max(swaps), kind)
+    return found_check
+
+
+def _refuse_difference(found: GgufCheck, swap: float, kind: str) -> None:
     limit = MAX_DIVERGENCE.get(kind)
-    if not np.isfinite(found_check.divergence) or (limit and found_check.divergence > limit):
+    if not np.isfinite(found.divergence) or (limit and found.divergence > limit):
         raise ModelError(
-            f"in llama.cpp the file's probabilities are {found_check.divergence:.3g} nats a token away from the "
+            f"in llama.cpp the file's probabilities are {found.divergence:.3g} nats a token away from the "
             f"model's, more than {kind} explains ({limit}); not exported (--no-check exports it all the same)"
         )
-    return found_check
+    if limit and kind in _SAME_ANSWERS and swap > limit:
+        raise ModelError(
+            f"in llama.cpp a greedy answer differs from the model's, by a token that comes first only {swap:.2g} nats "
+            f"away, more than {kind} explains ({limit}); not exported (--no-check exports it all the same)"
+        )
+
+
+def swap_divergence(logprobs_TV: NDArray[np.float32], model_T: Sequence[int], file_T: NDArray[np.int64]) -> float:
+    """How far a file must be from the model to choose other tokens.
+
+    The least KL divergence after which a token of probability q is as likely as one of p is that to the distribution
+    which gives both their mean m and leaves the others: p ln(p / m) + q ln(q / m). It is 0 for equal probabilities and
+    p ln 2 where q is 0.
+
+    Args:
+        logprobs_TV: the model's log-probabilities, by place and token.
+        model_T: the tokens that the model chose.
+        file_T: those that the file finds likeliest.
+
+    Returns the largest over all places. [nats]
+    """
+    places = np.arange(len(file_T))
+    p_T = np.exp(logprobs_TV[places, np.array(model_T)].astype(np.float64))
+    q_T = np.minimum(p_T, np.exp(logprobs_TV[places, file_T].astype(np.float64)))
+    mean_T = (p_T + q_T) / 2
+    return float(np.max(p_T * np.log(p_T / mean_T) + q_T * np.log(np.maximum(q_T, 1e-300) / mean_T), initial=0.0))
 
 
 def _answers(loaded: LoadedModel, conversations: Sequence[Sequence[Message]]) -> list[_Answered]:
