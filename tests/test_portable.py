@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -84,6 +85,53 @@ def test_no_module_but_one_imports_what_windows_lacks() -> None:
     imported = re.compile(rf"^\s*(?:from|import)\s[^#\n]*\b(?:{'|'.join(lacking)})\b", re.M)
     found = [path.name for path in source.rglob("*.py") if imported.search(path.read_text())]
     assert found == ["portable.py"]
+
+
+class WindowsLocks:
+    """msvcrt.locking as Microsoft documents it: bytes from the file's place on, an error where another has one of them.
+
+    A handle locks like another process, and the place is left alone.
+    """
+
+    LK_NBLCK = 2
+
+    def __init__(self) -> None:
+        self.taken: dict[tuple[int, int], int] = {}
+        self.error = errno.EACCES
+
+    def locking(self, handle: int, mode: int, count: int) -> None:
+        assert mode == self.LK_NBLCK
+        place = os.lseek(handle, 0, os.SEEK_CUR)
+        wanted = [(os.fstat(handle).st_ino, place + number) for number in range(count)]
+        if any(self.taken.get(one, handle) != handle for one in wanted):
+            raise OSError(self.error, "Permission denied")
+        self.taken |= dict.fromkeys(wanted, handle)
+
+
+def test_windows_locks_one_byte_behind_all_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locks = WindowsLocks()
+    monkeypatch.setattr(portable, "fcntl", None)
+    monkeypatch.setattr(portable, "msvcrt", locks)
+    with (tmp_path / "file").open("w+b") as one, (tmp_path / "file").open("r+b") as other:
+        os.write(one.fileno(), b"abcdef")
+        os.lseek(one.fileno(), 2, os.SEEK_SET)
+        portable.try_lock(one.fileno())
+        # the last byte that a signed number of 32 bits can reach with one more behind it: none of ours is as long
+        assert list(locks.taken) == [((tmp_path / "file").stat().st_ino, 2_147_483_646)]
+        assert os.read(one.fileno(), 3) == b"cde"
+        os.lseek(other.fileno(), 4, os.SEEK_SET)
+        for locks.error in (errno.EACCES, errno.EDEADLK):
+            with pytest.raises(BlockingIOError, match="locked by another process"):
+                portable.try_lock(other.fileno())
+        assert os.read(other.fileno(), 3) == b"ef"  # its place is restored after the refusal too
+        locks.error = errno.EINVAL
+        with pytest.raises(OSError, match="Permission denied") as refused:
+            portable.try_lock(other.fileno())
+        assert not isinstance(refused.value, BlockingIOError)
+        locks.error = errno.EACCES
+        monkeypatch.setattr(portable.time, "sleep", lambda seconds: locks.taken.clear())
+        portable.wait_for_lock(other.fileno())
+        assert list(locks.taken.values()) == [other.fileno()]
 
 
 def test_signals_that_a_system_lacks_are_left_out() -> None:

@@ -44,7 +44,7 @@ def try_lock(handle: int) -> None:
     """
     if fcntl is not None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    elif msvcrt is not None:  # pragma: no cover
+    elif msvcrt is not None:
         place = os.lseek(handle, 0, os.SEEK_CUR)
         os.lseek(handle, _FAR, os.SEEK_SET)
         try:

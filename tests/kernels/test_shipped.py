@@ -97,6 +97,26 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_wheel(tmp_path_factory.mktemp("wheel"), HATCH_BUILD_HOOK_ENABLE_CUSTOM="true")
 
 
+def test_a_wheel_holds_the_recipes_their_schema_and_all_files_of_the_package(tmp_path: Path) -> None:
+    made = made_wheel(tmp_path / "wheel")
+    with zipfile.ZipFile(made) as packed:
+        packed.extractall(tmp_path / "site")
+    recipes = sorted((REPOSITORY / "recipes").iterdir())
+    assert "recipe.schema.json" in [file.name for file in recipes]
+    for file in recipes:
+        assert (tmp_path / "site/spintune/recipe/files" / file.name).read_bytes() == file.read_bytes()
+    package = REPOSITORY / "src/spintune"
+    for file in package.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            assert (tmp_path / "site" / file.relative_to(package.parent)).read_bytes() == file.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-m", "spintune", "recipes"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")}, check=True, capture_output=True,
+    )  # fmt: skip
+    shown = [line.split()[0] for line in done.stdout.decode().splitlines() if line[:1].strip()]
+    assert set(shown) >= {file.stem for file in recipes if file.suffix == ".yaml"}
+
+
 def unpacked_libraries(wheel: Path, folder: Path) -> dict[str, Path]:
     """The libraries of a wheel, by the name of their target."""
     with zipfile.ZipFile(wheel) as packed:
