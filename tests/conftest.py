@@ -15,7 +15,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from required_tools import pytest_make_collect_report, pytest_runtest_makereport
 from tiny_folders import new_t5_tokenizer, write_llama, write_t5
+
+__all__ = ["pytest_make_collect_report", "pytest_runtest_makereport"]  # hooks, which pytest finds here
 
 # how long an example takes says something about the machine, not about the code
 settings.register_profile("untimed", deadline=None)

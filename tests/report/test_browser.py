@@ -15,7 +15,7 @@ from spintune.report.page import write_report
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no chromium on this machine"
+        not (shutil.which("chromium") or shutil.which("google-chrome")), reason="chromium is not installed"
     ),
 ]
 

@@ -20,7 +20,7 @@ from spintune.report.reading import read_run
 
 Make = Callable[..., Any]
 
-needs_chromium = pytest.mark.skipif(chromium() is None, reason="no chromium on this machine")
+needs_chromium = pytest.mark.skipif(chromium() is None, reason="chromium is not installed")
 
 
 def view_of(made: Any) -> PlainView:

@@ -19,7 +19,7 @@ from tiny_folders import write_llama
 
 pytestmark = pytest.mark.slow
 needs_chromium = pytest.mark.skipif(
-    not (shutil.which("chromium") or shutil.which("google-chrome")), reason="no chromium on this machine"
+    not (shutil.which("chromium") or shutil.which("google-chrome")), reason="chromium is not installed"
 )
 
 
