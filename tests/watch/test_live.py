@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from event_stream import Stream
 from tiny_folders import write_llama
+
+from spintune.watch import run as watched
 
 pytestmark = pytest.mark.slow
 needs_chromium = pytest.mark.skipif(
@@ -100,6 +103,36 @@ def test_a_run_is_drawn_while_it_goes_on_and_its_report_at_the_end(tmp_path: Pat
         process.kill()
         process.wait()
     browser.wait("!document.getElementById('line').hidden")
+
+
+def test_an_open_page_goes_on_with_a_run_that_is_killed_and_begun_again(
+    tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watched, "SILENT_SECONDS", 2.0)
+    path, out = recipe(tmp_path), tmp_path / "run"
+    site = serve(out)
+    stream = Stream(site.get("/events"))
+    stream.wait("head", "no run has begun here yet")
+    words = ("run", str(path), "sft.epochs=15")
+    killed = command(*words)
+    stream.wait("head", "running: stage")
+    stream.wait("curves", "<polyline")
+    killed.kill()
+    killed.wait()
+    assert not (out / "sft/done.json").exists()  # it was in the middle of SFT
+    stream.wait("head", "killed, or its machine is gone")
+    again = command(*words)
+    try:
+        stream.wait("head", "running: stage")
+        stream.wait("head", "finished")
+        assert again.wait(60) == 0
+    finally:
+        again.kill()
+        again.wait()
+    stream.wait("curves", "Self-play")
+    new = Stream(site.get("/events"))
+    for name in ("head", "curves", "rest"):
+        assert new.wait(name, "") == stream.parts[name]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

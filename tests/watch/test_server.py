@@ -6,39 +6,18 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
 import pytest
+from event_stream import Stream
 
 from spintune.report.reading import read_run as module_read
 from spintune.watch.server import listen
 
 Make = Callable[..., Any]
 
-LIMIT = 120  # seconds, of a busy machine
-
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
-
-
-class Stream:
-    """The newest version of each part that the server has sent."""
-
-    def __init__(self, response: HTTPResponse) -> None:
-        self.response, self.parts = response, dict[str, str]()
-
-    def wait(self, name: str, text: str) -> str:
-        """A part, once it holds a text."""
-        limit = time.monotonic() + LIMIT
-        while not (name in self.parts and text in self.parts[name]):
-            line = self.response.readline()
-            assert line, "the stream ended"
-            if line.startswith(b"data: "):
-                told = json.loads(line[6:])
-                self.parts[told["name"]] = told["html"]
-            assert time.monotonic() < limit, f"{name} never had {text!r}: {self.parts}"
-        return self.parts[name]
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int]]:
