@@ -158,6 +158,8 @@ def _print_files(
         return
     if best.metric is None and not (results.heldout or results.benchmarks or results.judge):
         console.sentence("How good it is was not measured: hold out more examples, or name evaluations in eval.")
+    if results.spin and results.baseline is None:
+        console.sentence("Whether as much SFT would have done as well was not measured: spin.baseline: sft does that.")
     console.sentence("Next:")
     shown = quote(folder)
     commands = {f"chat {shown}": "talk to it", f"report {shown}": "read all about the run on one page"}

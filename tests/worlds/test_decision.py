@@ -105,6 +105,19 @@ def test_the_terminal_ends_with_the_decision(
     assert f"{best['selection']} others chose the model" in "\n".join(told)
 
 
+@pytest.mark.parametrize("baseline", ["none", "sft"])
+def test_self_play_without_a_rival_says_so(
+    values: Callable[..., Any], spintune: Callable[..., Any], tmp_path: Path, baseline: str
+) -> None:
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(
+        json.dumps(values(tmp_path / "run", sft=None, spin={"iterations": 1, "baseline": baseline}, eval=[]))
+    )
+    told = spintune("run", recipe)
+    assert told.code == 0
+    assert ("as much SFT would have done as well was not measured" in told.out) == (baseline == "none")
+
+
 def test_sft_that_ruins_the_model_leaves_base_the_model_to_use(
     run: Run, many: dict[str, Any], spintune: Callable[..., Any], tmp_path: Path, tiny_model: Path
 ) -> None:
