@@ -167,7 +167,7 @@ class TrainPairCounts:
         played: prompts that were answered before training began.
         kept: pairs to learn from.
         answers: generated answers in them.
-        dropped: prompts without a row and answers without a use, by reason.
+        dropped: prompts without a row and pairs that cannot be learned from, by reason.
         replayed: pairs of earlier iterations, beside those kept.
         real_cut, generated_cut: answers that were cut at the maximum length.
     """

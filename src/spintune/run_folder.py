@@ -267,7 +267,9 @@ class RunFolder:
             return None
         manifest = read_manifest(folder)
         if manifest.inputs != inputs:
-            log.warning("%s was written for other data or another model; the stage runs again", folder)
+            log.warning(
+                "%s was written for other data or another model, or by another version; the stage runs again", folder
+            )
             return None
         if changed := _changed(folder, manifest):
             log.warning("%s was changed after the run wrote it; stage %s runs again", changed, stage)

@@ -177,9 +177,10 @@ def test_several_answers_to_a_prompt_are_draws_of_their_own_and_scored_as_alone(
     assert len(written) >= 10  # of 12; hardly any is empty, and hardly two are equal
     assert len(set(written)) >= len(written) - 1
     for pair in three:
-        for answer in pair.generated:
+        for number, answer in enumerate(pair.generated):
+            shards = Shards(tmp_path, f"{pair.example_id}-{number}", Silent())
             alone = replace(pair, generated=(replace(answer, opponent=None),))
-            (scored,) = score_pairs(player[0], [alone], "opponent", Shards(tmp_path, answer.text, Silent()), "s")
+            (scored,) = score_pairs(player[0], [alone], "opponent", shards, "s")
             assert scored.generated[0].opponent == pytest.approx(answer.opponent, abs=1e-6)
             assert scored.real.opponent == pytest.approx(pair.real.opponent, abs=1e-6)
 
@@ -188,21 +189,19 @@ def pair_of(*answers: tuple[tuple[int, ...], str]) -> Pair:
     return Pair("id", (3,), Answer((7, STOP), "w7", True), tuple(Answer(ids, text, True) for ids, text in answers))
 
 
-def test_a_pair_stays_while_one_of_its_answers_can_teach():
-    one, none = (
-        without_degenerate([pair_of(((7, STOP), "w7"), ((8, STOP), "w8"), ((STOP,), ""))]),
-        pair_of(((STOP,), " ")),
-    )
-    assert [[answer.ids for answer in pair.generated] for pair in one.kept] == [[(8, STOP)]]
-    assert dict(one.dropped) == {IDENTICAL: 1, EMPTY: 1}
-    assert without_degenerate([none]).kept == []
+def test_a_pair_stays_whole_while_one_of_its_answers_can_teach():
+    """Without the answer that equals the real one, the others would weigh more than in a pair that has none."""
+    mixed, equal = pair_of(((7, STOP), "w7"), ((8, STOP), "w8")), pair_of(((7, STOP), "w7"), ((7, STOP), "w7"))
+    found = without_degenerate([mixed, equal])
+    assert found.kept == [mixed]
+    assert dict(found.dropped) == {IDENTICAL: 1}  # pairs are counted, not answers
 
 
-def test_losses_of_single_ratios_keep_an_answer_that_equals_the_real_one():
-    pairs = [pair_of(((7, STOP), "w7"), ((STOP,), ""))]
-    kept = without_degenerate(pairs, keep_identical=True)
-    assert [[answer.ids for answer in pair.generated] for pair in kept.kept] == [[(7, STOP)]]
-    assert dict(kept.dropped) == {EMPTY: 1}
+def test_losses_of_single_ratios_keep_a_pair_of_equal_answers():
+    pair = pair_of(((7, STOP), "w7"))
+    found = without_degenerate([pair], keep_identical=True)
+    assert found.kept == [pair]
+    assert not found.dropped
 
 
 def test_scores_go_to_the_answers_they_belong_to(random_player, tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spintune.engine.query import LogProbs
 from spintune.records import Answer, Pair
+from spintune.selfplay.filters import without_degenerate
 from spintune.training.batches import Batches
 from spintune.training.checkpoint import Checkpoints
 from spintune.training.loop import TrainingHooks, train
@@ -201,6 +202,19 @@ def test_identical_pairs_teach_nothing_to_a_margin_but_hold_a_ratio():
     torch.testing.assert_close(
         slopes(SelfPlay("space", 1.0), without, DATA), left_A - DATA * left_A.sum(), rtol=0, atol=TINY
     )
+
+
+@pytest.mark.parametrize("negatives", [1, 2, 4])
+@pytest.mark.parametrize("loss", MARGIN_LOSSES)
+def test_p_data_is_kept_by_the_pairs_that_the_filter_keeps(loss, negatives):
+    """Expected step of one pair, which is divided by the pair's weight. With two negatives, pairs that lose the answers
+    equal to the real one give the likeliest answer a slope of -0.025 under the logistic loss.
+    """
+    data_A, objective = normalised(DATA[:3]), SelfPlay(loss, 1.0)
+    total_A = torch.zeros_like(data_A)
+    for pair in without_degenerate(every_pair(data_A, data_A, negatives)).kept:
+        total_A += pair.weight * slopes(objective, [pair], data_A) / objective.weight(pair)
+    assert total_A.abs().max() < TINY
 
 
 # Iterations -----------------------------------------------------------------------------------------------------------

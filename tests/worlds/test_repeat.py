@@ -188,7 +188,8 @@ def test_changed_data_makes_everything_run_again(
     assert rewritten(tmp_path / "run", before) == every
     for stage in every:
         folder = tmp_path / "run" / stage
-        assert f"{folder} was written for other data or another model; the stage runs again" in caplog.text
+        told = f"{folder} was written for other data or another model, or by another version; the stage runs again"
+        assert told in caplog.text
     run(tmp_path / "fresh", data={"train": str(data)})
     assert contents(tmp_path / "run") == contents(tmp_path / "fresh")
 

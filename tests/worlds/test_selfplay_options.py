@@ -145,7 +145,8 @@ def test_several_negatives_a_prompt(run: Run, tmp_path: Path) -> None:
     results = run(out, **SHORT, spin={"iterations": 1, "negatives": 3})
     facts = results["spin"][0]["pairs"]["train"]
     assert all(len(pair["generated"]) == 3 for pair in pairs(out, 1, "answers"))
-    assert facts["answers"] + sum(facts["dropped"].values()) == 3 * 32
+    assert facts["kept"] + sum(facts["dropped"].values()) == 32
+    assert facts["answers"] == 3 * facts["kept"]
     assert first_loss(out, 1) == pytest.approx(math.log(2), abs=1e-4)
 
 

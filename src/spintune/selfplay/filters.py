@@ -16,36 +16,35 @@ EMPTY = "empty"
 
 @dataclass(frozen=True)
 class FilteredPairs:
-    """Pairs to train on, and the number of generated answers dropped, by reason. Answers kept + dropped = read."""
+    """Pairs to train on, and the number of pairs dropped, by reason. Kept + dropped = read."""
 
     kept: Sequence[Pair]
     dropped: Counter[str]
 
 
 def without_degenerate(pairs: Iterable[Pair], keep_identical: bool = False) -> FilteredPairs:
-    """Drops generated answers from which nothing can be learned, and pairs that have no other.
+    """Drops pairs from which nothing can be learned: every generated answer is empty, or equals the real one.
 
-    These are empty answers, and answers equal to the real one, whose margin is always 0. Losses that read more than
-    the margin keep identical answers: they hold single ratios at 0, and without them p_data is not a fixed point.
+    The margin of an answer that equals the real one is always 0. Such an answer stays beside others: without it, those
+    would weigh more than where none is equal, and p_data would not be a fixed point. Losses that read more than the
+    margin keep pairs of equal answers too, since they hold single ratios at 0.
     """
     kept, dropped = Spool(Pair), Counter[str]()
     for pair in pairs:
-        if found := useful(pair, keep_identical, dropped):
-            kept.add(found)
+        if reason := drop_reason(pair, keep_identical):
+            dropped[reason] += 1
+        else:
+            kept.add(pair)
     return FilteredPairs(kept.records(), dropped)
 
 
-def useful(pair: Pair, keep_identical: bool, dropped: Counter[str]) -> Pair | None:
-    """The pair with those of its answers that :func:`without_degenerate` keeps; counts the others in ``dropped``."""
-    kept = []
-    for answer in pair.generated:
-        if answer.ids == pair.real.ids and not keep_identical:
-            dropped[IDENTICAL] += 1
-        elif not answer.text.strip():
-            dropped[EMPTY] += 1
-        else:
-            kept.append(answer)
-    return replace(pair, generated=tuple(kept)) if kept else None
+def drop_reason(pair: Pair, keep_identical: bool) -> str | None:
+    """Why :func:`without_degenerate` drops a pair; None where it does not."""
+    if not any(answer.text.strip() for answer in pair.generated):
+        return EMPTY
+    if not keep_identical and all(answer.ids == pair.real.ids for answer in pair.generated):
+        return IDENTICAL
+    return None
 
 
 def with_first_answers(pairs: Sequence[Pair], first: Mapping[str, Answer]) -> Sequence[Pair]:

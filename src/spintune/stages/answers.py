@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from spintune.generation.sampling import Sampling
 from spintune.recipe import SpinSection
 from spintune.record_files import Selection
 from spintune.records import Example, Pair, read_records, write_records
-from spintune.selfplay.filters import FilteredPairs, useful, without_degenerate
+from spintune.selfplay.filters import FilteredPairs, drop_reason, without_degenerate
 from spintune.selfplay.opponent import sample_pairs
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
@@ -122,7 +121,7 @@ class AnswerSampler:
 
     def is_usable(self, pair: Pair, iteration: int) -> bool:
         """Whether an iteration can learn from a pair."""
-        return useful(pair, learns_from_identical(self.section, iteration), Counter()) is not None
+        return drop_reason(pair, learns_from_identical(self.section, iteration)) is None
 
     def heldout_answers(self, iterate: Iterate) -> list[Pair]:
         """An iterate's answers to the held-out prompts. All iterates use the same draws, so only models differ."""
