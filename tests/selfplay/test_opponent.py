@@ -67,17 +67,17 @@ def test_an_answer_gets_the_room_of_max_length_and_loses_its_end_token_when_cut(
     assert [pair.generated[0].text for pair in pairs.kept] == ["w6 w7", "w6 w7", "w6"]
 
 
-def test_identical_and_empty_answers_are_dropped_and_counted(chain_player, tmp_path):
+def test_identical_answers_are_dropped_and_counted_and_those_without_text_stay(chain_player, tmp_path):
     rows = [
         row((3, 5), (6, 7, STOP), "identical"),
-        row((2,), (9, STOP), "empty"),
-        row((9, 2), (8, STOP), "empty"),
+        row((2,), (9, STOP), "no text"),
         row((5,), (6, 7), "same words, but cut"),
         row((10,), (11, STOP), "kept"),
     ]
     pairs = play_with(chain_player(CHAIN), rows, tmp_path)
-    assert dict(pairs.dropped) == {IDENTICAL: 1, EMPTY: 2}
-    assert [pair.example_id for pair in pairs.kept] == ["same words, but cut", "kept"]
+    assert dict(pairs.dropped) == {IDENTICAL: 1}
+    assert [pair.example_id for pair in pairs.kept] == ["no text", "same words, but cut", "kept"]
+    assert (pairs.kept[0].generated[0].ids, pairs.kept[0].generated[0].text) == ((STOP,), "")
     assert len(pairs.kept) + pairs.dropped.total() == len(rows)
 
 
@@ -195,6 +195,12 @@ def test_a_pair_stays_whole_while_one_of_its_answers_can_teach():
     found = without_degenerate([mixed, equal])
     assert found.kept == [mixed]
     assert dict(found.dropped) == {IDENTICAL: 1}  # pairs are counted, not answers
+
+
+def test_a_given_answer_without_a_token_has_nothing_to_learn():
+    found = without_degenerate([pair_of(((), "")), pair_of(((STOP,), ""))], keep_identical=True)
+    assert found.kept == [pair_of(((STOP,), ""))]
+    assert dict(found.dropped) == {EMPTY: 1}
 
 
 def test_losses_of_single_ratios_keep_a_pair_of_equal_answers():

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from spintune.engine.query import LogProbs
+from spintune.recipe.losses import LOSSES
 from spintune.records import Answer, Pair
 from spintune.selfplay.filters import without_degenerate
 from spintune.training.batches import Batches
@@ -215,6 +217,22 @@ def test_p_data_is_kept_by_the_pairs_that_the_filter_keeps(loss, negatives):
     for pair in without_degenerate(every_pair(data_A, data_A, negatives)).kept:
         total_A += pair.weight * slopes(objective, [pair], data_A) / objective.weight(pair)
     assert total_A.abs().max() < TINY
+
+
+@pytest.mark.parametrize("loss", ["logistic", "space", "gsil_bernoulli"])
+def test_a_player_unlearns_to_answer_nothing(loss):
+    """Half of the opponent's answers, and none of the real ones, have no text. The other half has the law of the data,
+    so without those it would stay. At r = r' = 0 and λ = 1 the slope is (q - p_data) / 2.
+    """
+    data_A, opponent_A = (torch.tensor(law, dtype=torch.float64) for law in ([0.5, 0.5, 0], [0.25, 0.25, 0.5]))
+    pairs = [
+        replace(pair, generated=tuple(replace(one, text="" if one.ids == (2,) else "text") for one in pair.generated))
+        for pair in every_pair(data_A, opponent_A)
+    ]
+    kept = without_degenerate(pairs, LOSSES[loss].learns_from_identical).kept
+    by_hand_A = torch.tensor([-0.125, -0.125, 0.25], dtype=torch.float64)
+    slope_A = slopes(SelfPlay(loss, 1.0), kept, opponent_A)
+    torch.testing.assert_close(slope_A, by_hand_A, rtol=0, atol=TINY)
 
 
 # Iterations -----------------------------------------------------------------------------------------------------------

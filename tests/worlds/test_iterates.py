@@ -142,9 +142,7 @@ def test_no_prompt_disappears_uncounted(finished: Path) -> None:
             assert len(written) == facts["kept"]
 
 
-def test_identical_and_empty_answers_are_counted_and_left_out(
-    run: Callable[..., dict[str, Any]], tmp_path: Path
-) -> None:
+def test_identical_answers_are_counted_and_left_out(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """A model that learned four answers by heart gives them back, greedily; what equals the real answer teaches
     nothing."""
     data = tmp_path / "data.jsonl"

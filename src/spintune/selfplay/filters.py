@@ -23,7 +23,10 @@ class FilteredPairs:
 
 
 def without_degenerate(pairs: Iterable[Pair], keep_identical: bool = False) -> FilteredPairs:
-    """Drops pairs from which nothing can be learned: every generated answer is empty, or equals the real one.
+    """Drops pairs from which nothing can be learned: all generated answers equal the real one, or one has no token.
+
+    An answer without text is an end token, whose likelihood can be lowered. Only given answers have no token, and only
+    where a template ends none.
 
     The margin of an answer that equals the real one is always 0. Such an answer stays beside others: without it, those
     would weigh more than where none is equal, and p_data would not be a fixed point. Losses that read more than the
@@ -40,7 +43,7 @@ def without_degenerate(pairs: Iterable[Pair], keep_identical: bool = False) -> F
 
 def drop_reason(pair: Pair, keep_identical: bool) -> str | None:
     """Why :func:`without_degenerate` drops a pair; None where it does not."""
-    if not any(answer.text.strip() for answer in pair.generated):
+    if not all(answer.ids for answer in pair.generated):
         return EMPTY
     if not keep_identical and all(answer.ids == pair.real.ids for answer in pair.generated):
         return IDENTICAL

@@ -52,7 +52,7 @@ _GIVEN = -2
 
 
 class NothingToLearnError(DataError):
-    """Every answer of an iteration is empty, or equal to the real one."""
+    """No pair of an iteration can be learned from: generated answers equal the real ones, or have no token."""
 
 
 @dataclass
@@ -327,10 +327,9 @@ def _stage(iteration: int) -> str:
 def _nothing_to_learn(iteration: int, found: FilteredPairs) -> NothingToLearnError:
     dropped = ", ".join(f"{reason}: {count}" for reason, count in sorted(found.dropped.items()))
     advice = (
-        "the opponent's answers are empty; train it by SFT first"
+        "the answers of spin.generated are empty; give others"
         if set(found.dropped) == {EMPTY}
-        else "every answer of the opponent equals the real one or is empty; give data that the model does not know by "
-        "heart"
+        else "every generated answer equals the real one; give data that the model does not know by heart"
     )
     return NothingToLearnError(f"spin: no pair is left to learn from in iteration {iteration} ({dropped}): {advice}")
 
