@@ -20,11 +20,11 @@ from spintune.evaluation.statistics import (
     minimum_detectable_difference,
     over_seeds,
     paired,
-    t_quantile,
     verdict_difference,
     wilson,
     win_rate,
 )
+from spintune.student_t import t_quantile
 
 
 def answers(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:

@@ -89,6 +89,11 @@ def test_a_loss_that_fell_by_less_than_chance_is_not_called_nothing() -> None:
         "Whether iteration 1 learned anything cannot be told from 31 held-out pairs: the held-out pair loss began at "
         "0.6931 and is 0.5466, with a standard error of 0.18. Hold out more (data.eval_fraction) to know."
     )
+    (told,) = movement(play({"kl": 2.4}, rate=5e-5, pairs=1, loss=0.5466, loss_error=None, learned=False))
+    assert told.endswith(
+        "from 1 held-out pair: the held-out pair loss began at 0.6931 and is 0.5466. "
+        "Hold out more (data.eval_fraction) to know."
+    )
 
 
 @pytest.mark.parametrize(

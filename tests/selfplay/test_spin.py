@@ -14,7 +14,7 @@ from spintune.recipe import SpinSection
 from spintune.records import Answer, Pair
 from spintune.selfplay.filters import without_degenerate
 from spintune.selfplay.opponent import sample_pairs, score_pairs
-from spintune.selfplay.pair_metrics import HeldoutPairMetrics, summarize_pairs
+from spintune.selfplay.pair_metrics import HeldoutPairMetrics, PairMetrics, summarize_pairs
 from spintune.selfplay.phases import PhasedBatches, Phases
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import (
@@ -142,6 +142,25 @@ def test_a_player_has_learned_when_its_loss_can_be_told_from_the_start(opponent,
     assert not summary(engine, pairs, objective).learned
     iterate(engine, pairs, SpinSection(pairs_per_step=4, epochs=4.0, learning_rate=2e-3, lambda_=0.5), tmp_path)
     assert summary(engine, pairs, objective).learned
+
+
+@pytest.mark.parametrize(
+    ("falls", "learned"),
+    [
+        ([0.5], False),  # a single pair has no standard error
+        ([0.4, 0.6], False),  # 0.5 is five standard errors of 0.1, and t has a quantile of 12.706 for one degree
+        ([0.4, 0.4625], True),  # 13.8 standard errors of 0.03125
+        ([0.0, 0.4, 0.5], False),  # 0.3 is 1.96 standard errors of 0.1528, and t(2) = 4.303
+        ([0.3, 0.4, 0.5], True),  # 0.4 is 6.9 standard errors of 0.0577
+        ([0.4, 0.4], True),
+        ([-0.4, -0.4], False),
+    ],
+)
+def test_few_pairs_need_a_larger_fall(falls: list[float], learned: bool) -> None:
+    answer = Answer((1,), "", True)
+    metrics = [PairMetrics("id", 1 - fall, 0, 0, 0, 0, 0, 0) for fall in falls]
+    found = summarize_pairs([Pair("id", (3,), answer, (answer,))] * len(falls), metrics, [1.0] * len(falls))
+    assert found.learned == learned
 
 
 def test_the_default_rate_rises_with_the_inverse_root_of_the_size_up_to_a_limit():

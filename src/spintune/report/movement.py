@@ -71,10 +71,10 @@ def _learned_nothing(training: IterationFacts, heldout: HeldoutPairFacts, distan
             f"{_rounded(rate * 10):g}, or use auto; comparisons of such models say nothing about self-play."
         )
     if heldout.loss < heldout.start_loss:
+        error = "" if heldout.loss_error is None else f", with a standard error of {heldout.loss_error:.2g}"
         return (
             f"Whether iteration {training.iteration} learned anything cannot be told from {heldout.pairs} held-out "
-            f"pairs: {loss}, with a standard error of {heldout.loss_error:.2g}. Hold out more (data.eval_fraction) to "
-            "know."
+            f"pair{'s' * (heldout.pairs != 1)}: {loss}{error}. Hold out more (data.eval_fraction) to know."
         )
     return (
         f"Iteration {training.iteration} learned nothing, though the player moved {distance:.2f} nats an answer: "

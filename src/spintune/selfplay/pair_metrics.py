@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spintune.records import Answer, Pair
+from spintune.student_t import t_quantile
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class HeldoutPairMetrics:
         accuracy: share of comparisons with a positive margin.
         real_tokens, generated_tokens: length of an answer.
         real_cut, generated_cut: share of answers that were cut at the maximum length.
-        learned: whether the loss is significantly below ``start_loss`` (one side of a 95 % interval).
+        learned: whether the loss is significantly below ``start_loss`` (one side of Student's 95 % interval); False
+            for a single pair.
     """
 
     pairs: int
@@ -85,7 +87,7 @@ def summarize_pairs(
         generated_tokens=_mean_tokens(generated),
         real_cut=_share_cut(real),
         generated_cut=_share_cut(generated),
-        learned=start_loss - loss > 1.96 * (error or 0.0),
+        learned=error is not None and start_loss - loss > t_quantile(count - 1) * error,
     )
 
 
