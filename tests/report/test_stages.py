@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,19 @@ def test_costs_are_sums_over_steps(whole: Make) -> None:
     assert (pairs.did, pairs.tokens, pairs.rate) == ("47 answers", 47 * 3, None)
     assert pairs.seconds == {"generate": 12.25, "score": 3.5}
     assert found["further SFT"].seconds == {"train": 18.0}
+
+
+def test_answers_are_counted_without_being_in_memory_at_once(whole: Make) -> None:
+    made = whole()
+    line = {"example_id": "1", "generated": [{"text": "a b c" * 20, "ids": [1, 2, 3]}]}
+    made.lines("spin/iterate-1/pairs/answers.jsonl", [line] * 10_000)  # 1.5 MB
+    run = read_run(made.path)
+    tracemalloc.start()
+    found = {cost.stage: cost for cost in costs(run)}
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found["iteration 1: pairs"].did, found["iteration 1: pairs"].tokens) == ("10,000 answers", 30_000)
+    assert peak < 300_000
 
 
 def test_iterations_stand_side_by_side(whole: Make) -> None:

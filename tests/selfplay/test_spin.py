@@ -204,6 +204,27 @@ def test_a_phase_per_step_asks_before_every_step_and_one_phase_asks_once():
     assert once.phases.prompts(0) == list(range(10))
 
 
+class CountedReads(list[int]):
+    """A list that counts how often it is read."""
+
+    reads = 0
+
+    def __getitem__(self, place):
+        self.reads += 1
+        return super().__getitem__(place)
+
+    def __iter__(self):
+        return (self[place] for place in range(len(self)))
+
+
+def test_finding_the_phase_of_a_step_does_not_read_all_of_them():
+    phases = Phases(1000, SpinSection(pairs_per_step=2, refresh=300), 1, 0)
+    expected = [max(phase for phase, start in enumerate(phases.starts) if start <= step) for step in range(500)]
+    phases.starts = CountedReads(phases.starts)
+    assert [phases.phase_of(step) for step in range(500)] == expected
+    assert phases.starts.reads <= 500 * 9  # 300 phases are told apart by 9 yes-or-no questions
+
+
 def test_a_resumed_run_asks_for_the_phase_it_is_in_and_no_earlier_one():
     batches, asked = phased(SpinSection(pairs_per_step=2, refresh=5))
     batches[3]

@@ -182,17 +182,17 @@ def _training(run: RunFacts, stage: str, name: str, facts: SftFacts | IterationF
 
 def _generated(path: Path) -> tuple[int, int]:
     """Generated answers of a file of pairs, and their tokens. Raises RunError for a damaged line, or without a file."""
-    lengths: list[int] = []
+    answers = tokens = number = 0
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                lengths = [len(answer["ids"]) for answer in orjson.loads(line)["generated"]]
+                answers, tokens = answers + len(lengths), tokens + sum(lengths)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            lengths += [len(answer["ids"]) for answer in orjson.loads(line)["generated"]]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise RunError(f"{path}:{number}: damaged ({error}); delete the file and run again") from error
-    return len(lengths), sum(lengths)
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{path}:{number}: damaged ({error}); delete the file and run again") from error
+    return answers, tokens
 
 
 # Iterations ---------------------------------------------------------------------------------------------------------

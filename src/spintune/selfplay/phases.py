@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 
 from spintune.recipe import SpinSection
@@ -28,7 +29,7 @@ class Phases:
 
     def phase_of(self, step: int) -> int:
         """The phase, from 0, that a step belongs to."""
-        return sum(start <= step for start in self.starts) - 1
+        return bisect_right(self.starts, step) - 1
 
     def prompts(self, phase: int) -> list[int]:
         """The prompts of a phase in ascending order, each once."""
