@@ -138,7 +138,7 @@ class Folder:
         self.lines(f"{stage}/answers.jsonl", answers)
         told = {"separability": None, "warnings": [], "data": "0", "seconds": {"generate": 12.25, "score": 3.5}}
         heldout = {"kept": 12, "dropped": {}, "real_cut": 0, "generated_cut": 1}
-        return self.stage(stage, train=train, heldout=heldout, **(told | changes))
+        return self.stage(stage, **{"train": train, "heldout": heldout, **told, **changes})
 
     def iterate(self, number: int, steps: int = 4) -> Folder:
         stage = f"spin/iterate-{number}"

@@ -164,10 +164,10 @@ class TrainPairCounts:
 
     Attributes:
         prompts: training prompts.
-        played: prompts that were answered before training began.
-        kept: pairs to learn from.
+        played: prompts that were answered before training began; with ``spin.refresh`` those of the first phase.
+        kept: pairs to learn from, one for each of those prompts that has an answer to learn from.
         answers: generated answers in them.
-        dropped: prompts without a row and pairs that cannot be learned from, by reason.
+        dropped: the other prompts, by reason, and those without a row. Earlier versions counted answers.
         replayed: pairs of earlier iterations, beside those kept.
         real_cut, generated_cut: answers that were cut at the maximum length.
     """

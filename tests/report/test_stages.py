@@ -38,6 +38,25 @@ def test_every_step_of_the_funnel_adds_up(whole: Make) -> None:
     assert steps["iteration 1"].dropped == {"too_long": 1, "identical": 2}
 
 
+@pytest.mark.parametrize(
+    ("train", "read", "note"),
+    [
+        # spin.refresh: 16 prompts are answered before training, and the player answers the others
+        ({"played": 16, "kept": 14, "answers": 14}, 17, "14 generated answers, 4 cut; 16 of 48 prompts answered"),
+        # an earlier version, with several negatives, counted the answers that it took out of pairs
+        ({"played": 48, "kept": 48, "answers": 93, "dropped": {"identical": 3}}, 48, "93 generated answers, 4 cut"),
+    ],
+)
+def test_an_iteration_reads_the_prompts_that_it_answers(
+    folder: Make, train: dict[str, Any], read: int, note: str
+) -> None:
+    counts = {"prompts": 48, "dropped": {"too_long": 1, "identical": 2}, "replayed": 0, "real_cut": 0}
+    made = folder().data().pairs(1, train={**counts, "generated_cut": 4, **train})
+    step = funnel(read_run(made.path))[-1]
+    assert (step.step, step.unit, step.read, step.note) == ("iteration 1", "prompts", read, note)
+    assert step.kept <= step.read
+
+
 def test_the_step_that_sft_kept_and_what_it_did_not_see_are_told(folder: Make) -> None:
     made = folder().data().sft(planned_steps=9, kept_step=3, chosen_by=25)
     told = {step.step: step.note for step in funnel(read_run(made.path))}

@@ -194,7 +194,7 @@ def test_a_pair_stays_whole_while_one_of_its_answers_can_teach():
     mixed, equal = pair_of(((7, STOP), "w7"), ((8, STOP), "w8")), pair_of(((7, STOP), "w7"), ((7, STOP), "w7"))
     found = without_degenerate([mixed, equal])
     assert found.kept == [mixed]
-    assert dict(found.dropped) == {IDENTICAL: 1}  # pairs are counted, not answers
+    assert dict(found.dropped) == {IDENTICAL: 1}  # pairs are counted, not answers: kept + dropped = read
 
 
 def test_a_given_answer_without_a_token_has_nothing_to_learn():

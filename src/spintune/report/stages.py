@@ -89,10 +89,13 @@ def _paired(run: RunFacts) -> Iterator[NotedStep]:
         train = iteration.pairs.train
         notes = [f"{train.answers:,} generated answers, {train.generated_cut:,} cut"]
         notes += [f"{train.real_cut:,} real ones cut"] if train.real_cut else []
-        notes += [f"{train.played:,} prompts answered"] if train.played != train.prompts else []
+        notes += [f"{train.played:,} of {train.prompts:,} prompts answered"] if train.played != train.prompts else []
         notes += [f"{train.replayed:,} replayed pairs besides"] if train.replayed else []
         name = f"iteration {iteration.number}"
-        yield NotedStep(name, "prompts", train.prompts, train.kept, Counter(train.dropped), "; ".join(notes))
+        dropped = Counter(train.dropped)
+        # the player answers the prompts of later phases; earlier versions counted answers, which may be more
+        read = min(train.prompts, train.kept + dropped.total())
+        yield NotedStep(name, "prompts", read, train.kept, dropped, "; ".join(notes))
 
 
 def _judged(run: RunFacts) -> Iterator[NotedStep]:
@@ -185,7 +188,8 @@ def _generated(path: Path) -> tuple[int, int]:
     answers = tokens = number = 0
     try:
         with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
+                number += 1
                 lengths = [len(answer["ids"]) for answer in orjson.loads(line)["generated"]]
                 answers, tokens = answers + len(lengths), tokens + sum(lengths)
     except OSError as error:

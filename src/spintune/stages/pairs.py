@@ -139,7 +139,7 @@ class PairStage:
                 played=len(answers),
                 kept=len(train.kept),
                 answers=sum(len(pair.generated) for pair in train.kept),
-                dropped={**rendered.dropped, **train.dropped},
+                dropped=dict(rendered.dropped + train.dropped),
                 replayed=len(sides["replay"]),
                 real_cut=_real_cut(train.kept),
                 generated_cut=_generated_cut(train.kept),
