@@ -26,12 +26,16 @@ CALL = Message("assistant", "", tool_calls=(ToolCall("weather", '{"city": "Rome"
 WRITTEN_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
 
 
+def answer(text: str, real: str) -> Answer:
+    return Answer((2,) if text == real else (3,), text, True)
+
+
 @pytest.fixture
 def exported(folder: Make, tmp_path: Path) -> Callable[[Played], tuple[list[dict[str, Any]], ExportedPairs]]:
     def export(played: Played) -> tuple[list[dict[str, Any]], ExportedPairs]:
         made = folder().stage("data")
         pairs = [
-            Pair(example.id, (1,), Answer((2,), real, True), tuple(Answer((3,), text, True) for text in texts))
+            Pair(example.id, (1,), answer(real, real), tuple(answer(text, real) for text in texts))
             for example, real, texts in played
         ]
         made.stage("spin/iterate-1/pairs", data=outputs_digest(made.path / "data"))
@@ -48,6 +52,17 @@ def test_questions_are_texts(exported: Any) -> None:
     rows, counts = exported([(Example((QUESTION, Message("assistant", "4"))), "4", ["5", "6"])])
     assert rows == [{"prompt": "2+2?", "chosen": "4", "rejected": wrong} for wrong in "56"]
     assert counts == ExportedPairs(2, 0, 0)
+
+
+def test_answers_without_text_are_rows_and_those_equal_to_the_real_one_are_not(exported: Any) -> None:
+    rows, counts = exported([(Example((QUESTION, Message("assistant", "4"))), "4", ["", "4"])])
+    assert rows == [{"prompt": "2+2?", "chosen": "4", "rejected": ""}]
+    assert counts == ExportedPairs(1, 0, 0, identical=1)
+
+
+def test_a_run_whose_answers_all_equal_the_real_ones_has_nothing_to_write(exported: Any) -> None:
+    with pytest.raises(DataError, match="2 equal the real one, 0 were cut"):
+        exported([(Example((QUESTION, Message("assistant", "4"))), "4", ["4", "4"])])
 
 
 def test_both_sides_keep_their_reasoning_apart(exported: Any) -> None:

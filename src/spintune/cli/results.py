@@ -111,5 +111,8 @@ def pairs(
         text += f"; {found.cut} skipped, whose generated answer was cut"
     if found.unreadable:
         text += f"; {found.unreadable} skipped, whose reasoning or calls of tools cannot be told from the content"
-    left_out = {"left_out": found.cut + found.unreadable, "unreadable": found.unreadable}
+    if found.identical:
+        text += f"; {found.identical} skipped, whose generated answer equals the real one"
+    skipped = found.cut + found.unreadable + found.identical
+    left_out = {"left_out": skipped, "unreadable": found.unreadable, "identical": found.identical}
     print_outcome({"pairs": found.written, **left_out, "file": str(out)}, text, json)

@@ -32,11 +32,13 @@ class ExportedPairs:
         written: pairs in the file.
         cut: skipped, because the length limit cut them.
         unreadable: skipped, because their reasoning or calls of tools cannot be told from their content.
+        identical: skipped, because they equal the real answer, and a row of equal sides teaches nothing.
     """
 
     written: int
     cut: int
     unreadable: int
+    identical: int = 0
 
 
 def export_pairs(run: Path, out: Path, iteration: int | None = None) -> ExportedPairs:
@@ -67,7 +69,7 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> Exported
             skipped[answer] += 1
         else:
             written, texts = written + 1, texts and _is_text(example, answer)
-    counts = ExportedPairs(written, skipped["cut"], skipped["unreadable"])
+    counts = ExportedPairs(written, skipped["cut"], skipped["unreadable"], skipped["identical"])
     if not written:
         raise _nothing_to_write(run, counts)
     with atomic_file(out) as file:
@@ -78,6 +80,11 @@ def export_pairs(run: Path, out: Path, iteration: int | None = None) -> Exported
 
 
 def _nothing_to_write(run: Path, counts: ExportedPairs) -> DataError:
+    if counts.identical:
+        return DataError(
+            f"{run}: no generated answer can be written: {counts.identical} equal the real one, {counts.cut} were cut, "
+            f"{counts.unreadable} cannot be read back; play with data that the model does not know by heart"
+        )
     if not counts.unreadable:
         return DataError(
             f"{run}: all {counts.cut} generated answers were cut at the length limit; raise spin.max_new_tokens"
@@ -105,7 +112,7 @@ def _files(run: Path, iteration: int | None) -> list[Path]:
 def _answers(
     run: Path, files: Sequence[Path], examples: Mapping[str, Example]
 ) -> Iterator[tuple[Example, Message | str]]:
-    """Every generated answer with its example, or why it is skipped: "cut" or "unreadable"."""
+    """Every generated answer with its example, or why it is skipped: "identical", "cut" or "unreadable"."""
     for pair in (pair for path in files for pair in read_records(path, Pair)):
         if pair.example_id not in examples:
             known = run / "data" / "train.jsonl"
@@ -113,7 +120,9 @@ def _answers(
         example = examples[pair.example_id]
         readable = _is_read_back(example, pair)
         for answer in pair.generated:
-            if not answer.complete:
+            if answer.ids == pair.real.ids:
+                yield example, "identical"
+            elif not answer.complete:
                 yield example, "cut"
             else:
                 yield example, (_message(example, answer.text) if readable else None) or "unreadable"
