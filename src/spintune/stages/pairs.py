@@ -98,7 +98,8 @@ class PairStage:
             "mixture": self.iterates[0].digest if section.reference_mixture else None,
             "first": context.run.digest(_stage(1)) if self._needs_first(iteration) else None,
             "identical": learns_from_identical(section, iteration),
-            "filter": "whole pairs",  # earlier versions took single answers out of pairs
+            # earlier versions took single answers out of pairs
+            **({"filter": "whole pairs"} if section.negatives > 1 else {}),
         }
 
     def _answer_inputs(self, iteration: int) -> JsonObject:
