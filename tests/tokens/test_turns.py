@@ -148,6 +148,17 @@ def test_marks_in_a_question_stay_text(make):
     assert "<think>a</think>" in decode(tokenizer, row.prompt_ids)
 
 
+@pytest.mark.parametrize("generation", ["", "<think>\\n", "<think>\\n\\n</think>\\n\\n"])
+@pytest.mark.parametrize("said", ["End the block with </think> and then answer.", "The block ends with </think>"])
+def test_an_answer_about_marks_is_text(make, generation, said):
+    tokenizer, renderer = make(READS, generation)
+    row = renderer.row(Example((ASK, Message("assistant", said))))
+    ids = row.prompt_ids + row.response_ids
+    assert decode(tokenizer, ids) == f"{ASKED}<think>\n\n</think>\n\n{said}<|im_end|>"
+    open_id, close_id = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    assert (ids.count(open_id), ids.count(close_id)) == (1, 1)  # those of the template
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

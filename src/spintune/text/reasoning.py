@@ -41,29 +41,30 @@ KNOWN_MARKS = (
 
 
 def split_content(content: str, known: Sequence[Marks] = KNOWN_MARKS) -> tuple[str, Marks | None, str]:
-    """Reasoning, its marks and the rest of an answer's content; no marks where it does not begin with reasoning."""
+    """Reasoning, its marks and the rest of an answer's content; no marks where it does not begin with reasoning.
+
+    The prompt may have opened the reasoning. Then the closing mark stands at the edge of a line: inside one it is more
+    likely part of an answer about such marks.
+    """
     for marks in known:
         before, close, after = content.partition(marks.close)
         if not close:
             continue
         before = before.lstrip()
         reasoning = before.removeprefix(marks.open)
-        if marks.open not in reasoning and (reasoning != before or before.strip()):
-            return reasoning, marks if reasoning != before else Marks("", marks.close), after
+        if marks.open in reasoning:
+            continue
+        if reasoning != before:
+            return reasoning, marks, after
+        if before.strip() and (before.endswith("\n") or not after or after.startswith("\n")):
+            return reasoning, Marks("", marks.close), after
     return "", None, content
 
 
 def without_reasoning(text: str) -> str:
-    """The answer in a text that a model wrote: what follows its reasoning, or all of it where it has none.
-
-    The prompt may have opened the reasoning. Then the closing mark stands at the edge of a line: inside one it is more
-    likely part of an answer about such marks.
-    """
-    reasoning, marks, answer = split_content(text)
-    if marks is None:
-        return text
-    at_edge = reasoning.endswith("\n") or not answer or answer.startswith("\n")
-    return answer.lstrip() if marks.open or at_edge else text
+    """The answer in a text that a model wrote: what follows its reasoning, or all of it where it has none."""
+    _, marks, answer = split_content(text)
+    return text if marks is None else answer.lstrip()
 
 
 # Replies of servers ----------------------------------------------------------------------------------------------

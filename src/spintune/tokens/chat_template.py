@@ -148,6 +148,8 @@ class ChatTemplate:
         reasoning, marks, rest = found
         if not reasoning.strip():
             return None, "", rest.lstrip()  # an empty block is no reasoning
+        if not (rest.strip() or message.tool_calls or (marks and marks.open)):
+            return None, "", content  # all of it: an answer that ends with a mark
         if marks is not None and marks.close in [known.close for known in self.marks]:
             return Thought(*_around(reasoning), marks), reasoning, rest
         return Thought("", ""), reasoning, rest.lstrip()  # marks of another family
