@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -46,10 +47,11 @@ def play(diagnosis: dict[str, Any] | None = None, rate: float = 5e-6, **heldout:
         "learned": True,
         **heldout,
     }
-    real = AnswerProfile(100, 20.0, 0.0, 0.5, 0.7, 0.01)
+    real = AnswerProfile(100, (diagnosis or {}).get("real_tokens", 20.0), 0.0, 0.5, 0.7, 0.01)
     own = {"answers": 100, "tokens": 24.0, "cut": 0.0, "distinct_1": 0.5, "distinct_2": 0.7, "repetition": 0.02}
-    own.update({key: value for key, value in (diagnosis or {}).items() if key != "kl"})
-    kl = KlEstimate((diagnosis or {}).get("kl", 1.5), 0.1)
+    own.update({key: value for key, value in (diagnosis or {}).items() if key not in ("kl", "real_tokens")})
+    mean = (diagnosis or {}).get("kl", 1.5)
+    kl = None if mean is None else KlEstimate(mean, 0.1)
     found = DiagnosisFacts(1.0, kl, kl, AnswerProfile(**own), real, 0.1)
     facts = HeldoutPairFacts(**numbers, intervals={})
     one = IterationResults(1, rate, 40, 600, 9000, LaterPairCounts(0, {}), facts, {}, HARDWARE, pairs, found)
@@ -79,8 +81,28 @@ def test_a_player_that_hardly_moved_needs_a_higher_rate() -> None:
 
 def test_a_player_that_moved_and_learned_nothing_needs_a_lower_one() -> None:
     (told,) = movement(play({"kl": 4.0}, rate=1e-3, loss=0.70, learned=False))
-    assert "learned nothing, though the player moved 4.00 nats" in told
+    assert "learned nothing, though the player moved: " in told
+    assert "it is 4.00 nats an answer from its opponent" in told
     assert "from 0.001 to 0.00032" in told
+
+
+def test_a_good_opponent_of_short_answers_is_no_alarm() -> None:
+    """Two answers of a token, the real one first. Only the other makes pairs, and it became less likely."""
+    opponent, player = (0.9, 0.1), (0.99, 0.01)
+    divergence = sum(p * math.log(p / q) for p, q in zip(player, opponent, strict=True))
+    rejected = math.log(player[1] / opponent[1])
+    assert (divergence, rejected) == pytest.approx((0.0713, -2.3026), abs=1e-4)
+    real = math.log(player[0] / opponent[0])
+    tokens = {"tokens": 1.0, "real_tokens": 1.0}
+    ratios = {"real_ratio": real, "generated_ratio": rejected, "real_tokens": 1.0, "generated_tokens": 1.0}
+    assert movement(play({"kl": divergence} | tokens, **ratios)) == []
+    assert movement(play({"kl": None} | tokens, **ratios)) == []  # answers that are no plain samples
+
+
+def test_answers_that_are_no_plain_samples_show_by_their_probabilities_whether_the_player_moved() -> None:
+    (told,) = movement(play({"kl": None}, loss=0.693, real_ratio=0.02, generated_ratio=-0.03, learned=False))
+    assert "learned nothing, for the player hardly moved" in told
+    assert "log-probabilities of answers changed by 0.03 nats. Raise" in told
 
 
 def test_a_loss_that_fell_by_less_than_chance_is_not_called_nothing() -> None:
@@ -100,7 +122,6 @@ def test_a_loss_that_fell_by_less_than_chance_is_not_called_nothing() -> None:
     ("diagnosis", "heldout", "words"),
     [
         ({"kl": 14.0}, {}, "it is 14.0 nats an answer away"),
-        ({}, {"generated_ratio": -13.0}, "it is 13.0 nats an answer away"),
         ({}, {"real_ratio": -3.0}, "real answers became less likely, by 3.0 nats each"),
         ({"tokens": 60.0}, {}, "its answers have 60 tokens, those it learned from at most 25"),
         ({"repetition": 0.4}, {}, "40% of what it writes repeats itself"),

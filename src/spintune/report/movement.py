@@ -58,17 +58,22 @@ def _self_play(iterations: Sequence[tuple[IterationFacts, DiagnosisFacts | None]
                 f"spin.learning_rate from {training.learning_rate:g} to {lower:g}, or use auto."
             )
         elif training.heldout and not training.heldout.learned:
-            yield _learned_nothing(training, training.heldout, _distance(training, diagnosis))
+            yield _learned_nothing(training, training.heldout, diagnosis)
 
 
-def _learned_nothing(training: IterationFacts, heldout: HeldoutPairFacts, distance: float) -> str:
+def _learned_nothing(training: IterationFacts, heldout: HeldoutPairFacts, diagnosis: DiagnosisFacts | None) -> str:
     rate = training.learning_rate
     loss = f"the held-out pair loss began at {heldout.start_loss:.4f} and is {heldout.loss:.4f}"
+    if (divergence := _divergence(diagnosis)) is not None:
+        distance, moved = divergence, f"it is {divergence:.2f} nats an answer from its opponent"
+    else:
+        distance = max(abs(heldout.real_ratio), abs(heldout.generated_ratio))
+        moved = f"log-probabilities of answers changed by {distance:.2f} nats"
     if distance < HARDLY:
         return (
-            f"Iteration {training.iteration} learned nothing, for the player hardly moved: {loss}, and it is "
-            f"{distance:.2f} nats an answer from its opponent. Raise spin.learning_rate from {rate:g} to "
-            f"{_rounded(rate * 10):g}, or use auto; comparisons of such models say nothing about self-play."
+            f"Iteration {training.iteration} learned nothing, for the player hardly moved: {loss}, and {moved}. Raise "
+            f"spin.learning_rate from {rate:g} to {_rounded(rate * 10):g}, or use auto; comparisons of such models say "
+            "nothing about self-play."
         )
     if heldout.loss < heldout.start_loss:
         error = "" if heldout.loss_error is None else f", with a standard error of {heldout.loss_error:.2g}"
@@ -77,36 +82,36 @@ def _learned_nothing(training: IterationFacts, heldout: HeldoutPairFacts, distan
             f"pair{'s' * (heldout.pairs != 1)}: {loss}{error}. Hold out more (data.eval_fraction) to know."
         )
     return (
-        f"Iteration {training.iteration} learned nothing, though the player moved {distance:.2f} nats an answer: "
-        f"{loss}. Lower spin.learning_rate from {rate:g} to {_rounded(rate / HALF_DECADE):g}, or end self-play there "
+        f"Iteration {training.iteration} learned nothing, though the player moved: {loss}, and {moved}. Lower "
+        f"spin.learning_rate from {rate:g} to {_rounded(rate / HALF_DECADE):g}, or end self-play there "
         "(spin.stop.start_loss: true)."
     )
 
 
 def _ran_away(training: IterationFacts, diagnosis: DiagnosisFacts | None) -> Iterator[str]:
     """The signs of it, as phrases."""
-    if heldout := training.heldout:
-        distance = _distance(training, diagnosis)
-        if distance > FAR * heldout.generated_tokens:
-            yield f"it is {distance:.1f} nats an answer away, of {heldout.generated_tokens:.0f} tokens each"
-        if heldout.real_ratio < -LOST * heldout.real_tokens:
-            yield f"real answers became less likely, by {-heldout.real_ratio:.1f} nats each"
+    heldout = training.heldout
     if diagnosis:
         own, usual = diagnosis.answers, diagnosis.real.tokens
         if heldout:
             usual = max(usual, heldout.generated_tokens)
+        divergence = _divergence(diagnosis)
+        if divergence is not None and divergence > FAR * usual:
+            yield f"it is {divergence:.1f} nats an answer away, and answers have {usual:.0f} tokens"
         if own.tokens > 2 * usual:
             yield f"its answers have {own.tokens:.0f} tokens, those it learned from at most {usual:.0f}"
         if own.repetition > diagnosis.real.repetition + 0.2:
             yield f"{own.repetition:.0%} of what it writes repeats itself"
+    if heldout and heldout.real_ratio < -LOST * heldout.real_tokens:
+        yield f"real answers became less likely, by {-heldout.real_ratio:.1f} nats each"
 
 
-def _distance(training: IterationFacts, diagnosis: DiagnosisFacts | None) -> float:
-    """KL between player and opponent, the larger of both directions as far as they were measured. [nats per answer]"""
-    known = [-training.heldout.generated_ratio] if training.heldout else []
-    if diagnosis and diagnosis.kl_opponent:
-        known.append(diagnosis.kl_opponent.mean)
-    return max(known, default=0.0)
+def _divergence(diagnosis: DiagnosisFacts | None) -> float | None:
+    """KL(player || opponent), measured on answers of the player; None where they are no plain samples. [nats]
+
+    ``-generated_ratio`` is no estimate of KL(opponent || player): pairs lack the answers that equal the real one.
+    """
+    return diagnosis.kl_opponent.mean if diagnosis and diagnosis.kl_opponent else None
 
 
 def _rounded(rate: float) -> float:

@@ -39,7 +39,7 @@ class HeldoutPairMetrics:
         start_loss: loss of a player that equals its opponent, ln 2 for the logistic loss.
         loss_error: standard error of ``start_loss - loss``, which is paired; None for a single pair.
         real_ratio: r, by how much likelier the real answer became.
-        generated_ratio: r', the same for the opponent's answer; -r' estimates KL(opponent || player).
+        generated_ratio: r', the same for the opponent's answer. -r' is no KL: pairs lack answers equal to the real one.
         margin: r - r'.
         accuracy: share of comparisons with a positive margin.
         real_tokens, generated_tokens: length of an answer.
