@@ -88,7 +88,7 @@ class Checkpoint:
         rendered = renderer.rows([row.example for row in rows])
         self.rows = rows
         self.prompts = [row.prompt_ids for row in rendered]
-        self.likelihoods = score_heldout(engine, rendered, Silent(), "references")
+        self.likelihoods = score_heldout(engine, [row.example for row in rows], rendered, Silent(), "references")
         self.generator = build_generator(engine, loaded.tokenizer, renderer.stop_ids)
 
     def answers(self, items: Sequence[int], seed: int) -> list[HeldoutAnswer]:
@@ -107,6 +107,7 @@ class Checkpoint:
                     answer_tokens=len(completion.ids),
                     reference_tokens=likelihood.tokens,
                     nll=likelihood.nll,
+                    reference_bytes=likelihood.bytes,
                     scores={metric.name: metric.score(completion.text, [reference]) for metric in answer_metrics()},
                 )
             )

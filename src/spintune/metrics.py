@@ -23,7 +23,7 @@ MetricFunction = Callable[[str, Sequence[str]], float]
 """The score of a prediction against its references, of which there is at least one."""
 
 _TAKEN = frozenset(
-    "id prompt reference answer finish_reason answer_tokens reference_tokens finished characters "  # noqa: SIM905
+    "id prompt reference answer finish_reason answer_tokens reference_tokens reference_bytes finished characters "  # noqa: SIM905
     "nll_per_token nll_per_byte perplexity_per_token perplexity_per_byte auto checker".split()
 )
 """Names that rows of answers, tables and recipes use for something else."""

@@ -333,7 +333,7 @@ def test_a_table_has_a_row_for_each_difference() -> None:
 
 ROW = {
     **{"id": "a", "prompt": "p", "reference": "été", "answer": "x", "finish_reason": "stop", "answer_tokens": 3},
-    **{"reference_tokens": 4, "nll": 8.0, "rouge_l": 0.5, "exact_match": False},
+    **{"reference_tokens": 4, "reference_bytes": 5, "nll": 8.0, "rouge_l": 0.5, "exact_match": False},
 }
 
 
@@ -353,8 +353,8 @@ def test_held_out_files_become_tables(tmp_path: Path) -> None:
 
 
 def test_likelihoods_of_different_tokenizers_are_told_by_the_byte(tmp_path: Path) -> None:
-    """ "été" is five bytes of UTF-8."""
-    one = heldout(tmp_path / "one.jsonl", ROW)
+    """A reference that was cut has no bytes."""
+    one = heldout(tmp_path / "one.jsonl", ROW, {**ROW, "id": "cut", "reference_bytes": None})
     other = heldout(tmp_path / "other.jsonl", {**ROW, "reference_tokens": 2})
     for table in heldout_tables({"one": one, "other": other}).values():
         assert "nll_per_token" not in table
@@ -367,7 +367,6 @@ def test_likelihoods_of_different_tokenizers_are_told_by_the_byte(tmp_path: Path
         ({"nll": "x"}, "'nll' is a text, not a number"),
         ({"nll": None}, "'nll' is null, not a number"),
         ({"id": "a"}, "the id a occurs twice"),
-        ({"reference": None}, "a row without a reference"),
         ({"finish_reason": 1}, "'finish_reason' is a number"),
         ({"exact_match": None}, "'exact_match' is null"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spintune.engine.query import Query
 from spintune.evaluation.heldout import (
     HeldoutAnswer,
     answer_heldout,
@@ -17,10 +18,13 @@ from spintune.evaluation.heldout import (
     summarize_heldout,
 )
 from spintune.evaluation.statistics import Interval, bootstrap
-from spintune.records import read_records, write_records
+from spintune.progress import Silent
+from spintune.records import Example, Message, ToolCall, read_records, write_records
+from spintune.tokens.rows import TokenRow
 from spintune.typed_json import to_json
 
-ITEM = HeldoutAnswer("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, {"rouge_l": 0.5, "exact_match": 0.0})
+SCORES = {"rouge_l": 0.5, "exact_match": 0.0}
+ITEM = HeldoutAnswer("id", "prompt", "the answer", "an answer", "stop", 3, 4, 8.0, SCORES, reference_bytes=10)
 
 
 def scores(right: bool) -> dict[str, float]:
@@ -42,11 +46,48 @@ def test_the_summary_is_nats_over_tokens_and_means_over_items() -> None:
     summary = summarize_heldout(rows)
     assert summary["nll_per_token"].mean == pytest.approx((8 + 1) / (4 + 5))
     assert summary["perplexity_per_token"].mean == pytest.approx(math.e)
-    size = len(ITEM.reference.encode())
-    assert summary["nll_per_byte"].mean == pytest.approx((8 + 1) / (size + size))
-    assert summary["perplexity_per_byte"].mean == pytest.approx(math.exp(9 / (2 * size)))
+    assert summary["nll_per_byte"].mean == pytest.approx((8 + 1) / (10 + 10))
+    assert summary["perplexity_per_byte"].mean == pytest.approx(math.exp(9 / 20))
     means = {name: interval.mean for name, interval in summary.items() if "per_" not in name}
     assert means == {"rouge_l": 0.5, "exact_match": 0.5, "answer_tokens": 3, "finished": 0.5}
+
+
+def test_references_that_were_cut_count_by_the_token_alone() -> None:
+    """20 of 100 tokens were scored, of a reference of 400 bytes; the other one, of 8 bytes, is whole."""
+    cut = replace(ITEM, id="cut", reference="word " * 80, nll=20.0, reference_tokens=20, reference_bytes=None)
+    whole = replace(ITEM, nll=2.0, reference_tokens=2, reference_bytes=8)
+    summary = summarize_heldout([cut, whole])
+    assert (summary["nll_per_token"].mean, summary["nll_per_byte"].mean) == (1.0, 0.25)
+    better = [replace(one, nll=one.nll / 2) for one in (cut, whole)]
+    found = heldout_differences([cut, whole], better)
+    assert (found["nll_per_token"].mean, found["nll_per_byte"].mean) == (0.5, 0.125)
+    assert "nll_per_byte" not in {**summarize_heldout([cut]), **heldout_differences([cut], [cut])}
+
+
+class OneNatAToken:
+    def score(self, queries: list[Query], advance: object) -> list[tuple[float]]:
+        return [(-float(len(query.responses[0])),) for query in queries]
+
+
+def test_bytes_are_those_of_all_that_was_scored() -> None:
+    """Reasoning and calls are scored too: "été" has 5 bytes, "Hm." 3, "add" 3 and "{}" 2."""
+    ask = Message("user", "?")
+    said = [
+        Message("assistant", "été"),
+        Message("assistant", "été", reasoning="Hm."),
+        Message("assistant", "", tool_calls=(ToolCall("add", "{}"),)),
+        Message("assistant", ""),
+        Message("assistant", "été" * 50),
+    ]
+    examples = [Example((ask, message)) for message in said]
+    cut = [False] * 4 + [True]
+    rows = [
+        TokenRow(example.id, (1,), (2, 3), None, complete=not short)
+        for example, short in zip(examples, cut, strict=True)
+    ]
+    found = score_heldout(OneNatAToken(), examples, rows, Silent(), "model")  # type: ignore[arg-type]
+    assert [one.bytes for one in found] == [5, 8, 5, 1, None]
+    assert [(one.nll, one.tokens) for one in found] == [(2.0, 2)] * 5
 
 
 def test_a_comparison_is_paired_by_item() -> None:
@@ -87,8 +128,6 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
     from spintune.engine.logprobs import LogProbEngine
     from spintune.generation.build import build_generator
     from spintune.models.loading import load_model
-    from spintune.progress import Silent
-    from spintune.records import Example, Message
     from spintune.tokens.chat import ChatRenderer
 
     loaded = load_model(str(tiny_model), cache=cache)
@@ -101,7 +140,7 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
     ]
     rows = renderer.rows(examples)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model)
-    likelihoods = score_heldout(engine, rows, Silent(), "model")
+    likelihoods = score_heldout(engine, examples, rows, Silent(), "model")
     judged = answer_heldout(generator, examples, rows, likelihoods, 5, Silent(), "model")
     for row, item, example in zip(rows, judged, examples, strict=True):
         with torch.no_grad():
@@ -117,6 +156,7 @@ def test_a_model_is_judged_as_plain_forwards_do(tiny_model: Path, cache: Path) -
         assert item.answer == loaded.tokenizer.decode(answer[given:], skip_special_tokens=True)
         assert item.answer_tokens == len(answer) - given
         assert (item.id, item.reference) == (example.id, example.answer)
+        assert item.reference_bytes == len(example.answer)
     values = [item.nll for item in judged]
     tokens = [len(row.response_ids) for row in rows]
     assert summarize_heldout(judged)["nll_per_token"] == bootstrap(values, tokens)

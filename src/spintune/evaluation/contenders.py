@@ -219,8 +219,9 @@ def _saved_answers(path: Path, good: Sequence[StoredAnswer]) -> Table:
 def heldout_tables(files: Mapping[str, Path], reporting: Collection[str] = ()) -> dict[str, Table]:
     """The measures of each model's answers to held-out examples (``eval/heldout/MODEL/answers.jsonl``), by its name.
 
-    The likelihood is per token where all models count the same tokens, else per byte of the reference, because tokens
-    of different tokenizers are different units. A metric that a user added is there where every answer was scored.
+    The likelihood is per token where all models count the same tokens, else per byte of the references that were scored
+    whole, because tokens of different tokenizers are different units. A metric that a user added is there where every
+    answer was scored.
 
     Args:
         reporting: models of which only the examples that report are read.
@@ -252,8 +253,9 @@ def _heldout_table(rows: Mapping[str, FileRow], same_tokens: bool) -> Table:
     def column(read: Callable[[FileRow], float]) -> dict[str, float]:
         return {item: read(row) for item, row in rows.items()}
 
-    units = column(lambda row: _number(row, "reference_tokens")), column(_reference_bytes)
-    likelihood = MeasuredItems(column(lambda row: _number(row, "nll")), "lower", weights=units[0 if same_tokens else 1])
+    nll, unit = column(lambda row: _number(row, "nll")), "reference_tokens" if same_tokens else "reference_bytes"
+    sizes = {item: _number(row, unit) for item, row in rows.items() if row.values.get(unit) is not None}
+    likelihood = MeasuredItems({item: nll[item] for item in sizes}, "lower", weights=sizes)
     table = {"nll_per_token" if same_tokens else "nll_per_byte": likelihood}
     for metric in answer_metrics():
         if metric in BUILT_IN or all(metric.name in row.values for row in rows.values()):
@@ -264,10 +266,6 @@ def _heldout_table(rows: Mapping[str, FileRow], same_tokens: bool) -> Table:
     finished = column(lambda row: float(row.text("finish_reason", "an end") == "stop"))
     table["finished"] = MeasuredItems(finished, right_or_wrong=True)
     return table
-
-
-def _reference_bytes(row: FileRow) -> float:
-    return max(1, len(row.text("reference", "a reference").encode()))
 
 
 def _number(row: FileRow, key: str) -> float:

@@ -31,7 +31,7 @@ class HeldoutAnswer:
     """The greedy answer to one held-out example.
 
     Attributes:
-        reference_tokens, nll: as in :class:`HeldoutLikelihood`.
+        reference_tokens, nll, reference_bytes: as in :class:`HeldoutLikelihood`.
         scores: by metric. In JSON each score is a key of the answer itself, true or false for a metric that is right or
             wrong; write answers by :func:`~spintune.typed_json.to_json`.
     """
@@ -45,6 +45,7 @@ class HeldoutAnswer:
     reference_tokens: int
     nll: float
     scores: dict[str, float]
+    reference_bytes: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -76,16 +77,23 @@ class SampledAnswer:
 
 
 def score_heldout(
-    engine: LogProbEngine, rows: Sequence[TokenRow], progress: Progress, name: str
+    engine: LogProbEngine, examples: Sequence[Example], rows: Sequence[TokenRow], progress: Progress, name: str
 ) -> list[HeldoutLikelihood]:
-    """The likelihood of every row's reference under the model called ``name``."""
+    """The likelihood of every example's reference under the model called ``name``; ``rows`` are theirs, one for one."""
     objective = NegativeLogLikelihood()
     with progress.task(f"{name}: held-out likelihood", len(rows), "references") as task:
         scores = engine.score([objective.query(row) for row in rows], task.advance)
     return [
-        HeldoutLikelihood(row.example_id, -logprob, sum(row.trained))
-        for row, (logprob,) in zip(rows, scores, strict=True)
+        HeldoutLikelihood(example.id, -logprob, sum(row.trained), _bytes(example) if row.complete else None)
+        for example, row, (logprob,) in zip(examples, rows, scores, strict=True)
     ]
+
+
+def _bytes(example: Example) -> int:
+    """Bytes of a reference. An empty one still has its end to be likely, and counts as one byte."""
+    last = example.messages[-1]
+    calls = [text for call in last.tool_calls for text in (call.name, call.arguments)]
+    return max(1, sum(len(text.encode()) for text in (last.reasoning, last.content, *calls)))
 
 
 def answer_heldout(
@@ -110,6 +118,7 @@ def answer_heldout(
             answer_tokens=len(completion.ids),
             reference_tokens=likelihood.tokens,
             nll=likelihood.nll,
+            reference_bytes=likelihood.bytes,
             scores={
                 one.name: one.score(scored_answer(completion.text), [without_reasoning(example.answer)])
                 for one in answer_metrics()
@@ -189,15 +198,17 @@ def with_further(answers: Sequence[HeldoutAnswer], further: ScoreTable) -> list[
 # Tables --------------------------------------------------------------------------------------------------------------
 
 _MAX_NLL = 700.0  # nats
-_LIKELIHOODS = ("nll_per_token", "nll_per_byte")
+_UNITS = {"nll_per_token": "reference_tokens", "nll_per_byte": "reference_bytes"}
+"""Of each likelihood."""
 
 
 def summarize_heldout(answers: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
     """Each measure of one model with its 95 % interval, and the perplexities exp(nll) per token and per byte.
 
-    Bytes are those of the reference in UTF-8. They make models of different tokenizers comparable.
+    Bytes are those of the reference in UTF-8. They make models of different tokenizers comparable. References that a
+    limit cut are left out there.
     """
-    likelihoods = {name: bootstrap([one.nll for one in answers], _units(answers, name)) for name in _LIKELIHOODS}
+    likelihoods = _likelihoods([one.nll for one in answers], answers)
     perplexities = {
         name.replace("nll", "perplexity"): Interval(*map(_perplexity, (nll.mean, nll.low, nll.high)))
         for name, nll in likelihoods.items()
@@ -225,7 +236,7 @@ def heldout_differences(first: Sequence[HeldoutAnswer], second: Sequence[Heldout
     both = [name for name in _measures(first) if name in _measures(second)]
     pairs = {name: list(zip(_values(first, name), _values(second, name), strict=True)) for name in both}
     return {
-        **{name: bootstrap(nll, _units(first, name)) for name in _LIKELIHOODS},
+        **_likelihoods(nll, first),
         **{name: _difference(values) for name, values in pairs.items()},
     }
 
@@ -243,11 +254,14 @@ def _measures(answers: Sequence[HeldoutAnswer]) -> list[str]:
     ]
 
 
-def _units(answers: Sequence[HeldoutAnswer], name: str) -> list[int]:
-    """Tokens or bytes of each reference. An empty one still has its end to be likely, and counts as one byte."""
-    if name == "nll_per_token":
-        return [one.reference_tokens for one in answers]
-    return [max(1, len(one.reference.encode())) for one in answers]
+def _likelihoods(nll: Sequence[float], answers: Sequence[HeldoutAnswer]) -> dict[str, Interval]:
+    """Nats per token and per byte, each over the answers whose units are known."""
+    found = {}
+    for name, unit in _UNITS.items():
+        known = [(nats, size) for nats, one in zip(nll, answers, strict=True) if (size := getattr(one, unit))]
+        if known:
+            found[name] = bootstrap([nats for nats, _ in known], [size for _, size in known])
+    return found
 
 
 def _values(answers: Sequence[HeldoutAnswer], name: str) -> list[float]:

@@ -113,6 +113,8 @@ class HeldoutLikelihood:
     """Negative log-likelihood of the reference, in nats, summed over its tokens."""
     tokens: int
     """Scored tokens of the reference, including its end of turn."""
+    bytes: int | None = None
+    """Bytes of the reference in UTF-8, its reasoning and calls of tools included; None where a limit cut it."""
 
 
 def read_scores(folder: Path) -> ScoreTable:

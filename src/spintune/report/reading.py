@@ -53,7 +53,7 @@ _STAGES: dict[str, type] = {
     "contamination": ContaminationFacts,
 }
 _NO_SCORES = frozenset(
-    ("id", "prompt", "reference", "answer", "finish_reason", "answer_tokens", "reference_tokens", "nll")
+    "id prompt reference answer finish_reason answer_tokens reference_tokens reference_bytes nll".split()  # noqa: SIM905
 )
 """Keys of held-out answers that are no metric."""
 

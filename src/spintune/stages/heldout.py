@@ -53,8 +53,8 @@ def likelihood_stage(context: RunContext, iterate: Iterate) -> list[HeldoutLikel
     inputs = context.heldout_inputs(iterate)
     if context.run.finished(stage, inputs) is None:
         model = context.load(iterate, stage, inputs)
-        _, rows = _rows_that_fit(context, model.renderer("last"))
-        write_records(path, score_heldout(model.engine, rows, context.progress, iterate.name))
+        examples, rows = _rows_that_fit(context, model.renderer("last"))
+        write_records(path, score_heldout(model.engine, examples, rows, context.progress, iterate.name))
         context.run.finish(stage, inputs, [path], LikelihoodCounts(len(rows), len(context.heldout) - len(rows)))
     return read_records(path, HeldoutLikelihood)
 
