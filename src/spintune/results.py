@@ -244,7 +244,7 @@ class IterationFacts:
         steps: optimizer steps with at least one pair.
         pairs_seen: pairs of all steps; a pair counts once per epoch.
         tokens: read in all steps.
-        heldout: None without held-out pairs.
+        heldout: of the held-out pairs that report; None without one.
         seconds: by kind of work.
     """
 
@@ -261,7 +261,7 @@ class IterationFacts:
 
 @dataclass(frozen=True)
 class DiagnosisFacts:
-    """Facts of the stage ``spin/iterate-t/diagnosis``: the iterate's own answers to the held-out prompts.
+    """Facts of the stage ``spin/iterate-t/diagnosis``: the iterate's own answers to the held-out prompts that report.
 
     Attributes:
         nll_per_token: loss on the held-out references. [nats per token]

@@ -8,15 +8,19 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from watching import Watching
 
+from spintune.data.preferences import turns_of_example
 from spintune.errors import NonFiniteError, RecipeError
 from spintune.evaluation.selection import selection_of
 from spintune.progress import Silent
-from spintune.records import Example, read_records
+from spintune.recipe import SpinSection
+from spintune.records import Example, Message, read_records
+from spintune.stages.answers import AnswerSampler
 from spintune.stages.iterates import Iterate
 from spintune.stages.rates import RateSearch, _Rungs
 from spintune.training.ladder_plan import LadderPlan
@@ -118,6 +122,39 @@ def test_the_chosen_rate_is_of_the_ladder_and_is_trained_with(found: Path) -> No
     assert results["spin"][1]["learning_rate"] == results["spin"][0]["learning_rate"]
     assert not (found / "spin/iterate-2/rates").exists()
     assert not list(found.rglob("checkpoints")) + list(found.rglob("shards"))
+
+
+def test_the_half_that_chose_the_rate_reports_nothing(found: Path) -> None:
+    iteration = json.loads((found / "results.json").read_text())["spin"][0]
+    examples = read_records(found / "data/heldout.jsonl", Example)
+    chose = {example.id for example in selection_of(examples)}
+    folder = found / "spin/iterate-1"
+    every = [json.loads(line) for line in (folder / "standing.jsonl").read_text().splitlines()]
+    rows = [row for row in every if row["id"] not in chose]
+    assert len(chose) >= 20
+    assert 0 < len(rows) < len(every)
+    assert iteration["heldout"]["pairs"] == len(rows)
+    for key in ("loss", "margin", "accuracy"):
+        assert iteration["heldout"][key] == pytest.approx(fmean(row[key] for row in rows))
+    lines = map(json.loads, (found / "likelihood/iterate-1/likelihood.jsonl").read_text().splitlines())
+    likely = [row for row in lines if row["id"] not in chose]
+    nats = sum(row["nll"] for row in likely) / sum(row["tokens"] for row in likely)
+    assert iteration["diagnosis"]["nll_per_token"] == pytest.approx(nats)
+    assert iteration["diagnosis"]["answers"]["answers"] == len(examples) - len(chose)
+
+
+def test_turns_are_of_the_half_of_their_conversation() -> None:
+    """By their own prompts they would fall into both: two choose, one reports."""
+    texts = [str(number) for number in range(6)]
+    talk = Example(tuple(Message(role, text) for role, text in zip(["user", "assistant"] * 3, texts, strict=True)))
+    turns = turns_of_example(talk)
+    other = Example((Message("user", "?"), Message("assistant", "!")))
+    context: Any = SimpleNamespace(heldout=[talk, other])
+    every = AnswerSampler(context, SpinSection(turns="all"))
+    assert every.ids_of([talk]) == {turn.id for turn in turns}
+    assert every.ids_of([other]) == {other.id}
+    assert len(selection_of(turns)) == 2
+    assert AnswerSampler(context, SpinSection()).ids_of([talk]) == {talk.id}
 
 
 @pytest.mark.slow

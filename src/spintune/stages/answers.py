@@ -88,6 +88,13 @@ class AnswerSampler:
         trained = {turn.prompt for turn in _every_turn(self.context.train)}
         return [turn for turn in _every_turn(self.context.heldout) if turn.prompt not in trained]
 
+    def ids_of(self, examples: Sequence[Example]) -> set[str]:
+        """The ids in :attr:`heldout` of some held-out examples: their own, or those of their turns."""
+        ids = {example.id for example in examples}
+        if self.section.turns == "last":
+            return ids
+        return {turn for turn, owner in _owners(self.context.heldout).items() if owner in ids}
+
     def rows(self, player: LoadedIterate, examples: Sequence[Example]) -> RenderedRows:
         """The examples as tokens, real answers within the length of generated ones."""
         return self.context.render(examples, player.renderer("last"), self.section.longest_answer)
@@ -149,6 +156,14 @@ class AnswerSampler:
 
 def _every_turn(examples: Sequence[Example]) -> list[Example]:
     """One example per assistant turn. Conversations that share a prompt give it once."""
+    owners = _owners(examples)
+    return [turn for example in examples for turn in turns_of_example(example) if owners[turn.id] == example.id]
+
+
+def _owners(examples: Sequence[Example]) -> dict[str, str]:
+    """The id of the first example that each turn is of, by the turn's id."""
     owners: dict[str, str] = {}
-    turns = [(example, turn) for example in examples for turn in turns_of_example(example)]
-    return [turn for example, turn in turns if owners.setdefault(turn.id, example.id) == example.id]
+    for example in examples:
+        for turn in turns_of_example(example):
+            owners.setdefault(turn.id, example.id)
+    return owners

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import chain
@@ -21,7 +21,6 @@ from pathlib import Path
 
 from spintune.engine.query import Query
 from spintune.errors import DeletedModelError
-from spintune.evaluation.selection import selection_of
 from spintune.evaluation.statistics import bootstrap
 from spintune.models.quantized import count_of
 from spintune.progress import Progress, Silent
@@ -116,7 +115,7 @@ def _trial(sampler: AnswerSampler, player: LoadedIterate, iteration: int) -> Tri
     context, section = sampler.context, sampler.section
     folder, objective = context.run.folder / f"spin/iterate-{iteration}/pairs", objective_of(section, iteration)
     pairs = _stored(folder)
-    chosen = {example.id for example in selection_of(sampler.heldout)}
+    chosen = sampler.ids_of(context.selection)
     heldout = [pair for pair in read_records(folder / "heldout.jsonl", Pair) if pair.example_id in chosen]
     batches = batches_of(pairs, section, iteration, context.recipe.seed)
     tokens = array("q", (objective.query(pair).tokens for pair in pairs))
@@ -180,7 +179,8 @@ def _train(
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
     heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
     measured = measure_pairs(player.engine, heldout_pairs, objective)
-    heldout = _heldout_facts(heldout_pairs, measured, objective) if heldout_pairs else None
+    reporting = sampler.ids_of(context.reporting)
+    heldout = _heldout_facts(heldout_pairs, measured, objective, reporting)
     sizes, seen = _seen(batches, objective)
     later = [phase_pairs.written[phase] for phase in sorted(phase_pairs.written)]
     later_pairs = [pair for pairs in later for pair in pairs.kept]
@@ -218,7 +218,14 @@ def _stored(folder: Path) -> Sequence[Pair]:
     return Joined([RecordFile(folder / "train.jsonl", Pair), RecordFile(folder / "replay.jsonl", Pair)])
 
 
-def _heldout_facts(pairs: Sequence[Pair], measured: Sequence[PairMetrics], objective: SelfPlay) -> HeldoutPairFacts:
+def _heldout_facts(
+    pairs: Sequence[Pair], measured: Sequence[PairMetrics], objective: SelfPlay, reporting: Collection[str]
+) -> HeldoutPairFacts | None:
+    """Facts of the pairs that report, by their ids; None without one."""
+    pairs = [pair for pair in pairs if pair.example_id in reporting]
+    measured = [one for one in measured if one.id in reporting]
+    if not pairs:
+        return None
     metrics = summarize_pairs(pairs, measured, [objective.start([pair]) for pair in pairs])
     intervals = {
         "loss": bootstrap([one.loss for one in measured]),
@@ -304,12 +311,12 @@ class _PhasePairs:
 
 
 def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iteration: int) -> DiagnosisFacts | None:
-    """How an iterate answers held-out prompts, and how far it is from its opponent and from iterate 0.
+    """How an iterate answers the held-out prompts that report, and how far it is from its opponent and from iterate 0.
 
     Args:
         iterates: all so far, iterate 0 first.
 
-    None without held-out prompts.
+    None without such prompts.
     """
     context = sampler.context
     start, opponent, iterate = iterates[0], iterates[iteration - 1], iterates[iteration]
@@ -321,7 +328,10 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
         iterate, opponent=opponent.digest, base=start.digest, play=sampler.inputs, iteration=iteration
     )
     # asked for first, so that answers that were damaged since are made again
-    answers, earlier = sampler.heldout_answers(iterate), sampler.heldout_answers(opponent)
+    reporting = sampler.ids_of(context.reporting)
+    answers, earlier = (
+        [pair for pair in sampler.heldout_answers(one) if pair.example_id in reporting] for one in (iterate, opponent)
+    )
     facts = context.run.finished(stage, inputs, DiagnosisFacts)
     if facts is not None:
         with contextlib.suppress(DeletedModelError):  # never measured, and deleted since (spin.keep)
@@ -329,7 +339,10 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
     else:
         if not answers:
             return None
-        likelihoods = likelihood_stage(context, iterate)
+        whole = {example.id for example in context.reporting}
+        likelihoods = [one for one in likelihood_stage(context, iterate) if one.id in whole]
+        if not likelihoods:
+            return None
         kl_opponent = kl_base = None
         if sampler.is_plain:
             logprobs = _logprobs(context, iterate, answers)

@@ -134,7 +134,7 @@ class RateSearch:
         player = context.load(self.start)
         setting = setting_of(player)
         middle = _middle(context, player, self.self_play)
-        if reason := too_few(len(setting.heldout), len(context.heldout)):
+        if reason := context.cannot_choose or too_few(len(setting.heldout), len(context.heldout)):
             return _usual(middle, setting.measure, reason)
         plan = plan_ladder(
             setting.step_tokens, setting.rows_per_step, setting.heldout_tokens, MIN_SELECTION, setting.passes
