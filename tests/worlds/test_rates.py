@@ -23,6 +23,7 @@ from spintune.records import Example, Message, read_records
 from spintune.stages.answers import AnswerSampler
 from spintune.stages.iterates import Iterate
 from spintune.stages.rates import RateSearch, _Rungs
+from spintune.training.ladder import Ladder
 from spintune.training.ladder_plan import LadderPlan
 
 Run = Callable[..., dict[str, Any]]
@@ -241,7 +242,7 @@ def test_auto_without_held_out_examples_or_answers_is_refused(run: Run, auto: di
         run(tmp_path / "two", **{**auto, "spin": {**auto["spin"], "refresh": "step"}})
 
 
-def test_a_ladder_on_which_every_rate_breaks_ends_in_one_line(
+def test_a_ladder_that_breaks_before_any_rate_is_tried_says_so(
     run: Run, auto: dict[str, Any], tmp_path: Path, tiny_model: Path
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -250,8 +251,34 @@ def test_a_ladder_on_which_every_rate_breaks_ends_in_one_line(
     model.get_output_embeddings().weight.data *= 1e30
     model.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
-    with pytest.raises(NonFiniteError):
+    with pytest.raises(NonFiniteError) as raised:
         run(tmp_path / "run", **{**auto, "model": str(tmp_path / "broken"), "spin": None})
+    assert re.fullmatch(
+        r"sft\.learning_rate: auto found no rate: training breaks before any is tried \(step 1: loss [\d.]+, "
+        r"gradient norm nan\); look at the rows and the model",
+        str(raised.value),
+    )
+
+
+def test_a_ladder_that_diverges_at_every_rate_says_what_to_change(
+    spintune: Callable[..., Any],
+    values: Callable[..., dict[str, Any]],
+    auto: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[float] = []
+    monkeypatch.setattr(Ladder, "train", lambda self, rate: tried.append(rate))  # None, as False: it diverged
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(values(tmp_path / "out", **{**auto, "spin": None})))
+    result = spintune("run", path, "--quiet")
+    assert result.code == NonFiniteError.exit_code
+    assert len(tried) >= 3
+    assert tried[0] == max(tried) == 3.2e-3
+    assert result.err == (
+        f"spintune: sft.learning_rate: auto found no rate: at every one of {min(tried):g} to 0.0032 a loss or gradient "
+        f"became infinite or undefined; look at the rows and the model, or give a rate below {min(tried):g}\n"
+    )
 
 
 def test_only_sft_takes_a_higher_rate_than_the_best_of_its_rungs(auto: dict[str, Any]) -> None:

@@ -175,6 +175,11 @@ class RateSearch:
                     return rungs.losses(rate, lambda: losses_now() if ladder.train(rate) else None)
 
                 losses = climb(losses_of, start, middle, self.kept(plan, len(setting.step_tokens)))
+            except NonFiniteError as error:  # of the steps before all rungs, which have rate 0
+                raise NonFiniteError(
+                    f"{self.key}: auto found no rate: training breaks before any is tried "
+                    f"({str(error).partition(';')[0]}); look at the rows and the model"
+                ) from error
             finally:
                 ladder.restore()
         trained = ladder.moment_tokens + len(losses) * ladder.rung_tokens
