@@ -88,8 +88,11 @@ def print_results(results: RunResults, folder: str, details: bool = False) -> No
 
 
 def print_outcome_of(results: RunResults, folder: str) -> None:
-    """Prints only what came out of a run, and where it is."""
-    _print_files(PlainConsole(), results, folder, advice=False)
+    """Prints only what came out of a run, and where it is; first what is wrong with it."""
+    console = PlainConsole()
+    for line in movement(results):
+        console.sentence(line)
+    _print_files(console, results, folder, advice=False)
 
 
 def _print_synth(console: PlainConsole, synth: SynthFacts, folder: str) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spintune.report.movement import movement
+from spintune.console import print_outcome_of, print_results
+from spintune.export.card import model_card
+from spintune.report.findings import finding
+from spintune.report.movement import movement, movement_of_run
+from spintune.report.page import render
+from spintune.report.reading import read_run
 from spintune.results import (
     DiagnosisFacts,
     HardwareFacts,
@@ -70,6 +80,42 @@ def test_sft_that_changed_nothing_or_did_harm_names_another_rate() -> None:
     (worse,) = movement(sft(1.3, 1.5))
     assert worse.startswith("SFT made the model worse")
     assert "from 2e-05 to 6.3e-06" in worse
+
+
+def test_a_baseline_that_changed_nothing_or_did_harm_names_its_own_rate() -> None:
+    (little,) = movement(RunResults(baseline=sft(1.3, 1.2995).sft))
+    assert little.startswith("The baseline, further SFT, hardly changed the model")
+    assert little.endswith("Raise spin.baseline_learning_rate from 2e-05 to 0.0002, or use auto.")
+    (worse,) = movement(RunResults(sft=sft(1.3, 0.9).sft, baseline=sft(0.9, 1.2).sft))
+    assert worse.startswith("The baseline, further SFT, made the model worse")
+    assert worse.endswith("Lower spin.baseline_learning_rate from 2e-05 to 6.3e-06, or use auto.")
+
+
+@pytest.mark.parametrize("show", [print_results, print_outcome_of])
+def test_a_terminal_shows_it_before_anything_else(
+    show: Callable[[RunResults, str], None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    results = replace(sft(1.3, 1.2995), stopped="nothing left to learn")
+    show(results, str(tmp_path))
+    out = capsys.readouterr().out
+    assert out.startswith("SFT hardly changed the model")
+    assert out.count("hardly changed") == 1
+
+
+def test_page_and_card_show_it_before_any_other_finding(whole: Callable[..., Any], tmp_path: Path) -> None:
+    made = whole()
+    manifest = made.path / "sft/manifest.json"
+    told = json.loads(manifest.read_text())
+    told["facts"]["start_loss"] = told["facts"]["heldout_loss"]
+    manifest.write_text(json.dumps(told))
+    run = read_run(made.path)
+    (moved,) = movement_of_run(run)
+    assert moved.startswith("SFT hardly changed the model")
+    begins = moved.partition(".")[0]
+    page, card = render([run], tmp_path), model_card(run, "sft")
+    assert re.search(r"</h1>\s*<ul class=\"moved\"><li>SFT hardly changed the model: ", page)
+    assert card.index(begins) < card.index(finding(run).sentence)
+    assert card[: card.index(begins)].endswith("## What was found\n\n")
 
 
 def test_a_player_that_hardly_moved_needs_a_higher_rate() -> None:

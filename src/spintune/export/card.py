@@ -16,6 +16,7 @@ from spintune.evaluation.judge import in_words
 from spintune.report.facts import RunFacts
 from spintune.report.findings import belief, finding
 from spintune.report.model_tables import differences, means, scoreboard
+from spintune.report.movement import movement_of_run
 from spintune.report.stages import recipe_text
 from spintune.report.table import Cell, MeasureColumn, MeasureTable, counted
 from spintune.results import DataFacts
@@ -99,6 +100,7 @@ def model_card(
             header=Markdown(yaml.safe_dump(header, sort_keys=False, allow_unicode=True)),
             iteration=number,
             loss=losses[number - 1] if isinstance(losses, list) else losses,
+            moved=movement_of_run(run),
             found=finding(run),
             each=means([run]),
             paired=differences(run),

@@ -25,28 +25,36 @@ HALF_DECADE = 10**0.5
 def movement_of_run(run: RunFacts) -> list[str]:
     """What is wrong with how far the models of a run folder moved, as sentences; none where nothing is."""
     trained = [(one.training, one.diagnosis) for one in run.iterations if one.training]
-    return [*_sft(run.facts("sft", SftFacts)), *_self_play(trained)]
+    further = run.facts("spin/baseline-sft", SftFacts)
+    return [*_sft(run.facts("sft", SftFacts)), *_self_play(trained), *_baseline(further)]
 
 
 def movement(results: RunResults) -> list[str]:
     """The same of ``results.json``."""
-    return [*_sft(results.sft), *_self_play([(one, one.diagnosis) for one in results.spin])]
+    played = [(one, one.diagnosis) for one in results.spin]
+    return [*_sft(results.sft), *_self_play(played), *_baseline(results.baseline)]
 
 
 def _sft(facts: SftFacts | None) -> Iterator[str]:
+    return _of_sft(facts, "SFT", "sft.learning_rate", ", use auto, or raise sft.epochs")
+
+
+def _baseline(facts: SftFacts | None) -> Iterator[str]:
+    return _of_sft(facts, "The baseline, further SFT,", "spin.baseline_learning_rate", ", or use auto")
+
+
+def _of_sft(facts: SftFacts | None, title: str, key: str, otherwise: str) -> Iterator[str]:
+    """What to say of a stage of SFT; ``otherwise`` ends the advice for one that changed nothing."""
     if facts is None or facts.start_loss is None or facts.heldout_loss is None:
         return
     start, end, rate = facts.start_loss, facts.heldout_loss, facts.learning_rate
     losses = f"its held-out loss was {start:.4f} nats a token before and is {end:.4f} after"
     if end - start > MUCH * start:
         lower = _rounded(rate / HALF_DECADE)
-        yield f"SFT made the model worse: {losses}. Lower sft.learning_rate from {rate:g} to {lower:g}, or use auto."
+        yield f"{title} made the model worse: {losses}. Lower {key} from {rate:g} to {lower:g}, or use auto."
     elif start - end < LITTLE * start:
         higher = _rounded(rate * 10)
-        yield (
-            f"SFT hardly changed the model: {losses}. Raise sft.learning_rate from {rate:g} to {higher:g}, use auto, "
-            "or raise sft.epochs."
-        )
+        yield f"{title} hardly changed the model: {losses}. Raise {key} from {rate:g} to {higher:g}{otherwise}."
 
 
 def _self_play(iterations: Sequence[tuple[IterationFacts, DiagnosisFacts | None]]) -> Iterator[str]:
