@@ -42,7 +42,7 @@ def test_the_order_of_the_examples_is_by_what_each_gained(folder: Make) -> None:
     assert prompts == [f"Say word {n}." for n in (0, 3, 4, 7, 8)]
     assert [case.verdict for case in found.cases] == ["better", "better", "same", "worse", "worse"]
     assert [case.place for case in found.cases] == [f"place {n} of 9" for n in (1, 3, 5, 7, 9)]
-    assert (found.cases[0].before, found.cases[0].after, found.cases[0].human) == ("no", "word 0", "word 0")
+    assert (found.cases[0].before, found.cases[0].after, found.cases[0].reference) == ("no", "word 0", "word 0")
     assert "all 9 were sorted" in found.rule
 
 
@@ -75,8 +75,8 @@ def test_one_example_is_too_few_to_tell(folder: Make) -> None:
     made = folder(spin=None, evaluation={"metric": "exact_match"}).data(1).sft()
     found = view_of(made.judged("base", 1.0, ["no"]).judged("sft", 1.0, ["word 0"]).best("base", metric="exact_match"))
     assert found.gained == (
-        "On 1 example that was not trained on, the share of answers equal to the human ones was 0 % before and 100 % "
-        "after, too few examples to tell from chance."
+        "On 1 example that was not trained on, the share of answers equal to the reference answers was 0 % before "
+        "and 100 % after, too few examples to tell from chance."
     )
     assert found.advice == "The model from before training stays the one to use."
 
@@ -98,8 +98,8 @@ def test_greedy_answers_are_judged_themselves_where_drawn_ones_decide(folder: Ma
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = view_of(made.best("sft", metric="sampled:exact_match"))
     assert {case.words for case in found.cases} == {"became right"}
-    assert "the share of answers drawn at random equal to the human ones fell from 100 % to 0 %" in found.gained
-    assert "; the share of answers equal to the human ones rose from 0 % to 100 %" in found.gained
+    assert "the share of answers drawn at random equal to the reference answers fell from 100 % to 0 %" in found.gained
+    assert "; the share of answers equal to the reference answers rose from 0 % to 100 %" in found.gained
 
 
 def test_answers_that_are_right_or_wrong_are_counted_so(folder: Make) -> None:
@@ -132,8 +132,56 @@ def test_a_mixture_is_named_by_its_tasks(folder: Make, train: list[Any], sources
     made = folder(spin=None, data={"train": train, "mixture": {"tasks": ["a"]}}).data(12)
     facts = json.loads((made.path / "data/manifest.json").read_text())["facts"]
     made.stage("data", **facts, mixture=MIXTURE).sft().judged("base", 2.0).judged("sft", 1.0).best("sft")
-    assert f"trained on 48 examples from {sources}, to answer" in view_of(made).asked
+    assert f"was trained in 5 steps on examples from {sources} (48 in all), to answer" in view_of(made).asked
     assert sources in write_report([made.path]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("sft", "spin", "name", "asked"),
+    [
+        (
+            {"steps": 10, "rows": 5000},
+            {},
+            "iterate-2",
+            "The language model m was trained in 10 steps on examples from a.jsonl (5,000 in all), to answer as they "
+            "do. In 2 further rounds it learned to prefer the reference answers to its own.",
+        ),
+        (
+            None,
+            {},
+            "iterate-1",
+            "In 1 round the language model m learned to prefer the reference answers of a.jsonl to its own.",
+        ),
+        (
+            {"steps": 10, "rows": 5000, "kept_step": 4},
+            {},
+            "sft-more",
+            "The language model m was trained in 4 steps on examples from a.jsonl (5,000 in all), to answer as they "
+            "do. It was then trained in 8 steps more.",
+        ),
+        (
+            None,
+            {"generated": "b.jsonl"},
+            "iterate-2",
+            "In 2 rounds the language model m learned to prefer the reference answers of a.jsonl to others.",
+        ),
+    ],
+)
+def test_what_was_asked_is_what_was_done(
+    folder: Make, sft: dict[str, Any] | None, spin: dict[str, Any], name: str, asked: str
+) -> None:
+    made = folder(**({} if sft else {"sft": None}), spin=spin, model="x/m", data={"train": [{"path": "d/a.jsonl"}]})
+    made.data(12)
+    if sft:
+        made.sft(**sft)
+    for number in (1, 2):
+        made.pairs(number).iterate(number).diagnosis(number)
+    made.baseline()
+    for one in ("base", "iterate-1", "iterate-2", "sft-more"):
+        made.judged(one, 1.0)
+    view = view_of(made.best(name))
+    assert view.asked == asked
+    assert "human" not in repr(view)
 
 
 @pytest.mark.parametrize("missing", ["base", "sft", "both"])

@@ -26,8 +26,8 @@ from spintune.report.measures import (
     negative,
 )
 from spintune.report.table import MeasureColumn
-from spintune.results import DataFacts
-from spintune.run_folder import BASE, BASELINE
+from spintune.results import DataFacts, SftFacts
+from spintune.run_folder import BASE, BASELINE, SFT
 
 SHOWN = 5
 """Examples of a page: the first, the last, and those at each quarter of the order."""
@@ -38,7 +38,7 @@ MAX_CHARACTERS, MAX_LINES = 180, 5
 Verdict = Literal["better", "same", "worse"]
 
 _CLOSER: dict[Verdict, str] = {
-    "better": "came closer to the human answer",
+    "better": "came closer to the reference answer",
     "same": "stayed as close",
     "worse": "moved away",
 }
@@ -53,7 +53,7 @@ class Case:
     verdict: Verdict
     words: str
     prompt: str
-    human: str
+    reference: str
     before: str
     after: str
 
@@ -140,20 +140,35 @@ def _after(run: RunFacts, models: dict[str, Contender]) -> Contender | None:
 
 
 def _asked(run: RunFacts, after: Contender) -> str:
+    """How the model was trained. No word of SFT where there was none."""
+    told, name = [], after.model.name
+    who = f"the language model {PurePath(str(run.recipe['model'])).name}"
+    for stage in [SFT] * bool(run.recipe["sft"]) + ["spin/baseline-sft"] * (name == BASELINE):
+        facts = run.facts(stage, SftFacts)
+        steps = 0 if facts is None else facts.steps if facts.kept_step is None else facts.kept_step
+        taken = f" in {steps:,} step{'s' * (steps != 1)}" if facts else ""
+        size = f" ({facts.rows:,} in all)" if facts else ""
+        told.append(
+            f"it was then trained{taken} more"
+            if told
+            else f"{who} was trained{taken} on examples from {_sources(run)}{size}, to answer as they do"
+        )
+    if name.startswith("iterate-"):
+        rounds = int(name.removeprefix("iterate-"))
+        said = f"{rounds}{' further' * bool(told)} round{'s' * (rounds != 1)}"
+        to = "others" if run.recipe["spin"].get("generated") else "its own"
+        preferred = "the reference answers" + ("" if told else f" of {_sources(run)}")
+        told.append(f"in {said} {'it' if told else who} learned to prefer {preferred} to {to}")
+    return " ".join(f"{one[0].upper()}{one[1:]}." for one in told)
+
+
+def _sources(run: RunFacts) -> str:
     data = run.facts("data", DataFacts)
     sources = [PurePath(str(source["path"])).name for source in run.recipe["data"]["train"]]
     if run.recipe["data"].get("mixture"):
         tasks = len(data.mixture.tasks) if data and data.mixture else 0
         sources.append(f"a mixture of {tasks:,} task{'s' * (tasks != 1)}" if tasks else "a mixture of tasks")
-    on = f"{data.train:,} examples" if data else "examples"
-    model = PurePath(str(run.recipe["model"])).name
-    told = (
-        f"The language model {model} was trained on {on} from {listed(sources)}, to answer as the people in them did."
-    )
-    if after.model.name.startswith("iterate-"):
-        rounds = int(after.model.name.removeprefix("iterate-"))
-        told += f" In {rounds} further round{'s' * (rounds != 1)} it learned to prefer the human answers to its own."
-    return told
+    return listed(sources)
 
 
 def _gained(before: Contender, after: Contender, measure: MeasureColumn) -> str:
@@ -184,13 +199,13 @@ def _likelier(gain: Interval, items: int) -> str:
     mean, low, high = (math.exp(value) for value in (gain.mean, gain.low, gain.high))
     if items < MIN_ITEMS:
         return (
-            f"the trained model finds each piece of the human answers {mean:.2f} times as likely as before, too few "
-            "examples to tell from chance"
+            f"the trained model finds each piece of the reference answers {mean:.2f} times as likely as before, too "
+            "few examples to tell from chance"
         )
     if gain.low <= 0 <= gain.high:
-        return f"human answers did not become more or less likely beyond chance ({low:.2f} to {high:.2f} times)"
+        return f"reference answers did not become more or less likely beyond chance ({low:.2f} to {high:.2f} times)"
     return (
-        f"the trained model finds each piece of the human answers {mean:.2f} times as likely as before "
+        f"the trained model finds each piece of the reference answers {mean:.2f} times as likely as before "
         f"(with 95 % certainty {low:.2f} to {high:.2f} times){'' if mean > 1 else ', which is worse'}"
     )
 
@@ -199,9 +214,9 @@ def _what(measure: MeasureColumn) -> str:
     drawn = " drawn at random" * measure.key.endswith(AT_TEMPERATURE_1)
     greedy = _by_answer(measure)
     if greedy == ROUGE_L:
-        return f"the likeness of answers{drawn} to the human ones" if drawn else "the likeness to the human answers"
+        return f"the likeness{f' of answers{drawn}' if drawn else ''} to the reference answers"
     if measure.factor == 100:
-        which = "equal to the human ones" if greedy.key == "exact_match" else "that are right"
+        which = "equal to the reference answers" if greedy.key == "exact_match" else "that are right"
         return f"the share of answers{drawn} {which}"
     return measure.title
 
@@ -245,8 +260,8 @@ def _examples(items: int) -> str:
 
 def _judged(run: RunFacts, measure: MeasureColumn, items: int) -> str:
     how = {
-        ROUGE_L.key: "by the words that it shares with the human answer in the same order: 0 for none, 100 for all",
-        "exact_match": "by whether it is the human answer, word for word",
+        ROUGE_L.key: "by the words that it shares with the reference answer in the same order: 0 for none, 100 for all",
+        "exact_match": "by whether it is the reference answer, word for word",
         CHECKER: "by a program that says right or wrong",
     }.get(measure.key, f"by {measure.title}")
     chose = (
@@ -255,10 +270,11 @@ def _judged(run: RunFacts, measure: MeasureColumn, items: int) -> str:
         if run.selection
         else ""
     )
+    compared = measure.key in (ROUGE_L.key, "exact_match")
+    close = " This measures closeness to the reference answers, not whether they are true." if compared else ""
     return (
         f"{_examples(items)} not trained on {'was' if items == 1 else 'were'} answered by the model before and after "
-        f"training, and each answer was compared {how}.{chose} This measures closeness to the human answers, not "
-        "whether they are true."
+        f"training, and each answer was compared {how}.{chose}{close}"
     )
 
 

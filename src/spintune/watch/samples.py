@@ -1,4 +1,4 @@
-"""The newest answers of a run, as they are written: prompt, human answer, generated answer."""
+"""The newest answers of a run, as they are written: prompt, reference answer, generated answer."""
 
 from __future__ import annotations
 
