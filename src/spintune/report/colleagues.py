@@ -141,7 +141,8 @@ def _after(run: RunFacts, models: dict[str, Contender]) -> Contender | None:
 
 def _asked(run: RunFacts, after: Contender) -> str:
     """How the model was trained. No word of SFT where there was none."""
-    told, name = [], after.model.name
+    told: list[str] = []
+    name = after.model.name
     who = f"the language model {PurePath(str(run.recipe['model'])).name}"
     for stage in [SFT] * bool(run.recipe["sft"]) + ["spin/baseline-sft"] * (name == BASELINE):
         facts = run.facts(stage, SftFacts)
