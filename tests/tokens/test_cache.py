@@ -60,6 +60,16 @@ def test_other_content_and_other_code_are_tokenized_anew(
     assert render.calls == 3
 
 
+@pytest.mark.parametrize("library", ["tokenizers", "transformers", "jinja2"])
+def test_other_versions_of_what_renders_and_encodes_are_other_code(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, version = cache._code(), cache.version
+    assert cache._code.__wrapped__() == now
+    monkeypatch.setattr(cache, "version", lambda name: "0.0.1" if name == library else version(name))
+    assert cache._code.__wrapped__() != now
+
+
 def test_what_was_deleted_or_left_half_written_is_tokenized_anew(tmp_path: Path, render: Counting) -> None:
     kept = TokenCache(tmp_path)
     for damage in ("rows.jsonl", "facts.json", ""):

@@ -96,8 +96,12 @@ def _read(entry: Path) -> RenderedRows | None:
 
 @cache
 def _code() -> str:
-    """Digest of the code and of the version of tokenizers, either of which may change the tokens."""
-    sha = hashlib.sha256(version("tokenizers").encode())
+    """Digest of the code and of the versions of libraries, each of which may change the tokens.
+
+    transformers and jinja2 render the chat template.
+    """
+    versions = [version(library) for library in ("tokenizers", "transformers", "jinja2")]
+    sha = hashlib.sha256(" ".join(versions).encode())
     for file in [*sorted(Path(__file__).parent.glob("*.py")), Path(reasoning.__file__)]:
         sha.update(file.read_bytes())
     return sha.hexdigest()
