@@ -119,6 +119,10 @@ def test_a_recipe_is_frozen() -> None:
         ({"spin": {"iterations": 0}}, "spin.iterations: Input should be greater than or equal to 1"),
         ({"sft": {"schedule": "constant", "min_lr_rate": 0.1}}, "sft: min_lr_rate would do nothing with schedule: con"),
         ({"sft": {"keep": "best"}, "data": {"train": "x", "eval_fraction": 0.0}}, "sft.keep would do nothing without"),
+        (
+            {"evaluation": {"metric": "rouge_l"}, "eval": ["heldout"], "data": {"train": "x", "eval_fraction": 0.0}},
+            "evaluation.metric needs held-out examples; set data.eval_fraction above 0, or give data.heldout",
+        ),
         ({"sft": {"patience": 2, "epochs": 3.0}}, "sft: patience: 2 would do nothing with 3 evaluations, of which the"),
         ({"spin": {"iterations": 2, "stop": {"patience": 2}}}, "spin: stop.patience: 2 would do nothing with 2"),
         ({"sft": {"patience": 1}}, "sft: patience: 1 would do nothing with 1 evaluation, of which the first may be"),

@@ -12,7 +12,7 @@ import pytest
 from watching import Watching
 
 from spintune.checkers import CHECKERS, register_checker
-from spintune.errors import DataError
+from spintune.errors import DataError, RecipeError
 from spintune.evaluation.contenders import tables
 from spintune.evaluation.selection import selects
 from spintune.evaluation.statistics import bootstrap
@@ -159,8 +159,13 @@ def test_a_checker_is_tried_on_the_references_before_training(run: Run, sums: Pa
     assert not (tmp_path / "none/sft").exists()
 
 
-def test_what_judges_needs_held_out_examples(run: Run, tmp_path: Path) -> None:
+def test_what_judges_needs_held_out_examples(run: Run, tmp_path: Path, alpaca_file: Path) -> None:
+    """A recipe that holds nothing out is refused as it is read, one whose single row must teach once that is read."""
+    single = {"train": [{"path": str(alpaca_file), "limit": 1}]}
     for section in ({"metric": "exact_match"}, {"checker": "number"}, {"samples": 1}):
-        with pytest.raises(DataError, match=rf"^evaluation\.{next(iter(section))} needs held-out examples; set data\."):
+        words = rf"evaluation\.{next(iter(section))} needs held-out examples; set data\."
+        with pytest.raises(DataError, match=f"^{words}"):
+            run(tmp_path / "run", data=single, evaluation=section)
+        with pytest.raises(RecipeError, match=words):
             run(tmp_path / "run", data={"eval_fraction": 0.0}, evaluation=section)
     assert not (tmp_path / "run/sft").exists()

@@ -96,6 +96,16 @@ class EvaluationSection(Section):
     max_new_tokens: Count = 1024
     """Maximum length of answers to ifeval, questions and mt-bench. [tokens] Default: MT-Bench."""
 
+    @property
+    def needs_heldout(self) -> str | None:
+        """A setting that does nothing without held-out examples; None where there is none."""
+        given = {
+            "metric": self.metric != AUTO,
+            "checker": self.checker not in (None, checkers.TASKS),
+            "samples": bool(self.samples),
+        }
+        return next((key for key, there in given.items() if there), None)
+
     def _problems(self) -> Iterator[str]:
         if self.metric.removeprefix(SAMPLED) == CHECKER and self.checker is None:
             known = ", ".join(checkers.BUILT_IN)

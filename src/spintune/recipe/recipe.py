@@ -333,6 +333,8 @@ class Recipe(Section):
         for key in ("metric", "checker", "samples"):
             if key in self.evaluation.model_fields_set and not (self.spin or HELDOUT in self.eval):
                 yield f"evaluation.{key} would do nothing here: it needs spin, or heldout in eval; leave it out"
+        if (asked := self.evaluation.needs_heldout) and self.data.holds_nothing_out and not self.data.mixture:
+            yield f"evaluation.{asked} needs held-out examples; {HOLD_OUT}"
         if self.evaluation.checker == TASKS and not self.data.mixture:
             yield "evaluation.checker: tasks needs the tasks of a data.mixture; name another checker, or leave it out"
         if self.evaluation.rivals and QUESTIONS not in self.eval:

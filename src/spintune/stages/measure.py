@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from spintune.checkers import TASKS, Verdicts
+from spintune.checkers import Verdicts
 from spintune.errors import DataError
 from spintune.evaluation.metric_choice import MetricChoice, better_of, choose_metric, measure_of
 from spintune.evaluation.selection import prompt_text
 from spintune.metrics import NLL
 from spintune.recipe import HELDOUT, HOLD_OUT
-from spintune.recipe.evaluation import AUTO
 from spintune.records import Example
 from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage, measured_answers
@@ -52,17 +51,12 @@ def check_measure(context: RunContext) -> None:
 
     Raises DataError when there is nothing to judge by, or when the checker accepts no reference.
     """
-    section, progress = context.recipe.evaluation, context.progress
+    progress = context.progress
     if not (context.recipe.spin or HELDOUT in context.recipe.eval):
         return
     if not context.heldout:
-        given = {
-            "metric": section.metric != AUTO,
-            "checker": section.checker not in (None, TASKS),
-            "samples": section.samples,
-        }
-        if asked := [key for key, there in given.items() if there]:
-            raise DataError(f"evaluation.{asked[0]} needs held-out examples; {HOLD_OUT}")
+        if asked := context.recipe.evaluation.needs_heldout:
+            raise DataError(f"evaluation.{asked} needs held-out examples; {HOLD_OUT}")
         return
     checker = checker_of(context.recipe)
     if checker and (rejected := _rejected(checker, context.heldout)):
