@@ -242,6 +242,7 @@ def test_auto_without_held_out_examples_or_answers_is_refused(run: Run, auto: di
         run(tmp_path / "two", **{**auto, "spin": {**auto["spin"], "refresh": "step"}})
 
 
+@pytest.mark.slow
 def test_a_ladder_that_breaks_before_any_rate_is_tried_says_so(
     run: Run, auto: dict[str, Any], tmp_path: Path, tiny_model: Path
 ) -> None:
