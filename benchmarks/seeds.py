@@ -21,7 +21,8 @@ class Interval(statistics.Interval):
         return cls(**vars(statistics.over_seeds(values)))
 
     def __str__(self) -> str:
-        return f"{self.mean:+.4f} ({self.low:+.4f} to {self.high:+.4f})"
+        spread = f" ({self.low:+.4f} to {self.high:+.4f})" if math.isfinite(self.low) else ""  # one seed has none
+        return f"{self.mean:+.4f}{spread}"
 
     def told(self, sign: str = "") -> str:
         spread = f" ({self.low:{sign}.2f} to {self.high:{sign}.2f})" if math.isfinite(self.low) else ""

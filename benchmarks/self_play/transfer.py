@@ -150,7 +150,8 @@ class Transfer:
 
     def tables(self, found: Mapping[str, Facts]) -> list[str]:
         """Each method at each rate, minus the base model; then each at its chosen rate, minus SFT at its own."""
-        lines = [f"\n{len(self.seeds)} seeds; differences from the base model with 95 % t-intervals over seeds\n"]
+        seeds = f"{len(self.seeds)} seeds, with 95 % t-intervals over them" if len(self.seeds) > 1 else "one seed"
+        lines = [f"\nDifferences from the base model; {seeds}\n"]
         lines.append(f"| method | rate | {' | '.join(MEASURES.values())} |")
         lines.append("|---" * (2 + len(MEASURES)) + "|")
         lines.append(f"| {BASE} | | {' | '.join(f'{found[BASE][measure]:.4f}' for measure in MEASURES)} |")
