@@ -35,6 +35,7 @@ from spintune.selfplay.diagnostics import KlEstimate
 from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
 from spintune.terminal import SafeConsole
+from spintune.text.words import counts_text
 
 _WIDE = WIDTH_OF_FILES + 30
 _NARROW = 80
@@ -119,11 +120,6 @@ def _funnel_table(funnel: Sequence[FilterCounts]) -> Table:
     return table
 
 
-def counts_text(counts: Mapping[str, int]) -> str:
-    """Counts with their reasons, as text."""
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
-
-
 def _seconds(results: RunResults) -> Counter[str]:
     """Time of each kind of work, over all stages."""
     stages = [stage.seconds for stage in (results.synth, results.sft, results.baseline) if stage]
@@ -162,7 +158,7 @@ def _print_files(
     if best.metric is None and not (results.heldout or results.benchmarks or results.judge):
         console.sentence("How good it is was not measured: hold out more examples, or name evaluations in eval.")
     if results.spin and results.baseline is None:
-        console.sentence("Whether as much SFT would have done as well was not measured: spin.baseline: sft does that.")
+        console.sentence("Whether as much SFT would have done as well is not known: spin.baseline: sft measures it.")
     console.sentence("Next:")
     shown = quote(folder)
     commands = {f"chat {shown}": "talk to it", f"report {shown}": "read all about the run on one page"}

@@ -115,7 +115,7 @@ def test_self_play_without_a_rival_says_so(
     )
     told = spintune("run", recipe)
     assert told.code == 0
-    assert ("as much SFT would have done as well was not measured" in told.out) == (baseline == "none")
+    assert ("as much SFT would have done as well is not known" in told.out) == (baseline == "none")
 
 
 def test_sft_that_ruins_the_model_leaves_base_the_model_to_use(

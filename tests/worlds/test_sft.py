@@ -148,7 +148,7 @@ def test_patience_is_told(overfit: Run, tmp_path: Path) -> None:
 def test_self_play_starts_from_the_best_and_the_baseline_keeps_its_own_at_equal_compute(
     overfit: Run, tmp_path: Path
 ) -> None:
-    spin = {"iterations": 1, "pairs_per_step": 4, "max_new_tokens": 8, "epochs": 3.0, "baseline": "sft"}
+    spin = {"iterations": 1, "pairs_per_step": 4, "max_new_tokens": 8, "epochs": 6.0, "baseline": "sft"}
     results = overfit(tmp_path, spin=spin, sft={"epochs": 3.0, "patience": 1, "eval_every": 0.34})
     start = rows_of(tmp_path, "spin/baseline-sft/heldout")[0]["loss"]
     assert start == pytest.approx(results["sft"]["heldout_loss"], rel=1e-6)

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from spintune.console import PlainConsole, counts_text, plain_table
+from spintune.console import PlainConsole, plain_table
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
 from spintune.terminal import SafeConsole
+from spintune.text.words import counts_text
 
 
 def print_examples(rows: Sequence[RenderedPrompt]) -> None:

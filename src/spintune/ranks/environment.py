@@ -91,7 +91,7 @@ def _local_size(environment: Mapping[str, str], name: str, launcher: str) -> int
 def _first_node(nodes: str) -> str:
     """The first of slurm's compressed list of nodes: ``rack[1-2]gpu[03-05,11],login`` gives ``rack1gpu03``."""
     first = re.match(r"(?:[^\[,]|\[[^\]]*+\])*+", nodes)
-    return re.sub(r"\[([^\],-]++)[^\]]*+\]", r"\1", first[0]) if first else ""
+    return re.sub(r"\[([^\[\],-]++)[^\[\]]*+\]", r"\1", first[0]) if first else ""
 
 
 def _port_of_job(environment: Mapping[str, str]) -> int:
