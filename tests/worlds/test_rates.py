@@ -253,7 +253,10 @@ def test_a_ladder_that_breaks_before_any_rate_is_tried_says_so(
     model.save_pretrained(tmp_path / "broken")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path / "broken")
     with pytest.raises(NonFiniteError) as raised:
-        run(tmp_path / "run", **{**auto, "model": str(tmp_path / "broken"), "spin": None})
+        run(
+            tmp_path / "run",
+            **{**auto, "model": str(tmp_path / "broken"), "spin": None, "evaluation": {"metric": "nll"}},
+        )
     assert re.fullmatch(
         r"sft\.learning_rate: auto found no rate: training breaks before any is tried \(step 1: loss [\d.]+, "
         r"gradient norm nan\); look at the rows and the model",
