@@ -12,7 +12,7 @@ demo: $(READY)
 
 # every test at once, also those that are slow or need the real model: each process collects them once
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=40
 
 # tests of what others made, in its real form: llama.cpp, trackers, uv, Chromium; one that is absent fails. llama.cpp is
 # compiled for an hour. SPINTUNE_REQUIRE=all asks for every tool, also those that pip has not: vllm, llama-server, ...
