@@ -231,10 +231,8 @@ def test_a_plan_shards_where_a_run_does_so_by_itself() -> None:
     for whole in ({"sft": {"optimizer": "adafactor"}}, {"weights": "bfloat16"}, {"lora": {"base": "nf4"}}):
         tiny = replace(small, memory=10**6)
         assert not sharded(tiny, **whole)
-        assert not any("shard" in offer.change for offer in planner({"sft": {}, **whole}, tiny).offers())
-        assert not any(
-            "shard" in offer.change for offer in planner({"sft": {}, **whole}, replace(tiny, gpus=1)).offers()
-        )
+        assert not planner({"sft": {}, **whole}, replace(tiny, gpus=1))._more_devices(10**12)
+    assert planner({"sft": {}}, replace(small, gpus=1))._more_devices(10**12)
 
 
 def test_the_baseline_reads_and_scores_as_many_rows_as_its_tokens_are() -> None:
