@@ -445,3 +445,11 @@ def test_auto_answers_are_a_quarter_longer_than_the_longest_real_one(longest: in
     assert auto.longest_answer == 256
     assert auto.settled(longest).longest_answer == limit
     assert SpinSection.model_validate({"max_new_tokens": 40}).settled(longest).longest_answer == 40
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "Umsatz.CSV", "train.parquet"])
+def test_data_in_place_of_a_recipe_are_named_as_that(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
+    with pytest.raises(RecipeError, match=rf"{name}: is data, and a recipe is wanted here; spintune init writes one"):
+        load_recipe(path)

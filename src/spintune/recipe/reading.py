@@ -130,7 +130,14 @@ def _evaluates(name: str) -> JsonObject:
     return {"required": ["eval"], "properties": {"eval": {"type": "array", "contains": {"const": name}}}}
 
 
+_DATA = (".jsonl", ".csv", ".tsv", ".xlsx", ".parquet", ".arrow", ".feather")
+
+
 def _read_yaml(path: Path) -> JsonObject:
+    if path.suffix.lower() in _DATA:
+        raise RecipeError(
+            f"{path}: is data, and a recipe is wanted here; spintune init writes one for it, or give --model and --data"
+        )
     values = read_yaml(path, "recipe")
     for section in ("synth", "sft", "spin", "lora", "judge"):
         if section in values and values[section] is None:
