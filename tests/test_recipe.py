@@ -447,7 +447,7 @@ def test_auto_answers_are_a_quarter_longer_than_the_longest_real_one(longest: in
     assert SpinSection.model_validate({"max_new_tokens": 40}).settled(longest).longest_answer == 40
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "Umsatz.CSV", "train.parquet"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "Umsatz.CSV", "train.parquet", "rows.jsonl.gz"])
 def test_data_in_place_of_a_recipe_are_named_as_that(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')

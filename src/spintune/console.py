@@ -35,7 +35,7 @@ from spintune.selfplay.diagnostics import KlEstimate
 from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
 from spintune.terminal import SafeConsole
-from spintune.text.words import counts_text
+from spintune.text.counts import counts_text
 
 _WIDE = WIDTH_OF_FILES + 30
 _NARROW = 80

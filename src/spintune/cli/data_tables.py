@@ -10,7 +10,7 @@ from spintune.console import PlainConsole, plain_table
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
 from spintune.terminal import SafeConsole
-from spintune.text.words import counts_text
+from spintune.text.counts import counts_text
 
 
 def print_examples(rows: Sequence[RenderedPrompt]) -> None:

@@ -9,6 +9,8 @@ from typing import get_args, get_origin
 
 from pydantic import BaseModel
 
+from spintune.data.tables.content import kind_and_compression
+from spintune.data.tables.places import KINDS
 from spintune.errors import RecipeError
 from spintune.recipe.checking import checked, keys_of, section_in
 from spintune.recipe.evaluation import FILES_OF, HELDOUT
@@ -130,11 +132,9 @@ def _evaluates(name: str) -> JsonObject:
     return {"required": ["eval"], "properties": {"eval": {"type": "array", "contains": {"const": name}}}}
 
 
-_DATA = (".jsonl", ".csv", ".tsv", ".xlsx", ".parquet", ".arrow", ".feather")
-
-
 def _read_yaml(path: Path) -> JsonObject:
-    if path.suffix.lower() in _DATA:
+    kind, _ = kind_and_compression(path.name.lower())
+    if kind in KINDS and kind != ".json":
         raise RecipeError(
             f"{path}: is data, and a recipe is wanted here; spintune init writes one for it, or give --model and --data"
         )

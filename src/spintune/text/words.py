@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Literal
 
 WordRule = Literal["reference", "unicode"]
@@ -70,8 +69,3 @@ _IN_WORDS = _InWords()
 def one_line(text: str) -> str:
     """The text with each run of white space as one space, and none at its ends."""
     return " ".join(text.split())
-
-
-def counts_text(counts: Mapping[str, int]) -> str:
-    """Counts with their reasons, as text."""
-    return ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items())) or "none"
