@@ -37,6 +37,11 @@ def compiled(x: Tensor, weight: Tensor) -> Tensor:
     return native_products.product(x, weight.t())
 
 
+def by_vectors(x: Tensor, weight: Tensor) -> Tensor:
+    """Not in the matrix units of a processor."""
+    return native_products.product(x, weight.t(), vectors=True)
+
+
 def autocast(x: Tensor, weight: Tensor) -> Tensor:
     """What autocast does with factors in float32, and with a result that the next layer takes in float32."""
     return linear(x.bfloat16(), weight.bfloat16()).float()
@@ -173,7 +178,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     reuse_memory()
     print(f"{describe()['processor']['name']}, {options.threads} threads")
-    matrices("Products in float32, GFLOP/s: torch, oneDNN, compiled", (linear, onednn, compiled), options.repeats)
+    title = "Products in float32, GFLOP/s: torch, oneDNN, compiled by vectors, and in matrix units where there are any"
+    matrices(title, (linear, onednn, by_vectors, compiled), options.repeats)
     if native_products.can_round():
         title = "Products in bfloat16 of float32 matrices, GFLOP/s: torch with its casts, compiled"
         matrices(title, (autocast, rounded), options.repeats)

@@ -31,7 +31,7 @@ int vector_floats();
 int rounds();
 long query_chunk();
 long norm_chunks(long rows);
-void product(long, long, long, const float *, long, long, const float *, long, long, float *, bool, int);
+void product(long, long, long, const float *, long, long, const float *, long, long, float *, int, int);
 long packed_floats(long, long);
 void pack_right(long, long, const float *, long, long, float *, int);
 void product_of_packed(long, long, long, const float *, long, const float *, float *, int);
@@ -77,19 +77,21 @@ static Floats rounded(Floats x) {
 
 // Rows or columns of each side contiguous. Each number within the rounding of its own terms, and no bit of a row by the
 // rows beside it or the threads.
-static void products(bool round) {
+enum { FLOAT32, ROUNDED, VECTORS };
+
+static void products(int way) {
     const long sizes[][3] = {{1, 1, 1}, {7, 5, 3}, {16, 48, 40}, {37, 50, 1100}, {9, 100, 333}};
     for (const auto &[M, N, K] : sizes)
-        for (int way = 0; way < 4; way++) {
-            const bool left = way & 1, right = way & 2;
+        for (int order = 0; order < 4; order++) {
+            const bool left = order & 1, right = order & 2;
             const long ar = left ? 1 : K, ac = left ? M : 1, br = right ? 1 : N, bc = right ? K : 1;
             Floats a = drawn(M * K, 1), b = drawn(K * N, 2);
-            if (round) a = rounded(a), b = rounded(b);
+            if (way == ROUNDED) a = rounded(a), b = rounded(b);
             Floats c(M * N, NAN), other(M * N, NAN), row(N, NAN);
-            product(M, N, K, a.data(), ar, ac, b.data(), br, bc, c.data(), round, 1);
-            product(M, N, K, a.data(), ar, ac, b.data(), br, bc, other.data(), round, 3);
-            product(1, N, K, a.data() + (M - 1) * ar, ar, ac, b.data(), br, bc, row.data(), round, 1);
-            if (!left && !round) {
+            product(M, N, K, a.data(), ar, ac, b.data(), br, bc, c.data(), way, 1);
+            product(M, N, K, a.data(), ar, ac, b.data(), br, bc, other.data(), way, 3);
+            product(1, N, K, a.data() + (M - 1) * ar, ar, ac, b.data(), br, bc, row.data(), way, 1);
+            if (!left && way == VECTORS) {
                 Floats packed(packed_floats(N, K)), same(M * N, NAN);
                 pack_right(N, K, b.data(), br, bc, packed.data(), 2);
                 product_of_packed(M, N, K, a.data(), ar, packed.data(), same.data(), 3);
@@ -248,8 +250,9 @@ static void attention(long window) {
 }
 
 int main() {
-    products(false);
-    if (rounds()) products(true);
+    products(FLOAT32);
+    products(VECTORS);
+    if (rounds()) products(ROUNDED);
     layers();
     attention(1000);
     attention(9);

@@ -9,9 +9,10 @@
 
 namespace {
 
+enum { FLOAT32, ROUNDED, VECTORS };               // ways to multiply: as products.py names them
 constexpr long INNER = 1024;                     // terms of a sum between two visits to the result
 constexpr long SECOND = 160'000, THIRD = 1'500'000; // floats per thread in second- and third-level caches
-constexpr long ROWS = 16 * TALL;                 // rows of the left side that are packed together
+constexpr long ROWS = 16 * TALL, BAND = 256;     // rows of the left side that are packed together, BAND for the matrix units
 
 // Words of a sum between two visits to the result.
 long depth(long words) { return parts(words, parts(words, INNER)); }
@@ -48,31 +49,34 @@ template <class Way> void share(long M, long N, long K, Matrix a, Matrix b, floa
 
 #if defined(MATRIX_UNITS)
 // One thread's share by the matrix units.
-void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
+template <class Way> void share_of_units(long M, long N, long K, Matrix a, Matrix b, float *c, long ldc) {
     const Registers registers;
-    const long most = parts(parts(K, 2 * SIDE), parts(K, 2 * INNER));  // squares in a row of the left side at a time
-    const long floats = most * CORNER * SIDE;                          // of a panel: the columns of a corner
+    const long most = parts(parts(K, 2 * SIDE), parts(K, 2 * INNER / Way::PARTS));  // squares in a row of the left side at a time
+    const long floats = Way::PARTS * most * CORNER * SIDE;                  // of a panel: the columns of a corner
     const long chunk = std::min(parts(N, CORNER), std::max(1l, THIRD / floats)) * CORNER;
-    const long narrow = std::max(1l, SECOND / floats) * CORNER;
-    const Scratch right(chunk * most * SIDE), left(ROWS * most * SIDE);
+    const Scratch right(chunk * Way::PARTS * most * SIDE), left(BAND * Way::PARTS * most * SIDE);
     for (long k = 0; k < K; k += most * 2 * SIDE)
         for (long n0 = 0; n0 < N; n0 += chunk) {
             const long inner = std::min(most * 2 * SIDE, K - k), count = parts(inner, 2 * SIDE), width = std::min(chunk, N - n0);
+            const long line = Way::PARTS * count * SIDE;  // floats of a row of the left side, or of a column of the right one
             for (long n = 0; n < width; n += CORNER) {
                 const long columns = std::min(CORNER, width - n), words = parts(inner, 2), wide = up(columns);
-                float *to = right.at + n * count * SIDE;
-                pack_panel<Rounded>(b.from(k, n0 + n), inner, columns, to);
-                std::memset(to + words * wide, 0, 4 * (count * SIDE - words) * wide);
+                float *to = right.at + n * line;
+                pack_panel<Way>(b.from(k, n0 + n), inner, columns, to, count * SIDE * wide);
+                for (long part = 0; part < Way::PARTS; part++, to += count * SIDE * wide)
+                    std::memset(to + words * wide, 0, 4 * (count * SIDE - words) * wide);
             }
-            for (long m0 = 0; m0 < M; m0 += ROWS) {
-                const long rows = std::min(ROWS, M - m0);
+            for (long m0 = 0; m0 < M; m0 += BAND) {
+                const long rows = std::min(BAND, M - m0);
                 for (long m = 0; m < rows; m += SIDE)
-                    pack_squares(a.from(m0 + m, k), std::min(SIDE, rows - m), inner, left.at + m * count * SIDE);
-                for (long begin = 0; begin < width; begin += narrow)
+                    pack_squares<Way>(a.from(m0 + m, k), std::min(SIDE, rows - m), inner, left.at + m * line, count * SQUARE);
+                for (long n = 0; n < width; n += CORNER) {  // a panel stays in the cache while the rows meet it
+                    const long columns = std::min(CORNER, width - n);
                     for (long m = 0; m < rows; m += CORNER)
-                        for (long n = begin; n < std::min(width, begin + narrow); n += CORNER)
-                            corner(std::min(CORNER, rows - m), std::min(CORNER, width - n), count, left.at + m * count * SIDE,
-                                   right.at + n * count * SIDE, c + (m0 + m) * ldc + n0 + n, ldc, k > 0);
+                        corner<Way>(std::min(CORNER, rows - m), columns, count, {left.at + m * line, count * SQUARE},
+                                    {right.at + n * line, count * SIDE * up(columns)},
+                                    c + (m0 + m) * ldc + n0 + n, ldc, k > 0);
+                }
             }
         }
 }
@@ -120,11 +124,12 @@ int rounds() {
 // c (M, N) = a (M, K) b (K, N); rows of c are contiguous. Threads divide rows and columns, never a sum, so that no bit
 // depends on their number.
 void product(long M, long N, long K, const float *a_at, long a_row, long a_column, const float *b_at, long b_row,
-             long b_column, float *c, bool rounded, int most) {
+             long b_column, float *c, int way, int most) {
+    const bool rounded = way == ROUNDED;
     const int threads = team(0.03 * (M + 16) * N * K, most);  // 16: packing the right side
     const Matrix a{a_at, a_row, a_column}, b{b_at, b_row, b_column};
 #if defined(MATRIX_UNITS)
-    const bool units = rounded && have_units();
+    const bool units = (rounded || (way == FLOAT32 && std::min(N, K) >= CORNER)) && have_units();
 #else
     const bool units = false;
 #endif
@@ -148,7 +153,8 @@ void product(long M, long N, long K, const float *a_at, long a_row, long a_colum
         if (rows <= 0 || columns <= 0) continue;
 #if defined(MATRIX_UNITS)
         if (units) {
-            share_of_units(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
+            auto *share = rounded ? share_of_units<Rounded> : share_of_units<Whole>;
+            share(rows, columns, K, a.from(m, 0), b.from(0, n), c + m * N + n, N);
             continue;
         }
 #endif
@@ -177,7 +183,7 @@ void pack_right(long N, long K, const float *b_at, long b_row, long b_column, fl
     }
 }
 
-// As product(), with the same bits, for rows of `a` that are contiguous and a right side of pack_right().
+// As product() by vectors, with the same bits, for rows of `a` that are contiguous and a right side of pack_right().
 void product_of_packed(long M, long N, long K, const float *a_at, long a_row, const float *right, float *c, int most) {
     const int threads = team(0.03 * M * N * K, most);
     const Matrix a{a_at, a_row, 1};

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from spintune.kernels.native.build import kernels, rehearsing, require
 
+_FLOAT32, _ROUNDED, _VECTORS = range(3)
+
 
 def can_multiply(*tensors: Tensor) -> bool:
     """Whether the compiled product takes these tensors."""
@@ -27,13 +29,14 @@ def _rounds() -> bool:
     return bool(require().rounds())
 
 
-def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
+def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False, vectors: bool = False) -> Tensor:
     """``left @ right`` of float32 matrices or transposed views on a CPU, read in place.
 
     No bit of a row of the result depends on the other rows of the left side or on the number of threads.
 
     Args:
         rounded: rounds both sides to bfloat16 and sums their products in float32. Needs :func:`can_round`.
+        vectors: not in the matrix units of a processor, which multiply float32 as three parts of bfloat16 each.
     """
     left, right = _aligned(left_MK), _aligned(right_KN)
     (rows, inner), columns = left.shape, right.shape[1]
@@ -42,8 +45,9 @@ def product(left_MK: Tensor, right_KN: Tensor, rounded: bool = False) -> Tensor:
     result = left.new_empty(rows, columns)
     if rehearsing():
         return result
+    way = _ROUNDED if rounded else _VECTORS if vectors else _FLOAT32
     sides = [number for side in (left, right) for number in (side.data_ptr(), *side.stride())]
-    _functions().product(rows, columns, inner, *sides, result.data_ptr(), rounded, torch.get_num_threads())
+    _functions().product(rows, columns, inner, *sides, result.data_ptr(), way, torch.get_num_threads())
     return result
 
 
@@ -72,7 +76,7 @@ def pack_right(right_KN: Tensor) -> PackedRight:
 
 
 def product_of_packed(left_MK: Tensor, right: PackedRight) -> Tensor:
-    """Like :func:`product`, with the same bits, for a right side that is packed already.
+    """Like :func:`product` by vectors, with the same bits, for a right side that is packed already.
 
     With few rows the right side comes from memory, and it is fetched while the sums are made.
     """
@@ -98,7 +102,7 @@ def _functions() -> ctypes.CDLL:
     library = require()
     pointer, number, threads = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     library.product.argtypes = [
-        *3 * [number], pointer, number, number, pointer, number, number, pointer, ctypes.c_bool, threads,
+        *3 * [number], pointer, number, number, pointer, number, number, pointer, threads, threads,
     ]  # fmt: skip
     library.pack_right.argtypes = [number, number, pointer, number, number, pointer, threads]
     library.product_of_packed.argtypes = [*3 * [number], pointer, number, pointer, pointer, threads]

@@ -1,8 +1,7 @@
 // Tiles of a matrix product: the sums that registers hold, and the panels and rows that they read. For products.cpp.
 //
-// Everything is float32. A product may round its factors to bfloat16 and still sum in float32, which is twice as fast
-// where the processor multiplies vectors of bfloat16. Two rounded numbers that are neighbors in a sum then form one word
-// of a panel.
+// Sums are float32. A product may round its factors to bfloat16, which is twice as fast where the processor multiplies
+// vectors of bfloat16. Two rounded numbers that are neighbors in a sum then form one word of a panel.
 
 #pragma once
 
@@ -36,9 +35,11 @@ constexpr long AHEAD = 8;                        // lines prefetched before they
 
 constexpr long parts(long whole, long most) { return (whole + most - 1) / most; }
 
-// How a product multiplies: what a word of a panel holds, and how a word of each side adds to sums.
+// How a product multiplies: what a word of a panel holds, and how a word of each side adds to sums. A number may be packed
+// in several parts, each of which has a panel of its own.
 struct Exact {
     static constexpr int NUMBERS = 1;  // per word
+    static constexpr int PARTS = 1;
     // Explicitly fused where the processor can. Compilers fuse in some tiles and round twice in others (GCC for Zen, to
     // shorten dependency chains), and a row's bits would then depend on the number of rows in its tile.
     static vec add(vec total, float a, vec b) {
@@ -52,31 +53,37 @@ struct Exact {
         return total + a * b;
 #endif
     }
-    static vec words(vec x, vec) { return x; }
-    static vec line(const float *at) { return load(at); }
+    template <int> static vec words(vec x, vec) { return x; }
+    template <int> static vec line(const float *at) { return load(at); }
 };
 
 #if defined(__AVX512BF16__)
 struct Rounded {
-    static constexpr int NUMBERS = 2;
+    static constexpr int NUMBERS = 2, PARTS = 1;
     static vec add(vec total, float a, vec b) {
         return _mm512_dpbf16_ps(total, (__m512bh)_mm512_set1_ps(a), (__m512bh)(b));
     }
     // Words of numbers and of their successors in the sum.
-    static vec words(vec x, vec next) {
+    template <int> static vec words(vec x, vec next) {
         const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
         const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(next));
         return (vec)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
     }
     // Words of numbers that are side by side in memory.
-    static vec line(const float *at) { return (vec)_mm512_cvtne2ps_pbh(load(at + VEC), load(at)); }
+    template <int> static vec line(const float *at) { return (vec)_mm512_cvtne2ps_pbh(load(at + VEC), load(at)); }
 };
 #endif
 
-template <class Way> float word(float x, float next) {
+template <class Way, int PART = 0> float word(float x, float next) {
     vec one{}, other{};
     one[0] = x, other[0] = next;
-    return Way::words(one, other)[0];
+    return Way::template words<PART>(one, other)[0];
+}
+
+// Calls `pack` with the number of each part of a number, as a type.
+template <class Way, class Pack, int PART = 0> void each_part(const Pack &pack) {
+    pack(std::integral_constant<int, PART>{});
+    if constexpr (PART + 1 < Way::PARTS) each_part<Way, Pack, PART + 1>(pack);
 }
 
 // What a tile fetches on the side for later: vectors from `at` on, one for each of its first words.
@@ -151,30 +158,35 @@ void tiles(long rows, long columns, Left a, long words, const float *b, float *c
 }
 
 // Word `w` of column j, zero beyond the last number.
-template <class Way> float word_of(Matrix b, long w, long j, long inner) {
+template <class Way, int PART = 0> float word_of(Matrix b, long w, long j, long inner) {
     const long k = w * Way::NUMBERS;
-    return word<Way>(b.from(k, j).at[0], Way::NUMBERS > 1 && k + 1 < inner ? b.from(k + 1, j).at[0] : 0.0f);
+    return word<Way, PART>(b.from(k, j).at[0], Way::NUMBERS > 1 && k + 1 < inner ? b.from(k + 1, j).at[0] : 0.0f);
 }
 
-// Packs a panel of the right side word by word, with zeros up to a whole vector.
-template <class Way> void pack_panel(Matrix b, long inner, long columns, float *to) {
+// Packs a panel of the right side word by word, with zeros up to a whole vector. The parts of numbers are `apart` floats
+// from each other, and made together, since the matrix is read from afar.
+template <class Way> void pack_panel(Matrix b, long inner, long columns, float *to, long apart = 0) {
     constexpr long STEP = Way::NUMBERS;
     const long words = parts(inner, STEP), wide = up(columns), whole = columns / VEC * VEC;
-    if (b.column == 1) {
+    const long filled = b.column == 1 ? words : inner / (STEP * VEC) * VEC;
+    if (b.column == 1)
         for (long w = 0, k = 0; w < words; w++, k += STEP)
             for (long j = 0; j < whole; j += VEC) {
-                const vec next = STEP > 1 && k + 1 < inner ? load(b.at + (k + 1) * b.row + j) : vec{};
-                store(to + w * wide + j, Way::words(load(b.at + k * b.row + j), next));
+                const vec x = load(b.at + k * b.row + j), next = STEP > 1 && k + 1 < inner ? load(b.at + (k + 1) * b.row + j) : vec{};
+                each_part<Way>([&](auto part) { store(to + part * apart + w * wide + j, Way::template words<part>(x, next)); });
             }
-    } else {
-        const long filled = inner / (STEP * VEC) * VEC;
-        const auto line = [&](long j, long w) { return Way::line(b.at + j * b.column + w * STEP); };
-        transpose_lines(line, whole, filled, to, wide);
-        for (long w = filled; w < words; w++)
-            for (long j = 0; j < whole; j++) to[w * wide + j] = word_of<Way>(b, w, j, inner);
-    }
-    for (long w = 0; w < words && whole < wide; w++)
-        for (long j = whole; j < wide; j++) to[w * wide + j] = j < columns ? word_of<Way>(b, w, j, inner) : 0.0f;
+    else
+        for (long j = 0; j < whole; j += VEC)
+            for (long w = 0; w < filled; w += VEC)
+                each_part<Way>([&](auto part) {
+                    const auto line = [&](long i, long) { return Way::template line<part>(b.at + (j + i) * b.column + w * STEP); };
+                    transpose_lines(line, VEC, VEC, to + part * apart + w * wide + j, wide);
+                });
+    each_part<Way>([&](auto part) {
+        for (long w = 0; w < words; w++)
+            for (long j = w < filled ? whole : 0; j < wide; j++)
+                to[part * apart + w * wide + j] = j < columns ? word_of<Way, part>(b, w, j, inner) : 0.0f;
+    });
 }
 
 // Packs rows of the left side as the tiles read them: word by word if rows are contiguous; if columns are, TALL rows
@@ -185,7 +197,7 @@ template <class Way> Left pack_rows(Matrix a, long rows, long inner, float *to) 
     if (a.column == 1) {
         const long filled = inner / (STEP * VEC) * VEC;
         for (long i = 0; i < rows; i++) {
-            for (long w = 0; w < filled; w += VEC) store(to + i * words + w, Way::line(a.at + i * a.row + w * STEP));
+            for (long w = 0; w < filled; w += VEC) store(to + i * words + w, Way::template line<0>(a.at + i * a.row + w * STEP));
             const Matrix row{a.at + i * a.row, a.column, a.row};
             for (long w = filled; w < words; w++) to[i * words + w] = word_of<Way>(row, w, 0, inner);
         }
@@ -199,7 +211,7 @@ template <class Way> Left pack_rows(Matrix a, long rows, long inner, float *to) 
             for (; p < whole; p++) std::memcpy(to + (p * words + w) * TALL, from + p * TALL, 4 * TALL);
         else
             for (; p + VEC / TALL <= whole; p += VEC / TALL) {
-                const vec line = Way::words(load(from + p * TALL), next ? load(next + p * TALL) : vec{});
+                const vec line = Way::template words<0>(load(from + p * TALL), next ? load(next + p * TALL) : vec{});
                 for (int i = 0; i < VEC / TALL; i++)
                     std::memcpy(to + ((p + i) * words + w) * TALL, reinterpret_cast<const float *>(&line) + i * TALL, 4 * TALL);
             }
