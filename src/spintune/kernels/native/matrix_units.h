@@ -70,6 +70,8 @@ template <class Way> void pack_squares(Matrix a, long rows, long inner, float *t
     for (long k = 0; k < inner; k += 2 * SIDE, to += SQUARE) {
         const Matrix from = a.from(0, k);
         const bool whole = inner - k >= 2 * SIDE;
+        if (a.column != 1)
+            for (long i = 2 * SIDE; i < 4 * SIDE; i++) __builtin_prefetch(from.from(0, i).at);
         each_part<Way>([&](auto part) {
             float *square = to + part * apart;
             if (whole && a.column == 1)

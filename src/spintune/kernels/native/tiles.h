@@ -172,6 +172,7 @@ template <class Way> void pack_panel(Matrix b, long inner, long columns, float *
     if (b.column == 1)
         for (long w = 0, k = 0; w < words; w++, k += STEP)
             for (long j = 0; j < whole; j += VEC) {
+                for (long next = 0; next < STEP; next++) __builtin_prefetch(b.at + (k + 2 * AHEAD * STEP + next) * b.row + j);
                 const vec x = load(b.at + k * b.row + j), next = STEP > 1 && k + 1 < inner ? load(b.at + (k + 1) * b.row + j) : vec{};
                 each_part<Way>([&](auto part) { store(to + part * apart + w * wide + j, Way::template words<part>(x, next)); });
             }
