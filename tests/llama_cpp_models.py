@@ -9,13 +9,23 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
 def opened(path: Path, context: int = 64) -> Any:
     """A GGUF file in llama.cpp; skips where that is not installed."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    return llama_cpp.Llama(str(path), n_ctx=context, logits_all=True, verbose=False, n_threads=1, flash_attn=False)
+    float32 = llama_cpp.GGML_TYPE_F32
+    return llama_cpp.Llama(
+        str(path),
+        n_ctx=context,
+        logits_all=True,
+        verbose=bool(__import__("os").environ.get("VV")),
+        n_threads=1,
+        flash_attn=False,
+        type_k=float32,
+        type_v=float32,
+    )
 
 
 def logits_of(path: Path, ids: list[int]) -> NDArray[np.float32]:
@@ -39,5 +49,13 @@ def write_random_model(folder: Path, family: str, **changes: Any) -> Path:
                     parameter.normal_(0, 0.15)
                 else:
                     parameter.add_(torch.randn_like(parameter) * 0.1)
+            for buffer in _stored_buffers(model):
+                buffer.add_(torch.randn_like(buffer) * 0.1)
     model.save_pretrained(folder)
     return folder
+
+
+def _stored_buffers(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Numbers of the checkpoint that are not trained, such as what routers add to the scores of experts."""
+    trained = {name for name, _ in model.named_parameters()}
+    return [one for name, one in model.state_dict().items() if name not in trained and one.is_floating_point()]

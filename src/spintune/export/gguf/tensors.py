@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import gguf
 import numpy as np
@@ -30,10 +30,33 @@ KINDS: dict[GgufType, gguf.GGMLQuantizationType] = {
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
 _EXPERT = re.compile(r"(.*\.experts)\.([0-9]+)\.(.+)")
+_FUSED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
+_NAMES = (
+    (r"(e_score_correction|dt)_bias$", r"\1.bias"),
+    (r"\.dt\.bias$", ".dt_proj.bias"),
+    (r"\.expert_bias$", ".expert_bias.bias"),
+)
+"""Names of biases in checkpoints that the gguf package knows without "bias"."""
+_BARE = (".weight", ".bias", ".A_log", ".D")
 _NO_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.bias|masked_bias|attention\.bias)")
-_ALWAYS_FLOAT32 = ("position_embd.weight", "ffn_gate_inp.weight")
+_ALWAYS_FLOAT32 = ("position_embd.weight", "ffn_gate_inp.weight", ".bias", ".ssm_a", ".ssm_d", ".ssm_norm.weight")
+_ALWAYS_FLOAT32_PARTS = ("conv1d", "shortconv.conv", "altup_")
 _SUFFIXES = (".weight", ".bias")
 _LARGEST_HALF = 65504.0
+
+
+class Piece(NamedTuple):
+    """What a tensor of a GGUF file is made of.
+
+    Attributes:
+        number: of the expert; -1 for a tensor that is no single expert's.
+        source: name in the checkpoint.
+        part: name of the part of it that is taken.
+    """
+
+    number: int
+    source: str
+    part: str
 
 
 @dataclass(frozen=True)
@@ -42,12 +65,12 @@ class StoredTensor:
 
     Attributes:
         name: in the file.
-        sources: in the checkpoint; several experts become one tensor.
+        pieces: in the checkpoint; several experts become one tensor.
         kind: how its numbers are stored.
     """
 
     name: str
-    sources: tuple[str, ...]
+    pieces: tuple[Piece, ...]
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
 
@@ -81,42 +104,74 @@ class Checkpoint:
         """Every tensor of the file. Raises ModelError for one that llama.cpp has no name for."""
         blocks = int(self.config.num_hidden_layers)
         names = gguf.get_tensor_name_map(_architecture(self.family.architecture), blocks)
-        groups: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        groups: dict[str, list[tuple[int, str, str]]] = defaultdict(list)
         for source in self._files:
-            found = _EXPERT.fullmatch(source)
-            key, number = (f"{found[1]}.{found[3]}", int(found[2])) if found else (source, 0)
             if not _NO_WEIGHTS.fullmatch(source):
-                groups[key].append((number, source))
+                for part in self._parts(source, self._empty(source)):
+                    found = _EXPERT.fullmatch(part)
+                    key, number = (f"{found[1]}.{found[3]}", int(found[2])) if found else (part, -1)
+                    groups[key].append((number, source, part))
         planned = []
         for key, members in groups.items():
-            name = names.get_name(key, _SUFFIXES)
-            if name is None:
-                raise ModelError(f"its tensor {key} has no name in GGUF's {self.family.architecture}; not exported")
-            planned.append(self._stored(name, tuple(source for _, source in sorted(members)), kind))
+            name = self._name(names, key)
+            planned.append(self._stored(name, tuple(Piece(*member) for member in sorted(members)), kind))
         known = {one.name: one for one in planned}
         if self.family.head and "output.weight" not in known:
-            planned.append(self._stored("output.weight", known["token_embd.weight"].sources, kind))
+            planned.append(self._stored("output.weight", known["token_embd.weight"].pieces, kind))
         return planned
 
-    def _stored(self, name: str, sources: tuple[str, ...], kind: GgufType) -> StoredTensor:
-        shapes = [self._files[source].get_slice(source).get_shape() for source in sources]
-        empty = [torch.empty(shape, device="meta") for shape in shapes]
-        shape = tuple(self._joined(sources, empty).shape)
-        return StoredTensor(name, sources, shape, _kind(name, shape, kind))
+    def _name(self, names: gguf.TensorNameMap, key: str) -> str:
+        name = names.get_name(key if key.endswith(_BARE) else f"{key}.weight", _SUFFIXES)
+        if name is None:
+            raise ModelError(f"its tensor {key} has no name in GGUF's {self.family.architecture}; not exported")
+        return name
 
-    def _joined(self, sources: tuple[str, ...], tensors: list[Tensor]) -> Tensor:
-        stored = [self.family.tensor(name, one, self.config) for name, one in zip(sources, tensors, strict=True)]
-        return torch.stack(stored) if len(stored) > 1 else stored[0]
+    def _empty(self, source: str) -> Tensor:
+        return torch.empty(self._files[source].get_slice(source).get_shape(), device="meta")
+
+    def _parts(self, source: str, tensor: Tensor) -> dict[str, Tensor]:
+        """What a tensor of the checkpoint holds, by names that the gguf package knows."""
+        name = source
+        for expression, replacement in (*self.family.names, *_NAMES):
+            name = re.sub(expression, replacement, name)
+        return {
+            part: self.family.tensor(part, one, self.config)
+            for outer, held in self.family.parts(name, tensor, self.config).items()
+            for part, one in experts_apart(outer, held).items()
+        }
+
+    def _stored(self, name: str, pieces: tuple[Piece, ...], kind: GgufType) -> StoredTensor:
+        shape = tuple(self._joined(pieces, self._empty).shape)
+        return StoredTensor(name, pieces, shape, _kind(name, shape, kind))
+
+    def _joined(self, pieces: tuple[Piece, ...], read: Callable[[str], Tensor]) -> Tensor:
+        stored = [self._parts(one.source, read(one.source))[one.part] for one in pieces]
+        return torch.stack(stored) if pieces[0].number >= 0 else stored[0]
+
+    def tensor(self, source: str) -> Tensor:
+        """A tensor of the checkpoint, in float32."""
+        return self._files[source].get_tensor(source).float()
 
     def read(self, tensor: StoredTensor) -> NDArray[np.generic]:
         """The numbers of a tensor as the file keeps them. Raises ModelError where its type cannot hold them."""
-        loaded = [self._files[source].get_tensor(source).float() for source in tensor.sources]
-        return packed(tensor.name, self._joined(tensor.sources, loaded), tensor.kind)
+        return packed(tensor.name, self._joined(tensor.pieces, self.tensor), tensor.kind)
 
     def parameters(self) -> Iterator[tuple[str, int]]:
         """Names and numbers of weights."""
         for name, file in self._files.items():
             yield name, math.prod(file.get_slice(name).get_shape())
+
+
+def experts_apart(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The matrices of all experts in one tensor, gate above up, as they are in memory: gate, up and down apart."""
+    found = _FUSED.fullmatch(name)
+    if found is None:
+        return {name: tensor}
+    stem, which = found[1], found[2]
+    if which == "down_proj":
+        return {f"{stem}.down_proj.weight": tensor}
+    gate, up = tensor.chunk(2, dim=-2)
+    return {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
 
 
 def packed(name: str, tensor: Tensor, kind: gguf.GGMLQuantizationType) -> NDArray[np.generic]:
@@ -131,7 +186,7 @@ def packed(name: str, tensor: Tensor, kind: gguf.GGMLQuantizationType) -> NDArra
 
 def _kind(name: str, shape: tuple[int, ...], kind: GgufType) -> gguf.GGMLQuantizationType:
     """Vectors, routers and learned positions stay float32. Rows that no block divides are float16."""
-    if len(shape) < 2 or name in _ALWAYS_FLOAT32 or name.endswith(_ALWAYS_FLOAT32):
+    if len(shape) < 2 or name.endswith(_ALWAYS_FLOAT32) or any(part in name for part in _ALWAYS_FLOAT32_PARTS):
         return gguf.GGMLQuantizationType.F32
     if kind == "q8_0" and shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType.Q8_0][0]:
         return gguf.GGMLQuantizationType.F16
@@ -139,4 +194,7 @@ def _kind(name: str, shape: tuple[int, ...], kind: GgufType) -> gguf.GGMLQuantiz
 
 
 def _architecture(name: str) -> gguf.MODEL_ARCH:
-    return next(one for one, text in gguf.MODEL_ARCH_NAMES.items() if text == name)
+    found = next((one for one, text in gguf.MODEL_ARCH_NAMES.items() if text == name), None)
+    if found is None:
+        raise ModelError(f"the installed gguf package does not know {name}; pip install -U gguf")
+    return found

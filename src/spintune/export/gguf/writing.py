@@ -10,7 +10,7 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from spintune.errors import ModelError
-from spintune.export.gguf.families import GgufFamily, family_of
+from spintune.export.gguf.families import GgufFamily, Shape, family_of
 from spintune.export.gguf.rotation import rotary_fields
 from spintune.export.gguf.tensors import Checkpoint, GgufType, packed
 from spintune.export.gguf.vocabulary import Vocabulary, read_vocabulary, vocabulary_fields
@@ -54,15 +54,16 @@ def write_gguf(folder: Path, out: Path, kind: GgufType, metadata: GgufMetadata, 
     config, family, tokenizer, vocabulary = check_folder(folder)
     writer = gguf.GGUFWriter(out, family.architecture)
     _describe(writer, metadata, vocabulary)
-    _shape_fields(writer, config, family)
-    head_width = _head_width(config)
-    further = rotary_fields(writer, config, head_width)
+    shape = read_shape(config, family)
+    _shape_fields(writer, config, shape)
+    further = rotary_fields(writer, config, family, shape)
     family.fields(writer, config)
     vocabulary_fields(writer, vocabulary, tokenizer)
     _stop_fields(writer, folder, tokenizer)
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     with Checkpoint(folder, config, family) as checkpoint:
+        family.measured(writer, config, checkpoint.tensor)
         planned = checkpoint.plan(kind)
         extra = {name: packed(name, tensor, gguf.GGMLQuantizationType.F32) for name, tensor in further.items()}
         for name, numbers in extra.items():
@@ -102,35 +103,53 @@ def _describe(writer: gguf.GGUFWriter, metadata: GgufMetadata, vocabulary: Vocab
         writer.add_base_model_repo_url(0, f"https://huggingface.co/{metadata.base}")
 
 
-def _head_width(config: PreTrainedConfig) -> int:
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_EPSILON = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+_UNBOUNDED = 2048  # tokens, where neither positions nor config bound a text
 
 
-def _shape_fields(writer: gguf.GGUFWriter, config: PreTrainedConfig, family: GgufFamily) -> None:
-    """The settings that every decoder has."""
-    heads = config.num_attention_heads
+def read_shape(config: PreTrainedConfig, family: GgufFamily) -> Shape:
+    """The sizes of a model. Raises ModelError where the config names no epsilon of its norms."""
+    heads = int(getattr(config, "num_attention_heads", None) or 0)
+    width = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
-    writer.add_context_length(_context(config, family))
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(getattr(config, "num_key_value_heads", None) or heads)
-    writer.add_key_length(_head_width(config))
-    writer.add_value_length(_head_width(config))
-    if (eps := getattr(config, "rms_norm_eps", None)) is not None:
-        writer.add_layer_norm_rms_eps(eps)
-        return
-    names = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
-    eps = next((getattr(config, name) for name in names if hasattr(config, name)), None)
-    if eps is None:
+    eps = next((name for name in _EPSILON if getattr(config, name, None) is not None), "")
+    shape = Shape(
+        context=_context(config, family),
+        hidden=int(config.hidden_size),
+        inner=inner,
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        key_width=int(width),
+        value_width=int(width),
+        eps=float(getattr(config, eps, 0)),
+        rms=eps == "rms_norm_eps",
+    )
+    shape = family.shape(shape, config)
+    if not shape.eps:
         raise ModelError(f"its config.json names no epsilon of its norms ({config.model_type}); not exported to GGUF")
-    writer.add_layer_norm_eps(eps)
+    return shape
+
+
+def _shape_fields(writer: gguf.GGUFWriter, config: PreTrainedConfig, shape: Shape) -> None:
+    """The settings that every decoder has."""
+    writer.add_context_length(shape.context)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(shape.inner)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.key_width)
+    writer.add_value_length(shape.value_width)
+    if shape.rms:
+        writer.add_layer_norm_rms_eps(shape.eps)
+    else:
+        writer.add_layer_norm_eps(shape.eps)
 
 
 def _context(config: PreTrainedConfig, family: GgufFamily) -> int:
-    longest = int(config.max_position_embeddings)
+    longest = next((int(getattr(config, name)) for name in _CONTEXT if getattr(config, name, None)), _UNBOUNDED)
     window = getattr(config, "sliding_window", None)
     if family.windowed or window is None or not getattr(config, "use_sliding_window", True):
         return longest
