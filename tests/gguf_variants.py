@@ -29,7 +29,9 @@ ALL_KEYS = {"num_key_value_heads": 4}
 EXPERTS = {"num_experts_per_tok": 2}
 ROUTED = {"n_routed_experts": 8, "moe_intermediate_size": 32, "norm_topk_prob": True, **EXPERTS}
 GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
+FIFTH = ["sliding_attention"] * 4 + ["full_attention"]
 HYBRID = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+GEMMA4 = {"head_dim": 16, "global_head_dim": 32, "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 400}
 MULTIPLIERS = {
     "logits_scaling": 4.0,
     "embedding_multiplier": 2.0,
@@ -72,6 +74,25 @@ DENSE: list[Variant] = [
         {"head_dim": 16, "query_pre_attn_scalar": 16, "num_hidden_layers": 4, "layer_types": HYBRID, **WINDOW}
         | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 1e3}}},
     ),
+    (
+        "gemma3n_text",
+        {"num_hidden_layers": 22, "num_kv_shared_layers": 2, "layer_types": (FIFTH * 5)[:22], "head_dim": 16}
+        | {"activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12, "laurel_rank": 64, **WINDOW}
+        | {"vocab_size_per_layer_input": 390},
+    ),
+    ("gemma4_text", {"num_hidden_layers": 4, "layer_types": HYBRID, **GEMMA4, **WINDOW}),
+    (
+        "gemma4_text",
+        {"num_hidden_layers": 4, "layer_types": HYBRID[2:] * 2, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+        | {**GEMMA4, **WINDOW, "hidden_size_per_layer_input": 16, "final_logit_softcapping": 3.0},
+    ),
+    (
+        "gemma4_text",
+        {"num_hidden_layers": 4, "layer_types": HYBRID, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        | {**GEMMA4, **WINDOW, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+        | {"moe_intermediate_size": 32},
+    ),
+    ("gemma4_unified_text", {"num_hidden_layers": 4, "layer_types": HYBRID, **GEMMA4, **WINDOW}),
     ("glm", {"head_dim": 16}),
     ("glm4", {"head_dim": 16, "attention_bias": True}),
     ("gpt-sw3", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "n_inner": 96, **ALL_KEYS}),
@@ -165,7 +186,7 @@ LATENT: list[Variant] = [
     ),
     ("glm4_moe_lite", {**LATENT_SIZES, **ROUTED, "n_shared_experts": 1, **ALL_KEYS}),
     ("minicpm3", {**LATENT_SIZES, **ALL_KEYS}),
-    ("youtu", {**LATENT_SIZES, **ALL_KEYS}),
+    ("youtu", {**LATENT_SIZES, **ALL_KEYS, "pad_token_id": None}),  # loading sets the row of padding to zero,
 ]
 EXPERT: list[Variant] = [
     (
@@ -232,7 +253,6 @@ EXPERT: list[Variant] = [
     ),
     ("qwen3_moe", {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 16, "norm_topk_prob": True, **EXPERTS}),
     ("solar_open", {**ROUTED, "n_shared_experts": 1, "head_dim": 16, **GROUPS}),
-    ("phimoe", {"num_local_experts": 4, "lm_head_bias": True, "attention_bias": True, **EXPERTS}),
 ]
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_n_groups": 2}
 DELTA = {

@@ -17,6 +17,9 @@ from spintune.typed_json import JsonObject
 _YARN = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
 """What llama.cpp computes of YaRN, but for the settings that it reads."""
 
+_STANDING = 1e30
+"""Factor of a frequency that is 0."""
+
 
 def rotary_fields(writer: GGUFWriter, config: PreTrainedConfig, family: GgufFamily, shape: Shape) -> dict[str, Tensor]:
     """Writes what says how positions are rotated. Gives the tensors that say the rest, by name.
@@ -44,7 +47,7 @@ def rotary_fields(writer: GGUFWriter, config: PreTrainedConfig, family: GgufFami
         writer.add_rope_scaling_factor(float(rope["factor"]))
     if kind == "longrope":
         return _longrope(writer, config, rope)
-    if kind == "llama3" or (kind == "yarn" and "llama3" in family.scalings):
+    if kind in ("llama3", "proportional") or (kind == "yarn" and "llama3" in family.scalings):
         return _factors(writer, config, rope, width)
     if kind == "yarn":
         _yarn(writer, config, rope, family.latent)
@@ -61,6 +64,8 @@ def _parameters(config: PreTrainedConfig) -> JsonObject | None:
 def _stretched(config: PreTrainedConfig, kind: str) -> tuple[Tensor, float]:
     """Frequencies, and what cosine and sine are multiplied by."""
     by_layer = {"layer_type": "full_attention"} if "full_attention" in config.rope_parameters else {}
+    if kind == "proportional":
+        config = config.per_layer_config["full_attention"]
     return ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"), **by_layer)
 
 
@@ -70,7 +75,7 @@ def _factors(writer: GGUFWriter, config: PreTrainedConfig, rope: JsonObject, wid
     plain = float(rope["rope_theta"]) ** -(torch.arange(0, width, 2, dtype=torch.float32) / width)
     if scale != 1:
         writer.add_rope_scaling_attn_factors(float(scale))
-    return {"rope_freqs.weight": plain / stretched}
+    return {"rope_freqs.weight": (plain / stretched).clamp(max=_STANDING)}
 
 
 def _yarn(writer: GGUFWriter, config: PreTrainedConfig, rope: JsonObject, latent: bool) -> None:

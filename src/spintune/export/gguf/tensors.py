@@ -29,7 +29,7 @@ KINDS: dict[GgufType, gguf.GGMLQuantizationType] = {
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
-_EXPERT = re.compile(r"(.*\.experts)\.([0-9]+)\.(.+)")
+_NUMBERED = re.compile(r"(.*\.(?:experts|altup_projections|altup_unembed_projections))\.([0-9]+)\.(.+)")
 _FUSED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
 _NAMES = (
     (r"(e_score_correction|dt)_bias$", r"\1.bias"),
@@ -37,11 +37,11 @@ _NAMES = (
     (r"\.expert_bias$", ".expert_bias.bias"),
 )
 """Names of biases in checkpoints that the gguf package knows without "bias"."""
-_BARE = (".weight", ".bias", ".A_log", ".D")
+_SUFFIXES = (".weight", ".bias", ".scale")
+_BARE = (*_SUFFIXES, ".A_log", ".D")
 _NO_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.bias|masked_bias|attention\.bias)")
 _ALWAYS_FLOAT32 = ("position_embd.weight", "ffn_gate_inp.weight", ".bias", ".ssm_a", ".ssm_d", ".ssm_norm.weight")
 _ALWAYS_FLOAT32_PARTS = ("conv1d", "shortconv.conv", "altup_")
-_SUFFIXES = (".weight", ".bias")
 _LARGEST_HALF = 65504.0
 
 
@@ -108,7 +108,7 @@ class Checkpoint:
         for source in self._files:
             if not _NO_WEIGHTS.fullmatch(source):
                 for part in self._parts(source, self._empty(source)):
-                    found = _EXPERT.fullmatch(part)
+                    found = _NUMBERED.fullmatch(part)
                     key, number = (f"{found[1]}.{found[3]}", int(found[2])) if found else (part, -1)
                     groups[key].append((number, source, part))
         planned = []
@@ -116,8 +116,13 @@ class Checkpoint:
             name = self._name(names, key)
             planned.append(self._stored(name, tuple(Piece(*member) for member in sorted(members)), kind))
         known = {one.name: one for one in planned}
-        if self.family.head and "output.weight" not in known:
-            planned.append(self._stored("output.weight", known["token_embd.weight"].pieces, kind))
+        copies = {
+            **({"output.weight": "token_embd.weight"} if self.family.head else {}),
+            **self.family.copies(self.config),
+        }
+        for name, model in copies.items():
+            if name not in known:
+                planned.append(self._stored(name, known[model].pieces, kind))
         return planned
 
     def _name(self, names: gguf.TensorNameMap, key: str) -> str:
@@ -137,7 +142,7 @@ class Checkpoint:
         return {
             part: self.family.tensor(part, one, self.config)
             for outer, held in self.family.parts(name, tensor, self.config).items()
-            for part, one in experts_apart(outer, held).items()
+            for part, one in ({outer: held} if self.family.fused else experts_apart(outer, held)).items()
         }
 
     def _stored(self, name: str, pieces: tuple[Piece, ...], kind: GgufType) -> StoredTensor:

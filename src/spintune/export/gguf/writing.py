@@ -41,6 +41,7 @@ def check_folder(folder: Path) -> tuple[PreTrainedConfig, GgufFamily, PreTrained
     """What is needed of a model folder before its weights. Raises ModelError for one that cannot be written."""
     with quiet_transformers():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config.allow_global_per_layer_attribute_access = True  # those of Gemma 4's layers are read by layer
         family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     return config, family, tokenizer, read_vocabulary(tokenizer, config.vocab_size)

@@ -14,12 +14,13 @@ from spintune.errors import ModelError
 from spintune.export.gguf.families.dense import DENSE
 from spintune.export.gguf.families.experts import EXPERTS
 from spintune.export.gguf.families.family import GgufFamily, Shape
+from spintune.export.gguf.families.gemma import GEMMA
 from spintune.export.gguf.families.latent import LATENT
 from spintune.export.gguf.families.recurrent import RECURRENT
 
 __all__ = ["FAMILIES", "GgufFamily", "Shape", "family_of"]
 
-FAMILIES: dict[str, GgufFamily] = dict(sorted({**DENSE, **EXPERTS, **LATENT, **RECURRENT}.items()))
+FAMILIES: dict[str, GgufFamily] = dict(sorted({**DENSE, **GEMMA, **EXPERTS, **LATENT, **RECURRENT}.items()))
 """By ``model_type`` of transformers."""
 
 

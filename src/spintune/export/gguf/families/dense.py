@@ -106,29 +106,6 @@ def _without_activation(name: str, tensor: Tensor, config: PreTrainedConfig) -> 
     return {} if ".act_fn." in name else {name: tensor}
 
 
-def _gemma_scale(config: PreTrainedConfig) -> None:
-    """llama.cpp divides by the width of a head (of the largest ones, by width / heads) and reads no other scale."""
-    large = config.num_hidden_layers in (46, 62)
-    width = config.hidden_size // config.num_attention_heads if large else config.head_dim
-    if config.query_pre_attn_scalar != width:
-        raise refusal(config, "query_pre_attn_scalar", config.query_pre_attn_scalar, width)
-
-
-def _gemma2(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    _gemma_scale(config)
-    window_fields(writer, config, 2)
-    writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
-    writer.add_final_logit_softcapping(config.final_logit_softcapping)
-
-
-def _gemma3(writer: GGUFWriter, config: PreTrainedConfig) -> None:
-    _gemma_scale(config)
-    window_fields(writer, config, 6)
-    writer.add_rope_freq_base_swa(float(config.rope_parameters["sliding_attention"]["rope_theta"]))
-    if config.final_logit_softcapping is not None:
-        writer.add_final_logit_softcapping(config.final_logit_softcapping)
-
-
 def _cohere(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_logit_scale(config.logit_scale)
 
@@ -237,9 +214,6 @@ DENSE: dict[str, GgufFamily] = {
         fixed={"alibi": False, "parallel_attn": True, "bias": False},
         activation=GELU,
     ),
-    "gemma": GgufFamily("gemma", norms_from_zero, activation=GELU, fixed=_NO_BIAS),
-    "gemma2": GgufFamily("gemma2", norms_from_zero, _gemma2, windowed=True, activation=GELU, fixed=_NO_BIAS),
-    "gemma3_text": GgufFamily("gemma3", norms_from_zero, _gemma3, windowed=True, activation=GELU, fixed=_NO_BIAS),
     "glm": GgufFamily("chatglm"),
     "glm4": GgufFamily("glm4"),
     "gpt-sw3": GgufFamily("gpt2", inputs_first, activation=GELU),

@@ -302,7 +302,6 @@ EXPERTS: dict[str, GgufFamily] = {
     "olmoe": GgufFamily(
         "olmoe", fields=expert_fields, fixed=_NO_BIAS | {"norm_topk_prob": False, "clip_qkv": None}, head=True
     ),
-    "phimoe": GgufFamily("phimoe", fields=expert_fields, head=True, fixed={"lm_head_bias": True}),
     "qwen2_moe": GgufFamily("qwen2moe", fields=_qwen2_moe, fixed=_EVERY_LAYER | {"norm_topk_prob": False}, head=True),
     "qwen3_moe": GgufFamily("qwen3moe", fields=expert_fields, fixed=_EVERY_LAYER | _NO_BIAS | {"norm_topk_prob": True}),
     "solar_open": _GLM4_MOE,

@@ -76,6 +76,11 @@ def nothing_measured(writer: GGUFWriter, config: PreTrainedConfig, read: Callabl
     """All settings are in the config."""
 
 
+def no_copies(config: PreTrainedConfig) -> Mapping[str, str]:
+    """Every tensor is stored once."""
+    return {}
+
+
 def usual_shape(shape: Shape, config: PreTrainedConfig) -> Shape:
     """The sizes as the config names them."""
     return shape
@@ -97,9 +102,11 @@ class GgufFamily:
         fixed: values of the config that llama.cpp takes for granted; a model with another is refused.
         activation: names of the activation that llama.cpp computes.
         scalings: types of rotary positions that it computes.
+        fused: llama.cpp keeps gate and up of the experts together, as they are in memory.
         latent: keys and values are made of one narrow vector, and YaRN grows the scores as DeepSeek has it.
         windowed: llama.cpp knows the family's sliding windows. For the others, the context ends where a window would
             begin to matter.
+        copies: names of tensors that llama.cpp reads without need, and of others to take where a checkpoint lacks them.
         head: the output layer is stored although it shares the embeddings' weights.
     """
 
@@ -114,8 +121,10 @@ class GgufFamily:
     fixed: Mapping[str, object] = field(default_factory=dict)
     activation: frozenset[str] = SILU
     scalings: frozenset[str] = EVERYWHERE
+    fused: bool = False
     latent: bool = False
     windowed: bool = False
+    copies: Callable[[PreTrainedConfig], Mapping[str, str]] = no_copies
     head: bool = False
 
     def check(self, config: PreTrainedConfig) -> None:
