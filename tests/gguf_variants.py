@@ -78,7 +78,7 @@ DENSE: list[Variant] = [
         "gemma3n_text",
         {"num_hidden_layers": 22, "num_kv_shared_layers": 2, "layer_types": (FIFTH * 5)[:22], "head_dim": 16}
         | {"activation_sparsity_pattern": [0.95] * 10 + [0.0] * 12, "laurel_rank": 64, **WINDOW}
-        | {"vocab_size_per_layer_input": 390},
+        | {"vocab_size_per_layer_input": 390, "intermediate_size": 2048},
     ),
     ("gemma4_text", {"num_hidden_layers": 4, "layer_types": HYBRID, **GEMMA4, **WINDOW}),
     (

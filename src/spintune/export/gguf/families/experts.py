@@ -29,6 +29,12 @@ _SIGMOID = ExpertGatingFuncType.SIGMOID
 _STACKED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(_bias)?")
 
 
+GRANITE_NAMES = (
+    (r"block_sparse_moe\.experts\.", "mlp.experts."),
+    (r"block_sparse_moe\.router\.weight", "mlp.gate.weight"),
+)
+
+
 def expert_fields(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """How many experts there are, how many a token goes through, and how wide each is."""
     writer.add_expert_count(first_of(config, "num_local_experts", "num_experts"))
@@ -264,7 +270,13 @@ EXPERTS: dict[str, GgufFamily] = {
     "dots1": GgufFamily(
         "dots1", fields=_both(_all_keys, routed(_SIGMOID, "n_shared_experts")), fixed=_NO_BIAS, head=True
     ),
-    "ernie4_5_moe": GgufFamily("ernie4_5-moe", _one_row, _ernie, fixed={"use_bias": False, "moe_layer_interval": 1}),
+    "ernie4_5_moe": GgufFamily(
+        "ernie4_5-moe",
+        _one_row,
+        _ernie,
+        names=((r"gate\.moe_statics", "moe_statics"),),
+        fixed={"use_bias": False, "moe_layer_interval": 1},
+    ),
     "exaone_moe": GgufFamily(
         "exaone-moe",
         fields=_both(routed(_SIGMOID, "num_shared_experts"), _shared_width, _windows(4)),
@@ -276,8 +288,12 @@ EXPERTS: dict[str, GgufFamily] = {
     "gpt_oss": GgufFamily(
         "gpt-oss", fields=_both(expert_fields, _windows(2)), parts=_gpt_oss_parts, windowed=True, head=True
     ),
-    "granitemoe": GgufFamily("granitemoe", neighboring_pairs, _granite_experts, granite_parts, scalings=FACTORS),
-    "granitemoeshared": GgufFamily("granitemoe", neighboring_pairs, _granite_experts, granite_parts, scalings=FACTORS),
+    "granitemoe": GgufFamily(
+        "granitemoe", neighboring_pairs, _granite_experts, granite_parts, names=GRANITE_NAMES, scalings=FACTORS
+    ),
+    "granitemoeshared": GgufFamily(
+        "granitemoe", neighboring_pairs, _granite_experts, granite_parts, names=GRANITE_NAMES, scalings=FACTORS
+    ),
     "hunyuan_v1_moe": GgufFamily("hunyuan-moe", fields=_hunyuan, fixed=_NO_BIAS),
     "llama4_text": GgufFamily(
         "llama4",

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from spintune.export.gguf.families.dense import granite_scales
-from spintune.export.gguf.families.experts import expert_fields, granite_parts, routed
+from spintune.export.gguf.families.experts import GRANITE_NAMES, expert_fields, granite_parts, routed
 from spintune.export.gguf.families.family import (
     FACTORS,
     RELU2,
@@ -329,6 +329,7 @@ RECURRENT: dict[str, GgufFamily] = {
         granite_parts,
         shape=_granite_hybrid_shape,
         named=_granite_name,
+        names=GRANITE_NAMES,
         scalings=FACTORS,
         fixed=_MAMBA2 | _NO_BIAS,
     ),
@@ -352,7 +353,10 @@ RECURRENT: dict[str, GgufFamily] = {
         _nemotron_h,
         shape=_nemotron_h_shape,
         named=_nemotron_h_name,
-        names=((r"backbone\.layers\.(\d+)\.mixer\.experts\.", r"model.layers.\1.mlp.experts."),),
+        names=(
+            (r"^model\.", "backbone."),
+            (r"^backbone\.layers\.(\d+)\.mixer\.experts\.", r"model.layers.\1.mlp.experts."),
+        ),
         activation=RELU2,
         fixed=_NO_LIMIT | {"use_bias": False, "mamba_proj_bias": False, "use_conv_bias": True},
     ),
