@@ -110,6 +110,8 @@ DENSE: list[Variant] = [
     ("hunyuan_v1_dense", {"head_dim": 16}),
     ("hunyuan_v1_dense", {"head_dim": 16, **rope(rope_type="dynamic", factor=1.0, alpha=50.0)}),
     ("hyperclovax", {"use_post_norm": False, **MULTIPLIERS}),
+    ("internlm3", {}),
+    ("iquestcoder", {}),
     ("jais2", {}),
     ("llama", {}),
     ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),

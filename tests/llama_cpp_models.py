@@ -15,12 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 def opened(path: Path, context: int = 64) -> Any:
     """A GGUF file in llama.cpp; skips where that is not installed."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    float32 = llama_cpp.GGML_TYPE_F32
+    float32 = llama_cpp.GGML_TYPE_F32  # keys and values, which it keeps as float16 else
     return llama_cpp.Llama(
         str(path),
         n_ctx=context,
         logits_all=True,
-        verbose=bool(__import__("os").environ.get("VV")),
+        verbose=False,
         n_threads=1,
         flash_attn=False,
         type_k=float32,

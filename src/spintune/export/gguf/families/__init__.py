@@ -29,8 +29,8 @@ def family_of(config: PreTrainedConfig) -> GgufFamily:
     found = FAMILIES.get(config.model_type)
     if found is None:
         raise ModelError(
-            f"models of the family {config.model_type} cannot be written to GGUF; {', '.join(FAMILIES)} can (export "
-            "the folder instead)"
+            f"models of the family {config.model_type} cannot be written to GGUF, {len(FAMILIES)} others can "
+            "(docs/reference/gguf-families.md); export the folder instead"
         )
     found.check(config)
     return replace(found, architecture=found.named(config)) if found.named else found

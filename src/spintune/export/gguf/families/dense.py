@@ -228,6 +228,8 @@ DENSE: dict[str, GgufFamily] = {
     "hyperclovax": GgufFamily(
         "granite", neighboring_pairs, _hyperclovax, scalings=FACTORS, fixed={"use_post_norm": False}
     ),
+    "internlm3": _LLAMA,
+    "iquestcoder": _LLAMA,
     "jais2": GgufFamily("jais2", activation=RELU2, fixed={"attention_bias": True, "mlp_bias": True}),
     "llama": _LLAMA,
     "ministral": _LLAMA,
