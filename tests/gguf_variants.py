@@ -149,11 +149,8 @@ DENSE: list[Variant] = [
     ("phi", {"partial_rotary_factor": 0.5, **ALL_KEYS}),
     ("phi3", {}),
     # llama.cpp takes the factors by its context, at least 256 here, transformers by the length, which is 40
-    (
-        "phi3",
-        {"max_position_embeddings": 1024, "rope_parameters": LONGROPE | {"original_max_position_embeddings": 512}},
-    ),
-    ("phi3", {"max_position_embeddings": 1024, "rope_parameters": LONGROPE | {"original_max_position_embeddings": 32}}),
+    ("phi3", {"max_position_embeddings": 1024, "original_max_position_embeddings": 512, "rope_parameters": LONGROPE}),
+    ("phi3", {"max_position_embeddings": 1024, "original_max_position_embeddings": 32, "rope_parameters": LONGROPE}),
     ("qwen2", {}),
     ("qwen2", {**rope(**YARN, attention_factor=1.3)}),
     ("qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
@@ -188,6 +185,11 @@ LATENT: list[Variant] = [
     ),
     ("glm4_moe_lite", {**LATENT_SIZES, **ROUTED, "n_shared_experts": 1, **ALL_KEYS}),
     ("minicpm3", {**LATENT_SIZES, **ALL_KEYS}),
+    (
+        "minicpm3",
+        {**LATENT_SIZES, **ALL_KEYS, "max_position_embeddings": 1024, "original_max_position_embeddings": 32}
+        | rope(rope_type="longrope", short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[2.0, 4.0, 6.0, 9.0]),
+    ),
     ("youtu", {**LATENT_SIZES, **ALL_KEYS, "pad_token_id": None}),  # loading sets the row of padding to zero,
 ]
 EXPERT: list[Variant] = [

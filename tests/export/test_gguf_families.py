@@ -135,9 +135,7 @@ def test_the_gguf_package_does_not_know_what_it_is_said_not_to() -> None:
 
 def test_a_family_that_was_not_compared_is_refused(tmp_path: Path, tokenizer_folder: Path) -> None:
     folder = model_folder(tmp_path / "model", tokenizer_folder, "xglm", {})
-    with pytest.raises(
-        ModelError, match=r"family xglm cannot be written to GGUF, [0-9]+ others can .*gguf-fam"
-    ):
+    with pytest.raises(ModelError, match=r"family xglm cannot be written to GGUF, [0-9]+ others can .*gguf-fam"):
         write_gguf(folder, tmp_path / "model.gguf", "f32", ABOUT, Silent())
     assert not (tmp_path / "model.gguf").exists()
 

@@ -152,7 +152,8 @@ def _shape_fields(writer: gguf.GGUFWriter, config: PreTrainedConfig, shape: Shap
 def _context(config: PreTrainedConfig, family: GgufFamily) -> int:
     longest = next((int(getattr(config, name)) for name in _CONTEXT if getattr(config, name, None)), _UNBOUNDED)
     window = getattr(config, "sliding_window", None)
-    if family.windowed or window is None or not getattr(config, "use_sliding_window", True):
+    without = "sliding_attention" not in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if family.windowed or window is None or without or not getattr(config, "use_sliding_window", True):
         return longest
     return min(longest, int(window))
 

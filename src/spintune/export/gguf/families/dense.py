@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from spintune.export.gguf.families.family import (
-    EVERYWHERE,
     FACTORS,
     GELU,
     RELU2,
@@ -150,7 +149,7 @@ def _olmo3(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     if sliding.get("rope_type", "default") != "default":
         raise refusal(config, "rope_type of windows", sliding["rope_type"], "default")
     if sliding["rope_theta"] != full["rope_theta"]:
-        writer.add_rope_freq_base_swa(float(sliding["rope_theta"]))
+        raise refusal(config, "rope_theta of windows", sliding["rope_theta"], full["rope_theta"])
 
 
 def _exaone4(writer: GGUFWriter, config: PreTrainedConfig) -> None:
@@ -241,7 +240,7 @@ DENSE: dict[str, GgufFamily] = {
     "olmo2": GgufFamily("olmo2", head=True, fixed=_NO_BIAS),
     "olmo3": GgufFamily("olmo2", fields=_olmo3, windowed=True, head=True, fixed=_NO_BIAS),
     "phi": GgufFamily("phi2", head=True, activation=GELU, fixed={"qk_layernorm": False}),
-    "phi3": GgufFamily("phi3", scalings=EVERYWHERE | {"longrope"}),
+    "phi3": GgufFamily("phi3", scalings=frozenset({"default", "longrope"})),
     "qwen2": GgufFamily("qwen2"),
     "qwen3": GgufFamily("qwen3", fixed=_NO_BIAS),
     "seed_oss": GgufFamily("seed_oss", fixed={"attention_out_bias": False, "mlp_bias": False}),

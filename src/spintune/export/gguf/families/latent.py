@@ -78,7 +78,10 @@ def _minicpm3_shape(shape: Shape, config: PreTrainedConfig) -> Shape:
 
 
 _NO_BIAS: dict[str, object] = {"attention_bias": False}
-_V3 = GgufFamily("deepseek2", fields=_deepseek_v3, parts=_apart, shape=_shape, fixed=_NO_BIAS, latent=True)
+_SCALINGS = EVERYWHERE - {"linear"}  # for which llama.cpp would grow the scores as for YaRN
+_V3 = GgufFamily(
+    "deepseek2", fields=_deepseek_v3, parts=_apart, shape=_shape, fixed=_NO_BIAS, scalings=_SCALINGS, latent=True
+)
 
 LATENT: dict[str, GgufFamily] = {
     "deepseek_v2": GgufFamily(
@@ -87,6 +90,7 @@ LATENT: dict[str, GgufFamily] = {
         parts=_apart,
         shape=_shape,
         fixed=_NO_BIAS | {"topk_method": "greedy"},
+        scalings=_SCALINGS,
         latent=True,
     ),
     "deepseek_v3": _V3,
@@ -98,5 +102,7 @@ LATENT: dict[str, GgufFamily] = {
         scalings=EVERYWHERE | {"longrope"},
         fixed=_NO_BIAS | {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256},
     ),
-    "youtu": GgufFamily("deepseek2", fields=_youtu, parts=_apart, shape=_shape, fixed=_NO_BIAS, latent=True),
+    "youtu": GgufFamily(
+        "deepseek2", fields=_youtu, parts=_apart, shape=_shape, fixed=_NO_BIAS, scalings=_SCALINGS, latent=True
+    ),
 }
