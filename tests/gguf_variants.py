@@ -184,6 +184,13 @@ LATENT: list[Variant] = [
         | rope(**YARN, mscale=0.7, mscale_all_dim=0.7),
     ),
     ("glm4_moe_lite", {**LATENT_SIZES, **ROUTED, "n_shared_experts": 1, **ALL_KEYS}),
+    (
+        "kimi_linear",
+        {**LATENT_SIZES, "q_lora_rank": None, "num_hidden_layers": 4, "linear_head_dim": 16, "linear_num_heads": 4}
+        | {"layer_types": ["linear_attention", "full_attention"] * 2, "num_local_experts": 8, "n_shared_experts": 1}
+        | {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "moe_intermediate_size": 32}
+        | {**GROUPS, **ALL_KEYS, **EXPERTS},
+    ),
     ("minicpm3", {**LATENT_SIZES, **ALL_KEYS}),
     (
         "minicpm3",

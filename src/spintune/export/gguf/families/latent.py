@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from gguf import ExpertGatingFuncType, GGUFWriter
 from torch import Tensor
 from transformers import PreTrainedConfig
 
 from spintune.export.gguf.families.experts import routed
-from spintune.export.gguf.families.family import EVERYWHERE, GgufFamily, Parts, Shape, pairs_of
+from spintune.export.gguf.families.family import EVERYWHERE, GgufFamily, Parts, Shape, pairs_of, refusal
 
 
 def _apart(name: str, tensor: Tensor, config: PreTrainedConfig) -> Parts:
@@ -67,6 +68,28 @@ def _youtu(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_expert_shared_count(0)
 
 
+def _kimi(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """Linear attention in some layers; in the others, nothing is rotated."""
+    if config.linear_num_heads != config.num_attention_heads:
+        raise refusal(config, "linear_num_heads", config.linear_num_heads, config.num_attention_heads)
+    writer.add_kv_lora_rank(config.kv_lora_rank)
+    writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
+    writer.add_value_length_mla(config.v_head_dim)
+    writer.add_rope_dimension_count(config.qk_rope_head_dim)
+    writer.add_ssm_conv_kernel(config.linear_conv_kernel_dim)
+    writer.add_kda_head_dim(config.linear_head_dim)
+    routed(ExpertGatingFuncType.SIGMOID, "n_shared_experts")(writer, config)
+
+
+def _kimi_tensor(name: str, tensor: Tensor, config: PreTrainedConfig) -> Tensor:
+    return -torch.exp(tensor) if name.endswith(".A_log") else tensor
+
+
+def _kimi_shape(shape: Shape, config: PreTrainedConfig) -> Shape:
+    kv_heads = [int(kind == "full_attention") for kind in config.layer_types]
+    return replace(_shape(shape, config), kv_heads=kv_heads)
+
+
 def _minicpm3(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     writer.add_q_lora_rank(config.q_lora_rank)
     writer.add_kv_lora_rank(config.kv_lora_rank)
@@ -95,6 +118,16 @@ LATENT: dict[str, GgufFamily] = {
     ),
     "deepseek_v3": _V3,
     "glm4_moe_lite": _V3,
+    "kimi_linear": GgufFamily(
+        "kimi-linear",
+        _kimi_tensor,
+        _kimi,
+        parts=_apart,
+        shape=_kimi_shape,
+        names=((r"block_sparse_moe\.(gate|up|down)_proj\.", r"mlp.\1_proj."),),
+        fixed=_NO_BIAS | {"q_lora_rank": None, "norm_topk_prob": True},
+        head=True,
+    ),
     "minicpm3": GgufFamily(
         "minicpm3",
         fields=_minicpm3,
