@@ -41,7 +41,6 @@ REASONS: dict[str, tuple[str, ...]] = {
     ENCODER: ("bert", "bert-generation", "electra", "megatron-bert", "rembert", "roberta", "roformer", "xlnet"),
     "its activation is not llama.cpp's": ("bitnet",),
     "its router is not llama.cpp's": ("phimoe",),
-    "not yet held against llama.cpp": ("glm_moe_dsa",),
 }
 
 INTRO = """# Families of models in GGUF

@@ -50,6 +50,7 @@ DENSE: list[Variant] = [
     ("arcee", {**rope(**LLAMA3)}),
     ("bloom", {"n_layer": 2, "n_head": 4, **ALL_KEYS}),
     ("cohere", {"logit_scale": 0.25}),
+    ("cohere", {"logit_scale": 0.25, "num_hidden_layers": 64, "hidden_size": 32, "use_qk_norm": True}),
     ("cohere2", {"num_hidden_layers": 4, "layer_types": HYBRID, **WINDOW}),
     ("cwm", {"sliding_window": 64}),
     ("ernie4_5", {}),
@@ -157,6 +158,7 @@ DENSE: list[Variant] = [
     ("seed_oss", {"head_dim": 32}),
     ("smollm3", {"num_hidden_layers": 4}),
     ("stablelm", {"partial_rotary_factor": 0.5}),
+    ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True, "use_qkv_bias": True}),
     ("starcoder2", {"sliding_window": None}),
 ]
 LATENT_SIZES = {"q_lora_rank": 24, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
@@ -184,6 +186,11 @@ LATENT: list[Variant] = [
         | rope(**YARN, mscale=0.7, mscale_all_dim=0.7),
     ),
     ("glm4_moe_lite", {**LATENT_SIZES, **ROUTED, "n_shared_experts": 1, **ALL_KEYS}),
+    (
+        "glm_moe_dsa",
+        {**LATENT_SIZES, **ROUTED, "n_shared_experts": 1, "num_hidden_layers": 4, "index_topk": 8, "index_n_heads": 24}
+        | {"index_head_dim": 64, "indexer_types": ["full", "full", "shared", "full"], **GROUPS, **ALL_KEYS},
+    ),
     (
         "kimi_linear",
         {**LATENT_SIZES, "q_lora_rank": None, "num_hidden_layers": 4, "linear_head_dim": 16, "linear_num_heads": 4}

@@ -140,6 +140,10 @@ def test_a_family_that_was_not_compared_is_refused(tmp_path: Path, tokenizer_fol
     assert not (tmp_path / "model.gguf").exists()
 
 
+OTHER_BASES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_act": "gelu"}, "llama models with hidden_act gelu cannot be written to GGUF, where it is silu"),
     (
@@ -149,7 +153,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("qwen2", {**rope(**YARN, truncate=False)}, "yarn with truncate False cannot be written to GGUF, where it is True"),
     ("arcee", {"mlp_bias": True}, "arcee models with mlp_bias True cannot be"),
-    ("cohere", {"use_qk_norm": True}, "use_qk_norm True"),
+    ("cohere", {"use_qk_norm": True}, "use_qk_norm True .* 64 layers"),
+    ("glm_moe_dsa", {**LATENT_SIZES, "index_head_dim": 16}, "index_head_dim 16"),
+    ("olmo3", {"rope_parameters": OTHER_BASES}, "rope_theta of windows"),
     ("exaone4", {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}, "models of 64 layers"),
     ("falcon", {"alibi": True, "new_decoder_architecture": False}, "alibi True"),
     ("qwen3_moe", {"num_experts": 4, "decoder_sparse_step": 2}, "decoder_sparse_step 2"),

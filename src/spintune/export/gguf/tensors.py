@@ -29,7 +29,7 @@ KINDS: dict[GgufType, gguf.GGMLQuantizationType] = {
     "bf16": gguf.GGMLQuantizationType.BF16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0,
 }
-_NUMBERED = re.compile(r"(.*\.(?:experts|altup_projections|altup_unembed_projections))\.([0-9]+)\.(.+)")
+_NUMBERED = re.compile(r"(.*\.(?:experts|altup_(?:unembed_)?projections|[qk]_layernorm))(?:\.norms)?\.([0-9]+)\.(.+)")
 _FUSED = re.compile(r"(.*\.experts)\.(gate_up_proj|down_proj)(?:\.weight)?")
 _NAMES = (
     (r"(e_score_correction|dt)_bias$", r"\1.bias"),
@@ -40,7 +40,7 @@ _NAMES = (
 _SUFFIXES = (".weight", ".bias", ".scale")
 _BARE = (*_SUFFIXES, ".A_log", ".D")
 _NO_WEIGHTS = re.compile(r".*(rotary_emb\.inv_freq|\.attn\.bias|masked_bias|attention\.bias)")
-_ALWAYS_FLOAT32 = ("position_embd.weight", "ffn_gate_inp.weight", ".bias", ".ssm_a", ".ssm_d", ".ssm_norm.weight")
+_ALWAYS_FLOAT32 = ("position_embd.weight", "ffn_gate_inp.weight", ".bias", ".ssm_a", ".ssm_d", "_norm.weight")
 _ALWAYS_FLOAT32_PARTS = ("conv1d", "shortconv.conv", "altup_")
 _LARGEST_HALF = 65504.0
 

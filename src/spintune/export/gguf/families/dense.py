@@ -106,6 +106,9 @@ def _without_activation(name: str, tensor: Tensor, config: PreTrainedConfig) -> 
 
 
 def _cohere(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """The large ones norm queries and keys."""
+    if config.use_qk_norm != (config.num_hidden_layers >= 64):
+        raise refusal(config, "use_qk_norm", config.use_qk_norm, "true with 64 layers or more, and false with fewer")
     writer.add_logit_scale(config.logit_scale)
 
 
@@ -201,7 +204,7 @@ DENSE: dict[str, GgufFamily] = {
         fixed={"apply_residual_connection_post_layernorm": False},
         activation=GELU,
     ),
-    "cohere": GgufFamily("command-r", fields=_cohere, fixed=_NO_BIAS | {"use_qk_norm": False}),
+    "cohere": GgufFamily("command-r", fields=_cohere, fixed=_NO_BIAS),
     "cohere2": GgufFamily("cohere2", fields=_cohere2, windowed=True, fixed=_NO_BIAS),
     "cwm": _LLAMA,
     "ernie4_5": GgufFamily("ernie4_5", fixed={"use_bias": False}),
@@ -247,11 +250,6 @@ DENSE: dict[str, GgufFamily] = {
     "smollm3": GgufFamily(
         "smollm3", neighboring_pairs, _every_fourth_without_positions, fixed=_NO_BIAS | {"mlp_bias": False}
     ),
-    "stablelm": GgufFamily(
-        "stablelm",
-        fields=parallel_residual,
-        head=True,
-        fixed={"use_parallel_residual": False, "qk_layernorm": False},
-    ),
+    "stablelm": GgufFamily("stablelm", fields=parallel_residual, head=True),
     "starcoder2": GgufFamily("starcoder2", activation=GELU, fixed={"use_bias": True}),
 }

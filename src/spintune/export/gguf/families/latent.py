@@ -61,6 +61,17 @@ def _deepseek_v3(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     routed(ExpertGatingFuncType.SIGMOID, "n_shared_experts")(writer, config)
 
 
+def _glm_dsa(writer: GGUFWriter, config: PreTrainedConfig) -> None:
+    """A few keys are chosen by scores of their own, in some layers as in the one before."""
+    _deepseek_v3(writer, config)
+    if config.index_head_dim % 64:
+        raise refusal(config, "index_head_dim", config.index_head_dim, "a multiple of 64")
+    writer.add_indexer_head_count(config.index_n_heads)
+    writer.add_indexer_key_length(config.index_head_dim)
+    writer.add_indexer_top_k(config.index_topk)
+    writer.add_array(f"{writer.arch}.attention.indexer.types", [kind == "full" for kind in config.indexer_types])
+
+
 def _youtu(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     latent_fields(writer, config)
     writer.add_leading_dense_block_count(config.num_hidden_layers)
@@ -118,6 +129,9 @@ LATENT: dict[str, GgufFamily] = {
     ),
     "deepseek_v3": _V3,
     "glm4_moe_lite": _V3,
+    "glm_moe_dsa": GgufFamily(
+        "glm-dsa", fields=_glm_dsa, parts=_apart, shape=_shape, fixed=_NO_BIAS, scalings=_SCALINGS, latent=True
+    ),
     "kimi_linear": GgufFamily(
         "kimi-linear",
         _kimi_tensor,
