@@ -292,7 +292,7 @@ RECURRENT: list[Variant] = [
         | {"ssm_out_multiplier": 0.6, **MAMBA2},
     ),
     ("falcon_h1", {"mamba_d_ssm": 128, "mamba_rms_norm": True, "mamba_norm_before_gate": False, **MAMBA2}),
-    ("falcon_mamba", {"state_size": 16, "time_step_rank": 4, "mixer_rms_eps": 1e-5, "intermediate_size": 128}),
+    ("falcon_mamba", {"state_size": 16, "time_step_rank": 4, "intermediate_size": 128}),
     (
         "granitemoehybrid",
         {"num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"], "num_local_experts": 4, **MULTIPLIERS}

@@ -44,12 +44,18 @@ SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 THREE = ENGLISH + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES
 ONE = ENGLISH + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES
 MARKS = ENGLISH + r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + SPACES
+DEEPSEEK = (
+    r"\p{N}{1,3}",
+    r"[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|" + SPACES,
+)
 TEMPLATE = "{{ bos_token }}{% for message in messages %}{{ message['content'] + '<end>' }}{% endfor %}"
 
 
-def split(pattern: str) -> Any:
-    cut = pre_tokenizers.Split(Regex(pattern), "isolated")
-    return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def split(*patterns: str) -> Any:
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*cuts, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def digits() -> Any:
@@ -126,6 +132,7 @@ RULES: dict[str, tuple[Callable[[], PreTrainedTokenizerBase], str]] = {
     "olmo-2": (lambda: byte_level(split(THREE)), "dbrx"),
     "qwen-2": (lambda: byte_level(split(ONE)), "qwen2"),
     "qwen-3.5": (lambda: byte_level(split(MARKS)), "qwen35"),
+    "deepseek-3": (lambda: byte_level(split(*DEEPSEEK)), "deepseek-v3"),
     "llama-2": (lambda: sentencepiece(True), "default"),
     "gemma": (lambda: sentencepiece(False), "default"),
     "phi-3": (phi_3, "default"),

@@ -25,6 +25,15 @@ _MARKED_LETTERS = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_DEEPSEEK = "\n".join(
+    (
+        r"\p{N}{1,3}",
+        r"[一-龥\u3040-ゟ゠-ヿ]+",
+        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+    )
+)
+
 _NAMES: dict[tuple[str, bool], str] = {
     (_BYTES, False): "gpt-2",
     (_DIGITS, False): "smollm",
@@ -32,6 +41,7 @@ _NAMES: dict[tuple[str, bool], str] = {
     (_THREE_DIGITS, False): "dbrx",
     (_ONE_DIGIT, False): "qwen2",
     (_MARKED_LETTERS, False): "qwen35",
+    (_DEEPSEEK, False): "deepseek-v3",
 }
 """By what is done, and whether words that are tokens are taken whole (ignore_merges)."""
 
@@ -63,13 +73,11 @@ def _structure(steps: Sequence[JsonObject]) -> str:
     whole = bytes_step.get("use_regex", True)
     if whole and not before:
         return _BYTES
-    if len(before) != 1:
-        return ""
-    (first,) = before
     if whole:
-        return _DIGITS if first["type"] == "Digits" and first.get("individual_digits") else ""
+        digits = len(before) == 1 and before[0]["type"] == "Digits" and before[0].get("individual_digits")
+        return _DIGITS if digits else ""
     # cutting out every match, or removing what lies between matches that leave nothing over
     ways = (("Isolated", False), ("Removed", True))
-    if first["type"] != "Split" or (first.get("behavior"), first.get("invert", False)) not in ways:
+    if any(one["type"] != "Split" or (one.get("behavior"), one.get("invert", False)) not in ways for one in before):
         return ""
-    return str(first["pattern"].get("Regex", ""))
+    return "\n".join(str(one["pattern"].get("Regex", "")) for one in before)

@@ -177,6 +177,12 @@ def _norm_eps_of_layers(shape: Shape, config: PreTrainedConfig) -> Shape:
 
 
 _LLAMA = GgufFamily("llama", neighboring_pairs, scalings=FACTORS)
+_GPT2 = GgufFamily(
+    "gpt2",
+    inputs_first,
+    activation=GELU,
+    fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+)
 _NO_BIAS: dict[str, object] = {"attention_bias": False}
 
 DENSE: dict[str, GgufFamily] = {
@@ -218,9 +224,11 @@ DENSE: dict[str, GgufFamily] = {
     ),
     "glm": GgufFamily("chatglm"),
     "glm4": GgufFamily("glm4"),
-    "gpt-sw3": GgufFamily("gpt2", inputs_first, activation=GELU),
-    "gpt2": GgufFamily("gpt2", inputs_first, activation=GELU),
-    "gpt_bigcode": GgufFamily("starcoder", _gpt_bigcode, shape=_bigcode_shape, activation=GELU),
+    "gpt-sw3": _GPT2,
+    "gpt2": _GPT2,
+    "gpt_bigcode": GgufFamily(
+        "starcoder", _gpt_bigcode, shape=_bigcode_shape, activation=GELU, fixed={"scale_attn_weights": True}
+    ),
     "gpt_neox": GgufFamily(
         "gptneox", _queries_keys_values, parallel_residual, head=True, activation=GELU, fixed={"attention_bias": True}
     ),

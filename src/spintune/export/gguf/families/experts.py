@@ -286,7 +286,12 @@ EXPERTS: dict[str, GgufFamily] = {
     ),
     "glm4_moe": _GLM4_MOE,
     "gpt_oss": GgufFamily(
-        "gpt-oss", fields=_both(expert_fields, _windows(2)), parts=_gpt_oss_parts, windowed=True, head=True
+        "gpt-oss",
+        fields=_both(expert_fields, _windows(2)),
+        parts=_gpt_oss_parts,
+        fixed={"attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+        windowed=True,
+        head=True,
     ),
     "granitemoe": GgufFamily(
         "granitemoe", neighboring_pairs, _granite_experts, granite_parts, names=GRANITE_NAMES, scalings=FACTORS

@@ -20,6 +20,7 @@ from spintune.export.gguf.families.family import (
 )
 
 _NO_BIAS: dict[str, object] = {"attention_bias": False}
+_CAUSAL: dict[str, object] = _NO_BIAS | {"use_bidirectional_attention": False}
 _SPARSE = 10  # layers of Gemma 3n of whose activations llama.cpp keeps a twentieth
 _OWN_KEYS = 20  # layers of Gemma 3n that have keys and values in llama.cpp
 
@@ -148,7 +149,7 @@ _GEMMA4 = GgufFamily(
 GEMMA: dict[str, GgufFamily] = {
     "gemma": GgufFamily("gemma", norms_from_zero, activation=GELU, fixed=_NO_BIAS),
     "gemma2": GgufFamily("gemma2", norms_from_zero, _gemma2, windowed=True, activation=GELU, fixed=_NO_BIAS),
-    "gemma3_text": GgufFamily("gemma3", norms_from_zero, _gemma3, windowed=True, activation=GELU, fixed=_NO_BIAS),
+    "gemma3_text": GgufFamily("gemma3", norms_from_zero, _gemma3, windowed=True, activation=GELU, fixed=_CAUSAL),
     "gemma3n_text": GgufFamily(
         "gemma3n",
         _gemma3n_tensor,

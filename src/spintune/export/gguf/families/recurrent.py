@@ -98,7 +98,7 @@ def _mamba(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     if config.intermediate_size != 2 * config.hidden_size:
         raise refusal(config, "intermediate_size", config.intermediate_size, "twice the hidden_size")
     normed = config.model_type == "falcon_mamba"
-    if normed and config.mixer_rms_eps != config.layer_norm_epsilon:
+    if normed and abs(config.mixer_rms_eps - config.layer_norm_epsilon) > 1e-5:  # one for all in llama.cpp
         raise refusal(config, "mixer_rms_eps", config.mixer_rms_eps, config.layer_norm_epsilon)
     _states(config).write(writer)
     writer.add_ssm_dt_b_c_rms(normed)
