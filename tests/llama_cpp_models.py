@@ -12,25 +12,17 @@ from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 
-def opened(path: Path, context: int = 64) -> Any:
+def opened(path: Path, context: int = 64, **options: Any) -> Any:
     """A GGUF file in llama.cpp; skips where that is not installed."""
     llama_cpp = pytest.importorskip("llama_cpp")
-    float32 = llama_cpp.GGML_TYPE_F32  # keys and values, which it keeps as float16 else
-    return llama_cpp.Llama(
-        str(path),
-        n_ctx=context,
-        logits_all=True,
-        verbose=False,
-        n_threads=1,
-        flash_attn=False,
-        type_k=float32,
-        type_v=float32,
-    )
+    options = {"logits_all": True, "verbose": False, "n_threads": 1, "flash_attn": False, **options}
+    return llama_cpp.Llama(str(path), n_ctx=context, **options)
 
 
 def logits_of(path: Path, ids: list[int]) -> NDArray[np.float32]:
-    """The logits at every position."""
-    model = opened(path, max(64, len(ids)))
+    """The logits at every position, with keys and values in float32 and not in float16."""
+    float32 = pytest.importorskip("llama_cpp").GGML_TYPE_F32
+    model = opened(path, max(64, len(ids)), type_k=float32, type_v=float32)
     model.eval(ids)
     found = np.array(model.scores[: len(ids)])
     model.close()

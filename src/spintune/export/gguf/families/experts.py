@@ -314,7 +314,7 @@ EXPERTS: dict[str, GgufFamily] = {
         "mimo2",
         fields=_both(routed(_SIGMOID), _mimo, _windows(None)),
         shape=_mimo_shape,
-        fixed=_NO_BIAS | {"norm_topk_prob": True},
+        fixed=_NO_BIAS | {"norm_topk_prob": True, "routed_scaling_factor": 1.0},
         windowed=True,
         head=True,
     ),

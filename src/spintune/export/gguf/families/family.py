@@ -147,6 +147,16 @@ def refusal(config: PreTrainedConfig, key: str, found: object, expected: object)
     )
 
 
+def small_epsilon(config: PreTrainedConfig) -> None:
+    """Raises ModelError for an epsilon above 1e-5.
+
+    transformers norms inside these families' attention with 1e-6, llama.cpp with the config's, which is
+    the same up to there.
+    """
+    if config.rms_norm_eps > 1e-5:
+        raise refusal(config, "rms_norm_eps", config.rms_norm_eps, "1e-05 at most")
+
+
 def pairs_of(tensor: Tensor, heads: int, rotated: float = 1.0) -> Tensor:
     """The rows of each head with element i and i + width / 2 side by side, in the share of them that is rotated."""
     rows = tensor.reshape(heads, tensor.shape[0] // heads, *tensor.shape[1:])

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from spintune.export.gguf.families.experts import routed
-from spintune.export.gguf.families.family import EVERYWHERE, GgufFamily, Parts, Shape, pairs_of, refusal
+from spintune.export.gguf.families.family import EVERYWHERE, GgufFamily, Parts, Shape, pairs_of, refusal, small_epsilon
 
 
 def _apart(name: str, tensor: Tensor, config: PreTrainedConfig) -> Parts:
@@ -42,15 +42,9 @@ def _shape(shape: Shape, config: PreTrainedConfig) -> Shape:
     return replace(shape, kv_heads=1, key_width=rank + turned, value_width=rank, rotated=turned)
 
 
-def _small_epsilon(config: PreTrainedConfig) -> None:
-    """transformers norms the vector with an epsilon of 1e-6, llama.cpp with the config's; up to 1e-5 that is the same."""
-    if config.rms_norm_eps > 1e-5:
-        raise refusal(config, "rms_norm_eps", config.rms_norm_eps, "1e-05 at most")
-
-
 def latent_fields(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """How narrow the vector is, and how wide what is made of it."""
-    _small_epsilon(config)
+    small_epsilon(config)
     writer.add_q_lora_rank(config.q_lora_rank or 0)
     writer.add_kv_lora_rank(config.kv_lora_rank)
     writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
@@ -90,7 +84,7 @@ def _kimi(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """Linear attention in some layers; in the others, nothing is rotated."""
     if config.linear_num_heads != config.num_attention_heads:
         raise refusal(config, "linear_num_heads", config.linear_num_heads, config.num_attention_heads)
-    _small_epsilon(config)
+    small_epsilon(config)
     writer.add_kv_lora_rank(config.kv_lora_rank)
     writer.add_key_length_mla(config.qk_nope_head_dim + config.qk_rope_head_dim)
     writer.add_value_length_mla(config.v_head_dim)

@@ -20,6 +20,7 @@ from spintune.export.gguf.families.family import (
     neighboring_pairs,
     norms_from_zero,
     refusal,
+    small_epsilon,
 )
 
 _UNBOUNDED = 2**20  # tokens of a model without positions
@@ -233,6 +234,7 @@ def _lfm2_shape(shape: Shape, config: PreTrainedConfig) -> Shape:
 
 def _linear_attention(writer: GGUFWriter, config: PreTrainedConfig) -> None:
     """Sizes of the gated delta net, and which layers have it."""
+    small_epsilon(config)
     recurrent = [kind == "linear_attention" for kind in config.layer_types]
     if recurrent != [(layer + 1) % 4 != 0 for layer in range(len(recurrent))]:
         every = len(recurrent) if all(recurrent) else recurrent.index(False) + 1
@@ -343,7 +345,7 @@ RECURRENT: dict[str, GgufFamily] = {
         _lfm2_moe,
         shape=_lfm2_shape,
         names=_LFM2_NAMES,
-        fixed={"conv_bias": False, "norm_topk_prob": True, "routed_scaling_factor": 1.0},
+        fixed={"conv_bias": False, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "use_expert_bias": True},
     ),
     "mamba": GgufFamily("mamba", _mamba_tensor, _mamba, shape=_no_attention, fixed=_MAMBA),
     "mamba2": GgufFamily("mamba2", _mamba2_tensor, _state_fields, shape=_no_attention, fixed=_MAMBA | _NO_LIMIT),
