@@ -50,9 +50,12 @@ same logits in llama.cpp as in transformers (`tests/export/test_gguf_families.py
 changes the computation in its config. A config that llama.cpp cannot express is refused in one line.
 
 - Experts may be a tensor each in the checkpoint, or all in one.
-- Rotary positions of the type dynamic are written as they are up to the model's longest text, which is where the
-  file's context ends. Llama 3's scaling is written for the families in which llama.cpp reads factors; YaRN for all
-  but some with windows.
+- Rotary positions of the types linear, dynamic and YaRN are written for most families, Llama 3's where llama.cpp reads
+  factors. Dynamic ones are as they are by default up to the model's longest text, where the file's context ends. Where
+  llama.cpp has numbers of YaRN of its own (32, 1, whole dimensions), others are refused: gpt-oss as OpenAI published it
+  (`truncate: false`) is among these.
+- The tokenizer must be one whose rule llama.cpp has exactly ([export](../how-to/export.md#llamacpp)). Those of gpt-oss,
+  Llama 4 and Mistral's Tekken are refused: llama.cpp cuts words before combining marks (as Hindi's), they do not.
 - Layers that only predict further tokens (MTP) are not written; transformers does not load them.
 
 This page is printed by `python tests/gguf_table.py`.

@@ -263,7 +263,7 @@ EXPERT: list[Variant] = [
         | {**WINDOW, "n_group": 1, "topk_group": 1},
     ),
     ("minimax_m2", {"num_local_experts": 4, "head_dim": 16, **rope(partial_rotary_factor=0.5), **EXPERTS}),
-    ("mixtral", {"num_local_experts": 4, **EXPERTS}),
+    ("mixtral", {"num_local_experts": 4, "head_dim": 16, **EXPERTS}),
     ("olmoe", {"num_experts": 4, "norm_topk_prob": False, **ALL_KEYS, **EXPERTS}),
     (
         "qwen2_moe",
@@ -336,4 +336,24 @@ RECURRENT: list[Variant] = [
     ("qwen3_5_text", {**DELTA, **rope(partial_rotary_factor=0.5)}),
     ("qwen3_next", {**DELTA, **QWEN_EXPERTS, **rope(partial_rotary_factor=0.5)}),
 ]
+NO_ROTATION = {
+    *("bloom", "falcon_mamba", "gpt-sw3", "gpt2", "gpt_bigcode", "jamba", "kimi_linear", "mamba", "mamba2", "mpt"),
+    "nemotron_h",
+}
+SCALINGS = {"dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "linear": LINEAR, "llama3": LLAMA3}
+SCALINGS["yarn"] = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
+
+
+def scaled(family: str, kind: str, rotated: dict[str, Any]) -> dict[str, Any]:
+    """The first variant of a family, with positions scaled. ``rotated`` are its rotary parameters as they are."""
+    changes = next(changes for name, changes in VARIANTS if name == family)
+    by_layer = "full_attention" in rotated
+    own = rotated["full_attention"] if by_layer else rotated
+    share = {key: own[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in own}
+    other = {**share, **SCALINGS[kind], "original_max_position_embeddings": 16}
+    if by_layer:
+        other["rope_theta"] = own["rope_theta"]
+    return {**changes, "rope_parameters": {**rotated, "full_attention": other} if by_layer else other}
+
+
 VARIANTS = [*DENSE, *LATENT, *EXPERT, *RECURRENT]

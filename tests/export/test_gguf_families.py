@@ -11,7 +11,7 @@ import torch
 from families.variants import DECODERS
 from gguf import MODEL_ARCH_NAMES, GGUFReader
 from gguf_table import NEWER, PAGE, REASONS, page
-from gguf_variants import EXPERTS, LATENT_SIZES, LLAMA3, VARIANTS, YARN, rope
+from gguf_variants import EXPERTS, LATENT_SIZES, LLAMA3, NO_ROTATION, SCALINGS, VARIANTS, YARN, rope, scaled
 from llama_cpp_models import logits_of, write_random_model
 from numpy.typing import NDArray
 from tiny_folders import write_llama
@@ -80,6 +80,23 @@ def test_a_family_gives_the_same_logits_in_llama_cpp(
 ) -> None:
     pytest.importorskip("llama_cpp")
     folder = model_folder(tmp_path / "model", tokenizer_folder, family, changes)
+    write_gguf(folder, tmp_path / "model.gguf", "f32", ABOUT, Silent())
+    expected, found = log_probabilities(folder, tmp_path / "model.gguf")
+    assert np.abs(found - expected).max() < tolerance(family) * max(1.0, np.ptp(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - NO_ROTATION))
+def test_positions_are_scaled_as_in_transformers(
+    tmp_path: Path, tokenizer_folder: Path, family: str, kind: str
+) -> None:
+    pytest.importorskip("llama_cpp")
+    if kind not in FAMILIES[family].scalings:
+        pytest.skip(f"refused for {family}")
+    first = next(changes for name, changes in VARIANTS if name == family)
+    rotated = AutoConfig.for_model(family, **{**COMMON, **first}).rope_parameters
+    folder = model_folder(tmp_path / "model", tokenizer_folder, family, scaled(family, kind, rotated))
     write_gguf(folder, tmp_path / "model.gguf", "f32", ABOUT, Silent())
     expected, found = log_probabilities(folder, tmp_path / "model.gguf")
     assert np.abs(found - expected).max() < tolerance(family) * max(1.0, np.ptp(expected))

@@ -44,6 +44,11 @@ SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 THREE = ENGLISH + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES
 ONE = ENGLISH + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + SPACES
 MARKS = ENGLISH + r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|" + SPACES
+UPPER, LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+O200K = (  # llama.cpp's gpt-4o cuts before combining marks
+    f"{UPPER}*{LOWER}+{ENGLISH[:-1]}?|{UPPER}+{LOWER}*{ENGLISH[:-1]}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + SPACES
+)
 DEEPSEEK = (
     r"\p{N}{1,3}",
     r"[一-龥\u3040-ゟ゠-ヿ]+",
@@ -168,6 +173,8 @@ def test_a_rule_that_llama_cpp_does_not_have_is_refused() -> None:
         read_vocabulary(byte_level(split(r"\p{N}{1,4}|\p{L}+")), 800)
     with pytest.raises(ModelError, match="tokens would silently differ"):
         read_vocabulary(byte_level(split(ONE), True), 800)
+    with pytest.raises(ModelError, match="tokens would silently differ"):
+        read_vocabulary(byte_level(split(O200K)), 800)
 
 
 def test_other_kinds_of_tokenizers_are_refused(t5_tokenizer: PreTrainedTokenizerBase) -> None:
