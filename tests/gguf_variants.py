@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from spintune.export.gguf.families import FAMILIES
+
 Variant = tuple[str, dict[str, Any]]
 WINDOW = {"sliding_window": 8}
 LLAMA3 = {
@@ -341,7 +343,7 @@ NO_ROTATION = {
     "nemotron_h",
 }
 SCALINGS = {"dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}, "linear": LINEAR, "llama3": LLAMA3}
-SCALINGS["yarn"] = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
+SCALINGS["yarn"] = YARN
 
 
 def scaled(family: str, kind: str, rotated: dict[str, Any]) -> dict[str, Any]:
@@ -351,6 +353,8 @@ def scaled(family: str, kind: str, rotated: dict[str, Any]) -> dict[str, Any]:
     own = rotated["full_attention"] if by_layer else rotated
     share = {key: own[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in own}
     other = {**share, **SCALINGS[kind], "original_max_position_embeddings": 16}
+    if kind == "yarn" and FAMILIES[family].latent:
+        other |= {"mscale": 0.7, "mscale_all_dim": 0.7}
     if by_layer:
         other["rope_theta"] = own["rope_theta"]
     return {**changes, "rope_parameters": {**rotated, "full_attention": other} if by_layer else other}

@@ -184,6 +184,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         "only with mscale and mscale_all_dim equal",
     ),
     ("llama4_text", {"attention_chunk_size": 16}, "attention_chunk_size 16"),
+    ("glm", {"head_dim": 32}, "head_dim 32 .* where it is 16"),
     ("mamba", {"intermediate_size": 96}, "intermediate_size 96"),
     ("gemma3n_text", {"num_hidden_layers": 4, "num_kv_shared_layers": 0}, "laurel_rank|activation_sparsity_pattern"),
 ]

@@ -94,7 +94,10 @@ def _yarn(writer: GGUFWriter, config: PreTrainedConfig, rope: JsonObject, latent
             raise ModelError("yarn can be written to GGUF for this family only with mscale and mscale_all_dim equal")
         writer.add_rope_scaling_yarn_log_mul(0.1 * float(grows))
         return
-    writer.add_rope_scaling_attn_factors(scale / (1 + 0.1 * math.log(factor)))  # llama.cpp's own factor
+    beyond = scale / (1 + 0.1 * math.log(factor))  # of llama.cpp's own
+    if "full_attention" in config.rope_parameters and abs(beyond - 1) > 1e-6:
+        raise ModelError(f"yarn with attention_factor {scale} in some layers only cannot be written to GGUF")
+    writer.add_rope_scaling_attn_factors(beyond)
 
 
 def _longrope(writer: GGUFWriter, config: PreTrainedConfig, rope: JsonObject) -> dict[str, Tensor]:

@@ -211,7 +211,7 @@ DENSE: dict[str, GgufFamily] = {
         activation=GELU,
     ),
     "cohere": GgufFamily("command-r", fields=_cohere, fixed=_NO_BIAS),
-    "cohere2": GgufFamily("cohere2", fields=_cohere2, windowed=True, fixed=_NO_BIAS),
+    "cohere2": GgufFamily("cohere2", fields=_cohere2, windowed=True, fixed=_NO_BIAS, square=True),
     "cwm": _LLAMA,
     "ernie4_5": GgufFamily("ernie4_5", fixed={"use_bias": False}),
     "exaone4": GgufFamily("exaone4", fields=_exaone4, scalings=FACTORS, windowed=True),
@@ -222,7 +222,7 @@ DENSE: dict[str, GgufFamily] = {
         fixed={"alibi": False, "parallel_attn": True, "bias": False},
         activation=GELU,
     ),
-    "glm": GgufFamily("chatglm"),
+    "glm": GgufFamily("chatglm", square=True),
     "glm4": GgufFamily("glm4"),
     "gpt-sw3": _GPT2,
     "gpt2": _GPT2,
@@ -246,7 +246,9 @@ DENSE: dict[str, GgufFamily] = {
     "ministral3": GgufFamily("mistral3", neighboring_pairs, _ministral3, scalings=FACTORS),
     "mistral": _LLAMA,
     "mpt": GgufFamily("mpt", fields=_mpt, shape=_four_times_wide, activation=GELU),
-    "nemotron": GgufFamily("nemotron", norms_from_zero, shape=_norm_eps_of_layers, activation=RELU2, head=True),
+    "nemotron": GgufFamily(
+        "nemotron", norms_from_zero, shape=_norm_eps_of_layers, activation=RELU2, head=True, square=True
+    ),
     "olmo": GgufFamily("olmo", neighboring_pairs, _clipped, shape=_olmo_shape, fixed=_NO_BIAS),
     "olmo2": GgufFamily("olmo2", head=True, fixed=_NO_BIAS),
     "olmo3": GgufFamily("olmo2", fields=_olmo3, windowed=True, head=True, fixed=_NO_BIAS),

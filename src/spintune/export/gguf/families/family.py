@@ -104,6 +104,7 @@ class GgufFamily:
         scalings: types of rotary positions that it computes.
         fused: llama.cpp keeps gate and up of the experts together, as they are in memory.
         latent: keys and values are made of one narrow vector, and YaRN grows the scores as DeepSeek has it.
+        square: heads are together as wide as the hidden size.
         windowed: llama.cpp knows the family's sliding windows. For the others, the context ends where a window would
             begin to matter.
         copies: names of tensors that llama.cpp reads without need, and of others to take where a checkpoint lacks them.
@@ -123,6 +124,7 @@ class GgufFamily:
     scalings: frozenset[str] = EVERYWHERE
     fused: bool = False
     latent: bool = False
+    square: bool = False
     windowed: bool = False
     copies: Callable[[PreTrainedConfig], Mapping[str, str]] = no_copies
     head: bool = False
@@ -133,6 +135,8 @@ class GgufFamily:
             found = getattr(config, key, expected)
             if (list(found) if isinstance(found, tuple) else found) != expected:
                 raise refusal(config, key, found, expected)
+        if self.square and (width := config.head_dim) * config.num_attention_heads != config.hidden_size:
+            raise refusal(config, "head_dim", width, config.hidden_size // config.num_attention_heads)
         for key in ("hidden_act", "hidden_activation", "activation_function", "activation", "mlp_hidden_act"):
             found = getattr(config, key, None)
             if isinstance(found, str) and found not in self.activation:
