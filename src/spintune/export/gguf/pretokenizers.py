@@ -7,10 +7,13 @@ each rule against llama.cpp over many texts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from spintune.errors import ModelError
 from spintune.typed_json import JsonObject
+
+log = logging.getLogger(__name__)
 
 _ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,6 +37,11 @@ _DEEPSEEK = "\n".join(
     )
 )
 
+_UPPER, _LOWER = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_PATHS = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_O200K = rf"{_UPPER}*{_LOWER}+{_ENGLISH}?|{_UPPER}+{_LOWER}*{_ENGLISH}?|\p{{N}}{{1,3}}{_PATHS}"
+_TEKKEN = rf"{_UPPER}*{_LOWER}+|{_UPPER}+{_LOWER}*|\p{{N}}{_PATHS}"
+
 _NAMES: dict[tuple[str, bool], str] = {
     (_BYTES, False): "gpt-2",
     (_DIGITS, False): "smollm",
@@ -44,12 +52,24 @@ _NAMES: dict[tuple[str, bool], str] = {
     (_DEEPSEEK, False): "deepseek-v3",
 }
 """By what is done, and whether words that are tokens are taken whole (ignore_merges)."""
+_NEARLY: dict[tuple[str, bool], str] = {(_O200K, False): "gpt-4o", (_TEKKEN, True): "tekken"}
+"""Rules that llama.cpp has but for letters outside of a to z: it cuts before a combining mark, and cannot tell their cases."""
 
 
 def rule_name(pre_tokenizer: JsonObject | None, ignore_merges: bool) -> str:
-    """llama.cpp's name for a pre-tokenizer of tokenizer.json. Raises ModelError where none is known."""
-    found = _NAMES.get((_structure(_steps(pre_tokenizer)), ignore_merges))
-    if found is None:
+    """llama.cpp's name for a pre-tokenizer of tokenizer.json, with a warning where its rule differs for some alphabets.
+
+    Raises ModelError where no name is known.
+    """
+    rule = _structure(_steps(pre_tokenizer)), ignore_merges
+    if (nearly := _NEARLY.get(rule)) is not None:
+        log.warning(
+            "llama.cpp's rule %s cuts some words of other alphabets than a to z otherwise than the model's tokenizer: "
+            "before combining marks (Hindi, Arabic with vowels), and where large letters follow small ones",
+            nearly,
+        )
+        return nearly
+    if (found := _NAMES.get(rule)) is None:
         raise ModelError(
             "its tokenizer cuts texts by a rule that llama.cpp is not known to have, so tokens would silently differ; "
             "not exported to GGUF (export the folder instead)"
