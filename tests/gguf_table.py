@@ -54,8 +54,8 @@ changes the computation in its config. A config that llama.cpp cannot express is
   factors. Dynamic ones are as they are by default up to the model's longest text, where the file's context ends. Where
   llama.cpp has numbers of YaRN of its own (32, 1, whole dimensions), others are refused: gpt-oss as OpenAI published it
   (`truncate: false`) is among these.
-- The tokenizer must be one whose rule llama.cpp has ([export](../how-to/export.md#llamacpp)). Of those of gpt-oss, Llama 4
-  and Mistral's Tekken it cuts some words of other alphabets than a to z otherwise; a warning says so.
+- The tokenizer must be one whose rule llama.cpp has ([export](../how-to/export.md#llamacpp)). Of those of gpt-oss,
+  Llama 4 and Mistral's Tekken it cuts some words of other alphabets than a to z otherwise; a warning says so.
 - Layers that only predict further tokens (MTP) are not written; transformers does not load them.
 
 This page is printed by `python tests/gguf_table.py`.

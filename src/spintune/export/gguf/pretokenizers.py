@@ -53,7 +53,7 @@ _NAMES: dict[tuple[str, bool], str] = {
 }
 """By what is done, and whether words that are tokens are taken whole (ignore_merges)."""
 _NEARLY: dict[tuple[str, bool], str] = {(_O200K, False): "gpt-4o", (_TEKKEN, True): "tekken"}
-"""Rules that llama.cpp has but for letters outside of a to z: it cuts before a combining mark, and cannot tell their cases."""
+"""Rules that llama.cpp has but for letters outside of a to z: it cuts before combining marks and cannot tell cases."""
 
 
 def rule_name(pre_tokenizer: JsonObject | None, ignore_merges: bool) -> str:
