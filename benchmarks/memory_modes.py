@@ -15,7 +15,7 @@ same held-out rows. No times are taken, so other work on the machine changes not
   :func:`spintune.training.footprint.footprint`, which tests compare with real tensors, for each weight of the model.
 * peak: most memory of the process in two steps, beyond what it held before it loaded the model: with activations.
 * losses: mean training loss of each quarter of the steps.
-* nearest: no mode, but what bfloat16 weights lose without stochastic rounding.
+* nearest: no mode, but what bfloat16 weights lose without stochastic rounding; with float32 products everywhere.
 
 A processor that does not multiply bfloat16 takes eight times as long for it as for float32. There, losses of bfloat16
 weights are measured with float32 products and gradients: weights have bfloat16 values and are rounded to such after
@@ -71,6 +71,11 @@ MODES = (
 )
 
 
+def is_emulated(mode: Mode, spec: dict[str, Any]) -> bool:
+    """Whether bfloat16 weights are float32 ones that are rounded after each update."""
+    return mode.name == "nearest" or (mode.weights is not None and spec["emulated"])
+
+
 def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     """Trains in one mode, in this process. ``emulated``: bfloat16 values in float32 weights."""
     import torch
@@ -91,7 +96,7 @@ def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     from spintune.training.rounding import round_stochastically
     from spintune.training.sft import row_losses
 
-    before, emulated = peak_memory(), mode.weights is not None and spec["emulated"]
+    before, emulated = peak_memory(), is_emulated(mode, spec)
     more: dict[str, Any] = {"weights": None if emulated else mode.weights, "base": mode.base, "frozen": mode.lora}
     loaded = load_model(spec["model"], cache=Path(spec["cache"]), **more)
     if emulated:
@@ -135,7 +140,7 @@ def train_in(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
 
 def measure(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
     """Runs a mode in a process of its own."""
-    how = " (products in float32)" * (spec["emulated"] and mode.weights is not None)
+    how = " (products in float32)" * is_emulated(mode, spec)
     print(f"{mode.name}{how}: {spec['steps']} steps", file=sys.stderr, flush=True)
     command = [sys.executable, __file__, "--role", mode.name, "--spec", json.dumps(spec)]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
@@ -146,7 +151,7 @@ def measure(mode: Mode, spec: dict[str, Any]) -> dict[str, Any]:
 
 def parts_of(mode: Mode, spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What is run of a mode, by name: its losses, and where those are emulated its bytes and peak in two real steps."""
-    if mode.weights is None or not spec["emulated"]:
+    if not is_emulated(mode, spec):
         return {mode.name: spec}
     real = {} if mode.name == "nearest" else {f"{mode.name}, real": {**spec, "emulated": False, "steps": 2}}
     return {mode.name: spec, **real}
@@ -156,11 +161,10 @@ def table(results: dict[str, Any]) -> str:
     """The results as a table in Markdown."""
     columns = ("mode", "bytes a weight", "peak", "held-out before", "after", "training loss, by quarters")
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    runs, emulated = results["runs"], results["spec"]["emulated"]
-    for name in (mode.name for mode in MODES if mode.name in runs):
-        one = runs[name]
-        is_real = next(mode for mode in MODES if mode.name == name).weights is None or not emulated
-        real = one if is_real else runs.get(f"{name}, real")
+    runs = results["runs"]
+    for mode in (mode for mode in MODES if mode.name in runs):
+        name, one = mode.name, runs[mode.name]
+        real = runs.get(f"{name}, real") if is_emulated(mode, results["spec"]) else one
         held = f"{sum(real['bytes'].values()) / real['count']:.2f}" if real else ""
         peak = f"{real['peak']:.2f} GB" if real else ""
         quarter = max(1, len(one["losses"]) // 4)
