@@ -104,17 +104,19 @@ def test_a_rehearsal_is_within_15_percent_of_what_torch_takes(
     assert moments == pytest.approx(2 * sum(p.numel() * 4 for p in trained), rel=0.02)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "muon", "adafactor"])
 def test_updates_take_what_is_said_for_their_length(
-    optimizer: OptimizerName, peak: Callable[[Callable[[], object]], int]
+    optimizer: OptimizerName, dtype: torch.dtype, decay: float, peak: Callable[[Callable[[], object]], int]
 ) -> None:
-    model = real_model(CASES["sft of 128 tokens"])
+    model = real_model(CASES["sft of 128 tokens"]).to(dtype)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    made = build_optimizer(model, Optimization(1e-4, optimizer=optimizer))
+    made = build_optimizer(model, Optimization(1e-4, optimizer=optimizer, weight_decay=decay))
     made.step()
     numbers = 4 * sum(p.numel() for p in model.parameters())
-    assert abs(peak(made.step) - step_bytes(model, optimizer)) < 0.1 * numbers
+    assert abs(peak(made.step) - step_bytes(model, optimizer, decays=decay > 0)) < 0.1 * numbers
 
 
 def test_layers_beyond_a_few_follow_from_them() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from spintune.engine.rotary import layers_of
 from spintune.plan.calls import Calls
 from spintune.plan.devices import GPUS, Target
-from spintune.plan.memory import MemoryPlan
+from spintune.plan.memory import MemoryPlan, step_bytes
 from spintune.plan.shapes import read_shape
 from spintune.recipe import SftSection, load_recipe
+from spintune.recipe.section import OptimizerName
+from spintune.training.optimization import Optimization, build_optimizer
 
 RANKS = 64
 
@@ -55,6 +58,40 @@ def test_70b_on_64_ranks_takes_what_fsdp_gives_to_one(ranks: int, tmp_path: Path
     assert local_bytes(moments) == kept.moments
     # by hand: 70.55 billion numbers of 4 bytes over 64 ranks; no tensor's first dimension leaves a rest
     assert kept.weights == 70_553_706_496 * 4 // 64
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_the_update_of_a_share_takes_what_is_said(
+    optimizer: OptimizerName, decay: float, ranks: int, peak: Callable[[Callable[[], object]], int]
+) -> None:
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=8))
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    expected = {"adamw": 0, "rmsprop": 4 * matrices * (2 if decay else 1) // ranks}[optimizer]  # by hand
+    assert step_bytes(model, optimizer, ranks, decays=decay > 0) == expected
+    mesh = init_device_mesh("cpu", (ranks,))
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    made = build_optimizer(model, Optimization(1e-4, optimizer=optimizer, weight_decay=decay))
+    made.step()
+    assert peak(made.step) == pytest.approx(expected, rel=0.05, abs=2000)
+
+
+@pytest.mark.parametrize(("offload", "expected"), [(None, 70_553_706_496 * 4 // 64), ("optimizer", 0)])
+def test_rmsprop_of_70b_on_64_ranks_by_hand(offload: str | None, expected: int, tmp_path: Path) -> None:
+    """The square roots of a rank's share; none on the GPU where the CPU computes the update."""
+    sft = {"optimizer": "rmsprop"}
+    recipe = load_recipe(
+        None, [], {"out": "x", "model": "llama-70b", "data": {"train": "x"}, "offload": offload, "sft": sft}
+    )
+    shape, gpu = read_shape("llama-70b", tmp_path), GPUS["h100"]
+    plan = MemoryPlan(recipe, shape, Target(True, gpu, RANKS, int(gpu.memory), 0.35, False), sharded=True)
+    parts, _ = plan.training(SftSection(optimizer="rmsprop"), Calls(1, 1, 1, 1, (), True))
+    assert parts.activations == pytest.approx(expected, rel=1e-4)  # norms are updated after the matrices
 
 
 def test_a_sharded_rank_holds_whole_layers_at_work_only(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(
 @pytest.mark.parametrize("first", [True, False])
 def test_pieces_are_whole_matrices_and_change_no_update(monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
     """The same bits with moments elsewhere, whose state goes on in one object and back. Embeddings are divided."""
-    monkeypatch.setattr(rounding, "_PIECE", 1000)
+    monkeypatch.setattr(rounding, "PIECE", 1000)
     straight, model = llama(), llama()
     plain = build_optimizer(straight, Optimization(RATE, optimizer="muon", weight_decay=DECAY))
     for step in range(4):

@@ -139,7 +139,7 @@ def test_a_resumed_optimizer_gives_the_same_bits(name: str) -> None:
 
 def test_pieces_change_no_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of float32 weights with moments elsewhere, which are not rounded: the same bits as AdamW over all at once."""
-    monkeypatch.setattr(rounding, "_PIECE", 96)
+    monkeypatch.setattr(rounding, "PIECE", 96)
     plain, _ = wide_and_narrow()
     split, _ = wide_and_narrow()
     optimizers = [
@@ -163,7 +163,7 @@ def test_a_checkpoint_goes_on_with_moments_elsewhere(
     name: Any, offloads: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever runs short of memory adds offload and goes on: the same bits as without a stop."""
-    monkeypatch.setattr(rounding, "_PIECE", 96)
+    monkeypatch.setattr(rounding, "PIECE", 96)
 
     def trained(*offloads: bool) -> list[torch.Tensor]:
         model, _ = wide_and_narrow()

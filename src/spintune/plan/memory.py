@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spintune.engine.query import Query
@@ -26,6 +26,7 @@ from spintune.recipe.section import OptimizerName
 from spintune.recipe.training import TrainingSection
 from spintune.training.footprint import TrainingFootprint, footprint
 from spintune.training.muon import hidden_matrices
+from spintune.training.rounding import PIECE
 
 _HEAD_BYTES = 512 * 2**20
 """What :class:`spintune.engine.logprobs.LogProbEngine` computes of the logits at once."""
@@ -147,7 +148,7 @@ class MemoryPlan:
         # what a call adds to gradients of the calls before, or makes itself
         adds = calls.several or self.sharded  # shares of gradients are kept, and none is whole for long
         new = call.start if adds else max(0, max(call.start, call.end) - kept.gradients)
-        new = max(new - self._moved(calls.largest), step_bytes(self.model, optimizer))
+        new = max(new - self._moved(calls.largest), self._step(section))
         logits = min(new, self._logits(calls.largest))
         parts = MemoryParts(
             kept.weights,
@@ -215,6 +216,13 @@ class MemoryPlan:
         except CannotRehearseError as reason:
             return self._guessed(queries), f"by a rule of thumb, since the model cannot be rehearsed ({reason})"
 
+    def _step(self, section: TrainingSection) -> int:
+        """Bytes on the device that an update takes: of one rank's share, and none where it is computed on the CPU."""
+        if self.recipe.offload in ("optimizer", "both"):
+            return 0
+        ranks = self.target.gpus if self.sharded else 1
+        return step_bytes(self.model, section.optimizer, ranks, decays=section.weight_decay > 0)
+
     def _moved(self, queries: Sequence[Query]) -> int:
         """Bytes of the inputs of recomputed layers, where those are offloaded."""
         if self.recipe.offload not in ("activations", "both"):
@@ -252,14 +260,33 @@ class MemoryPlan:
         return everything if at_once or not self.target.on_gpu else self._gathered(gradients=False)
 
 
-def step_bytes(model: nn.Module, optimizer: OptimizerName) -> int:
-    """Bytes that an update of the weights takes for its length."""
-    trained = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
-    if optimizer == "rmsprop":  # the square roots of all moments at once
-        return sum(trained)
-    if optimizer == "muon":  # the momentum, its copies in bfloat16, and products of their shorter side
-        return max((8 * p.numel() + 4 * min(p.shape) ** 2 for p in hidden_matrices(model)), default=0)
-    return 3 * max(trained, default=0) if optimizer == "adafactor" else 0  # of one matrix after the other
+def step_bytes(model: nn.Module, optimizer: OptimizerName, ranks: int = 1, decays: bool = False) -> int:
+    """Bytes that an update of the weights takes for its length.
+
+    Args:
+        ranks: among which the weights are divided.
+        decays: matrices have weight decay.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    hidden = hidden_matrices(model) if optimizer == "muon" else set()
+    if any(p.dtype == torch.bfloat16 for p in trained):
+        whole = optimizer in ("adafactor", "adamw8bit")
+        pieces = [(p, p.numel() if whole or p in hidden else min(p.numel(), PIECE)) for p in trained]
+        # weights and gradients in float32 and what the update makes; then the weights, random bits, and all rounded
+        return max((max(8 * n + _made(p, n, optimizer, hidden, decays), 10 * n) for p, n in pieces), default=0)
+    made = [(p, _made(p, _share(p, ranks), optimizer, hidden, decays)) for p in trained]
+    if optimizer == "rmsprop":  # all matrices at once, then all others
+        return max(sum(size for p, size in made if (p.ndim >= 2) == matrices) for matrices in (True, False))
+    return max((size for _, size in made), default=0)
+
+
+def _made(parameter: nn.Parameter, numbers: int, optimizer: OptimizerName, hidden: set[Tensor], decays: bool) -> int:
+    """Bytes that the update of so many numbers of a parameter makes in float32."""
+    if optimizer == "rmsprop":  # the square roots of the moments; gradients with the decay added
+        return (8 if decays and parameter.ndim >= 2 else 4) * numbers
+    if parameter in hidden:  # the momentum, its copies in bfloat16, and products of their shorter side
+        return 8 * numbers + 4 * min(parameter.shape) ** 2
+    return 12 * numbers if optimizer == "adafactor" else 0
 
 
 def sharded_bytes(model: nn.Module, ranks: int, trained: bool) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from spintune.engine.sharing import local
 from spintune.streams import integer
 
-_PIECE = 2**24
+PIECE = 2**24
 """Weights that are updated at once; what an update needs beside the moments is 16 bytes for each of them."""
 
 ParameterGroup = dict[str, Any]
@@ -176,8 +176,8 @@ def _part(value: Any, parameter: nn.Parameter, place: slice) -> Any:
 
 def _pieces(parameter: nn.Parameter, whole: bool, device: torch.device | None) -> Iterator[_Piece]:
     count = parameter.numel()
-    split = count > _PIECE and not whole and parameter.is_contiguous() and local(parameter) is parameter
-    places = [slice(start, min(start + _PIECE, count)) for start in range(0, count, _PIECE)] if split else [slice(None)]
+    split = count > PIECE and not whole and parameter.is_contiguous() and local(parameter) is parameter
+    places = [slice(start, min(start + PIECE, count)) for start in range(0, count, PIECE)] if split else [slice(None)]
     for place in places:
         empty = torch.empty([0] * parameter.ndim, device=device or parameter.device)  # Muon asks for two dimensions
         yield _Piece(parameter, place, nn.Parameter(empty))
