@@ -76,6 +76,14 @@ def test_best_weights_are_checked_as_checkpoints_are(run: Path) -> None:
     assert (problem.path, problem.state) == ("sft/checkpoints/abc/best-00000005/checkpoint.json", "damaged")
 
 
+def test_a_checkpoint_of_other_inputs_than_its_folder_says_is_told(run: Path) -> None:
+    checkpoint = run / "spin/iterate-1/checkpoints/abc/step-00000001"
+    for inputs, problems in (("abc", []), ("def", ["damaged"])):
+        (checkpoint / "checkpoint.json").unlink()
+        seal_checkpoint(checkpoint, 1, inputs=inputs)
+        assert [problem.state for problem in verify_run(run, Silent()).problems] == problems
+
+
 def test_a_whole_run_has_no_problems(run: Path) -> None:
     (run / "sft/model/README.md").write_text("mine")
     (run / "notes.txt").write_text("mine")

@@ -4,7 +4,8 @@
 
     step-00000012/              a checkpoint; checkpoint.json is written last
         weights.safetensors, optimizer.safetensors; of sharded training .metadata and *.distcp
-        checkpoint.json         its step, the held-out losses so far, the digest of each file, and of all this
+        checkpoint.json         its step, the stage's inputs, the held-out losses so far, the digest of each file, and
+                                of all this
     best-00000008/              the weights with the least held-out loss so far, and their checkpoint.json
     TAG-WHAT-00000256.jsonl     a shard: a line with number and digest of the records, then the records
 """
@@ -65,6 +66,8 @@ class CheckpointFacts(OmitEmpty):
         digest: of all the rest; None where an earlier version wrote it.
         best: step of the best weights, which lie beside this checkpoint; 0 for none.
         heldout: the held-out losses so far.
+        inputs: what the stage is trained from, shortened: the name of the folder of its checkpoints. None where nobody
+            said so, as in an earlier version.
     """
 
     step: int
@@ -72,6 +75,7 @@ class CheckpointFacts(OmitEmpty):
     digest: str | None = None
     best: int | None = None
     heldout: HeldoutLosses | None = None
+    inputs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,16 @@ def best_name(step: int) -> str:
     return f"best-{step:08d}"
 
 
-def seal_checkpoint(folder: Path, step: int, best: int | None = None, heldout: HeldoutLosses | None = None) -> None:
+def seal_checkpoint(
+    folder: Path,
+    step: int,
+    best: int | None = None,
+    heldout: HeldoutLosses | None = None,
+    inputs: str | None = None,
+) -> None:
     """Writes the digests of a checkpoint or of the best weights, after their files."""
     sha256 = {file.name: digest_file(file) for file in sorted(folder.iterdir())}
-    facts = CheckpointFacts(step, sha256, None, best, heldout)
+    facts = CheckpointFacts(step, sha256, None, best, heldout, inputs)
     write_json(folder / _CHECKPOINT, to_json(replace(facts, digest=_digest(facts))))
 
 
@@ -119,7 +129,22 @@ def read_checkpoint(folder: Path) -> CheckpointFacts:
 
 def _digest(facts: CheckpointFacts) -> str:
     more = [facts.best, to_json(facts.heldout)] if facts.best or facts.heldout else []
-    return digest_json([facts.step, facts.sha256, *more])
+    inputs = [{"inputs": facts.inputs}] if facts.inputs else []
+    return digest_json([facts.step, facts.sha256, *more, *inputs])
+
+
+def check_inputs(folder: Path, facts: CheckpointFacts, inputs: str | None) -> None:
+    """Raises RunError for a checkpoint, or best weights, of a stage with other inputs."""
+    if None not in (inputs, facts.inputs) and facts.inputs != inputs:
+        raise foreign_checkpoint(folder)
+
+
+def foreign_checkpoint(folder: Path) -> RunError:
+    """The refusal of a checkpoint of other training."""
+    return RunError(
+        f"{folder}: is of other training (another run's data, settings or model); delete {folder.parent} to train "
+        "from the start, or put this run's own checkpoint back"
+    )
 
 
 def write_shard(path: Path, records: Sequence[object]) -> None:

@@ -22,7 +22,7 @@ from spintune.run_folder import MANIFEST, Manifest, check_is_run, read_manifest,
 from spintune.run_models import LOADED, read_best
 from spintune.storage import digest_file, is_note, is_temporary, read_json
 from spintune.typed_json import from_json
-from spintune.unfinished import check_shard, read_checkpoint
+from spintune.unfinished import CheckpointFacts, check_inputs, check_shard, read_checkpoint
 
 _T = TypeVar("_T")
 
@@ -209,12 +209,18 @@ class _Check:
         """Whether a file is a checkpoint's or a shard, which are checked as a whole."""
         if path.parent.parent.parent.name == "checkpoints":
             if path.name == "checkpoint.json" or not (path.parent / "checkpoint.json").is_file():
-                self.found.unfinished += self._readable(path, lambda: read_checkpoint(path.parent)) is not None
+                self.found.unfinished += self._readable(path, lambda: self._checkpoint(path.parent)) is not None
             return True
         if path.parent.name in ("shards", "rounds") and path.suffix == ".jsonl":
             self.found.unfinished += self._readable(path, lambda: check_shard(path)) is not None
             return True
         return False
+
+    @staticmethod
+    def _checkpoint(folder: Path) -> CheckpointFacts:
+        facts = read_checkpoint(folder)
+        check_inputs(folder, facts, folder.parent.name)
+        return facts
 
     @staticmethod
     def _is_loaded(path: Path, stage: Path) -> bool:

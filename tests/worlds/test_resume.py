@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from command_server import Command
 
+from spintune.errors import RunError
 from spintune.progress import Silent
 from spintune.selfplay import shards
 from spintune.trackers import TRACKERS, SentOnce, register_tracker
@@ -136,6 +138,19 @@ def test_a_checkpoint_of_other_data_is_not_used(
     run(tmp_path / "straight", **changes)
     assert contents(tmp_path / "mended") == contents(tmp_path / "straight")
     no_leftovers(tmp_path / "mended")
+
+
+def test_a_checkpoint_of_another_run_is_refused(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Its shapes are the same, for only the seed is another."""
+    changes = {"spin": None, "eval": []}
+    for name, seed in (("mine", 3), ("other", 4)):
+        with pytest.raises(Stopped):
+            run(tmp_path / name, StopsAt(6), seed=seed, **changes)
+    (mine,), (other,) = ((tmp_path / name).glob("sft/checkpoints/*") for name in ("mine", "other"))
+    shutil.rmtree(mine)
+    shutil.copytree(other, mine)
+    with pytest.raises(RunError, match="is of other training"):
+        run(tmp_path / "mine", seed=3, **changes)
 
 
 def test_trackers_get_the_numbers_of_other_data(run: Callable[..., Any], alpaca_file: Path, tmp_path: Path) -> None:

@@ -436,7 +436,7 @@ class RunContext:
                 log.sync()
 
         copies = self.recipe.copies_checkpoints(section, default_device().type == "cuda")
-        return Checkpoints(folder / tag, section.checkpoint_minutes, sync_logs, copies)
+        return Checkpoints(folder / tag, section.checkpoint_minutes, sync_logs, copies, tag)
 
     def step_logger(self, stage: str, meter: Meter) -> Callable[[StepReport], None]:
         """A hook that adds each step to the run's metrics and to the meter."""

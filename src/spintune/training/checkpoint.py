@@ -29,7 +29,9 @@ from spintune.unfinished import (
     WEIGHTS,
     HeldoutLosses,
     best_name,
+    check_inputs,
     checkpoint_name,
+    foreign_checkpoint,
     read_checkpoint,
     seal_checkpoint,
 )
@@ -72,12 +74,18 @@ class Checkpoints:
         before: called before one is saved, to put logs of the same steps on disk first.
         copies: whether :meth:`save` copies the state into the machine's memory, and a thread writes it from there while
             training goes on. It takes as many bytes as the state.
+        inputs: what the stage is trained from, shortened; a checkpoint of others is refused. None: nobody looks.
     """
 
     def __init__(
-        self, folder: Path, minutes: float, before: Callable[[], None] = lambda: None, copies: bool = False
+        self,
+        folder: Path,
+        minutes: float,
+        before: Callable[[], None] = lambda: None,
+        copies: bool = False,
+        inputs: str | None = None,
     ) -> None:
-        self.folder, self.seconds, self._copies = folder, minutes * 60, copies
+        self.folder, self.seconds, self._copies, self._inputs = folder, minutes * 60, copies, inputs
         self._before = before
         self._last = time.monotonic()
         self._saved = 0  # steps in the newest checkpoint
@@ -162,7 +170,7 @@ class Checkpoints:
     def _write(self, step: int, write: Callable[[Path], None], best: int, heldout: HeldoutLosses | None) -> None:
         with atomic_folder(self.folder / checkpoint_name(step)) as temporary:
             write(temporary)
-            seal_checkpoint(temporary, step, best or None, heldout)
+            seal_checkpoint(temporary, step, best or None, heldout, self._inputs)
         for other in self._all():
             if other.name != checkpoint_name(step):
                 remove_folder(other)  # the next save tries again; restore takes the newest
@@ -193,7 +201,7 @@ class Checkpoints:
                 team.call(_sharded().write_shards, str(temporary), False)
             else:
                 save_file({n: p.detach().contiguous() for n, p in _trained(model)}, temporary / WEIGHTS)
-            seal_checkpoint(temporary, step)
+            seal_checkpoint(temporary, step, inputs=self._inputs)
         self._best = step
 
     def load_best(self, model: nn.Module) -> None:
@@ -220,7 +228,7 @@ class Checkpoints:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Loads the newest intact checkpoint into model and optimizer. Returns its number of steps, 0 for none.
 
-        One whose best weights are damaged is not intact.
+        One whose best weights are damaged is not intact. Raises RunError for one of other training.
         """
         step = self._restore(model, optimizer)
         share_weights(model)
@@ -230,14 +238,18 @@ class Checkpoints:
     def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         for folder in reversed(self._all()):
             try:
-                facts = read_checkpoint(folder)
+                found = {folder: (facts := read_checkpoint(folder))}
                 if facts.best:
-                    read_checkpoint(self.folder / best_name(facts.best))
+                    best = self.folder / best_name(facts.best)
+                    found[best] = read_checkpoint(best)
                 divided = bool(sharded_team(model)) or not (folder / WEIGHTS).is_file()
                 weights, state = ({}, {}) if divided else [load_file(folder / name) for name in (WEIGHTS, OPTIMIZER)]
             except (RunError, OSError, SafetensorError) as error:
                 log.warning("%s; this checkpoint is not used", error)
                 continue
+            for place, one in found.items():
+                check_inputs(place, one, self._inputs)
+            _check_weights(folder, model)
             if divided:
                 _read_sharded(folder, model, optimizer)
             else:
@@ -263,6 +275,17 @@ def _sharded() -> ModuleType:
     from spintune.training import sharded_checkpoint
 
     return sharded_checkpoint
+
+
+def _check_weights(folder: Path, model: nn.Module) -> None:
+    """Raises RunError for a checkpoint of other weights, which one of an earlier version may be."""
+    if (folder / WEIGHTS).is_file():
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            kept = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    else:
+        kept = _sharded().weight_shapes(folder)
+    if kept != {name: tuple(parameter.shape) for name, parameter in _trained(model)}:
+        raise foreign_checkpoint(folder)
 
 
 def _writer(model: nn.Module, optimizer: torch.optim.Optimizer, copied: bool = False) -> Callable[[Path], None]:

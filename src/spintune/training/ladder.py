@@ -172,7 +172,7 @@ class _LadderStart(Checkpoints):
     """The checkpoint that every rung begins with, after ``moments`` steps. Rungs save none of their own."""
 
     def __init__(self, folder: Path, moments: int) -> None:
-        super().__init__(folder, math.inf)
+        super().__init__(folder, math.inf, inputs=folder.name)
         self._steps_left = moments
 
     def due(self) -> bool:

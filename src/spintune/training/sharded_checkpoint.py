@@ -137,6 +137,16 @@ def read_into(
         restore_optimizer(optimizer, moments)
 
 
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's weights, each as a whole."""
+    found = FileSystemReader(folder).read_metadata().state_dict_metadata
+    return {
+        name.removeprefix(_WEIGHT): tuple(facts.size)
+        for name, facts in found.items()
+        if name.startswith(_WEIGHT) and isinstance(facts, TensorStorageMetadata)
+    }
+
+
 def _divided(moments: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Whole moments as the weights are divided."""
     parameters = _parameters(optimizer)
