@@ -9,13 +9,14 @@ installed. Contestants, each in a process of its own, in alternating order, with
 * transformers ``generate``: prompts sorted by length and padded on the left, the fastest batch size of those tried;
 * transformers ``generate_batch``, its continuous batching, with the fastest number of tokens a call of those tried;
   one run, for on a CPU every token attends under a mask over all sequences;
-* CTranslate2: its own batching, with the fastest batch size and vector width of those tried;
+* CTranslate2: its own batching, with the fastest batch size and vector width of those that the processor has;
 * llama.cpp: all sequences in one batch of its own interface, one token each a call; the fastest number at once.
 
 Everybody writes exactly ``--new-tokens`` tokens to each prompt, greedily; no token ends an answer. What is timed is the
-whole of it, prompts included, after a warm-up. Settings are sought with a quarter of the tokens. Times count only if
-the tokens agree: where an answer differs from spintune's float32, both tokens at the first difference must be equally
-likely to 0.01 nats in a plain float64 forward, and the exit code is 1 when they are not (bfloat16 is only counted).
+whole of it, prompts included, after a warm-up. Settings are sought with a quarter of the tokens; those that do not run
+here drop out and are named. Times count only if the tokens agree: where an answer differs from spintune's float32, both
+tokens at the first difference must be equally likely to 0.01 nats in a plain float64 forward, and the exit code is 1
+when they are not (bfloat16 is only counted).
 
 The limit follows from counts. Operations: 2 for each weight of the layers and each token read, 2 for each weight of the
 head and each token written, 4 for each layer, unit of the query heads' width and visible pair of tokens; the prompts'
@@ -38,7 +39,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import Lab, describe, peak_memory, processor, threads
+from machine import Lab, RoleError, describe, peak_memory, processor, threads
 
 Ids = list[int]
 WARM_UP_TOKENS = 4
@@ -397,14 +398,21 @@ def counts(prompts: Sequence[Ids], new_tokens: int, shape: dict[str, int], preci
     }
 
 
-def search(lab: Lab, role: str, settings: Sequence[dict[str, Any]], common: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings with their seconds for a quarter of the tokens, fastest first."""
+def search(
+    lab: Lab, role: str, settings: Sequence[dict[str, Any]], common: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The settings with their seconds for a quarter of the tokens, fastest first; and those that cannot run here."""
     few = max(1, common["new_tokens"] // 4)
-    tried = [
-        {**setting, "seconds": lab.run(role, **{**common, "new_tokens": few}, **setting)["seconds"]}
-        for setting in settings
-    ]
-    return sorted(tried, key=lambda setting: setting["seconds"])
+    tried, dropped = [], []
+    for setting in settings:
+        try:
+            run = lab.run(role, **{**common, "new_tokens": few}, **setting)
+        except RoleError as error:
+            print(f"{error}; setting left out", file=sys.stderr)
+            dropped.append(f"{TITLES[role]} with {', '.join(f'{key} {value}' for key, value in setting.items())}")
+            continue
+        tried.append({**setting, "seconds": run["seconds"]})
+    return sorted(tried, key=lambda setting: setting["seconds"]), dropped
 
 
 def compete(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -420,16 +428,17 @@ def compete(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     common = {**prepared, "new_tokens": arguments.new_tokens}
     first_rates = lab.run("rates")
 
-    searched = {}
+    searched, left_out = {}, [TITLES[name] for name in PEERS if name not in installed]
     for name in installed:
         settings = PEERS[name][1]
         # a batch that takes everything is enough
         enough = [setting for setting in settings if setting.get("batch", 1) < 2 * len(prompts)] or settings[:1]
-        searched[name] = search(lab, name, enough[-2:] if arguments.quick else enough, common)
+        searched[name], dropped = search(lab, name, enough[-2:] if arguments.quick else enough, common)
+        left_out += dropped
     everybody: dict[str, tuple[str, dict[str, Any]]] = {"spintune": ("spintune", {"precision": "float32"})}
     if processor()["native_bfloat16"]:
         everybody["spintune bfloat16"] = ("spintune", {"precision": "bfloat16"})
-    for name in installed:
+    for name in [name for name in installed if searched[name]]:
         best = {key: value for key, value in searched[name][0].items() if key != "seconds"}
         everybody[name] = (name, best)
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in everybody}
@@ -477,7 +486,7 @@ def compete(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "by operations": written * best_rates["float32"] / need["operations"],
             "by bytes": written * best_rates["bandwidth"] / need["bytes"],
         },
-        "left_out": [TITLES[name] for name in PEERS if name not in installed],
+        "left_out": left_out,
         "searched": searched,
         "contestants": contestants,
         "foreign_cores": lab.foreign_cores,

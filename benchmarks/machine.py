@@ -135,6 +135,10 @@ def _best(call: Callable[[], object], times: int) -> float:
     return min(seconds)
 
 
+class RoleError(SystemExit):
+    """A process of a benchmark failed. Ends the script with these words, unless somebody catches it."""
+
+
 class Lab:
     """Starts roles of a script one after the other, each in a process and a folder of its own."""
 
@@ -160,7 +164,7 @@ class Lab:
         command = [sys.executable, str(self.script.resolve()), "--role", role, "--folder", str(folder)]
         done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"{role} failed; its last words:\n{done.stderr[-3000:]}")
+            raise RoleError(f"{role} failed with {done.returncode}; its last words:\n{done.stderr[-3000:]}")
         foreign = (busy_seconds() - busy) - (children_seconds() - own)
         self.foreign_cores.append(max(0.0, foreign) / (time.monotonic() - began))
         return json.loads((folder / "result.json").read_text())

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import everything
+import generation
 import pytest
 import verdicts
+from machine import Lab
 from verdicts import LEAST, ONE_RUN, Ratio, ratio_of, verdict
 
 
@@ -86,3 +88,22 @@ def test_the_command_compares_with_the_same_kind_of_machine_and_accepts_when_tol
     assert command("--accept")[0] == 0
     kinds = json.loads(accepted.read_text())
     assert [kinds[kind]["generation beside transformers"]["ratio"] for kind in sorted(kinds)] == [4.0, 3.077]
+
+
+def test_settings_of_a_peer_that_cannot_run_drop_out_and_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process that ends badly, as CTranslate2's does where the processor lacks the vector width."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, pathlib, sys\n"
+        "folder = pathlib.Path(sys.argv[4])\n"
+        "spec = json.loads((folder / 'spec.json').read_text())\n"
+        "if spec['isa'] == 'AVX512': sys.exit('this processor has no AVX512')\n"
+        "(folder / 'result.json').write_text(json.dumps({'seconds': 100 / spec['batch'] + spec['new_tokens']}))\n"
+    )
+    settings = [{"batch": batch, "isa": isa} for batch in (5, 10) for isa in ("AVX2", "AVX512")]
+    tried, dropped = generation.search(Lab(script, tmp_path), "ctranslate2", settings, {"new_tokens": 32})
+    assert tried == [{"batch": 10, "isa": "AVX2", "seconds": 18.0}, {"batch": 5, "isa": "AVX2", "seconds": 28.0}]
+    assert dropped == [f"CTranslate2 with batch {batch}, isa AVX512" for batch in (5, 10)]
+    assert "this processor has no AVX512\n; setting left out" in capsys.readouterr().err
