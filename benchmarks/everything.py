@@ -112,16 +112,16 @@ def _below(aim: float) -> Callable[[float], bool]:
 
 
 GOALS = (
-    Goal("SFT beside TRL tuned, float32", "training", _training("sft", True), "2.5", _at_least(2.5), " x as fast"),
+    Goal("SFT beside TRL tuned, float32", "training", _training("sft", True), "4", _at_least(4), " x as fast"),
     Goal("SFT's share of the best product", "training", _training("sft", False), "75", _at_least(75), " %"),
     Goal("SPIN beside TRL tuned, float32", "training", _training("spin", True), "5", _at_least(5), " x as fast"),
-    Goal("generation beside transformers", "generation", _against("generate"), "3", _at_least(3), " x as fast"),
-    Goal("generation beside CTranslate2", "generation", _against("ctranslate2"), "1.5", _at_least(1.5), " x as fast"),
-    Goal("an iteration beside TRL and generate", "pipeline", _whole("trl"), "", _at_least(1), " x as fast"),
+    Goal("generation beside transformers", "generation", _against("generate"), "4.5", _at_least(4.5), " x as fast"),
+    Goal("generation beside CTranslate2", "generation", _against("ctranslate2"), "2.2", _at_least(2.2), " x as fast"),
+    Goal("an iteration beside TRL and generate", "pipeline", _whole("trl"), "6", _at_least(6), " x as fast"),
     Goal("an iteration beside the authors' algorithm", "pipeline", _whole("authors"), "", _at_least(1), " x as fast"),
-    Goal("first step, 50,000 new examples", "startup", _first_step("first"), "below 15", _below(15), " s"),
-    Goal("first step, examples seen before", "startup", _first_step("again"), "below 15", _below(15), " s"),
-    Goal("spintune --help", "startup", lambda found: median(found["help_seconds"]), "below 0.3", _below(0.3), " s"),
+    Goal("first step, 50,000 new examples", "startup", _first_step("first"), "below 5", _below(5), " s"),
+    Goal("first step, examples seen before", "startup", _first_step("again"), "below 3", _below(3), " s"),
+    Goal("spintune --help", "startup", lambda found: median(found["help_seconds"]), "below 0.1", _below(0.1), " s"),
     Goal("more memory for the most examples", "data", _memory, "", _below(1000), " MB"),
 )
 
