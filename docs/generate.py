@@ -228,7 +228,7 @@ def commands_page() -> str:
 def commands() -> dict[str, Any]:
     """The commands of the command line, by name."""
     group: Any = typer.main.get_command(app)
-    return dict(group.commands)
+    return {name: group.get_command(None, name) for name in group.list_commands(None)}
 
 
 def options(command: Any) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from spintune import errors
-from spintune.cli import _COMMANDS, main
+from spintune.cli import main
 from spintune.cli.options import stage_recipe
+from spintune.cli.start import HOMES
 from spintune.recipe import SftSection, every_key, recipe_schema
 from spintune.recipe.other_names import OTHER_NAMES
 from spintune.recipe.packaged_recipes import about_recipe, packaged_recipes
@@ -86,7 +87,7 @@ def test_version_and_the_short_help_are_no_errors(spintune: Spintune) -> None:
     bare = spintune()
     assert (bare.code, bare.err) == (0, "")
     assert max(map(len, bare.out.splitlines())) < 80
-    for command in _COMMANDS:
+    for command in HOMES:
         assert f"spintune {command} " in bare.out
 
 
@@ -166,7 +167,7 @@ def test_a_misspelled_run_or_file_is_not_asked_of_the_hub(
 def test_what_a_command_does_fits_into_its_line_of_the_list(spintune: Spintune, monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     listed = spintune("--help").out.partition("Commands:")[2].strip().splitlines()
-    assert [line.split()[0] for line in listed] == list(_COMMANDS)
+    assert [line.split()[0] for line in listed] == list(HOMES)
     assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
 
 

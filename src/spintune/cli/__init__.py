@@ -1,29 +1,17 @@
 """The command line: the only place that parses arguments and prints. Other modules get what they need as arguments.
 
-Commands import what is heavy inside their functions, so that ``spintune --help`` does not wait for torch.
+A command's module is imported when it is called, and imports what is heavy inside its functions, so that ``--help``
+waits neither for other commands nor for torch.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 
 import typer
 
-from spintune.cli.chat import chat
-from spintune.cli.export import export
-from spintune.cli.init import init
-from spintune.cli.look import doctor, inspect, mix, schema, verify
 from spintune.cli.output import lasting_output
-from spintune.cli.plan import plan
-from spintune.cli.recipes import recipes
-from spintune.cli.results import compare, pairs, report
-from spintune.cli.stages import evaluate, run, sft, spin, synth
-from spintune.cli.start import IN_A_LINE, SpintuneGroup, start
-from spintune.cli.suggestions import unknown_option
-from spintune.cli.sweep import sweep
-from spintune.cli.unexpected import shows_itself, unexpected_text
-from spintune.cli.watch import watch
+from spintune.cli.start import SpintuneGroup, start
 from spintune.errors import InternalError, Interrupted, OutOfMemoryError, SpintuneError, StoppedBySignal
 from spintune.memory import memory_errors
 
@@ -35,30 +23,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.callback()(start)
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "init": init,
-    "run": run,
-    "synth": synth,
-    "sft": sft,
-    "spin": spin,
-    "eval": evaluate,
-    "sweep": sweep,
-    "plan": plan,
-    "inspect": inspect,
-    "mix": mix,
-    "watch": watch,
-    "chat": chat,
-    "compare": compare,
-    "report": report,
-    "export": export,
-    "pairs": pairs,
-    "verify": verify,
-    "doctor": doctor,
-    "recipes": recipes,
-    "schema": schema,
-}
-for _name, _command in _COMMANDS.items():
-    app.command(_name, short_help=IN_A_LINE[_name])(_command)
 
 
 def main() -> None:
@@ -81,6 +45,8 @@ def _main() -> None:
     except BaseException as error:
         if (code := _usage_code(error)) is not None:
             _fail(_usage_text(error), code)
+        from spintune.cli.unexpected import shows_itself, unexpected_text
+
         if shows_itself(error):
             raise
         _fail("; ".join([unexpected_text(error), *_notes(error)]), InternalError.exit_code)
@@ -114,6 +80,8 @@ def _usage_text(error: BaseException) -> str:
     context = getattr(error, "ctx", None)
     if (option := getattr(error, "option_name", None)) is None or type(error).__name__ != "NoSuchOption":
         return str(error.format_message())  # type: ignore[attr-defined]
+    from spintune.cli.suggestions import unknown_option
+
     command = context.info_name if context is not None and context.parent is not None else ""
     known = [name for one in context.command.params for name in one.opts] if context is not None else []
     return unknown_option(str(option), command or "", known)
