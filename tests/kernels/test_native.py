@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import platform
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,9 @@ from spintune.generation.sampling import Sampling
 from spintune.kernels.native import attention as native
 from spintune.kernels.native import build
 from spintune.kernels.native.attention import AttentionPlan, attend_segments, attend_slots, can_attend
+from spintune.kernels.native.compiler import TARGETS, processor_features, unsealed
+
+(AVX2,) = (target for target in TARGETS if target.name == "avx2")
 
 pytestmark = pytest.mark.usefixtures("compiled")
 
@@ -220,6 +225,21 @@ def test_it_is_compiled_once_for_a_processor_and_a_compiler(tmp_path: Path) -> N
     changed = kept.stat().st_mtime_ns
     assert reason(tmp_path) is None
     assert kept.stat().st_mtime_ns == changed
+
+
+@pytest.mark.skipif(not AVX2.runs_on(platform.machine(), processor_features()), reason="the processor lacks AVX2")
+def test_a_kind_of_processor_that_no_wheel_is_here_for_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The registers of AVX2 have 256 bits: 8 floats, on processors of 16, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("SPINTUNE_KERNELS", "avx2")
+    monkeypatch.setattr(build, "_load_shipped", partial(build._load_shipped, folder=tmp_path))
+    assert build.origin() == "compiled here for AVX2"
+    (kept,) = (tmp_path / "spintune/kernels").iterdir()
+    library = tmp_path / "avx2.so"  # a name of its own: the loader would give the library that is in memory
+    library.write_bytes(unsealed(kept.read_bytes(), kept))
+    assert ctypes.CDLL(str(library)).vector_floats() == 8
 
 
 def test_without_a_compiler_the_reason_is_said(tmp_path: Path) -> None:

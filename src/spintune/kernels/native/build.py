@@ -41,12 +41,13 @@ from spintune.storage import atomic_file, cache_folder
 log = logging.getLogger(__name__)
 
 SWITCH = "SPINTUNE_KERNELS"
-"""off, no or 0: no compiled code; native: compiled here; the name of a target: that of the shipped libraries."""
+"""off, no or 0: no compiled code; native: compiled here; the name of a target: the code of such a processor, shipped or
+else compiled here."""
 _FLAGS = ("-march=native",)
 
 
 class Loaded(NamedTuple):
-    """Compiled code, and where it is from: "shipped for AVX-512" or "compiled here"."""
+    """Compiled code, and where it is from: "shipped for AVX-512", "compiled here" or "compiled here for AVX2"."""
 
     library: ctypes.CDLL
     origin: str
@@ -134,22 +135,29 @@ def _load() -> Loaded:
     wanted = os.environ.get(SWITCH, "").lower()
     if wanted in ("0", "off", "no"):
         raise NoKernelsError(f"switched off by {SWITCH}")
-    names = [target.name for target in TARGETS]
-    if wanted not in ("", "1", "on", "yes", "native", *names):
-        raise NoKernelsError(f"{SWITCH}={wanted} is none of off, native, {', '.join(names)}", unexpected=True)
+    targets = {target.name: target for target in TARGETS}
+    if wanted not in ("", "1", "on", "yes", "native", *targets):
+        raise NoKernelsError(f"{SWITCH}={wanted} is none of off, native, {', '.join(targets)}", unexpected=True)
     if sys.platform != "linux":
         raise NoKernelsError("compiled on Linux only")
     shipped = None if wanted == "native" else _load_shipped(wanted)
-    return shipped or Loaded(_load_compiled(), "compiled here")
+    if shipped:
+        return shipped
+    if target := targets.get(wanted):
+        return Loaded(_load_compiled(target.flags), f"compiled here for {target.title}")
+    return Loaded(_load_compiled(), "compiled here")
 
 
 def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
     """The library for this processor, or that of the target ``wanted``, if a wheel has put it into ``folder``.
 
-    Raises NoKernelsError when it cannot be loaded, or is wanted and absent.
+    Raises NoKernelsError when it cannot be loaded, or the processor cannot run what is wanted.
     """
     machine, features = platform.machine(), processor_features()
     named = [target for target in TARGETS if target.name == wanted]
+    for target in named:
+        if reason := target.why_not_on(machine, features):
+            raise NoKernelsError(f"{SWITCH}={wanted} {reason}; name another, or leave it out", unexpected=True)
     for target in named or TARGETS:
         if not target.runs_on(machine, features):
             continue
@@ -161,23 +169,21 @@ def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
         except OSError as error:
             raise NoKernelsError(f"{file} cannot be read: {error}", unexpected=True) from error
         return Loaded(_open(code, file), f"shipped for {target.title}")
-    if named:
-        raise NoKernelsError(f"{SWITCH}={wanted}: there is no such library here, or not for this processor")
     return None
 
 
-def _load_compiled() -> ctypes.CDLL:
+def _load_compiled(flags: tuple[str, ...] = _FLAGS) -> ctypes.CDLL:
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
     compiler = next(filter(None, map(shutil.which, candidates)), None)
     if compiler is None:
         shipped = "no shipped library fits this processor and version, and " if SHIPPED.is_dir() else ""
         raise NoKernelsError(f"{shipped}there is no C++ compiler ({' or '.join(candidates)}); install g++")
-    kept = cache_folder() / "kernels" / f"{_key(compiler)}.so"
+    kept = cache_folder() / "kernels" / f"{_key(compiler, flags)}.so"
     with contextlib.suppress(OSError, NoKernelsError):  # absent, damaged, or not ours alone: compile again
         return _load_kept(kept)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            built = compile_library(compiler, _FLAGS, Path(folder))
+            built = compile_library(compiler, flags, Path(folder))
             code = built.read_bytes()
             library = _open(code, built)
     except OSError as error:  # no folder for temporary files
@@ -187,13 +193,13 @@ def _load_compiled() -> ctypes.CDLL:
     return library
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, flags: tuple[str, ...]) -> str:
     """Digest of everything that determines the code: source, flags, compiler, processor (machines may share a home)."""
     answer = subprocess.run(
         [compiler, "--version"], capture_output=True, encoding="utf-8", errors="replace", check=False
     )
     machine = platform.machine(), processor_features()
-    return digest(*sources(), *FLAGS, *_FLAGS, compiler, answer.stdout, *machine)
+    return digest(*sources(), *FLAGS, *flags, compiler, answer.stdout, *machine)
 
 
 def _keep(code: bytes, kept: Path) -> None:

@@ -45,7 +45,14 @@ class ProcessorTarget(NamedTuple):
 
     def runs_on(self, machine: str, features: str) -> bool:
         """Whether a processor with these features, separated by spaces, can run the library."""
-        return self.machine == machine and self.needs <= set(features.split())
+        return self.why_not_on(machine, features) is None
+
+    def why_not_on(self, machine: str, features: str) -> str | None:
+        """Why such a processor cannot run the library; None if it can."""
+        if self.machine != machine:
+            return f"is for {self.machine}, and this is {machine}"
+        missing = sorted(self.needs - set(features.split()))
+        return f"needs {', '.join(missing)}, which this processor lacks" if missing else None
 
 
 # The levels of the x86-64 psABI. Compilers tune for no processor in particular: kernels are written in vectors of one
