@@ -119,17 +119,42 @@ def test_a_failing_rank_leaves_time_for_the_checkpoint_under_way(
     assert read_checkpoint(folder).step == 2
 
 
-def test_ranks_that_differ(world: Callable[..., Path], tmp_path: Path) -> None:
-    recipe = _recipe(world, "differ")
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["seed=0", "seed=1"], "another recipe"),
+        (["parallel=shard", "parallel=replicate"], "another parallel (replicate) than rank 0 (shard)"),
+        (["parallel=replicate", "parallel=auto"], "another parallel (auto) than rank 0 (replicate)"),
+        (["copies=1", "copies=2"], "another copies (2) than rank 0 (1)"),
+    ],
+)
+def test_ranks_that_differ(world: Callable[..., Path], tmp_path: Path, words: list[str], told: str) -> None:
+    recipe = _recipe(world, "differ", "parallel: shard\n")
 
     def work(rank: int) -> None:
-        command(["run", str(recipe), f"seed={rank}"])(rank)
+        command(["run", str(recipe), words[rank]])(rank)
 
     ranks = start_ranks(2, work, tmp_path)
-    codes = wait_for(ranks, 120)
-    assert codes == [14, 14]
+    assert wait_for(ranks, 60) == [14, 14]
     (line,) = _errors(ranks)
-    assert "rank 1 has another recipe" in line
+    assert f"rank 1 has {told}" in line
+
+
+def test_ranks_of_different_environments(
+    world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = _recipe(world, "environments")
+
+    def work(rank: int) -> None:
+        if rank:
+            monkeypatch.setenv("SPINTUNE_KERNELS", "off")
+        command(["run", str(recipe)])(rank)
+
+    monkeypatch.delenv("SPINTUNE_KERNELS", raising=False)
+    ranks = start_ranks(2, work, tmp_path)
+    assert wait_for(ranks, 60) == [14, 14]
+    (line,) = _errors(ranks)
+    assert "rank 1 has another SPINTUNE_KERNELS (off) than rank 0 (unset)" in line
 
 
 def test_ranks_of_different_versions(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -14,6 +16,7 @@ from spintune.engine.sharing import ENGINE
 from spintune.errors import RankError
 from spintune.generation.checked import CheckedGenerator
 from spintune.generation.sharing import GENERATOR, SharedGenerator
+from spintune.kernels.native.build import SWITCH
 from spintune.models.loading import default_device
 from spintune.ranks.team import Team, commanding
 from spintune.recipe import Recipe
@@ -55,7 +58,7 @@ def compare_ranks(team: Team, context: RankContext) -> None:
             if other[what] != value:
                 raise RankError(
                     f"rank {rank} has another {what} ({other[what]}) than rank 0 ({value}); start all ranks with the "
-                    "same command, from one installation and one folder"
+                    "same command and environment, from one installation and one folder"
                 )
     mark = context.run.folder / f".ranks-{secrets.token_hex(8)}.tmp"
     mark.touch()
@@ -72,15 +75,27 @@ def compare_ranks(team: Team, context: RankContext) -> None:
 
 def _describe(team: Team) -> list[JsonObject]:
     context = cast(RankContext, team.objects[CONTEXT])
+    recipe = context.recipe
     return team.gather(
         {
             "version of spintune": __version__,
             "version of torch": torch.__version__,
-            "recipe": digest_json(context.recipe.identity())[:12],
+            **{f"version of {name}": _version(name) for name in ("transformers", "peft")},
+            "recipe": digest_json(recipe.identity())[:12],
+            "parallel": recipe.parallel or "auto",  # no part of the identity: a run goes on with another layout
+            "copies": recipe.copies or 1,
             "out": str(context.run.folder.absolute()),
-            "kind of device": "GPU" if torch.cuda.is_available() else "CPU",
+            "kind of device": default_device().type,
+            SWITCH: os.environ.get(SWITCH) or "unset",
         }
     )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _sees(team: Team, path: str) -> list[bool]:
