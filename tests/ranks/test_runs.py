@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from forked import command, start_ranks, wait_for
 from safetensors.torch import load_file
 
 from spintune.cli import main
+from spintune.engine import sharded
+from spintune.stages import followers
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +71,22 @@ def test_shards_end_as_one_process(world: Callable[..., Path], tmp_path: Path, c
     more = "parallel: shard\n" + (f"copies: {copies}\n" if copies else "")
     other = _run(world(f"shards-{copies}", more), 4 if copies else 2, tmp_path / "2")
     _close(one, other)
+
+
+def test_ranks_with_unequal_gpus_shard_together(
+    world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model fits the GPU of the first rank and not that of the second."""
+    shard = sharded.shard_model
+
+    def noted(*arguments: Any) -> None:
+        (tmp_path / f"sharded-{os.environ['RANK']}").touch()
+        shard(*arguments)
+
+    monkeypatch.setattr(followers, "_gpu_memory", lambda: 1000 if os.environ["RANK"] == "1" else 10**12)
+    monkeypatch.setattr(sharded, "shard_model", noted)
+    _run(world("unequal"), 2, tmp_path / "2", "sft.max_steps=2", "spin.iterations=1")
+    assert len(list(tmp_path.glob("sharded-*"))) == 2
 
 
 def test_an_evaluation_on_ranks_is_that_of_one_process(world: Callable[..., Path], tmp_path: Path) -> None:

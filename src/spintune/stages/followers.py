@@ -111,7 +111,7 @@ def load_on_ranks(team: Team, iterate: Iterate) -> LoadedIterate:
     forget_model(team)
     loaded = context.read_here(iterate, unread=_may_shard(context.recipe, iterate))
     unread = loaded.loaded.unread
-    if shards(context.recipe, loaded):
+    if any(team.gather(shards(context.recipe, loaded))):  # GPUs may have more memory on one node than on another
         from spintune.engine.sharded import shard_model
 
         if isinstance(loaded.generator, CheckedGenerator):
@@ -145,14 +145,20 @@ def _may_shard(recipe: Recipe, iterate: Iterate) -> bool:
 
 
 def shards(recipe: Recipe, loaded: LoadedIterate) -> bool:
-    """Whether the ranks divide a model among them. By itself only one whose training does not fit a GPU."""
-    device = default_device()
+    """Whether this rank would divide a model. By itself only one whose training does not fit its GPU."""
     if recipe.parallel not in (None, "auto"):
         return recipe.parallel == "shard"
-    if device.type != "cuda" or recipe.needs_whole_weights or not loaded.engine.packed:
+    memory = _gpu_memory()
+    if memory is None or recipe.needs_whole_weights or not loaded.engine.packed:
         return False
     optimizers = [section.optimizer for section in (recipe.sft, recipe.spin) if section]
-    return outgrows_gpu(loaded.loaded.model, optimizers, torch.cuda.get_device_properties(device).total_memory)
+    return outgrows_gpu(loaded.loaded.model, optimizers, memory)
+
+
+def _gpu_memory() -> int | None:
+    """The memory of this rank's GPU; None on a CPU. [bytes]"""
+    device = default_device()
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def whole_player(player: LoadedIterate, read: Callable[[], LoadedIterate]) -> LoadedIterate:
