@@ -6,6 +6,7 @@ Threads are daemons, so that a process that is told to stop at once does. Who en
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 _under_way: set[Background] = set()
@@ -43,7 +44,11 @@ class Background:
             self._thread.join(1.0)  # Windows handles signals in between
 
 
-def wait_for_all() -> None:
-    """Returns when all work of this process has ended, before it ends itself; well or not."""
+def wait_for_all(seconds: float | None = None) -> None:
+    """Returns when all work of this process has ended, well or not, or after so many seconds."""
+    until = None if seconds is None else time.monotonic() + seconds
     for work in list(_under_way):
-        work._join()
+        if until is None:
+            work._join()
+        else:
+            work._thread.join(max(0.0, until - time.monotonic()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -132,6 +133,27 @@ def peak_memory() -> int:
 def signals(names: Iterable[str]) -> list[signal.Signals]:
     """The signals of these names that the system has."""
     return [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+
+
+def notice_silence(connection: socket.socket, idle: int, between: int, probes: int) -> None:
+    """Lets a TCP connection fail when the other machine answers nothing any more.
+
+    The system asks it, not its process: one that is busy or stopped still answers.
+
+    Args:
+        idle, between: silence before the first question, and between two. [seconds]
+        probes: how many questions remain unanswered before the connection fails.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        ("TCP_KEEPIDLE", "TCP_KEEPALIVE"): idle,  # the second is macOS's name
+        ("TCP_KEEPINTVL",): between,
+        ("TCP_KEEPCNT",): probes,
+        ("TCP_USER_TIMEOUT",): 1000 * (idle + between * (probes - 1)),  # of what was sent and not acknowledged
+    }
+    for names, value in options.items():
+        if number := next((getattr(socket, name) for name in names if hasattr(socket, name)), None):
+            connection.setsockopt(socket.IPPROTO_TCP, number, value)
 
 
 def has_limited_addresses() -> bool:

@@ -90,6 +90,11 @@ class StopRequest:
         """Whether work is inside something that must not be torn apart."""
         return self._holds > 0
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether work is to end."""
+        return self._ending is not None
+
     def ask(self, ending: BaseException) -> None:
         """From now on, every safe point raises ``ending``."""
         self._ending = ending

@@ -91,6 +91,31 @@ def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_pat
     assert "checkpoint of step" in line
 
 
+@pytest.mark.parametrize("told", [0, 1])
+def test_a_signal_ends_ranks_that_wait_for_one_that_does_not_answer(
+    world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: int
+) -> None:
+    """One of two ranks is paused, so the other waits in a collective operation."""
+    monkeypatch.setattr(lifeline, "STUCK_SECONDS", 1.0)
+    recipe = _recipe(world, f"stuck-{told}")
+    ranks = start_ranks(2, command(["run", str(recipe), "sft.epochs=200"]), tmp_path / "first")
+    _when_training(_out(recipe), ranks, 3)
+    ranks[1 - told].signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    steps = len(_steps(_out(recipe)))
+    ranks[told].signal(signal.SIGTERM)
+    until = time.monotonic() + 20
+    while not _errors(ranks):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    ranks[1 - told].signal(signal.SIGCONT)
+    codes = wait_for(ranks, 30)
+    assert codes[told] == 75
+    assert codes[1 - told] in (14, 75)
+    assert f"stopped by SIGTERM while rank {told} waited for another one; the same command" in "".join(_errors(ranks))
+    assert len(_steps(_out(recipe))) in (steps, steps + 1)
+
+
 def test_a_failing_rank_leaves_time_for_the_checkpoint_under_way(
     world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,13 +16,13 @@ from spintune.background import wait_for_all
 from spintune.cli.options import OutputOptions, print_json
 from spintune.cli.signals import STOPPING, stop_on_signals
 from spintune.cli.unexpected import unexpected_text
-from spintune.errors import InternalError, Interrupted, SpintuneError
+from spintune.errors import InternalError, Interrupted, SpintuneError, StoppedBySignal
 from spintune.hub import refuse_missing_path
 from spintune.memory import is_out_of_memory
 from spintune.portable import signals
 from spintune.ranks.environment import Place, place_of
 from spintune.ranks.launch import ranks_asked, relaunch, without_flags
-from spintune.ranks.lifeline import Lost
+from spintune.ranks.lifeline import LAST_SECONDS, Lost
 from spintune.storage import cache_folder
 from spintune.terminal import visible
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from spintune.ranks.team import Team
     from spintune.recipe import Recipe
     from spintune.results import RunResults
+
+_GOES_ON = "the same command goes on from the last checkpoint"
 
 
 @contextlib.contextmanager
@@ -124,6 +126,7 @@ def run_together(place: Place, recipe: Recipe, until: Stage, output: OutputOptio
                 return
             team.lifeline.on_lost = lambda lost: stop.ask(error_of(lost))
             team.lifeline.on_silence = partial(_end_at_once, team)
+            team.lifeline.heeds, team.lifeline.on_stuck = lambda: stop.is_asked, partial(_end_stuck, team)
             team.lifeline.start()
             try:
                 results = run_recipe(recipe, cache_folder(), progress, until, os.environ, stop)
@@ -144,7 +147,7 @@ def _follow(team: Team, follow: Callable[[], None]) -> None:
     """The part of every rank but the first. The first one prints its error too, and decides about signals."""
     for number in signals((*STOPPING, "SIGINT")):
         signal.signal(number, lambda *_: None)  # the lifeline passes them on
-    team.lifeline.on_silence = partial(_end_at_once, team)
+    team.lifeline.on_silence, team.lifeline.on_stuck = partial(_end_at_once, team), partial(_end_stuck, team)
     team.lifeline.start()
     try:
         follow()
@@ -169,13 +172,28 @@ def _end_at_once(team: Team, lost: Lost) -> None:
     """
     from spintune.ranks.team import error_of
 
-    wait_for_all()
+    wait_for_all(LAST_SECONDS if lost.silent else None)
     error = error_of(lost)
     if not team.rank:
         team.lifeline.say(ended=error.exit_code)  # the others have nothing to add
-    if team.rank == (1 if lost.rank == 0 else 0) and not (lost.rank == 0 and lost.code):
-        os.write(2, f"spintune: {visible(str(error))}; the same command goes on from the last checkpoint\n".encode())
+    if lost.silent and lost.rank == 0:
+        tells = team.place.local_rank == 0  # on each node that the first rank's cannot reach
+    else:
+        tells = team.rank == (1 if lost.rank == 0 else 0) and not (lost.rank == 0 and lost.code)
+    if tells:
+        os.write(2, f"spintune: {visible(str(error))}; {_GOES_ON}\n".encode())
     os._exit(error.exit_code)
+
+
+def _end_stuck(team: Team, number: int) -> None:
+    """Ends a process that was told to stop and waits for a rank that does not answer."""
+    wait_for_all(LAST_SECONDS)
+    code = Interrupted.exit_code if number == signal.SIGINT else StoppedBySignal.exit_code
+    if not team.rank:
+        team.lifeline.say(ended=code)
+    told = f"stopped by {signal.Signals(number).name} while rank {team.rank} waited for another one"
+    os.write(2, f"spintune: {told}; {_GOES_ON}\n".encode())
+    os._exit(code)
 
 
 def quiet_libraries() -> None:

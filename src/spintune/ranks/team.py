@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 from spintune.background import wait_for_all
 from spintune.errors import RankError, SpintuneError, StoppedBySignal
 from spintune.ranks.environment import Place
-from spintune.ranks.lifeline import Lifeline, Lost, accept, connect, listen
+from spintune.ranks.lifeline import LAST_SECONDS, Lifeline, Lost, accept, connect, listen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +205,7 @@ def joined(place: Place) -> Iterator[Team]:
         yield team
     finally:
         _team = None
-        wait_for_all()  # a checkpoint under way uses a group
+        wait_for_all(LAST_SECONDS if team.lifeline.is_silent else None)  # a checkpoint under way uses a group
         team.lifeline.close()
         _leave()
 
