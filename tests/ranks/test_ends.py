@@ -165,6 +165,26 @@ def test_ranks_that_differ(world: Callable[..., Path], tmp_path: Path, words: li
     assert f"rank 1 has {told}" in line
 
 
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("word", ["sft.epochs=none", "model=./nowhere"])
+def test_a_rank_that_fails_before_it_joins(
+    world: Callable[..., Path], tmp_path: Path, size: int, failing: int, word: str
+) -> None:
+    recipe = _recipe(world, "absent")
+
+    def work(rank: int) -> None:
+        command(["run", str(recipe), *([word] if rank == failing else [])])(rank)
+
+    ranks = start_ranks(size, work, tmp_path)
+    codes = wait_for(ranks, 40)
+    assert codes == [codes[0]] * size
+    assert codes[0]
+    assert all(word.split("=")[0] in line for line in _errors(ranks))
+    assert len(_errors(ranks)) == 1 + failing  # its own line, and the first rank's
+    assert failing == 0 or _errors(ranks[:1])[0].startswith("spintune: rank 1: ")
+
+
 def test_ranks_of_different_environments(
     world: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

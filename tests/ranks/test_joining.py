@@ -6,9 +6,9 @@ import os
 import sys
 
 import pytest
-import torch
 
 from spintune.errors import RankError
+from spintune.ranks import rollcall
 from spintune.ranks.environment import Place
 from spintune.ranks.team import joined
 
@@ -24,7 +24,7 @@ def test_processes_of_one_machine_meet_on_its_loopback(
 
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(torch.distributed, "init_process_group", fails)
+    monkeypatch.setattr(rollcall, "_open", fails)
     with pytest.raises(RankError, match="nobody came"), joined(Place(0, 2, 0, 2, "127.0.0.1", 29500, "torchrun")):
         pass
     assert os.environ.get("GLOO_SOCKET_IFNAME") == loopback

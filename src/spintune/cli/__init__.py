@@ -91,5 +91,11 @@ def _fail(message: str, code: int) -> None:
     from spintune.terminal import visible
 
     for line in message.splitlines():
-        print(f"spintune: {visible(line)}", file=sys.stderr)
+        print(f"spintune: {visible(line)}", file=sys.stderr, flush=True)
+    from spintune.cli.stages import RANKED
+
+    if sys.argv[1:2] and sys.argv[1] in RANKED and "--dry-run" not in sys.argv:
+        from spintune.ranks.rollcall import tell_failure
+
+        tell_failure(message, code)
     sys.exit(code)

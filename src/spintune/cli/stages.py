@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from spintune.pipeline import Stage
     from spintune.recipe import Recipe
 
+RANKED = ("run", "sft", "spin", "eval")
+"""The commands that many ranks execute together."""
+
 
 @grouped
 def run(recipe: RecipeFile, overrides: Overrides = None, options: RunOptions = RunOptions()) -> None:

@@ -20,6 +20,7 @@ from spintune.background import wait_for_all
 from spintune.errors import RankError, SpintuneError, StoppedBySignal
 from spintune.ranks.environment import Place
 from spintune.ranks.lifeline import LAST_SECONDS, Lifeline, Lost, accept, connect, listen
+from spintune.ranks.rollcall import meet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,8 +217,6 @@ def _join(place: Place) -> Team:
 
     if place.on_one_node and (loopback := _LOOPBACK.get(sys.platform)):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    os.environ |= {"RANK": str(place.rank), "WORLD_SIZE": str(place.size), "LOCAL_RANK": str(place.local_rank)}
-    os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         if place.local_rank >= torch.cuda.device_count():
@@ -228,7 +227,13 @@ def _join(place: Place) -> Team:
         torch.cuda.set_device(place.local_rank)
     wait = timedelta(minutes=JOIN_MINUTES)
     try:
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=wait)
+        met = meet(place, wait.total_seconds())
+        if isinstance(met, Lost):
+            if place.rank:
+                raise SystemExit(error_of(met).exit_code)  # the first rank prints
+            raise error_of(met)
+        backend = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+        distributed.init_process_group(backend, store=met, rank=place.rank, world_size=place.size, timeout=wait)
         # what the writer does alone may take days
         control = distributed.new_group(backend="gloo", timeout=timedelta(days=30))
         lifeline = _lifeline(place, control)
