@@ -177,6 +177,8 @@ def _train(
     checkpoints = context.checkpoints(stage, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
+    for line in meter.notes(f"SPIN iteration {iteration}"):
+        context.progress.note(line)
     heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
     measured = measure_pairs(player.engine, heldout_pairs, objective)
     reporting = sampler.ids_of(context.reporting)

@@ -194,7 +194,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             task,
             SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, on_evaluation=evaluations.add),
         )
-    for line in _told(training, outcome, len(steps), heldout.rule):
+    for line in (*_told(training, outcome, len(steps), heldout.rule), *meter.notes(training.title)):
         context.progress.note(line)
     facts = SftFacts(
         rows=len(train.rows),
