@@ -174,7 +174,7 @@ class Pool {
 Pool* pool;  // never destroyed: tensors may outlive everything else
 
 int take(void** result, size_t alignment, size_t size) {
-  if (size >= LEAST && alignment <= ALIGNMENT) {
+  if (pool && size >= LEAST && alignment <= ALIGNMENT) {
     if (void* place = pool->take(rounded_up(size, ALIGNMENT))) {
       *result = place;
       return 0;
@@ -184,7 +184,7 @@ int take(void** result, size_t alignment, size_t size) {
 }
 
 void give(void* place) {
-  if (pool->holds(place)) {
+  if (pool && pool->holds(place)) {
     pool->give(static_cast<char*>(place));
   } else {
     free(place);
@@ -275,6 +275,11 @@ int read_if_torch(dl_phdr_info* info, size_t, void* table) {
 }
 
 }  // namespace
+
+// Memory of compiled layers, in the pool where there is one: glibc would leave holes of it between what stays.
+extern "C" int pool_take(void** result, size_t alignment, size_t size) { return take(result, alignment, size); }
+
+extern "C" void pool_give(void* place) { give(place); }
 
 // Whether this torch gets its memory as `pool_begin` expects.
 extern "C" int pool_can_begin() {

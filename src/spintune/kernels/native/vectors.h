@@ -4,9 +4,13 @@
 
 #pragma once
 
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <utility>
+
+extern "C" int pool_take(void **result, std::size_t alignment, std::size_t size);
+extern "C" void pool_give(void *place);
 
 namespace {
 
@@ -99,13 +103,16 @@ inline int team(double nanoseconds, int threads) { return nanoseconds < 8'000 ? 
 // Memory for the duration of a call. Where there is none the process ends, as OutOfMemoryError does: no exception can leave
 // a parallel region.
 struct Scratch {
-    float *at;
-    explicit Scratch(long floats) : at(static_cast<float *>(std::aligned_alloc(64, (floats * 4 + 63) / 64 * 64))) {
-        if (at || !floats) return;
-        std::fputs("spintune: out of memory in a compiled layer; lower tokens_per_forward or data.max_length\n", stderr);
-        std::_Exit(12);
+    float *at = nullptr;
+    explicit Scratch(long floats) {
+        void *found = nullptr;
+        if (floats && pool_take(&found, 64, 4 * floats)) {
+            std::fputs("spintune: out of memory in a compiled layer; lower tokens_per_forward or data.max_length\n", stderr);
+            std::_Exit(12);
+        }
+        at = static_cast<float *>(found);
     }
-    ~Scratch() { std::free(at); }
+    ~Scratch() { pool_give(at); }
     Scratch(const Scratch &) = delete;
 };
 
