@@ -145,7 +145,7 @@ def _load() -> Loaded:
         return shipped
     if target := targets.get(wanted):
         return Loaded(_load_compiled(target.flags), f"compiled here for {target.title}")
-    return Loaded(_load_compiled(), "compiled here")
+    return Loaded(_load_compiled(_FLAGS), "compiled here")
 
 
 def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
@@ -172,7 +172,7 @@ def _load_shipped(wanted: str = "", folder: Path = SHIPPED) -> Loaded | None:
     return None
 
 
-def _load_compiled(flags: tuple[str, ...] = _FLAGS) -> ctypes.CDLL:
+def _load_compiled(flags: tuple[str, ...]) -> ctypes.CDLL:
     candidates = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++"]
     compiler = next(filter(None, map(shutil.which, candidates)), None)
     if compiler is None:
