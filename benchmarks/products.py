@@ -100,6 +100,17 @@ def matrices(title: str, ways: Sequence[Callable[[Tensor, Tensor], Tensor]], rep
         print(f"| {rows} x {inside} x {outside} | {' | '.join(cells)} |")
 
 
+def distances() -> None:
+    """How far products of float32 are from float64's, of one shape and of the head's gradient, whose sums are long."""
+    print("\nDistance from float64, rms, relative to the result: torch, by vectors, compiled\n")
+    print("| rows x sums x columns | torch | vectors | compiled |\n|---|---|---|---|")
+    for rows, inside, outside in ((976, 576, 1536), (627, 49152, 576)):
+        x, weight = torch.randn(rows, inside), torch.randn(outside, inside)
+        exact = linear(x.double(), weight.double())
+        found = [float((way(x, weight) - exact).norm() / exact.norm()) for way in (linear, by_vectors, compiled)]
+        print(f"| {rows} x {inside} x {outside} | {' | '.join(f'{one:.1e}' for one in found)} |")
+
+
 def compare(title: str, calls: dict[str, Callable[[], object]], repeats: int) -> str:
     cells = [1000 * min(seconds(call, 8) for _ in range(repeats)) for call in calls.values()]
     return f"| {title} | {' | '.join(f'{cell:.2f}' for cell in cells)} |"
@@ -183,6 +194,7 @@ def main() -> None:
     if native_products.can_round():
         title = "Products in bfloat16 of float32 matrices, GFLOP/s: torch with its casts, compiled"
         matrices(title, (autocast, rounded), options.repeats)
+    distances()
     few_rows(options.repeats)
     attending(options.repeats)
     layers(options.repeats)

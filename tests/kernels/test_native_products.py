@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from spintune.kernels.native.compiler import processor_features
 from spintune.kernels.native.products import can_round, pack_right, product, product_of_packed
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -56,6 +59,16 @@ def test_long_sums_are_as_exact_as_torchs(vectors: bool) -> None:
         return float((found - exact).square().mean().sqrt())
 
     assert distance(product(a, b, vectors=vectors)) < 2 * distance(a @ b)
+
+
+def test_matrix_units_multiply_float32_where_the_system_lends_them() -> None:
+    lent = "amx_bf16" in processor_features() and not ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl
+    if not lent or not can_round():
+        pytest.skip("no matrix units here, or none in this library")
+    a, b = drawn(40, 300, "rows"), drawn(300, 40, "columns", 1)
+    assert not torch.equal(product(a, b), product(a, b, vectors=True))  # sums in another order
+    a, b = a[:, :20], b[:20]  # too small to be worth it
+    assert torch.equal(product(a, b), product(a, b, vectors=True))
 
 
 @given(rows=lengths, columns=lengths, inner=lengths, left=ways, right=ways)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from forked import Rank, command, start_ranks, wait_for
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
-from spintune.ranks import lifeline
+from spintune.ranks import lifeline, rollcall
 from spintune.stages import followers
 from spintune.training.stepping import Stepper
 from spintune.unfinished import read_checkpoint
@@ -183,6 +184,28 @@ def test_a_rank_that_fails_before_it_joins(
     assert all(word.split("=")[0] in line for line in _errors(ranks))
     assert len(_errors(ranks)) == 1 + failing  # its own line, and the first rank's
     assert failing == 0 or _errors(ranks[:1])[0].startswith("spintune: rank 1: ")
+
+
+def test_a_rank_whose_first_rank_never_comes_says_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """torch prints its own stack where a store cannot be reached, and goes on trying."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in {
+        "RANK": 1,
+        "LOCAL_RANK": 1,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_PORT": port,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(rollcall, "_TELL_SECONDS", 0.5)
+    before = time.monotonic()
+    rollcall.tell_failure("no recipe", 2)
+    assert 0.5 <= time.monotonic() - before < 20
+    assert capfd.readouterr() == ("", "")
 
 
 def test_ranks_of_different_environments(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -51,12 +52,22 @@ def tell_failure(error: str, code: int) -> None:
         place = place_of(os.environ)
     except (RecipeError, ValueError):
         return
-    if _is_settled or place is None or place.size == 1:
+    if _is_settled or place is None or place.size == 1 or (place.rank and not _is_reachable(place)):
         return
     with contextlib.suppress(Exception):  # nobody is there
         store = _open(place, _TELL_SECONDS)
         store.set(_FAILED, json.dumps([place.rank, error, code]))
         _leave(store, place)
+
+
+def _is_reachable(place: Place) -> bool:
+    """Whether the store is there, or comes in time. torch would wait longer, and print its own stack."""
+    until = time.monotonic() + _TELL_SECONDS
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection((place.address, place.port), timeout=2):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _open(place: Place, seconds: float) -> Store:

@@ -4,7 +4,8 @@
 //
 // Units multiply bfloat16 and sum in float32. A float32 number is the sum of three numbers of bfloat16, the largest first,
 // and six products of such parts make the product of two numbers to float32's precision (G. Henry, P. Tang, A. Heinecke,
-// Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations, ARITH 2019).
+// Leveraging the bfloat16 artificial intelligence datatype for higher-precision computations, ARITH 2019). Units take
+// numbers below 2^-126 for 0, so those below 1e-33 lose digits; and infinity times a number is no number.
 
 #pragma once
 

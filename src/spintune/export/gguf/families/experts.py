@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from gguf import ExpertGatingFuncType, GGUFWriter
@@ -178,7 +178,7 @@ def granite_parts(name: str, tensor: Tensor, config: PreTrainedConfig) -> Parts:
     return {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
 
 
-def _inputs_first(halves: Callable[[Tensor], tuple[Tensor, Tensor]], name: str, tensor: Tensor) -> Parts:
+def _inputs_first(halves: Callable[[Tensor], Sequence[Tensor]], name: str, tensor: Tensor) -> Parts:
     """Matrices of all experts with the inputs as rows. ``halves`` takes gate and up apart, along the last side."""
     found = _STACKED.fullmatch(name)
     if found is None:
@@ -196,7 +196,7 @@ def _gpt_oss_parts(name: str, tensor: Tensor, config: PreTrainedConfig) -> Parts
 
 
 def _llama4_parts(name: str, tensor: Tensor, config: PreTrainedConfig) -> Parts:
-    return _inputs_first(lambda both: both.chunk(2, dim=-1), name, tensor)  # type: ignore[arg-type,return-value]
+    return _inputs_first(lambda both: both.chunk(2, dim=-1), name, tensor)
 
 
 def _llama4(writer: GGUFWriter, config: PreTrainedConfig) -> None:
