@@ -18,6 +18,12 @@ _SIGNS = re.compile(
     re.I,
 )
 
+_NO_THREAD = "can't start new thread"
+"""Python's words where a thread gets no memory for its stack, and where the system allows no more threads."""
+
+_MORE_THAN_A_STACK = 64 << 20
+"""More than a thread's stack, and more than an allocator keeps to hand out again. [bytes]"""
+
 _LONGEST = 160
 """What is shown of a library's message. [characters]"""
 
@@ -33,10 +39,19 @@ def _root(error: BaseException | None) -> BaseException | None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return error
         foreign = isinstance(error, RuntimeError | OSError) or type(error).__module__.startswith("safetensors")
-        if foreign and _SIGNS.search(str(error)):
+        if foreign and (_SIGNS.search(str(error)) or (str(error) == _NO_THREAD and not _is_free(_MORE_THAN_A_STACK))):
             return error
         error = error.__cause__ if error.__suppress_context__ or error.__cause__ else error.__context__
     return None
+
+
+def _is_free(size: int) -> bool:
+    """Whether the system would give this process so many bytes more."""
+    try:
+        bytearray(size)
+    except MemoryError:
+        return False
+    return True
 
 
 def words_of(error: BaseException) -> str:

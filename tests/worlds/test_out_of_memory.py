@@ -28,7 +28,7 @@ from importlib import import_module
 import torch, spintune.pipeline, spintune.console
 from spintune.cli import main
 
-def run(place, calls, recipe, room):
+def run(place, calls, recipe):
     module, _, path = place.partition(" ")
     owner = import_module(module)
     *path, last = path.split(".")
@@ -40,9 +40,8 @@ def run(place, calls, recipe, room):
         seen[0] += 1
         if seen[0] == calls:
             held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
-            resource.setrlimit(resource.RLIMIT_DATA, (held * 1024 + room,) * 2)
-            if room > 2**20:
-                torch.empty(2**30)  # more than there is
+            resource.setrlimit(resource.RLIMIT_DATA, (held * 1024 + 2**26,) * 2)
+            torch.empty(2**30)  # more than there is
         return function(*arguments, **named)
 
     setattr(owner, last, limited)
@@ -55,8 +54,8 @@ for case in json.loads(sys.argv[1]):
         run(*case)
     print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """
-"""Runs each recipe in a process of its own. At the n-th call of a function its memory is limited to ``room`` bytes more
-than it holds, and the function asks for more than that, or has hardly anything left."""
+"""Runs each recipe in a process of its own. At the n-th call of a function its memory is limited to 64 MiB more than it
+holds, and the function asks for more than that."""
 
 SFT: dict[str, Any] = {"sft": {"checkpoint_minutes": 1000.0, "max_steps": 4}, "spin": None, "eval": []}
 SPIN: dict[str, Any] = {"sft": None, "spin": {"iterations": 1}, "eval": []}
@@ -69,7 +68,7 @@ PLACES = {
         "lower data.max_length, or use a smaller model",  # answers of 12 tokens are short already
         SPIN,
     ),
-    "scoring": ("spintune.stages.pairs score_pairs", 1, "lower tokens_per_forward", SPIN),
+    "scoring": ("spintune.engine.logprobs _sums_of", 1, "lower tokens_per_forward", SPIN),
     "evaluation": ("spintune.generation.batch new_sequences", 1, "lower data.max_length", {"sft": None, "spin": None}),
 }
 """Where memory runs out: a function, its call, the advice, and changes of the recipe."""
@@ -83,7 +82,7 @@ def test_a_limit_that_is_reached_is_one_line_and_a_code_of_its_own(
     for name, (place, calls, _, changes) in PLACES.items():
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(json.dumps(values(tmp_path / name, model=str(large_model), **changes)))
-        cases.append((place, calls, str(recipe), 2**19 if name == "scoring" else 2**26))
+        cases.append((place, calls, str(recipe)))
     command = [sys.executable, "-c", RUNS_SHORT, json.dumps(cases)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.stdout.split() == ["12"] * len(cases), ended
@@ -170,6 +169,29 @@ def test_torch_and_python_say_so_in_these_words() -> None:
     for ask in (lambda: torch.empty(2**55), lambda: bytearray(2**62)):
         with pytest.raises(OutOfMemoryError), memory_errors(out_of_memory):
             ask()
+
+
+THREAD_FAILS = """
+import resource, sys, threading
+from spintune.memory import is_out_of_memory
+
+held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData"))
+if sys.argv[1] == "memory":
+    resource.setrlimit(resource.RLIMIT_DATA, (held * 1024 + 2**20,) * 2)
+else:
+    threading.stack_size(2**50)  # no machine has so many addresses
+try:
+    threading.Thread(target=print).start()
+except RuntimeError as error:
+    print(is_out_of_memory(error))
+"""
+
+
+@pytest.mark.parametrize(("lacking", "expected"), [("memory", "True"), ("threads", "False")])
+def test_a_thread_that_cannot_start_for_want_of_memory_says_so(lacking: str, expected: str) -> None:
+    """Python has the same words for a system that allows no more threads."""
+    command = [sys.executable, "-c", THREAD_FAILS, lacking]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{expected}\n"
 
 
 def test_memory_of_the_machine_and_of_control_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
