@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spintune.generation.answer_counter import AnswerCounter
 from spintune.generation.protocol import Generator
-from spintune.generation.sampling import Sampling, stream_keys
+from spintune.generation.sampling import Sampling
 from spintune.progress import Progress
 from spintune.ranks.team import processes
 from spintune.records import Completion
@@ -20,14 +20,12 @@ def write_answers(
     progress: Progress,
     title: str,
     max_len: int | None = None,
-    drafts: Sequence[tuple[int, ...]] | None = None,
 ) -> list[Completion]:
     """A greedy completion of each prompt, in their order.
 
     Args:
         max_len: longest sequence of the model, prompt and answer together; None without a limit. It cuts an answer to a
             long prompt earlier, and leaves it empty when the prompt alone fills it. [tokens]
-        drafts: another model's greedy answers to the prompts, of which only speed depends.
     """
     by_budget: dict[int, list[int]] = defaultdict(list)
     for place, prompt in enumerate(prompts):
@@ -50,9 +48,7 @@ def write_answers(
             together = processes() > 1  # who counts tokens writes all of them in this process
             count = None if together else AnswerCounter(stop_ids, budget, counted)
             asked = [prompts[place] for place in places]
-            keys = stream_keys(asked, 0)
-            drafted = {key: drafts[place] for key, place in zip(keys, places, strict=True)} if drafts else {}
-            written = generator.generate(asked, Sampling(budget, temperature=0, drafts=drafted), keys, count)
+            written = generator.generate(asked, Sampling(budget, temperature=0), on_token=count)
             task.advance(len(places) - ended_before, under_way=0)  # some end where the model has no more positions
             found |= dict(zip(places, written, strict=True))
     return [found[place] for place in range(len(prompts))]

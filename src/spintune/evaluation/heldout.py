@@ -104,16 +104,10 @@ def answer_heldout(
     max_new_tokens: int,
     progress: Progress,
     name: str,
-    drafts: Sequence[tuple[int, ...]] | None = None,
 ) -> list[HeldoutAnswer]:
-    """Greedy answers to held-out examples; ``rows`` and ``likelihoods`` belong to the examples, one for one.
-
-    Args:
-        drafts: another model's answers, one for each example.
-    """
+    """Greedy answers to held-out examples; ``rows`` and ``likelihoods`` belong to the examples, one for one."""
     prompts = [row.prompt_ids for row in rows]
-    title = f"{name}: held-out answers"
-    completions = write_answers(generator, prompts, max_new_tokens, progress, title, drafts=drafts)
+    completions = write_answers(generator, prompts, max_new_tokens, progress, f"{name}: held-out answers")
     return [
         HeldoutAnswer(
             id=example.id,

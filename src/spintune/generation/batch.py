@@ -7,7 +7,6 @@ Each step is one call of the model for all running sequences and the prompts tha
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -21,7 +20,6 @@ from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.rotary import LengthDependentRotary
 from spintune.errors import ModelError
 from spintune.generation.decoder import DecoderRunner, cache_width
-from spintune.generation.drafts import Drafts
 from spintune.generation.encoder_decoder import EncoderDecoderRunner
 from spintune.generation.plain import PlainGenerator
 from spintune.generation.protocol import (
@@ -180,14 +178,11 @@ class BatchGenerator:
         runner = self._runner(longest, sampling.max_new_tokens, min(len(sequences), self.limits.slots))
         running: list[SequenceState] = []
         finished: dict[int, Completion] = {}
-        config = self.model.config
-        usable = not (config.is_encoder_decoder or sampling.penalizes)
-        drafts = Drafts(config.get_text_config().vocab_size, usable)
         while running or waiting:
-            started = self._admit(waiting, runner.slots - len(running), drafts)
+            started = self._admit(waiting, runner.slots - len(running))
             logits = runner.forward(running, started)
             running.extend(started)
-            self._extend(running, logits, sampling, drafts, on_token)
+            self._extend(running, logits, sampling, on_token)
             self._retire(running, runner, finished)
         return finished
 
@@ -232,41 +227,27 @@ class BatchGenerator:
             )
         return runner
 
-    def _admit(self, waiting: list[SequenceState], free: int, drafts: Drafts) -> list[SequenceState]:
-        """Takes the next prompts that fit into the free slots and into one call, with their drafts."""
+    def _admit(self, waiting: list[SequenceState], free: int) -> list[SequenceState]:
+        """Takes the next prompts that fit into the free slots and into one call."""
         started: list[SequenceState] = []
-        tokens = drafted = 0
+        tokens = 0
         while waiting and len(started) < free:
-            sequence = waiting[-1]
-            drafts.cut(sequence)
-            tokens += len(sequence.prompt) - sequence.shared + len(sequence.draft)
-            drafted += len(sequence.draft)
-            if started and (tokens > self.limits.prefill_tokens or drafted > drafts.most):
+            tokens += len(waiting[-1].prompt) - waiting[-1].shared
+            if started and tokens > self.limits.prefill_tokens:
                 break
             started.append(waiting.pop())
         return started
 
     def _extend(
-        self,
-        running: list[SequenceState],
-        logits: Tensor,
-        sampling: Sampling,
-        drafts: Drafts,
-        on_token: OnToken | None,
+        self, running: list[SequenceState], logits: Tensor, sampling: Sampling, on_token: OnToken | None
     ) -> None:
-        rows = [1 + len(s.draft) for s in running]
-        drawn = [s.uniforms[len(s.ids) : len(s.ids) + count] for s, count in zip(running, rows, strict=True)]
-        uniforms = torch.tensor(list(itertools.chain.from_iterable(drawn)), dtype=torch.float64)
+        uniforms = torch.tensor([s.uniforms[len(s.ids)] for s in running], dtype=torch.float64)
         tokens, logprobs = choose(penalize(logits, [s.ids for s in running], sampling), uniforms, sampling)
-        draws = iter(zip(tokens.tolist(), logprobs.tolist(), strict=True))
-        for sequence, count in zip(running, rows, strict=True):
-            for token, logprob in drafts.drawn(sequence, list(itertools.islice(draws, count))):
-                sequence.ids.append(token)
-                sequence.logprob += logprob
-                if on_token and on_token(sequence.index, token):
-                    sequence.ended = True
-                if sequence.ended or token in self.stop_ids:
-                    break
+        for sequence, token, logprob in zip(running, tokens.tolist(), logprobs.tolist(), strict=True):
+            sequence.ids.append(token)
+            sequence.logprob += logprob
+            if on_token and on_token(sequence.index, token):
+                sequence.ended = True
 
     def _retire(self, running: list[SequenceState], runner: Runner, finished: dict[int, Completion]) -> None:
         """Removes finished sequences; the last running one moves into each gap."""

@@ -50,14 +50,14 @@ class DecoderRunner:
             if started and started[0].shared > self._cache.prefix.length:
                 shared = started[0].shared
                 self._hidden(started[0].prompt[:shared], range(shared), self._cache.prefix)
-            self._cache.plan([s.cached for s in running], [len(s.prompt) - s.shared + len(s.draft) for s in started])
+            self._cache.plan([s.cached for s in running], [len(s.prompt) - s.shared for s in started])
             ids = [s.ids[-1] for s in running]
             positions = [s.shared + s.cached for s in running]
             last = list(range(len(running)))
             for sequence in started:
-                ids.extend((*sequence.prompt[sequence.shared :], *sequence.draft))
-                positions.extend(range(sequence.shared, len(sequence.prompt) + len(sequence.draft)))
-                last.extend(range(len(ids) - 1 - len(sequence.draft), len(ids)))
+                ids.extend(sequence.prompt[sequence.shared :])
+                positions.extend(range(sequence.shared, len(sequence.prompt)))
+                last.append(len(ids) - 1)
             hidden_TD = self._hidden(ids, positions, self._cache)
             return head_logits(self.model, hidden_TD[torch.tensor(last, device=self.model.device)])
 

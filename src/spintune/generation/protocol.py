@@ -66,8 +66,6 @@ class SequenceState:
     index: int
     prompt: Prompt
     uniforms: list[float]
-    draft: tuple[int, ...] = ()
-    """What is read with the prompt, as the tokens that may be written first (:mod:`spintune.generation.drafts`)."""
     shared: int = 0
     """Number of tokens that all prompts begin with."""
     max_len: int = 0
@@ -89,10 +87,7 @@ class Runner(Protocol):
     """Number of sequences that run at once."""
 
     def forward(self, running: Sequence[SequenceState], started: Sequence[SequenceState]) -> Tensor:
-        """Next-token logits ``[B, V]`` of running sequences, then of those that start in the slots after them.
-
-        A sequence that starts has a row for the end of its prompt and one for each token of its draft.
-        """
+        """Next-token logits ``[B, V]`` of running sequences, then of those that start in the slots after them."""
 
     def move(self, source: int, target: int, sequence: SequenceState) -> None:
         """Moves a sequence to another slot, whose own sequence is finished."""
@@ -121,11 +116,7 @@ def new_sequences(
     limit = position_limit(model)
     return [
         SequenceState(
-            index,
-            prompt,
-            uniforms(key, sampling.max_new_tokens),
-            draft=sampling.drafts.get(key, ()),
-            max_len=_max_len(model, prompt, sampling, limit),
+            index, prompt, uniforms(key, sampling.max_new_tokens), max_len=_max_len(model, prompt, sampling, limit)
         )
         for index, (prompt, key) in enumerate(zip(prompts, keys, strict=True))
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,16 +34,10 @@ class Sampling:
     """Subtracted from the logit of every token that was already written (OpenAI's definition)."""
     frequency_penalty: float = 0.0
     """Subtracted once for each time that the token was written."""
-    drafts: Mapping[bytes, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
-    """By the key of a prompt's random stream, what another model wrote with it. Only speed depends on them."""
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
-
-    @property
-    def penalizes(self) -> bool:
-        return bool(self.presence_penalty or self.frequency_penalty)
 
 
 def stream_keys(prompts: Sequence[tuple[int, ...]], seed: int) -> list[bytes]:
@@ -98,7 +92,7 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Te
 
 def penalize(logits_BV: Tensor, written: Sequence[Sequence[int]], sampling: Sampling) -> Tensor:
     """The logits of each row after the penalties for what it has written so far."""
-    if not sampling.penalizes:
+    if not sampling.presence_penalty and not sampling.frequency_penalty:
         return logits_BV
     logits_BV = logits_BV.float()
     for row, ids in enumerate(written):

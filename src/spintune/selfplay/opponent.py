@@ -58,17 +58,6 @@ def sample_pairs(
     return pairs.records()
 
 
-def with_drafts(sampling: Sampling, rows: Sequence[TokenRow], count: int, earlier: Iterable[Pair]) -> Sampling:
-    """Sampling for :func:`sample_pairs` that knows what another model answered with the same draws."""
-    answers = {pair.example_id: [answer.ids for answer in pair.generated] for pair in earlier}
-    if not answers:
-        return sampling
-    known = (answers.get(row.example_id, []) for row in rows)
-    drafts = (draft for ids in known for draft in (ids + [()] * count)[:count])
-    keys = StreamKeys(_Prompts(rows, count), sampling.seed)
-    return replace(sampling, drafts=dict(zip(keys[:], drafts, strict=True)))
-
-
 class _Prompts(LazySequence[tuple[int, ...]]):
     """The prompt of every row, ``count`` times."""
 

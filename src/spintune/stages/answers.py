@@ -19,11 +19,10 @@ from spintune.recipe import SpinSection
 from spintune.record_files import Selection
 from spintune.records import Example, Pair, read_records, write_records
 from spintune.selfplay.filters import FilteredPairs, drop_reason, without_degenerate
-from spintune.selfplay.opponent import sample_pairs, with_drafts
+from spintune.selfplay.opponent import sample_pairs
 from spintune.selfplay.shards import Shards
 from spintune.selfplay.spin import learns_from_identical
 from spintune.stages.context import RunContext
-from spintune.stages.drafts import earlier_answers
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.storage import digest_json, remove_folder
 from spintune.tokens.rows import RenderedRows, TokenRow
@@ -101,20 +100,13 @@ class AnswerSampler:
         return self.context.render(examples, player.renderer("last"), self.section.longest_answer)
 
     def write(
-        self,
-        player: LoadedIterate,
-        rows: Sequence[TokenRow],
-        stream: Sequence[object],
-        shards: Shards,
-        name: str,
-        earlier: Iterable[Pair] = (),
+        self, player: LoadedIterate, rows: Sequence[TokenRow], stream: Sequence[object], shards: Shards, name: str
     ) -> Sequence[Pair]:
         """The player's answers to the prompts of rows, as pairs with the real answers; not scored yet.
 
         Args:
             stream: name of the random stream to draw from.
             name: for progress.
-            earlier: what another model answered from the same stream.
         """
         section, recipe = self.section, self.context.recipe
         seed = int(digest_json(["opponent", recipe.seed, *stream])[:12], 16)
@@ -122,7 +114,7 @@ class AnswerSampler:
         return sample_pairs(
             player.writer,
             rows,
-            with_drafts(sampling, rows, section.negatives, earlier),
+            sampling,
             section.negatives,
             recipe.data.max_length,
             player.iterate.name,
@@ -153,9 +145,7 @@ class AnswerSampler:
             shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
             examples = self.heldout
             rows = context.render_heldout(examples, player.renderer("last"), self.section.longest_answer)
-            earlier = earlier_answers(context, iterate, "spin/heldout", Pair)
-            title = f"{iterate.name} answers held-out prompts"
-            pairs = self.write(player, rows, ["heldout"], shards, title, earlier)
+            pairs = self.write(player, rows, ["heldout"], shards, f"{iterate.name} answers held-out prompts")
             write_records(file, pairs)
             context.run.finish(
                 stage, inputs, [file], {"prompts": len(examples), "played": len(pairs), **context.written_by}

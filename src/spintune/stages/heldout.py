@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from spintune.checkers import TASKS
@@ -35,7 +34,6 @@ from spintune.records import Completion, Example, read_records, write_records
 from spintune.results import EvaluationResults, LikelihoodCounts
 from spintune.selfplay.shards import Shards
 from spintune.stages.context import RunContext
-from spintune.stages.drafts import drafts_of_texts, earlier_answers
 from spintune.stages.iterates import Iterate
 from spintune.stages.task_accuracy import checker_of, judge_tasks
 from spintune.storage import digest_file, digest_json, remove_folder
@@ -71,10 +69,7 @@ def answer_stage(context: RunContext, iterate: Iterate) -> list[HeldoutAnswer]:
     if context.run.finished(stage, inputs) is None:
         model = context.load(iterate, stage, inputs)
         examples, rows = _rows_that_fit(context, model.renderer("last"))
-        drafts = drafts_of_texts(model, earlier_answers(context, iterate, "eval/heldout", HeldoutAnswer), examples)
-        answers = answer_heldout(
-            model.writer, examples, rows, likelihoods, longest, context.progress, iterate.name, drafts
-        )
+        answers = answer_heldout(model.writer, examples, rows, likelihoods, longest, context.progress, iterate.name)
         write_records(path, map(to_json, answers))
         context.run.finish(stage, inputs, [path], {"items": len(answers), **context.written_by})
     return read_records(path, HeldoutAnswer)
@@ -97,9 +92,6 @@ def sampled_stage(context: RunContext, iterate: Iterate) -> list[SampledAnswer]:
         prompts = [row.prompt_ids for row in rows for _ in range(samples)]
         sampling = Sampling(longest, seed=int(digest_json([SAMPLED_FOLDER, context.recipe.seed])[:12], 16))
         keys = stream_keys(prompts, sampling.seed)
-        earlier = earlier_answers(context, iterate, f"eval/{SAMPLED_FOLDER}", SampledAnswer)
-        drafts = drafts_of_texts(model, earlier, [example for example in examples for _ in range(samples)])
-        sampling = replace(sampling, drafts=dict(zip(keys, drafts, strict=True)))
         shards = Shards(folder / "shards", digest_json(inputs)[:12], context.progress)
         completions = shards.map(
             "answers",
