@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-from spintune.progress import TRIAL_STEPS, ExpectedStage, ExpectedTask
+from spintune.pipeline import run_recipe
+from spintune.progress import TRIAL_STEPS, ExpectedStage, ExpectedTask, Silent
 from spintune.recipe import parse_recipe
-from spintune.stages.schedule import SFT_TRAINING, DataSize, expected_stages, training_of
+from spintune.records import Example, Message
+from spintune.stages.schedule import SFT_TRAINING, DataSize, data_size, expected_stages, token_lengths, training_of
 from spintune.time_left import RELATIVE_COST, RunTimes
+from spintune.tokens.chat import ChatRenderer
 
 STAGES = [
     ExpectedStage("data"),
@@ -118,6 +126,70 @@ def test_a_task_corrects_what_was_expected_of_it(times: RunTimes, clock: Clock) 
     task = times.begin_task("SPIN iteration 1", 3, "steps")
     step(times, clock, task, 4.0)
     assert times.stage_left() == pytest.approx(8)
+
+
+def test_a_stage_under_way_learns_how_many_tokens_its_work_has(times: RunTimes, clock: Clock) -> None:
+    """200 tokens a step and not 100: 0.01 s for each, and 5 steps of 800 later."""
+    times.begin_stage("SFT")
+    training = ExpectedStage("training", (ExpectedTask("steps", 5, 800),))
+    times.expect([STAGES[0], ExpectedStage("SFT", (ExpectedTask("steps", 10, 200),)), training])
+    task = times.begin_task("SFT", 10, "steps")
+    step(times, clock, task, 2.0)
+    left = times.run_left()
+    assert left is not None
+    assert left.seconds == pytest.approx(9 * 2.0 + 5 * 800 * 0.01)
+
+
+def test_lengths_are_those_of_the_tokenizer_once_it_is_there(tiny_model: Path) -> None:
+    renderer = ChatRenderer(AutoTokenizer.from_pretrained(tiny_model))
+    examples = [
+        Example((Message("user", "fox " * words), Message("assistant", "owl " * (words + 1)))) for words in (2, 4)
+    ]
+    rows = [renderer.row(example) for example in examples]
+    guessed = data_size(examples, examples, 4, 100, chooses=True, measured=True)
+    assert guessed.answer == (4 * 3 + 4 * 5) / 2 / 4 + 1
+    size = data_size(examples, examples, 4, 100, chooses=True, measured=True, lengths=partial(token_lengths, renderer))
+    assert size.prompt == sum(len(row.prompt_ids) for row in rows) / 2
+    assert size.answer == sum(len(row.response_ids) for row in rows) / 2
+    assert size.answer != guessed.answer
+
+
+def test_a_run_says_again_what_it_takes_when_its_model_is_there(tmp_path: Path, tiny_model: Path) -> None:
+    class Told(Silent):
+        def __init__(self) -> None:
+            self.expected: list[Sequence[ExpectedStage]] = []
+
+        def expect(self, stages: Sequence[ExpectedStage]) -> None:
+            self.expected.append(stages)
+
+    (tmp_path / "rows.json").write_text(json.dumps([{"prompt": f"Say {n}.", "completion": "owl " * 9} for n in "abcd"]))
+    data = {"train": str(tmp_path / "rows.json"), "eval_fraction": 0.25, "max_length": 96}
+    values = {"out": str(tmp_path / "run"), "model": str(tiny_model), "data": data, "sft": {"max_steps": 1}, "eval": []}
+    told = Told()
+    run_recipe(parse_recipe(values, "test"), tmp_path / "cache", told)
+    renderer = ChatRenderer(AutoTokenizer.from_pretrained(tiny_model))
+    row = renderer.row(Example((Message("user", "Say a."), Message("assistant", "owl " * 9))))
+    (steps,) = (task for one in told.expected[-1] for task in one.tasks or () if task.unit == "steps")
+    assert steps.tokens == 3 * (len(row.prompt_ids) + len(row.response_ids))
+    assert len(told.expected) == 3
+
+
+def test_what_judging_an_iterate_takes_is_expected() -> None:
+    """Held-out pairs told apart, answers to them, references, two models' scores of the answers (three from the second
+    iteration on), and greedy answers."""
+    values = {"out": "o", "model": "m", "data": {"train": "x.json"}, "spin": {"iterations": 2, "max_new_tokens": 50}}
+    size = DataSize(seen=64, played=64, heldout=60, prompt=30, answer=10, chooses=True, measured=True)
+    stages = {one.name: one.tasks or () for one in expected_stages(parse_recipe(values, "test"), "eval", size)}
+    judged = [(task.unit, task.items, task.tokens) for task in stages[training_of(1)] if task.unit != TRIAL_STEPS][1:]
+    scores = [("pairs", 30, 40)]
+    assert judged == [
+        ("pairs", 60, 50),
+        ("answers", 60, 10),
+        ("references", 60, 40),
+        *scores * 2,
+        ("answers", 60, 10),
+    ]
+    assert [task.items for task in stages[training_of(2)] if task.unit == "pairs"] == [60, 30, 30, 30]
 
 
 def test_a_stage_of_which_nobody_knows_makes_it_at_least(times: RunTimes, clock: Clock) -> None:

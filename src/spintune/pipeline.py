@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal, cast
 
 from spintune.checkers import TASKS, build_checker
 from spintune.data.preferences import read_answers
-from spintune.errors import ModelError, RecipeError, RunError
+from spintune.errors import DataError, ModelError, RecipeError, RunError
 from spintune.generation.build import GENERATORS
 from spintune.kernels.allocator import give_back_memory
 from spintune.memory import memory_errors
@@ -33,6 +33,7 @@ from spintune.models.quantized import require_bitsandbytes
 from spintune.progress import Progress, Silent, StoppableProgress, StopRequest
 from spintune.ranks.team import Team, commanding, processes
 from spintune.recipe import Recipe
+from spintune.records import Example
 from spintune.remedies import out_of_memory
 from spintune.results import EvaluationResults, RunResults, TrainingResults
 from spintune.run_folder import BASE, RunFolder
@@ -46,11 +47,18 @@ from spintune.stages.decision import check_patience, final_decision, is_unmeasur
 from spintune.stages.endpoints import check_judge
 from spintune.stages.evaluate import evaluate, evaluate_model
 from spintune.stages.followers import compare_ranks, enroll
-from spintune.stages.iterates import Iterate
+from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.measure import check_measure
 from spintune.stages.outcome import evaluation_numbers, outcome_facts
 from spintune.stages.registry import Evaluation, evaluations_of
-from spintune.stages.schedule import DataSize, check_data_files, data_size, expected_stages
+from spintune.stages.schedule import (
+    DataSize,
+    check_data_files,
+    data_size,
+    expected_stages,
+    guessed_lengths,
+    token_lengths,
+)
 from spintune.stages.selfplay import selfplay_stage
 from spintune.stages.sft import sft_stage
 from spintune.stages.synth import synth_stage
@@ -194,6 +202,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
         settle_answer_length(context)
         recipe = context.recipe
         context.progress.expect(expected_stages(recipe, until, _size_of(context)))
+    context.when_loaded = partial(_expect_tokens, context, until)
     check_measure(context)
     sft = None
     if (recipe.sft or recipe.spin) and context.cannot_choose:
@@ -230,13 +239,22 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
     )
 
 
-def _size_of(context: RunContext) -> DataSize | None:
+def _expect_tokens(context: RunContext, until: Stage, player: LoadedIterate) -> None:
+    """Says again how long stages take, once a tokenizer says how many tokens the examples have."""
+    with contextlib.suppress(DataError):  # the stage that reads the example says so
+        size = _size_of(context, partial(token_lengths, player.renderer("last")))
+        context.progress.expect(expected_stages(context.recipe, until, size))
+
+
+def _size_of(
+    context: RunContext, lengths: Callable[[Sequence[Example]], tuple[float, float]] = guessed_lengths
+) -> DataSize | None:
     """The size of a run's data, for how long its stages take."""
     if not context.train:
         return None
     chooses, measured = context.cannot_choose is None, not is_unmeasured(context)
     longest = context.recipe.data.max_length
-    return data_size(context.seen, context.played, len(context.heldout), longest, chooses, measured)
+    return data_size(context.seen, context.played, len(context.heldout), longest, chooses, measured, lengths)
 
 
 def _write_results(path: Path, results: RunResults) -> None:

@@ -147,11 +147,16 @@ class RunTimes:
     # What happens ----------------------------------------------------------------------------------------------------
 
     def expect(self, stages: Sequence[ExpectedStage]) -> None:
-        """Takes what a run is going to do, in order, or what is known of it by now; the stage under way stays."""
+        """Takes what a run is going to do, in order, or what is known of it by now.
+
+        The stage under way stays; its work has the tokens that are expected now.
+        """
         under_way = self._stages[self._place] if self._inside else None
         self._stages = [_Stage(one.name, _works(one)) for one in stages]
         self._place = -1
         if under_way is not None and (place := self._find(under_way.name, 0)) is not None:
+            for work, now in zip(under_way.works or (), self._stages[place].works or (), strict=False):
+                work.tokens = now.tokens
             self._stages[place], self._place = under_way, place
 
     def begin_stage(self, name: str) -> bool:

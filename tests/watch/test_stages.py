@@ -89,6 +89,17 @@ def test_time_left_is_what_is_left_at_the_rate_so_far(made: Any) -> None:
     assert found.left.seconds > found.current.left
 
 
+def test_tokens_are_those_of_the_model_once_it_was_measured(made: Any) -> None:
+    """39 tokens for 76 characters and the end of the turn, so two characters a token: 52 + 39 tokens an example."""
+    with_data(made)
+    heldout = read_run(made.path).heldout
+    likely = [{"id": one.id, "nll": 9.0, "tokens": 39, "bytes": 76} for one in heldout]
+    made.lines("likelihood/base/likelihood.jsonl", likely).stage("likelihood/base", items=HELDOUT, left_out=0)
+    found = listed(made.metrics("sft", [step(n) for n in range(5)])).current
+    assert found is not None
+    assert found.did == "5 of about 35 steps"
+
+
 def test_once_there_are_steps_the_short_runs_for_their_rate_are_over(made: Any) -> None:
     measured(with_data(made), "base")
     content = json.loads((made.path / "recipe.json").read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -94,9 +94,11 @@ def train_iteration(
     train(engine, batches, objective, optimization, checkpoints, TrainingHooks(start, report, hooks.stop))
 
 
-def measure_pairs(engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay) -> list[PairMetrics]:
-    """Metrics of the player on each pair."""
-    scores = engine.score([objective.query(pair) for pair in pairs])
+def measure_pairs(
+    engine: LogProbEngine, pairs: Sequence[Pair], objective: SelfPlay, done: Callable[[int], None] = lambda _: None
+) -> list[PairMetrics]:
+    """Metrics of the player on each pair. ``done`` is told of pairs as they are scored."""
+    scores = engine.score([objective.query(pair) for pair in pairs], done)
     losses = [objective([pair], _as_logprobs(pair, sums)) for pair, sums in zip(pairs, scores, strict=True)]
     return [
         PairMetrics(pair.example_id, loss.total.item(), **loss.facts) for pair, loss in zip(pairs, losses, strict=True)

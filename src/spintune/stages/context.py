@@ -33,7 +33,6 @@ from spintune.run_models import written_files
 from spintune.stages.followers import forget_model, load_on_ranks, whole_player
 from spintune.stages.iterates import Iterate, LoadedIterate
 from spintune.stages.lengths import check_input_length, check_row_length
-from spintune.stages.metering import Meter
 from spintune.stages.needs import check_needs
 from spintune.stages.run_engine import RunEngines
 from spintune.step_log import StepLog
@@ -42,7 +41,6 @@ from spintune.tokens.cache import TokenCache
 from spintune.tokens.rows import RenderedRows, RowRenderer, TokenRow, render
 from spintune.tracking import Metrics
 from spintune.training.checkpoint import Checkpoints
-from spintune.training.loop import StepReport
 from spintune.training.routing import Routers
 from spintune.typed_json import JsonObject, to_json
 
@@ -66,6 +64,7 @@ class RunContext:
         environment: where the API keys of endpoints are looked up.
         stop: asks training to stop between two steps; ``progress`` stops everything else.
         engines: servers that write the answers; None for the built-in generator.
+        when_loaded: called with the first model that is in memory, once.
     """
 
     recipe: Recipe
@@ -76,6 +75,7 @@ class RunContext:
     environment: Mapping[str, str]
     stop: StopRequest = field(default_factory=StopRequest)
     engines: EnginePool | None = None
+    when_loaded: Callable[[LoadedIterate], None] | None = None
     _loaded: LoadedIterate | None = None
     _engines: RunEngines = field(default_factory=RunEngines)
     _needs_checked: bool = False
@@ -214,6 +214,9 @@ class RunContext:
         team = commanding()
         player = self._in_memory(iterate, (lambda one: team.call(load_on_ranks, one)) if team else self._read)
         player.serve = self._served if self.engines else None
+        if self.when_loaded:
+            told, self.when_loaded = self.when_loaded, None
+            told(player)
         return player
 
     def load_by_name(self, name: str) -> LoadedIterate:
@@ -437,14 +440,3 @@ class RunContext:
 
         copies = self.recipe.copies_checkpoints(section, default_device().type == "cuda")
         return Checkpoints(folder / tag, section.checkpoint_minutes, sync_logs, copies, tag)
-
-    def step_logger(self, stage: str, meter: Meter) -> Callable[[StepReport], None]:
-        """A hook that adds each step to the run's metrics and to the meter."""
-
-        def log(report: StepReport) -> None:
-            meter.step(report)
-            numbers = dict(vars(report))
-            facts = numbers.pop("facts")
-            self.metrics.add(stage, **numbers, **facts)
-
-        return log

@@ -47,7 +47,7 @@ from spintune.stages.answers import AnswerSampler
 from spintune.stages.context import RunContext
 from spintune.stages.heldout import likelihood_stage
 from spintune.stages.iterates import Iterate, LoadedIterate
-from spintune.stages.metering import Meter
+from spintune.stages.metering import Meter, step_logger
 from spintune.stages.pairs import training_settings
 from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.storage import digest_json, remove_folder, write_json_if_changed, write_json_lines
@@ -163,7 +163,7 @@ def _train(
             "lower spin.pairs_per_step, raise spin.epochs, or give more data"
         )
     meter = Meter(player.engine)
-    begin, log_step = partial(context.metrics.begin_steps, stage), context.step_logger(stage, meter)
+    begin, log_step = partial(context.metrics.begin_steps, stage), step_logger(context.metrics, stage, meter)
 
     def started(step: int) -> None:
         phase_pairs.learned = step
@@ -180,7 +180,8 @@ def _train(
     for line in meter.notes(f"SPIN iteration {iteration}"):
         context.progress.note(line)
     heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
-    measured = measure_pairs(player.engine, heldout_pairs, objective)
+    with context.progress.task(f"iteration {iteration}: held-out pairs", len(heldout_pairs), "pairs") as task:
+        measured = measure_pairs(player.engine, heldout_pairs, objective, task.advance)
     reporting = sampler.ids_of(context.reporting)
     heldout = _heldout_facts(heldout_pairs, measured, objective, reporting)
     sizes, seen = _seen(batches, objective)
@@ -371,7 +372,9 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
 def _logprobs(context: RunContext, iterate: Iterate, pairs: Sequence[Pair]) -> list[float]:
     """Log-probabilities of the generated answers under an iterate. [nats, summed over tokens]"""
     queries = [Query(pair.prompt_ids, tuple(answer.ids for answer in pair.generated)) for pair in pairs]
-    return list(chain(*context.load(iterate).engine.score(queries)))
+    engine = context.load(iterate).engine
+    with context.progress.task(f"{iterate.name} scores held-out pairs", len(pairs), "pairs") as task:
+        return list(chain(*engine.score(queries, task.advance)))
 
 
 def _first_ids(pairs: Sequence[Pair]) -> list[tuple[int, ...]]:

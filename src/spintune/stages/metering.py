@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from spintune.energy import EnergyMeter
 from spintune.engine.logprobs import LogProbEngine
 from spintune.engine.peak import arithmetic, best_product
 from spintune.ranks.team import processes
 from spintune.results import HardwareFacts
+from spintune.tracking import Metrics
 from spintune.training.loop import StepReport
 
 _IDLE_SHARE = 0.05
 """The share of the time of all ranks that is worth a note when tokens are so unequal."""
+
+
+def step_logger(metrics: Metrics, stage: str, meter: Meter) -> Callable[[StepReport], None]:
+    """A hook that adds each step to the run's metrics and to the meter."""
+
+    def log(report: StepReport) -> None:
+        meter.step(report)
+        numbers = dict(vars(report))
+        facts = numbers.pop("facts")
+        metrics.add(stage, **numbers, **facts)
+
+    return log
 
 
 class Meter:

@@ -1,14 +1,14 @@
 """What a run is going to do: its stages in order, and from its data about how many tokens each takes.
 
-The estimate is for people who wait. It takes four characters for a token, answers of a trained model to be as long as
-real ones, and those of a model as it comes to be as long as they may, since it often has not learned when to stop. Only
-proportions matter: seconds come from what was measured (:mod:`spintune.time_left`).
+The estimate is for people who wait. It takes four characters for a token until a model's tokenizer is there, answers of
+a trained model to be as long as real ones, and those of a model as it comes to be as long as they may, since it often
+has not learned when to stop. Only proportions matter: seconds come from what was measured (:mod:`spintune.time_left`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,7 @@ from spintune.recipe import HELDOUT, SYNTH, Recipe, SftSection, SpinSection
 from spintune.recipe.section import AUTO_RATE
 from spintune.records import Example
 from spintune.run_folder import MANIFEST
+from spintune.tokens.rows import RowRenderer
 from spintune.training.ladder_plan import BACKWARD, MIN_STEPS, SHARE, USUAL_RUNGS
 
 WRITE, DATA, MEASURE, SFT_TRAINING, BASELINE_TRAINING, EVALUATION = (
@@ -88,6 +89,18 @@ class DataSize:
     measured: bool
 
 
+def guessed_lengths(examples: Sequence[Example], characters: float = _CHARACTERS) -> tuple[float, float]:
+    """Mean tokens of prompts and of answers, by the characters of a token."""
+    prompt = fmean(len(prompt_text(one)) for one in examples) / characters + _TEMPLATE
+    return prompt, fmean(len(one.answer) for one in examples) / characters + 1
+
+
+def token_lengths(renderer: RowRenderer, examples: Sequence[Example]) -> tuple[float, float]:
+    """Mean tokens of prompts and of answers."""
+    rows = renderer.rows(examples)
+    return fmean(len(row.prompt_ids) for row in rows), fmean(len(row.response_ids) for row in rows)
+
+
 def data_size(
     seen: Sequence[Example],
     played: Sequence[Example],
@@ -95,11 +108,11 @@ def data_size(
     max_length: int,
     chooses: bool,
     measured: bool,
+    lengths: Callable[[Sequence[Example]], tuple[float, float]] = guessed_lengths,
 ) -> DataSize:
-    """The size of a run's data; lengths are those of some examples."""
+    """The size of a run's data; ``lengths`` says how long prompts and answers of some examples are."""
     some = [seen[place] for place in range(0, len(seen), max(1, len(seen) // _SAMPLE))]
-    prompt = fmean(len(prompt_text(one)) for one in some) / _CHARACTERS + _TEMPLATE if some else 0.0
-    answer = fmean(len(one.answer) for one in some) / _CHARACTERS + 1 if some else 0.0
+    prompt, answer = lengths(some) if some else (0.0, 0.0)
     return DataSize(len(seen), len(played), heldout, prompt, min(answer, max_length), chooses, measured)
 
 
@@ -187,9 +200,21 @@ class _Work:
             prompts, written = self._phase_prompts(section, iteration), self._written(section, trained=True)
             yield ExpectedTask("answers", prompts * section.negatives, written)
             yield ExpectedTask("pairs", prompts, self.size.prompt + self.size.answer + written * section.negatives)
-        if self.size.heldout:
-            yield ExpectedTask("answers", self.size.heldout * section.negatives, self._written(section, trained=True))
-        yield from self._after_training()
+        yield from self._judging(section, iteration)
+
+    def _judging(self, section: SpinSection, iteration: int) -> Iterator[ExpectedTask]:
+        """How an iterate tells held-out pairs apart, what it answers, and how far it is from earlier ones."""
+        size, written = self.size, self._written(section, trained=True)
+        if not size.heldout:
+            return
+        yield ExpectedTask("pairs", size.heldout, size.prompt + size.answer + written * section.negatives)
+        yield ExpectedTask("answers", size.heldout * section.negatives, written)
+        references, *answers = self.measuring()
+        yield references
+        reporting = size.heldout / 2 if size.chooses else size.heldout
+        for _ in range(2 if iteration == 1 else 3):
+            yield ExpectedTask("pairs", reporting, size.prompt + written * section.negatives)
+        yield from answers if size.measured else ()
 
     def baseline(self, section: SpinSection) -> Iterator[ExpectedTask]:
         """As much SFT as self-play took steps and tokens."""

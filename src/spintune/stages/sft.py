@@ -19,7 +19,7 @@ from spintune.results import SftFacts
 from spintune.run_folder import BASELINE, SFT
 from spintune.stages.context import RunContext
 from spintune.stages.iterates import Iterate, LoadedIterate
-from spintune.stages.metering import Meter
+from spintune.stages.metering import Meter, step_logger
 from spintune.stages.rates import RateSearch, TrialSetting
 from spintune.step_log import StepLog
 from spintune.storage import remove_folder
@@ -178,6 +178,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
     if len(evaluation_steps(steps, len(train.rows), heldout.rule.every)) > 1:
         heldout.tell_unless_chosen()
     meter = Meter(player.engine)
+    log_step = step_logger(context.metrics, stage, meter)
     started = time.monotonic()
     with (
         closing(StepLog(_samples(context, training))) as samples,
@@ -192,7 +193,7 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             optimization,
             context.checkpoints(stage, training.inputs, section, samples),
             task,
-            SftHooks(evaluations.begin, context.step_logger(stage, meter), context.stop, on_evaluation=evaluations.add),
+            SftHooks(evaluations.begin, log_step, context.stop, on_evaluation=evaluations.add),
         )
     for line in (*_told(training, outcome, len(steps), heldout.rule), *meter.notes(training.title)):
         context.progress.note(line)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from spintune.report.facts import RunFacts
 from spintune.results import DataFacts, PairFacts
 from spintune.run_folder import BASE, BASELINE, MANIFEST, SFT
 from spintune.stages import schedule
-from spintune.stages.schedule import DataSize, data_size, expected_stages
+from spintune.stages.schedule import DataSize, data_size, expected_stages, guessed_lengths
 from spintune.time_left import RunTimes, TimeLeft
 from spintune.typed_json import JsonObject
 from spintune.watch.follow import modified
@@ -142,10 +143,19 @@ def _size(run: RunFacts, recipe: Recipe) -> DataSize | None:
     first = list(_first(run.folder / "data/train.jsonl"))
     chooses = too_few(len(selection_of(run.heldout)), len(run.heldout)) is None
     measured = chooses and not (recipe.spin and recipe.spin.keep == "last")
-    some = data_size(first, first, data.heldout, recipe.data.max_length, chooses, measured)
+    lengths = partial(guessed_lengths, characters=characters) if (characters := _characters(run)) else guessed_lengths
+    some = data_size(first, first, data.heldout, recipe.data.max_length, chooses, measured, lengths)
     seen = data.train if data.seen is None else data.seen
     played = data.unseen if data.unseen and recipe.spin and recipe.spin.prompts == "unseen" else seen
     return replace(some, seen=seen, played=played)
+
+
+def _characters(run: RunFacts) -> float | None:
+    """Characters of a token, by the references that a model was measured on; None before that."""
+    likely = next((model.likely for model in run.models if model.likely), {})
+    answers = [(len(one.answer), likely[one.id].tokens) for one in run.heldout if one.id in likely and one.answer]
+    tokens = sum(tokens - 1 for _, tokens in answers)  # without the end of the turn
+    return sum(characters for characters, _ in answers) / tokens if tokens > 0 else None
 
 
 def _first(path: Path) -> Iterator[Example]:
