@@ -18,6 +18,7 @@ from spintune.evaluation.headline import headline
 from spintune.evaluation.statistics import Interval
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement
+from spintune.report.rates import rates_tried, searches_in
 from spintune.report.table import Cell, MeasureTable
 from spintune.results import (
     BenchmarkResults,
@@ -36,6 +37,7 @@ from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
 from spintune.terminal import SafeConsole
 from spintune.text.counts import counts_text
+from spintune.training.rate_facts import RateFacts
 
 _WIDE = WIDTH_OF_FILES + 30
 _NARROW = 80
@@ -75,12 +77,17 @@ def print_results(results: RunResults, folder: str, details: bool = False) -> No
         console.print(f"\nData: {data.read} read, {data.training}, {data.heldout} held out; dropped: {dropped}")
     gain = gain_of(Path(folder)) if results.best else None
     in_full = details or gain is None
-    if results.spin and in_full:
-        _print_selfplay(console, results.spin)
+    if in_full:
+        searches = searches_in(Path(folder))
+        print_tables(rates_tried(searches))
+        if results.spin:
+            console.print(_pair_table(results.spin))
+        if any(iteration.diagnosis for iteration in results.spin):
+            console.print(_diagnosis_table(results.spin))
     if results.stopped:
         console.sentence(f"Self-play stopped early: {results.stopped}")
     _print_evaluation(console, results, in_full)
-    if in_full and (seconds := _seconds(results)):
+    if in_full and (seconds := _seconds(results, searches)):
         times = ", ".join(f"{work} {duration_text(taken)}" for work, taken in seconds.items())
         console.sentence(f"\nTime: {times}")
     if gain:
@@ -120,11 +127,10 @@ def _funnel_table(funnel: Sequence[FilterCounts]) -> Table:
     return table
 
 
-def _seconds(results: RunResults) -> Counter[str]:
+def _seconds(results: RunResults, searches: Mapping[str, RateFacts]) -> Counter[str]:
     """Time of each kind of work, over all stages."""
-    stages = [stage.seconds for stage in (results.synth, results.sft, results.baseline) if stage]
-    for iteration in results.spin:
-        stages += [iteration.pairs.seconds, iteration.seconds]
+    stages = [stage.seconds for stage in (results.synth, results.sft, results.baseline, *searches.values()) if stage]
+    stages += [seconds for one in results.spin for seconds in (one.pairs.seconds, one.seconds)]
     total: Counter[str] = Counter()
     for seconds in stages:
         total.update(seconds)
@@ -172,12 +178,6 @@ def _print_files(
 
 
 # Self-play -----------------------------------------------------------------------------------------------------------
-
-
-def _print_selfplay(console: PlainConsole, iterations: Sequence[IterationResults]) -> None:
-    console.print(_pair_table(iterations))
-    if any(iteration.diagnosis for iteration in iterations):
-        console.print(_diagnosis_table(iterations))
 
 
 def _pair_table(iterations: Sequence[IterationResults]) -> Table:

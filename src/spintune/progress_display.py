@@ -302,9 +302,11 @@ class JsonProgress:
         self._expected: list[str] = []
 
     def expect(self, stages: Sequence[ExpectedStage]) -> None:
-        """Writes the names of the stages."""
-        self._expected = [stage.name for stage in stages]
-        self.emit({"stages": self._expected})
+        """Writes the names of the stages, where they are not those that it wrote last."""
+        names = [stage.name for stage in stages]
+        if names != self._expected:
+            self._expected = names
+            self.emit({"stages": names})
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:

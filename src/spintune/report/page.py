@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from spintune.report import colleagues, curves, figures, findings, model_tables, movement, stages, table
+from spintune.report import colleagues, curves, figures, findings, model_tables, movement, rates, stages, table
 from spintune.report.examples import embedded, examples
 from spintune.report.facts import RunFacts
 from spintune.report.reading import read_run
@@ -102,6 +102,8 @@ _CALLED_BY_TEMPLATES = (
     model_tables.scoreboard,
     model_tables.scores_without_overlaps,
     model_tables.win_rate,
+    rates.rates_tried,
+    rates.searches_of,
     stages.costs,
     stages.differing,
     stages.files,

@@ -41,7 +41,8 @@ _Record = TypeVar("_Record")
 _STAGES: dict[str, type] = {
     "synth": SynthFacts,
     "data": DataFacts,
-    "*/rates": RateFacts,
+    "sft/rates": RateFacts,
+    "spin/*/rates": RateFacts,
     "sft": SftFacts,
     "spin/iterate-*/pairs": PairFacts,
     "spin/iterate-*": IterationFacts,

@@ -16,6 +16,7 @@ import yaml
 from spintune.errors import RunError
 from spintune.mixtures.report import TaskReport
 from spintune.report.facts import RunFacts
+from spintune.report.rates import searches_of, stage_title
 from spintune.results import DataFacts, IterationFacts, LikelihoodCounts, SftFacts, SynthFacts
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.storage import read_json
@@ -115,7 +116,7 @@ def mixture(run: RunFacts) -> list[tuple[str, TaskReport]]:
 
 # Cost ---------------------------------------------------------------------------------------------------------------
 
-WORK = ("write", "generate", "score", "train")
+WORK = ("write", "rates", "generate", "score", "train")
 """Kinds of work that stages time."""
 
 
@@ -142,8 +143,12 @@ class StageCost:
 
 
 def costs(run: RunFacts) -> list[StageCost]:
-    """Cost of each finished stage."""
-    found = []
+    """Cost of each finished stage, and of the short runs that found its learning rate."""
+    found = [
+        StageCost(f"{stage_title(stage)}: learning rate", f"{len(facts.rungs)} short runs", facts.tokens, facts.seconds)
+        for stage, facts in searches_of(run).items()
+        if facts.rungs
+    ]
     if synth := run.facts("synth", SynthFacts):
         found.append(_asked("writing data", synth.cost, synth.seconds))
     if sft := run.facts("sft", SftFacts):
