@@ -106,6 +106,14 @@ def test_the_decision_is_told_and_then_what_the_other_examples_say_of_it(whole: 
     )
 
 
+def test_the_headline_has_the_first_reason_alone(whole: Make) -> None:
+    made = whole(heldout=60)
+    made.best("iterate-2", why="it is the newest trained model; none was chosen, since 15 are too few; hold out 50")
+    found = finding(read_run(made.path))
+    assert found.sentence == "iterate-2 is the model to use: it is the newest trained model."
+    assert found.remarks[1] == "None was chosen, since 15 are too few; hold out 50."
+
+
 def test_a_decision_by_all_examples_is_reported_on_all(whole: Make) -> None:
     found = finding(read_run(whole(heldout=60).path))
     assert found.sentence == "iterate-2 is the model to use: iterate-2 was chosen."

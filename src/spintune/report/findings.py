@@ -54,9 +54,9 @@ def finding(run: RunFacts) -> Finding:
         return _without_ranking(run, models, measure, remarks)
     ranking = rank(alike, measure, ids)
     chosen = _chosen(run, alike)
-    sentence = _decision(run, run.best) if run.best else _best(ranking, bool(run.missing))
+    sentence, *why = _decision(run, run.best) if run.best else (_best(ranking, bool(run.missing)),)
     told = _confirmation(chosen, alike, measure, ids) if chosen else ()
-    others = (*told, *_other_measures(run, chosen or ranking.first, measure), *_few(ranking.items))
+    others = (*told, *why, *_other_measures(run, chosen or ranking.first, measure), *_few(ranking.items))
     return Finding(sentence, (*others, *remarks), ranking)
 
 
@@ -66,7 +66,8 @@ def _without_ranking(
     """The finding of a run whose models were not measured on the same examples, or not at all."""
     apart = "No two models were judged on the same examples; run the recipe again."
     if run.best:
-        return Finding(_decision(run, run.best), (*[apart] * (len(models) > 1), *remarks))
+        sentence, *why = _decision(run, run.best)
+        return Finding(sentence, (*why, *[apart] * (len(models) > 1), *remarks))
     if len(models) == 1 and not run.missing:
         return Finding(_single_model(models[0], measure), remarks)
     if len(models) < 2:
@@ -156,8 +157,11 @@ def _chosen(run: RunFacts, models: Sequence[Contender]) -> Contender | None:
     return next((one for one in models if run.best and one.model.name == run.best.name), None)
 
 
-def _decision(run: RunFacts, best: BestModel) -> str:
-    return f"{'So far, ' if run.missing else ''}{best.name} is the model to use: {best.why}."
+def _decision(run: RunFacts, best: BestModel) -> list[str]:
+    """Which model to use, with the first reason; then the others, if there are."""
+    why, _, more = best.why.partition("; ")
+    sentence = f"{'So far, ' if run.missing else ''}{best.name} is the model to use: {why}."
+    return [sentence, *([f"{more[0].upper()}{more[1:]}."] if more else [])]
 
 
 def _best(ranking: Ranking, so_far: bool = False) -> str:
