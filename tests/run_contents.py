@@ -30,5 +30,5 @@ def run_contents(out: Path) -> Tree:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _timeless(item) for key, item in value.items() if key not in ("seconds", "hardware")}
+        return {key: _timeless(item) for key, item in value.items() if key not in ("seconds", "hardware", "waiting")}
     return [_timeless(item) for item in value] if isinstance(value, list) else value

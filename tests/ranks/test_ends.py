@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from forked import Rank, command, start_ranks, wait_for
+from run_contents import run_contents
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemWriter
 
@@ -90,6 +91,37 @@ def test_a_killed_rank_takes_the_others_down(world: Callable[..., Path], tmp_pat
     (line,) = _errors(ranks)
     assert "rank 2" in line
     assert "checkpoint of step" in line
+
+
+def test_a_rank_killed_in_each_stage_costs_nothing_but_time(world: Callable[..., Path], tmp_path: Path) -> None:
+    """Killed again and again, always further on, the run ends as one that nobody disturbed."""
+    whole, recipe = world("whole"), world("killed-everywhere")
+    run = _out(recipe)
+    reached = [
+        "data",
+        "sft/model",
+        "spin/iterate-1/pairs",
+        "spin/iterate-1/model",
+        "spin/iterate-2/pairs/manifest.json",
+    ]
+    for number, place in enumerate([*reached, "eval/heldout/iterate-1"]):
+        ranks = start_ranks(2, command(["run", str(recipe)]), tmp_path / str(number))
+        until = time.monotonic() + 120
+        while not (run / place).exists():
+            assert time.monotonic() < until, "\n".join(rank.text for rank in ranks)
+            time.sleep(0.005)
+        victim = number % 2
+        ranks[victim].signal(signal.SIGKILL)
+        codes = wait_for(ranks, 60)
+        assert (codes[victim], codes[1 - victim]) == (-signal.SIGKILL, 14), place
+        (line,) = _errors(ranks)
+        assert line.startswith(f"spintune: rank {victim}: ended without a word"), place
+    for name, one in (("again", recipe), ("whole", whole)):
+        assert wait_for(start_ranks(2, command(["run", str(one)]), tmp_path / name)) == [0, 0]
+    found, expected = run_contents(run), run_contents(_out(whole))
+    for tree in (found, expected):
+        tree.pop("recipe.json")  # names its folder
+    assert found == expected
 
 
 @pytest.mark.parametrize("told", [0, 1])
