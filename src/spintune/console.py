@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -16,10 +15,10 @@ from spintune.evaluation.comparison import HEADER, Comparison, Difference, liste
 from spintune.evaluation.decision import better_models, title_of
 from spintune.evaluation.headline import headline
 from spintune.evaluation.statistics import Interval
+from spintune.plain_tables import PlainConsole, plain_table, print_tables
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement
 from spintune.report.rates import rates_tried, searches_in
-from spintune.report.table import Cell, MeasureTable
 from spintune.results import (
     BenchmarkResults,
     ContaminationFacts,
@@ -35,26 +34,12 @@ from spintune.run_folder import BASE
 from spintune.selfplay.diagnostics import KlEstimate
 from spintune.synthesis.filters import FilterCounts
 from spintune.teachers.budget import replies_in_words
-from spintune.terminal import SafeConsole
 from spintune.text.counts import counts_text
 from spintune.training.rate_facts import RateFacts
 
 _WIDE = WIDTH_OF_FILES + 30
 _NARROW = 80
 """Columns that the most important tables keep to."""
-
-
-class PlainConsole(SafeConsole):
-    """Standard output; elsewhere than on a terminal of a fixed width. Nothing in a text is markup."""
-
-    def __init__(self, width: int = WIDTH_OF_FILES) -> None:
-        super().__init__(highlight=False, markup=False)
-        if not self.is_terminal:
-            self.width = width
-
-    def sentence(self, text: str) -> None:
-        """Prints text on one line, or on a terminal on as many as its width takes, between words."""
-        self.print(text, soft_wrap=not self.is_terminal)
 
 
 # Results -------------------------------------------------------------------------------------------------------------
@@ -412,39 +397,3 @@ def _pairs_of_models(shown: Sequence[Difference], with_p: bool) -> Iterator[tupl
             yield f"{one.first} - {one.second}", "bold"
         yield line(cells), ""
     yield "", ""
-
-
-def print_tables(found: Iterable[MeasureTable | str]) -> None:
-    """Prints tables of measures, intervals under their means, and sentences, in the order in which they come."""
-    console = PlainConsole()
-    for one in found:
-        if isinstance(one, str):
-            console.sentence(one)
-        else:
-            table = plain_table(one.title, (one.first, *(column.title for column in one.columns)))
-            for row in one.rows:
-                label = Text(row.label).append(f"\n{row.note}" if row.note else "", style="dim")
-                table.add_row(label, *map(_cell, row.cells))
-            console.print(table)
-
-
-def _cell(cell: Cell | None) -> Text:
-    if cell is None:
-        return Text("-")
-    text = Text(cell.mean + (f" {cell.verdict}" if cell.verdict else ""))
-    return text.append(f"\n{cell.interval}" if cell.interval else "", style="dim")
-
-
-def plain_table(title: str, headings: Sequence[str]) -> Table:
-    """An empty table: the first column is text, the others are numbers."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    return table

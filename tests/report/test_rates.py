@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from spintune.console import print_tables
+from spintune.plain_tables import print_tables
 from spintune.report.page import render
 from spintune.report.rates import rates_tried, searches_in, searches_of
 from spintune.report.reading import read_run

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from spintune.console import PlainConsole, plain_table
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
+from spintune.plain_tables import PlainConsole, plain_table
 from spintune.terminal import SafeConsole
 from spintune.text.counts import counts_text
 

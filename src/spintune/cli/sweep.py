@@ -76,8 +76,8 @@ def _part(plan: SweepPlan, only: str | None) -> tuple[PlannedRun, ...]:
 def _run(plan: SweepPlan, runs: tuple[PlannedRun, ...], as_json: bool, quiet: bool) -> None:
     from spintune.cli.execution import prepared
     from spintune.cli.unexpected import shows_itself, unexpected_text
-    from spintune.console import print_tables
     from spintune.errors import SweepError
+    from spintune.plain_tables import print_tables
     from spintune.typed_json import to_json
 
     def unforeseen(error: BaseException) -> str:

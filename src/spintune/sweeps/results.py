@@ -332,4 +332,6 @@ def _gain(differences: Sequence[SettingDifference], first: str, other: str, meas
 
 
 def _ends(gain: Gain) -> str:
+    if gain == (0, 0):
+        return "the same for every seed"
     return f"better by {gain[0]:.3g} to {gain[1]:.3g}" if gain else "fewer than two seeds in common"

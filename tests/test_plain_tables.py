@@ -1,0 +1,34 @@
+"""Tables are no wider than the terminal, and no number of them is cut."""
+
+from __future__ import annotations
+
+import pytest
+
+from spintune.plain_tables import PlainConsole, print_tables
+from spintune.report.table import Cell, MeasureColumn, MeasureTable, Row
+
+COLUMNS = tuple(MeasureColumn(f"m{n}", f"measure {n}", "", "lower") for n in range(6))
+ROWS = tuple(
+    Row(name, tuple(Cell(f"{n}.{place}", f"{n}.000001 to {n}.000002", "better") for n in range(6)), "3 seeds")
+    for place, name in enumerate(("first", "the second"))
+)
+TABLE = MeasureTable("What was measured of two settings, paired by seed, in one long line", "setting", COLUMNS, ROWS)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_columns_that_do_not_fit_follow_below(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spintune.plain_tables.PlainConsole", lambda: PlainConsole(width))
+    print_tables([TABLE, "A sentence."])
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines()[:-1])) <= width
+    assert "…" not in told
+    for n in range(6):
+        assert told.count(f"measure {n}") == 1
+        assert told.count(f"{n}.0 better") == told.count(f"{n}.1 better") == 1
+        assert told.count(f"{n}.000001 to {n}.000002") == 2
+    blocks = told.count("the second")
+    assert told.count("first") == blocks
+    assert (blocks == 1) == (width == 200)
+    assert told.endswith("A sentence.\n")
