@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spintune.plain_tables import PlainConsole, print_tables
+from spintune.plain_tables import PlainConsole, PlainTable, print_tables
 from spintune.report.table import Cell, MeasureColumn, MeasureTable, Row
 
 COLUMNS = tuple(MeasureColumn(f"m{n}", f"measure {n}", "", "lower") for n in range(6))
@@ -32,3 +32,14 @@ def test_columns_that_do_not_fit_follow_below(
     assert told.count("first") == blocks
     assert (blocks == 1) == (width == 200)
     assert told.endswith("A sentence.\n")
+
+
+def test_a_text_at_the_end_takes_as_many_lines_as_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    table = PlainTable("What was dropped", ("step", "read", "dropped"), wraps=True)
+    words = [f"reason {n}" for n in range(12)]
+    table.add_row("reading", "12 rows", ", ".join(words))
+    PlainConsole(50).print(table)
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 50
+    assert told.count("reading") == 1
+    assert all(word in " ".join(told.split()) for word in words)

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
-from rich.table import Table
 from rich.text import Text
 
 from spintune.before_after import print_gain
@@ -15,7 +14,7 @@ from spintune.evaluation.comparison import HEADER, Comparison, Difference, liste
 from spintune.evaluation.decision import better_models, title_of
 from spintune.evaluation.headline import headline
 from spintune.evaluation.statistics import Interval
-from spintune.plain_tables import PlainConsole, plain_table, print_tables
+from spintune.plain_tables import PlainConsole, PlainTable, print_tables
 from spintune.progress_display import WIDTH_OF_FILES, duration_text
 from spintune.report.movement import movement
 from spintune.report.rates import rates_tried, searches_in
@@ -103,10 +102,9 @@ def _print_synth(console: PlainConsole, synth: SynthFacts, folder: str) -> None:
     console.sentence(f"They are in {folder}/synth; read card.md there before you train on them.")
 
 
-def _funnel_table(funnel: Sequence[FilterCounts]) -> Table:
+def _funnel_table(funnel: Sequence[FilterCounts]) -> PlainTable:
     """What each step of writing data read and kept, and why it dropped the rest."""
-    table = plain_table("What the teacher wrote", ("step", "read", "kept", "dropped"))
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    table = PlainTable("What the teacher wrote", ("step", "read", "kept", "dropped"), wraps=True)
     for step in funnel:
         table.add_row(step.step, f"{step.read:,} {step.unit}", f"{step.kept:,}", counts_text(step.dropped))
     return table
@@ -165,10 +163,10 @@ def _print_files(
 # Self-play -----------------------------------------------------------------------------------------------------------
 
 
-def _pair_table(iterations: Sequence[IterationResults]) -> Table:
+def _pair_table(iterations: Sequence[IterationResults]) -> PlainTable:
     """Each iterate beside its opponent, on held-out pairs if there are any."""
     headings = ("iterate", "pairs", "loss", "margin", "accuracy", "r", "r'", "real", "generated")
-    table = plain_table("Self-play on held-out prompts (margin r - r' in nats; lengths in tokens)", headings)
+    table = PlainTable("Self-play on held-out prompts (margin r - r' in nats; lengths in tokens)", headings)
     for iteration in iterations:
         heldout = iteration.heldout
         cells = ["-"] * 7
@@ -186,7 +184,7 @@ def _pair_table(iterations: Sequence[IterationResults]) -> Table:
     return table
 
 
-def _diagnosis_table(iterations: Sequence[IterationResults]) -> Table:
+def _diagnosis_table(iterations: Sequence[IterationResults]) -> PlainTable:
     """What each iterate answers to the held-out prompts, and how far it has moved."""
     headings = (
         "iterate",
@@ -201,7 +199,7 @@ def _diagnosis_table(iterations: Sequence[IterationResults]) -> Table:
         "as before",
     )
     title = "Its own answers there (KL in nats per answer ± standard error; loss in nats per token)"
-    table = plain_table(title, headings)
+    table = PlainTable(title, headings)
     for iteration in iterations:
         diagnosis, heldout = iteration.diagnosis, iteration.heldout
         if not diagnosis:
@@ -268,11 +266,11 @@ def _reporting(results: RunResults) -> str:
     return f" ({results.data.heldout - chose} that report; {chose} others chose the model)"
 
 
-def _heldout_table(heldout: Mapping[str, Intervals], reporting: str) -> Table:
+def _heldout_table(heldout: Mapping[str, Intervals], reporting: str) -> PlainTable:
     added = {name: (name, "{:.3g}", True) for measures in heldout.values() for name in measures if _is_added(name)}
     columns = _HEADINGS | added
     headings = ("model", *(heading for heading, _, _ in columns.values()))
-    table = plain_table(
+    table = PlainTable(
         f"Held-out examples{reporting}: loss in nats per token, greedy answers; 95 % intervals", headings
     )
     for model, measures in heldout.items():
@@ -310,10 +308,10 @@ def _differences(differences: Mapping[str, Intervals]) -> str:
     return "\n".join(lines)
 
 
-def _accuracy_table(tasks: TaskAccuracies) -> Table:
+def _accuracy_table(tasks: TaskAccuracies) -> PlainTable:
     """Accuracy on the tasks of a mixture, by group of tasks."""
     models = list(tasks.accuracy)
-    table = plain_table("Right answers to the mixture's tasks; 95 % intervals", ("questions", "items", *models))
+    table = PlainTable("Right answers to the mixture's tasks; 95 % intervals", ("questions", "items", *models))
     for group in sorted({group for groups in tasks.accuracy.values() for group in groups}, reverse=True):
         if not group.startswith("task "):
             accuracies = [tasks.accuracy[model].get(group) for model in models]
@@ -322,11 +320,11 @@ def _accuracy_table(tasks: TaskAccuracies) -> Table:
     return table
 
 
-def _benchmark_table(name: str, found: BenchmarkResults) -> Table:
+def _benchmark_table(name: str, found: BenchmarkResults) -> PlainTable:
     """The measures of every model, and in further rows the same without contaminated items."""
     counts = set(found.items.values())
     items = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{counts.pop()}"
-    table = plain_table(f"{name}, {items} items; 95 % intervals", ("model", *found.measures))
+    table = PlainTable(f"{name}, {items} items; 95 % intervals", ("model", *found.measures))
     for suffix, scores in (("", found.scores), (" (clean items)", found.clean)):
         for model, values in scores.items():
             table.add_row(model + suffix, *(_estimate(values.get(measure), "{:.3g}") for measure in found.measures))
@@ -353,7 +351,7 @@ def print_comparison(comparison: Comparison, everything: bool = False) -> None:
     console.sentence(headline(comparison) + ".")
     shown = [one for one in comparison.differences if everything or one.finding]
     if everything and console.width >= _WIDE - 20:
-        table = plain_table("Paired on the same items; p after Holm counts", HEADER)
+        table = PlainTable("Paired on the same items; p after Holm counts", HEADER)
         for row in table_rows(comparison):
             table.add_row(*row)
         console.print(table)

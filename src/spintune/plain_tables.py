@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from spintune.progress_display import WIDTH_OF_FILES
-from spintune.report.table import Cell, MeasureColumn, MeasureTable
+from spintune.report.table import Cell, MeasureTable
 from spintune.terminal import SafeConsole
 
-_ANY_WIDTH = 10_000
+_ANY_WIDTH, _NARROW = 10_000, 30
 
 
 class PlainConsole(SafeConsole):
@@ -28,39 +29,62 @@ class PlainConsole(SafeConsole):
         self.print(text, soft_wrap=not self.is_terminal)
 
 
+class PlainTable:
+    """A table whose first column is text and whose others are numbers.
+
+    Columns that are too many for the width of a terminal follow below, behind the first one, so that nothing is cut.
+
+    Args:
+        wraps: the last column is text, too, of as many lines as it takes.
+    """
+
+    def __init__(self, title: str, headings: Sequence[str], wraps: bool = False) -> None:
+        self._title, self._headings, self._wraps = title, headings, wraps
+        self._rows: list[Sequence[str | Text]] = []
+
+    def add_row(self, *cells: str | Text) -> None:
+        """Adds a row, with a cell for each heading."""
+        self._rows.append(cells)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(self._title, style="bold")
+        begin, count = 1, len(self._headings)
+        while begin < count:
+            fewer = range(count, begin + 1, -1)
+            end = next((end for end in fewer if self._width(console, begin, end) <= options.max_width), begin + 1)
+            yield self._part(begin, end)
+            begin = end
+
+    def _width(self, console: Console, begin: int, end: int) -> int:
+        part = self._part(begin, end)
+        if self._wraps and end == len(self._headings):
+            part.columns[-1].max_width = _NARROW
+        return console.measure(part, options=console.options.update(max_width=_ANY_WIDTH)).maximum
+
+    def _part(self, begin: int, end: int) -> Table:
+        """The first column, and some others."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for number, heading in enumerate((self._headings[0], *self._headings[begin:end])):
+            table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+        if self._wraps and end == len(self._headings):
+            table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+        for row in self._rows:
+            table.add_row(row[0], *row[begin:end])
+        return table
+
+
 def print_tables(found: Iterable[MeasureTable | str]) -> None:
     """Prints tables of measures, intervals under their means, and sentences, in the order in which they come."""
     console = PlainConsole()
     for one in found:
         if isinstance(one, str):
             console.sentence(one)
-        else:
-            for table in _fitting(console, one):
-                console.print(table)
-
-
-def _fitting(console: PlainConsole, whole: MeasureTable) -> Iterator[Table]:
-    """A table, or several with some of its columns each, so that no number is cut on a narrow terminal."""
-    left = whole.columns
-    while left:
-        shorter = range(len(left), 1, -1)
-        count = next((n for n in shorter if _width(console, _table(whole, left[:n])) <= console.width), 1)
-        yield _table(whole, left[:count])
-        left = left[count:]
-
-
-def _width(console: PlainConsole, table: Table) -> int:
-    return console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
-
-
-def _table(whole: MeasureTable, columns: Sequence[MeasureColumn]) -> Table:
-    """Some columns of a table, with its title over the first ones."""
-    begin = whole.columns.index(columns[0])
-    table = plain_table("" if begin else whole.title, (whole.first, *(column.title for column in columns)))
-    for row in whole.rows:
-        label = Text(row.label).append(f"\n{row.note}" if row.note else "", style="dim")
-        table.add_row(label, *map(_cell, row.cells[begin : begin + len(columns)]))
-    return table
+            continue
+        table = PlainTable(one.title, (one.first, *(column.title for column in one.columns)))
+        for row in one.rows:
+            label = Text(row.label).append(f"\n{row.note}" if row.note else "", style="dim")
+            table.add_row(label, *map(_cell, row.cells))
+        console.print(table)
 
 
 def _cell(cell: Cell | None) -> Text:
@@ -68,18 +92,3 @@ def _cell(cell: Cell | None) -> Text:
         return Text("-")
     text = Text(cell.mean + (f" {cell.verdict}" if cell.verdict else ""))
     return text.append(f"\n{cell.interval}" if cell.interval else "", style="dim")
-
-
-def plain_table(title: str, headings: Sequence[str]) -> Table:
-    """An empty table: the first column is text, the others are numbers."""
-    table = Table(
-        title=title or None,
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    for number, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
-    return table

@@ -125,6 +125,15 @@ def test_a_metric_that_is_no_verdict_is_told_as_a_number(run: Folder) -> None:
     assert "worse" not in gain.sentence
 
 
+def test_likeness_is_no_verdict_though_all_of_it_is_0_or_1(run: Folder) -> None:
+    measured(run, {"base": [False] * 40, "sft": [True] * 40})
+    run.best("sft", metric="rouge_l")
+    gain = gain_of(run.path)
+    assert gain is not None
+    assert gain.sentence.startswith("ROUGE-L on 40 held-out prompts: 1.000 of sft, 0.000 of base:")
+    assert gain.shown[0].right is None
+
+
 def test_nothing_is_said_without_answers_of_both(run: Folder) -> None:
     assert gain_of(run.path) is None
     run.judged("base", 2.0)

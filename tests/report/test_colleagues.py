@@ -102,6 +102,12 @@ def test_greedy_answers_are_judged_themselves_where_drawn_ones_decide(folder: Ma
     assert "; the share of answers equal to the reference answers rose from 0 % to 100 %" in found.gained
 
 
+def test_answers_that_are_alike_or_not_at_all_are_not_called_right_or_wrong(folder: Make) -> None:
+    made = folder(spin=None, evaluation={"metric": "rouge_l"}).data(10).sft()
+    made.judged("base", 1.0, ["no"] * 10).judged("sft", 1.0, [f"word {n}" for n in range(10)])
+    assert view_of(made.best("sft", metric="rouge_l")).counts.startswith("Of 10 answers, 10 came closer")
+
+
 def test_answers_that_are_right_or_wrong_are_counted_so(folder: Make) -> None:
     made = folder(spin=None, evaluation={"metric": "exact_match"}).data(10).sft()
     made.judged("base", 1.0, ["no"] * 9 + ["word 9"]).judged("sft", 1.0, [f"word {n}" for n in range(8)] + ["no", "no"])

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from spintune.mixtures.rendering import RenderedPrompt
 from spintune.mixtures.report import MixtureReport
-from spintune.plain_tables import PlainConsole, plain_table
+from spintune.plain_tables import PlainConsole, PlainTable
 from spintune.terminal import SafeConsole
 from spintune.text.counts import counts_text
 
@@ -28,7 +28,7 @@ def print_examples(rows: Sequence[RenderedPrompt]) -> None:
 def print_mixture(mixture: MixtureReport) -> None:
     """Prints the target and actual shares of a mixture's tasks and quadrants, and what it leaves out."""
     console = PlainConsole()
-    tasks = plain_table("Tasks", ("task", "target", "actual", "examples", "rows", "passes", "held out", "dropped"))
+    tasks = PlainTable("Tasks", ("task", "target", "actual", "examples", "rows", "passes", "held out", "dropped"))
     for name, task in sorted(mixture.tasks.items(), key=lambda entry: -entry[1].wanted):
         tasks.add_row(
             name,
@@ -41,7 +41,7 @@ def print_mixture(mixture: MixtureReport) -> None:
             counts_text(task.dropped),
         )
     console.print(tasks)
-    quadrants = plain_table("Quadrants", ("quadrant", "target", "planned", "actual"))
+    quadrants = PlainTable("Quadrants", ("quadrant", "target", "planned", "actual"))
     for name, shares in mixture.quadrants.items():
         quadrants.add_row(name, f"{shares.wanted:.1%}", f"{shares.planned:.1%}", f"{shares.realised:.1%}")
     console.print(quadrants)

@@ -75,6 +75,12 @@ def measure_of(metric: str) -> str:
     return name if name == metric else f"{name}{AT_TEMPERATURE_1}"
 
 
+def is_of_verdicts(measure: str) -> bool:
+    """Whether a measure may say right or wrong: not one of how alike texts are, though all its scores are 0 or 1."""
+    name = measure.removesuffix(AT_TEMPERATURE_1)
+    return name not in METRICS or METRICS[name].right_or_wrong  # the checker, or a metric that is not there now
+
+
 def better_of(metric: str) -> Literal["higher", "lower"]:
     """Which scores of a metric are better."""
     name = metric.removeprefix(SAMPLED)
