@@ -20,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from spintune.terminal import SafeConsole, SafeFormatter, visible
+from spintune.terminal import SafeConsole, SafeFormatter, print_lines, visible
 
 ATTACKS = {
     "\x1b]0;title\x07": r"\x1b]0;title\x07",
@@ -143,3 +143,28 @@ def test_an_error_about_a_hostile_file_gives_a_terminal_no_commands(tmp_path: Pa
     assert b"owned" in seen
     assert b"\x1b[2J" not in seen
     assert b"\x1b]0;owned" not in seen
+
+
+def test_long_lines_go_on_below_their_text_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        "",
+        "  tokens     prompts 35, answers 6, all fit max_length 64",
+        "    one device  2.66 GB: weights 1 GB",
+        "a\x07b",
+    ]
+    print_lines(lines)
+    assert capsys.readouterr().out == "".join(f"{visible(line)}\n" for line in lines)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "32")
+    print_lines(lines)
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "  tokens     prompts 35, answers",
+        "             6, all fit",
+        "             max_length 64",
+        "    one device  2.66 GB: weights",
+        "    1 GB",
+        "a\\x07b",
+    ]

@@ -7,6 +7,10 @@ some terminals more. A bidirectional override shows a line in another order than
 from __future__ import annotations
 
 import logging
+import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -24,6 +28,22 @@ def visible(text: str) -> str:
     'a\\x1b[31mb\tc\n'
     """
     return text.translate(_VISIBLE)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints lines; on a terminal those that are wider go on below what follows their first word, broken at spaces."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in map(visible, lines):
+        sys.stdout.write(("\n".join(_folded(line, width)) if width else line) + "\n")
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line as lines of at most ``width`` columns. A word that is wider stays whole."""
+    label = re.match(r" *\S+ {2,}(?=\S)| *", line)
+    indent = " " * min(len(label[0]) if label else 0, width // 2)
+    return textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    ) or [""]
 
 
 class SafeConsole(Console):

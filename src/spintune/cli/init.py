@@ -90,11 +90,11 @@ def init(
     first = seen.draft(False, seen.found.checker)
     if not json:
         from spintune.survey.told import heldout_line, survey_lines
-        from spintune.terminal import visible
+        from spintune.terminal import print_lines
 
         lines = [*survey_lines(seen.found, first["data"]["max_length"], seen.context, seen.template)]
         lines += [heldout_line(seen.held, seen.shared)] if seen.held else []
-        print(visible("\n".join((f"\n{path}", *(f"  {line}" for line in lines), ""))))
+        print_lines(("", str(path), *(f"  {line}" for line in lines), ""))
     values = seen.decide(options, questions)
     recipe = out or _free_name(path, questions)
     with open_progress(json) as progress:
@@ -142,10 +142,9 @@ def _facts(found: DataSurvey) -> dict[str, object]:
 
 def _tell(target: Path, plan: RunPlan) -> None:
     from spintune.plan.text import plan_lines
-    from spintune.terminal import visible
+    from spintune.terminal import print_lines
 
-    print("\nWhat it takes (spintune plan):")
-    print(visible("\n".join(f"  {line}" for line in plan_lines(plan))))
+    print_lines(("", "What it takes (spintune plan):", *(f"  {line}" for line in plan_lines(plan))))
     print(f"\n{target} is written; every setting has a comment. Next:")
     print(f"  spintune run {target}        train and measure; Ctrl-C stops it, the same command goes on")
     print(f"  spintune inspect {target}    the very tokens of training")

@@ -163,14 +163,13 @@ def doctor(
         _doctor_model(model, json)
         return
     from spintune.doctor import examine
-    from spintune.terminal import visible
+    from spintune.terminal import print_lines
 
     findings = examine(cache_folder())
     if json:
         print_json([finding.to_json() for finding in findings])
     else:
-        for finding in findings:
-            print(visible(f"{'ok   ' if finding.fine else 'WRONG'} {finding.subject}: {finding.text}"))
+        print_lines(f"{'ok   ' if found.fine else 'WRONG'} {found.subject}: {found.text}" for found in findings)
     if not all(finding.fine for finding in findings):
         raise typer.Exit(1)
 
@@ -212,7 +211,7 @@ def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], json: Jso
     """
     from spintune.errors import DamagedRunError
     from spintune.progress_display import open_progress
-    from spintune.terminal import visible
+    from spintune.terminal import print_lines
     from spintune.typed_json import to_json
     from spintune.verification import verify_run
 
@@ -221,8 +220,7 @@ def verify(run: Annotated[Path, typer.Argument(help="A run folder.")], json: Jso
     if json:
         print_json(to_json(found))
     else:
-        for line in found.lines():
-            print(visible(line))
+        print_lines(found.lines())
     if found.problems:
         count = len(found.problems)
         problems = f"{count} problem{'s' * (count != 1)} beside {found.files} whole files"

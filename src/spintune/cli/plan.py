@@ -36,7 +36,7 @@ def plan(
     from spintune.cli.execution import lasting_imports, quiet_libraries
     from spintune.progress_display import open_progress
     from spintune.recipe import load_recipe
-    from spintune.terminal import visible
+    from spintune.terminal import print_lines
 
     settings, stated = load_recipe(recipe, overrides), _stated(rows)
     with open_progress(json) as progress:
@@ -51,8 +51,7 @@ def plan(
     if json:
         print_json(_as_json(found))
     else:
-        for line in plan_lines(found):
-            print(visible(line))
+        print_lines(plan_lines(found))
     if not found.fits:
         raise found.refusal()
 

@@ -52,7 +52,8 @@ def relaunch(ranks: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # ranks tell their own errors
+    for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # ranks tell their own errors
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed_processors()) // ranks)))
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--signals-to-handle={_SIGNALS}"]
     options += [f"--shutdown-timeout={_LAST_SECONDS}", "-m", "spintune", *words]
