@@ -30,8 +30,11 @@ from machine import processor
 from seeds import Interval
 from self_play.ledger import Facts, Ledger, Unit
 
-from spintune.evaluation.metric_choice import better_of, measure_of
+from spintune.evaluation.heldout import HeldoutAnswer
+from spintune.evaluation.metric_choice import better_of, choose_metric, measure_of
 from spintune.metrics import NLL
+from spintune.recipe.evaluation import AUTO
+from spintune.records import read_records
 from spintune.results import RunResults
 from spintune.typed_json import from_json
 
@@ -115,7 +118,7 @@ class Run:
         of = {"data": digest(self.data), "revision": revision(), "processor": processor()["name"]}
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         path = self.out / "results.json"
-        facts = facts_of(from_json(RunResults, json.loads(path.read_text()), path))
+        facts = facts_of(from_json(RunResults, json.loads(path.read_text()), path), references(self.out))
         for weights in self.out.rglob("*.safetensors"):  # 1 GB a run
             weights.unlink()
         return {**of, **facts}
@@ -132,11 +135,19 @@ def digest(data: Path) -> str:
     return hashlib.sha256(data.read_bytes()).hexdigest()[:16]
 
 
-def facts_of(results: RunResults) -> Facts:
-    """Which model the run chose by which metric, and each model's mean on the examples that report."""
+def references(run: Path) -> list[str]:
+    """The answers that the run's held-out examples have."""
+    return [one.reference for one in read_records(run / "eval/heldout/base/answers.jsonl", HeldoutAnswer)]
+
+
+def facts_of(results: RunResults, expected: Sequence[str]) -> Facts:
+    """Which model the run chose, and each model's mean on the examples that report.
+
+    It is by the metric that chose; where too few examples are there to choose by, by the one that would have chosen.
+    """
     best = results.best
     assert best is not None
-    metric = best.metric or NLL.name
+    metric = best.metric or choose_metric(AUTO, None, expected).name
     measure = "nll_per_token" if metric == NLL.name else measure_of(metric)
     means = {name: intervals[measure].mean for name, intervals in results.heldout.items()}
     return {"chosen": best.name, "metric": metric, "means": means}

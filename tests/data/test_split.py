@@ -37,7 +37,10 @@ def test_the_size_is_the_rounded_fraction_and_at_least_one_of_two(count: int, fr
 
 @pytest.mark.parametrize(
     ("count", "heldout"),
-    [(1, 0), (2, 1), (10, 3), (200, 60), (333, 100), (334, 100), (999, 100), (1000, 100), (2000, 200), (20_000, 1000)],
+    [
+        *((1, 0), (2, 1), (10, 3), (200, 60), (333, 100), (334, 100), (999, 100), (1000, 100), (2000, 200)),
+        *((20_000, 1000), (124, 37), (125, 50), (145, 50), (166, 50), (170, 51)),  # 50 choose, up to four tenths
+    ],
 )
 def test_without_a_fraction_a_hundred_are_held_out_of_at_most_three_tenths(count: int, heldout: int) -> None:
     _, held = split_examples(questions(count), None, seed=7, limit=1000)

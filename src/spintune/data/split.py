@@ -27,8 +27,13 @@ USEFUL_HELDOUT = 100
 """Of fewer prompts than ten times this, more than a tenth are held out. 100 tell models apart by a fifth of a standard
 deviation of their paired differences (95 % interval)."""
 
-MAX_USUAL_FRACTION = 0.3
-"""No more is held out unless a fraction is given: the rest has to teach."""
+ENOUGH_HELDOUT = 50
+"""With this many held-out prompts, 19 of 20 splits leave enough of them to choose models by
+(:data:`spintune.evaluation.selection.MIN_SELECTION`)."""
+
+MAX_USUAL_FRACTION, MAX_FRACTION_TO_CHOOSE = 0.3, 0.4
+"""No more is held out unless a fraction is given, since the rest has to teach; the second where that gives
+:data:`ENOUGH_HELDOUT`."""
 
 
 _SILENT = Silent()
@@ -206,8 +211,15 @@ def _sides(examples: Sequence[Example], hashes: KeyFile, size: int) -> Sides:
 
 
 def usual_fraction(prompts: int) -> float:
-    """The share of ``prompts`` distinct prompts to hold out: a tenth, or more to have 100, but at most 0.3."""
-    return max(TENTH, min(USEFUL_HELDOUT / prompts, MAX_USUAL_FRACTION)) if prompts else TENTH
+    """The share of ``prompts`` distinct prompts to hold out.
+
+    A tenth, or more to have 100, but at most 0.3; up to 0.4 where that leaves enough to choose a model by.
+    """
+    if not prompts:
+        return TENTH
+    share = max(TENTH, min(USEFUL_HELDOUT / prompts, MAX_USUAL_FRACTION))
+    chooses = share * prompts < ENOUGH_HELDOUT <= MAX_FRACTION_TO_CHOOSE * prompts
+    return ENOUGH_HELDOUT / prompts if chooses else share
 
 
 def _hash(prompt: Prompt, seed: int) -> bytes:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from spintune.data.split import ENOUGH_HELDOUT
 from spintune.records import Example
 from spintune.streams import digest
 
 MIN_SELECTION = 20
 """Fewer selection examples than this choose nothing."""
-
-ENOUGH_HELDOUT = 50
-"""With this many held-out prompts, 19 of 20 splits leave at least :data:`MIN_SELECTION` to choose by."""
 
 
 def selects(prompt: str) -> bool:

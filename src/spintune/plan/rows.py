@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spintune.data.sources import read_sources
-from spintune.data.split import TENTH, USEFUL_HELDOUT
+from spintune.data.split import usual_fraction
 from spintune.data.tables import open_tables
 from spintune.errors import DataError
 from spintune.models.loading import load_stop_ids, load_tokenizer
@@ -141,8 +141,7 @@ def _part(recipe: Recipe, stage: str, rows: RowSizes) -> RowSizes:
 
 def _heldout(recipe: Recipe, rows: int) -> int:
     fraction = recipe.data.eval_fraction
-    wanted = max(TENTH * rows, min(USEFUL_HELDOUT, 0.3 * rows)) if fraction is None else fraction * rows
-    return min(round(wanted), recipe.data.eval_limit)
+    return min(round((usual_fraction(rows) if fraction is None else fraction) * rows), recipe.data.eval_limit)
 
 
 def _sampled(recipe: Recipe, folder: Path, progress: Progress) -> tuple[Recipe, float]:

@@ -116,7 +116,7 @@ class DataSection(Section):
     """A mixture of many tasks in many phrasings."""
     eval_fraction: ShareBelowOne | None = None
     """Share of the prompts held out from training. [share] Default: 0.1, common practice; of fewer than 1,000 prompts
-    more, so that 100 are held out to judge by, up to 0.3."""
+    more, so that 100 are held out to judge by, up to 0.3; up to 0.4 where that gives the 50 to choose a model by."""
     eval_limit: Count = _EVAL_LIMIT
     """Maximum number of held-out prompts of train; every model answers each. [prompts] Default: 1,000 prompts give a
     proportion to within 3 points."""

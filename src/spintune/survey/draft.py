@@ -9,14 +9,11 @@ import math
 from dataclasses import dataclass
 
 from spintune.data.split import usual_fraction
-from spintune.evaluation.selection import ENOUGH_HELDOUT
 from spintune.recipe import measured
 from spintune.recipe.training import answer_limit
 from spintune.survey.data import DataSurvey
 from spintune.typed_json import JsonObject
 
-_MAX_FRACTION = 0.4
-"""Held out at most, where that gives enough prompts to choose a model by."""
 HELDOUT_ON_CPU = 200
 """Prompts that every model answers; more take long without a GPU."""
 _LONGEST = 2048  # tokens of a row in a first run
@@ -93,11 +90,8 @@ def max_length_for(found: DataSurvey, context: int | None) -> int:
 
 
 def heldout_fraction(prompts: int) -> float:
-    """The usual share, or as much more as leaves enough prompts to choose a model by."""
-    usual = usual_fraction(prompts)
-    if prompts and usual * prompts < ENOUGH_HELDOUT <= _MAX_FRACTION * prompts:
-        usual = ENOUGH_HELDOUT / prompts
-    return math.ceil(100 * usual - 1e-9) / 100
+    """The usual share, in hundredths."""
+    return math.ceil(100 * usual_fraction(prompts) - 1e-9) / 100
 
 
 def sft_for(found: DataSurvey, max_length: int, fraction: float) -> JsonObject:

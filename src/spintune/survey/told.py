@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from spintune.data.row_reader import named
-from spintune.evaluation.selection import ENOUGH_HELDOUT
+from spintune.data.split import ENOUGH_HELDOUT
 from spintune.survey.data import NEAR, DataSurvey
 from spintune.typed_json import JsonObject
 
