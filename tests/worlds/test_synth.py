@@ -183,6 +183,20 @@ def test_a_broken_evaluation_file_shows_before_anything_is_asked(run: Run, serve
     assert sum(server.asked.values()) == 0
 
 
+@pytest.mark.parametrize("by_override", [True, False])
+def test_a_model_is_named_for_the_teacher_that_the_recipe_has(
+    spintune: Callable[..., Any], recipe: Callable[..., Path], server: ChatServer, tmp_path: Path, by_override: bool
+) -> None:
+    """The recipe's own teacher lacks it, and is no whole one without."""
+    synth = section(server)
+    del synth["teacher"]["model"]
+    words = [f"synth.teacher.url={synth.pop('teacher')['url']}"] if by_override else []
+    result = spintune("synth", recipe(synth=synth, **ALONE), "--model", "inventor", *words)
+    assert result.code == 0, result.err
+    provenance = rows(tmp_path / "out/synth/examples.jsonl")[0]["provenance"]
+    assert provenance["teacher"].startswith("inventor at 127.0.0.1")
+
+
 def test_a_model_on_this_machine_is_the_teacher_by_default(
     run: Run, tiny_model: Path, tmp_path: Path, contents: Callable[[Path], Any]
 ) -> None:

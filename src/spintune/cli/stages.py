@@ -59,20 +59,17 @@ def synth(
     output: OutputOptions = OutputOptions(),
 ) -> None:
     """Write instruction data from seed tasks: a recipe's synth stage, or flags alone (all have defaults)."""
-    from spintune.recipe import DEFAULT_MODEL, load_recipe
+    from spintune.recipe import DEFAULT_MODEL, load_recipe, recipe_values
 
     path, overrides = recipe_and_overrides(words)
     flags = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out, "synth.teacher.url": url}
     base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
-
-    def load(teacher: str) -> Recipe:
-        return load_recipe(path, [*flags_as_overrides({**flags, teacher: model}), *overrides], None if path else base)
-
-    recipe = load("synth.teacher.model" if url else "model")
+    section = recipe_values(path, [*flags_as_overrides(flags), *overrides], base).get("synth")
+    has_teacher = isinstance(section, dict) and section.get("teacher")
+    flags["synth.teacher.model" if has_teacher else "model"] = model
+    recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], base)
     if path:
         need_section(recipe, path, "synth")
-    if model and recipe.synth and recipe.synth.teacher:
-        recipe = load("synth.teacher.model")
     execute(recipe, "synth", output)
 
 

@@ -12,7 +12,7 @@ from spintune.recipe.evaluation import (
 )
 from spintune.recipe.generate import GenerateSection
 from spintune.recipe.mixture import MixtureSection
-from spintune.recipe.reading import every_key, keys_called, load_recipe, parse_recipe, recipe_schema
+from spintune.recipe.reading import every_key, keys_called, load_recipe, parse_recipe, recipe_schema, recipe_values
 from spintune.recipe.recipe import DEFAULT_MODEL, HOLD_OUT, SYNTH, DataSection, HeldoutSection, Recipe
 from spintune.recipe.section import AUTO_RATE, Section
 from spintune.recipe.synthesis import SynthSection, TeacherSection
@@ -51,4 +51,5 @@ __all__ = [
     "parse_recipe",
     "read_yaml",
     "recipe_schema",
+    "recipe_values",
 ]

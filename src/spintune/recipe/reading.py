@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +31,15 @@ def load_recipe(path: Path | None, overrides: list[str] | None = None, base: Jso
 
     Raises RecipeError, one line for each thing that is wrong.
     """
-    values = dict(base or {})
-    name = "command line"
-    if path is not None:
-        name = str(path)
-        values = _read_yaml(find_recipe(path))
+    return parse_recipe(recipe_values(path, overrides, base), "command line" if path is None else str(path))
+
+
+def recipe_values(path: Path | None, overrides: list[str] | None = None, base: JsonObject | None = None) -> JsonObject:
+    """What :func:`load_recipe` checks, as plain values. Raises RecipeError for a file or an override without form."""
+    values = copy.deepcopy(base or {}) if path is None else _read_yaml(find_recipe(path))
     for override in overrides or []:
         _apply(values, override)
-    return parse_recipe(values, name)
+    return values
 
 
 def parse_recipe(values: JsonObject, name: str) -> Recipe:
