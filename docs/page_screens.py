@@ -3,6 +3,7 @@
 ::
 
     python docs/page_screens.py runs/quickstart
+    python docs/page_screens.py report.html NAME    # the top of one page, as NAME.png; those of the walks are made so
 """
 
 from __future__ import annotations
@@ -40,10 +41,30 @@ def shoot(browser: Chromium, width: int, height: int, path: Path) -> None:
 
 
 def main() -> None:
-    """Draws the report on a desktop and on a phone, and the live page."""
-    run, command = Path(sys.argv[1]), chromium()
+    """Draws one page, or the report of a run on a desktop and on a phone, and the live page."""
+    command = chromium()
     if command is None:
         raise SystemExit("no Chromium or Chrome is installed")
+    if sys.argv[2:]:
+        draw_page(command, Path(sys.argv[1]), sys.argv[2])
+    else:
+        draw_run(command, Path(sys.argv[1]))
+
+
+def draw_page(command: str, page: Path, name: str) -> None:
+    """Draws the top of a page as wide as a desktop's."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        browser = Chromium(command, Path(folder) / "profile")
+        try:
+            look(browser, 1120, False)
+            browser.load(page.resolve().as_uri())
+            shoot(browser, 1120, 1200, IMAGES / f"{name}.png")
+        finally:
+            browser.close()
+
+
+def draw_run(command: str, run: Path) -> None:
+    """Draws the report of a run on a desktop and on a phone, and the live page."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         page = write_report([run], Path(name) / "report.html")
         watch = [sys.executable, "-m", "spintune", "watch", str(run)]
