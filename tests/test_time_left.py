@@ -62,7 +62,7 @@ def test_nothing_is_said_before_anything_was_measured(times: RunTimes) -> None:
 def test_the_rest_follows_from_the_seconds_of_a_token(times: RunTimes, clock: Clock) -> None:
     """4 of 10 steps of 100 tokens in 8 s: 0.02 s for a token of training, so 12 s here and 40 s for 5 · 400 later.
 
-    Scoring takes a third of that: 20 · 200 · 0.02 / 3; writing, as the table says.
+    Scoring 20 · 200 and writing take as much of that as the table says.
     """
     times.begin_stage("SFT")
     task = times.begin_task("SFT", 10, "steps")
@@ -73,7 +73,7 @@ def test_the_rest_follows_from_the_seconds_of_a_token(times: RunTimes, clock: Cl
     writing = 20 * 50 * 0.02 * RELATIVE_COST["generate"] / RELATIVE_COST["train"]
     left = times.run_left()
     assert left is not None
-    assert left.seconds == pytest.approx(12 + writing + 20 * 200 * 0.02 / 3 + 40)
+    assert left.seconds == pytest.approx(12 + writing + 20 * 200 * 0.02 / RELATIVE_COST["train"] + 40)
     assert not left.at_least
     clock.seconds += 1.5  # a step under way is a part of what is left
     assert times.stage_left() == pytest.approx(10.5)
@@ -91,7 +91,8 @@ def test_what_is_measured_replaces_the_guess_and_late_stages_count_more(times: R
     task = times.begin_task("answers", 20, "answers")
     step(times, clock, task, 20.0, 10)
     left = times.stage_left()
-    assert left == pytest.approx(20 + 20 * 200 * (10 + 20) / (500 * 3 + 500 * RELATIVE_COST["generate"]))
+    worth = 500 * RELATIVE_COST["train"] + 500 * RELATIVE_COST["generate"]
+    assert left == pytest.approx(20 + 20 * 200 * (10 + 20) / worth)
     whole = times.run_left()
     assert whole is not None
     assert whole.seconds == pytest.approx((left or 0) + 5 * 400 * 0.02 + 1)  # and as long beside the tasks as before

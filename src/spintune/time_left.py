@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 
 from spintune.progress import KINDS, ExpectedStage
 
-RELATIVE_COST = {"score": 1.0, "train": 3.0, "generate": 3.0}
-"""Seconds per token beside those of scoring, for a kind of work that was not measured yet. Training is a forward and a
-backward of twice its arithmetic; how much slower writing is depends on model and batch, so it is a guess until then."""
+RELATIVE_COST = {"score": 1.0, "train": 3.5, "generate": 3.0}
+"""Seconds per token beside those of scoring, for a kind of work that was not measured yet. Training is a forward, a
+backward of twice its arithmetic, and the optimizer's pass over the weights; how much slower writing is depends on model
+and batch, so it is a guess until then."""
 
 _NEARLY = 0.9  # of the items that are not done, at most, however much longer they are than expected
 _WARM_UP = 0.1

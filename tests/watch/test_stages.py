@@ -14,6 +14,7 @@ import pytest
 from spintune.recipe import load_recipe
 from spintune.records import Example, Message, write_records
 from spintune.report.reading import read_run
+from spintune.time_left import RELATIVE_COST
 from spintune.typed_json import JsonObject
 from spintune.watch.run import SILENT_SECONDS, WatchedRun
 from spintune.watch.stages import StageList, stage_list
@@ -78,13 +79,14 @@ def test_time_left_is_what_is_left_at_the_rate_so_far(made: Any) -> None:
     # 100 examples x (32 + 20) tokens x 2 epochs / 520 = 20 steps; 5 took 2 s each
     assert found.current is not None
     assert found.current.did == "5 of about 20 steps"
-    # then SFT is measured: 200 x 52 tokens scored and 200 x 20 written; a trained token costs 2 / 520 s, a scored one
-    # a third of that, and a written one as much
+    # then SFT is measured: 200 x 52 tokens scored and 200 x 20 written; a trained token costs 2 / 520 s, the others as
+    # much of that as the table says
     token = 2 / 520
-    left = 15 * 2 + HELDOUT * 52 * token / 3 + HELDOUT * 20 * token
+    train, write = RELATIVE_COST["train"], RELATIVE_COST["generate"]
+    left = 15 * 2 + HELDOUT * 52 * token / train + HELDOUT * 20 * token * write / train
     assert found.current.left == pytest.approx(left, abs=3)
-    whole = 20 * 520 * 3 + HELDOUT * 52 + HELDOUT * 20 * 3
-    assert found.current.share == pytest.approx(5 * 520 * 3 / whole, abs=0.01)
+    whole = 20 * 520 * train + HELDOUT * 52 + HELDOUT * 20 * write
+    assert found.current.share == pytest.approx(5 * 520 * train / whole, abs=0.01)
     assert found.left is not None
     assert found.left.seconds > found.current.left
 
