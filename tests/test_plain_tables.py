@@ -34,6 +34,27 @@ def test_columns_that_do_not_fit_follow_below(
     assert told.endswith("A sentence.\n")
 
 
+@pytest.mark.parametrize("width", [60, 70, 80])
+def test_a_long_text_at_the_front_leaves_room_for_numbers(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    table = PlainTable("Rates", ("stage", "before", "3.2e-06", "0.0001"))
+    table.add_row(
+        "iteration 1\nloss at λ = 1 and γ = 1 on 512 rows, 24 steps; taken: 1.3e-06", "2.0000", "1.7500", "broke"
+    )
+    PlainConsole(width).print(table)
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= width
+    assert "…" not in told
+    assert all(one in told for one in ("3.2e-06", "0.0001", "2.0000", "1.7500", "broke"))
+    assert told.count("iteration 1") == 1
+
+
+def test_a_table_of_labels_alone_has_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    table = PlainTable("Models", ("model",))
+    table.add_row("base")
+    PlainConsole(60).print(table)
+    assert "base" in capsys.readouterr().out
+
+
 def test_a_text_at_the_end_takes_as_many_lines_as_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     table = PlainTable("What was dropped", ("step", "read", "dropped"), wraps=True)
     words = [f"reason {n}" for n in range(12)]

@@ -152,6 +152,7 @@ def test_long_lines_go_on_below_their_text_on_a_terminal_alone(
         "",
         "  tokens     prompts 35, answers 6, all fit max_length 64",
         "    one device  2.66 GB: weights 1 GB",
+        "WRONG g++: not on the PATH; install it",
         "a\x07b",
     ]
     print_lines(lines)
@@ -166,5 +167,7 @@ def test_long_lines_go_on_below_their_text_on_a_terminal_alone(
         "             max_length 64",
         "    one device  2.66 GB: weights",
         "    1 GB",
+        "WRONG g++: not on the PATH;",
+        "      install it",
         "a\\x07b",
     ]

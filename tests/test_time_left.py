@@ -191,6 +191,9 @@ def test_what_judging_an_iterate_takes_is_expected() -> None:
         ("answers", 60, 10),
     ]
     assert [task.items for task in stages[training_of(2)] if task.unit == "pairs"] == [60, 30, 30, 30]
+    values["spin"] = {"iterations": 2, "temperature": 0.7}  # how far it is from others is known of plain draws alone
+    sharpened = {one.name: one.tasks or () for one in expected_stages(parse_recipe(values, "test"), "eval", size)}
+    assert [task.items for task in sharpened[training_of(2)] if task.unit == "pairs"] == [60]
 
 
 def test_a_stage_of_which_nobody_knows_makes_it_at_least(times: RunTimes, clock: Clock) -> None:

@@ -62,7 +62,7 @@ def print_results(results: RunResults, folder: str, details: bool = False) -> No
     gain = gain_of(Path(folder)) if results.best else None
     in_full = details or gain is None
     if in_full:
-        searches = searches_in(Path(folder))
+        searches = searches_in(Path(folder), len(results.spin))
         print_tables(rates_tried(searches))
         if results.spin:
             console.print(_pair_table(results.spin))

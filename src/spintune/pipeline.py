@@ -222,6 +222,7 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
 
         def evaluate_early(iterate: Iterate) -> None:
             if recipe.eval and until == "eval":
+                context.when_loaded = None  # outside of a stage it would begin to count them again
                 evaluate_model(context, iterate, evaluations, {}, [])
 
         further, training = selfplay_stage(context, recipe.spin, iterates, evaluate_early)
@@ -241,9 +242,12 @@ def _run_stages(context: RunContext, until: Stage, evaluations: Sequence[Evaluat
 
 def _expect_tokens(context: RunContext, until: Stage, player: LoadedIterate) -> None:
     """Says again how long stages take, once a tokenizer says how many tokens the examples have."""
-    with contextlib.suppress(DataError):  # the stage that reads the example says so
+    recipe = context.recipe
+    if not recipe.sft and not recipe.spin:
+        return  # nothing is trained, so nobody reads the examples of training
+    with contextlib.suppress(DataError, ModelError):  # the stage that reads the example says so
         size = _size_of(context, partial(token_lengths, player.renderer("last")))
-        context.progress.expect(expected_stages(context.recipe, until, size))
+        context.progress.expect(expected_stages(recipe, until, size))
 
 
 def _size_of(

@@ -32,7 +32,8 @@ class PlainConsole(SafeConsole):
 class PlainTable:
     """A table whose first column is text and whose others are numbers.
 
-    Columns that are too many for the width of a terminal follow below, behind the first one, so that nothing is cut.
+    The first takes half of the width of a terminal at most. Columns that are too many follow below, behind it, so that
+    no number is cut.
 
     Args:
         wraps: the last column is text, too, of as many lines as it takes.
@@ -48,24 +49,27 @@ class PlainTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield Text(self._title, style="bold")
-        begin, count = 1, len(self._headings)
+        begin, count, room = 1, len(self._headings), options.max_width
         while begin < count:
             fewer = range(count, begin + 1, -1)
-            end = next((end for end in fewer if self._width(console, begin, end) <= options.max_width), begin + 1)
-            yield self._part(begin, end)
+            end = next((end for end in fewer if self._width(console, begin, end, room) <= room), begin + 1)
+            yield self._part(begin, end, room)
             begin = end
+        if count == 1:
+            yield self._part(1, 1, room)
 
-    def _width(self, console: Console, begin: int, end: int) -> int:
-        part = self._part(begin, end)
+    def _width(self, console: Console, begin: int, end: int, room: int) -> int:
+        part = self._part(begin, end, room)
         if self._wraps and end == len(self._headings):
             part.columns[-1].max_width = _NARROW
         return console.measure(part, options=console.options.update(max_width=_ANY_WIDTH)).maximum
 
-    def _part(self, begin: int, end: int) -> Table:
-        """The first column, and some others."""
+    def _part(self, begin: int, end: int, room: int) -> Table:
+        """The first column, which takes half of the width at most, and some others."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-        for number, heading in enumerate((self._headings[0], *self._headings[begin:end])):
-            table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+        table.add_column(self._headings[0], max_width=max(1, room // 2), overflow="fold")
+        for heading in self._headings[begin:end]:
+            table.add_column(heading, justify="right", no_wrap=True)
         if self._wraps and end == len(self._headings):
             table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
         for row in self._rows:

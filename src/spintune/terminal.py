@@ -38,8 +38,8 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """A line as lines of at most ``width`` columns. A word that is wider stays whole."""
-    label = re.match(r" *\S+ {2,}(?=\S)| *", line)
+    """A line as lines of at most ``width`` characters. A word that is longer stays whole."""
+    label = re.match(r" *(?:\S+ {2,}|[A-Z]{2,} )(?=\S)| *", line)
     indent = " " * min(len(label[0]) if label else 0, width // 2)
     return textwrap.wrap(
         line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from spintune.errors import SpintuneError, StoppedBySignal
-from spintune.progress import Progress, Silent, StoppableProgress, StopRequest
-from spintune.recipe import losses
+from spintune.pipeline import run_recipe
+from spintune.progress import Progress, ProgressTask, Silent, StoppableProgress, StopRequest
+from spintune.recipe import losses, parse_recipe
 from spintune.storage import canonical_json
 from spintune.synthesis.pipeline import synthesize
 from spintune.teachers.protocol import Request
@@ -280,6 +281,29 @@ def test_writing_data_stops_at_a_reply_and_asks_nothing_twice(tmp_path: Path) ->
     with contextlib.suppress(SpintuneError):  # replies of no use, some
         write(Silent())
     assert len(asked) == len(set(asked)) > 5
+
+
+@pytest.mark.parametrize(("title", "stage"), [("SFT", "sft"), ("SPIN iteration 1", "spin/iterate-1")])
+def test_a_stop_after_the_last_step_keeps_the_model(
+    values: Callable[..., dict[str, Any]], tmp_path: Path, title: str, stage: str
+) -> None:
+    """No checkpoint has the last step, so nothing may end the run before the model is written."""
+    stop = StopRequest()
+
+    class AsksAfter(Silent):
+        @contextlib.contextmanager
+        def task(self, name: str, total: float, unit: str) -> Iterator[ProgressTask]:
+            with super().task(name, total, unit) as task:
+                yield task
+            if name == title:
+                stop.ask(StoppedBySignal("stopped by SIGTERM"))
+
+    recipe = parse_recipe(values(tmp_path / "run", spin={"iterations": 1}), "test")
+    with pytest.raises(StoppedBySignal):
+        run_recipe(recipe, tmp_path / "cache", AsksAfter(), stop=stop)
+    assert (tmp_path / "run" / stage / "model").is_dir()
+    assert (tmp_path / "run" / stage / "manifest.json").is_file()
+    assert not (tmp_path / "run/results.json").exists()
 
 
 @pytest.fixture

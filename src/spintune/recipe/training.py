@@ -258,6 +258,11 @@ class SpinSection(TrainingSection):
         return value
 
     @property
+    def draws_plainly(self) -> bool:
+        """Whether answers are samples of the model itself, not of a sharpened or truncated distribution."""
+        return self.temperature == 1 and self.top_p == 1 and self.top_k == 0
+
+    @property
     def longest_answer(self) -> int:
         """``max_new_tokens`` as a number; for auto the most that it can be, until a run has read its data."""
         return ANSWER_TOKENS if self.max_new_tokens == "auto" else self.max_new_tokens

@@ -7,21 +7,28 @@ from pathlib import Path
 
 from spintune.report.facts import RunFacts, number_of
 from spintune.report.table import Cell, MeasureColumn, MeasureTable, Row
-from spintune.storage import read_json
+from spintune.run_folder import MANIFEST, read_manifest
 from spintune.training.rate_facts import RateFacts
 from spintune.typed_json import from_json
 
-_TITLES = {"sft": "SFT", "spin/baseline-sft": "more SFT"}
+_TITLES = {"sft": "SFT", "spin/baseline-sft": "further SFT"}
 
 
-def searches_in(run: Path) -> dict[str, RateFacts]:
-    """What the searches of a run folder found, by training stage, in the order of the stages."""
-    files = {str(file.parent.parent.relative_to(run)): file for file in run.glob("**/rates/rates.json")}
-    return {stage: from_json(RateFacts, read_json(files[stage]), files[stage]) for stage in sorted(files, key=_order)}
+def searches_in(run: Path, iterations: int) -> dict[str, RateFacts]:
+    """What the searches of a run folder found, by training stage, in the order of the stages.
+
+    Args:
+        iterations: of self-play; others may lie in the folder from before.
+    """
+    stages = ["sft", *(f"spin/iterate-{number}" for number in range(1, iterations + 1)), "spin/baseline-sft"]
+    folders = {stage: run / stage / "rates" for stage in stages if (run / stage / "rates" / MANIFEST).is_file()}
+    return {
+        stage: from_json(RateFacts, read_manifest(folder).facts, folder / MANIFEST) for stage, folder in folders.items()
+    }
 
 
 def searches_of(run: RunFacts) -> dict[str, RateFacts]:
-    """What the searches of a run found, by training stage, in the order of the stages."""
+    """The same of a run that was read."""
     found = {stage.removesuffix("/rates"): facts for stage in run.stages if (facts := run.facts(stage, RateFacts))}
     return {stage: found[stage] for stage in sorted(found, key=_order)}
 
@@ -37,10 +44,14 @@ def rates_tried(searches: Mapping[str, RateFacts]) -> list[MeasureTable]:
 
 
 def _row(stage: str, facts: RateFacts, rates: Sequence[float]) -> Row:
-    losses = {rung.learning_rate: rung.loss for rung in facts.rungs}
-    cells = [None if loss is None else Cell(f"{loss:.4f}", "") for loss in (facts.start_loss, *map(losses.get, rates))]
+    losses = {rung.learning_rate: _cell(rung.loss) for rung in facts.rungs}
+    cells = [_cell(facts.start_loss), *map(losses.get, rates)]
     note = f"{facts.measure} on {facts.rows} rows, {facts.rungs[0].steps} steps; taken: {facts.rate:g}"
     return Row(stage_title(stage), tuple(cells), note)
+
+
+def _cell(loss: float | None) -> Cell:
+    return Cell("broke" if loss is None else f"{loss:.4f}", "")
 
 
 def stage_title(stage: str) -> str:

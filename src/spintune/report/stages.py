@@ -144,15 +144,20 @@ class StageCost:
 
 def costs(run: RunFacts) -> list[StageCost]:
     """Cost of each finished stage, and of the short runs that found its learning rate."""
-    found = [
-        StageCost(f"{stage_title(stage)}: learning rate", f"{len(facts.rungs)} short runs", facts.tokens, facts.seconds)
-        for stage, facts in searches_of(run).items()
-        if facts.rungs
-    ]
+    found = []
+    searches = searches_of(run)
+
+    def search(stage: str) -> list[StageCost]:
+        facts = searches.get(stage)
+        if facts is None or not facts.rungs:
+            return []
+        name = f"{stage_title(stage)}: learning rate"
+        return [StageCost(name, f"{len(facts.rungs)} short runs", facts.tokens, facts.seconds)]
+
     if synth := run.facts("synth", SynthFacts):
         found.append(_asked("writing data", synth.cost, synth.seconds))
     if sft := run.facts("sft", SftFacts):
-        found.append(_training(run, "sft", "SFT", sft))
+        found += [*search("sft"), _training(run, "sft", "SFT", sft)]
     for one in run.iterations:
         stage = f"spin/iterate-{one.number}"
         if one.pairs:
@@ -160,9 +165,9 @@ def costs(run: RunFacts) -> list[StageCost]:
             name = f"iteration {one.number}: pairs"
             found.append(StageCost(name, f"{answers:,} answers", tokens, one.pairs.seconds))
         if one.training:
-            found.append(_training(run, stage, f"iteration {one.number}: training", one.training))
+            found += [*search(stage), _training(run, stage, f"iteration {one.number}: training", one.training)]
     if further := run.facts("spin/baseline-sft", SftFacts):
-        found.append(_training(run, "spin/baseline-sft", "further SFT", further))
+        found += [*search("spin/baseline-sft"), _training(run, "spin/baseline-sft", "further SFT", further)]
     if run.results.judge:
         found.append(_asked("judge", run.results.judge.cost, {}))
     return found

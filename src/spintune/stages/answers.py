@@ -46,11 +46,6 @@ class AnswerSampler:
         return {**{key: getattr(self.section, key) for key in keys}, "generated": digest, **prompts}
 
     @property
-    def is_plain(self) -> bool:
-        """Whether answers are samples of the model itself, not of a sharpened or truncated distribution."""
-        return self.section.temperature == 1 and self.section.top_p == 1 and self.section.top_k == 0
-
-    @property
     def max_tokens(self) -> int:
         """Maximum length of a generated answer, which is no longer than a real one may be."""
         longest = self.section.longest_answer

@@ -177,34 +177,36 @@ def _train(
     checkpoints = context.checkpoints(stage, inputs, section)
     with clock("train"), context.progress.task(f"SPIN iteration {iteration}", len(batches), "steps") as task:
         train_iteration(player.engine, batches, objective, optimization, checkpoints, task, hooks)
-    for line in meter.notes(f"SPIN iteration {iteration}"):
-        context.progress.note(line)
-    heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
-    with context.progress.task(f"iteration {iteration}: held-out pairs", len(heldout_pairs), "pairs") as task:
-        measured = measure_pairs(player.engine, heldout_pairs, objective, task.advance)
-    reporting = sampler.ids_of(context.reporting)
-    heldout = _heldout_facts(heldout_pairs, measured, objective, reporting)
-    sizes, seen = _seen(batches, objective)
-    later = [phase_pairs.written[phase] for phase in sorted(phase_pairs.written)]
-    later_pairs = [pair for pairs in later for pair in pairs.kept]
-    facts = IterationFacts(
-        iteration=iteration,
-        learning_rate=optimization.learning_rate,
-        steps=sum(map(bool, sizes)),
-        pairs_seen=sum(sizes),
-        tokens=seen,
-        later=LaterPairCounts(len(later_pairs), dict(sum((pairs.dropped for pairs in later), Counter()))),
-        heldout=heldout,
-        seconds=clock.seconds,
-        hardware=meter.facts(),
-    )
-    if heldout:
-        context.metrics.begin(f"{stage}/heldout", 0)
-        context.metrics.add(f"{stage}/heldout", 1, **_means(heldout))
-    files = [folder / "later.jsonl", folder / "standing.jsonl"]
-    write_records(files[0], later_pairs)
-    write_json_lines(files[1], measured)
-    return context.publish(player, f"iterate-{iteration}", stage, inputs, facts, *files), facts
+    with context.stop.held():  # no checkpoint has the last step
+        for line in meter.notes(f"SPIN iteration {iteration}"):
+            context.progress.note(line)
+        heldout_pairs = read_records(folder / "pairs/heldout.jsonl", Pair)
+        progress = context.progress if heldout_pairs else Silent()
+        with progress.task(f"iteration {iteration}: held-out pairs", len(heldout_pairs), "pairs") as task:
+            measured = measure_pairs(player.engine, heldout_pairs, objective, task.advance)
+        reporting = sampler.ids_of(context.reporting)
+        heldout = _heldout_facts(heldout_pairs, measured, objective, reporting)
+        sizes, seen = _seen(batches, objective)
+        later = [phase_pairs.written[phase] for phase in sorted(phase_pairs.written)]
+        later_pairs = [pair for pairs in later for pair in pairs.kept]
+        facts = IterationFacts(
+            iteration=iteration,
+            learning_rate=optimization.learning_rate,
+            steps=sum(map(bool, sizes)),
+            pairs_seen=sum(sizes),
+            tokens=seen,
+            later=LaterPairCounts(len(later_pairs), dict(sum((pairs.dropped for pairs in later), Counter()))),
+            heldout=heldout,
+            seconds=clock.seconds,
+            hardware=meter.facts(),
+        )
+        if heldout:
+            context.metrics.begin(f"{stage}/heldout", 0)
+            context.metrics.add(f"{stage}/heldout", 1, **_means(heldout))
+        files = [folder / "later.jsonl", folder / "standing.jsonl"]
+        write_records(files[0], later_pairs)
+        write_json_lines(files[1], measured)
+        return context.publish(player, f"iterate-{iteration}", stage, inputs, facts, *files), facts
 
 
 def _seen(batches: Steps[Pair], objective: SelfPlay) -> tuple[array[int], int]:
@@ -347,7 +349,7 @@ def diagnosis_stage(sampler: AnswerSampler, iterates: Sequence[Iterate], iterati
         if not likelihoods:
             return None
         kl_opponent = kl_base = None
-        if sampler.is_plain:
+        if sampler.section.draws_plainly:
             logprobs = _logprobs(context, iterate, answers)
             negatives = sampler.section.negatives
             kl_opponent = kl_base = divergence(logprobs, _logprobs(context, opponent, answers), negatives)

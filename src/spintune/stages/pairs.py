@@ -257,7 +257,7 @@ class PairStage:
         drawn = (pair for pair in pairs if all(engine.scores_as_drawn(*lengths) for lengths in _lengths(pair)))
         if engines is None:
             tolerance = 0.05 if engine.autocast is None else 1.0
-            return check_sampler(drawn, self.opponent.name, tolerance) if self.sampler.is_plain else None
+            return check_sampler(drawn, self.opponent.name, tolerance) if self.section.draws_plainly else None
         gap = sampler_gap(drawn, self.opponent.name)
         if gap:
             self.context.metrics.begin(f"{stage}/gap", 0)

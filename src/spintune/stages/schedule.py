@@ -212,7 +212,8 @@ class _Work:
         references, *answers = self.measuring()
         yield references
         reporting = size.heldout / 2 if size.chooses else size.heldout
-        for _ in range(2 if iteration == 1 else 3):
+        models = 2 if iteration == 1 else 3
+        for _ in range(models if section.draws_plainly else 0):
             yield ExpectedTask("pairs", reporting, size.prompt + written * section.negatives)
         yield from answers if size.measured else ()
 

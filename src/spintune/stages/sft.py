@@ -195,24 +195,25 @@ def _train(context: RunContext, training: _Training) -> tuple[Iterate, SftFacts]
             task,
             SftHooks(evaluations.begin, log_step, context.stop, on_evaluation=evaluations.add),
         )
-    for line in (*_told(training, outcome, len(steps), heldout.rule), *meter.notes(training.title)):
-        context.progress.note(line)
-    facts = SftFacts(
-        rows=len(train.rows),
-        dropped=dict(train.dropped),
-        truncated=train.truncated,
-        unknown=train.unknown,
-        steps=outcome.steps,
-        heldout_loss=outcome.loss,
-        learning_rate=optimization.learning_rate,
-        seconds={"train": time.monotonic() - started},
-        hardware=meter.facts(),
-        planned_steps=len(steps),
-        kept_step=outcome.kept,
-        chosen_by=heldout.examples if heldout.rule.keep_best else 0,
-        start_loss=outcome.losses.start if outcome.losses else None,
-    )
-    return context.publish(player, training.name, stage, training.inputs, facts), facts
+    with context.stop.held():  # no checkpoint has the last step
+        for line in (*_told(training, outcome, len(steps), heldout.rule), *meter.notes(training.title)):
+            context.progress.note(line)
+        facts = SftFacts(
+            rows=len(train.rows),
+            dropped=dict(train.dropped),
+            truncated=train.truncated,
+            unknown=train.unknown,
+            steps=outcome.steps,
+            heldout_loss=outcome.loss,
+            learning_rate=optimization.learning_rate,
+            seconds={"train": time.monotonic() - started},
+            hardware=meter.facts(),
+            planned_steps=len(steps),
+            kept_step=outcome.kept,
+            chosen_by=heldout.examples if heldout.rule.keep_best else 0,
+            start_loss=outcome.losses.start if outcome.losses else None,
+        )
+        return context.publish(player, training.name, stage, training.inputs, facts), facts
 
 
 def _samples(context: RunContext, training: _Training) -> Path:

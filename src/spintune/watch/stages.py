@@ -151,11 +151,11 @@ def _size(run: RunFacts, recipe: Recipe) -> DataSize | None:
 
 
 def _characters(run: RunFacts) -> float | None:
-    """Characters of a token, by the references that a model was measured on; None before that."""
-    likely = next((model.likely for model in run.models if model.likely), {})
-    answers = [(len(one.answer), likely[one.id].tokens) for one in run.heldout if one.id in likely and one.answer]
-    tokens = sum(tokens - 1 for _, tokens in answers)  # without the end of the turn
-    return sum(characters for characters, _ in answers) / tokens if tokens > 0 else None
+    """Characters (bytes of UTF-8) of a token, by the references that a model was measured on; None before that."""
+    likely = next((model.likely.values() for model in run.models if model.likely), ())
+    whole = [one for one in likely if one.bytes]  # none that a limit cut
+    tokens = sum(one.tokens - 1 for one in whole)  # without the end of the turn
+    return sum(one.bytes or 0 for one in whole) / tokens if tokens > 0 else None
 
 
 def _first(path: Path) -> Iterator[Example]:
