@@ -87,7 +87,7 @@ def test_what_is_freed_is_kept_until_it_is_given_back() -> None:
     assert kept_memory() - before == pytest.approx(64 * 2**20, abs=2**16)  # glibc's own comes and goes
     assert resident() > held - 2**20
     give_back_memory()
-    assert kept_memory() <= before
+    assert kept_memory() <= before + 2**16
     assert resident() < held - 60 * 2**20
     assert torch.ones(64 * MEGABYTE).sum() == 64 * MEGABYTE
 
