@@ -173,6 +173,11 @@ def test_a_run_says_again_what_it_takes_when_its_model_is_there(tmp_path: Path, 
     (steps,) = (task for one in told.expected[-1] for task in one.tasks or () if task.unit == "steps")
     assert steps.tokens == 3 * (len(row.prompt_ids) + len(row.response_ids))
     assert len(told.expected) == 3
+    # nothing is trained, so that nobody asks how long the rows of training are, or whether a template can write them
+    told = Told()
+    values = {**values, "out": str(tmp_path / "judged"), "sft": None, "eval": ["heldout"]}
+    run_recipe(parse_recipe(values, "test"), tmp_path / "cache", told)
+    assert len(told.expected) == 2
 
 
 def test_what_judging_an_iterate_takes_is_expected() -> None:

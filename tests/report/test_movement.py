@@ -84,10 +84,10 @@ def test_sft_that_changed_nothing_or_did_harm_names_another_rate() -> None:
 
 def test_a_baseline_that_changed_nothing_or_did_harm_names_its_own_rate() -> None:
     (little,) = movement(RunResults(baseline=sft(1.3, 1.2995).sft))
-    assert little.startswith("The baseline, further SFT, hardly changed the model")
+    assert little.startswith("The baseline, more SFT, hardly changed the model")
     assert little.endswith("Raise spin.baseline_learning_rate from 2e-05 to 0.0002, or use auto.")
     (worse,) = movement(RunResults(sft=sft(1.3, 0.9).sft, baseline=sft(0.9, 1.2).sft))
-    assert worse.startswith("The baseline, further SFT, made the model worse")
+    assert worse.startswith("The baseline, more SFT, made the model worse")
     assert worse.endswith("Lower spin.baseline_learning_rate from 2e-05 to 6.3e-06, or use auto.")
 
 

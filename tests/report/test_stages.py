@@ -30,7 +30,7 @@ Make = Callable[..., Any]
 
 def test_every_step_of_the_funnel_adds_up(whole: Make) -> None:
     steps = {step.step: step for step in funnel(read_run(whole().path))}
-    assert list(steps) == ["reading", "SFT", "further SFT", "iteration 1", "iteration 2", "judging"]
+    assert list(steps) == ["reading", "SFT", "more SFT", "iteration 1", "iteration 2", "judging"]
     for step in steps.values():
         assert step.read == step.kept + sum(step.dropped.values())
     assert (steps["reading"].read, steps["reading"].kept, steps["reading"].dropped) == (70, 60, {"over_limit": 10})
@@ -104,7 +104,7 @@ def test_costs_are_sums_over_steps(whole: Make) -> None:
     pairs = found["iteration 2: pairs"]
     assert (pairs.did, pairs.tokens, pairs.rate) == ("47 answers", 47 * 3, None)
     assert pairs.seconds == {"generate": 12.25, "score": 3.5}
-    assert found["further SFT"].seconds == {"train": 18.0}
+    assert found["more SFT"].seconds == {"train": 18.0}
 
 
 def test_answers_are_counted_without_being_in_memory_at_once(whole: Make) -> None:

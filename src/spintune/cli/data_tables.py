@@ -28,7 +28,8 @@ def print_examples(rows: Sequence[RenderedPrompt]) -> None:
 def print_mixture(mixture: MixtureReport) -> None:
     """Prints the target and actual shares of a mixture's tasks and quadrants, and what it leaves out."""
     console = PlainConsole()
-    tasks = PlainTable("Tasks", ("task", "target", "actual", "examples", "rows", "passes", "held out", "dropped"))
+    headings = ("task", "target", "actual", "examples", "rows", "passes", "held out", "dropped")
+    tasks = PlainTable("Tasks", headings, wraps=True)
     for name, task in sorted(mixture.tasks.items(), key=lambda entry: -entry[1].wanted):
         tasks.add_row(
             name,

@@ -65,7 +65,7 @@ def synth(
     flags = {"synth.seeds": seeds, "synth.instructions": instructions, "out": out, "synth.teacher.url": url}
     base = {"model": DEFAULT_MODEL, "data": {"train": "synth"}, "out": "runs/synth", "synth": {}}
     section = recipe_values(path, [*flags_as_overrides(flags), *overrides], base).get("synth")
-    has_teacher = isinstance(section, dict) and section.get("teacher")
+    has_teacher = isinstance(section, dict) and isinstance(section.get("teacher"), dict)
     flags["synth.teacher.model" if has_teacher else "model"] = model
     recipe = load_recipe(path, [*flags_as_overrides(flags), *overrides], base)
     if path:

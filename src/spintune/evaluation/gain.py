@@ -12,7 +12,7 @@ from spintune.evaluation.answers import answered_models
 from spintune.evaluation.comparison import MIN_ITEMS
 from spintune.evaluation.decision import BestModel, read_decision, title_of
 from spintune.evaluation.heldout import HeldoutAnswer, heldout_differences, summarize_heldout, with_further
-from spintune.evaluation.metric_choice import better_of, choose_metric, is_of_verdicts, measure_of
+from spintune.evaluation.metric_choice import are_verdicts, better_of, choose_metric, measure_of
 from spintune.evaluation.scores import MEASURES_FOLDER, read_scores
 from spintune.evaluation.selection import selects
 from spintune.evaluation.statistics import Interval
@@ -114,8 +114,7 @@ class _Measured:
     def is_verdict(self) -> bool:
         """Whether every answer is right or wrong."""
         answers = (*self.before, *self.after)
-        may_be = self.metric != NLL.name and is_of_verdicts(self.measure)
-        return may_be and all(one.scores[self.measure] in (0, 1) for one in answers)
+        return self.metric != NLL.name and are_verdicts(self.measure, (one.scores[self.measure] for one in answers))
 
     def beside(self, place: int, prompts: dict[str, Example]) -> AnswersBeside:
         """One prompt with both answers."""

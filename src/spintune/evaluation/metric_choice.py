@@ -8,7 +8,7 @@ longer answers are compared by words, as they do for summaries.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,10 +75,11 @@ def measure_of(metric: str) -> str:
     return name if name == metric else f"{name}{AT_TEMPERATURE_1}"
 
 
-def is_of_verdicts(measure: str) -> bool:
-    """Whether a measure may say right or wrong: not one of how alike texts are, though all its scores are 0 or 1."""
+def are_verdicts(measure: str, scores: Iterable[float]) -> bool:
+    """Whether scores say right or wrong: 0 or 1, and of no measure of how alike texts are."""
     name = measure.removesuffix(AT_TEMPERATURE_1)
-    return name not in METRICS or METRICS[name].right_or_wrong  # the checker, or a metric that is not there now
+    may_be = name not in METRICS or METRICS[name].right_or_wrong  # the checker, or a metric that is not there now
+    return may_be and all(score in (0, 1) for score in scores)
 
 
 def better_of(metric: str) -> Literal["higher", "lower"]:

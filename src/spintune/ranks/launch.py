@@ -52,8 +52,9 @@ def relaunch(ranks: int, words: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    # ranks tell their own errors; some of torchrun's loggers have a level of their own
     for name in [one for one in logging.root.manager.loggerDict if one.startswith("torch.distributed")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # ranks tell their own errors
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(allowed_processors()) // ranks)))
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--signals-to-handle={_SIGNALS}"]
     options += [f"--shutdown-timeout={_LAST_SECONDS}", "-m", "spintune", *words]

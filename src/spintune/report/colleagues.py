@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from spintune.evaluation.comparison import MIN_ITEMS, listed
-from spintune.evaluation.metric_choice import AT_TEMPERATURE_1, is_of_verdicts
+from spintune.evaluation.metric_choice import AT_TEMPERATURE_1, are_verdicts
 from spintune.evaluation.statistics import Interval
 from spintune.recipe.evaluation import CHECKER
 from spintune.report.facts import ReportedAnswer, RunFacts
@@ -104,8 +104,8 @@ def plain_view(run: RunFacts) -> PlainView | None:
     old, new = (one.model.judged for one in (before, after))
     changes = {id: sign * (new[id].scores[by_answer.key] - old[id].scores[by_answer.key]) for id in ids}
     better, worse = (sum(way * change > 0 for change in changes.values()) for way in (1, -1))
-    right = main is not NLL and is_of_verdicts(by_answer.key)
-    right = right and all(one.scores[by_answer.key] in (0, 1) for id in ids for one in (old[id], new[id]))
+    scores = (one.scores[by_answer.key] for id in ids for one in (old[id], new[id]))
+    right = main is not NLL and are_verdicts(by_answer.key, scores)
     comparable = bool(measured(before, main)) and measured(after, main) == measured(before, main)
     measures = [main, by_answer] if comparable and main != by_answer else [by_answer]
     return PlainView(

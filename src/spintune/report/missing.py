@@ -66,7 +66,7 @@ def _training(run: RunFacts, name: str) -> Iterator[str]:
     if name == SFT and "sft" not in run.stages:
         yield "SFT" + _step(run, "sft")
     elif name == BASELINE and "spin/baseline-sft" not in run.stages:
-        yield "the baseline of further SFT" + _step(run, "spin/baseline-sft")
+        yield "the baseline of more SFT" + _step(run, "spin/baseline-sft")
     elif name.startswith("iterate-"):
         stage, number = f"spin/{name}", name.removeprefix("iterate-")
         if f"{stage}/pairs" not in run.stages:

@@ -40,7 +40,7 @@ def _sft(facts: SftFacts | None) -> Iterator[str]:
 
 
 def _baseline(facts: SftFacts | None) -> Iterator[str]:
-    return _of_sft(facts, "The baseline, further SFT,", "spin.baseline_learning_rate", ", or use auto")
+    return _of_sft(facts, "The baseline, more SFT,", "spin.baseline_learning_rate", ", or use auto")
 
 
 def _of_sft(facts: SftFacts | None, title: str, key: str, otherwise: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from spintune.run_folder import MANIFEST, read_manifest
 from spintune.training.rate_facts import RateFacts
 from spintune.typed_json import from_json
 
-_TITLES = {"sft": "SFT", "spin/baseline-sft": "further SFT"}
+_TITLES = {"sft": "SFT", "spin/baseline-sft": "more SFT"}
 
 
 def searches_in(run: Path, iterations: int) -> dict[str, RateFacts]:

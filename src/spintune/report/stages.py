@@ -73,7 +73,7 @@ def _read(run: RunFacts) -> Iterator[NotedStep]:
 
 
 def _trained(run: RunFacts) -> Iterator[NotedStep]:
-    for stage, name in (("sft", "SFT"), ("spin/baseline-sft", "further SFT")):
+    for stage, name in (("sft", "SFT"), ("spin/baseline-sft", "more SFT")):
         if facts := run.facts(stage, SftFacts):
             read = facts.rows + sum(facts.dropped.values())
             notes = [f"{facts.truncated:,} truncated"] if facts.truncated else []
@@ -167,7 +167,7 @@ def costs(run: RunFacts) -> list[StageCost]:
         if one.training:
             found += [*search(stage), _training(run, stage, f"iteration {one.number}: training", one.training)]
     if further := run.facts("spin/baseline-sft", SftFacts):
-        found += [*search("spin/baseline-sft"), _training(run, "spin/baseline-sft", "further SFT", further)]
+        found += [*search("spin/baseline-sft"), _training(run, "spin/baseline-sft", "more SFT", further)]
     if run.results.judge:
         found.append(_asked("judge", run.results.judge.cost, {}))
     return found
